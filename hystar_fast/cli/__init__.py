@@ -1,0 +1,1 @@
+"""The hystar-fast command."""

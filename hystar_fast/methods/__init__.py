@@ -1,0 +1,1 @@
+"""Hystar, its baselines and the systems it is compared with, behind one small interface."""

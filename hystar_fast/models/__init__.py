@@ -1,0 +1,1 @@
+"""Hystar and the backbones and style extractors it adapts."""

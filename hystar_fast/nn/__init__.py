@@ -1,0 +1,1 @@
+"""Modules over the ops: factors, FastSVDLinear, injection, attention, hypernetwork and losses."""

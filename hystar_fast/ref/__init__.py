@@ -1,0 +1,7 @@
+"""The truth: every op in plain torch, on any device, safe in float64, importing nothing else of ours."""
+
+from hystar_fast.ref.sinkhorn import sinkhorn
+from hystar_fast.ref.style_nce import style_nce
+from hystar_fast.ref.svd_linear import svd_linear
+
+__all__ = ["sinkhorn", "style_nce", "svd_linear"]

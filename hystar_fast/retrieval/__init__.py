@@ -1,0 +1,1 @@
+"""Embedding, indexing, metrics, evaluation and pictures."""

@@ -1,0 +1,1 @@
+"""Optimiser groups, the training loop and checkpoints."""
