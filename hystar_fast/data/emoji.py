@@ -1,0 +1,168 @@
+"""The embedded emoji styles: 1,561 concepts drawn in six styles by four vendors, with captions and fixed splits.
+
+Images and captions come from the packages listed in ``hystar_fast/data/emoji/LICENSES.txt`` (MIT, Apache-2.0,
+CC BY 4.0 and OFL-1.1). Each style is one montage of 64-pixel RGB tiles on white.
+
+``photo3d``, ``flat`` and ``sketch`` are renderings of one drawing (Microsoft Fluent), so matching among those three
+is easy; every other pair of styles compares drawings made independently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+STYLES = ("photo3d", "flat", "sketch", "noto", "twemoji", "outline")
+SPLITS = ("train", "val", "test")
+SAME_DRAWING = frozenset({"photo3d", "flat", "sketch"})
+TILE = 64
+_VALIDATION_FRACTION = 0.12
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One emoji: its id (code points in hex), name, keywords, group, subgroup and split."""
+
+    id: str
+    name: str
+    keywords: tuple[str, ...]
+    group: str
+    subgroup: str
+    split: str
+    unseen_subgroup: bool
+
+
+def _is_validation(concept_id: str) -> bool:
+    """A fixed eighth of the training concepts, chosen by the hash of the id so that it never moves."""
+    digest = hashlib.blake2b(concept_id.encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") / 2**32 < _VALIDATION_FRACTION
+
+
+@lru_cache(maxsize=1)
+def _index() -> tuple[dict[str, int], dict[str, frozenset[str]], int, dict[str, Concept]]:
+    root = files("hystar_fast.data").joinpath("emoji")
+    index: dict[str, Any] = json.loads(root.joinpath("index.json").read_text(encoding="utf-8"))
+    captions: dict[str, Any] = json.loads(root.joinpath("captions.json").read_text(encoding="utf-8"))
+    position = {concept_id: i for i, concept_id in enumerate(index["ids"])}
+    missing = {style: frozenset(index["missing"][style]) for style in STYLES}
+    concepts = {}
+    for concept_id in index["ids"]:
+        row = captions[concept_id]
+        split = "val" if row["split"] == "train" and _is_validation(concept_id) else row["split"]
+        concepts[concept_id] = Concept(
+            id=concept_id,
+            name=row["name"],
+            keywords=tuple(row["keywords"]),
+            group=row["group"],
+            subgroup=row["subgroup"],
+            split=split,
+            unseen_subgroup=row["zero_shot"] == "unseen",
+        )
+    return position, missing, int(index["columns"]), concepts
+
+
+@lru_cache(maxsize=len(STYLES))
+def _montage(style: str) -> np.ndarray:
+    data = files("hystar_fast.data").joinpath("emoji").joinpath(f"{style}.webp").read_bytes()
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+class EmojiStyles:
+    """The embedded data set. Nothing is downloaded and nothing is written.
+
+    Args:
+        seen_only: leave concepts of the subgroups marked as unseen out of the train and val splits, so that the
+            unseen subgroups of the test split are new in kind and not only in drawing.
+
+    Example:
+        >>> data = EmojiStyles()
+        >>> concepts = data.concepts("test", styles=("noto", "outline"))
+        >>> data.images("outline", concepts).shape[1:]
+        torch.Size([3, 64, 64])
+    """
+
+    styles = STYLES
+
+    def __init__(self, *, seen_only: bool = False) -> None:
+        self.seen_only = seen_only
+        self._position, self._missing, self._columns, self._concepts = _index()
+
+    def concepts(self, split: str, styles: Iterable[str] = ("noto",)) -> list[Concept]:
+        """The concepts of a split that are drawn in every one of `styles`, in a fixed order.
+
+        Args:
+            split: "train", "val" (a fixed eighth of the published train split), "test" or "all".
+            styles: names from `EmojiStyles.styles`; "outline" lacks 197 concepts.
+
+        Raises:
+            ValueError: `split` or an entry of `styles` is unknown.
+        """
+        if split not in (*SPLITS, "all"):
+            raise ValueError(f"split must be one of {(*SPLITS, 'all')}, got {split!r}")
+        wanted = [self._check_style(style) for style in styles]
+        return [
+            concept
+            for concept in self._concepts.values()
+            if (split == "all" or concept.split == split)
+            and not (self.seen_only and concept.unseen_subgroup and concept.split != "test")
+            and not any(concept.id in self._missing[style] for style in wanted)
+        ]
+
+    def concept(self, concept_id: str) -> Concept:
+        """Look a concept up by its id, for example ``"1f436"``.
+
+        Raises:
+            ValueError: there is no such concept.
+        """
+        if concept_id not in self._concepts:
+            raise ValueError(f"concept_id must be one of the {len(self._concepts)} embedded ids, got {concept_id!r}")
+        return self._concepts[concept_id]
+
+    def image(self, style: str, concept_id: str) -> Image.Image:
+        """One drawing as a 64 x 64 RGB image.
+
+        Raises:
+            ValueError: the style or concept is unknown, or the concept is not drawn in that style.
+        """
+        return Image.fromarray(self._tile(style, concept_id))
+
+    def images(self, style: str, concepts: Sequence[Concept | str]) -> Tensor:
+        """Drawings as one uint8 tensor [n, 3, 64, 64].
+
+        Raises:
+            ValueError: as for `image`.
+        """
+        ids = [c.id if isinstance(c, Concept) else c for c in concepts]
+        if not ids:
+            return torch.empty(0, 3, TILE, TILE, dtype=torch.uint8)
+        tiles = np.stack([self._tile(style, concept_id) for concept_id in ids])
+        return torch.from_numpy(tiles).permute(0, 3, 1, 2).contiguous()
+
+    def caption(self, concept_id: str) -> str:
+        """The name of a concept as a caption, for example ``"dog face"``."""
+        return self.concept(concept_id).name
+
+    def _tile(self, style: str, concept_id: str) -> np.ndarray:
+        self._check_style(style)
+        self.concept(concept_id)
+        if concept_id in self._missing[style]:
+            raise ValueError(f"concept_id {concept_id!r} has no drawing in style {style!r}")
+        row, column = divmod(self._position[concept_id], self._columns)
+        return _montage(style)[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE].copy()
+
+    @staticmethod
+    def _check_style(style: str) -> str:
+        if style not in STYLES:
+            raise ValueError(f"style must be one of {STYLES}, got {style!r}")
+        return style
