@@ -1,0 +1,92 @@
+"""The compiled extension: loaded once, and when it or its CUDA half cannot run, the reason in one sentence."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import torch
+
+from hystar_fast import __version__
+
+# compute capability -> architecture name of the build; capabilities of one major version run the same binary
+_OLDEST_CAPABILITY = (8, 0)
+
+
+@cache
+def _load() -> tuple[ModuleType | None, str]:
+    try:
+        module = import_module("hystar_fast._C")
+    except ModuleNotFoundError:
+        reason = "the extension was not built (no C++ compiler when hystar_fast was installed)"
+    except ImportError as error:
+        reason = f"the extension does not load: {error}"
+    else:
+        reason = version_problem(module.version, __version__)
+        if not reason:
+            return module, ""
+    warnings.warn(f"hystar_fast runs in plain torch: {reason}; reinstall hystar_fast to build it", stacklevel=3)
+    return None, reason
+
+
+def version_problem(built: str, running: str) -> str:
+    """Why an extension built from version `built` must not serve `running`; empty when it may."""
+    return "" if built == running else f"the extension was built from hystar_fast {built}, but this is {running}"
+
+
+def driver_problem(driver: int, runtime: int) -> str:
+    """Why a driver cannot run code built with a CUDA runtime (both as 1000 * major + 10 * minor); empty when it can.
+
+    Within a major version any driver serves any runtime; across major versions the driver must be the newer.
+    A driver version of 0 means that there is no driver.
+    """
+    if driver == 0:
+        return "no NVIDIA driver"
+    if driver // 1000 >= runtime // 1000:
+        return ""
+    return (
+        f"the driver supports CUDA {driver // 1000}.{driver % 1000 // 10} but the extension was built with CUDA "
+        f"{runtime // 1000}.{runtime % 1000 // 10}: update the driver, or reinstall with an nvcc of CUDA {driver // 1000}"
+    )
+
+
+def capability_problem(name: str, capability: tuple[int, int]) -> str:
+    """Why a GPU of this compute capability cannot run the extension; empty when it can."""
+    if capability >= _OLDEST_CAPABILITY:
+        return ""
+    return f"{name} has compute capability {capability[0]}.{capability[1]}, and 8.0 is the oldest supported"
+
+
+def extension() -> ModuleType | None:
+    """``hystar_fast._C``, or None (with one warning the first time) when it is missing, stale or does not load."""
+    return _load()[0]
+
+
+def why_not() -> str | None:
+    """Why there is no extension; None when there is one."""
+    return _load()[1] or None
+
+
+@cache
+def cuda_ready() -> tuple[bool, str]:
+    """Whether the extension's CUDA kernels can run in this process, and if not, why.
+
+    They need an extension built with nvcc, a driver new enough for its runtime, and a GPU that torch sees.
+    """
+    module, reason = _load()
+    if module is None:
+        return False, reason
+    if not module.cuda_version:
+        return False, f"the extension was built for the CPU only: {module.cuda_reason}"
+    problem = driver_problem(module.cuda_driver_version(), module.cuda_version)
+    if problem:
+        return False, problem
+    if not torch.cuda.is_available():
+        return False, "torch sees no CUDA GPU"
+    problems = [
+        capability_problem(torch.cuda.get_device_name(i), torch.cuda.get_device_capability(i))
+        for i in range(torch.cuda.device_count())
+    ]
+    return not any(problems), "; ".join(filter(None, problems))

@@ -1,0 +1,198 @@
+"""Build the extension hystar_fast._C: C++ always, CUDA where nvcc works, and never a line of libtorch.
+
+The kernels take pointers, sizes and strides, so one build serves every torch version and a build needs only
+setuptools, pybind11 and ninja. A missing compiler never stops an installation: without nvcc (or with one that
+cannot compile) the extension is CPU only; without a C++ compiler there is none and the ops use plain torch.
+Either is said in one line here and by ``hystar-fast info``. A compiler that works and an error in our sources do stop it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+# Real architectures; the last one also ships as PTX for the GPUs that come after it. 90a and not 90: wgmma and clusters.
+CUDA_ARCHITECTURES = ("80", "90a", "100", "120")
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+# Files named for an instruction set get it; the code that picks one of them at run time is built for any CPU.
+ISA_FLAGS = {
+    "_avx2": ["-mavx2", "-mfma"],
+    "_avx512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+}
+# No -ffast-math: +inf and NaN mean something here. These two keep both and still let loops with selects vectorise.
+CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-pthread"]
+NVCC_FLAGS = ["-std=c++17", "-O3", "-Xfatbin", "-compress-all", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """A CUDA toolkit that compiled our trial kernel."""
+
+    nvcc: str
+    include: Path
+    library: Path
+    architectures: tuple[str, ...]
+
+    @property
+    def gencode(self) -> list[str]:
+        flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in self.architectures]
+        newest = self.architectures[-1]
+        return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
+
+
+def run(command: list[str]) -> tuple[bool, str]:
+    """Whether the command succeeded, and all it printed."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        return False, str(error)
+    return done.returncode == 0, done.stdout + done.stderr
+
+
+def last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"
+
+
+def compiles(command: list[str], suffix: str, source: str) -> tuple[bool, str]:
+    """Whether `command` compiles `source`, and what it printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trial" + suffix)
+        path.write_text(source)
+        return run([*command, "-c", str(path), "-o", str(Path(folder, "trial.o"))])
+
+
+def find_cxx() -> tuple[list[str] | None, str]:
+    """The C++ compiler as a command (the variable CXX is honoured), or None and why there is none."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    found = named or next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+    if not found:
+        return None, "no C++ compiler on PATH"
+    include = sysconfig.get_paths()["include"]
+    ok, output = compiles([*found, *CXX_FLAGS, f"-I{include}"], ".cpp", "#include <Python.h>\n#include <vector>\n")
+    return (found, "") if ok else (None, f"{found[0]} cannot compile a C++17 file with Python.h: {last_line(output)}")
+
+
+def find_nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    return shutil.which("nvcc", path=str(Path(home, "bin"))) if home else shutil.which("nvcc")
+
+
+def find_cuda() -> tuple[Cuda | None, str]:
+    """The toolkit nvcc belongs to, after a trial compilation, or None and why it cannot be used."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        return None, "no nvcc (not on PATH, CUDA_HOME not set)"
+    # nvcc may be a wrapper script anywhere; only the dry run tells where its toolkit is
+    _, dryrun = run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull])
+    top = re.search(r"^#\$ TOP=(.+)$", dryrun, re.MULTILINE)
+    if top is None:
+        return None, f"{nvcc} does not work: {last_line(dryrun)}"
+    root = Path(top[1].strip()).resolve()
+    places = [root, *sorted(root.glob(f"targets/{platform.machine()}-linux"))]
+    include = next((p / "include" for p in places if (p / "include/cuda_runtime_api.h").exists()), None)
+    libraries = [p / name for p in places for name in ("lib64", "lib")]
+    library = next((p / "libcudart_static.a" for p in libraries if (p / "libcudart_static.a").exists()), None)
+    if include is None or library is None:
+        return None, f"the toolkit at {root} lacks {'cuda_runtime_api.h' if include is None else 'libcudart_static.a'}"
+    _, listed = run([nvcc, "--list-gpu-arch"])  # lists compute_90 for 90a too
+    known = set(re.findall(r"compute_(\d+)", listed))
+    architectures = tuple(a for a in CUDA_ARCHITECTURES if a.rstrip("a") in known)
+    if not architectures:
+        return None, f"{nvcc} knows none of the architectures {', '.join(CUDA_ARCHITECTURES)}"
+    cuda = Cuda(nvcc, include, library, architectures)
+    ok, output = compiles([nvcc, *NVCC_FLAGS, cuda.gencode[0]], ".cu", "#include <cuda_runtime.h>\n__global__ void trial() {}\n")
+    return (cuda, "") if ok else (None, f"{nvcc} cannot compile a trial kernel: {last_line(output)}")
+
+
+def isa_flags(source: Path) -> list[str]:
+    return next((flags for suffix, flags in ISA_FLAGS.items() if source.stem.endswith(suffix)), [])
+
+
+def ninja_file(cxx: list[str], cuda: Cuda | None, reason: str, includes: list[str], version: str, target: Path) -> str:
+    """The build as ninja reads it: one object a source, one shared library, header dependencies tracked."""
+    defines = [f'-DHYSTAR_FAST_VERSION="{version}"', f'-DHYSTAR_FAST_CUDA_REASON="{reason.replace(chr(34), chr(39))}"']
+    if not list(ROOT.glob("csrc/sinkhorn_cpu*.cpp")):
+        defines.append("-DHYSTAR_FAST_BRINGUP_CPU")
+    if not list(ROOT.glob("csrc/*.cu")):
+        defines.append("-DHYSTAR_FAST_BRINGUP_CUDA")
+    include_flags = [f"-I{path}" for path in includes]
+    if cuda is not None:
+        defines += ["-DHYSTAR_FAST_CUDA", f'-DHYSTAR_FAST_CUDA_ARCHITECTURES="{" ".join(cuda.architectures)}"']
+        include_flags.append(f"-I{cuda.include}")
+    libraries = ["-pthread", "-ldl"]
+    if cuda is not None:
+        libraries += [str(cuda.library), "-lpthread", "-lrt", "-Wl,--exclude-libs,ALL"]
+
+    def command(*words: str) -> str:
+        return shlex.join(words).replace("$", "$$")
+
+    def path(name: Path) -> str:
+        return re.sub(r"([$ :])", r"$\1", str(name))
+
+    nvcc = command(cuda.nvcc, *NVCC_FLAGS, "--threads=2", *cuda.gencode, *defines, *include_flags) if cuda else "false"
+    lines = [
+        f"rule cxx\n  command = {command(*cxx, *CXX_FLAGS, *defines, *include_flags)} $isa -MD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d\n  deps = gcc\n  description = c++ $in",
+        f"rule nvcc\n  command = {nvcc} -MD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d\n  deps = gcc\n  description = nvcc $in",
+        f"rule link\n  command = {command(*cxx)} -shared -s $in -o $out {command(*libraries)}\n  description = link $out",
+    ]
+    objects = []
+    for source in sorted(ROOT.glob("csrc/*.cpp")) + (sorted(ROOT.glob("csrc/*.cu")) if cuda else []):
+        isa = isa_flags(source)
+        if isa and not X86:
+            continue
+        rule = "nvcc" if source.suffix == ".cu" else "cxx"
+        objects.append(path(Path(source.name + ".o")))
+        lines.append(f"build {objects[-1]}: {rule} {path(source)}\n  isa = {' '.join(isa)}")
+    lines.append(f"build {path(target)}: link {' '.join(objects)}")
+    return "\n".join(lines) + "\n"
+
+
+class BuildExtension(build_ext):
+    """Compile with ninja, and let an installation succeed where there is no compiler."""
+
+    def build_extension(self, ext: Extension) -> None:
+        import ninja
+        import pybind11
+
+        cxx, problem = find_cxx()
+        if cxx is None:
+            print(f"hystar_fast: no extension ({problem}); the ops will run in plain torch", flush=True)
+            return
+        cuda, reason = find_cuda()
+        what = f"CUDA for sm_{', sm_'.join(cuda.architectures)}" if cuda else f"CPU only: {reason}"
+        print(f"hystar_fast: building the extension, {what}", flush=True)
+        target, folder = Path(self.get_ext_fullpath(ext.name)).resolve(), Path(self.build_temp).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        includes = [str(ROOT / "csrc"), pybind11.get_include(), sysconfig.get_paths()["include"]]
+        version = self.distribution.get_version()
+        (folder / "build.ninja").write_text(ninja_file(cxx, cuda, reason, includes, version, target))
+        ok = subprocess.call([str(Path(ninja.BIN_DIR, "ninja")), "-C", str(folder)], stdout=sys.stdout) == 0
+        if not ok:
+            raise SystemExit("hystar_fast: the extension did not compile (see above)")
+
+
+if __name__ == "__main__":
+    setup(
+        packages=[*find_packages(str(ROOT), include=["hystar_fast", "hystar_fast.*"]), "hystar_fast.kernels"],
+        package_dir={"hystar_fast": "hystar_fast", "hystar_fast.kernels": "kernels"},
+        # optional: an extension that was not built is not an error when it is copied into place
+        ext_modules=[Extension("hystar_fast._C", sources=[], optional=True)],
+        cmdclass={"build_ext": BuildExtension},
+    )
