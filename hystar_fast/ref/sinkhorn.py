@@ -1,0 +1,233 @@
+"""Reference of the entropic transport plan (Eq. 5-7): the log-domain Sinkhorn iteration in plain torch.
+
+One iteration is a row half-step and then a column half-step, from v = 0, with K = -cost / epsilon:
+
+    u_i = -logsumexp_j(K_ij + v_j)          v_j = log(N / M) - logsumexp_i(K_ij + u_i)
+
+and plan = exp(u + K + v). It ends on the column half-step: columns sum to N/M to rounding, rows to 1 up to convergence.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from hystar_fast.ref.sinkhorn_feasibility import has_plan
+
+CONVERGED_BELOW = 1e-3
+"""The marginal error below which a problem counts as converged when no `tol` is given."""
+
+GRADS = ("unroll", "implicit", "none")
+
+
+class SinkhornStatus(IntEnum):
+    """What became of one problem; the values of `SinkhornInfo.status`."""
+
+    CONVERGED = 0
+    NOT_CONVERGED = 1
+    INFEASIBLE = 2
+    """No plan has these marginals on the allowed entries: the plan returned is zero."""
+    INVALID = 3
+    """An allowed entry is NaN or -inf: the plan returned is NaN, for this problem alone."""
+
+
+@dataclass(frozen=True)
+class SinkhornInfo:
+    """How each problem of a batch ended; every tensor has the shape of the batch.
+
+    Attributes:
+        iterations: int64, iterations done (0 where infeasible or invalid).
+        max_marginal_error: largest deviation of a row sum from 1 or a column sum from N/M in the plan returned.
+        status: int64, values of `SinkhornStatus`.
+    """
+
+    iterations: Tensor
+    max_marginal_error: Tensor
+    status: Tensor
+
+    @property
+    def converged(self) -> Tensor:
+        """True where the marginals are met."""
+        return self.status == SinkhornStatus.CONVERGED
+
+
+def check_arguments(
+    cost: Tensor, epsilon: float, n_iter: int, mask: Tensor | None, grad: str, tol: float | None
+) -> None:
+    """Raise TypeError or ValueError that names the argument, what it needs and what came."""
+    if not isinstance(cost, Tensor):
+        raise TypeError(f"cost must be a Tensor, got {type(cost).__name__}")
+    if not cost.dtype.is_floating_point:
+        raise TypeError(f"cost must have a floating dtype, got {cost.dtype}")
+    if cost.dim() < 2:
+        raise ValueError(f"cost must have shape [..., N, M], got {tuple(cost.shape)}")
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float):
+        raise TypeError(f"epsilon must be a number, got {type(epsilon).__name__}")
+    if not 0 < epsilon < math.inf:
+        raise ValueError(f"epsilon must be positive and finite, got {epsilon}")
+    if isinstance(n_iter, bool) or not isinstance(n_iter, int):
+        raise TypeError(f"n_iter must be an int, got {type(n_iter).__name__}")
+    if n_iter < 1:
+        raise ValueError(f"n_iter must be at least 1, got {n_iter}")
+    if grad not in GRADS:
+        raise ValueError(f"grad must be one of {', '.join(GRADS)}, got {grad!r}")
+    if mask is not None:
+        _check_mask(cost, mask)
+    if tol is not None:
+        if isinstance(tol, bool) or not isinstance(tol, int | float):
+            raise TypeError(f"tol must be a number or None, got {type(tol).__name__}")
+        if not 0 < tol < math.inf:
+            raise ValueError(f"tol must be positive and finite, got {tol}")
+
+
+def _check_mask(cost: Tensor, mask: Tensor) -> None:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a Tensor, got {type(mask).__name__}")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must have dtype torch.bool (True forbids), got {mask.dtype}")
+    if mask.device != cost.device:
+        raise ValueError(f"mask must be on the device of cost, {cost.device}, got {mask.device}")
+    shape, needed = tuple(mask.shape), tuple(cost.shape)
+    pairs = zip(reversed(shape), reversed(needed), strict=False)
+    if len(shape) > len(needed) or any(got not in (1, want) for got, want in pairs):
+        raise ValueError(f"mask must broadcast to the shape of cost, {needed}, got {shape}")
+
+
+@overload
+def sinkhorn(
+    cost: Tensor,
+    epsilon: float,
+    n_iter: int = 50,
+    *,
+    mask: Tensor | None = None,
+    grad: str = "unroll",
+    return_info: Literal[False] = False,
+    tol: float | None = None,
+) -> Tensor: ...
+
+
+@overload
+def sinkhorn(
+    cost: Tensor,
+    epsilon: float,
+    n_iter: int = 50,
+    *,
+    mask: Tensor | None = None,
+    grad: str = "unroll",
+    return_info: Literal[True],
+    tol: float | None = None,
+) -> tuple[Tensor, SinkhornInfo]: ...
+
+
+def sinkhorn(
+    cost: Tensor,
+    epsilon: float,
+    n_iter: int = 50,
+    *,
+    mask: Tensor | None = None,
+    grad: str = "unroll",
+    return_info: bool = False,
+    tol: float | None = None,
+) -> Tensor | tuple[Tensor, SinkhornInfo]:
+    """`hystar_fast.sinkhorn` in plain torch: autograd unrolls the loop, the implicit gradient uses a pseudo-inverse."""
+    check_arguments(cost, epsilon, n_iter, mask, grad, tol)
+    cost = cost.to(torch.promote_types(cost.dtype, torch.float32))
+    batch, (n, m) = cost.shape[:-2], cost.shape[-2:]
+    if n == 0 or m == 0:
+        status = torch.full(batch, SinkhornStatus.INFEASIBLE if n else SinkhornStatus.CONVERGED, device=cost.device)
+        error = torch.full(batch, 1.0 if n else 0.0, dtype=cost.dtype, device=cost.device)
+        return (cost * 0, SinkhornInfo(torch.zeros_like(status), error, status)) if return_info else cost * 0
+
+    forbidden = cost.isposinf() if mask is None else cost.isposinf() | mask
+    invalid = ((cost.isnan() | cost.isneginf()) & ~forbidden).flatten(-2).any(-1)
+    infeasible = ~invalid & (forbidden.all(-1).any(-1) | forbidden.all(-2).any(-1))
+    unusable = (invalid | infeasible)[..., None, None]
+    allowed = ~forbidden | unusable
+    kernel = _log_kernel(cost.masked_fill(unusable, 0.0), allowed, epsilon)
+
+    with torch.set_grad_enabled(torch.is_grad_enabled() and grad == "unroll"):
+        u, v, iterations = _iterate(kernel, math.log(n / m), n_iter, tol)
+        plan = (u.unsqueeze(-1) + kernel + v.unsqueeze(-2)).exp()
+
+    infeasible = infeasible | _infeasible(plan.detach(), allowed)
+    if grad == "implicit":
+        plan = _attach_implicit(plan, kernel, allowed)
+    plan = plan.masked_fill(infeasible[..., None, None], 0.0).masked_fill(invalid[..., None, None], math.nan)
+    if not return_info:
+        return plan
+    stopped = infeasible | invalid
+    rows, columns = plan.detach().sum(-1), plan.detach().sum(-2)
+    error = torch.maximum((rows - 1).abs().amax(-1), (columns - n / m).abs().amax(-1))
+    status = (error > (CONVERGED_BELOW if tol is None else tol)).long()
+    status = status.masked_fill(infeasible, SinkhornStatus.INFEASIBLE).masked_fill(invalid, SinkhornStatus.INVALID)
+    return plan, SinkhornInfo(iterations.masked_fill(stopped, 0), error, status)
+
+
+def _log_kernel(cost: Tensor, allowed: Tensor, epsilon: float) -> Tensor:
+    """-cost / epsilon, -inf where forbidden, every row shifted to a maximum of 0.
+
+    The iteration starts with a row half-step, so a row's shift changes u alone, never the plan; it keeps digits.
+    """
+    floor = -1e30 if cost.dtype == torch.float32 else -1e300
+    lowest = cost.detach().masked_fill(~allowed, math.inf).amin(-1, keepdim=True)
+    kernel = ((lowest - cost.masked_fill(~allowed, 0.0)) / epsilon).clamp_min(floor)
+    return kernel.masked_fill(~allowed, -math.inf)
+
+
+def _iterate(kernel: Tensor, log_column: float, n_iter: int, tol: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the iterations; with `tol` a problem stops before the first iteration whose row error is at most `tol`."""
+    u, v = torch.zeros_like(kernel[..., 0]), torch.zeros_like(kernel[..., 0, :])
+    active = torch.ones(kernel.shape[:-2], dtype=torch.bool, device=kernel.device)
+    iterations = torch.zeros_like(active, dtype=torch.int64)
+    for k in range(n_iter):
+        u_next = -torch.logsumexp(kernel + v.unsqueeze(-2), -1)
+        if tol is not None and k > 0:
+            active = active & (torch.expm1(u - u_next).abs().amax(-1) > tol)
+        v_next = log_column - torch.logsumexp(kernel + u_next.unsqueeze(-1), -2)
+        u, v = torch.where(active.unsqueeze(-1), u_next, u), torch.where(active.unsqueeze(-1), v_next, v)
+        iterations = iterations + active
+        if tol is not None and not bool(active.any()):
+            break
+    return u, v, iterations
+
+
+def _attach_implicit(plan: Tensor, kernel: Tensor, allowed: Tensor) -> Tensor:
+    """Give the plan the derivative of the converged plan: d plan = plan * (dK + du + dv) with unchanged marginals.
+
+    The Jacobian of the marginals is singular (constants move between u and v, in every connected part of the
+    support); its pseudo-inverse picks one solution, and the plan does not depend on which.
+    """
+    change = (kernel - kernel.detach()).masked_fill(~allowed, 0.0)
+    moved = plan * change
+    jacobian = torch.cat(
+        [
+            torch.cat([torch.diag_embed(plan.sum(-1)), plan], -1),
+            torch.cat([plan.mT, torch.diag_embed(plan.sum(-2))], -1),
+        ],
+        -2,
+    )
+    marginals = torch.cat([moved.sum(-1), moved.sum(-2)], -1)
+    shift = (torch.linalg.pinv(jacobian, hermitian=True) @ marginals.unsqueeze(-1)).squeeze(-1)
+    n = plan.shape[-2]
+    return plan * (1 + change - shift[..., :n, None] - shift[..., None, n:])
+
+
+def _infeasible(plan: Tensor, allowed: Tensor) -> Tensor:
+    """True where the allowed entries carry no plan at all.
+
+    After a column half-step an infeasible problem is off by at least 2 gcd(N, M) / M in the sum over rows of
+    |row - 1| (Hall, in whole units of mass), so a smaller error proves a plan exists; the rest is decided by a flow.
+    """
+    n, m = plan.shape[-2:]
+    doubtful = (plan.sum(-1) - 1).abs().sum(-1) >= math.gcd(n, m) / m
+    doubtful = doubtful & ~allowed.flatten(-2).all(-1)
+    found = torch.zeros_like(doubtful).reshape(-1)
+    problems = allowed.reshape(-1, n, m)
+    for index in doubtful.reshape(-1).nonzero().flatten().tolist():
+        found[index] = not has_plan(problems[index])
+    return found.reshape(doubtful.shape)
