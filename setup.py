@@ -3,7 +3,7 @@
 The kernels take pointers, sizes and strides, so one build serves every torch version and a build needs only
 setuptools, pybind11 and ninja. A missing compiler never stops an installation: without nvcc (or with one that
 cannot compile) the extension is CPU only; without a C++ compiler there is none and the ops use plain torch.
-Either is said in one line here and by ``hystar-fast info``. A compiler that works and an error in our sources do stop it.
+Either is said in one line here and by ``hystar-fast info``. An error in our own sources does stop it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-# Real architectures; the last one also ships as PTX for the GPUs that come after it. 90a and not 90: wgmma and clusters.
+# The last one also ships as PTX, for the GPUs that come after it. 90a, not 90: the code may use wgmma.
 CUDA_ARCHITECTURES = ("80", "90a", "100", "120")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # Files named for an instruction set get it; the code that picks one of them at run time is built for any CPU.
@@ -49,7 +49,7 @@ class Cuda:
     @property
     def gencode(self) -> list[str]:
         flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in self.architectures]
-        newest = self.architectures[-1]
+        newest = self.architectures[-1].rstrip("a")  # PTX of 90a would run on 90a alone
         return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
 
 
@@ -114,7 +114,8 @@ def find_cuda() -> tuple[Cuda | None, str]:
     if not architectures:
         return None, f"{nvcc} knows none of the architectures {', '.join(CUDA_ARCHITECTURES)}"
     cuda = Cuda(nvcc, include, library, architectures)
-    ok, output = compiles([nvcc, *NVCC_FLAGS, cuda.gencode[0]], ".cu", "#include <cuda_runtime.h>\n__global__ void trial() {}\n")
+    trial = "#include <cuda_runtime.h>\n__global__ void trial() {}\n"
+    ok, output = compiles([nvcc, *NVCC_FLAGS, cuda.gencode[0]], ".cu", trial)
     return (cuda, "") if ok else (None, f"{nvcc} cannot compile a trial kernel: {last_line(output)}")
 
 
@@ -143,13 +144,13 @@ def ninja_file(cxx: list[str], cuda: Cuda | None, reason: str, includes: list[st
     def path(name: Path) -> str:
         return re.sub(r"([$ :])", r"$\1", str(name))
 
-    nvcc = command(cuda.nvcc, *NVCC_FLAGS, "--threads=2", *cuda.gencode, *defines, *include_flags) if cuda else "false"
+    compile_cxx = command(*cxx, *CXX_FLAGS, *defines, *include_flags)
+    compile_cu = command(cuda.nvcc, *NVCC_FLAGS, "--threads=2", *cuda.gencode, *defines, *include_flags) if cuda else ""
+    tracked = "-MD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n  description = $in"
     lines = [
-        f"rule cxx\n  command = {command(*cxx, *CXX_FLAGS, *defines, *include_flags)} $isa -MD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d\n  deps = gcc\n  description = c++ $in",
-        f"rule nvcc\n  command = {nvcc} -MD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d\n  deps = gcc\n  description = nvcc $in",
-        f"rule link\n  command = {command(*cxx)} -shared -s $in -o $out {command(*libraries)}\n  description = link $out",
+        f"rule cxx\n  command = {compile_cxx} $isa {tracked}",
+        f"rule nvcc\n  command = {compile_cu or 'false'} {tracked}",
+        f"rule link\n  command = {command(*cxx)} -shared -s $in -o $out {command(*libraries)}\n  description = $out",
     ]
     objects = []
     for source in sorted(ROOT.glob("csrc/*.cpp")) + (sorted(ROOT.glob("csrc/*.cu")) if cuda else []):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -21,3 +23,21 @@ requires_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--triton36",
+        default=".venv/triton36",
+        metavar="PATH",
+        help="folder with Triton 3.6, the oldest supported, to put first on a subprocess's path (default: %(default)s)",
+    )
+
+
+@pytest.fixture(scope="session")
+def triton36(pytestconfig: pytest.Config) -> Path:
+    """The folder of Triton 3.6, for the PYTHONPATH of a subprocess."""
+    folder = (pytestconfig.rootpath / pytestconfig.getoption("--triton36")).resolve()
+    if not (folder / "triton" / "__init__.py").is_file():
+        pytest.fail(f"no Triton 3.6 in {folder}: `make test` installs it there (or pass --triton36 PATH)")
+    return folder

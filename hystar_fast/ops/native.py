@@ -11,7 +11,7 @@ import torch
 
 from hystar_fast import __version__
 
-# compute capability -> architecture name of the build; capabilities of one major version run the same binary
+# sm_80 is the oldest architecture that is built; newer GPUs run it, their own, or the PTX of the newest
 _OLDEST_CAPABILITY = (8, 0)
 
 
@@ -46,9 +46,10 @@ def driver_problem(driver: int, runtime: int) -> str:
         return "no NVIDIA driver"
     if driver // 1000 >= runtime // 1000:
         return ""
+    supported, built = (f"{version // 1000}.{version % 1000 // 10}" for version in (driver, runtime))
     return (
-        f"the driver supports CUDA {driver // 1000}.{driver % 1000 // 10} but the extension was built with CUDA "
-        f"{runtime // 1000}.{runtime % 1000 // 10}: update the driver, or reinstall with an nvcc of CUDA {driver // 1000}"
+        f"the driver supports CUDA {supported} but the extension was built with CUDA {built}: "
+        f"update the driver, or reinstall hystar_fast with the nvcc of CUDA {driver // 1000}"
     )
 
 
@@ -73,7 +74,7 @@ def why_not() -> str | None:
 def cuda_ready() -> tuple[bool, str]:
     """Whether the extension's CUDA kernels can run in this process, and if not, why.
 
-    They need an extension built with nvcc, a driver new enough for its runtime, and a GPU that torch sees.
+    They need an extension built with nvcc, a driver new enough for its runtime, and a GPU new enough that torch sees.
     """
     module, reason = _load()
     if module is None:
@@ -86,7 +87,7 @@ def cuda_ready() -> tuple[bool, str]:
     if not torch.cuda.is_available():
         return False, "torch sees no CUDA GPU"
     problems = [
-        capability_problem(torch.cuda.get_device_name(i), torch.cuda.get_device_capability(i))
-        for i in range(torch.cuda.device_count())
+        capability_problem(torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index))
+        for index in range(torch.cuda.device_count())
     ]
-    return not any(problems), "; ".join(filter(None, problems))
+    return ("" in problems), "" if "" in problems else "; ".join(problems)
