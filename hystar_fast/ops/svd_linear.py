@@ -1,0 +1,244 @@
+"""svd_linear: schema, fake kernels, autograd and the choice of path."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hystar_fast.ops import svd_linear_cpu, svd_linear_cuda
+from hystar_fast.ops.status import OpStatus
+from hystar_fast.ops.svd_linear_cost import materialising_is_cheaper
+
+LIB = torch.library.Library("hystar_fast", "FRAGMENT")
+LIB.define(
+    "svd_linear_forward(Tensor x, Tensor u, Tensor scale, Tensor vh, Tensor? bias, Tensor? index, bool materialise, "
+    "bool save) -> (Tensor, Tensor)"
+)
+LIB.define(
+    "svd_linear_backward(Tensor dy, Tensor? x, Tensor u, Tensor scale, Tensor vh, Tensor? index, Tensor saved, "
+    "bool materialise, bool needs_dx, bool needs_dscale, bool needs_dbias) -> (Tensor, Tensor, Tensor)"
+)
+LIB.impl("svd_linear_forward", svd_linear_cpu.forward, "CPU")
+LIB.impl("svd_linear_backward", svd_linear_cpu.backward, "CPU")
+LIB.impl("svd_linear_forward", svd_linear_cuda.forward, "CUDA")
+LIB.impl("svd_linear_backward", svd_linear_cuda.backward, "CUDA")
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@torch.library.register_fake("hystar_fast::svd_linear_forward", lib=LIB)
+def _forward_fake(
+    x: Tensor,
+    u: Tensor,
+    scale: Tensor,
+    vh: Tensor,
+    bias: Tensor | None,
+    index: Tensor | None,
+    materialise: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    y = x.new_empty(*x.shape[:-1], u.shape[0])
+    if not save:
+        return y, x.new_empty(0)
+    if materialise:
+        return y, x.new_empty(scale.shape[0] if scale.dim() == 2 else 1, u.shape[0], vh.shape[1])
+    return y, x.new_empty(prod(x.shape[:-1]), vh.shape[0])
+
+
+@torch.library.register_fake("hystar_fast::svd_linear_backward", lib=LIB)
+def _backward_fake(
+    dy: Tensor,
+    x: Tensor | None,
+    u: Tensor,
+    scale: Tensor,
+    vh: Tensor,
+    index: Tensor | None,
+    saved: Tensor,
+    materialise: bool,
+    needs_dx: bool,
+    needs_dscale: bool,
+    needs_dbias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx = dy.new_empty(*dy.shape[:-1], vh.shape[1]) if needs_dx else dy.new_empty(0)
+    dscale = scale.new_empty(scale.shape if needs_dscale else 0)
+    return dx, dscale, dy.new_empty(u.shape[0] if needs_dbias else 0)
+
+
+class _SVDLinear(torch.autograd.Function):
+    """Saves h where scale needs a gradient (it is never larger than x), and nothing of the activations otherwise."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        u: Tensor,
+        scale: Tensor,
+        vh: Tensor,
+        bias: Tensor | None,
+        index: Tensor | None,
+        materialise: bool,
+        needs_dx: bool,
+        needs_dscale: bool,
+    ) -> Tensor:
+        save = needs_dx if materialise else needs_dscale
+        y, saved = torch.ops.hystar_fast.svd_linear_forward(x, u, scale, vh, bias, index, materialise, save)
+        ctx.save_for_backward(x if materialise and needs_dscale else None, u, scale, vh, index, saved)
+        ctx.materialise = materialise
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, u, scale, vh, index, saved = ctx.saved_tensors
+        needs_dx, needs_dscale, needs_dbias = (ctx.needs_input_grad[i] for i in (0, 2, 4))
+        dx, dscale, dbias = torch.ops.hystar_fast.svd_linear_backward(
+            dy, x, u, scale, vh, index, saved, ctx.materialise, needs_dx, needs_dscale, needs_dbias
+        )
+        return (
+            dx if needs_dx else None,
+            None,
+            dscale if needs_dscale else None,
+            None,
+            dbias if needs_dbias else None,
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+def svd_linear(
+    x: Tensor, u: Tensor, scale: Tensor, vh: Tensor, bias: Tensor | None = None, *, index: Tensor | None = None
+) -> Tensor:
+    """Apply a linear layer given by its SVD, with the singular values chosen per sample.
+
+    ``y[b, t] = u @ (scale[b] * (vh @ x[b, t])) + bias``: Hystar's modulated layer with scale = s + delta_s.
+    No weight of a sample is ever built, unless the batch holds so few distinct scales that building one is cheaper.
+
+    Args:
+        x: Input ``[B, T, in]`` or ``[B, in]``; any leading shape when ``scale`` is one-dimensional.
+            float16, bfloat16, float32 or float64.
+        u: Left singular vectors ``[out, r]``, dtype of x, frozen.
+        scale: Singular values as used: ``[r]`` shared, ``[B, r]`` one a sample, or ``[K, r]`` a bank with ``index``.
+            Any floating dtype; it is applied in float32 or wider, so keep it in float32 when x is half.
+        vh: Right singular vectors ``[r, in]``, dtype of x, frozen.
+        bias: ``[out]``, dtype of x, or None.
+        index: Row of the bank for each sample, int32 or int64 ``[B]``.
+
+    Returns:
+        ``y`` of x's leading shape and ``out`` features, dtype of x. Under autocast x, u, vh and bias are cast as
+        nn.Linear casts them, and scale is not.
+
+    Gradients:
+        x, scale (in its own dtype, summed in float32 or wider) and bias; first order only. ``u`` and ``vh`` are
+        frozen: one that requires grad while gradients are recorded is an error, never a missing gradient.
+
+    Cost:
+        2 N r (in + out) FLOPs for N tokens forward, and as much again backward; N r values kept for the backward
+        when scale needs a gradient. hystar_fast/ops/svd_linear_cost.py holds the model that picks the path.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: shapes or devices disagree, or (on CPU) an index is out of range. On CUDA, where looking would
+            cost a synchronisation, a sample whose index is out of range gets NaN.
+
+    Source:
+        Hystar, Eq. 1 and 2.
+
+    Example:
+        >>> import torch
+        >>> from hystar_fast import svd_linear
+        >>> weight = torch.randn(6, 4, dtype=torch.float64)
+        >>> u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+        >>> x = torch.randn(2, 3, 4, dtype=torch.float64)
+        >>> torch.allclose(svd_linear(x, u, s, vh), x @ weight.T)
+        True
+    """
+    _check(x, u, scale, vh, bias, index)
+    if torch.is_autocast_enabled(x.device.type):
+        x, u, vh, bias = (_autocast(tensor) for tensor in (x, u, vh, bias))
+    _check_dtypes(x, u, vh, bias)
+    grads = torch.is_grad_enabled()
+    needs_dx, needs_dscale = grads and x.requires_grad, grads and scale.requires_grad
+    materialise = (index is None or x.device.type == "cpu") and materialising_is_cheaper(
+        prod(x.shape[:-1]),
+        scale.shape[0] if scale.dim() == 2 else 1,
+        *vh.shape,
+        u.shape[0],
+        needs_dx=needs_dx,
+        needs_dscale=needs_dscale,
+    )
+    if needs_dx or needs_dscale or (grads and bias is not None and bias.requires_grad):
+        return _SVDLinear.apply(x, u, scale, vh, bias, index, materialise, needs_dx, needs_dscale)
+    return torch.ops.hystar_fast.svd_linear_forward(x, u, scale, vh, bias, index, materialise, False)[0]
+
+
+def status() -> list[OpStatus]:
+    """Say what svd_linear runs on each device."""
+    reason = svd_linear_cuda.why_not()
+    return [
+        OpStatus("svd_linear", "cpu", "torch: two GEMMs around one multiply"),
+        OpStatus("svd_linear", "cuda", "torch: two GEMMs around one multiply" if reason else "triton", reason or ""),
+    ]
+
+
+def _autocast(tensor: Tensor | None) -> Tensor | None:
+    """Cast what nn.Linear would cast: everything floating but float64."""
+    if tensor is None or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
+
+
+def _check_dtypes(x: Tensor, u: Tensor, vh: Tensor, bias: Tensor | None) -> None:
+    for name, tensor in (("u", u), ("vh", vh), ("bias", bias)):
+        if tensor is not None and tensor.dtype != x.dtype:
+            raise TypeError(f"{name}: needs the dtype of x, {x.dtype}, got {tensor.dtype}")
+
+
+def _check(x: Tensor, u: Tensor, scale: Tensor, vh: Tensor, bias: Tensor | None, index: Tensor | None) -> None:
+    for name, tensor in (("x", x), ("u", u), ("scale", scale), ("vh", vh), ("bias", bias)):
+        if tensor is None and name == "bias":
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: needs a Tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(f"{name}: needs float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name}: needs the device of x, {x.device}, got {tensor.device}")
+    if u.dim() != 2 or vh.dim() != 2 or u.shape[1] != vh.shape[0]:
+        raise ValueError(f"u, vh: need [out, r] and [r, in], got {list(u.shape)} and {list(vh.shape)}")
+    if x.dim() < 1 or x.shape[-1] != vh.shape[1]:
+        raise ValueError(f"x: needs {vh.shape[1]} features (the columns of vh), got shape {list(x.shape)}")
+    if bias is not None and bias.shape != u.shape[:1]:
+        raise ValueError(f"bias: needs shape [{u.shape[0]}], got {list(bias.shape)}")
+    if torch.is_grad_enabled() and (u.requires_grad or vh.requires_grad):
+        name = "u" if u.requires_grad else "vh"
+        raise ValueError(f"{name}: is frozen and gets no gradient, got a tensor that requires grad; pass it detached")
+    _check_scale(x, scale, vh, index)
+
+
+def _check_scale(x: Tensor, scale: Tensor, vh: Tensor, index: Tensor | None) -> None:
+    rank = vh.shape[0]
+    if scale.dim() not in (1, 2) or scale.shape[-1] != rank:
+        raise ValueError(f"scale: needs [{rank}], [B, {rank}] or [K, {rank}] with index, got {list(scale.shape)}")
+    if scale.dim() == 2 and x.dim() < 2:
+        raise ValueError(f"x: needs [B, T, in] or [B, in] when scale has two dimensions, got {list(x.shape)}")
+    if index is None:
+        if scale.dim() == 2 and scale.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"scale: needs one row a sample, [{x.shape[0]}, {rank}], got {list(scale.shape)}; pass index for a bank"
+            )
+        return
+    if not isinstance(index, Tensor) or index.dtype not in (torch.int32, torch.int64):
+        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"index: needs an int32 or int64 Tensor, got {got}")
+    if scale.dim() != 2:
+        raise ValueError(f"scale: needs a bank [K, {rank}] when index is given, got {list(scale.shape)}")
+    if index.shape != x.shape[:1]:
+        raise ValueError(f"index: needs one row of scale a sample, shape [{x.shape[0]}], got {list(index.shape)}")
+    if index.device != x.device:
+        raise ValueError(f"index: needs the device of x, {x.device}, got {index.device}")
