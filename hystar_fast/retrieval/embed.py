@@ -1,0 +1,132 @@
+"""Images to embeddings: reading image files, and running a method over many images in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from hystar_fast.methods.interface import Method
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"})
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Read an image file as RGB, transparent parts on white.
+
+    Raises:
+        ValueError: the file is missing, is no image, or is truncated; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"path must be an image file, but {path} does not exist or is not a file")
+    try:
+        with Image.open(path) as image:
+            rgba = image.convert("RGBA")
+    except UnidentifiedImageError as error:
+        raise ValueError(f"path must be an image file, but {path} is not an image that can be read") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(f"path must be a whole image file, but {path} is truncated or damaged: {error}") from error
+    canvas = Image.new("RGBA", rgba.size, "white")
+    canvas.alpha_composite(rgba)
+    return canvas.convert("RGB")
+
+
+def image_to_tensor(image: Image.Image, side: int) -> Tensor:
+    """An image as uint8 [3, side, side], padded to a square with white and resized."""
+    longest = max(image.size)
+    square = Image.new("RGB", (longest, longest), "white")
+    square.paste(image, ((longest - image.width) // 2, (longest - image.height) // 2))
+    resized = square.resize((side, side), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1)
+
+
+def load_folder(directory: str | Path, side: int) -> tuple[list[str], Tensor]:
+    """All images below a folder: their paths relative to it, sorted, and uint8 [n, 3, side, side].
+
+    Raises:
+        ValueError: the folder is missing or holds no image, or an image cannot be read.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ValueError(f"directory must be a folder of images, but {directory} does not exist or is not a folder")
+    paths = sorted(p for p in directory.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise ValueError(
+            f"directory must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}), but {directory} holds none"
+        )
+    return [p.relative_to(directory).as_posix() for p in paths], torch.stack(
+        [image_to_tensor(load_image(p), side) for p in paths]
+    )
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images to floating point in [0, 1]; floating point passes through."""
+    return images if images.is_floating_point() else images.float() / 255
+
+
+@torch.no_grad()
+def embed_images(
+    method: Method,
+    images: Tensor,
+    *,
+    batch_size: int = 128,
+    progress: Callable[[int], object] | None = None,
+) -> Tensor:
+    """Unit vectors [n, D] of images [n, 3, H, W] (uint8, or floating point in [0, 1]).
+
+    Args:
+        method: the encoder; it is switched to evaluation.
+        images: all images.
+        batch_size: images a forward pass.
+        progress: called with the size of every batch once it is done.
+
+    Raises:
+        ValueError: `images` is not [n, 3, H, W] with n at least 1.
+    """
+    method.train(False)
+    return torch.cat(list(_encoded(method.encode_image, _checked(images), batch_size, progress)))
+
+
+@torch.no_grad()
+def embed_styles(method: Method, images: Tensor, *, batch_size: int = 128) -> Tensor | None:
+    """Style vectors [n, d] of images, or None for a method that takes none. They do not change while it trains."""
+    parts = []
+    for batch in _checked(images).split(batch_size):
+        part = method.style(to_float(batch))
+        if part is None:
+            return None
+        parts.append(part)
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def embed_texts(method: Method, texts: Sequence[str], *, batch_size: int = 256) -> Tensor | None:
+    """Unit vectors [n, D] of texts, or None for a method that takes no text."""
+    method.train(False)
+    parts = []
+    for start in range(0, len(texts), batch_size):
+        part = method.encode_text(texts[start : start + batch_size])
+        if part is None:
+            return None
+        parts.append(part)
+    return torch.cat(parts) if parts else None
+
+
+def _encoded(
+    encode: Callable[[Tensor], Tensor], images: Tensor, batch_size: int, progress: Callable[[int], object] | None
+) -> Iterator[Tensor]:
+    for batch in images.split(batch_size):
+        yield encode(to_float(batch))
+        if progress is not None:
+            progress(len(batch))
+
+
+def _checked(images: Tensor) -> Tensor:
+    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        raise ValueError(f"images must be [n, 3, H, W] with n at least 1, got {tuple(images.shape)}")
+    return images

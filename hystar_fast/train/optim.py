@@ -1,0 +1,57 @@
+"""The optimiser: one group of parameters a learning rate, and the schedule of those rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn, optim
+
+
+def parameter_groups(
+    parameters: Mapping[str, list[nn.Parameter]], learning_rates: Mapping[str, float], weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Groups for a torch optimiser: every named group with its own learning rate; biases and offsets do not decay.
+
+    Args:
+        parameters: group -> parameters, as `Method.parameter_groups` gives them.
+        learning_rates: group -> peak learning rate; exactly the groups of `parameters`.
+        weight_decay: for matrices; parameters of one dimension (biases, singular-value offsets) never decay.
+
+    Raises:
+        ValueError: the names of the two do not match, or a rate is not positive.
+    """
+    if set(parameters) != set(learning_rates):
+        raise ValueError(
+            f"learning_rates must have exactly the groups {sorted(parameters)}, got {sorted(learning_rates)}"
+        )
+    groups: list[dict[str, Any]] = []
+    for name, members in parameters.items():
+        rate = learning_rates[name]
+        if not (rate > 0 and math.isfinite(rate)):
+            raise ValueError(f"learning_rates[{name!r}] must be positive and finite, got {rate}")
+        for decays in (True, False):
+            chosen = [p for p in members if p.requires_grad and (p.ndim > 1) == decays]
+            if chosen:
+                decay = weight_decay if decays else 0.0
+                groups.append({"params": chosen, "lr": rate, "peak_lr": rate, "weight_decay": decay, "name": name})
+    return groups
+
+
+def cosine_factor(step: int, steps: int, warmup: int) -> float:
+    """The share of the peak rate at a step counted from 0: linear warm-up, then a half cosine down towards zero.
+
+    Example:
+        >>> [round(cosine_factor(s, 10, 2), 2) for s in (0, 1, 2, 6, 9)]
+        [0.5, 1.0, 1.0, 0.5, 0.04]
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def set_rates(optimizer: optim.Optimizer, factor: float) -> None:
+    """Give every group `factor` times its peak rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
