@@ -1,1 +1,18 @@
 """Modules over the ops: factors, FastSVDLinear, injection, attention, hypernetwork and losses."""
+
+from hystar_fast.nn.attention import SVDAttention
+from hystar_fast.nn.factors import SVDFactors, svd_factors
+from hystar_fast.nn.fast_svd_linear import FastSVDLinear
+from hystar_fast.nn.hypernetwork import Hypernetwork
+from hystar_fast.nn.inject import inject, merge_, unmerge_
+
+__all__ = [
+    "FastSVDLinear",
+    "Hypernetwork",
+    "SVDAttention",
+    "SVDFactors",
+    "inject",
+    "merge_",
+    "svd_factors",
+    "unmerge_",
+]

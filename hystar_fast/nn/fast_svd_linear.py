@@ -1,0 +1,215 @@
+"""FastSVDLinear: a frozen linear layer whose singular values move, once for all samples or per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hystar_fast.nn.factors import SVDFactors, checked_rank, factorise, svd_factors
+from hystar_fast.nn.lazy_weight import LazyWeight
+from hystar_fast.ops.svd_linear import svd_linear
+
+
+class FastSVDLinear(nn.Module):
+    """A linear layer that keeps its singular vectors and lets its singular values be adapted.
+
+    ``y = u diag(s + delta_s_static + delta_s) vh x + bias`` with ``W = u diag(s) vh`` (Eq. 1), or, when rank is
+    truncated and the remainder kept, ``y = W x + bias + u diag(delta_s_static + delta_s) vh x``. With zero offsets it
+    equals the layer it came from.
+
+    The factors and the bias are frozen Parameters rather than buffers: DistributedDataParallel would broadcast
+    buffers of this size every step, and FSDP2 shards Parameters only. ``s`` and ``delta_s_static`` stay in float32
+    (float64 in a float64 layer) whatever the layer is cast to: a half precision step would be lost against them.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as for nn.Linear, and initialised like one.
+        rank: how many leading singular values move; ``None`` means all ``min(in, out)``.
+        keep_remainder: whether a truncated layer keeps the rest of its spectrum. Without it the layer has rank
+            ``rank``, and is cheaper than nn.Linear when ``rank < in * out / (in + out)``.
+
+    Shapes: x [..., in] and delta_s [r]; x [B, ..., in] and delta_s [B, r]; or delta_s a bank [K, r] with ``index``
+        [B] int, which names each sample's row. Returns [..., out].
+
+    Gradients: for x, delta_s and delta_s_static; for bias once it is unfrozen. u and vh cannot be trained.
+
+    Cost: ``2 r (in + out)`` FLOPs a token where nn.Linear takes ``2 in out`` (plus those with the remainder);
+        no weight per sample is ever built.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it needs and what came.
+
+    Source: Hystar, Sec. 3.2.
+
+    Example:
+        >>> layer = FastSVDLinear.from_linear(nn.Linear(6, 4))
+        >>> x, delta_s = torch.randn(2, 5, 6), torch.randn(2, 4)
+        >>> layer(x, delta_s).shape
+        torch.Size([2, 5, 4])
+    """
+
+    u: nn.Parameter
+    s: nn.Parameter
+    vh: nn.Parameter
+    base_weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    delta_s_static: nn.Parameter
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        rank: int | None = None,
+        keep_remainder: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        self.rank = checked_rank(torch.empty(out_features, in_features, device="meta", dtype=dtype), rank)
+        self.in_features, self.out_features = in_features, out_features
+        precise = torch.promote_types(dtype, torch.float32)
+
+        def frozen(*shape: int, dtype: torch.dtype = dtype) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype), requires_grad=False)
+
+        self.u = frozen(out_features, self.rank)
+        self.s = frozen(self.rank, dtype=precise)
+        self.vh = frozen(self.rank, in_features)
+        remainder = keep_remainder and self.rank < min(in_features, out_features)
+        self.register_parameter("base_weight", frozen(out_features, in_features) if remainder else None)
+        self.register_parameter("bias", frozen(out_features) if bias else None)
+        self.delta_s_static = nn.Parameter(torch.empty(self.rank, device=device, dtype=precise))
+        if not self.u.is_meta:
+            self.reset_parameters()
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        rank: int | None = None,
+        keep_remainder: bool = True,
+        *,
+        cache_dir: str | Path | None = None,
+    ) -> FastSVDLinear:
+        """Build the layer that equals ``linear`` at zero offset; its factors come from the disk cache when they can.
+
+        ``linear`` is left as it is: weight and bias are copied. See :func:`svd_factors` for ``cache_dir``.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear must be an nn.Linear, got {type(linear).__name__}")
+        weight, bias = linear.weight.detach(), linear.bias
+        layer = cls(
+            linear.in_features,
+            linear.out_features,
+            bias is not None,
+            rank=rank,
+            keep_remainder=keep_remainder,
+            device="meta",
+            dtype=weight.dtype,
+        )
+        if not weight.is_meta:
+            layer.to_empty(device=weight.device)
+            layer._fill(weight, bias, svd_factors(weight, layer.rank, cache_dir=cache_dir))
+        return layer.train(linear.training)
+
+    def reset_parameters(self) -> None:
+        """Draw a weight and bias as nn.Linear does, factor them, and set the static offset to zero."""
+        bias = self.bias is not None
+        plain = nn.Linear(self.in_features, self.out_features, bias, device=self.u.device, dtype=self.u.dtype)
+        self._fill(plain.weight, plain.bias, factorise(plain.weight, self.rank))
+
+    @torch.no_grad()
+    def _fill(self, weight: Tensor, bias: Tensor | None, factors: SVDFactors) -> None:
+        for parameter, value in zip((self.u, self.s, self.vh), factors, strict=True):
+            parameter.copy_(value)
+        if self.base_weight is not None:
+            self.base_weight.copy_(weight)
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)
+        self.delta_s_static.zero_()
+
+    def forward(self, x: Tensor, delta_s: Tensor | None = None, *, index: Tensor | None = None) -> Tensor:
+        offset: Tensor = self.delta_s_static
+        if delta_s is not None:
+            self._check_offset(x, delta_s, index)
+            offset = offset + delta_s
+        elif index is not None:
+            raise ValueError("index names rows of delta_s, but delta_s is None")
+        if self.base_weight is None:
+            return svd_linear(x, self.u, self.s + offset, self.vh, self.bias, index=index)
+        return F.linear(x, self.base_weight, self.bias) + svd_linear(x, self.u, offset, self.vh, index=index)
+
+    def _check_offset(self, x: Tensor, delta_s: Tensor, index: Tensor | None) -> None:
+        if not isinstance(delta_s, Tensor):
+            raise TypeError(f"delta_s must be a Tensor, got {type(delta_s).__name__}")
+        if delta_s.dim() not in (1, 2) or delta_s.shape[-1] != self.rank:
+            needs = f"[{self.rank}], [B, {self.rank}], or [K, {self.rank}] with index"
+            raise ValueError(f"delta_s must be {needs}, got shape {tuple(delta_s.shape)}")
+        if delta_s.dim() == 2 and index is None and (x.dim() < 2 or delta_s.shape[0] != x.shape[0]):
+            raise ValueError(
+                f"delta_s must have one row for each sample of x {tuple(x.shape)}, got shape {tuple(delta_s.shape)}; "
+                "pass index to use it as a bank"
+            )
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight [out, in], static offset folded in: read-only, detached, built when its numbers are used."""
+        if torch.compiler.is_compiling():
+            return self._materialise()
+        return LazyWeight(self._materialise, self.u, (self.out_features, self.in_features))
+
+    @torch.no_grad()
+    def _materialise(self) -> Tensor:
+        with torch.autocast(self.u.device.type, enabled=False):
+            offset, precise = self.delta_s_static, self.delta_s_static.dtype
+            scale = self.s + offset if self.base_weight is None else offset
+            weight = (self.u.to(precise) * scale) @ self.vh.to(precise)
+            if self.base_weight is not None:
+                weight = self.base_weight + weight
+            return weight.to(self.u.dtype)
+
+    def merge(self) -> nn.Linear:
+        """Return a frozen nn.Linear with the static offset folded in; this layer stays as it is."""
+        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta", dtype=self.u.dtype)
+        plain.weight = nn.Parameter(self._materialise(), requires_grad=False)
+        if self.bias is not None:
+            plain.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=False)
+        return plain.train(self.training)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastSVDLinear:
+        precise = [tensor for tensor in (self.s, self.delta_s_static, self.delta_s_static.grad) if tensor is not None]
+
+        def keep_precision(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            narrowed = moved.dtype.itemsize < torch.float32.itemsize and any(tensor is kept for kept in precise)
+            return tensor.to(moved.device) if narrowed else moved
+
+        return super()._apply(keep_precision, recurse)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Accept a plain layer's ``weight`` in place of the factors: it is factored and its static offset is zero."""
+        if prefix + "weight" in state_dict and prefix + "u" not in state_dict:
+            weight = state_dict.pop(prefix + "weight")
+            if weight.shape != (self.out_features, self.in_features):
+                needs = (self.out_features, self.in_features)
+                args[-1].append(f"size mismatch for {prefix}weight: needs {needs}, got {tuple(weight.shape)}.")
+                return
+            factors = SVDFactors(*(factor.detach() for factor in svd_factors(weight, self.rank)))
+            state_dict[prefix + "u"], state_dict[prefix + "vh"] = (f.to(self.u.dtype) for f in (factors.u, factors.vh))
+            state_dict[prefix + "s"] = factors.s.to(self.s.dtype)
+            if self.base_weight is not None:
+                state_dict[prefix + "base_weight"] = weight
+            state_dict.setdefault(prefix + "delta_s_static", torch.zeros_like(state_dict[prefix + "s"]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        kept = ", keep_remainder=True" if self.base_weight is not None else ""
+        shape = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{shape}, bias={self.bias is not None}, rank={self.rank}{kept}"

@@ -1,0 +1,68 @@
+"""A read-only tensor that is built from factors only when its numbers are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+_ALIASING = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}
+
+
+class LazyWeight(Tensor):
+    """Stands for a weight without holding it: shape, dtype and device are free, every operation builds it afresh.
+
+    Model code reads ``layer.weight.dtype`` in its hot path (open_clip, T5), which must not cost a matrix product.
+    Writing into it raises, since the write would be lost.
+    """
+
+    _build: Callable[[], Tensor]
+
+    @staticmethod
+    def __new__(cls, build: Callable[[], Tensor], like: Tensor, shape: tuple[int, int]) -> LazyWeight:
+        return Tensor._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device)
+
+    def __init__(self, build: Callable[[], Tensor], like: Tensor, shape: tuple[int, int]) -> None:
+        self._build = build
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _ALIASING:  # `.data` and `.detach()` stay read-only
+            return cls(args[0]._build, args[0], tuple(args[0].shape))
+        values = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+        for argument in func._schema.arguments:
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written and any(isinstance(leaf, cls) for leaf in tree_leaves(values.get(argument.name))):
+                raise TypeError(
+                    f"{func} would write into FastSVDLinear.weight, which is read-only: it is built from the factors "
+                    "u, s, vh; train delta_s_static, or merge() to get an nn.Linear with a weight of its own"
+                )
+        args, kwargs = tree_map_only(cls, cls.build, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def build(self) -> Tensor:
+        """The weight as a plain tensor."""
+        return self._build()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        return self.build().numpy(force=force)
+
+    def tolist(self) -> Any:
+        return self.build().tolist()
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return repr(self.build())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        return self.build()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.build().__reduce_ex__(protocol)
