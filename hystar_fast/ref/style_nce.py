@@ -38,8 +38,7 @@ def style_nce(
     t, t_finite = _unit(target.to(dtype))
     sim = q @ t.mT
 
-    positive = torch.eye(len(sim), dtype=torch.bool, device=sim.device)
-    forbidden = positive | ~q_finite | ~t_finite.mT
+    forbidden = torch.eye(len(sim), dtype=torch.bool, device=sim.device) | ~q_finite | ~t_finite.mT
     if mask is not None:
         forbidden = forbidden | mask
     negatives = (~forbidden).sum(1, keepdim=True).to(dtype)
@@ -54,12 +53,11 @@ def style_nce(
             cost, scale = fixed - 1, lam
         weight = _plan(cost, scale, n_iter, forbidden, plan_grad)
 
-    strength = AUTO_GAMMA * negatives if gamma == "auto" else torch.full_like(negatives, gamma)
+    strength = negatives.clamp_min(1) * AUTO_GAMMA if isinstance(gamma, str) else torch.full_like(negatives, gamma)
     held = weight > 0
-    log_weight = torch.where(held, weight, 1).log() + strength.clamp_min(torch.finfo(dtype).tiny).log()
-    bias = torch.where(positive, 0, torch.where(held, log_weight, -math.inf))
-    logits = sim / temperature + bias
-    loss = logits.logsumexp(1) - logits.diagonal()
+    logits = sim / temperature + torch.where(held, weight, 1).log() + strength.log()
+    excess = torch.where(held, logits, -math.inf).logsumexp(1) - sim.diagonal() / temperature
+    loss = torch.nn.functional.softplus(excess, threshold=88.0)
     loss = torch.where((q_finite & t_finite).squeeze(1), loss, math.nan)
     return loss.mean() if reduction == "mean" else loss
 

@@ -1,0 +1,156 @@
+"""StyleNCE forward and backward in torch, on any device, around hystar_fast.sinkhorn.
+
+The backward of Eq. 4 with detached weights has a closed form: with p_i the softmax of row i of the denominator,
+d loss_i / d sim_ij = (p_ij - [i = j]) / temperature. So the forward keeps that one N x N matrix (`slope`, written over
+the plan) and the backward is two GEMMs. Rows are worked off in blocks: beside sim, cost and plan nothing is N x N.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from hystar_fast.ops.sinkhorn import sinkhorn
+from hystar_fast.ref.sinkhorn import SinkhornStatus
+from hystar_fast.ref.style_nce import AUTO_GAMMA, MAX_EXPONENT
+
+_BLOCK_ELEMENTS = 1 << 18
+SOFTPLUS_IS_LINEAR = 88.0
+"""Below this exp does not overflow in float32; above it log(1 + e^x) is x."""
+
+
+def forward(
+    query: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    temperature: float,
+    gamma: float | None,
+    lam: float,
+    epsilon: float,
+    n_iter: int,
+    weights: str,
+    keep_slope: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The loss of every row; for the backward slope [N, N], the unit rows [N, D] and their lengths [N, 1]."""
+    dtype = loss_dtype(query, target)
+    with torch.autocast(query.device.type, enabled=False):
+        q, q_length, q_finite = unit(query.to(dtype))
+        t, t_length, t_finite = unit(target.to(dtype))
+        sim = q @ t.mT
+        forbidden = forbid(mask, q_finite, t_finite)
+        if weights == "uniform":
+            weight = uniform(forbidden, dtype)
+        else:
+            weight = transport(cost(sim, weights, lam), epsilon if weights == "paper" else lam, n_iter, forbidden)
+        loss, slope = rows(sim, weight, forbidden, temperature, gamma)
+        loss.masked_fill_((~(q_finite & t_finite)).squeeze(1), math.nan)
+    if not keep_slope:
+        slope = slope.new_empty(0)
+    return loss, slope, q, t, q_length, t_length
+
+
+def backward(
+    dloss: Tensor,
+    slope: Tensor,
+    q: Tensor,
+    t: Tensor,
+    q_length: Tensor,
+    t_length: Tensor,
+    temperature: float,
+    needs_dquery: bool,
+    needs_dtarget: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of both inputs, each in the dtype of the unit rows; an empty tensor where one is not needed."""
+    dquery, dtarget = q.new_empty(0), t.new_empty(0)
+    with torch.autocast(q.device.type, enabled=False):
+        weight = dloss.unsqueeze(1) / temperature
+        if needs_dquery:
+            dquery = unit_backward((slope @ t).mul_(weight), q, q_length)
+        if needs_dtarget:
+            dtarget = unit_backward(slope.mT @ (q * weight), t, t_length)
+    return dquery, dtarget
+
+
+def loss_dtype(query: Tensor, target: Tensor) -> torch.dtype:
+    """float64 where an input is, else float32."""
+    return torch.float64 if torch.float64 in (query.dtype, target.dtype) else torch.float32
+
+
+def unit(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of length one, their lengths, and which are finite; zero and non-finite rows become zero, of length inf.
+
+    A row is scaled by its peak first, so that no square overflows or vanishes.
+    """
+    peak = torch.linalg.vector_norm(x, math.inf, dim=1, keepdim=True)
+    finite = peak.isfinite()
+    held = finite & (peak > 0)
+    y = (x / peak).masked_fill_(~held, 0)
+    length = torch.linalg.vector_norm(y, dim=1, keepdim=True)
+    y.div_(length.masked_fill_(~held, math.inf))
+    return y, length.mul_(peak.masked_fill_(~held, math.inf)), finite
+
+
+def unit_backward(dy: Tensor, y: Tensor, length: Tensor) -> Tensor:
+    """(dy - y <y, dy>) / length."""
+    return torch.addcmul(dy, y, torch.linalg.vecdot(y, dy).unsqueeze(1), value=-1).div_(length)
+
+
+def forbid(mask: Tensor | None, q_finite: Tensor, t_finite: Tensor) -> Tensor:
+    """True for pairs that are no negative: the positives, the masked, and any with a sample that is not finite."""
+    forbidden = ~(q_finite & t_finite.mT)
+    if mask is not None:
+        forbidden |= mask
+    forbidden.fill_diagonal_(True)
+    return forbidden
+
+
+def cost(sim: Tensor, weights: str, lam: float) -> Tensor:
+    """Eq. 5 without its infinite diagonal, or the authors' code."""
+    if weights == "paper":
+        return (1 - sim).mul_(1 / lam).clamp_(max=MAX_EXPONENT).exp_()
+    return sim - 1
+
+
+def uniform(forbidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """Equal weights of sum 1 over the negatives of a row."""
+    weight = (~forbidden).to(dtype)
+    return weight.div_(weight.sum(1, keepdim=True).clamp_min_(1))
+
+
+def auto_gamma(forbidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """gamma="auto" of every row [N, 1]; never 0, for it is its logarithm that is used."""
+    return (~forbidden).sum(1, keepdim=True, dtype=dtype).clamp_min_(1).mul_(AUTO_GAMMA)
+
+
+def transport(cost: Tensor, epsilon: float, n_iter: int, forbidden: Tensor, grad: str = "none") -> Tensor:
+    """The plan of Eq. 6-7, or, where the mask leaves none, of the same problem without its column constraint."""
+    plan, info = sinkhorn(cost, epsilon, n_iter, mask=forbidden, grad=grad, return_info=True)
+    infeasible = info.status == SinkhornStatus.INFEASIBLE
+    if not cost.is_cuda and not torch.compiler.is_compiling() and not infeasible.item():
+        return plan
+    barred = forbidden.all(1, keepdim=True)
+    rows = (-cost / epsilon).masked_fill(forbidden & ~barred, -math.inf).softmax(1)
+    return torch.where(infeasible, rows.masked_fill(forbidden, 0), plan)
+
+
+def rows(
+    sim: Tensor, weight: Tensor, forbidden: Tensor, temperature: float, gamma: float | None
+) -> tuple[Tensor, Tensor]:
+    """Eq. 4 row by row from the weights, which are overwritten by the slope: p_ij off the diagonal, p_ii - 1 on it."""
+    n = len(sim)
+    positive = sim.diagonal() / temperature
+    loss = torch.empty_like(positive)
+    for start in range(0, n, block := max(1, _BLOCK_ELEMENTS // n)):
+        part = slice(start, start + block)
+        logits = weight[part].log_().add_(sim[part], alpha=1 / temperature)
+        if gamma is None:
+            logits.add_(auto_gamma(forbidden[part], sim.dtype).log_())
+        else:
+            logits.add_(math.log(gamma))
+        excess = logits.logsumexp(1).sub_(positive[part])
+        loss[part] = torch.nn.functional.softplus(excess, threshold=SOFTPLUS_IS_LINEAR)
+        logits.sub_((positive[part] + loss[part]).unsqueeze(1)).exp_()
+        logits.diagonal(start).copy_(excess.sigmoid_().neg_())
+    return loss, weight
