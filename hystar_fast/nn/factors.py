@@ -109,7 +109,7 @@ def _default_directory() -> Path | None:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    return tensor.contiguous().view(torch.uint8).numpy().data
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _digest(weight: Tensor, rank: int) -> str:

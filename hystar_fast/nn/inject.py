@@ -125,7 +125,7 @@ def _matching(layers: Mapping[str, nn.Module], targets: Targets) -> list[str]:
             raise ValueError(f"targets must pick a linear layer, but {targets} picked none of {_some(layers)}")
         return names
     matched: list[str] = []
-    for target in [targets] if isinstance(targets, (str, re.Pattern)) else list(targets):
+    for target in targets if isinstance(targets, Sequence) and not isinstance(targets, str) else [targets]:
         if isinstance(target, re.Pattern):
             names, written = [name for name in layers if target.search(name)], target.pattern
         elif isinstance(target, str):
