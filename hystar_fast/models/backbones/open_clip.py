@@ -1,0 +1,230 @@
+"""open_clip's vision transformers, run by a block loop that takes the offsets as arguments.
+
+The loop calls the very modules open_clip built (its keys do not change) and does its own recomputation, because
+open_clip's blocks and its gradient checkpointing have no way to pass an argument down to attention.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hystar_fast.models.backbones.base import Backbone
+from hystar_fast.nn.attention import SVDAttention
+from hystar_fast.nn.fast_svd_linear import FastSVDLinear
+from hystar_fast.nn.inject import inject
+
+_VISUAL_PARTS = ("conv1", "class_embedding", "positional_embedding", "transformer", "proj", "_embeds", "_pool")
+_BLOCK_PARTS = ("ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2")
+_RANDOM_SEED = 0
+_TINY_MEAN = _TINY_STD = (0.5, 0.5, 0.5)
+
+
+class OpenClipBackbone(Backbone):
+    """An open_clip model with a vision transformer, frozen.
+
+    Args:
+        clip: the open_clip model; its parameters are frozen here.
+        preprocess: PIL image -> [3, H, W].
+        tokenizer: texts -> token ids [B, L].
+        image_mean, image_std: the statistics of three channels by which `preprocess` normalises.
+
+    Raises:
+        ValueError: when the image tower is not a vision transformer this loop can run.
+    """
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        preprocess: Callable[[Any], Tensor],
+        tokenizer: Callable[[Any], Tensor],
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.clip = clip.requires_grad_(False).eval()
+        visual = self.visual
+        _check_structure(visual)
+        self.depth = len(self.blocks)
+        self.width = visual.conv1.out_channels
+        self.embed_dim = int(visual.ln_post.weight.shape[0] if visual.proj is None else visual.proj.shape[1])
+        height, width = visual.image_size
+        self.image_size = (int(height), int(width))
+        self.image_mean, self.image_std = image_mean, image_std
+        self.preprocess = preprocess
+        self.tokenizer = tokenizer
+        self.gradient_checkpointing = False
+
+    @property
+    def visual(self) -> Any:
+        return self.clip.visual
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.visual.transformer.resblocks
+
+    def inject_dynamic(self, number: int, rank: int | None) -> int:
+        block: Any = self.blocks[number - 1]
+        block.attn = _modulated(block.attn, rank).requires_grad_(False)
+        return block.attn.in_proj.rank
+
+    def inject_static(self, number: int, rank: int | None) -> list[str]:
+        block: Any = self.blocks[number - 1]
+        names = inject(block.mlp, "*", rank=rank)
+        return [f"clip.visual.transformer.resblocks.{number - 1}.mlp.{name}" for name in names]
+
+    def frozen_image_encoder(self) -> nn.Module:
+        return FrozenVision(self.visual)
+
+    def encode_image(self, images: Tensor, delta_s: Mapping[int, Tensor] | None = None) -> Tensor:
+        self.check_images(images)
+        if images.shape[0] == 0:  # open_clip's patch embedding cannot tell the shape of nothing
+            return images.new_zeros(0, self.embed_dim)
+        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
+        return encode_vision(self.visual, images, delta_s or {}, recompute=recompute)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        self.check_tokens(tokens)
+        clip: Any = self.clip
+        return clip.encode_text(tokens)
+
+
+class FrozenVision(nn.Module):
+    """The visual tower as it is now: it shares every tensor, so what injection replaces later stays here as it was."""
+
+    def __init__(self, visual: nn.Module):
+        super().__init__()
+        shared = {id(tensor): tensor for tensor in (*visual.parameters(), *visual.buffers())}
+        self.visual = copy.deepcopy(visual, shared)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return encode_vision(self.visual, images, {}, recompute=False)
+
+
+def encode_vision(visual: Any, images: Tensor, delta_s: Mapping[int, Tensor], *, recompute: bool) -> Tensor:
+    """Run an open_clip VisionTransformer on `images`, block number n with the offsets ``delta_s[n]`` where given."""
+    x = visual._embeds(images.to(visual.conv1.weight.dtype))
+    for number, block in enumerate(visual.transformer.resblocks, start=1):
+        offsets = delta_s.get(number)
+        if recompute:
+            x = checkpoint(_run_block, block, x, offsets, use_reentrant=False)
+        else:
+            x = _run_block(block, x, offsets)
+    pooled, _ = visual._pool(x)
+    return pooled if visual.proj is None else pooled @ visual.proj
+
+
+def _run_block(block: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
+    attended = _attend(block.attn, block.ln_1(x), delta_s)
+    if hasattr(block, "ln_attn"):
+        attended = block.ln_attn(attended)
+    x = x + block.ls_1(attended)
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+
+def _attend(attention: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
+    if isinstance(attention, SVDAttention):
+        return attention(x, delta_s)
+    if not isinstance(attention, nn.MultiheadAttention):
+        return attention(x)  # open_clip's own Attention: [B, T, d] -> [B, T, d]
+    B, T, D = x.shape
+    qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+    query, key, value = qkv.view(B, T, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    mixed = F.scaled_dot_product_attention(query, key, value)
+    return attention.out_proj(mixed.transpose(1, 2).reshape(B, T, D))
+
+
+def _modulated(attention: Any, rank: int | None) -> SVDAttention:
+    if isinstance(attention, nn.MultiheadAttention):
+        return SVDAttention.from_mha(attention, rank)
+    norms = [getattr(attention, part, nn.Identity()) for part in ("ln_q", "ln_k", "ln_inner")]
+    scales = [getattr(attention, part, None) for part in ("logit_scale", "head_scale")]
+    if not all(isinstance(norm, nn.Identity) for norm in norms) or any(scale is not None for scale in scales):
+        raise ValueError(
+            "blocks must have plain softmax attention to be modulated; this backbone's "
+            f"{type(attention).__name__} normalises or scales its heads"
+        )
+    out_features, in_features = attention.in_proj_weight.shape
+    packed = nn.Linear(in_features, out_features, attention.in_proj_bias is not None, device="meta")
+    packed.weight, packed.bias = attention.in_proj_weight, attention.in_proj_bias
+    return SVDAttention(FastSVDLinear.from_linear(packed, rank), attention.out_proj, attention.num_heads)
+
+
+def load_open_clip(name: str, pretrained: str | None) -> OpenClipBackbone:
+    """An open_clip model on the default device.
+
+    Args:
+        name: a name of ``open_clip.list_models()``, ``local-dir:<path>`` or ``hf-hub:<id>``.
+        pretrained: a tag or a local file; with ``local-dir:`` and ``hf-hub:`` anything but None means the weights
+            stored there; None for random weights, the same every time.
+    """
+    import open_clip
+
+    settings: dict[str, Any] = {}
+    if name.startswith(("local-dir:", "hf-hub:")):
+        settings |= {"load_weights": pretrained is not None, "require_pretrained": pretrained is not None}
+    else:
+        name = name.replace("/", "-")
+        _check_weights(name, pretrained)
+        tag = open_clip.get_pretrained_cfg(name, pretrained or "")
+        # On a mismatch open_clip only warns, and then computes with the activation the weights were not trained with.
+        settings |= {"pretrained": pretrained, "force_quick_gelu": bool(tag.get("quick_gelu"))}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_RANDOM_SEED)
+            clip, _, preprocess = open_clip.create_model_and_transforms(
+                name, device=torch.get_default_device(), pretrained_text=False, **settings
+            )
+        tokenizer = open_clip.get_tokenizer(name)
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"backbone 'open_clip:{name}' with pretrained={pretrained!r} could not be loaded: {error}"
+        ) from error
+    statistics = clip.visual.preprocess_cfg
+    return OpenClipBackbone(clip, preprocess, tokenizer, statistics["mean"], statistics["std"])
+
+
+def load_tiny(pretrained: str | None) -> OpenClipBackbone:
+    """The packaged tiny model."""
+    from hystar_fast.models.tiny import create_tiny
+
+    if pretrained not in (None, "packaged") and not Path(str(pretrained)).is_file():
+        raise ValueError(f'pretrained for backbone "tiny" must be "packaged", a file or None, got {pretrained!r}')
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_RANDOM_SEED)
+        clip, preprocess, tokenizer = create_tiny(pretrained)
+    return OpenClipBackbone(clip, preprocess, tokenizer, _TINY_MEAN, _TINY_STD)
+
+
+def _check_weights(name: str, pretrained: str | None) -> None:
+    import open_clip
+
+    if name not in open_clip.list_models():
+        raise ValueError(f"backbone 'open_clip:{name}' is not a model open_clip knows; see open_clip.list_models()")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
+        known = ", ".join(tags)
+        raise ValueError(f"pretrained must be a tag of {name!r} ({known}), a file or None, got {pretrained!r}")
+
+
+def _check_structure(visual: Any) -> None:
+    missing = [part for part in _VISUAL_PARTS if not hasattr(visual, part)]
+    if missing:
+        raise ValueError(
+            f"backbone must have an open_clip (3.x) VisionTransformer as image tower; {type(visual).__name__} "
+            f"has no {', '.join(missing)}"
+        )
+    for block in visual.transformer.resblocks:
+        absent = [part for part in _BLOCK_PARTS if not hasattr(block, part)]
+        if absent or not hasattr(block.attn, "in_proj_weight"):
+            raise ValueError(
+                f"backbone blocks must have {', '.join(_BLOCK_PARTS)} and attention with a packed in_proj_weight; "
+                f"{type(block).__name__} with {type(block.attn).__name__} has not"
+            )

@@ -1,0 +1,164 @@
+"""What a Hystar is made of: one frozen, validated, JSON-able description."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+BACKBONE_FORMS = '"tiny", "open_clip:<name>", "transformers:<id or path>" or "albef:<path>"'
+_PREFIXES = ("open_clip", "transformers", "albef")
+_CHOICES = {
+    "style": ("dinov2", "clip", "vgg"),
+    "style_normalization": ("backbone", "own"),
+    "weights": ("paper", "authors", "uniform"),
+    "plan_grad": ("none", "unroll", "implicit"),
+}
+_POSITIVE = ("temperature", "lam", "epsilon")
+
+
+@dataclass(frozen=True)
+class HystarConfig:
+    """Everything that decides what a :class:`Hystar` computes, and how its StyleNCE loss is set.
+
+    Args:
+        backbone: ``"open_clip:<name>"`` (any name open_clip takes, ``local-dir:<path>`` included) or ``"tiny"``.
+        pretrained: a tag, a local path, or None for random weights (the same ones every time, for tests);
+            for ``"tiny"``: ``"packaged"``, a local path, or None.
+        style: what the style vector z is made from: ``"dinov2"`` (the paper), ``"clip"`` (the frozen backbone's
+            own image embedding) or ``"vgg"`` (mean-pooled VGG-16 features).
+        style_pretrained: for ``"dinov2"`` an id, a local path, or None for small random weights; for ``"vgg"``
+            a torchvision weights name, a local state dict, or None; ``"clip"`` does not read it.
+        style_normalization: ``"backbone"`` shows the extractor the very pixels the backbone sees (the published
+            system); ``"own"`` renormalises them to the statistics the extractor was trained with.
+        blocks: 1-based visual blocks whose packed qkv weight is modulated. None takes the default of the
+            backbone's depth (see :func:`default_blocks`); ``()`` modulates none, so there is no style either.
+        static: whether every MLP linear of every visual block has a learned static offset.
+        rank: how many of the largest singular directions are modulated; None for all of them.
+        temperature, gamma, lam, epsilon, n_iter, weights, plan_grad: StyleNCE, see :func:`hystar_fast.style_nce`.
+
+    Raises:
+        ValueError, TypeError: naming the field, what it needs and what came.
+
+    Source: Hystar, sections 3.2 and 4.
+
+    >>> HystarConfig(blocks=[4, 10]).blocks
+    (4, 10)
+    """
+
+    backbone: str = "open_clip:ViT-L-14"
+    pretrained: str | None = "openai"
+    style: str = "dinov2"
+    style_pretrained: str | None = "facebook/dinov2-base"
+    blocks: tuple[int, ...] | None = (4, 7, 10, 13)
+    rank: int | None = None
+    temperature: float = 0.07
+    gamma: float | Literal["auto"] = 80.0
+    lam: float = 1.0
+    epsilon: float = 0.1
+    n_iter: int = 50
+    weights: str = "paper"
+    plan_grad: str = "none"
+    static: bool = True
+    style_normalization: str = "backbone"
+
+    def __post_init__(self) -> None:
+        _check_backbone(self.backbone)
+        for name in ("pretrained", "style_pretrained"):
+            value = getattr(self, name)
+            if isinstance(value, Path):
+                object.__setattr__(self, name, str(value))
+            elif value is not None and not (isinstance(value, str) and value):
+                raise TypeError(f"{name} must be a non-empty string, a path or None, got {value!r}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}")
+        if self.blocks is not None:
+            object.__setattr__(self, "blocks", _checked_blocks(self.blocks))
+        if not isinstance(self.static, bool):
+            raise TypeError(f"static must be True or False, got {self.static!r}")
+        if self.rank is not None:
+            _check_count("rank", self.rank)
+        _check_count("n_iter", self.n_iter)
+        for name in _POSITIVE:
+            _check_positive(name, getattr(self, name))
+        if self.gamma != "auto":
+            _check_positive("gamma", self.gamma)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-able values."""
+        values = asdict(self)
+        values["blocks"] = None if self.blocks is None else list(self.blocks)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> HystarConfig:
+        """The configuration :meth:`to_dict` wrote; an unknown field is a ValueError naming it."""
+        if not isinstance(values, Mapping):
+            raise TypeError(f"values must be a mapping of HystarConfig fields, got {type(values).__name__}")
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(map(str, set(values) - set(known)))
+        if unknown:
+            raise ValueError(f"unknown HystarConfig field(s) {', '.join(unknown)}; known: {', '.join(known)}")
+        return cls(**values)
+
+
+def default_blocks(depth: int) -> tuple[int, ...]:
+    """The modulated blocks of a backbone `depth` blocks deep: the paper's for 24 and 12, in proportion otherwise.
+
+    Source: Hystar, section 4 (4, 7, 10, 13 of 24) and appendix E.2 (2, 4, 6 of 12).
+
+    >>> default_blocks(24), default_blocks(12), default_blocks(6)
+    ((4, 7, 10, 13), (2, 4, 6), (1, 2, 3))
+    """
+    fractions = (4 / 24, 7 / 24, 10 / 24, 13 / 24) if depth > 16 else (2 / 12, 4 / 12, 6 / 12)
+    return tuple(sorted({max(1, round(depth * fraction)) for fraction in fractions}))
+
+
+def resolve_blocks(blocks: tuple[int, ...] | None, depth: int, backbone: str) -> tuple[int, ...]:
+    """`blocks`, or the default for the depth; ValueError where one lies outside the backbone."""
+    if blocks is None:
+        return default_blocks(depth)
+    if any(block > depth for block in blocks):
+        raise ValueError(
+            f"blocks must lie within 1..{depth}, the visual blocks of backbone {backbone!r}, got {blocks}; "
+            f"blocks=None takes its default {default_blocks(depth)}"
+        )
+    return blocks
+
+
+def _check_backbone(backbone: object) -> None:
+    if not isinstance(backbone, str):
+        raise TypeError(f"backbone must be a string, {BACKBONE_FORMS}, got {backbone!r}")
+    prefix, _, name = backbone.partition(":")
+    if backbone != "tiny" and not (prefix in _PREFIXES and name):
+        raise ValueError(f"backbone must be {BACKBONE_FORMS}, got {backbone!r}")
+
+
+def _checked_blocks(blocks: object) -> tuple[int, ...]:
+    if isinstance(blocks, (str, bytes, int)) or not hasattr(blocks, "__iter__"):
+        raise TypeError(f"blocks must be a sequence of 1-based block numbers or None, got {blocks!r}")
+    numbers = tuple(blocks)
+    if any(isinstance(number, bool) or not isinstance(number, int) for number in numbers):
+        raise TypeError(f"blocks must hold integers, got {numbers}")
+    if any(number < 1 for number in numbers):
+        raise ValueError(f"blocks are 1-based: every number must be at least 1, got {numbers}")
+    if len(set(numbers)) != len(numbers):
+        raise ValueError(f"blocks must not repeat a number, got {numbers}")
+    return tuple(sorted(numbers))
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _check_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be finite and greater than 0, got {value}")

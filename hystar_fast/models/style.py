@@ -1,0 +1,141 @@
+"""Style extractors: images -> the L2-normalised vector z that conditions the hypernetworks. Frozen, never trained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hystar_fast.models.backbones.base import Backbone
+from hystar_fast.models.config import HystarConfig
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+_VISIBLE_SIZE = 224  # what DINOv2 and VGG are evaluated at; DINOv2's own 518 is the grid of its position embeddings
+_RANDOM_SEED = 0
+
+
+class StyleExtractor(nn.Module, ABC):
+    """A frozen network from preprocessed images [B, 3, H, W] to z [B, dim], rows of unit length.
+
+    It stays in evaluation mode whatever mode the model around it is in, and records no gradient.
+    """
+
+    dim: int
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """images [B, 3, H, W] -> [B, dim], any length."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[0] == 0:
+            return torch.zeros(0, self.dim, device=images.device)
+        with torch.no_grad():
+            return F.normalize(self.features(images).float(), dim=-1)
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
+
+
+class BackboneStyle(StyleExtractor):
+    """The image embedding of the backbone as it was before anything was injected into it."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.encoder = backbone.frozen_image_encoder()
+        self.dim = backbone.embed_dim
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.encoder(images)
+
+
+class NetworkStyle(StyleExtractor):
+    """A vision network of its own: resizes to its size and, where asked to, renormalises to its own statistics."""
+
+    renormalise: Tensor | None
+
+    def __init__(self, network: nn.Module, dim: int, size: int, renormalise: Tensor | None) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+        self.dim = dim
+        self.size = size
+        self.register_buffer("renormalise", renormalise, persistent=False)
+
+    def features(self, images: Tensor) -> Tensor:
+        images = images.float()
+        if images.shape[-2:] != (self.size, self.size):
+            images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True)
+        if self.renormalise is not None:
+            images = images * self.renormalise[0] + self.renormalise[1]
+        return self.summarise(images.to(next(self.network.parameters()).dtype))
+
+    @abstractmethod
+    def summarise(self, images: Tensor) -> Tensor:
+        """images of the network's own size -> [B, dim]."""
+
+
+class DinoStyle(NetworkStyle):
+    """The [CLS] token of DINOv2 after its last layer norm."""
+
+    def summarise(self, images: Tensor) -> Tensor:
+        return self.network(pixel_values=images).last_hidden_state[:, 0]
+
+
+class VggStyle(NetworkStyle):
+    """The last feature map of VGG-16, averaged over positions."""
+
+    def summarise(self, images: Tensor) -> Tensor:
+        return self.network(images).mean(dim=(-2, -1))
+
+
+def create_style(config: HystarConfig, backbone: Backbone) -> StyleExtractor:
+    """The style extractor `config` names. Call it before anything is injected into `backbone`.
+
+    Raises:
+        ValueError: naming ``style_pretrained``, when the weights cannot be had.
+    """
+    if config.style == "clip":
+        return BackboneStyle(backbone)
+    renormalise = _to_imagenet(backbone) if config.style_normalization == "own" else None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_RANDOM_SEED)
+            create = _create_dino if config.style == "dinov2" else _create_vgg
+            return create(config.style_pretrained, renormalise)
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"style_pretrained={config.style_pretrained!r} could not be loaded for style={config.style!r}: {error}"
+        ) from error
+
+
+def _create_dino(pretrained: str | None, renormalise: Tensor | None) -> DinoStyle:
+    from transformers import Dinov2Config, Dinov2Model
+
+    if pretrained is None:  # as wide as the default DINOv2, so that the hypernetworks have the paper's shapes
+        network = Dinov2Model(Dinov2Config(hidden_size=768, num_hidden_layers=2, image_size=56, patch_size=14))
+    else:
+        network = Dinov2Model.from_pretrained(pretrained)
+    settings: Any = network.config
+    size = min(_VISIBLE_SIZE, int(settings.image_size))
+    return DinoStyle(network, int(settings.hidden_size), size - size % int(settings.patch_size), renormalise)
+
+
+def _create_vgg(pretrained: str | None, renormalise: Tensor | None) -> VggStyle:
+    from torchvision.models import vgg16
+
+    from_file = pretrained is not None and Path(pretrained).is_file()
+    network = vgg16(weights=None if from_file else pretrained)
+    if from_file:
+        network.load_state_dict(torch.load(str(pretrained), map_location="cpu", weights_only=True))
+    return VggStyle(network.features, 512, _VISIBLE_SIZE, renormalise)
+
+
+def _to_imagenet(backbone: Backbone) -> Tensor:
+    """[2, 3, 1, 1]: factor and shift from the backbone's normalisation to ImageNet's."""
+    mean, std = torch.tensor(backbone.image_mean), torch.tensor(backbone.image_std)
+    own_mean, own_std = torch.tensor(_IMAGENET_MEAN), torch.tensor(_IMAGENET_STD)
+    return torch.stack([std / own_std, (mean - own_mean) / own_std])[:, :, None, None]
