@@ -1,0 +1,95 @@
+"""The tiny backbone: a CLIP of 64-pixel drawings, small enough to ship and to adapt in minutes on a laptop.
+
+It is an ordinary `open_clip.CLIP` (ViT of width 192, 6 blocks, patch 8; a 2-layer text tower), so whatever works on
+it works on the published CLIPs. Its weights, tokenizer and card are in ``hystar_fast/models/assets``; the recipe is
+``python -m hystar_fast.train.pretrain``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import open_clip
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+IMAGE_SIZE = 64
+CONTEXT_LENGTH = 16
+VOCABULARY = 4096
+PACKAGED = "packaged"
+
+
+def _asset(name: str) -> Path:
+    return Path(str(files("hystar_fast.models").joinpath("assets", name)))
+
+
+class TinyTokenizer:
+    """Byte-pair encoding of captions: int64 [n, 16], padded with 0, closed by the largest id as open_clip expects.
+
+    Example:
+        >>> TinyTokenizer()(["dog face", "red heart"]).shape
+        torch.Size([2, 16])
+    """
+
+    START, END = 1, VOCABULARY - 1
+    _OFFSET = 2
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self._tokenizer = Tokenizer.from_file(str(path or _asset("tiny_tokenizer.json")))
+
+    def __call__(self, texts: str | Sequence[str]) -> Tensor:
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        tokens = torch.zeros(len(texts), CONTEXT_LENGTH, dtype=torch.long)
+        for row, encoding in zip(tokens, self._tokenizer.encode_batch([t.lower() for t in texts]), strict=True):
+            ids = [self.START, *(i + self._OFFSET for i in encoding.ids[: CONTEXT_LENGTH - 2]), self.END]
+            row[: len(ids)] = torch.tensor(ids)
+        return tokens
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 [..., 3, H, W] to the float32 in [-1, 1] that the tiny backbone takes."""
+    return images.float().div_(127.5).sub_(1)
+
+
+def preprocess(image: Image.Image) -> Tensor:
+    """A PIL image of any size and mode to float32 [3, 64, 64]; transparency becomes white, the short side is fitted."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    pixels = TF.pil_to_tensor(image.convert("RGB"))
+    if pixels.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
+        pixels = TF.center_crop(TF.resize(pixels, [IMAGE_SIZE], antialias=True), [IMAGE_SIZE, IMAGE_SIZE])
+    return normalise(pixels)
+
+
+def create_tiny(
+    pretrained: str | Path | None = PACKAGED, *, tokenizer: TinyTokenizer | None = None
+) -> tuple[open_clip.CLIP, Callable[[Image.Image], Tensor], TinyTokenizer]:
+    """Build the tiny backbone.
+
+    Args:
+        pretrained: "packaged" (the shipped weights), the path of a safetensors file, or None for random weights.
+        tokenizer: used instead of the shipped one.
+
+    Returns:
+        The model in eval mode, the image preprocessing and the tokenizer.
+
+    Raises:
+        ValueError: `pretrained` names no file.
+    """
+    model = open_clip.CLIP(
+        embed_dim=192,
+        vision_cfg={"image_size": IMAGE_SIZE, "layers": 6, "width": 192, "head_width": 32, "patch_size": 8},
+        text_cfg={"context_length": CONTEXT_LENGTH, "vocab_size": VOCABULARY, "width": 192, "heads": 6, "layers": 2},
+    )
+    if pretrained is not None:
+        path = _asset("tiny.safetensors") if pretrained == PACKAGED else Path(pretrained)
+        if not path.is_file():
+            raise ValueError(f"pretrained must be {PACKAGED!r}, None or the path of a safetensors file, got {str(pretrained)!r}")
+        model.load_state_dict({name: value.float() for name, value in load_file(path).items()}, strict=False)
+    return model.eval(), preprocess, tokenizer or TinyTokenizer()
