@@ -118,8 +118,9 @@ def _digest(weight: Tensor, rank: int) -> str:
     return digest.hexdigest()
 
 
-def _checksum(factors: SVDFactors) -> Tensor:
-    digest = hashlib.blake2b(digest_size=20)
+def _checksum(path: Path, factors: SVDFactors) -> Tensor:
+    """Of the factors and of the name they go by, so that a file under another file's name is found out too."""
+    digest = hashlib.blake2b(path.stem.encode(), digest_size=20)
     for factor in factors:
         digest.update(_bytes_of(factor))
     return torch.tensor(list(digest.digest()), dtype=torch.uint8)
@@ -133,12 +134,12 @@ def _read(path: Path, weight: Tensor, rank: int) -> SVDFactors | None:
         factors = SVDFactors(stored["u"], stored["s"], stored["vh"])
         if [factor.shape for factor in factors] != [(out_features, rank), (rank,), (rank, in_features)]:
             raise ValueError("shapes do not match")
-        if not torch.equal(stored["checksum"], _checksum(factors)):
+        if not torch.equal(stored["checksum"], _checksum(path, factors)):
             raise ValueError("checksum does not match")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except Exception as error:  # whatever a damaged file raises, the weight itself is at hand to rebuild it from
-        warnings.warn(f"rebuilding the damaged SVD cache file {path}: {error}", stacklevel=3)
+        warnings.warn(f"rebuilding the SVD cache file {path}, which cannot be used: {error}", stacklevel=3)
         return None
     return factors
 
@@ -148,7 +149,7 @@ def _write(path: Path, factors: SVDFactors) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(save({**factors._asdict(), "checksum": _checksum(factors)}))
+        temporary.write_bytes(save({**factors._asdict(), "checksum": _checksum(path, factors)}))
         os.replace(temporary, path)
     except OSError as error:
         warnings.warn(f"SVD factors are not cached, the next start computes them again: {error}", stacklevel=3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeAlias
@@ -16,7 +16,7 @@ from hystar_fast.nn.factors import checked_rank
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
 
 Target: TypeAlias = "str | re.Pattern[str]"
-Targets: TypeAlias = "Target | Sequence[Target] | Callable[[str, nn.Linear], bool]"
+Targets: TypeAlias = "Target | Collection[Target] | Callable[[str, nn.Linear], bool]"
 
 _HOOKS = tuple(name for name in vars(nn.Linear(1, 1, device="meta")) if name.endswith(("_hooks", "_hooks_with_kwargs")))
 
@@ -125,7 +125,7 @@ def _matching(layers: Mapping[str, nn.Module], targets: Targets) -> list[str]:
             raise ValueError(f"targets must pick a linear layer, but {targets} picked none of {_some(layers)}")
         return names
     matched: list[str] = []
-    for target in targets if isinstance(targets, Sequence) and not isinstance(targets, str) else [targets]:
+    for target in targets if isinstance(targets, Collection) and not isinstance(targets, str) else [targets]:
         if isinstance(target, re.Pattern):
             names, written = [name for name in layers if target.search(name)], target.pattern
         elif isinstance(target, str):
