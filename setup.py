@@ -171,14 +171,15 @@ class BuildExtension(build_ext):
         import ninja
         import pybind11
 
+        target, folder = Path(self.get_ext_fullpath(ext.name)).resolve(), Path(self.build_temp).resolve()
         cxx, problem = find_cxx()
         if cxx is None:
+            target.unlink(missing_ok=True)  # one from an earlier build must not slip into the wheel
             print(f"hystar_fast: no extension ({problem}); the ops will run in plain torch", flush=True)
             return
         cuda, reason = find_cuda()
         what = f"CUDA for sm_{', sm_'.join(cuda.architectures)}" if cuda else f"CPU only: {reason}"
         print(f"hystar_fast: building the extension, {what}", flush=True)
-        target, folder = Path(self.get_ext_fullpath(ext.name)).resolve(), Path(self.build_temp).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         includes = [str(ROOT / "csrc"), pybind11.get_include(), sysconfig.get_paths()["include"]]
