@@ -14,6 +14,7 @@ from pathlib import Path
 import open_clip
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -90,6 +91,9 @@ def create_tiny(
     if pretrained is not None:
         path = _asset("tiny.safetensors") if pretrained == PACKAGED else Path(pretrained)
         if not path.is_file():
-            raise ValueError(f"pretrained must be {PACKAGED!r}, None or the path of a safetensors file, got {str(pretrained)!r}")
-        model.load_state_dict({name: value.float() for name, value in load_file(path).items()}, strict=False)
+            raise ValueError(f"pretrained must be {PACKAGED!r}, None or a safetensors file, got {str(pretrained)!r}")
+        try:
+            model.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"pretrained {str(path)!r} does not hold the tiny backbone: {error}") from error
     return model.eval(), preprocess, tokenizer or TinyTokenizer()

@@ -111,12 +111,12 @@ def _optimizer(model: open_clip.CLIP, lr: float) -> torch.optim.AdamW:
 def export(model: open_clip.CLIP, path: Path) -> None:
     """Write the weights in half precision, atomically."""
     temporary = path.with_suffix(".tmp")
-    save_file({k: v.detach().half().contiguous() for k, v in model.state_dict().items() if v.is_floating_point()}, temporary)
+    save_file({name: value.detach().half().contiguous() for name, value in model.state_dict().items()}, temporary)
     temporary.replace(path)
 
 
 def schedule(step: int, steps: int) -> float:
-    """Warm-up over 200 steps, constant, then linear to zero over the last quarter (so a longer run shares its start)."""
+    """Warm-up over 200 steps, constant, linear to zero over the last quarter: a longer run shares its start."""
     return min(1.0, (step + 1) / 200, max(0.0, (steps - step) / (steps / 4)))
 
 
@@ -129,6 +129,7 @@ def pretrain(
     patch_dropout: Annotated[float, typer.Option(help="Share of patches left out, until the last quarter.")] = 0.4,
     seed: int = 0,
     checkpoint_minutes: float = 3.0,
+    stop_after: Annotated[int | None, typer.Option(help="End at this step; a later call goes on from there.")] = None,
 ) -> None:
     """Train the tiny backbone and write tiny.safetensors, tiny_tokenizer.json and pretrain.json."""
     output.mkdir(parents=True, exist_ok=True)
@@ -150,7 +151,8 @@ def pretrain(
         optimizer.load_state_dict(saved["optimizer"])
         state = saved["state"]
     last_save = time.monotonic()
-    for step in (bar := tqdm(range(state["step"], steps), initial=state["step"], total=steps, desc="pretrain")):
+    last = steps if stop_after is None else min(steps, stop_after)
+    for step in (bar := tqdm(range(state["step"], last), initial=state["step"], total=steps, desc="pretrain")):
         started = time.monotonic()
         for group in optimizer.param_groups:
             group["lr"] = lr * schedule(step, steps)
@@ -176,7 +178,7 @@ def pretrain(
             row = [step, round(state["seconds"]), loss_images.item(), loss_text.item()]
             state["losses"].append(row)
             bar.set_postfix(images=f"{row[2]:.3f}", text=f"{row[3]:.3f}")
-        if time.monotonic() - last_save > 60 * checkpoint_minutes or state["step"] == steps:
+        if time.monotonic() - last_save > 60 * checkpoint_minutes or state["step"] == last:
             temporary = checkpoint.with_suffix(".tmp")
             torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state}, temporary)
             temporary.replace(checkpoint)

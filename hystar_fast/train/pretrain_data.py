@@ -57,9 +57,11 @@ EMOJI_FAMILIES = {
 PRETRAINING_STYLES = ("photo3d", "flat", "noto")
 
 # Words of an icon's name that say how it is drawn and not what it shows.
-_DRAWING_WORDS = frozenset(
-    ["outline", "outlined", "outlinerounded", "rounded", "round", "sharp", "fill", "filled", "line", "bold", "thin", "light", "duotone", "regular", "twotone", "two", "tone", "16", "20", "24", "28", "32", "48", "12", "10", "8", "alt", "variant"]
-)
+_DRAWING_WORDS = frozenset({
+    "outline", "outlined", "outlinerounded", "rounded", "round", "sharp", "fill", "filled", "line", "bold", "thin",
+    "light", "duotone", "regular", "twotone", "two", "tone", "alt", "variant",
+    "8", "10", "12", "16", "20", "24", "28", "32", "48",
+})  # fmt: skip
 _WORD = re.compile(r"[a-z0-9]+")
 
 
@@ -71,7 +73,9 @@ def name_words(name: str) -> tuple[str, ...]:
 class HeldOut:
     """Decides whether an icon may show a held-out concept: its words contain, or are contained in, a held-out name."""
 
-    _EMPTY = frozenset(["with", "and", "of", "the", "in", "on", "a", "face", "person", "man", "woman", "button", "symbol", "sign"])
+    _EMPTY = frozenset({
+        "with", "and", "of", "the", "in", "on", "a", "face", "person", "man", "woman", "button", "symbol", "sign",
+    })  # fmt: skip
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = [words for name in names if (words := self._content(name_words(name)))]
@@ -148,8 +152,8 @@ def render(body: str, width: float, height: float) -> np.ndarray | None:
     """One icon on white, black where it says currentColor, as uint8 [64, 64, 3]; None if it cannot be rendered."""
     import resvg_py
 
-    svg = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}">'
-    svg += body.replace("currentColor", "#000") + "</svg>"
+    namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    svg = f'<svg {namespaces} viewBox="0 0 {width} {height}">{body.replace("currentColor", "#000")}</svg>'
     try:
         png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=TILE, height=TILE, background="white"))
     except (ValueError, RuntimeError):
