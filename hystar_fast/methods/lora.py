@@ -41,7 +41,7 @@ class LoRA(Frozen):
         criterion: Callable[[Tensor, Tensor], Tensor],
         *,
         parameters: int,
-        alpha_per_rank: float = 1.0,
+        alpha_per_rank: int = 1,
     ) -> None:
         try:
             from peft import LoraConfig, inject_adapter_in_model

@@ -1,0 +1,188 @@
+"""The ``hystar-fast`` command."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import hystar_fast
+from hystar_fast.cli.errors import clear_errors
+from hystar_fast.ops.status import info as op_info
+
+app = typer.Typer(
+    name="hystar-fast",
+    help="Style-adaptive image retrieval: sketches, drawings, thumbnails and words find pictures.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Steps = Annotated[int, typer.Option(min=0, help="Training steps of each trained method.")]
+Seed = Annotated[int, typer.Option(help="Seed of the training order and of what is drawn at random.")]
+Weights = Annotated[str, typer.Option(help="Weights of the tiny backbone: packaged, random, or a safetensors file.")]
+Limit = Annotated[int | None, typer.Option(min=2, help="Use only so many concepts of each split, to try things out.")]
+Folder = Annotated[Path, typer.Option(help="Folder for everything that is written.")]
+
+
+def _console() -> Console:
+    return Console()
+
+
+def _pretrained(weights: str) -> str | None:
+    return None if weights == "random" else weights
+
+
+def _rates(pairs: dict[str, float | None]) -> dict[str, float]:
+    return {name: rate for name, rate in pairs.items() if rate is not None}
+
+
+@app.command()
+def demo(
+    output: Folder = Path("runs/demo"),
+    seed: Seed = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=0, help="Training steps of each method; by default as tuned.")
+    ] = None,
+    weights: Weights = "packaged",
+    limit: Limit = None,
+) -> None:
+    """Train on the embedded drawings, compare with the baselines on held-out concepts, and keep the results."""
+    with clear_errors():
+        from hystar_fast.cli.demo import DemoSettings, run_demo
+        from hystar_fast.methods.recipes import DEMO_STEPS
+
+        chosen = DEMO_STEPS if steps is None else steps
+        run_demo(DemoSettings(output, seed, chosen, pretrained=_pretrained(weights), limit=limit), _console())
+
+
+@app.command()
+def search(
+    query: Annotated[Path | None, typer.Option(help="A picture: a sketch, a drawing, a thumbnail.")] = None,
+    text: Annotated[str | None, typer.Option(help="Words, instead of a picture.")] = None,
+    demo: Annotated[Path, typer.Option("--demo", "--index", help="What demo or embed wrote.")] = Path("runs/demo"),
+    top: Annotated[int, typer.Option(min=1, help="How many answers.")] = 5,
+    picture: Annotated[Path | None, typer.Option(help="Also draw query and answers into this PNG.")] = None,
+) -> None:
+    """Answer a picture or words from the gallery that demo or embed indexed."""
+    with clear_errors():
+        if (query is None) == (text is None):
+            raise ValueError("give exactly one of --query and --text")
+        if query is not None and not query.is_file():
+            raise ValueError(f"--query must be an image file, but {query} does not exist or is not a file")
+        from hystar_fast.cli.search import Searcher
+
+        searcher = Searcher.open(demo)
+        hits = searcher.image(query, top) if query is not None else searcher.text(text or "", top)
+        asked = str(query) if query is not None else f"“{text}”"
+        table = Table(title=f"{asked}: first {len(hits)} of {len(searcher.index)}", title_justify="left")
+        for heading, side in (("", "right"), ("cosine", "right"), ("id", "left"), ("what", "left")):
+            table.add_column(heading, justify=side)  # type: ignore[arg-type]
+        for hit in hits:
+            table.add_row(str(hit.place), f"{hit.score:.3f}", hit.id, hit.caption)
+        _console().print(table)
+        if picture is not None:
+            searcher.picture(hits, query=query, words=text or "").save(picture)
+            _console().print(f"wrote {picture}")
+
+
+@app.command()
+def info() -> None:
+    """Say which implementation of each op runs here, and why a faster one does not."""
+    with clear_errors():
+        table = Table(title=f"hystar-fast {hystar_fast.__version__}", title_justify="left")
+        rows = op_info()
+        for heading in ("op", "device", "implementation", "why not a faster one"):
+            table.add_column(heading, overflow="fold")
+        for row in rows:
+            table.add_row(row["op"], row["device"], row["implementation"], row["reason"] or "–")
+        _console().print(table)
+
+
+@app.command()
+def train(
+    output: Folder = Path("runs/train"),
+    steps: Steps = 200,
+    batch_size: Annotated[int, typer.Option(min=2, help="Pairs a step.")] = 48,
+    seed: Seed = 0,
+    static_lr: Annotated[
+        float | None, typer.Option(help="Peak rate of the static offsets; by default the demo's.")
+    ] = None,
+    dynamic_lr: Annotated[
+        float | None, typer.Option(help="Peak rate of the hypernetworks; by default the demo's.")
+    ] = None,
+    backbone: Annotated[str, typer.Option(help='"tiny" or "open_clip:<name>".')] = "tiny",
+    weights: Annotated[
+        str, typer.Option(help="Weights of the backbone: a tag, a file, packaged, or random.")
+    ] = "packaged",
+    style: Annotated[str, typer.Option(help="Where the style vector comes from: clip, dinov2 or vgg.")] = "clip",
+    limit: Limit = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")] = False,
+) -> None:
+    """Train Hystar on the embedded drawings; writes an adapter and a checkpoint."""
+    with clear_errors():
+        from hystar_fast.cli.train import train_adapter
+        from hystar_fast.methods.recipes import CHOSEN
+        from hystar_fast.models.config import HystarConfig
+        from hystar_fast.train.loop import Recipe
+
+        config = HystarConfig(backbone=backbone, pretrained=_pretrained(weights), style=style, blocks=None)
+        rates = CHOSEN["hystar"] | _rates({"static": static_lr, "dynamic": dynamic_lr})
+        recipe = Recipe(rates, steps=steps, batch_size=batch_size, seed=seed)
+        train_adapter(config, recipe, output, _console(), limit=limit, resume=resume)
+
+
+@app.command("eval")
+def evaluate(
+    adapter: Annotated[Path, typer.Option(help="An adapter that train or demo wrote.")] = Path("runs/demo/adapter"),
+    split: Annotated[str, typer.Option(help="val or test.")] = "test",
+    output: Annotated[Path | None, typer.Option(help="Also write the numbers to this JSON file.")] = None,
+    limit: Limit = None,
+) -> None:
+    """Evaluate an adapter over the full gallery of held-out concepts."""
+    with clear_errors():
+        from hystar_fast.cli.train import evaluate_adapter
+
+        evaluate_adapter(adapter, split, _console(), output=output, limit=limit)
+
+
+@app.command()
+def embed(
+    folder: Annotated[Path, typer.Argument(help="A folder of pictures, searched recursively.")],
+    adapter: Annotated[Path, typer.Option(help="An adapter that train or demo wrote.")] = Path("runs/demo/adapter"),
+    output: Folder = Path("runs/index"),
+) -> None:
+    """Index a folder of pictures, for search --index."""
+    with clear_errors():
+        from hystar_fast.cli.search import embed_folder
+
+        start = time.perf_counter()
+        count = embed_folder(folder, adapter, output)
+        _console().print(f"indexed {count} pictures in {time.perf_counter() - start:.1f} s: {output}")
+
+
+@app.command()
+def tune(
+    output: Annotated[Path, typer.Option(help="JSON file of all trials.")] = Path("runs/demo_tuning.json"),
+    seed: Seed = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=0, help="Training steps of each trial; by default the demo's.")
+    ] = None,
+    weights: Weights = "packaged",
+    limit: Limit = None,
+) -> None:
+    """Choose the demo's learning rates on the validation concepts, with the same trials for every method."""
+    with clear_errors():
+        from hystar_fast.cli.tune import tune as run_tuning
+        from hystar_fast.methods.recipes import DEMO_STEPS
+
+        chosen = DEMO_STEPS if steps is None else steps
+        run_tuning(output, _console(), steps=chosen, seed=seed, pretrained=_pretrained(weights), limit=limit)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,135 @@
+"""What a run says about itself: where it ran, what it measured as JSON, and the tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+import hystar_fast
+from hystar_fast.retrieval.evaluate import Evaluation
+from hystar_fast.retrieval.metrics import Interval
+from hystar_fast.retrieval.protocol import HARD_STYLES, QUERY_STYLES
+
+_CUTOFFS = (1, 5)
+
+
+def machine() -> dict[str, Any]:
+    """The processor, the threads used and the versions; nothing that names the host or the user."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("torch", "open_clip_torch", "peft", "scikit-image")},
+    }
+
+
+def source() -> dict[str, str | None]:
+    """The version of the package, and its git commit where it runs from a checkout."""
+    root = Path(hystar_fast.__file__).resolve().parent.parent
+    commit = None
+    if (root / ".git").exists():
+        found = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        commit = found.stdout.strip() or None
+    return {"version": hystar_fast.__version__, "commit": commit}
+
+
+def recalls(evaluation: Evaluation) -> dict[str, Any]:
+    """R@1 and R@5 with intervals: by style, over the hard styles, and the same for the unseen subgroups."""
+    found: dict[str, Any] = {}
+    for part, unseen_only in (("all", False), ("unseen_subgroups", True)):
+        if unseen_only and not bool(evaluation.unseen.any()):
+            continue
+        rows = {style: _cutoffs(evaluation, [style], unseen_only) for style in evaluation.ranks}
+        rows["hard_mean"] = _cutoffs(evaluation, HARD_STYLES, unseen_only)
+        found[part] = {name: row for name, row in rows.items() if row is not None}
+    return found
+
+
+def interval(found: Interval) -> dict[str, float | int]:
+    """An interval in per cent, for JSON."""
+    return {"value": _percent(found.value), "low": _percent(found.low), "high": _percent(found.high)}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON in one move, so that a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def recall_table(methods: dict[str, dict[str, Any]], title: str, part: str = "all") -> Table:
+    """A row a method, a column a query style with R@1 / R@5 in per cent, and the mean of the hard styles."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column("method")
+    table.add_column("trained", justify="right")
+    asked = [s for s in QUERY_STYLES if any(s in _part(m, part) for m in methods.values())]
+    for style in (*asked, "hard_mean"):
+        n = next((_part(m, part)[style]["n"] for m in methods.values() if style in _part(m, part)), 0)
+        label = "mean of hard" if style == "hard_mean" else f"{style}{'*' if style in HARD_STYLES else ''}"
+        table.add_column(f"{label}\nn={n}", justify="right")
+    best = max((_part(m, part)["hard_mean"]["R@1"]["value"] for m in methods.values()), default=0.0)
+    for name, method in methods.items():
+        found = _part(method, part)
+        cells = [_cell(found[style]) if style in found else "–" for style in (*asked, "hard_mean")]
+        if found["hard_mean"]["R@1"]["value"] == best:
+            cells[-1] = f"[bold]{cells[-1]}[/]"
+        trained = method["parameters"]["trainable"]
+        table.add_row(name, f"{trained:,}" if trained else "–", *cells)
+    return table
+
+
+def _part(method: dict[str, Any], part: str) -> dict[str, Any]:
+    found: dict[str, Any] = method["recall"].get(part, {})
+    return found
+
+
+def _cell(row: dict[str, Any]) -> str:
+    return f"{row['R@1']['value']:.1f} / {row['R@5']['value']:.1f}"
+
+
+def _cutoffs(evaluation: Evaluation, styles: Sequence[str], unseen_only: bool) -> dict[str, Any] | None:
+    row: dict[str, Any] = {}
+    for k in _CUTOFFS:
+        found = evaluation.mean_recall(styles, k, unseen_only=unseen_only)
+        if found is None:
+            return None
+        row[f"R@{k}"] = interval(found)
+    hits = evaluation.hits(styles, 1, unseen_only=unseen_only)
+    row["n"] = 0 if hits is None else int(hits.isfinite().sum())
+    return row
+
+
+def _percent(value: float) -> float:
+    return round(100 * value, 2)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

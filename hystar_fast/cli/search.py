@@ -1,0 +1,104 @@
+"""Search: answer a picture or words from an indexed gallery, and index a folder of pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from hystar_fast.cli.demo import ADAPTER_FOLDER, INDEX_FOLDER
+from hystar_fast.data.emoji import EmojiStyles
+from hystar_fast.methods.hystar import HystarMethod
+from hystar_fast.models.hystar import Hystar
+from hystar_fast.retrieval.embed import (
+    embed_images,
+    embed_texts,
+    image_to_tensor,
+    load_folder,
+    load_image,
+)
+from hystar_fast.retrieval.index import Index
+from hystar_fast.retrieval.pictures import Answer, Question, retrieval_grid
+
+_PICTURE_SIDE = 64
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One answer: its place (1 is best), id, what it is called, and its cosine."""
+
+    place: int
+    id: str
+    caption: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Searcher:
+    """An index with the model that made it."""
+
+    index: Index
+    method: HystarMethod
+
+    @classmethod
+    def open(cls, directory: Path) -> Searcher:
+        """Open what `hystar-fast demo` or `hystar-fast embed` wrote.
+
+        Raises:
+            ValueError: the folder or something in it is missing or damaged.
+        """
+        if not (directory / INDEX_FOLDER).is_dir() or not (directory / ADAPTER_FOLDER).is_dir():
+            raise ValueError(
+                f"{directory} must be a folder written by `hystar-fast demo` or `hystar-fast embed`: "
+                f"it has no {INDEX_FOLDER}/ and {ADAPTER_FOLDER}/. Run `hystar-fast demo --output {directory}` first"
+            )
+        index = Index.load(directory / INDEX_FOLDER)
+        return cls(index, HystarMethod(Hystar.from_pretrained(directory / ADAPTER_FOLDER)))
+
+    def image(self, path: Path, top: int) -> list[Hit]:
+        """The `top` answers to a picture file."""
+        picture = image_to_tensor(load_image(path), self.method.preprocess.size[0])
+        return self._hits(embed_images(self.method, picture[None]), top)
+
+    def text(self, words: str, top: int) -> list[Hit]:
+        """The `top` answers to words."""
+        if not words.strip():
+            raise ValueError("text must not be empty")
+        embedded = embed_texts(self.method, [words])
+        if embedded is None:
+            raise ValueError("this model takes no text")
+        return self._hits(embedded, top)
+
+    def _hits(self, query: Tensor, top: int) -> list[Hit]:
+        scores, positions = self.index.search(query, top)
+        captions = self.index.about.get("captions", self.index.ids)
+        found = zip(positions[0].tolist(), scores[0].tolist(), strict=True)
+        return [Hit(place, self.index.ids[i], captions[i], score) for place, (i, score) in enumerate(found, start=1)]
+
+    def picture(self, hits: list[Hit], *, query: Path | None, words: str) -> Image.Image:
+        """The query and its answers as one picture."""
+        answers = [Answer(self._drawing(hit.id), caption=hit.caption) for hit in hits]
+        shown = None if query is None else image_to_tensor(load_image(query), _PICTURE_SIDE)
+        style = "text" if query is None else "picture"
+        question = Question(shown, style, words if query is None else query.name, {"answers": answers})
+        return retrieval_grid([question], f"First {len(hits)} of {len(self.index)}")
+
+    def _drawing(self, item: str) -> Tensor:
+        if self.index.about.get("source") == "emoji":
+            return EmojiStyles().images(self.index.about["gallery"], [item])[0]
+        return image_to_tensor(load_image(Path(self.index.about["source"]) / item), _PICTURE_SIDE)
+
+
+def embed_folder(folder: Path, adapter: Path, output: Path) -> int:
+    """Index all pictures of a folder with a trained adapter; `Searcher.open(output)` reads it. Returns their number."""
+    method = HystarMethod(Hystar.from_pretrained(adapter))
+    ids, images = load_folder(folder, method.preprocess.size[0])
+    embedded = embed_images(method, images)
+    bad = (~embedded.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"the model gives no finite embedding for {ids[bad[0]]}")
+    Index(embedded, ids, {"source": str(folder.resolve()), "captions": ids}).save(output / INDEX_FOLDER)
+    method.model.save_pretrained(output / ADAPTER_FOLDER)
+    return len(ids)

@@ -1,0 +1,30 @@
+"""How the demo's methods are set: the model, the grid each was tuned on, and the learning rates that won.
+
+Every trained method got the same number of trials, steps and pairs, and was chosen by the mean R@1 of the hard
+queries on the validation concepts (``hystar-fast tune``). The trials are in docs/results/demo_tuning.json; a test
+holds the two together.
+"""
+
+from __future__ import annotations
+
+from hystar_fast.models.config import HystarConfig
+
+DEMO_STEPS = 200
+
+# Learning rates by parameter group, six trials a method.
+GRID: dict[str, list[dict[str, float]]] = {
+    "static": [{"static": rate} for rate in (3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 4e-2)],
+    "lora": [{"lora": rate} for rate in (1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 8e-3)],
+    "hystar": [{"static": static, "dynamic": dynamic} for static in (3e-3, 1e-2) for dynamic in (3e-4, 1e-3, 3e-3)],
+}
+
+CHOSEN: dict[str, dict[str, float]] = {
+    "static": {"static": 1e-2},
+    "lora": {"lora": 1e-3},
+    "hystar": {"static": 1e-2, "dynamic": 1e-3},
+}
+
+
+def demo_config(pretrained: str | None = "packaged") -> HystarConfig:
+    """The Hystar of the demo: the tiny backbone with its own frozen embedding as the style."""
+    return HystarConfig(backbone="tiny", pretrained=pretrained, style="clip", blocks=None)

@@ -1,0 +1,60 @@
+"""The methods of the demo by name, all from one description of the backbone."""
+
+from __future__ import annotations
+
+import torch
+
+from hystar_fast.methods.frozen import Frozen
+from hystar_fast.methods.hog import HOG
+from hystar_fast.methods.hystar import HystarMethod, criterion
+from hystar_fast.methods.interface import Method
+from hystar_fast.methods.lora import LoRA
+from hystar_fast.methods.pixels import Pixels
+from hystar_fast.methods.static_only import StaticOnly
+from hystar_fast.models.backbones import create_backbone
+from hystar_fast.models.backbones.open_clip import OpenClipBackbone
+from hystar_fast.models.config import HystarConfig
+from hystar_fast.models.hystar import Hystar
+
+FLOORS = ("pixels", "hog")
+TRAINED = ("static", "lora", "hystar")
+METHODS = (*FLOORS, "frozen", *TRAINED)
+
+
+def create_hystar(config: HystarConfig, *, seed: int = 0) -> HystarMethod:
+    """Build Hystar with its hypernetworks drawn from `seed`."""
+    torch.manual_seed(seed)
+    return HystarMethod(Hystar(config))
+
+
+def create_method(name: str, config: HystarConfig, *, seed: int = 0, parameters: int | None = None) -> Method:
+    """Build one method.
+
+    Args:
+        name: one of `METHODS`.
+        config: the Hystar it is, or is compared with: the backbone, the loss, the style.
+        seed: of what is drawn at random (hypernetworks, LoRA).
+        parameters: for "lora", how many parameters to train, for example those of Hystar.
+
+    Raises:
+        ValueError: an unknown name, or "lora" without `parameters` or on a backbone that is not open_clip's.
+    """
+    torch.manual_seed(seed)
+    if name == "pixels":
+        return Pixels()
+    if name == "hog":
+        return HOG()
+    if name == "hystar":
+        return create_hystar(config, seed=seed)
+    if name == "static":
+        return StaticOnly(config)
+    if name not in ("frozen", "lora"):
+        raise ValueError(f"name must be one of {METHODS}, got {name!r}")
+    backbone = create_backbone(config)
+    if name == "frozen":
+        return Frozen(backbone, backbone.preprocess, backbone.tokenizer)
+    if parameters is None or not isinstance(backbone, OpenClipBackbone):
+        raise ValueError(
+            f"lora needs parameters (got {parameters}) and an open_clip backbone (got {config.backbone!r})"
+        )
+    return LoRA(backbone.clip, backbone.preprocess, backbone.tokenizer, criterion(config), parameters=parameters)
