@@ -89,17 +89,18 @@ class _StyleNCE(torch.autograd.Function):
 
 
 class _Cosine(torch.autograd.Function):
-    """sim [N, N] between the rows of both inputs, and which rows of each are finite."""
+    """sim [N, N] between the rows of both inputs, and which samples are finite in both [N, 1]."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, query: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         dtype = style_nce_torch.loss_dtype(query, target)
         q, q_length, q_finite = style_nce_torch.unit(query.to(dtype))
         t, t_length, t_finite = style_nce_torch.unit(target.to(dtype))
         ctx.save_for_backward(q, t, q_length, t_length)
         ctx.dtypes = (query.dtype, target.dtype)
-        ctx.mark_non_differentiable(q_finite, t_finite)
-        return q @ t.mT, q_finite, t_finite
+        finite = q_finite & t_finite
+        ctx.mark_non_differentiable(finite)
+        return q @ t.mT, finite
 
     @staticmethod
     @once_differentiable
@@ -213,8 +214,8 @@ def _with_plan_gradient(
     plan_grad: str,
 ) -> Tensor:
     """The same loss as a composition that autograd follows through the plan."""
-    sim, q_finite, t_finite = _Cosine.apply(query, target)
-    forbidden = style_nce_torch.forbid(mask, q_finite, t_finite)
+    sim, finite = _Cosine.apply(query, target)
+    forbidden = style_nce_torch.forbid(mask, finite)
     cost = style_nce_torch.cost(sim, weights, lam)
     plan = style_nce_torch.transport(cost, epsilon if weights == "paper" else lam, n_iter, forbidden, plan_grad)
     held = plan > 0
@@ -226,7 +227,7 @@ def _with_plan_gradient(
     positive = sim.diagonal() / temperature
     excess = torch.where(held, logits, -math.inf).logsumexp(1) - positive
     loss = torch.nn.functional.softplus(excess, threshold=style_nce_torch.SOFTPLUS_IS_LINEAR)
-    return torch.where((q_finite & t_finite).squeeze(1), loss, math.nan)
+    return torch.where(finite.squeeze(1), loss, math.nan)
 
 
 def status() -> list[OpStatus]:

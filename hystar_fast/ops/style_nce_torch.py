@@ -39,13 +39,14 @@ def forward(
         q, q_length, q_finite = unit(query.to(dtype))
         t, t_length, t_finite = unit(target.to(dtype))
         sim = q @ t.mT
-        forbidden = forbid(mask, q_finite, t_finite)
+        finite = q_finite & t_finite
+        forbidden = forbid(mask, finite)
         if weights == "uniform":
             weight = uniform(forbidden, dtype)
         else:
             weight = transport(cost(sim, weights, lam), epsilon if weights == "paper" else lam, n_iter, forbidden)
         loss, slope = rows(sim, weight, forbidden, temperature, gamma)
-        loss.masked_fill_((~(q_finite & t_finite)).squeeze(1), math.nan)
+        loss.masked_fill_(~finite.squeeze(1), math.nan)
     if not keep_slope:
         slope = slope.new_empty(0)
     return loss, slope, q, t, q_length, t_length
@@ -97,9 +98,9 @@ def unit_backward(dy: Tensor, y: Tensor, length: Tensor) -> Tensor:
     return torch.addcmul(dy, y, torch.linalg.vecdot(y, dy).unsqueeze(1), value=-1).div_(length)
 
 
-def forbid(mask: Tensor | None, q_finite: Tensor, t_finite: Tensor) -> Tensor:
+def forbid(mask: Tensor | None, finite: Tensor) -> Tensor:
     """True for pairs that are no negative: the positives, the masked, and any with a sample that is not finite."""
-    forbidden = ~(q_finite & t_finite.mT)
+    forbidden = ~(finite & finite.mT)
     if mask is not None:
         forbidden |= mask
     forbidden.fill_diagonal_(True)

@@ -38,7 +38,8 @@ def style_nce(
     t, t_finite = _unit(target.to(dtype))
     sim = q @ t.mT
 
-    forbidden = torch.eye(len(sim), dtype=torch.bool, device=sim.device) | ~q_finite | ~t_finite.mT
+    finite = q_finite & t_finite
+    forbidden = torch.eye(len(sim), dtype=torch.bool, device=sim.device) | ~finite | ~finite.mT
     if mask is not None:
         forbidden = forbidden | mask
     negatives = (~forbidden).sum(1, keepdim=True).to(dtype)
@@ -58,7 +59,7 @@ def style_nce(
     logits = sim / temperature + torch.where(held, weight, 1).log() + strength.log()
     excess = torch.where(held, logits, -math.inf).logsumexp(1) - sim.diagonal() / temperature
     loss = torch.nn.functional.softplus(excess, threshold=88.0)
-    loss = torch.where((q_finite & t_finite).squeeze(1), loss, math.nan)
+    loss = torch.where(finite.squeeze(1), loss, math.nan)
     return loss.mean() if reduction == "mean" else loss
 
 
