@@ -1,0 +1,138 @@
+// The CUDA kernels of the Sinkhorn op and the choice between them; the interface is described in sinkhorn_cuda.h.
+#include "sinkhorn_cuda.h"
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "sinkhorn_cuda_stream.cuh"
+#include "sinkhorn_cuda_tile.cuh"
+
+namespace hystar_fast {
+namespace {
+
+template <int WARPS_>
+struct DeviceBlock {
+    static constexpr int WARPS = WARPS_, THREADS = 32 * WARPS_;
+    __device__ int thread() const { return static_cast<int>(threadIdx.x); }
+    __device__ int lane() const { return static_cast<int>(threadIdx.x) % 32; }
+    __device__ int warp() const { return WARPS == 1 ? 0 : static_cast<int>(threadIdx.x) / 32; }
+    __device__ float shuffle_xor(float value, int mask) const { return __shfl_xor_sync(0xffffffffu, value, mask); }
+    __device__ void sync_warp() const { __syncwarp(); }
+    __device__ void sync() const {
+        if constexpr (WARPS == 1) __syncwarp();
+        else __syncthreads();
+    }
+    __device__ bool any(bool fact) const {
+        if constexpr (WARPS == 1) return __any_sync(0xffffffffu, fact) != 0;
+        else return __syncthreads_or(fact) != 0;
+    }
+};
+
+template <class T>
+__global__ void __launch_bounds__(32 * T::WARPS) tile_kernel(Batch batch) {
+    __shared__ typename T::Shared shared;
+    DeviceBlock<T::WARPS> block;
+    const Problem problem(batch, blockIdx.x);
+    TileSolver<T, DeviceBlock<T::WARPS>>(block, problem, shared).solve();
+}
+
+constexpr int STREAM_WARPS = 8;
+using StreamBlock = DeviceBlock<STREAM_WARPS>;
+
+__global__ void __launch_bounds__(StreamBlock::THREADS) stream_row_kernel(Batch batch, float* workspace, int k) {
+    StreamBlock block;
+    const Problem problem(batch, blockIdx.y);
+    const Workspace work(workspace, problem, blockIdx.y);
+    stream_row(block, problem, work, static_cast<int>(blockIdx.x) * STREAM_WARPS + block.warp(), k);
+}
+
+__global__ void __launch_bounds__(StreamBlock::THREADS) stream_column_kernel(Batch batch, float* workspace, int k) {
+    __shared__ float scratch[StreamBlock::THREADS];
+    StreamBlock block;
+    const Problem problem(batch, blockIdx.y);
+    const Workspace work(workspace, problem, blockIdx.y);
+    stream_columns(block, problem, work, static_cast<int>(blockIdx.x), k, scratch);
+}
+
+__global__ void __launch_bounds__(StreamBlock::THREADS) stream_plan_kernel(Batch batch, float* workspace) {
+    StreamBlock block;
+    const Problem problem(batch, blockIdx.y);
+    const Workspace work(workspace, problem, blockIdx.y);
+    stream_plan(block, problem, work, static_cast<int>(blockIdx.x) * STREAM_WARPS + block.warp());
+}
+
+__global__ void __launch_bounds__(StreamBlock::THREADS) stream_outcome_kernel(Batch batch, float* workspace) {
+    __shared__ float scratch[STREAM_WARPS];
+    StreamBlock block;
+    const Problem problem(batch, blockIdx.x);
+    const Workspace work(workspace, problem, blockIdx.x);
+    stream_outcome(block, problem, work, scratch);
+}
+
+void check(cudaError_t error, const char* what) {
+    if (error != cudaSuccess)
+        throw std::runtime_error(std::string("sinkhorn: ") + what + " failed: " + cudaGetErrorString(error));
+}
+
+template <class T>
+bool launch_tile(const Batch& batch, int64_t problems, cudaStream_t stream) {
+    if (batch.n > T::MAX_ROWS || batch.m > T::MAX_COLUMNS) return false;
+    tile_kernel<T><<<static_cast<unsigned>(problems), 32 * T::WARPS, 0, stream>>>(batch);
+    check(cudaGetLastError(), "the launch of the tile kernel");
+    return true;
+}
+
+// The whole batch advances together, one iteration after the other.
+void launch_stream(const Batch& batch, int64_t problems, float* workspace, cudaStream_t stream) {
+    const auto count = static_cast<unsigned>(problems);
+    const dim3 rows((batch.n + STREAM_WARPS - 1) / STREAM_WARPS, count), columns((batch.m + 31) / 32, count);
+    for (int k = 0; k < batch.n_iter; ++k) {
+        stream_row_kernel<<<rows, StreamBlock::THREADS, 0, stream>>>(batch, workspace, k);
+        check(cudaGetLastError(), "the launch of the row kernel");
+        stream_column_kernel<<<columns, StreamBlock::THREADS, 0, stream>>>(batch, workspace, k);
+        check(cudaGetLastError(), "the launch of the column kernel");
+    }
+    stream_plan_kernel<<<rows, StreamBlock::THREADS, 0, stream>>>(batch, workspace);
+    check(cudaGetLastError(), "the launch of the plan kernel");
+    stream_outcome_kernel<<<count, StreamBlock::THREADS, 0, stream>>>(batch, workspace);
+    check(cudaGetLastError(), "the launch of the outcome kernel");
+}
+
+bool fits_a_tile(int64_t n, int64_t m) { return n <= TileLargest::MAX_ROWS && m <= TileLargest::MAX_COLUMNS; }
+
+}  // namespace
+
+int64_t sinkhorn_cuda_workspace(int64_t batch, int64_t n, int64_t m) {
+    const int64_t words = Workspace::words(static_cast<int>(n), static_cast<int>(m));
+    return fits_a_tile(n, m) ? 0 : batch * words * static_cast<int64_t>(sizeof(float));
+}
+
+void sinkhorn_cuda_forward(uintptr_t cost, uintptr_t mask, uintptr_t plan, uintptr_t u, uintptr_t v, uintptr_t status,
+                           uintptr_t error, uintptr_t iterations, int64_t batch, int64_t n, int64_t m, double epsilon,
+                           int64_t n_iter, double tol, uintptr_t stream, uintptr_t workspace) {
+    if (batch == 0 || n == 0 || m == 0) return;
+    if (!fits_a_tile(n, m) && workspace == 0) throw std::runtime_error("sinkhorn: this size needs a workspace");
+    const Batch all = make_batch(reinterpret_cast<const float*>(cost), reinterpret_cast<const uint8_t*>(mask),
+                                 reinterpret_cast<float*>(plan), reinterpret_cast<float*>(u),
+                                 reinterpret_cast<float*>(v), reinterpret_cast<int*>(status),
+                                 reinterpret_cast<float*>(error), reinterpret_cast<int*>(iterations),
+                                 static_cast<int>(n), static_cast<int>(m), epsilon, static_cast<int>(n_iter), tol);
+    const auto on = reinterpret_cast<cudaStream_t>(stream);
+    // a grid's y ends at 65535; its x, the tiles', at 2^31 - 1
+    const int64_t at_once = fits_a_tile(n, m) ? 0x7fffffff : 65535;
+    for (int64_t first = 0; first < batch; first += at_once) {
+        const Batch part = static_cast<Batch>(Problem(all, first));
+        const int64_t problems = std::min(batch - first, at_once);
+        if (launch_tile<Tile32>(part, problems, on) || launch_tile<Tile48>(part, problems, on) ||
+            launch_tile<Tile64>(part, problems, on) || launch_tile<Tile96>(part, problems, on) ||
+            launch_tile<Tile128>(part, problems, on) || launch_tile<TileLargest>(part, problems, on))
+            continue;
+        float* part_of_workspace = reinterpret_cast<float*>(workspace) + first * Workspace::words(all.n, all.m);
+        launch_stream(part, problems, part_of_workspace, on);
+    }
+}
+
+}  // namespace hystar_fast

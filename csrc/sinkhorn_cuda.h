@@ -1,0 +1,28 @@
+// The CUDA Sinkhorn as the extension sees it (hystar_fast._C, bound in sinkhorn_cuda_bind.cpp).
+//
+//   sinkhorn_cuda_workspace(batch, N, M) -> int
+//       Bytes of device memory that sinkhorn_cuda_forward needs as its workspace; 0 for N, M <= 192.
+//
+//   sinkhorn_cuda_forward(cost, mask, plan, u, v, status, error, iterations,
+//                         batch, N, M, epsilon, n_iter, tol, stream, workspace=0)
+//       Pointers and the stream are integers; everything lies on the current device, contiguous:
+//         cost [batch, N, M] float32; mask [batch, N, M] bool (True forbids) or 0
+//         plan [batch, N, M], u [batch, N], v [batch, M], error [batch] float32; status, iterations [batch] int32
+//       n_iter iterations exactly as in hystar_fast/ref/sinkhorn.py, ending on the column half-step; tol = 0 runs them
+//       all, tol > 0 stops a problem before the first iteration whose row error is at most tol.
+//       plan = exp((u + v - cost) / epsilon); status as SinkhornStatus; error is the largest |row sum - 1| (columns are
+//       met to rounding). INFEASIBLE problems have plan, u, v = 0 and INVALID ones NaN; both have iterations = 0.
+//       Nothing waits for the device; deterministic; raises RuntimeError with the CUDA error of a failed launch.
+#pragma once
+
+#include <cstdint>
+
+namespace hystar_fast {
+
+int64_t sinkhorn_cuda_workspace(int64_t batch, int64_t n, int64_t m);
+
+void sinkhorn_cuda_forward(uintptr_t cost, uintptr_t mask, uintptr_t plan, uintptr_t u, uintptr_t v, uintptr_t status,
+                           uintptr_t error, uintptr_t iterations, int64_t batch, int64_t n, int64_t m, double epsilon,
+                           int64_t n_iter, double tol, uintptr_t stream, uintptr_t workspace);
+
+}  // namespace hystar_fast

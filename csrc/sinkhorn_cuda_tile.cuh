@@ -1,0 +1,303 @@
+// Computes: a whole Sinkhorn problem in the registers of one block, for N and M up to 192.
+// Grid: one block a problem; a batch of thousands is one launch.
+// Each thread owns: a ROWS x COLUMNS piece of A_ij = 2^(x + u + v); one warp is 32 / LANE_COLUMNS x LANE_COLUMNS lanes,
+//   warps are stacked over the rows, so row sums never leave a warp and column sums cross warps once, without atomics.
+// Memory traffic: cost read once and plan written once; an absorption reads cost again (rare; from L2).
+// Numerics: "stabilised scaling", equal to the log-domain iteration. After one exact iteration in logarithms an
+//   iteration is a_i = 1 / sum_j A_ij b_j, b_j = (N/M) / sum_i A_ij a_i: multiply-adds, no exponentials. One iteration
+//   changes a scaling by at most a factor max(N, M) <= 2^8 (a balanced side bounds the other), so looking every fourth
+//   iteration whether one has left [2^-24, 2^24] keeps every product inside fp32; if so a and b move into u and v.
+#pragma once
+
+#include "sinkhorn_cuda_settle.cuh"
+
+namespace hystar_fast {
+
+// Odd multiples of 16 bytes: vector reads of different lanes then fall into different banks.
+constexpr int pitch(int count) { return (count + 3) / 4 % 2 == 1 ? (count + 3) / 4 * 4 : (count + 3) / 4 * 4 + 4; }
+
+template <int ROWS_, int COLUMNS_, int LANE_COLUMNS_, int WARPS_>
+struct Tile {
+    static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, LANE_COLUMNS = LANE_COLUMNS_, WARPS = WARPS_;
+    static constexpr int LANE_ROWS = 32 / LANE_COLUMNS;
+    static constexpr int MAX_ROWS = ROWS * LANE_ROWS * WARPS, MAX_COLUMNS = COLUMNS * LANE_COLUMNS;
+    static constexpr int ROW_PITCH = pitch(ROWS), COLUMN_PITCH = pitch(COLUMNS);
+    static constexpr int ROW_SLOTS = WARPS * LANE_ROWS * ROW_PITCH, COLUMN_SLOTS = LANE_COLUMNS * COLUMN_PITCH;
+    static constexpr int OWNED_ROWS = most_owned<ROWS, LANE_COLUMNS / 2, 1>();
+    static constexpr int OWNED_COLUMNS = most_owned<COLUMNS, 16, LANE_COLUMNS>();
+
+    // The scalings a, b and the potentials, by slot: the piece of a lane is contiguous and padded to the pitch.
+    struct alignas(16) Shared {
+        float a[ROW_SLOTS], u[ROW_SLOTS], lowest[ROW_SLOTS];
+        float b[COLUMN_SLOTS], v[COLUMN_SLOTS];
+        float partial[WARPS > 1 ? WARPS * COLUMN_SLOTS : 1];
+        float scratch[WARPS];
+    };
+    static_assert(sizeof(Shared) / sizeof(int) >= settle_words(MAX_ROWS, MAX_COLUMNS));
+};
+
+// The sizes that are built. A piece of 72 entries or more a lane makes the reductions cheap beside the
+// multiply-adds; one warp a problem needs no barrier at all.
+using Tile32 = Tile<4, 8, 4, 1>;
+using Tile48 = Tile<6, 12, 4, 1>;
+using Tile64 = Tile<8, 16, 4, 1>;
+using Tile96 = Tile<6, 12, 8, 4>;
+using Tile128 = Tile<8, 16, 8, 4>;
+using TileLargest = Tile<6, 12, 16, 16>;  // 192
+
+template <class T, class Block>
+class TileSolver {
+  public:
+    HYSTAR_DEVICE TileSolver(Block& block, const Problem& problem, typename T::Shared& shared)
+        : block_(block), problem_(problem), shared_(shared), lane_row_(block.lane() / T::LANE_COLUMNS),
+          lane_column_(block.lane() % T::LANE_COLUMNS), first_row_((block.warp() * T::LANE_ROWS + lane_row_) * T::ROWS),
+          row_slot_((block.warp() * T::LANE_ROWS + lane_row_) * T::ROW_PITCH),
+          column_slot_(lane_column_ * T::COLUMN_PITCH),
+          rows_(owned_by<T::ROWS, T::LANE_COLUMNS / 2, 1>(block.lane())),
+          columns_(owned_by<T::COLUMNS, 16, T::LANE_COLUMNS>(block.lane())) {}
+
+    HYSTAR_DEVICE void solve() {
+        const int refused = first_iteration();
+        if (refused != CONVERGED) return write_without_plan(block_, problem_, refused);
+        int done = 1;
+        for (; done < problem_.n_iter; ++done) {
+            if (row_step()) break;
+            column_step();
+            if (done % 4 == 3 && any_far()) absorb();
+        }
+        finish(done);
+    }
+
+  private:
+    HYSTAR_DEVICE int row(int i) const { return first_row_ + i; }
+    HYSTAR_DEVICE int column(int k) const { return lane_column_ + T::LANE_COLUMNS * k; }
+    HYSTAR_DEVICE bool inside(int i, int k) const { return row(i) < problem_.n && column(k) < problem_.m; }
+
+    // Reduces `values` over a row's lanes; slots get finish(total, index among the owned); then `values` are the slots.
+    template <class Op, class Finish>
+    HYSTAR_DEVICE void reduce_rows(float (&values)[T::ROWS], float* slots, Finish finish) {
+        reduce_scatter<Op, T::ROWS, T::LANE_COLUMNS / 2, 1>(block_, values);
+#pragma unroll
+        for (int i = 0; i < T::OWNED_ROWS; ++i)
+            if (i < rows_.count) slots[row_slot_ + rows_.first + i] = finish(values[i], i);
+        block_.sync_warp();
+        load_aligned(values, slots + row_slot_);
+    }
+
+    template <class Op, class Finish>
+    HYSTAR_DEVICE void reduce_columns(float (&values)[T::COLUMNS], float* slots, Finish finish) {
+        reduce_scatter<Op, T::COLUMNS, 16, T::LANE_COLUMNS>(block_, values);
+        float* own = T::WARPS == 1 ? slots : shared_.partial + block_.warp() * T::COLUMN_SLOTS;
+#pragma unroll
+        for (int i = 0; i < T::OWNED_COLUMNS; ++i)
+            if (i < columns_.count) own[column_slot_ + columns_.first + i] = T::WARPS == 1 ? finish(values[i]) : values[i];
+        block_.sync();
+        if constexpr (T::WARPS > 1) {
+            for (int c = block_.thread(); c < T::MAX_COLUMNS; c += Block::THREADS) {
+                const int slot = c / T::COLUMNS * T::COLUMN_PITCH + c % T::COLUMNS;
+                float total = shared_.partial[slot];
+#pragma unroll
+                for (int warp = 1; warp < T::WARPS; ++warp)
+                    total = Op::apply(total, shared_.partial[warp * T::COLUMN_SLOTS + slot]);
+                slots[slot] = finish(total);
+            }
+            block_.sync();
+        }
+        load_aligned(values, slots + column_slot_);
+    }
+
+    // Puts the lane's costs into a_, +inf where forbidden or outside. The mask has a pass of its own: loads of costs and
+    // of the mask in flight together would not fit the registers.
+    HYSTAR_DEVICE void load_costs() {
+#pragma unroll
+        for (int i = 0; i < T::ROWS; ++i) {
+            const float* from = problem_.cost + problem_.at(row(i), lane_column_);
+#pragma unroll
+            for (int k = 0; k < T::COLUMNS; ++k) a_[i][k] = inside(i, k) ? from[T::LANE_COLUMNS * k] : INFINITY;
+        }
+        if (problem_.mask == nullptr) return;
+#pragma unroll
+        for (int i = 0; i < T::ROWS; ++i) {
+            const uint8_t* from = problem_.mask + problem_.at(row(i), lane_column_);
+#pragma unroll
+            for (int k = 0; k < T::COLUMNS; ++k)
+                if (inside(i, k) && from[T::LANE_COLUMNS * k] != 0) a_[i][k] = INFINITY;
+        }
+    }
+
+    // From v = 0, in logarithms: u = -log2 sum_j 2^x, v = -max_i (x + u), then A and its column half-step.
+    HYSTAR_DEVICE int first_iteration() {
+        float rows[T::ROWS], columns[T::COLUMNS];
+        bool invalid = false, empty = false;
+        forbidden_ = false;
+        load_costs();
+#pragma unroll
+        for (int i = 0; i < T::ROWS; ++i) {
+            rows[i] = -INFINITY;
+#pragma unroll
+            for (int k = 0; k < T::COLUMNS; ++k) {
+                invalid |= is_invalid(a_[i][k]);
+                forbidden_ |= a_[i][k] == INFINITY && inside(i, k);
+                rows[i] = fmaxf(rows[i], -a_[i][k]);
+            }
+        }
+        reduce_rows<Max>(rows, shared_.lowest, [&](float negative, int) { return -negative; });
+        if (block_.any(invalid)) return INVALID;
+        float sums[T::ROWS];
+#pragma unroll
+        for (int i = 0; i < T::ROWS; ++i) {
+            empty |= row(i) < problem_.n && rows[i] == INFINITY;
+            sums[i] = 0;
+#pragma unroll
+            for (int k = 0; k < T::COLUMNS; ++k) {
+                a_[i][k] = problem_.exponent(a_[i][k], rows[i]);
+                sums[i] += power_of_two(a_[i][k]);
+            }
+        }
+        reduce_rows<Sum>(sums, shared_.u, [](float sum, int) { return sum > 0 ? -log2f(sum) : 0.0f; });
+#pragma unroll
+        for (int k = 0; k < T::COLUMNS; ++k) {
+            columns[k] = -INFINITY;
+#pragma unroll
+            for (int i = 0; i < T::ROWS; ++i) columns[k] = fmaxf(columns[k], a_[i][k] + sums[i]);
+        }
+        reduce_columns<Max>(columns, shared_.v, [](float most) { return most > -INFINITY ? -most : INFINITY; });
+#pragma unroll
+        for (int k = 0; k < T::COLUMNS; ++k) {
+            empty |= column(k) < problem_.m && columns[k] == INFINITY;
+            if (columns[k] == INFINITY) columns[k] = 0;
+#pragma unroll
+            for (int i = 0; i < T::ROWS; ++i) a_[i][k] = plan_entry(a_[i][k], sums[i], columns[k]);
+        }
+        if (block_.any(empty)) return INFEASIBLE;
+#pragma unroll
+        for (int i = 0; i < T::ROWS; ++i) scaling_[i] = 1;
+        column_step();
+        return CONVERGED;
+    }
+
+    HYSTAR_DEVICE void row_sums(float (&sums)[T::ROWS]) {
+#pragma unroll
+        for (int i = 0; i < T::ROWS; ++i) {
+            sums[i] = a_[i][0] * b_[0];
+#pragma unroll
+            for (int k = 1; k < T::COLUMNS; ++k) sums[i] = fmaf(a_[i][k], b_[k], sums[i]);
+        }
+    }
+
+    // a = 1 / row sums of A b. True, with nothing changed, if a tolerance was asked for and the plan already meets it.
+    HYSTAR_DEVICE bool row_step() {
+        float sums[T::ROWS];
+        row_sums(sums);
+        if (problem_.tol > 0) {
+            bool off = false;
+#pragma unroll
+            for (int i = 0; i < T::ROWS; ++i) {
+                const float total = reduce_warp<Sum, T::LANE_COLUMNS>(block_, sums[i]);
+                off |= row(i) < problem_.n && !(fabsf(total * scaling_[i] - 1) <= problem_.tol);
+            }
+            if (!block_.any(off)) return true;
+        }
+        reduce_rows<Sum>(sums, shared_.a, [](float sum, int) { return inverse(sum); });
+#pragma unroll
+        for (int i = 0; i < T::ROWS; ++i) scaling_[i] = sums[i];
+        return false;
+    }
+
+    // b = (N/M) / column sums of A a.
+    HYSTAR_DEVICE void column_step() {
+#pragma unroll
+        for (int k = 0; k < T::COLUMNS; ++k) {
+            b_[k] = a_[0][k] * scaling_[0];
+#pragma unroll
+            for (int i = 1; i < T::ROWS; ++i) b_[k] = fmaf(a_[i][k], scaling_[i], b_[k]);
+        }
+        const float mass = problem_.column_mass();
+        reduce_columns<Sum>(b_, shared_.b, [mass](float sum) { return mass * inverse(sum); });
+    }
+
+    HYSTAR_DEVICE bool any_far() {
+        bool far = false;
+#pragma unroll
+        for (int i = 0; i < T::ROWS; ++i) far |= is_far(scaling_[i]);
+#pragma unroll
+        for (int k = 0; k < T::COLUMNS; ++k) far |= is_far(b_[k]);
+        return block_.any(far);
+    }
+
+    // Moves the scalings into the potentials and builds A anew from the cost.
+    HYSTAR_DEVICE void absorb() {
+        float lowest[T::ROWS], u[T::ROWS], v[T::COLUMNS];
+        load_aligned(lowest, shared_.lowest + row_slot_);
+        load_aligned(u, shared_.u + row_slot_);
+        load_aligned(v, shared_.v + column_slot_);
+        block_.sync();
+#pragma unroll
+        for (int i = 0; i < T::ROWS; ++i) {
+            u[i] += scaling_[i] > 0 ? log2f(scaling_[i]) : 0.0f;
+            shared_.u[row_slot_ + i] = u[i];  // every lane of a row writes the same value
+            scaling_[i] = 1;
+        }
+#pragma unroll
+        for (int k = 0; k < T::COLUMNS; ++k) {
+            v[k] = b_[k] > 0 ? v[k] + log2f(b_[k]) : 0.0f;
+            shared_.v[column_slot_ + k] = v[k];
+            b_[k] = 1;
+        }
+        load_costs();
+#pragma unroll
+        for (int i = 0; i < T::ROWS; ++i) {
+#pragma unroll
+            for (int k = 0; k < T::COLUMNS; ++k) {
+                a_[i][k] = plan_entry(problem_.exponent(a_[i][k], lowest[i]), u[i], v[k]);
+            }
+        }
+        block_.sync();
+    }
+
+    HYSTAR_DEVICE void finish(int done) {
+        float sums[T::ROWS], worst = 0, missing = 0;
+        row_sums(sums);
+#pragma unroll
+        for (int i = 0; i < T::ROWS; ++i) {
+            const float total = reduce_warp<Sum, T::LANE_COLUMNS>(block_, sums[i]);
+            const float off = row(i) < problem_.n ? fabsf(total * scaling_[i] - 1) : 0.0f;
+            worst = fmaxf(worst, off);
+            missing += lane_column_ == 0 ? off : 0.0f;
+#pragma unroll
+            for (int k = 0; k < T::COLUMNS; ++k)
+                if (inside(i, k))
+                    problem_.plan[problem_.at(row(i), column(k))] = a_[i][k] * scaling_[i] * b_[k];
+        }
+        worst = reduce_block<Max>(block_, worst, shared_.scratch);
+        missing = reduce_block<Sum>(block_, missing, shared_.scratch);
+        if (block_.thread() == 0) {
+            *problem_.status = problem_.outcome(worst);
+            *problem_.error = worst;
+            *problem_.iterations = done;
+        }
+#pragma unroll
+        for (int i = 0; i < T::ROWS; ++i)
+            if (lane_column_ == 0 && row(i) < problem_.n)
+                problem_.u[row(i)] = (shared_.u[row_slot_ + i] + log2f(scaling_[i])) * problem_.unit +
+                                     shared_.lowest[row_slot_ + i];
+#pragma unroll
+        for (int k = 0; k < T::COLUMNS; ++k)
+            if (block_.warp() == 0 && lane_row_ == 0 && column(k) < problem_.m)
+                problem_.v[column(k)] = (shared_.v[column_slot_ + k] + log2f(b_[k])) * problem_.unit;
+        if (block_.any(forbidden_) && missing >= problem_.row_mass)
+            settle(block_, problem_, reinterpret_cast<int*>(&shared_));
+    }
+
+    Block& block_;
+    const Problem& problem_;
+    typename T::Shared& shared_;
+    const int lane_row_, lane_column_, first_row_, row_slot_, column_slot_;
+    const Owned rows_, columns_;  // which sums this lane finishes
+    bool forbidden_;
+    float a_[T::ROWS][T::COLUMNS];  // A
+    float scaling_[T::ROWS];        // a of the lane's rows
+    float b_[T::COLUMNS];           // b of the lane's columns
+};
+
+}  // namespace hystar_fast
