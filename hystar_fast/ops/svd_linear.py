@@ -164,7 +164,7 @@ def svd_linear(
     _check_dtypes(x, u, vh, bias)
     grads = torch.is_grad_enabled()
     needs_dx, needs_dscale = grads and x.requires_grad, grads and scale.requires_grad
-    materialise = (index is None or x.device.type == "cpu") and materialising_is_cheaper(
+    materialise = _may_materialise(x, index, needs_dscale) and materialising_is_cheaper(
         prod(x.shape[:-1]),
         scale.shape[0] if scale.dim() == 2 else 1,
         *vh.shape,
@@ -184,6 +184,11 @@ def status() -> list[OpStatus]:
         OpStatus("svd_linear", "cpu", "torch: two GEMMs around one multiply"),
         OpStatus("svd_linear", "cuda", "torch: two GEMMs around one multiply" if reason else "triton", reason or ""),
     ]
+
+
+def _may_materialise(x: Tensor, index: Tensor | None, needs_dscale: bool) -> bool:
+    """Sorting by style reads the index, so only on the host; and dW, a sum over all tokens, overflows float16."""
+    return (index is None or x.device.type == "cpu") and not (needs_dscale and x.dtype == torch.float16)
 
 
 def _autocast(tensor: Tensor | None) -> Tensor | None:
@@ -238,6 +243,8 @@ def _check_scale(x: Tensor, scale: Tensor, vh: Tensor, index: Tensor | None) -> 
         raise TypeError(f"index: needs an int32 or int64 Tensor, got {got}")
     if scale.dim() != 2:
         raise ValueError(f"scale: needs a bank [K, {rank}] when index is given, got {list(scale.shape)}")
+    if scale.shape[0] == 0 and x.shape[0] > 0:
+        raise ValueError(f"scale: needs at least one row for a batch of {x.shape[0]}, got {list(scale.shape)}")
     if index.shape != x.shape[:1]:
         raise ValueError(f"index: needs one row of scale a sample, shape [{x.shape[0]}], got {list(index.shape)}")
     if index.device != x.device:

@@ -11,12 +11,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from hystar_fast.ops import svd_linear_materialised as materialised
+from hystar_fast.ops.svd_linear_materialised import accumulator, samples_tokens, without_autocast
+
 _BLOCK = 1 << 18  # elements of one block of element-wise work: 1 MiB in float32
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which scales are applied and gradients are summed."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def forward(
@@ -31,12 +29,12 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Return y and what the backward needs: h [N, r] (factored) or the weights [K, out, in] (materialised)."""
     _check_index(index, scale)
-    samples, tokens = _samples_tokens(x, scale)
+    samples, tokens = samples_tokens(x, scale)
     rows = x.reshape(samples * tokens, x.shape[-1])
-    with torch.autocast("cpu", enabled=False):
+    with without_autocast("cpu"):
         if materialise:
-            weights = _weights(u, scale, vh)
-            y = _per_group(rows, weights.mT, bias, samples, tokens, index)
+            weights = materialised.weights(u, scale, vh)
+            y = materialised.product(rows, weights.mT, bias, samples, index)
             saved = weights if save else x.new_empty(0)
         else:
             h = torch.mm(rows, vh.t())
@@ -61,16 +59,16 @@ def backward(
     needs_dbias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dx, dscale, dbias; one that is not needed is empty."""
-    samples, tokens = _samples_tokens(dy, scale)
+    samples, tokens = samples_tokens(dy, scale)
     rows = dy.reshape(samples * tokens, dy.shape[-1])
     dx, dscale = dy.new_empty(0), scale.new_empty(0)
-    with torch.autocast("cpu", enabled=False):
+    with without_autocast("cpu"):
         dbias = rows.sum(0) if needs_dbias else dy.new_empty(0)
         if materialise:
             if needs_dx:
-                dx = _per_group(rows, saved, None, samples, tokens, index)
+                dx = materialised.product(rows, saved, None, samples, index)
             if needs_dscale and x is not None:
-                dscale = _dscale_from_weights(rows, x.reshape(len(rows), -1), u, scale, vh, index, samples, tokens)
+                dscale = materialised.dscale(rows, x.reshape(len(rows), -1), u, scale, vh, samples, index)
         elif needs_dx or needs_dscale:
             dg = torch.mm(rows, u)
             row_scale = _row_scale(scale, index)
@@ -83,14 +81,6 @@ def backward(
     if needs_dx:
         dx = dx.view(*dy.shape[:-1], vh.shape[1])
     return dx, dscale, dbias
-
-
-def _samples_tokens(x: Tensor, scale: Tensor) -> tuple[int, int]:
-    """Split the leading shape into samples (one scale row each) and tokens; a shared scale is one sample."""
-    total = x.numel() // x.shape[-1] if x.shape[-1] else 0
-    if scale.dim() == 1:
-        return 1, total
-    return x.shape[0], (total // x.shape[0] if x.shape[0] else 0)
 
 
 def _check_index(index: Tensor | None, scale: Tensor) -> None:
@@ -122,7 +112,8 @@ def _blocks(samples: int, tokens: int, rank: int) -> Iterator[tuple[slice, slice
 
 def _scale_rows(h: Tensor, row_scale: Tensor, samples: int, tokens: int, *, out: Tensor) -> None:
     """out = h * scale, multiplied in the wider of the two dtypes."""
-    h, out = h.view(samples, tokens, -1), out.view(samples, tokens, -1)
+    shape = (samples, tokens, h.shape[-1])
+    h, out = h.view(shape), out.view(shape)
     if torch.promote_types(h.dtype, row_scale.dtype) == h.dtype:
         torch.mul(h, row_scale.to(h.dtype).unsqueeze(1), out=out)
         return
@@ -132,7 +123,8 @@ def _scale_rows(h: Tensor, row_scale: Tensor, samples: int, tokens: int, *, out:
 
 def _segment_sums(dg: Tensor, h: Tensor, samples: int, tokens: int, dtype: torch.dtype) -> Tensor:
     """Sum dg * h over the tokens of each sample, [samples, r]."""
-    dg, h = dg.view(samples, tokens, -1), h.view(samples, tokens, -1)
+    shape = (samples, tokens, h.shape[-1])
+    dg, h = dg.view(shape), h.view(shape)
     sums = torch.zeros(samples, dg.shape[-1], dtype=dtype)
     for sample, token in _blocks(samples, tokens, dg.shape[-1]):
         product = torch.mul(dg[sample, token].to(dtype), h[sample, token])
@@ -145,65 +137,3 @@ def _to_bank(sums: Tensor, scale: Tensor, index: Tensor | None) -> Tensor:
     if index is not None:
         sums = sums.new_zeros(scale.shape).index_add_(0, index, sums)
     return sums.reshape(scale.shape).to(scale.dtype)
-
-
-def _weights(u: Tensor, scale: Tensor, vh: Tensor) -> Tensor:
-    """One weight a row of scale, [K, out, in]."""
-    bank = scale if scale.dim() == 2 else scale.unsqueeze(0)
-    weights = u.new_empty(bank.shape[0], u.shape[0], vh.shape[1])
-    for weight, row in zip(weights, bank, strict=True):
-        torch.mm((u * row).to(u.dtype), vh, out=weight)
-    return weights
-
-
-def _groups(styles: int, samples: int, tokens: int, index: Tensor | None) -> tuple[Tensor | None, list[int]]:
-    """Sort samples by style: the order (None when sorted already) and the number of rows of each style."""
-    if index is None:
-        return None, [tokens] * styles
-    counts = torch.bincount(index, minlength=styles).tolist()
-    return index.argsort(stable=True), [count * tokens for count in counts]
-
-
-def _sorted_rows(rows: Tensor, samples: int, tokens: int, order: Tensor | None) -> Tensor:
-    return rows if order is None else rows.view(samples, tokens, -1).index_select(0, order).view(len(rows), -1)
-
-
-def _per_group(
-    rows: Tensor, matrices: Tensor, bias: Tensor | None, samples: int, tokens: int, index: Tensor | None
-) -> Tensor:
-    """Multiply the rows of every style by that style's matrix: rows @ matrices[k] + bias."""
-    order, counts = _groups(len(matrices), samples, tokens, index)
-    out = rows.new_empty(len(rows), matrices.shape[-1])
-    parts = zip(_sorted_rows(rows, samples, tokens, order).split(counts), out.split(counts), matrices, strict=True)
-    for part, target, matrix in parts:
-        if bias is None:
-            torch.mm(part, matrix, out=target)
-        else:
-            torch.addmm(bias, part, matrix, out=target)
-    if order is None:
-        return out
-    unsorted = torch.empty_like(out).view(samples, tokens, -1)
-    unsorted[order] = out.view(samples, tokens, -1)
-    return unsorted.view(len(rows), -1)
-
-
-def _dscale_from_weights(
-    dy: Tensor,
-    x: Tensor,
-    u: Tensor,
-    scale: Tensor,
-    vh: Tensor,
-    index: Tensor | None,
-    samples: int,
-    tokens: int,
-) -> Tensor:
-    """dscale[k] = diag(uᵀ dW_k vhᵀ) with dW_k = dyᵀ x over the rows of style k."""
-    styles = scale.shape[0] if scale.dim() == 2 else 1
-    order, counts = _groups(styles, samples, tokens, index)
-    dy, x = _sorted_rows(dy, samples, tokens, order), _sorted_rows(x, samples, tokens, order)
-    wide = accumulator(dy.dtype)
-    rows = [
-        (u * torch.mm(torch.mm(dy_k.t(), x_k), vh.t()).to(wide)).sum(0)
-        for dy_k, x_k in zip(dy.split(counts), x.split(counts), strict=True)
-    ]
-    return torch.stack(rows).reshape(scale.shape).to(scale.dtype)

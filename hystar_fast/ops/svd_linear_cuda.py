@@ -1,15 +1,147 @@
-"""svd_linear on CUDA: the Triton kernels of hystar_fast.kernels, or torch's GEMMs where there is no Triton."""
+"""svd_linear on CUDA: a Triton GEMM that scales in its epilogue, then a GEMM of torch.
+
+float64, and float32 when TF32 is off, go to torch's GEMMs around element-wise kernels: Triton has no tensor-core
+path at that precision, and the element-wise passes are a few per cent of such GEMMs. The same path serves where Triton
+is missing or the GPU is older than Ampere.
+"""
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
+from types import ModuleType
 
-from hystar_fast.ops.svd_linear_cpu import backward, forward
+import torch
+from torch import Tensor
 
-__all__ = ["backward", "forward", "why_not"]
+from hystar_fast.ops import svd_linear_materialised as materialised
+from hystar_fast.ops.svd_linear_materialised import accumulator, samples_tokens, without_autocast
+
+_OLDEST = (8, 0)
+
+
+def forward(
+    x: Tensor,
+    u: Tensor,
+    scale: Tensor,
+    vh: Tensor,
+    bias: Tensor | None,
+    index: Tensor | None,
+    materialise: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return y and what the backward needs: h [N, r] (factored) or the weights [K, out, in] (materialised)."""
+    samples, tokens = samples_tokens(x, scale)
+    rows = x.reshape(samples * tokens, x.shape[-1])
+    with without_autocast("cuda"), torch.cuda.device(x.device):
+        if materialise:
+            saved = materialised.weights(u, scale, vh)
+            y = materialised.product(rows, saved.mT, bias, samples, index)
+        else:
+            launch = _triton_for(rows)
+            if launch is None:
+                saved = torch.mm(rows, vh.t())
+                g = _scaled(saved, scale, index, samples, tokens)
+            else:
+                g, saved = launch.forward(rows, scale, vh, index, tokens, save, **_options(rows))
+            y = torch.mm(g, u.t()) if bias is None else torch.addmm(bias, g, u.t())
+    return y.view(*x.shape[:-1], u.shape[0]), saved if save else x.new_empty(0)
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor | None,
+    u: Tensor,
+    scale: Tensor,
+    vh: Tensor,
+    index: Tensor | None,
+    saved: Tensor,
+    materialise: bool,
+    needs_dx: bool,
+    needs_dscale: bool,
+    needs_dbias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return dx, dscale, dbias; one that is not needed is empty."""
+    samples, tokens = samples_tokens(dy, scale)
+    rows = dy.reshape(samples * tokens, dy.shape[-1])
+    dx, dscale = dy.new_empty(0), scale.new_empty(0)
+    with without_autocast("cuda"), torch.cuda.device(dy.device):
+        dbias = rows.sum(0) if needs_dbias else dy.new_empty(0)
+        if materialise:
+            if needs_dx:
+                dx = materialised.product(rows, saved, None, samples, index)
+            if needs_dscale and x is not None:
+                dscale = materialised.dscale(rows, x.reshape(len(rows), -1), u, scale, vh, samples, index)
+        elif needs_dx or needs_dscale:
+            h = saved if needs_dscale else None
+            launch = _triton_for(rows)
+            if launch is None:
+                dg = torch.mm(rows, u)
+                sums = None if h is None else _dscale(dg, h, scale, index, samples, tokens)
+                g = _scaled(dg, scale, index, samples, tokens) if needs_dx else None
+            else:
+                g, sums = launch.backward(rows, u, h, scale, index, tokens, needs_dx, **_options(rows))
+            dscale = dscale if sums is None else sums
+            dx = dx if g is None else torch.mm(g, vh)
+    return dx.view(*dy.shape[:-1], vh.shape[1]) if needs_dx else dx, dscale, dbias
 
 
 @cache
 def why_not() -> str | None:
-    """Return why the Triton kernels do not run, or None."""
-    return "Triton kernels are not wired yet"
+    """Return why the Triton kernels do not run here, or None. Without a GPU: why they would not."""
+    try:
+        import hystar_fast.kernels.svd_linear_launch  # noqa: F401
+    except ImportError as error:
+        return f"Triton cannot be imported: {error}"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < _OLDEST:
+        return f"needs compute capability {_OLDEST}, this GPU has {torch.cuda.get_device_capability()}"
+    return None
+
+
+@cache
+def _launch() -> ModuleType | None:
+    reason = why_not()
+    if reason:
+        warnings.warn(f"svd_linear runs on torch's GEMMs: {reason}", RuntimeWarning, stacklevel=2)
+        return None
+    from hystar_fast.kernels import svd_linear_launch
+
+    return svd_linear_launch
+
+
+def _triton_for(rows: Tensor) -> ModuleType | None:
+    """The Triton launcher where it takes these rows, or None."""
+    fast = rows.dtype in (torch.float16, torch.bfloat16) or (rows.dtype == torch.float32 and _tf32())
+    return _launch() if fast and rows.numel() else None
+
+
+def _tf32() -> bool:
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def _options(rows: Tensor) -> dict[str, object]:
+    return {"capability": torch.cuda.get_device_capability(rows.device), "tf32": rows.dtype == torch.float32}
+
+
+def _inside(index: Tensor, scale: Tensor) -> Tensor:
+    return ((index >= 0) & (index < scale.shape[0])).unsqueeze(1)
+
+
+def _scaled(h: Tensor, scale: Tensor, index: Tensor | None, samples: int, tokens: int) -> Tensor:
+    """h * scale a sample; NaN where the index is outside the bank, as looking would cost a synchronisation."""
+    if index is not None:
+        taken = scale[index.clamp(0, scale.shape[0] - 1)]
+        scale = taken.masked_fill(~_inside(index, scale), float("nan"))
+    rank = h.shape[1]
+    return (h.view(samples, tokens, rank) * scale.reshape(samples, 1, rank)).to(h.dtype).view(h.shape)
+
+
+def _dscale(dg: Tensor, h: Tensor, scale: Tensor, index: Tensor | None, samples: int, tokens: int) -> Tensor:
+    """Σ_t dg * h a sample, added into the rows of scale in a fixed order."""
+    wide = accumulator(h.dtype)
+    sums = (dg.to(wide) * h).view(samples, tokens, h.shape[1]).sum(1)
+    if index is not None:
+        sums = sums.masked_fill(~_inside(index, scale), 0)
+        bank = sums.new_zeros(scale.shape)
+        sums = bank.index_put_((index.clamp(0, scale.shape[0] - 1),), sums, accumulate=True)
+    return sums.reshape(scale.shape).to(scale.dtype)

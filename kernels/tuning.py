@@ -1,0 +1,60 @@
+"""Tiles, warps and pipeline depth of every Triton kernel, by architecture. Chosen here, never tuned at run time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Shared memory one block may use, in bytes (CUDA programming guide, table of compute capabilities).
+SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One configuration of a GEMM kernel: the tile of the output, the step along the inner dimension, the launch."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    descriptors: bool = False  # operands and results through tensor descriptors (TMA)
+
+
+# A 128 x 256 tile keeps Hopper's tensor cores fed; its epilogue works on halves of the tile so that nothing spills.
+_WIDE = Tile(128, 256, 64, num_warps=8, num_stages=3, descriptors=True)
+_WIDE_FP32 = Tile(128, 128, 32, num_warps=8, num_stages=3, descriptors=True)
+# Pointers: any stride and any size, and all that Ampere, Ada and consumer Blackwell (99 KiB of shared memory) need.
+_PLAIN = Tile(128, 128, 32, num_warps=8, num_stages=3)
+_PLAIN_FP32 = Tile(128, 64, 32, num_warps=4, num_stages=3)
+# Samples shorter than a tile: the epilogue loops over the samples of the tile, so few rows are best.
+_SHORT = Tile(32, 128, 64, num_warps=4, num_stages=3)
+_SHORT_FP32 = Tile(32, 64, 32, num_warps=4, num_stages=3)
+_SHORT_BELOW = 32  # tokens a sample
+
+
+def svd_linear_tile(capability: tuple[int, int], itemsize: int, tokens: int, *, aligned: bool) -> Tile:
+    """Return the tile of svd_linear's two GEMM kernels.
+
+    Args:
+        capability: Compute capability, (major, minor).
+        itemsize: Bytes of an element: 2 or 4.
+        tokens: Rows that share one row of scale.
+        aligned: Every operand is contiguous along its last dimension, with 16-byte aligned rows (what TMA needs).
+    """
+    if tokens < _SHORT_BELOW:
+        return _SHORT_FP32 if itemsize == 4 else _SHORT
+    if aligned and capability[0] in (9, 10):
+        return _WIDE_FP32 if itemsize == 4 else _WIDE
+    return _PLAIN_FP32 if itemsize == 4 else _PLAIN
+
+
+@dataclass(frozen=True)
+class ReduceTile:
+    """The block of partial sums that one step of a reduction kernel reads."""
+
+    tiles: int
+    columns: int
+    num_warps: int
+
+
+REDUCE = ReduceTile(tiles=32, columns=64, num_warps=4)
