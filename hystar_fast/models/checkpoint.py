@@ -67,6 +67,8 @@ def read_adapter(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tenso
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         found = description.get("format") if isinstance(description, dict) else type(description).__name__
         raise ValueError(f"{directory / CONFIG_FILE} must have format {FORMAT!r}, it has {found!r}")
+    if not all(isinstance(description.get(part), dict) for part in ("config", "fingerprints")):
+        raise ValueError(f'{directory / CONFIG_FILE} must hold "config" and "fingerprints"')
     content = (directory / TENSOR_FILE).read_bytes()
     if hashlib.sha256(content).hexdigest() != description.get("tensors_sha256"):
         raise ValueError(f"{directory / TENSOR_FILE} is corrupt or not from the save {CONFIG_FILE} describes")

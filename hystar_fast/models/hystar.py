@@ -123,6 +123,7 @@ class Hystar(nn.Module):
             style = self.extractor(images)
         else:
             _check_style(style, images.shape[0], self.extractor.dim)
+        style = style.to(next(self.hypernetworks.parameters()).dtype)
         delta_s = {int(number): network(style) for number, network in self.hypernetworks.items()}
         return F.normalize(self.backbone.encode_image(images, delta_s), dim=-1)
 
@@ -212,9 +213,9 @@ class Hystar(nn.Module):
                 configuration, or when the backbone or extractor holds other weights than the adapter was trained on.
         """
         description, tensors = read_adapter(directory)
-        config = HystarConfig.from_dict({**description.get("config", {}), **changes})
+        config = HystarConfig.from_dict({**description["config"], **changes})
         model = cls(config)
-        for part, trained_on in description.get("fingerprints", {}).items():
+        for part, trained_on in description["fingerprints"].items():
             if trained_on is not None and model._fingerprints.get(part) not in (None, trained_on):
                 field = "pretrained" if part == "backbone" else "style_pretrained"
                 raise ValueError(

@@ -106,7 +106,7 @@ def create_style(config: HystarConfig, backbone: Backbone) -> StyleExtractor:
             torch.manual_seed(_RANDOM_SEED)
             create = _create_dino if config.style == "dinov2" else _create_vgg
             return create(config.style_pretrained, renormalise)
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except Exception as error:  # loaders of damaged or missing weights raise anything
         raise ValueError(
             f"style_pretrained={config.style_pretrained!r} could not be loaded for style={config.style!r}: {error}"
         ) from error
@@ -125,13 +125,16 @@ def _create_dino(pretrained: str | None, renormalise: Tensor | None) -> DinoStyl
 
 
 def _create_vgg(pretrained: str | None, renormalise: Tensor | None) -> VggStyle:
-    from torchvision.models import vgg16
+    from torchvision.models.vgg import cfgs, make_layers, vgg16
 
-    from_file = pretrained is not None and Path(pretrained).is_file()
-    network = vgg16(weights=None if from_file else pretrained)
-    if from_file:
-        network.load_state_dict(torch.load(str(pretrained), map_location="cpu", weights_only=True))
-    return VggStyle(network.features, 512, _VISIBLE_SIZE, renormalise)
+    if pretrained is not None and not Path(pretrained).is_file():
+        return VggStyle(vgg16(weights=pretrained).features, 512, _VISIBLE_SIZE, renormalise)
+    features = make_layers(cfgs["D"])
+    if pretrained is not None:
+        stored = torch.load(pretrained, map_location="cpu", weights_only=True)
+        held = {name: value for name, value in stored.items() if name.startswith("features.")}
+        features.load_state_dict({name.removeprefix("features."): value for name, value in held.items()})
+    return VggStyle(features, 512, _VISIBLE_SIZE, renormalise)
 
 
 def _to_imagenet(backbone: Backbone) -> Tensor:

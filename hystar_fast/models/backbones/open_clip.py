@@ -183,7 +183,7 @@ def load_open_clip(name: str, pretrained: str | None) -> OpenClipBackbone:
                 name, device=torch.get_default_device(), pretrained_text=False, **settings
             )
         tokenizer = open_clip.get_tokenizer(name)
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # loaders of damaged or missing weights raise anything
         raise ValueError(
             f"backbone 'open_clip:{name}' with pretrained={pretrained!r} could not be loaded: {error}"
         ) from error

@@ -1,0 +1,38 @@
+"""A CLIP small enough to factor in milliseconds, with every weight and bias away from its default, as files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+
+from hystar_fast.models.config import HystarConfig
+
+IMAGE_SIZE = 32
+
+
+def write_small_clip(directory: Path, *, weights: bool = True, seed: int = 0, **vision: Any) -> str:
+    """Write an open_clip folder (a ViT of width 32 and 4 blocks, or as `vision` says); returns the backbone's name."""
+    directory.mkdir(parents=True, exist_ok=True)
+    vision_cfg = {"image_size": IMAGE_SIZE, "layers": 4, "width": 32, "head_width": 8, "patch_size": 8, **vision}
+    text_cfg = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    model_cfg = {"embed_dim": 24, "vision_cfg": vision_cfg, "text_cfg": text_cfg}
+    (directory / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))
+    if weights:
+        torch.manual_seed(seed)
+        clip = open_clip.create_model(f"local-dir:{directory}", load_weights=False)
+        with torch.no_grad():
+            for parameter in clip.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.05)
+        save_file(clip.state_dict(), directory / "open_clip_model.safetensors")
+    return f"open_clip:local-dir:{directory}"
+
+
+def small_config(directory: Path, **fields: Any) -> HystarConfig:
+    """A configuration on a small CLIP in `directory`, with the backbone itself as the style unless `fields` say so."""
+    backbone = write_small_clip(directory / "clip")
+    return HystarConfig(**{"backbone": backbone, "pretrained": "folder", "style": "clip", "blocks": (2, 3), **fields})

@@ -1,0 +1,247 @@
+"""The open_clip block loop: the same embeddings as open_clip, offsets per sample, and which models it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from small_clip import IMAGE_SIZE, write_small_clip
+from tolerance import relative_error
+from torch import Tensor, nn
+
+from hystar_fast.models.backbones import create_backbone
+from hystar_fast.models.backbones.open_clip import OpenClipBackbone
+from hystar_fast.models.config import HystarConfig
+
+STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "layer scale": {"ls_init_value": 0.3},
+    "average pool": {"pool_type": "avg", "final_ln_after_pool": True},
+    "attentional pool": {"attentional_pool": True, "attn_pooler_queries": 3, "attn_pooler_heads": 2},
+    "no ln_pre, fixed positions": {"no_ln_pre": True, "pos_embed_type": "sin_cos_2d"},
+    "open_clip's own attention": {"block_type": "custom", "scale_attn": True, "scale_fc": True},
+}
+
+
+def backbone_and_clip(
+    tmp_path: Path, dtype: torch.dtype = torch.float32, **vision: Any
+) -> tuple[OpenClipBackbone, Any]:
+    """A backbone and an untouched open_clip model with the same weights."""
+    name = write_small_clip(tmp_path / "clip", **vision).removeprefix("open_clip:")
+    models = [open_clip.create_model(name).to(dtype).eval() for _ in range(2)]
+    tokenizer = open_clip.get_tokenizer(name)
+    return OpenClipBackbone(models[0], lambda image: image, tokenizer, *STATISTICS), models[1]
+
+
+def images_of(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(count, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=dtype)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_embeddings_are_open_clips(tmp_path: Path, variant: str, dtype: torch.dtype, tolerance: float) -> None:
+    backbone, clip = backbone_and_clip(tmp_path, dtype, **VARIANTS[variant])
+    images = images_of(3, dtype)
+    truth = clip.encode_image(images)
+    assert relative_error(backbone.encode_image(images), truth) < tolerance
+    for number in range(1, backbone.depth + 1):
+        backbone.inject_dynamic(number, None)
+        backbone.inject_static(number, None)
+    zero = {number: torch.zeros(3, backbone.width, dtype=dtype) for number in range(1, backbone.depth + 1)}
+    assert relative_error(backbone.encode_image(images), truth) < tolerance
+    assert relative_error(backbone.encode_image(images, zero), truth) < tolerance
+
+
+def test_text_embeddings_are_open_clips(tmp_path: Path) -> None:
+    backbone, clip = backbone_and_clip(tmp_path)
+    tokens = backbone.tokenizer(["a drawing of a cat", ""])
+    assert relative_error(backbone.encode_text(tokens), clip.encode_text(tokens)) < 1e-5
+
+
+@pytest.mark.parametrize("variant", ["plain", "open_clip's own attention"])
+def test_a_modulated_block_equals_a_weight_materialised_per_sample(tmp_path: Path, variant: str) -> None:
+    """The 1e-5 of the contract: each sample alone through torch's own multi-head attention with its own weight."""
+    backbone, clip = backbone_and_clip(tmp_path, **VARIANTS[variant])
+    images, number = images_of(4), 2
+    delta_s = 0.3 * torch.randn(4, backbone.width)
+    attention = clip.visual.transformer.resblocks[number - 1].attn
+    weight = attention.in_proj_weight.detach().clone()
+    backbone.inject_dynamic(number, None)
+    modulated = backbone.encode_image(images, {number: delta_s})
+    in_proj = backbone.blocks[number - 1].attn.in_proj
+    for sample in range(4):
+        own = (in_proj.u * (in_proj.s + delta_s[sample])) @ in_proj.vh
+        attention.in_proj_weight.data.copy_(own)
+        truth = clip.encode_image(images[sample : sample + 1])
+        assert relative_error(modulated[sample : sample + 1], truth) < 1e-5
+        assert relative_error(own, weight) > 1e-2
+
+
+def test_one_block_alone_through_torchs_multihead_attention(tmp_path: Path) -> None:
+    backbone, clip = backbone_and_clip(tmp_path)
+    x, delta_s = torch.randn(3, 17, backbone.width), 0.3 * torch.randn(3, backbone.width)
+    attention: nn.MultiheadAttention = clip.visual.transformer.resblocks[0].attn
+    backbone.inject_dynamic(1, None)
+    layer = backbone.blocks[0].attn
+    y = layer(x, delta_s)
+    for sample in range(3):
+        own = (layer.in_proj.u * (layer.in_proj.s + delta_s[sample])) @ layer.in_proj.vh
+        attention.in_proj_weight.data.copy_(own)
+        one = x[sample : sample + 1]
+        assert (y[sample : sample + 1] - attention(one, one, one, need_weights=False)[0]).abs().max() <= 1e-5
+
+
+def test_injection_touches_only_what_it_names(tmp_path: Path) -> None:
+    backbone, clip = backbone_and_clip(tmp_path)
+    assert list(backbone.clip.state_dict()) == list(clip.state_dict())
+    assert backbone.inject_static(1, None) == [
+        f"clip.visual.transformer.resblocks.0.mlp.{n}" for n in ("c_fc", "c_proj")
+    ]
+    assert backbone.inject_dynamic(3, 5) == 5
+    changed = set(backbone.clip.state_dict()) ^ set(clip.state_dict())
+    parts = ("visual.transformer.resblocks.0.mlp.c_", "visual.transformer.resblocks.2.attn.in_proj")
+    assert changed and all(name.startswith(parts) for name in changed)
+    trained = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    assert trained == {f"clip.visual.transformer.resblocks.0.mlp.{n}.delta_s_static" for n in ("c_fc", "c_proj")}
+
+
+def test_the_frozen_encoder_keeps_the_weights_injection_replaces(tmp_path: Path) -> None:
+    backbone, clip = backbone_and_clip(tmp_path)
+    images = images_of(2)
+    frozen = backbone.frozen_image_encoder()
+    shared = sum(p.data_ptr() in {q.data_ptr() for q in backbone.parameters()} for p in frozen.parameters())
+    assert shared == len(list(frozen.parameters()))
+    for number in range(1, backbone.depth + 1):
+        for name in backbone.inject_static(number, None):
+            nn.init.normal_(backbone.get_submodule(name).delta_s_static)
+    truth = clip.encode_image(images)
+    assert relative_error(frozen(images), truth) < 1e-6
+    assert relative_error(backbone.encode_image(images), truth) > 1e-2
+
+
+def test_patch_dropout_is_honoured_in_training_alone(tmp_path: Path) -> None:
+    backbone, clip = backbone_and_clip(tmp_path, patch_dropout=0.5)
+    images = images_of(2)
+    assert relative_error(backbone.encode_image(images), clip.encode_image(images)) < 1e-5
+    torch.manual_seed(3)
+    dropped = backbone.train().encode_image(images)
+    torch.manual_seed(3)
+    assert relative_error(dropped, clip.train().encode_image(images)) < 1e-5
+
+
+def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone(tmp_path: Path) -> None:
+    config = HystarConfig(backbone=write_small_clip(tmp_path, weights=False), pretrained=None)
+    state = torch.get_rng_state()
+    first = create_backbone(config)
+    torch.rand(7)
+    second = create_backbone(config)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    torch.set_rng_state(state)
+    create_backbone(config)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("backbone", ["open_clip", "tiny"])
+def test_preprocess_and_tokenizer_feed_the_encoders(tmp_path: Path, backbone: str) -> None:
+    name = write_small_clip(tmp_path) if backbone == "open_clip" else "tiny"
+    built = create_backbone(HystarConfig(backbone=name, pretrained="folder" if backbone == "open_clip" else None))
+    image = built.preprocess(Image.new("RGB", (50, 40), (255, 0, 0)))
+    assert tuple(image.shape[1:]) == built.image_size
+    assert tuple(built.encode_image(image[None]).shape) == (1, built.embed_dim)
+    assert tuple(built.encode_text(built.tokenizer(["one", "two"])).shape) == (2, built.embed_dim)
+    red, green = image[0].mean(), image[1].mean()
+    assert torch.isclose(red * built.image_std[0] + built.image_mean[0], torch.tensor(1.0), atol=1e-4)
+    assert torch.isclose(green * built.image_std[1] + built.image_mean[1], torch.tensor(0.0), atol=1e-4)
+
+
+def test_weights_trained_with_quick_gelu_get_quick_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """open_clip only warns when the tag wants QuickGELU, and computes with GELU."""
+    asked: dict[str, Any] = {}
+
+    def record(name: str, **settings: Any) -> None:
+        asked.update(settings, name=name)
+        raise RuntimeError("not downloaded in a test")
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", record)
+    with pytest.raises(ValueError, match="pretrained='openai'"):
+        create_backbone(HystarConfig(backbone="open_clip:ViT-L/14"))
+    assert (asked["name"], asked["pretrained"], asked["force_quick_gelu"]) == ("ViT-L-14", "openai", True)
+    with pytest.raises(ValueError, match="laion2b"):
+        create_backbone(HystarConfig(backbone="open_clip:ViT-L-14", pretrained="laion2b_s32b_b82k"))
+    assert asked["force_quick_gelu"] is False
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"backbone": "transformers:some/clip"}, r'backbone .* reads "open_clip:<name>" and "tiny"'),
+        ({"backbone": "albef:/weights.pth"}, r'backbone .* reads "open_clip:<name>" and "tiny"'),
+        ({"backbone": "open_clip:ViT-X-99"}, "backbone 'open_clip:ViT-X-99' is not a model open_clip knows"),
+        (
+            {"backbone": "open_clip:ViT-B-32", "pretrained": "nowhere"},
+            "pretrained must be a tag of 'ViT-B-32'.*'nowhere'",
+        ),
+        ({"backbone": "open_clip:local-dir:/no/such/folder"}, "no/such/folder.*could not be loaded"),
+        ({"backbone": "tiny", "pretrained": "/no/such/file"}, "pretrained .* '/no/such/file'"),
+    ],
+)
+def test_unusable_specifications(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_backbone(HystarConfig(**fields))
+
+
+def test_missing_and_damaged_weights(tmp_path: Path) -> None:
+    bare = write_small_clip(tmp_path / "bare", weights=False)
+    with pytest.raises(ValueError, match="could not be loaded"):
+        create_backbone(HystarConfig(backbone=bare, pretrained="folder"))
+    damaged = write_small_clip(tmp_path / "damaged")
+    file = tmp_path / "damaged" / "open_clip_model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="could not be loaded"):
+        create_backbone(HystarConfig(backbone=damaged, pretrained="folder"))
+
+
+def test_image_towers_without_blocks_are_refused() -> None:
+    resnet = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8}
+    text = {"context_length": 4, "vocab_size": 10, "width": 8, "heads": 1, "layers": 1}
+    clip = open_clip.CLIP(8, resnet, text)
+    with pytest.raises(ValueError, match="VisionTransformer.*ModifiedResNet"):
+        OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
+
+
+def test_attention_that_scales_its_heads_cannot_be_modulated(tmp_path: Path) -> None:
+    backbone, clip = backbone_and_clip(tmp_path, block_type="custom", qk_norm=True)
+    images = images_of(2)
+    assert relative_error(backbone.encode_image(images), clip.encode_image(images)) < 1e-5
+    with pytest.raises(ValueError, match="plain softmax attention"):
+        backbone.inject_dynamic(1, None)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (torch.zeros(3, 32, 32), ValueError, r"images .*\[B, 3, 32, 32\], got \[3, 32, 32\]"),
+        (torch.zeros(1, 3, 64, 64), ValueError, r"got \[1, 3, 64, 64\]"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), TypeError, "images must be floating point.*uint8"),
+        ([[0.0]], TypeError, "images must be a tensor"),
+        (torch.zeros(1, 3, 32, 32, device="meta"), ValueError, "images must be on .*cpu, got meta"),
+    ],
+)
+def test_bad_images(tmp_path: Path, images: Any, error: type[Exception], message: str) -> None:
+    backbone, _ = backbone_and_clip(tmp_path)
+    with pytest.raises(error, match=message):
+        backbone.encode_image(images)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "error"), [(torch.zeros(2, 12), TypeError), ("text", TypeError), (torch.zeros(12).long(), ValueError)]
+)
+def test_bad_tokens(tmp_path: Path, tokens: Any, error: type[Exception]) -> None:
+    backbone, _ = backbone_and_clip(tmp_path)
+    with pytest.raises(error, match="tokens"):
+        backbone.encode_text(tokens)

@@ -1,0 +1,127 @@
+"""Style extractors: unit vectors, frozen, and of the image as the extractor should see it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from small_clip import IMAGE_SIZE, small_config
+from tolerance import relative_error
+from torch import Tensor
+from torchvision.models.vgg import cfgs, make_layers
+from transformers import Dinov2Config, Dinov2Model
+
+from hystar_fast.models.backbones import create_backbone
+from hystar_fast.models.hystar import Hystar
+from hystar_fast.models.style import StyleExtractor, create_style
+
+
+def images_of(count: int) -> Tensor:
+    return torch.randn(count, 3, IMAGE_SIZE, IMAGE_SIZE)
+
+
+def style_of(tmp_path: Path, **fields: Any) -> StyleExtractor:
+    config = small_config(tmp_path, **fields)
+    return create_style(config, create_backbone(config))
+
+
+def write_dino(folder: Path) -> Dinov2Model:
+    torch.manual_seed(2)
+    network = Dinov2Model(
+        Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=42, patch_size=14)
+    ).eval()
+    network.save_pretrained(folder)
+    return network
+
+
+@pytest.mark.parametrize(("style", "dim"), [("dinov2", 768), ("clip", 24), ("vgg", 512)])
+def test_styles_are_unit_vectors_of_frozen_networks(tmp_path: Path, style: str, dim: int) -> None:
+    extractor = style_of(tmp_path, style=style, style_pretrained=None).train()
+    images = images_of(2).requires_grad_()
+    z = extractor(images)
+    assert z.shape == (2, dim) == (2, extractor.dim)
+    assert torch.allclose(z.norm(dim=-1), torch.ones(2), atol=1e-5)
+    assert not z.requires_grad
+    assert not any(parameter.requires_grad for parameter in extractor.parameters())
+    assert not any(module.training for module in extractor.modules())
+    assert relative_error(z[:1], z[1:]) > 1e-3
+    assert extractor(images_of(0)).shape == (0, dim)
+
+
+def test_dinov2_is_its_class_token_after_the_last_norm(tmp_path: Path) -> None:
+    network = write_dino(tmp_path / "dino")
+    extractor = style_of(tmp_path, style="dinov2", style_pretrained=str(tmp_path / "dino"))
+    images = images_of(2)
+    with torch.no_grad():
+        seen = F.interpolate(images, (42, 42), mode="bicubic", antialias=True)
+        truth = F.normalize(network(pixel_values=seen).pooler_output, dim=-1)
+    assert relative_error(extractor(images), truth) < 1e-5
+
+
+def test_own_normalisation_shows_the_extractor_imagenet_statistics(tmp_path: Path) -> None:
+    network = write_dino(tmp_path / "dino")
+    fields = {"style": "dinov2", "style_pretrained": str(tmp_path / "dino"), "style_normalization": "own"}
+    config = small_config(tmp_path, **fields)
+    backbone = create_backbone(config)
+    pixels = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE)
+
+    def normalised(mean: Any, std: Any) -> Tensor:
+        return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+    with torch.no_grad():
+        seen = normalised((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        seen = F.interpolate(seen, (42, 42), mode="bicubic", antialias=True)
+        truth = F.normalize(network(pixel_values=seen).pooler_output, dim=-1)
+    images = normalised(backbone.image_mean, backbone.image_std)
+    assert relative_error(create_style(config, backbone)(images), truth) < 1e-5
+    as_the_backbone = style_of(tmp_path, **{**fields, "style_normalization": "backbone"})
+    assert relative_error(as_the_backbone(images), truth) > 1e-4
+
+
+def test_clip_style_is_the_untouched_models_embedding_before_and_after_training(tmp_path: Path) -> None:
+    model, images = Hystar(small_config(tmp_path)), images_of(3)
+    clip = open_clip.create_model(model.config.backbone.removeprefix("open_clip:")).eval()
+    truth = F.normalize(clip.encode_image(images), dim=-1)
+    assert relative_error(model.style(images), truth) < 1e-5
+    with torch.no_grad():
+        for parameter in model.trainable_parameters():
+            parameter.add_(torch.randn_like(parameter))
+    assert relative_error(model.style(images), truth) < 1e-5
+    assert relative_error(model.merge_static_().style(images), truth) < 1e-5
+
+
+def test_vgg_reads_a_state_dict(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    features = make_layers(cfgs["D"])
+    torch.save({f"features.{name}": value for name, value in features.state_dict().items()}, tmp_path / "vgg.pt")
+    extractor = style_of(tmp_path, style="vgg", style_pretrained=str(tmp_path / "vgg.pt"))
+    images = torch.randn(1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    with torch.no_grad():
+        seen = F.interpolate(images, (224, 224), mode="bicubic", antialias=True)
+        truth = F.normalize(features(seen).mean((-2, -1)), dim=-1)
+    assert relative_error(extractor(images), truth) < 1e-5
+
+
+@pytest.mark.parametrize(("style", "pretrained"), [("dinov2", "/no/such/folder"), ("vgg", "NO_SUCH_WEIGHTS")])
+def test_missing_weights_are_named(tmp_path: Path, style: str, pretrained: str) -> None:
+    with pytest.raises(ValueError, match=f"style_pretrained='{pretrained}' .* style='{style}'"):
+        style_of(tmp_path, style=style, style_pretrained=pretrained)
+
+
+def test_a_foreign_state_dict_is_refused(tmp_path: Path) -> None:
+    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "vgg.pt")
+    with pytest.raises(ValueError, match=r"style_pretrained='.*vgg\.pt'"):
+        style_of(tmp_path, style="vgg", style_pretrained=str(tmp_path / "vgg.pt"))
+
+
+def test_hystar_takes_every_extractor(tmp_path: Path) -> None:
+    write_dino(tmp_path / "dino")
+    images = images_of(2)
+    for style, pretrained in (("dinov2", str(tmp_path / "dino")), ("clip", None), ("vgg", None)):
+        model = Hystar(small_config(tmp_path, style=style, style_pretrained=pretrained, blocks=(2,)))
+        assert model.encode_image(images).shape == (2, 24)
+        assert torch.equal(model.encode_image(images), model.encode_image(images, model.style(images)))
