@@ -162,7 +162,7 @@ def test_three_samples_mix_two_cycles(seed: int, epsilon: float, lam: float) -> 
 
 @given(st.integers(0, 2**16))
 def test_the_paper_favours_hard_negatives_and_the_authors_code_easy_ones(seed: int) -> None:
-    """One cycle of negatives is near, the other far: Eq. 5 gives the near one the greater weight, the code the lesser."""
+    """One cycle of negatives is near, the other far: Eq. 5 gives the near one more weight, the code gives it less."""
     angle = torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 0.8 + 0.1
     turn = torch.arange(3, dtype=torch.float64) * 2 * math.pi / 3
     query = torch.stack([turn.cos(), turn.sin()], 1)

@@ -84,13 +84,14 @@ def unit(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     A row is scaled by its peak first, so that no square overflows or vanishes.
     """
-    peak = torch.linalg.vector_norm(x, math.inf, dim=1, keepdim=True)
-    finite = peak.isfinite()
-    held = finite & (peak > 0)
-    y = (x / peak).masked_fill_(~held, 0)
-    length = torch.linalg.vector_norm(y, dim=1, keepdim=True)
-    y.div_(length.masked_fill_(~held, math.inf))
-    return y, length.mul_(peak.masked_fill_(~held, math.inf)), finite
+    peak = x.abs().amax(1, keepdim=True)
+    finite = peak < math.inf
+    empty = ~(finite & (peak > 0))
+    peak.masked_fill_(empty, math.inf)
+    y = x / peak
+    length = torch.linalg.vector_norm(y, dim=1, keepdim=True).masked_fill_(empty, math.inf)
+    y.div_(length).nan_to_num_(nan=0.0)
+    return y, length.mul_(peak), finite
 
 
 def unit_backward(dy: Tensor, y: Tensor, length: Tensor) -> Tensor:
