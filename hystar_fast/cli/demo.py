@@ -20,7 +20,9 @@ from hystar_fast.methods.recipes import CHOSEN, DEMO_STEPS, demo_config
 from hystar_fast.methods.suite import METHODS, TRAINED, create_hystar, create_method
 from hystar_fast.retrieval.evaluate import Evaluation, difference, evaluate, images_to_embed
 from hystar_fast.retrieval.index import Index
+from hystar_fast.retrieval.placement import displace
 from hystar_fast.retrieval.protocol import (
+    DISPLACEMENT,
     GALLERY_STYLE,
     HARD_STYLES,
     LOW_RESOLUTION_SIDE,
@@ -61,6 +63,7 @@ class _Run:
     settings: DemoSettings
     training: StyledConcepts
     held_out: StyledConcepts
+    displaced: StyledConcepts
     results: dict[str, Any]
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
 
@@ -78,7 +81,8 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
     if settings.output.exists() and not settings.output.is_dir():
         raise ValueError(f"output must be a folder, but {settings.output} is a file")
     settings.output.mkdir(parents=True, exist_ok=True)
-    run = _Run(settings, load_split("train", limit=settings.limit), load_split("test", limit=settings.limit), {})
+    held_out = load_split("test", limit=settings.limit)
+    run = _Run(settings, load_split("train", limit=settings.limit), held_out, displace(held_out, DISPLACEMENT), {})
     config = demo_config(settings.pretrained)
     run.results = _header(run, config.to_dict())
     hystar = create_hystar(config, seed=settings.seed)
@@ -123,6 +127,8 @@ def show(results: dict[str, Any], console: Console) -> None:
             f"hystar - {name}: {found['value']:+.1f} points R@1, mean of hard [{low:+.1f}, {high:+.1f}]",
             highlight=False,
         )
+    trained = {name: m["parameters"]["trainable"] for name, m in results["methods"].items() if name in TRAINED}
+    console.print("trained parameters: " + ", ".join(f"{name} {n:,}" for name, n in trained.items()), highlight=False)
     step = results["training_step"]
     console.print(
         f"one training step: naive {step['naive_seconds']:.2f} s, ours {step['ours_seconds']:.2f} s, "
@@ -144,11 +150,16 @@ def _train_and_evaluate(run: _Run, name: str, method: Method, progress: Progress
         entry["seconds"]["train"] = round(time.perf_counter() - start, 2)
         entry["learning_rates"] = dict(recipe.learning_rates)
         entry["loss"] = [round(loss, 4) for loss in losses]
-    task = progress.add_task(f"evaluate {name}", total=images_to_embed(run.held_out))
+    images = images_to_embed(run.held_out) + images_to_embed(run.displaced, HARD_STYLES) - len(run.held_out)
+    task = progress.add_task(f"evaluate {name}", total=images)
     start = time.perf_counter()
     evaluation = evaluate(method, run.held_out, progress=_advance(progress, task))
-    entry["seconds"]["evaluate"] = round(time.perf_counter() - start, 2)
     entry["recall"] = recalls(evaluation)
+    displaced = evaluate(
+        method, run.displaced, styles=HARD_STYLES, gallery=evaluation.gallery, progress=_advance(progress, task)
+    )
+    entry["seconds"]["evaluate"] = round(time.perf_counter() - start, 2)
+    entry["recall"]["displaced"] = recalls(displaced)["all"]
     run.evaluations[name] = evaluation
     run.results["methods"][name] = entry
 
@@ -211,6 +222,7 @@ def _header(run: _Run, config: dict[str, Any]) -> dict[str, Any]:
             "queries": {style: len(held_out.rows(style)) for style in QUERY_STYLES},
             "hard": list(HARD_STYLES),
             "lowres": f"{LOW_RESOLUTION_SOURCE} at {LOW_RESOLUTION_SIDE} pixels, enlarged again",
+            "displaced": f"hard queries shifted and scaled at random by up to {DISPLACEMENT:.0%}, the same for all",
             "unseen_subgroups": int(held_out.unseen.sum()),
             "training_concepts": len(run.training),
             "training_queries": {style: len(run.training.rows(style)) for style in QUERY_STYLES},

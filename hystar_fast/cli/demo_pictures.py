@@ -54,5 +54,8 @@ def draw_map(evaluations: Mapping[str, Evaluation], path: Path) -> None:
     panels = {}
     for name in _COLUMNS:
         found = evaluations[name]
-        panels[name] = {f"{GALLERY_STYLE} (gallery)": found.gallery, **found.queries}
-    embedding_map(panels, path, "Held-out drawings and names, first two principal components of each encoder")
+        panels[name] = {
+            f"{GALLERY_STYLE} (gallery)": found.gallery,
+            **{s: q for s, q in found.queries.items() if s != "text"},
+        }
+    embedding_map(panels, path, "Held-out drawings, first two principal components of each encoder")

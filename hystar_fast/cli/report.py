@@ -76,32 +76,30 @@ def write_json(path: Path, content: Any) -> None:
 
 def recall_table(methods: dict[str, dict[str, Any]], title: str, part: str = "all") -> Table:
     """A row a method, a column a query style with R@1 / R@5 in per cent, and the mean of the hard styles."""
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=title, title_justify="left", header_style="bold", padding=(0, 0))
     table.add_column("method")
-    table.add_column("trained", justify="right")
-    asked = [s for s in QUERY_STYLES if any(s in _part(m, part) for m in methods.values())]
-    for style in (*asked, "hard_mean"):
-        n = next((_part(m, part)[style]["n"] for m in methods.values() if style in _part(m, part)), 0)
-        label = "mean of hard" if style == "hard_mean" else f"{style}{'*' if style in HARD_STYLES else ''}"
-        table.add_column(f"{label}\nn={n}", justify="right")
-    best = max((_part(m, part)["hard_mean"]["R@1"]["value"] for m in methods.values()), default=0.0)
-    for name, method in methods.items():
-        found = _part(method, part)
-        cells = [_cell(found[style]) if style in found else "–" for style in (*asked, "hard_mean")]
-        if found["hard_mean"]["R@1"]["value"] == best:
+    found = {name: method["recall"][part] for name, method in methods.items()}
+    columns = [s for s in (*QUERY_STYLES, "hard_mean") if any(s in rows for rows in found.values())]
+    for column in columns:
+        n = next(rows[column]["n"] for rows in found.values() if column in rows)
+        label = "hard mean" if column == "hard_mean" else column + "*" * (column in HARD_STYLES)
+        table.add_column(f"{label}\nn={n}", justify="right", no_wrap=True)
+    displaced = part == "all" and all("displaced" in method["recall"] for method in methods.values())
+    if displaced:
+        table.add_column("hard\ndisplaced", justify="right", no_wrap=True)
+    best = max(rows["hard_mean"]["R@1"]["value"] for rows in found.values())
+    for name, rows in found.items():
+        cells = [_cell(rows[column]) if column in rows else "–" for column in columns]
+        if rows["hard_mean"]["R@1"]["value"] == best:
             cells[-1] = f"[bold]{cells[-1]}[/]"
-        trained = method["parameters"]["trainable"]
-        table.add_row(name, f"{trained:,}" if trained else "–", *cells)
+        if displaced:
+            cells.append(_cell(methods[name]["recall"]["displaced"]["hard_mean"]))
+        table.add_row(name, *cells)
     return table
 
 
-def _part(method: dict[str, Any], part: str) -> dict[str, Any]:
-    found: dict[str, Any] = method["recall"].get(part, {})
-    return found
-
-
 def _cell(row: dict[str, Any]) -> str:
-    return f"{row['R@1']['value']:.1f} / {row['R@5']['value']:.1f}"
+    return f"{row['R@1']['value']:.1f}/{row['R@5']['value']:.1f}"
 
 
 def _cutoffs(evaluation: Evaluation, styles: Sequence[str], unseen_only: bool) -> dict[str, Any] | None:

@@ -56,6 +56,7 @@ def evaluate(
     concepts: StyledConcepts,
     *,
     styles: Sequence[str] = QUERY_STYLES,
+    gallery: Tensor | None = None,
     batch_size: int = 128,
     progress: Callable[[int], object] | None = None,
 ) -> Evaluation:
@@ -65,10 +66,12 @@ def evaluate(
         method: the system; styles it cannot take (text for the floors) are left out.
         concepts: the held-out concepts with their drawings.
         styles: the query styles.
+        gallery: embeddings of the gallery that another evaluation of the same method and concepts has made.
         batch_size: images a forward pass.
         progress: called with the number of images done after every batch.
     """
-    gallery = embed_images(method, concepts.images[GALLERY_STYLE], batch_size=batch_size, progress=progress)
+    if gallery is None:
+        gallery = embed_images(method, concepts.images[GALLERY_STYLE], batch_size=batch_size, progress=progress)
     rows: dict[str, Tensor] = {}
     queries: dict[str, Tensor] = {}
     for style in styles:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim import AdamW
 
 from hystar_fast.methods.interface import Method
 from hystar_fast.retrieval.embed import embed_styles, to_float
+from hystar_fast.retrieval.placement import place_randomly
 from hystar_fast.retrieval.protocol import GALLERY_STYLE, QUERY_STYLES, StyledConcepts
 from hystar_fast.train.checkpoint import load_checkpoint, save_checkpoint
 from hystar_fast.train.optim import cosine_factor, parameter_groups, set_rates
@@ -76,18 +76,6 @@ class PairImages:
             texts=concepts.texts,
             text_column=styles.index("text") if "text" in styles else -1,
         )
-
-
-def place_randomly(images: Tensor, jitter: float, generator: torch.Generator) -> Tensor:
-    """Shift and scale every image by a little, white coming in from outside. Never mirrored: arrows have a side."""
-    if jitter == 0:
-        return images
-    change = (2 * torch.rand(len(images), 3, generator=generator) - 1) * jitter
-    theta = torch.zeros(len(images), 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = 1 + change[:, 0]
-    theta[:, :, 2] = 2 * change[:, 1:]
-    grid = F.affine_grid(theta.to(images), list(images.shape), align_corners=False)
-    return 1 - F.grid_sample(1 - images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def pair_loss(method: Method, data: PairImages, concepts: Tensor, columns: Tensor, recipe: Recipe, step: int) -> Tensor:
