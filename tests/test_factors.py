@@ -56,7 +56,7 @@ def test_weights_of_any_rank_and_magnitude(
     generator = torch.Generator().manual_seed(seed)
     left, right = (torch.randn(n, rank, generator=generator, dtype=torch.float64) for n in shape)
     weight = left @ right.T * magnitude  # all zero at rank 0
-    u, s, vh = factors = svd_factors(weight, cache_dir=tmp_path_factory.mktemp("svd"))
+    u, s, _ = factors = svd_factors(weight, cache_dir=tmp_path_factory.mktemp("svd"))
     assert (rebuild(factors) - weight).norm() <= 1e-12 * weight.norm()
     assert relative_error(u.T @ u, torch.eye(len(s))) < 1e-12
     assert int((s > 1e-12 * s.max()).sum()) <= rank

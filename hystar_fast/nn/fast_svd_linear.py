@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ class FastSVDLinear(nn.Module):
 
     @torch.no_grad()
     def _materialise(self) -> Tensor:
-        with torch.autocast(self.u.device.type, enabled=False):
+        with nullcontext() if self.u.is_meta else torch.autocast(self.u.device.type, enabled=False):
             offset, precise = self.delta_s_static, self.delta_s_static.dtype
             scale = self.s + offset if self.base_weight is None else offset
             weight = (self.u.to(precise) * scale) @ self.vh.to(precise)

@@ -159,7 +159,7 @@ def svd_linear(
         True
     """
     _check(x, u, scale, vh, bias, index)
-    if torch.is_autocast_enabled(x.device.type):
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         x, u, vh, bias = (_autocast(tensor) for tensor in (x, u, vh, bias))
     _check_dtypes(x, u, vh, bias)
     grads = torch.is_grad_enabled()
