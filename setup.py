@@ -126,10 +126,6 @@ def isa_flags(source: Path) -> list[str]:
 def ninja_file(cxx: list[str], cuda: Cuda | None, reason: str, includes: list[str], version: str, target: Path) -> str:
     """The build as ninja reads it: one object a source, one shared library, header dependencies tracked."""
     defines = [f'-DHYSTAR_FAST_VERSION="{version}"', f'-DHYSTAR_FAST_CUDA_REASON="{reason.replace(chr(34), chr(39))}"']
-    if not any("void bind_sinkhorn_cpu" in p.read_text() for p in ROOT.glob("csrc/*.cpp")):
-        defines.append("-DHYSTAR_FAST_BRINGUP_CPU")
-    if not any("void bind_sinkhorn_cuda" in p.read_text() for p in ROOT.glob("csrc/*.c*")):
-        defines.append("-DHYSTAR_FAST_BRINGUP_CUDA")
     include_flags = [f"-I{path}" for path in includes]
     if cuda is not None:
         defines += ["-DHYSTAR_FAST_CUDA", f'-DHYSTAR_FAST_CUDA_ARCHITECTURES="{" ".join(cuda.architectures)}"']

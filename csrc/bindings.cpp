@@ -33,10 +33,8 @@ PYBIND11_MODULE(_C, module) {
     module.attr("cuda_architectures") = "";
 #endif
     module.def("cuda_driver_version", &cuda_driver_version);
-#ifndef HYSTAR_FAST_BRINGUP_CPU
     hystar_fast::bind_sinkhorn_cpu(module);
-#endif
-#if defined(HYSTAR_FAST_CUDA) && !defined(HYSTAR_FAST_BRINGUP_CUDA)
+#ifdef HYSTAR_FAST_CUDA
     hystar_fast::bind_sinkhorn_cuda(module);
 #endif
 }
