@@ -141,7 +141,7 @@ def ninja_file(cxx: list[str], cuda: Cuda | None, reason: str, includes: list[st
         return re.sub(r"([$ :])", r"$\1", str(name))
 
     compile_cxx = command(*cxx, *CXX_FLAGS, *defines, *include_flags)
-    compile_cu = command(cuda.nvcc, *NVCC_FLAGS, "--threads=2", *cuda.gencode, *defines, *include_flags) if cuda else ""
+    compile_cu = command(cuda.nvcc, *NVCC_FLAGS, "--threads=0", *cuda.gencode, *defines, *include_flags) if cuda else ""
     tracked = "-MD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n  description = $in"
     lines = [
         f"rule cxx\n  command = {compile_cxx} $isa {tracked}",
@@ -149,7 +149,7 @@ def ninja_file(cxx: list[str], cuda: Cuda | None, reason: str, includes: list[st
         f"rule link\n  command = {command(*cxx)} -shared -s $in -o $out {command(*libraries)}\n  description = $out",
     ]
     objects = []
-    for source in sorted(ROOT.glob("csrc/*.cpp")) + (sorted(ROOT.glob("csrc/*.cu")) if cuda else []):
+    for source in [*sorted(ROOT.glob("csrc/*.cu") if cuda else []), *sorted(ROOT.glob("csrc/*.cpp"))]:  # slowest first
         isa = isa_flags(source)
         if isa and not X86:
             continue
