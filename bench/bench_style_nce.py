@@ -1,0 +1,82 @@
+"""StyleNCE forward and backward, detached plan, at the paper's batch of 48 and beyond."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import pytest
+import torch
+from harness import DEVICE, Outputs, compiled, forward_backward
+from torch import Tensor
+from torch.nn import functional as F
+
+import hystar_fast as hf
+
+DIMENSION = 768
+EPSILON, ITERATIONS, TEMPERATURE, GAMMA = 0.1, 50, 0.07, 80.0
+
+
+def info_nce(query: Tensor, target: Tensor) -> Tensor:
+    """The loss it replaces (Eq. 3), for the price of the weights."""
+    logits = F.normalize(query, dim=1) @ F.normalize(target, dim=1).T / TEMPERATURE
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+def naive(query: Tensor, target: Tensor) -> Tensor:
+    """Eq. 4-7 as one would write them in torch, the plan detached."""
+    sim = F.normalize(query, dim=1) @ F.normalize(target, dim=1).T
+    with torch.no_grad():
+        kernel = (-(1 - sim).exp() / EPSILON).fill_diagonal_(-torch.inf)
+        v = torch.zeros_like(kernel[0])
+        for _ in range(ITERATIONS):
+            u = -torch.logsumexp(kernel + v, 1)
+            v = -torch.logsumexp(kernel + u[:, None], 0)
+        weight = (u[:, None] + kernel + v).exp()
+    positive = (sim.diagonal() / TEMPERATURE).exp()
+    return -(positive / (positive + GAMMA * (weight * (sim / TEMPERATURE).exp()).sum(1))).log().mean()
+
+
+def reference(query: Tensor, target: Tensor) -> Tensor:
+    return hf.ref.style_nce(query, target)
+
+
+def ours(query: Tensor, target: Tensor) -> Tensor:
+    return hf.style_nce(query, target)
+
+
+PROVIDERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "InfoNCE": info_nce,
+    "hystar_fast": ours,
+    "naive torch": naive,
+    "reference, eager": reference,
+    "naive, torch.compile": naive,
+}
+
+
+@lru_cache(maxsize=1)
+def case(n: int) -> tuple[Tensor, Tensor, Outputs]:
+    """Query, target, and the float64 loss and gradients."""
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(n, DIMENSION, generator=generator)
+    target = query + torch.randn(n, DIMENSION, generator=generator)
+    query, target = query.to(DEVICE), target.to(DEVICE)
+    exact = [a.double().requires_grad_() for a in (query, target)]
+    truth = forward_backward(lambda: naive(*exact), exact, torch.ones((), dtype=torch.float64, device=DEVICE))()
+    return query, target, [a.detach() for a in truth]
+
+
+# compiling 50 unrolled iterations is slow, so torch.compile is measured at the paper's batch alone
+CASES = [(n, provider) for n in (48, 256, 1024) for provider in PROVIDERS if n == 48 or "compile" not in provider]
+
+
+@pytest.mark.parametrize(("n", "provider"), CASES)
+def bench_style_nce(record: Callable[..., None], quick: bool, n: int, provider: str) -> None:
+    query, target, truth = case(n // 16 if quick else n)
+    inputs = [a.detach().requires_grad_() for a in (query, target)]
+    function = PROVIDERS[provider]
+    if "compile" in provider:
+        function = compiled(function)
+    run = forward_backward(lambda: function(*inputs), inputs, torch.ones((), device=DEVICE))
+    exact = None if function is info_nce else truth
+    record("style_nce", f"N{len(query)} D{DIMENSION}", provider, "forward+backward", torch.float32, run, exact)

@@ -1,0 +1,124 @@
+"""What every benchmark shares: a provider is timed by pytest-benchmark, checked against float64 and its memory read."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Outputs = Sequence[Tensor]
+Run = Callable[[], Outputs]
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SECONDS_A_PROVIDER = 2.0
+MIN_ROUNDS, MAX_ROUNDS = 3, 200
+
+
+@dataclass
+class Row:
+    """One provider on one case: what the results file holds."""
+
+    op: str
+    case: str
+    provider: str
+    mode: str
+    dtype: str
+    median_ms: float
+    spread_ms: float
+    rounds: int
+    peak_mib: float
+    error: float | None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def synchronise() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def relative_error(outputs: Outputs, truth: Outputs) -> float:
+    """The largest ||out - truth|| / ||truth|| over the outputs, in float64."""
+    errors = []
+    for out, exact in zip(outputs, truth, strict=True):
+        exact = exact.double()
+        errors.append(((out.detach().double() - exact).norm() / exact.norm().clamp_min(1e-300)).item())
+    return max(errors)
+
+
+def peak_mib(run: Run) -> float:
+    """Memory above what was in use before, in MiB: the allocator's peak on CUDA, the resident peak on Linux CPUs."""
+    gc.collect()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = _status_kib("VmRSS")
+    run()
+    return max(0.0, (_status_kib("VmHWM") - before) / 2**10)
+
+
+def _status_kib(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {name}")
+
+
+def measure(benchmark: Any, run: Run, truth: Outputs | None) -> tuple[float, float, int, float, float | None]:
+    """Median and interquartile range in ms, rounds, peak memory in MiB and the largest error against `truth`."""
+    outputs = run()  # warm: compiled, caches filled
+    error = None if truth is None else relative_error(outputs, truth)
+    del outputs
+    memory = peak_mib(run)
+    started = time.perf_counter()
+    run()
+    synchronise()
+    once = max(time.perf_counter() - started, 1e-7)
+    rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, round(SECONDS_A_PROVIDER / once)))
+    iterations = max(1, min(50, round(2e-3 / once)))  # a round lasts 2 ms at least
+
+    def timed() -> None:
+        run()
+        synchronise()
+
+    benchmark.pedantic(timed, rounds=rounds, iterations=iterations, warmup_rounds=1)
+    stats = benchmark.stats.stats
+    return stats.median * 1e3, stats.iqr * 1e3, rounds, memory, error
+
+
+def forward(run: Callable[[], Tensor]) -> Run:
+    """The forward alone, without autograd."""
+
+    def call() -> Outputs:
+        with torch.no_grad():
+            return [run()]
+
+    return call
+
+
+def forward_backward(run: Callable[[], Tensor], inputs: Sequence[Tensor], upstream: Tensor) -> Run:
+    """Forward and backward: the output and the gradients of `inputs`."""
+
+    def call() -> Outputs:
+        y = run()
+        return [y, *torch.autograd.grad(y, inputs, upstream)]
+
+    return call
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.compile without what earlier cases left behind."""
+    torch.compiler.reset()
+    return torch.compile(function, fullgraph=True, dynamic=False)
