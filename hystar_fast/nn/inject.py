@@ -63,8 +63,7 @@ def inject(
         >>> inject(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)), "*")
         ['0', '2']
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    _check_model(model)
     layers = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, (nn.Linear, FastSVDLinear))}
     chosen = {layers[name] for name in _matching(layers, targets)}
     linears = {n: m for n, m in layers.items() if m in chosen and isinstance(m, nn.Linear)}
@@ -89,6 +88,7 @@ def merge_(model: nn.Module) -> dict[str, FastSVDLinear]:
         The layers taken out, by name: :func:`unmerge_` puts them back. Dropping the dictionary frees their memory.
 
     Raises:
+        TypeError: ``model`` is no module.
         ValueError: ``model`` is itself a FastSVDLinear (use its ``merge()``).
 
     Example:
@@ -100,6 +100,7 @@ def merge_(model: nn.Module) -> dict[str, FastSVDLinear]:
           (0): Linear(in_features=4, out_features=4, bias=True)
         ), ['0'])
     """
+    _check_model(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     if isinstance(model, FastSVDLinear):
         raise ValueError("model must contain FastSVDLinear layers, but is one: use model.merge()")
@@ -115,6 +116,11 @@ def unmerge_(model: nn.Module, layers: Mapping[str, FastSVDLinear]) -> None:
     """Put the layers that :func:`merge_` took out of ``model`` back, in place."""
     for name, layer in layers.items():
         model.set_submodule(name, layer)
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
 
 
 def _matching(layers: Mapping[str, nn.Module], targets: Targets) -> list[str]:
