@@ -188,10 +188,16 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
 
 
-def test_kernels_is_refused_as_a_top_level_module() -> None:
-    done = python("import kernels")
+@pytest.mark.parametrize("statement", ["from kernels import svd_linear", "import kernels.svd_linear"])
+def test_kernels_is_refused_as_a_top_level_module(statement: str) -> None:
+    done = python(statement)
     assert done.returncode != 0
-    assert "ImportError: import hystar_fast.kernels, not kernels" in done.stderr
+    assert "ImportError" in done.stderr or "ModuleNotFoundError" in done.stderr
+
+
+def test_transformers_does_not_take_the_checkout_for_the_kernels_of_pypi() -> None:
+    done = python("import transformers.activations; print(transformers.utils.is_kernels_available())")
+    assert done.stdout.strip() == "False", done.stderr
 
 
 @pytest.mark.parametrize(
