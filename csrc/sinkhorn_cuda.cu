@@ -31,12 +31,20 @@ struct DeviceBlock {
     }
 };
 
+// Rare and long, so it is a call: inlined it would cost the loop around it registers.
+template <int WARPS>
+__device__ __noinline__ void settle_apart(const Batch& batch, int* words) {
+    DeviceBlock<WARPS> block;
+    settle(block, Problem(batch, blockIdx.x), words);
+}
+
 template <class T>
-__global__ void __launch_bounds__(32 * T::WARPS) tile_kernel(Batch batch) {
+__global__ void __launch_bounds__(32 * T::WARPS, T::BLOCKS) tile_kernel(const __grid_constant__ Batch batch) {
     __shared__ typename T::Shared shared;
     DeviceBlock<T::WARPS> block;
     const Problem problem(batch, blockIdx.x);
-    TileSolver<T, DeviceBlock<T::WARPS>>(block, problem, shared).solve();
+    if (TileSolver<T, DeviceBlock<T::WARPS>>(block, problem, shared).solve())
+        settle_apart<T::WARPS>(batch, reinterpret_cast<int*>(&shared));
 }
 
 constexpr int STREAM_WARPS = 8;
@@ -77,13 +85,17 @@ void check(cudaError_t error, const char* what) {
         throw std::runtime_error(std::string("sinkhorn: ") + what + " failed: " + cudaGetErrorString(error));
 }
 
-template <class T>
-bool launch_tile(const Batch& batch, int64_t problems, cudaStream_t stream) {
-    if (batch.n > T::MAX_ROWS || batch.m > T::MAX_COLUMNS) return false;
-    tile_kernel<T><<<static_cast<unsigned>(problems), 32 * T::WARPS, 0, stream>>>(batch);
-    check(cudaGetLastError(), "the launch of the tile kernel");
-    return true;
-}
+struct TileLauncher {
+    const Batch& batch;
+    int64_t problems;
+    cudaStream_t stream;
+
+    template <class T>
+    void launch() const {
+        tile_kernel<T><<<static_cast<unsigned>(problems), 32 * T::WARPS, 0, stream>>>(batch);
+        check(cudaGetLastError(), "the launch of the tile kernel");
+    }
+};
 
 // The whole batch advances together, one iteration after the other.
 void launch_stream(const Batch& batch, int64_t problems, float* workspace, cudaStream_t stream) {
@@ -126,10 +138,7 @@ void sinkhorn_cuda_forward(uintptr_t cost, uintptr_t mask, uintptr_t plan, uintp
     for (int64_t first = 0; first < batch; first += at_once) {
         const Batch part = static_cast<Batch>(Problem(all, first));
         const int64_t problems = std::min(batch - first, at_once);
-        if (launch_tile<Tile32>(part, problems, on) || launch_tile<Tile48>(part, problems, on) ||
-            launch_tile<Tile64>(part, problems, on) || launch_tile<Tile96>(part, problems, on) ||
-            launch_tile<Tile128>(part, problems, on) || launch_tile<TileLargest>(part, problems, on))
-            continue;
+        if (with_tile(n, m, TileLauncher{part, problems, on})) continue;
         float* part_of_workspace = reinterpret_cast<float*>(workspace) + first * Workspace::words(all.n, all.m);
         launch_stream(part, problems, part_of_workspace, on);
     }

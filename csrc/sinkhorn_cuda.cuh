@@ -82,11 +82,11 @@ struct Problem : Batch {
         return cost[at(row, column)];
     }
 
-    // x of an entry of this cost in a row whose lowest cost is `lowest`; -inf where forbidden.
+    // x of an entry of this cost in a row whose lowest cost is `lowest`: -inf where forbidden, NaN where it is invalid.
     HYSTAR_DEVICE float exponent(float cost_ij, float lowest) const {
-        if (cost_ij == INFINITY) return -INFINITY;
-        const float gap = fmaxf(lowest - cost_ij, floor);
-        return fmaf(gap, scale, gap * scale_low);
+        const float gap = lowest - cost_ij;
+        const float kept = gap < floor ? floor : gap;
+        return cost_ij == INFINITY ? -INFINITY : fmaf(kept, scale, kept * scale_low);
     }
 
     HYSTAR_DEVICE float column_mass() const { return static_cast<float>(n) / static_cast<float>(m); }

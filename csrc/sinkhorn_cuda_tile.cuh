@@ -16,8 +16,9 @@ namespace hystar_fast {
 // Odd multiples of 16 bytes: vector reads of different lanes then fall into different banks.
 constexpr int pitch(int count) { return (count + 3) / 4 % 2 == 1 ? (count + 3) / 4 * 4 : (count + 3) / 4 * 4 + 4; }
 
-template <int ROWS_, int COLUMNS_, int LANE_COLUMNS_, int WARPS_>
+template <int ROWS_, int COLUMNS_, int LANE_COLUMNS_, int WARPS_, int BLOCKS_>
 struct Tile {
+    static constexpr int BLOCKS = BLOCKS_;  // how many the registers of a multiprocessor should hold
     static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, LANE_COLUMNS = LANE_COLUMNS_, WARPS = WARPS_;
     static constexpr int LANE_ROWS = 32 / LANE_COLUMNS;
     static constexpr int MAX_ROWS = ROWS * LANE_ROWS * WARPS, MAX_COLUMNS = COLUMNS * LANE_COLUMNS;
@@ -25,6 +26,8 @@ struct Tile {
     static constexpr int ROW_SLOTS = WARPS * LANE_ROWS * ROW_PITCH, COLUMN_SLOTS = LANE_COLUMNS * COLUMN_PITCH;
     static constexpr int OWNED_ROWS = most_owned<ROWS, LANE_COLUMNS / 2, 1>();
     static constexpr int OWNED_COLUMNS = most_owned<COLUMNS, 16, LANE_COLUMNS>();
+
+    static_assert(MAX_ROWS == MAX_COLUMNS);
 
     // The scalings a, b and the potentials, by slot: the piece of a lane is contiguous and padded to the pitch.
     struct alignas(16) Shared {
@@ -38,12 +41,26 @@ struct Tile {
 
 // The sizes that are built. A piece of 72 entries or more a lane makes the reductions cheap beside the
 // multiply-adds; one warp a problem needs no barrier at all.
-using Tile32 = Tile<4, 8, 4, 1>;
-using Tile48 = Tile<6, 12, 4, 1>;
-using Tile64 = Tile<8, 16, 4, 1>;
-using Tile96 = Tile<6, 12, 8, 4>;
-using Tile128 = Tile<8, 16, 8, 4>;
-using TileLargest = Tile<6, 12, 16, 16>;  // 192
+using Tile32 = Tile<4, 8, 4, 1, 21>;
+using Tile48 = Tile<6, 12, 4, 1, 12>;
+using Tile64 = Tile<8, 8, 8, 2, 8>;
+using Tile96 = Tile<6, 12, 8, 4, 3>;
+using Tile128 = Tile<8, 8, 16, 8, 2>;
+using TileLargest = Tile<6, 12, 16, 16, 1>;  // 192
+
+// Calls launcher.launch<T>() with the smallest tile that holds N x M; false if none does.
+template <class Launcher>
+bool with_tile(int64_t n, int64_t m, const Launcher& launcher) {
+    const int64_t size = n > m ? n : m;
+    if (size <= Tile32::MAX_COLUMNS) launcher.template launch<Tile32>();
+    else if (size <= Tile48::MAX_COLUMNS) launcher.template launch<Tile48>();
+    else if (size <= Tile64::MAX_COLUMNS) launcher.template launch<Tile64>();
+    else if (size <= Tile96::MAX_COLUMNS) launcher.template launch<Tile96>();
+    else if (size <= Tile128::MAX_COLUMNS) launcher.template launch<Tile128>();
+    else if (size <= TileLargest::MAX_COLUMNS) launcher.template launch<TileLargest>();
+    else return false;
+    return true;
+}
 
 template <class T, class Block>
 class TileSolver {
@@ -56,16 +73,20 @@ class TileSolver {
           rows_(owned_by<T::ROWS, T::LANE_COLUMNS / 2, 1>(block.lane())),
           columns_(owned_by<T::COLUMNS, 16, T::LANE_COLUMNS>(block.lane())) {}
 
-    HYSTAR_DEVICE void solve() {
+    // Solves the problem. True if `settle` has to decide whether it has a plan at all.
+    HYSTAR_DEVICE bool solve() {
         const int refused = first_iteration();
-        if (refused != CONVERGED) return write_without_plan(block_, problem_, refused);
+        if (refused != CONVERGED) {
+            write_without_plan(block_, problem_, refused);
+            return false;
+        }
         int done = 1;
         for (; done < problem_.n_iter; ++done) {
             if (row_step()) break;
             column_step();
             if (done % 4 == 3 && any_far()) absorb();
         }
-        finish(done);
+        return finish(done);
     }
 
   private:
@@ -118,6 +139,7 @@ class TileSolver {
         if (problem_.mask == nullptr) return;
 #pragma unroll
         for (int i = 0; i < T::ROWS; ++i) {
+            block_.sync_warp();
             const uint8_t* from = problem_.mask + problem_.at(row(i), lane_column_);
 #pragma unroll
             for (int k = 0; k < T::COLUMNS; ++k)
@@ -128,22 +150,17 @@ class TileSolver {
     // From v = 0, in logarithms: u = -log2 sum_j 2^x, v = -max_i (x + u), then A and its column half-step.
     HYSTAR_DEVICE int first_iteration() {
         float rows[T::ROWS], columns[T::COLUMNS];
-        bool invalid = false, empty = false;
-        forbidden_ = false;
         load_costs();
 #pragma unroll
         for (int i = 0; i < T::ROWS; ++i) {
             rows[i] = -INFINITY;
 #pragma unroll
-            for (int k = 0; k < T::COLUMNS; ++k) {
-                invalid |= is_invalid(a_[i][k]);
-                forbidden_ |= a_[i][k] == INFINITY && inside(i, k);
-                rows[i] = fmaxf(rows[i], -a_[i][k]);
-            }
+            for (int k = 0; k < T::COLUMNS; ++k) rows[i] = fmaxf(rows[i], -a_[i][k]);
         }
         reduce_rows<Max>(rows, shared_.lowest, [&](float negative, int) { return -negative; });
-        if (block_.any(invalid)) return INVALID;
         float sums[T::ROWS];
+        bool invalid = false, empty = false;
+        int allowed = 0, entries = 0;
 #pragma unroll
         for (int i = 0; i < T::ROWS; ++i) {
             empty |= row(i) < problem_.n && rows[i] == INFINITY;
@@ -152,8 +169,14 @@ class TileSolver {
             for (int k = 0; k < T::COLUMNS; ++k) {
                 a_[i][k] = problem_.exponent(a_[i][k], rows[i]);
                 sums[i] += power_of_two(a_[i][k]);
+                allowed += a_[i][k] > -INFINITY;
             }
+            invalid |= !(sums[i] >= 0);
+            entries += row(i) < problem_.n;
         }
+        entries *= (problem_.m - lane_column_ + T::LANE_COLUMNS - 1) / T::LANE_COLUMNS;
+        forbidden_ = allowed < entries;
+        if (block_.any(invalid)) return INVALID;
         reduce_rows<Sum>(sums, shared_.u, [](float sum, int) { return sum > 0 ? -log2f(sum) : 0.0f; });
 #pragma unroll
         for (int k = 0; k < T::COLUMNS; ++k) {
@@ -255,7 +278,7 @@ class TileSolver {
         block_.sync();
     }
 
-    HYSTAR_DEVICE void finish(int done) {
+    HYSTAR_DEVICE bool finish(int done) {
         float sums[T::ROWS], worst = 0, missing = 0;
         row_sums(sums);
 #pragma unroll
@@ -264,10 +287,11 @@ class TileSolver {
             const float off = row(i) < problem_.n ? fabsf(total * scaling_[i] - 1) : 0.0f;
             worst = fmaxf(worst, off);
             missing += lane_column_ == 0 ? off : 0.0f;
+            block_.sync_warp();
+            float* to = problem_.plan + problem_.at(row(i), lane_column_);
 #pragma unroll
             for (int k = 0; k < T::COLUMNS; ++k)
-                if (inside(i, k))
-                    problem_.plan[problem_.at(row(i), column(k))] = a_[i][k] * scaling_[i] * b_[k];
+                if (inside(i, k)) to[T::LANE_COLUMNS * k] = a_[i][k] * scaling_[i] * b_[k];
         }
         worst = reduce_block<Max>(block_, worst, shared_.scratch);
         missing = reduce_block<Sum>(block_, missing, shared_.scratch);
@@ -285,8 +309,7 @@ class TileSolver {
         for (int k = 0; k < T::COLUMNS; ++k)
             if (block_.warp() == 0 && lane_row_ == 0 && column(k) < problem_.m)
                 problem_.v[column(k)] = (shared_.v[column_slot_ + k] + log2f(b_[k])) * problem_.unit;
-        if (block_.any(forbidden_) && missing >= problem_.row_mass)
-            settle(block_, problem_, reinterpret_cast<int*>(&shared_));
+        return block_.any(forbidden_) && missing >= problem_.row_mass;
     }
 
     Block& block_;
