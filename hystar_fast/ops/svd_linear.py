@@ -160,14 +160,16 @@ def svd_linear(
     """
     _check(x, u, scale, vh, bias, index)
     if not x.is_meta and torch.is_autocast_enabled(x.device.type):
-        x, u, vh, bias = (_autocast(tensor) for tensor in (x, u, vh, bias))
+        x, u, vh = _autocast(x), _autocast(u), _autocast(vh)
+        bias = None if bias is None else _autocast(bias)
     _check_dtypes(x, u, vh, bias)
     grads = torch.is_grad_enabled()
     needs_dx, needs_dscale = grads and x.requires_grad, grads and scale.requires_grad
     materialise = _may_materialise(x, index, needs_dscale) and materialising_is_cheaper(
         prod(x.shape[:-1]),
         scale.shape[0] if scale.dim() == 2 else 1,
-        *vh.shape,
+        vh.shape[0],
+        vh.shape[1],
         u.shape[0],
         needs_dx=needs_dx,
         needs_dscale=needs_dscale,
@@ -191,9 +193,9 @@ def _may_materialise(x: Tensor, index: Tensor | None, needs_dscale: bool) -> boo
     return (index is None or x.device.type == "cpu") and not (needs_dscale and x.dtype == torch.float16)
 
 
-def _autocast(tensor: Tensor | None) -> Tensor | None:
+def _autocast(tensor: Tensor) -> Tensor:
     """Cast what nn.Linear would cast: everything floating but float64."""
-    if tensor is None or tensor.dtype == torch.float64:
+    if tensor.dtype == torch.float64:
         return tensor
     return tensor.to(torch.get_autocast_dtype(tensor.device.type))
 

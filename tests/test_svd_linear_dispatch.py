@@ -1,0 +1,110 @@
+"""The cost model of svd_linear: what it counts is what runs, and it picks the cheaper path."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import hystar_fast as hf
+from hystar_fast.ops import svd_linear as op
+from hystar_fast.ops import svd_linear_cpu
+from hystar_fast.ops.svd_linear_cost import factored_cost, materialised_cost, materialising_is_cheaper
+
+INFERENCE = {"needs_dx": False, "needs_dscale": False}
+TRAINING = {"needs_dx": True, "needs_dscale": True}
+FIRST_LAYER = {"needs_dx": False, "needs_dscale": True}  # nothing before it is trained
+FROZEN_SCALE = {"needs_dx": True, "needs_dscale": False}
+
+
+@pytest.mark.parametrize(
+    ("in_features", "out_features", "rank", "needs", "crossover"),
+    [
+        (1024, 3072, 1024, INFERENCE, 3072),  # ViT-L's packed qkv
+        (1024, 1024, 1024, INFERENCE, 1024),  # T > d for a square full-rank layer
+        (1024, 3072, 1024, TRAINING, None),
+        (1024, 1024, 1024, TRAINING, 2048),
+        (1024, 4096, 1024, INFERENCE, 4096),  # a static MLP layer
+        (1024, 4096, 1024, TRAINING, None),
+        (1024, 4096, 1024, FIRST_LAYER, 8192),
+        (1024, 1024, 256, INFERENCE, None),  # a truncated layer is cheaper than the plain one
+    ],
+)
+def test_crossover_in_tokens_a_style(
+    in_features: int, out_features: int, rank: int, needs: dict[str, bool], crossover: int | None
+) -> None:
+    """The table of docs/algorithms/svd_linear.md."""
+    shape = (rank, in_features, out_features)
+    for styles in (1, 7):
+        if crossover is None:
+            assert not materialising_is_cheaper(10**9, styles, *shape, **needs)
+        else:
+            assert not materialising_is_cheaper(styles * crossover, styles, *shape, **needs)
+            assert materialising_is_cheaper(styles * (crossover + 1), styles, *shape, **needs)
+
+
+@pytest.mark.parametrize("needs", [INFERENCE, TRAINING, FIRST_LAYER, FROZEN_SCALE], ids=["none", "both", "scale", "x"])
+@pytest.mark.parametrize("materialise", [False, True])
+@pytest.mark.parametrize("styles", [1, 3])
+def test_the_model_counts_what_runs(styles: int, materialise: bool, needs: dict[str, bool]) -> None:
+    tokens, in_features, out_features, rank = 10, 12, 20, 8
+    x, dy = torch.randn(styles, tokens, in_features), torch.randn(styles, tokens, out_features)
+    u, scale, vh = torch.randn(out_features, rank), torch.randn(styles, rank), torch.randn(rank, in_features)
+    with FlopCounterMode(display=False) as counter:
+        _, saved = svd_linear_cpu.forward(x, u, scale, vh, None, None, materialise, True)
+        svd_linear_cpu.backward(
+            dy, x, u, scale, vh, None, saved, materialise, needs["needs_dx"], needs["needs_dscale"], False
+        )
+    shape = (rank, in_features, out_features)
+    if materialise:
+        expected = materialised_cost(styles * tokens, styles, *shape, **needs)
+    else:
+        expected = factored_cost(styles * tokens, *shape, **needs)
+    assert counter.get_total_flops() == 2 * expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "scale_rows", "bank", "trains", "expected"),
+    [
+        (16, 257, 16, False, False, False),  # a scale a sample: 257 tokens a style
+        (16, 257, 0, False, False, True),  # a shared scale: 4112 tokens of one style
+        (16, 257, 2, True, False, True),  # a bank of two: 2056 a style
+        (16, 257, 16, True, False, False),
+        (16, 257, 0, False, True, True),
+        (8, 200, 0, False, True, False),  # 1600 tokens are too few for training, enough for inference
+        (8, 200, 0, False, False, True),
+    ],
+)
+def test_the_public_function_asks_the_model(
+    batch: int,
+    tokens: int,
+    scale_rows: int,
+    bank: bool,
+    trains: bool,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Squares of 1024 scaled down by 16, so that the crossovers are 64 and 128 tokens: the ratios stay."""
+    picked: list[bool] = []
+
+    def spy(*shape: int, **needs: bool) -> bool:
+        picked.append(materialising_is_cheaper(*shape, **needs))
+        return picked[-1]
+
+    monkeypatch.setattr(op, "materialising_is_cheaper", spy)
+    d = 64
+    scale = torch.randn(*([scale_rows] if scale_rows else []), d, requires_grad=trains)
+    x = torch.randn(batch, max(1, tokens // 16), d, requires_grad=trains)
+    index = torch.zeros(batch, dtype=torch.long) if bank else None
+    hf.svd_linear(x, torch.randn(d, d), scale, torch.randn(d, d), index=index)
+    assert picked == [expected]
+
+
+def test_a_sum_over_all_tokens_stays_out_of_float16() -> None:
+    """dW would be a float16 sum over every token; the factored path sums in float32."""
+    x = torch.full((1, 4096, 4), 8.0, dtype=torch.float16)
+    eye = torch.eye(4, dtype=torch.float16)
+    scale = torch.ones(4, requires_grad=True)
+    hf.svd_linear(x, eye, scale, eye).backward(torch.full_like(x, 8.0))
+    assert scale.grad is not None
+    assert scale.grad.tolist() == [4096 * 64.0] * 4
