@@ -30,7 +30,7 @@ def machine() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("torch", "open_clip_torch", "peft", "scikit-image")},
+        "versions": {name: _version(name) for name in ("torch", "open_clip_torch", "scikit-image")},
     }
 
 

@@ -1,84 +1,79 @@
-"""LoRA on the image tower of a CLIP, through peft, at the size of another adapter."""
+"""LoRA on the image tower of a CLIP, at the size of another adapter.
+
+Written with torch's parametrizations and not with peft, whose LoRA of nn.MultiheadAttention adds the update of the
+output projection twice (peft 0.21, huggingface/peft#3774), which would make the baseline worse than it is.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
 
-from PIL import Image
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from hystar_fast.methods.frozen import Frozen
+from hystar_fast.models.backbones.open_clip import OpenClipBackbone
 
-# peft adapts nn.MultiheadAttention (both its packed input projection and its output) and nn.Linear.
-TARGETS = r"transformer\.resblocks\.\d+\.(attn|mlp\.c_fc|mlp\.c_proj)"
+
+class LowRank(nn.Module):
+    """W -> W + b a, with b [out, rank] zero at first (Hu et al., 2022)."""
+
+    def __init__(self, weight: Tensor, rank: int) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.empty(rank, weight.shape[1]))
+        self.b = nn.Parameter(torch.zeros(weight.shape[0], rank))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.b @ self.a
 
 
 class LoRA(Frozen):
     """Low-rank updates of every attention and MLP matrix of an open_clip image tower; the rest is frozen.
 
-    W + (alpha / rank) B A with B zero at first, so it starts as the frozen model (Hu et al., 2022).
+    It starts as the frozen model.
 
     Args:
-        model: an ``open_clip.CLIP`` with a ViT image tower; it is changed in place.
-        preprocess, tokenizer: as for `Frozen`.
+        backbone: is changed in place.
         criterion: loss of (query, target).
         parameters: about how many parameters to train: the rank whose count is closest is taken.
-        alpha_per_rank: alpha / rank, the scale of the update.
 
     Raises:
-        ModuleNotFoundError: peft is not installed.
-        ValueError: the image tower has no layer to adapt, or `parameters` is not positive.
+        ValueError: `parameters` is not positive.
     """
 
     name = "lora"
 
     def __init__(
-        self,
-        model: nn.Module,
-        preprocess: Callable[[Image.Image], Tensor],
-        tokenizer: Callable[[list[str]], Tensor],
-        criterion: Callable[[Tensor, Tensor], Tensor],
-        *,
-        parameters: int,
-        alpha_per_rank: int = 1,
+        self, backbone: OpenClipBackbone, criterion: Callable[[Tensor, Tensor], Tensor], *, parameters: int
     ) -> None:
-        try:
-            from peft import LoraConfig, inject_adapter_in_model
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("the LoRA baseline needs peft: pip install peft", name="peft") from error
-
-        super().__init__(model, preprocess, tokenizer)
+        super().__init__(backbone, backbone.preprocess, backbone.tokenizer)
         if parameters < 1:
             raise ValueError(f"parameters must be at least 1, got {parameters}")
-        visual: Any = self.model.visual
-        per_rank = _parameters_per_rank(visual)
+        places = _matrices(backbone)
+        per_rank = sum(sum(getattr(module, name).shape) for module, name in places)
         self.criterion = criterion
         self.rank = max(1, round(parameters / per_rank))
-        config = LoraConfig(
-            r=self.rank, lora_alpha=alpha_per_rank * self.rank, lora_dropout=0.0, target_modules=TARGETS
-        )
-        inject_adapter_in_model(config, visual)
-        self._trainable = [p for name, p in visual.named_parameters() if "lora_" in name]
-        for parameter in self._trainable:
-            parameter.requires_grad_(True)
+        self._trained: list[nn.Parameter] = []
+        for module, name in places:
+            update = LowRank(getattr(module, name), self.rank)
+            parametrize.register_parametrization(module, name, update)
+            self._trained += [update.a, update.b]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {"lora": self._trainable}
+        return {"lora": self._trained}
 
     def loss(self, query: Tensor, target: Tensor) -> Tensor:
         return self.criterion(query, target)
 
 
-def _parameters_per_rank(visual: nn.Module) -> int:
-    """in + out summed over every matrix LoRA adapts: what one more rank costs."""
-    total = 0
-    for module in visual.modules():
-        if isinstance(module, nn.MultiheadAttention):
-            total += sum(module.in_proj_weight.shape) + sum(module.out_proj.weight.shape)
-    blocks = getattr(getattr(visual, "transformer", None), "resblocks", ())
-    for block in blocks:
-        total += sum(block.mlp.c_fc.weight.shape) + sum(block.mlp.c_proj.weight.shape)
-    if not total:
-        raise ValueError(f"model must have an open_clip ViT image tower to adapt, got {type(visual).__name__}")
-    return total
+def _matrices(backbone: OpenClipBackbone) -> list[tuple[nn.Module, str]]:
+    """Every attention and MLP matrix of the visual blocks, as (module, attribute)."""
+    places: list[tuple[nn.Module, str]] = []
+    for block in backbone.blocks:
+        attention = block.get_submodule("attn")
+        places += [(attention, "in_proj_weight"), (attention.get_submodule("out_proj"), "weight")]
+        places += [(layer, "weight") for layer in block.get_submodule("mlp").modules() if isinstance(layer, nn.Linear)]
+    return places

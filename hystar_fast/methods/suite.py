@@ -57,4 +57,4 @@ def create_method(name: str, config: HystarConfig, *, seed: int = 0, parameters:
         raise ValueError(
             f"lora needs parameters (got {parameters}) and an open_clip backbone (got {config.backbone!r})"
         )
-    return LoRA(backbone.clip, backbone.preprocess, backbone.tokenizer, criterion(config), parameters=parameters)
+    return LoRA(backbone, criterion(config), parameters=parameters)

@@ -1,0 +1,135 @@
+"""The command: errors in one line with status 2, and the small commands on a random backbone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from hystar_fast.cli.main import app
+from hystar_fast.data.emoji import EmojiStyles
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "120"})
+
+
+def refused(*arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return " ".join(result.output.split())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    result = run("train", "--output", folder, "--steps", 2, "--batch-size", 4, "--limit", 6, "--weights", "random")
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_help_names_every_command():
+    shown = run("--help").output
+    for command in ("demo", "search", "info", "train", "eval", "embed", "tune"):
+        assert command in shown
+
+
+def test_info_lists_every_op_on_both_devices():
+    shown = run("info").output
+    for word in ("svd_linear", "sinkhorn", "style_nce", "cpu", "cuda"):
+        assert word in shown
+
+
+def test_training_writes_an_adapter_and_goes_on_from_its_checkpoint(trained):
+    assert (trained / "adapter" / "adapter.safetensors").is_file()
+    result = run(
+        "train", "--output", trained, "--steps", 3, "--batch-size", 4, "--limit", 6, "--weights", "random", "--resume"
+    )
+    assert result.exit_code == 0, result.output
+    assert "3 steps" in result.output
+
+
+def test_eval_prints_and_writes_the_recalls(trained, tmp_path):
+    result = run("eval", "--adapter", trained / "adapter", "--limit", 5, "--output", tmp_path / "found.json")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["gallery"] == 5
+    assert set(found["recall"]["all"]) == {"outline", "sketch", "lowres", "twemoji", "text", "hard_mean"}
+    assert 0 <= found["recall"]["all"]["sketch"]["R@1"]["value"] <= 100
+
+
+def test_a_folder_is_embedded_and_searched(trained, tmp_path):
+    data, pictures = EmojiStyles(), tmp_path / "pictures"
+    pictures.mkdir()
+    for concept in data.concepts("test")[:4]:
+        data.image("noto", concept.id).save(pictures / f"{concept.id}.png")
+    asked = sorted(pictures.iterdir())[2]
+    result = run("embed", pictures, "--adapter", trained / "adapter", "--output", tmp_path / "index")
+    assert result.exit_code == 0, result.output
+    drawn = tmp_path / "answers.png"
+    result = run("search", "--query", asked, "--index", tmp_path / "index", "--top", 2, "--picture", drawn)
+    assert result.exit_code == 0, result.output
+    first = next(line for line in result.output.splitlines() if " 1 " in line)
+    assert asked.name in first
+    assert "1.000" in first
+    with Image.open(drawn) as picture:
+        assert picture.width > 200
+
+
+def test_search_refuses_what_it_cannot_answer(tmp_path):
+    picture = tmp_path / "query.png"
+    Image.new("RGB", (20, 20), "red").save(picture)
+    assert "exactly one of --query and --text" in refused("search")
+    assert "exactly one of --query and --text" in refused("search", "--query", picture, "--text", "a dog")
+    message = refused("search", "--query", tmp_path / "nothing.png")
+    assert "--query must be an image file" in message and "nothing.png does not exist" in message
+    message = refused("search", "--query", picture, "--demo", tmp_path / "nowhere")
+    assert "written by `hystar-fast demo`" in message and "nowhere" in message
+
+
+def test_embed_eval_and_demo_refuse_what_they_cannot_use(trained, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "holds none" in refused("embed", tmp_path / "empty", "--adapter", trained / "adapter")
+    assert "nowhere" in refused("eval", "--adapter", tmp_path / "nowhere")
+    assert "split must be 'val' or 'test', got 'train'" in refused(
+        "eval", "--adapter", trained / "adapter", "--split", "train"
+    )
+    (tmp_path / "file").write_text("")
+    assert "output must be a folder" in refused("demo", "--output", tmp_path / "file", "--weights", "random")
+    assert "output must be a folder" in refused("train", "--output", tmp_path / "file", "--weights", "random")
+    assert "pretrained" in refused("train", "--output", tmp_path / "new", "--weights", tmp_path / "no.safetensors")
+    assert "backbone" in refused("train", "--output", tmp_path / "new", "--backbone", "resnet")
+
+
+def test_a_damaged_adapter_and_a_damaged_checkpoint_are_named(trained, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    for path in (trained / "adapter").iterdir():
+        content = path.read_bytes()
+        (adapter / path.name).write_bytes(content[: len(content) // 2] if path.suffix == ".safetensors" else content)
+    assert "adapter" in refused("eval", "--adapter", adapter, "--limit", 2)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"rubbish")
+    message = refused(
+        "train", "--output", tmp_path / "run", "--steps", 1, "--limit", 4, "--weights", "random", "--resume"
+    )
+    assert "is a damaged checkpoint" in message
+
+
+def test_tuning_tries_the_grid_on_the_validation_concepts(tmp_path, monkeypatch):
+    from hystar_fast.methods import recipes
+
+    small = {name: trials[:1] for name, trials in recipes.GRID.items()}
+    monkeypatch.setattr("hystar_fast.cli.tune.GRID", small)
+    path = tmp_path / "tuning.json"
+    result = run("tune", "--output", path, "--steps", 1, "--limit", 5, "--weights", "random")
+    assert result.exit_code == 0, result.output
+    found = json.loads(path.read_text())
+    assert found["chosen"] == {name: trials[0] for name, trials in small.items()}
+    assert found["gallery"] == 5
+    assert [trial["method"] for trial in found["trials"]] == list(small)
+    assert all("hard_mean" in trial["recall"] for trial in found["trials"])
