@@ -68,7 +68,7 @@ struct Forward {
     double tol;                    // stop early at this row error; 0 never
     T* plan;                       // [batch, n, m]
     T* history;                    // [batch, n_iter, m]: v after each iteration; or null
-    double* info;                  // [batch, 3]: iterations, largest marginal error, status
+    std::int32_t* info;            // [3, batch]: iterations, largest marginal error (the bits of a float), status
 };
 
 // The vector-Jacobian product of all iterations, from the column potentials that the forward pass stored.
@@ -81,7 +81,7 @@ struct UnrolledBackward {
     std::int64_t n_iter;
     const T* plan;
     const T* history;
-    const double* info;
+    const std::int32_t* info;
     const T* grad;  // [batch, n, m], of the plan
     T* dcost;       // [batch, n, m]
 };

@@ -53,8 +53,7 @@ public:
     void solve(std::int64_t index) {
         const T *grad = job_.grad + index * n_ * m_, *plan = job_.plan + index * n_ * m_;
         out_ = job_.dcost + index * n_ * m_;
-        const double* info = job_.info + index * 3;
-        const auto done = static_cast<std::int64_t>(info[0]);
+        const std::int64_t done = job_.info[index];
         if (done == 0) {  // infeasible or invalid: the plan does not depend on the cost
             std::fill(out_, out_ + n_ * m_, T(0));
             return;

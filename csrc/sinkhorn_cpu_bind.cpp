@@ -4,6 +4,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace py = pybind11;
 
@@ -25,12 +26,20 @@ bool cpu_has(const std::string& isa) {
     return isa == "baseline";
 }
 
+std::vector<std::string> isas() {
+    std::vector<std::string> available;
+    for (const char* isa : {"avx512", "avx2", "baseline"})
+        if (cpu_has(isa)) available.push_back(isa);
+    return available;
+}
+
 // The widest instruction set of this CPU.
 const std::string& best() {
-    static const std::string isa = cpu_has("avx512") ? "avx512" : cpu_has("avx2") ? "avx2" : "baseline";
+    static const std::string isa = isas().front();
     return isa;
 }
 
+// An empty name stands for the widest.
 template <typename T>
 const Kernels<T>& kernels(const std::string& wanted) {
     const std::string& isa = wanted.empty() ? best() : wanted;
@@ -52,7 +61,7 @@ void run_forward(Pointer cost, Pointer mask, std::int64_t mask_stride, std::int6
                  double epsilon, std::int64_t n_iter, double tol, Pointer plan, Pointer history, Pointer info, int threads,
                  const std::string& isa) {
     const Forward<T> job{at<const T>(cost), at<const std::uint8_t>(mask), mask_stride, batch, n, m, static_cast<T>(epsilon),
-                         n_iter, tol, at<T>(plan), at<T>(history), at<double>(info)};
+                         n_iter, tol, at<T>(plan), at<T>(history), at<std::int32_t>(info)};
     const Kernels<T>& chosen = kernels<T>(isa);
     py::gil_scoped_release unlocked;
     forward(chosen, job, threads);
@@ -60,11 +69,11 @@ void run_forward(Pointer cost, Pointer mask, std::int64_t mask_stride, std::int6
 
 template <typename T>
 void run_unrolled_backward(Pointer cost, Pointer mask, std::int64_t mask_stride, std::int64_t batch, std::int64_t n,
-                           std::int64_t m, double epsilon, std::int64_t n_iter, Pointer plan, Pointer history, Pointer info, Pointer grad,
-                           Pointer dcost, int threads, const std::string& isa) {
+                           std::int64_t m, double epsilon, std::int64_t n_iter, Pointer plan, Pointer history, Pointer info,
+                           Pointer grad, Pointer dcost, int threads, const std::string& isa) {
     const UnrolledBackward<T> job{at<const T>(cost), at<const std::uint8_t>(mask), mask_stride, batch, n, m,
-                                  static_cast<T>(epsilon), n_iter, at<const T>(plan), at<const T>(history), at<const double>(info),
-                                  at<const T>(grad), at<T>(dcost)};
+                                  static_cast<T>(epsilon), n_iter, at<const T>(plan), at<const T>(history),
+                                  at<const std::int32_t>(info), at<const T>(grad), at<T>(dcost)};
     const Kernels<T>& chosen = kernels<T>(isa);
     py::gil_scoped_release unlocked;
     unrolled_backward(chosen, job, threads);
@@ -81,12 +90,13 @@ void run_implicit_backward(Pointer plan, Pointer grad, Pointer dcost, std::int64
 }  // namespace
 
 void bind_sinkhorn_cpu(py::module_& module) {
-    module.def("sinkhorn_cpu_isa", [] { return best(); }, "The instruction set in use: avx512, avx2 or baseline.");
-    module.def("sinkhorn_cpu_forward_f32", &run_forward<float>);
-    module.def("sinkhorn_cpu_forward_f64", &run_forward<double>);
-    module.def("sinkhorn_cpu_unrolled_backward_f32", &run_unrolled_backward<float>);
-    module.def("sinkhorn_cpu_unrolled_backward_f64", &run_unrolled_backward<double>);
-    module.def("sinkhorn_cpu_implicit_backward_f64", &run_implicit_backward);
+    module.def("sinkhorn_cpu_isas", &isas, "The instruction sets this CPU has, the one in use first.");
+    const auto def = [&module](const char* name, auto function, const char* what) { module.def(name, function, what); };
+    def("sinkhorn_cpu_forward_f32", &run_forward<float>, "Plans and what became of every problem; see csrc/sinkhorn_cpu.h.");
+    def("sinkhorn_cpu_forward_f64", &run_forward<double>, "The same in float64.");
+    def("sinkhorn_cpu_unrolled_backward_f32", &run_unrolled_backward<float>, "d cost from d plan, exact for the iterations done.");
+    def("sinkhorn_cpu_unrolled_backward_f64", &run_unrolled_backward<double>, "The same in float64.");
+    def("sinkhorn_cpu_implicit_backward_f64", &run_implicit_backward, "d cost from d plan at the fixed point.");
 }
 
 }  // namespace hystar_fast

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <numeric>
 
@@ -200,8 +201,11 @@ private:
     }
 
     void report(std::int64_t iterations, double error, Status status) {
-        double* row = job_.info + index_ * 3;
-        row[0] = static_cast<double>(iterations), row[1] = error, row[2] = status;
+        const auto narrow = static_cast<float>(error);
+        std::int32_t* entry = job_.info + index_;
+        entry[0] = static_cast<std::int32_t>(iterations);
+        std::memcpy(entry + job_.batch, &narrow, sizeof(narrow));
+        entry[2 * job_.batch] = status;
     }
 
     // The sum of the team's partial column sums; every member sums its own columns, and reads only those.

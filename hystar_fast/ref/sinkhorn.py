@@ -61,41 +61,41 @@ def check_arguments(
 ) -> None:
     """Raise TypeError or ValueError that names the argument, what it needs and what came."""
     if not isinstance(cost, Tensor):
-        raise TypeError(f"cost must be a Tensor, got {type(cost).__name__}")
+        raise TypeError(f"cost: needs a Tensor, got {type(cost).__name__}")
     if not cost.dtype.is_floating_point:
-        raise TypeError(f"cost must have a floating dtype, got {cost.dtype}")
+        raise TypeError(f"cost: needs a floating dtype, got {cost.dtype}")
     if cost.dim() < 2:
-        raise ValueError(f"cost must have shape [..., N, M], got {tuple(cost.shape)}")
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float):
-        raise TypeError(f"epsilon must be a number, got {type(epsilon).__name__}")
+        raise ValueError(f"cost: needs shape [..., N, M], got {list(cost.shape)}")
+    if isinstance(epsilon, bool) or not isinstance(epsilon, float | int):
+        raise TypeError(f"epsilon: needs a number, got {type(epsilon).__name__}")
     if not 0 < epsilon < math.inf:
-        raise ValueError(f"epsilon must be positive and finite, got {epsilon}")
+        raise ValueError(f"epsilon: needs to be positive and finite, got {epsilon}")
     if isinstance(n_iter, bool) or not isinstance(n_iter, int):
-        raise TypeError(f"n_iter must be an int, got {type(n_iter).__name__}")
+        raise TypeError(f"n_iter: needs an int, got {type(n_iter).__name__}")
     if n_iter < 1:
-        raise ValueError(f"n_iter must be at least 1, got {n_iter}")
+        raise ValueError(f"n_iter: needs to be at least 1, got {n_iter}")
     if grad not in GRADS:
-        raise ValueError(f"grad must be one of {', '.join(GRADS)}, got {grad!r}")
+        raise ValueError(f"grad: needs one of {', '.join(GRADS)}, got {grad!r}")
     if mask is not None:
         _check_mask(cost, mask)
     if tol is not None:
-        if isinstance(tol, bool) or not isinstance(tol, int | float):
-            raise TypeError(f"tol must be a number or None, got {type(tol).__name__}")
+        if isinstance(tol, bool) or not isinstance(tol, float | int):
+            raise TypeError(f"tol: needs a number or None, got {type(tol).__name__}")
         if not 0 < tol < math.inf:
-            raise ValueError(f"tol must be positive and finite, got {tol}")
+            raise ValueError(f"tol: needs to be positive and finite, got {tol}")
 
 
 def _check_mask(cost: Tensor, mask: Tensor) -> None:
     if not isinstance(mask, Tensor):
-        raise TypeError(f"mask must be a Tensor, got {type(mask).__name__}")
+        raise TypeError(f"mask: needs a Tensor, got {type(mask).__name__}")
     if mask.dtype != torch.bool:
-        raise TypeError(f"mask must have dtype torch.bool (True forbids), got {mask.dtype}")
+        raise TypeError(f"mask: needs dtype torch.bool (True forbids), got {mask.dtype}")
     if mask.device != cost.device:
-        raise ValueError(f"mask must be on the device of cost, {cost.device}, got {mask.device}")
-    shape, needed = tuple(mask.shape), tuple(cost.shape)
+        raise ValueError(f"mask: needs the device of cost, {cost.device}, got {mask.device}")
+    shape, needed = mask.shape, cost.shape
     pairs = zip(reversed(shape), reversed(needed), strict=False)
     if len(shape) > len(needed) or any(got not in (1, want) for got, want in pairs):
-        raise ValueError(f"mask must broadcast to the shape of cost, {needed}, got {shape}")
+        raise ValueError(f"mask: needs a shape that broadcasts to that of cost, {list(needed)}, got {list(shape)}")
 
 
 @overload
@@ -143,13 +143,7 @@ def sinkhorn(
         error = torch.full(batch, 1.0 if n else 0.0, dtype=cost.dtype, device=cost.device)
         return (cost * 0, SinkhornInfo(torch.zeros_like(status), error, status)) if return_info else cost * 0
 
-    forbidden = cost.isposinf() if mask is None else cost.isposinf() | mask
-    invalid = ((cost.isnan() | cost.isneginf()) & ~forbidden).flatten(-2).any(-1)
-    infeasible = ~invalid & (forbidden.all(-1).any(-1) | forbidden.all(-2).any(-1))
-    unusable = (invalid | infeasible)[..., None, None]
-    allowed = ~forbidden | unusable
-    kernel = _log_kernel(cost.masked_fill(unusable, 0.0), allowed, epsilon)
-
+    kernel, allowed, invalid, infeasible = log_kernel(cost, mask, epsilon)
     with torch.set_grad_enabled(torch.is_grad_enabled() and grad == "unroll"):
         u, v, iterations = _iterate(kernel, math.log(n / m), n_iter, tol)
         plan = (u.unsqueeze(-1) + kernel + v.unsqueeze(-2)).exp()
@@ -168,15 +162,22 @@ def sinkhorn(
     return plan, SinkhornInfo(iterations.masked_fill(stopped, 0), error, status)
 
 
-def _log_kernel(cost: Tensor, allowed: Tensor, epsilon: float) -> Tensor:
-    """-cost / epsilon, -inf where forbidden, every row shifted to a maximum of 0.
+def log_kernel(cost: Tensor, mask: Tensor | None, epsilon: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """K = -cost / epsilon, and which entries are allowed and which problems invalid or plainly infeasible.
 
-    The iteration starts with a row half-step, so a row's shift changes u alone, never the plan; it keeps digits.
+    K is -inf where forbidden, and every row is shifted to a maximum of 0: as the iteration starts with a row
+    half-step, the shift changes u alone, never the plan, and it keeps digits. Invalid and infeasible problems get
+    K = 0, so that nothing that is not finite enters the iteration.
     """
-    floor = -1e30 if cost.dtype == torch.float32 else -1e300
+    forbidden = cost.isposinf() if mask is None else cost.isposinf() | mask
+    invalid = ((cost.isnan() | cost.isneginf()) & ~forbidden).flatten(-2).any(-1)
+    infeasible = ~invalid & (forbidden.all(-1).any(-1) | forbidden.all(-2).any(-1))
+    unusable = (invalid | infeasible)[..., None, None]
+    allowed = ~forbidden | unusable
+    cost = cost.masked_fill(unusable | ~allowed, 0.0)
     lowest = cost.detach().masked_fill(~allowed, math.inf).amin(-1, keepdim=True)
-    kernel = ((lowest - cost.masked_fill(~allowed, 0.0)) / epsilon).clamp_min(floor)
-    return kernel.masked_fill(~allowed, -math.inf)
+    kernel = ((lowest - cost) / epsilon).clamp_min(-1e30 if cost.dtype == torch.float32 else -1e300)
+    return kernel.masked_fill(~allowed, -math.inf), allowed, invalid, infeasible
 
 
 def _iterate(kernel: Tensor, log_column: float, n_iter: int, tol: float | None) -> tuple[Tensor, Tensor, Tensor]:
