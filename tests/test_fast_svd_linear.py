@@ -444,6 +444,19 @@ def test_threads_do_not_mix_their_styles() -> None:
     assert all(torch.equal(result, expected[i % 16]) for i, result in enumerate(results))
 
 
+@pytest.mark.parametrize("rank", [None, 5])
+@pytest.mark.parametrize("shape", [(4, 13), (4, 3, 13)])
+def test_what_follows_may_work_in_place(rank: int | None, shape: tuple[int, ...]) -> None:
+    _, layer = make(rank=rank)
+    x, delta_s = torch.randn(shape, dtype=torch.float64, requires_grad=True), torch.randn(4, layer.rank)
+    for style in (None, delta_s):
+        y = layer(x, style)
+        (grad,) = torch.autograd.grad((2 * y + 1).relu().square().sum(), x)
+        y = layer(x, style).mul_(2)
+        y += 1
+        assert relative_error(torch.autograd.grad(y.relu_().square().sum(), x)[0], grad) < 1e-12
+
+
 def test_functional_call_and_training() -> None:
     linear, layer = make(dtype=torch.float32)
     x = torch.randn(64, 13)

@@ -42,7 +42,8 @@ def forward(
             _scale_rows(h, _row_scale(scale, index), samples, tokens, out=g)
             y = torch.mm(g, u.t()) if bias is None else torch.addmm(bias, g, u.t())
             saved = h if save else x.new_empty(0)
-    return y.view(*x.shape[:-1], u.shape[0]), saved
+    # a view made under a custom Function could not be modified in place by the caller
+    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], u.shape[0])), saved
 
 
 def backward(
@@ -79,7 +80,7 @@ def backward(
                 _scale_rows(dg, row_scale, samples, tokens, out=dg)
                 dx = torch.mm(dg, vh)
     if needs_dx:
-        dx = dx.view(*dy.shape[:-1], vh.shape[1])
+        dx = torch.ops.aten._unsafe_view(dx, (*dy.shape[:-1], vh.shape[1]))
     return dx, dscale, dbias
 
 

@@ -45,7 +45,8 @@ def forward(
             else:
                 g, saved = launch.forward(rows, scale, vh, index, tokens, save, **_options(rows))
             y = torch.mm(g, u.t()) if bias is None else torch.addmm(bias, g, u.t())
-    return y.view(*x.shape[:-1], u.shape[0]), saved if save else x.new_empty(0)
+    # a view made under a custom Function could not be modified in place by the caller
+    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], u.shape[0])), saved if save else x.new_empty(0)
 
 
 def backward(
@@ -83,7 +84,7 @@ def backward(
                 g, sums = launch.backward(rows, u, h, scale, index, tokens, needs_dx, **_options(rows))
             dscale = dscale if sums is None else sums
             dx = dx if g is None else torch.mm(g, vh)
-    return dx.view(*dy.shape[:-1], vh.shape[1]) if needs_dx else dx, dscale, dbias
+    return torch.ops.aten._unsafe_view(dx, (*dy.shape[:-1], vh.shape[1])) if needs_dx else dx, dscale, dbias
 
 
 @cache
