@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor, optim
@@ -44,9 +45,11 @@ def load_checkpoint(path: str | Path, method: Method, optimizer: optim.Optimizer
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"path must be a checkpoint, but {path} does not exist")
+    if not is_zipfile(path):
+        raise ValueError(f"path {path} is a damaged checkpoint: not the archive that torch.save writes")
     try:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
+    except (RuntimeError, UnpicklingError, EOFError, ValueError, OSError) as error:
         raise ValueError(f"path {path} is a damaged checkpoint: {error}") from error
     if not isinstance(saved, dict) or saved.get("format") != _FORMAT or saved.get("method") != method.name:
         raise ValueError(f"path {path} must be a checkpoint of method {method.name!r}, format {_FORMAT}")
