@@ -87,15 +87,16 @@ def find_cxx() -> tuple[list[str] | None, str]:
 
 
 def find_nvcc() -> str | None:
+    """The nvcc of CUDA_HOME if that names one, else the one on PATH."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    return shutil.which("nvcc", path=str(Path(home, "bin"))) if home else shutil.which("nvcc")
+    return (shutil.which("nvcc", path=str(Path(home, "bin"))) if home else None) or shutil.which("nvcc")
 
 
 def find_cuda() -> tuple[Cuda | None, str]:
     """The toolkit nvcc belongs to, after a trial compilation, or None and why it cannot be used."""
     nvcc = find_nvcc()
     if nvcc is None:
-        return None, "no nvcc (not on PATH, CUDA_HOME not set)"
+        return None, "no nvcc on PATH or in CUDA_HOME"
     # nvcc may be a wrapper script anywhere; only the dry run tells where its toolkit is
     _, dryrun = run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull])
     top = re.search(r"^#\$ TOP=(.+)$", dryrun, re.MULTILINE)
@@ -125,7 +126,8 @@ def isa_flags(source: Path) -> list[str]:
 
 def ninja_file(cxx: list[str], cuda: Cuda | None, reason: str, includes: list[str], version: str, target: Path) -> str:
     """The build as ninja reads it: one object a source, one shared library, header dependencies tracked."""
-    defines = [f'-DHYSTAR_FAST_VERSION="{version}"', f'-DHYSTAR_FAST_CUDA_REASON="{reason.replace(chr(34), chr(39))}"']
+    literal = reason.replace("\\", "/").replace('"', "'")  # what a C string takes as it is
+    defines = [f'-DHYSTAR_FAST_VERSION="{version}"', f'-DHYSTAR_FAST_CUDA_REASON="{literal}"']
     include_flags = [f"-I{path}" for path in includes]
     if cuda is not None:
         defines += ["-DHYSTAR_FAST_CUDA", f'-DHYSTAR_FAST_CUDA_ARCHITECTURES="{" ".join(cuda.architectures)}"']

@@ -277,16 +277,13 @@ def test_instruction_sets_are_chosen_by_file_and_never_for_the_whole_build(build
     assert not [flag for flag in build.CXX_FLAGS + build.NVCC_FLAGS if "fast-math" in flag or flag.startswith("-m")]
 
 
-def test_no_instruction_set_leaks_through_a_shared_inline_function(build: ModuleType, tmp_path: Path) -> None:
+def test_no_instruction_set_leaks_through_a_shared_inline_function(
+    build: ModuleType, isolated: tuple[Path, str], source_copy: Path
+) -> None:
     """A weak symbol compiled with AVX-512 may be the copy the linker keeps for everyone: then old CPUs crash."""
-    cxx, problem = build.find_cxx()
-    assert cxx, problem
-    for source in sorted((ROOT / "csrc").glob("*.cpp")):
-        flags = build.isa_flags(source)
-        if not flags or not build.X86:
-            continue
-        target = tmp_path / (source.name + ".o")
-        subprocess.run([*cxx, *build.CXX_FLAGS, *flags, "-c", str(source), "-o", str(target)], check=True)
-        listed = subprocess.run(["nm", "-C", str(target)], capture_output=True, text=True, check=True).stdout
+    objects = [path for path in source_copy.glob("build/temp.*/*.cpp.o") if build.isa_flags(Path(path.stem))]
+    assert bool(objects) == build.X86
+    for path in objects:
+        listed = subprocess.run(["nm", "-C", str(path)], capture_output=True, text=True, check=True).stdout
         weak = [line for line in listed.splitlines() if re.search(r"^[0-9a-f]+ [WVu] ", line)]
-        assert not weak, f"{source.name}: {weak[:5]}"
+        assert not weak, f"{path.name}: {weak[:5]}"
