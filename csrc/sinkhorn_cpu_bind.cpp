@@ -2,6 +2,8 @@
 #include "bindings.h"
 #include "sinkhorn_cpu.h"
 
+#include <pybind11/stl.h>
+
 #include <stdexcept>
 #include <string>
 #include <vector>
