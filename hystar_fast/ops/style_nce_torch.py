@@ -17,6 +17,7 @@ from hystar_fast.ref.sinkhorn import SinkhornStatus
 from hystar_fast.ref.style_nce import AUTO_GAMMA, MAX_EXPONENT
 
 _BLOCK_ELEMENTS = 1 << 18
+_INFEASIBLE = int(SinkhornStatus.INFEASIBLE)  # torch.compile takes a tensor and an IntEnum for never equal
 SOFTPLUS_IS_LINEAR = 88.0
 """Below this exp does not overflow in float32; above it log(1 + e^x) is x."""
 
@@ -129,9 +130,9 @@ def auto_gamma(forbidden: Tensor, dtype: torch.dtype) -> Tensor:
 def transport(cost: Tensor, epsilon: float, n_iter: int, forbidden: Tensor, grad: str = "none") -> Tensor:
     """The plan of Eq. 6-7, or, where the mask leaves none, of the same problem without its column constraint."""
     plan, info = sinkhorn(cost, epsilon, n_iter, mask=forbidden, grad=grad, return_info=True)
-    infeasible = info.status == SinkhornStatus.INFEASIBLE
+    infeasible = info.status == _INFEASIBLE
     if not cost.is_cuda and not torch.compiler.is_compiling() and not infeasible.item():
-        return plan
+        return plan  # on CUDA looking would cost a synchronisation
     barred = forbidden.all(1, keepdim=True)
     rows = (-cost / epsilon).masked_fill(forbidden & ~barred, -math.inf).softmax(1)
     return torch.where(infeasible, rows.masked_fill(forbidden, 0), plan)
