@@ -111,8 +111,8 @@ HYSTAR_DEVICE float reciprocal(float x) {
     return y;
 }
 #else
-float power_of_two(float x);  // the host's versions are as inaccurate as the GPU's: tests/cuda_host/block.h
-float reciprocal(float x);
+inline float power_of_two(float x);  // the host's versions are as inaccurate as the GPU's: tests/cuda_host/block.h
+inline float reciprocal(float x);
 #endif
 
 // 1 / x for a positive sum, 0 for an empty row or column.

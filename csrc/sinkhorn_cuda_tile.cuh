@@ -184,11 +184,10 @@ class TileSolver {
 #pragma unroll
             for (int i = 0; i < T::ROWS; ++i) columns[k] = fmaxf(columns[k], a_[i][k] + sums[i]);
         }
-        reduce_columns<Max>(columns, shared_.v, [](float most) { return most > -INFINITY ? -most : INFINITY; });
+        reduce_columns<Max>(columns, shared_.v, [](float most) { return most > -INFINITY ? -most : EMPTY; });
 #pragma unroll
         for (int k = 0; k < T::COLUMNS; ++k) {
-            empty |= column(k) < problem_.m && columns[k] == INFINITY;
-            if (columns[k] == INFINITY) columns[k] = 0;
+            empty |= column(k) < problem_.m && columns[k] == EMPTY;
 #pragma unroll
             for (int i = 0; i < T::ROWS; ++i) a_[i][k] = plan_entry(a_[i][k], sums[i], columns[k]);
         }
@@ -250,32 +249,27 @@ class TileSolver {
 
     // Moves the scalings into the potentials and builds A anew from the cost.
     HYSTAR_DEVICE void absorb() {
-        float lowest[T::ROWS], u[T::ROWS], v[T::COLUMNS];
-        load_aligned(lowest, shared_.lowest + row_slot_);
-        load_aligned(u, shared_.u + row_slot_);
-        load_aligned(v, shared_.v + column_slot_);
-        block_.sync();
 #pragma unroll
         for (int i = 0; i < T::ROWS; ++i) {
-            u[i] += scaling_[i] > 0 ? log2f(scaling_[i]) : 0.0f;
-            shared_.u[row_slot_ + i] = u[i];  // every lane of a row writes the same value
+            if (lane_column_ == 0 && scaling_[i] > 0) shared_.u[row_slot_ + i] += log2f(scaling_[i]);
             scaling_[i] = 1;
         }
 #pragma unroll
-        for (int k = 0; k < T::COLUMNS; ++k) {
-            v[k] = b_[k] > 0 ? v[k] + log2f(b_[k]) : 0.0f;
-            shared_.v[column_slot_ + k] = v[k];
-            b_[k] = 1;
-        }
+        for (int k = 0; k < T::COLUMNS; ++k)
+            if (block_.warp() == 0 && lane_row_ == 0 && b_[k] > 0) shared_.v[column_slot_ + k] += log2f(b_[k]);
+        block_.sync();
         load_costs();
+        load_aligned(b_, shared_.v + column_slot_);
 #pragma unroll
         for (int i = 0; i < T::ROWS; ++i) {
+            const float lowest = shared_.lowest[row_slot_ + i], u = shared_.u[row_slot_ + i];
 #pragma unroll
             for (int k = 0; k < T::COLUMNS; ++k) {
-                a_[i][k] = plan_entry(problem_.exponent(a_[i][k], lowest[i]), u[i], v[k]);
+                a_[i][k] = plan_entry(problem_.exponent(a_[i][k], lowest), u, b_[k]);
             }
         }
-        block_.sync();
+#pragma unroll
+        for (int k = 0; k < T::COLUMNS; ++k) b_[k] = 1;
     }
 
     HYSTAR_DEVICE bool finish(int done) {
@@ -311,6 +305,8 @@ class TileSolver {
                 problem_.v[column(k)] = (shared_.v[column_slot_ + k] + log2f(b_[k])) * problem_.unit;
         return block_.any(forbidden_) && missing >= problem_.row_mass;
     }
+
+    static constexpr float EMPTY = -1;  // the potential of a column without an allowed entry; of others it is >= 0
 
     Block& block_;
     const Problem& problem_;

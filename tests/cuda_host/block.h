@@ -5,9 +5,9 @@
 // Approximate instructions are as inaccurate as on the GPU: results are moved by up to their documented error.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
-#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -29,40 +29,28 @@ inline float inexact(float x, float limit) {
     return x * (1 + limit * (static_cast<float>(bits >> 8) / 8388608.0f - 1));
 }
 inline float flushed(float x) { return std::fabs(x) < 1.17549435e-38f ? 0.0f : x; }
-float power_of_two(float x) { return flushed(inexact(std::exp2(x), 0x1p-22f)); }
-float reciprocal(float x) { return flushed(inexact(1 / x, 0x1p-23f)); }
+inline float power_of_two(float x) { return flushed(inexact(std::exp2(x), 0x1p-22f)); }
+inline float reciprocal(float x) { return flushed(inexact(1 / x, 0x1p-23f)); }
 
 class Fibers {
   public:
+    // `threads` is a power of two.
     Fibers(int threads, uint64_t seed) : threads_(threads), random_(seed), fibers_(threads) {}
 
     // Runs body(thread) for every thread to its end.
     void run(const std::function<void(int)>& body) {
         body_ = &body;
-        for (int t = 0; t < threads_; ++t) {
-            Fiber& fiber = fibers_[t];
-            fiber.stack.reset(new char[STACK]);
-            getcontext(&fiber.context);
-            fiber.context.uc_stack.ss_sp = fiber.stack.get();
-            fiber.context.uc_stack.ss_size = STACK;
-            fiber.context.uc_link = &scheduler_;
-            const auto self = reinterpret_cast<uintptr_t>(this);
-            makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Fibers::enter), 2,
-                        static_cast<unsigned>(self >> 32), static_cast<unsigned>(self));
-        }
-        std::vector<int> order(threads_);
-        for (int t = 0; t < threads_; ++t) order[t] = t;
+        for (Fiber& fiber : fibers_) fiber.state = NEW;
         for (int left = threads_; left > 0;) {
-            std::shuffle(order.begin(), order.end(), random_);
+            const auto start = static_cast<unsigned>(random_()), stride = static_cast<unsigned>(random_()) | 1;
             bool moved = false;
-            for (int t : order) {
-                Fiber& fiber = fibers_[t];
-                if (fiber.done || (fiber.waits_for != nullptr && *fiber.waits_for == fiber.round)) continue;
+            for (unsigned i = 0; i < static_cast<unsigned>(threads_); ++i) {
+                current_ = static_cast<int>((start + stride * i) % static_cast<unsigned>(threads_));
+                Fiber& fiber = fibers_[current_];
+                if (fiber.state == DONE || (fiber.state == WAITING && *fiber.waits_for == fiber.round)) continue;
                 moved = true;
-                fiber.waits_for = nullptr;
-                current_ = t;
-                swapcontext(&scheduler_, &fiber.context);
-                left -= fiber.done;
+                visit(fiber);
+                left -= fiber.state == DONE;
             }
             if (!moved) {
                 std::fprintf(stderr, "cuda_host: %d threads wait at a barrier that the others never reach\n", left);
@@ -87,30 +75,53 @@ class Fibers {
         Fiber& fiber = fibers_[current_];
         fiber.waits_for = &meeting.round;
         fiber.round = meeting.round;
-        swapcontext(&fiber.context, &scheduler_);
+        fiber.state = WAITING;
+        if (_setjmp(fiber.place) == 0) _longjmp(scheduler_, 1);
     }
 
   private:
     static constexpr size_t STACK = 64 * 1024;
+    enum State { NEW, WAITING, DONE };
     struct Fiber {
-        ucontext_t context;
+        State state = NEW;
         std::unique_ptr<char[]> stack;
+        jmp_buf place;
         const long long* waits_for = nullptr;
         long long round = 0;
-        bool done = false;
     };
+
+    // Runs a fiber until it waits or ends. A frame of its own, so that no variable lives across the jump.
+    __attribute__((noinline)) void visit(Fiber& fiber) {
+        if (_setjmp(scheduler_) == 0) resume(fiber);
+    }
+
+    // A fiber gets its stack from makecontext; after that it is left and entered by jumps, which cost no system call.
+    void resume(Fiber& fiber) {
+        if (fiber.state == WAITING) _longjmp(fiber.place, 1);
+        if (fiber.stack == nullptr) fiber.stack.reset(new char[STACK]);
+        ucontext_t context;
+        getcontext(&context);
+        context.uc_stack.ss_sp = fiber.stack.get();
+        context.uc_stack.ss_size = STACK;
+        context.uc_link = nullptr;
+        const auto self = reinterpret_cast<uintptr_t>(this);
+        makecontext(&context, reinterpret_cast<void (*)()>(&Fibers::enter), 2, static_cast<unsigned>(self >> 32),
+                    static_cast<unsigned>(self));
+        setcontext(&context);
+    }
 
     static void enter(unsigned high, unsigned low) {
         auto* self = reinterpret_cast<Fibers*>((static_cast<uintptr_t>(high) << 32) | low);
-        const int thread = self->current_;
-        (*self->body_)(thread);
-        self->fibers_[thread].done = true;
+        Fiber& fiber = self->fibers_[self->current_];
+        (*self->body_)(self->current_);
+        fiber.state = DONE;
+        _longjmp(self->scheduler_, 1);
     }
 
     int threads_;
     std::mt19937_64 random_;
     std::vector<Fiber> fibers_;
-    ucontext_t scheduler_{};
+    jmp_buf scheduler_;
     const std::function<void(int)>* body_ = nullptr;
     int current_ = 0;
 };

@@ -29,6 +29,7 @@ struct Tiles {
 void stream(const Batch& batch, int problems, uint64_t seed) {
     constexpr int WARPS = 8;
     using Block = HostBlock<WARPS>;
+    Block on(seed);
     for (int b = 0; b < problems; ++b) {
         const Problem problem(batch, b);
         std::vector<float> memory(Workspace::words(batch.n, batch.m), NAN);
@@ -37,16 +38,15 @@ void stream(const Batch& batch, int problems, uint64_t seed) {
         const int row_blocks = (batch.n + WARPS - 1) / WARPS, column_blocks = (batch.m + 31) / 32;
         const auto rows = [&](auto kernel) {
             for (int x = 0; x < row_blocks; ++x)
-                Block(++seed).launch([&](auto& block) { kernel(block, x * WARPS + block.warp()); });
+                on.launch([&](auto& block) { kernel(block, x * WARPS + block.warp()); });
         };
         for (int k = 0; k < batch.n_iter; ++k) {
             rows([&](auto& block, int row) { stream_row(block, problem, work, row, k); });
             for (int x = 0; x < column_blocks; ++x)
-                Block(++seed).launch(
-                    [&](auto& block) { stream_columns(block, problem, work, x, k, scratch.value); });
+                on.launch([&](auto& block) { stream_columns(block, problem, work, x, k, scratch.value); });
         }
         rows([&](auto& block, int row) { stream_plan(block, problem, work, row); });
-        Block(++seed).launch([&](auto& block) { stream_outcome(block, problem, work, scratch.value); });
+        on.launch([&](auto& block) { stream_outcome(block, problem, work, scratch.value); });
     }
 }
 
