@@ -23,12 +23,14 @@ class Tile:
 # A 128 x 256 tile keeps Hopper's tensor cores fed; its epilogue works on halves of the tile so that nothing spills.
 _WIDE = Tile(128, 256, 64, num_warps=8, num_stages=3, descriptors=True)
 _WIDE_FP32 = Tile(128, 128, 32, num_warps=8, num_stages=3, descriptors=True)
-# Pointers: any stride and any size, and all that Ampere, Ada and consumer Blackwell (99 KiB of shared memory) need.
+# Ampere, Ada and consumer Blackwell, the latter two with 99 KiB of shared memory: pointers, copied asynchronously.
 _PLAIN = Tile(128, 128, 32, num_warps=8, num_stages=3)
 _PLAIN_FP32 = Tile(128, 64, 32, num_warps=4, num_stages=3)
+# Any stride and any size: element-wise addresses take registers, so a larger tile spills.
+_ODD = Tile(64, 64, 32, num_warps=4, num_stages=3)
 # Samples shorter than a tile: the epilogue loops over the samples of the tile, so few rows are best.
 _SHORT = Tile(32, 128, 64, num_warps=4, num_stages=3)
-_SHORT_FP32 = Tile(32, 64, 32, num_warps=4, num_stages=3)
+_SHORT_SMALL = Tile(32, 64, 32, num_warps=4, num_stages=3)
 _SHORT_BELOW = 32  # tokens a sample
 
 
@@ -42,8 +44,10 @@ def svd_linear_tile(capability: tuple[int, int], itemsize: int, tokens: int, *, 
         aligned: Every operand is contiguous along its last dimension, with 16-byte aligned rows (what TMA needs).
     """
     if tokens < _SHORT_BELOW:
-        return _SHORT_FP32 if itemsize == 4 else _SHORT
-    if aligned and capability[0] in (9, 10):
+        return _SHORT if aligned and itemsize == 2 else _SHORT_SMALL
+    if not aligned:
+        return _ODD
+    if capability[0] in (9, 10):
         return _WIDE_FP32 if itemsize == 4 else _WIDE
     return _PLAIN_FP32 if itemsize == 4 else _PLAIN
 

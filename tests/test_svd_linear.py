@@ -200,6 +200,15 @@ def test_backward_under_autocast_keeps_float32(path: str) -> None:
     torch.testing.assert_close(leaf.grad, run(reference, inputs, dy)[1])
 
 
+def test_the_result_may_be_changed_in_place(path: str) -> None:
+    inputs = make_inputs(2, 5, 13, 17, 11, "sample", torch.float64)
+    dy = torch.randn(2, 5, 17, dtype=torch.float64)
+    changed = run(lambda *args, index: hf.svd_linear(*args, index=index).mul_(3).relu_(), inputs, dy)
+    torch.testing.assert_close(
+        changed, run(lambda *args, index: (3 * reference(*args, index=index)).relu(), inputs, dy)
+    )
+
+
 def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     inputs = make_inputs(2, 5, 13, 17, 11, "sample", torch.float64)
     dy = torch.randn(2, 5, 17)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hystar_fast.ops import svd_linear_materialised as materialised
-from hystar_fast.ops.svd_linear_materialised import accumulator, samples_tokens, without_autocast
+from hystar_fast.ops.svd_linear_materialised import accumulator, affine, samples_tokens, without_autocast
 
 _BLOCK = 1 << 18  # elements of one block of element-wise work: 1 MiB in float32
 
@@ -31,19 +31,22 @@ def forward(
     _check_index(index, scale)
     samples, tokens = samples_tokens(x, scale)
     rows = x.reshape(samples * tokens, x.shape[-1])
+    y = x.new_empty(
+        *x.shape[:-1], u.shape[0]
+    )  # written through a view: a view as the result could not be changed in place
+    y_rows = y.view(len(rows), u.shape[0])
     with without_autocast("cpu"):
         if materialise:
             weights = materialised.weights(u, scale, vh)
-            y = materialised.product(rows, weights.mT, bias, samples, index)
+            materialised.product(rows, weights.mT, bias, samples, index, out=y_rows)
             saved = weights if save else x.new_empty(0)
         else:
             h = torch.mm(rows, vh.t())
             g = torch.empty_like(h) if save else h
             _scale_rows(h, _row_scale(scale, index), samples, tokens, out=g)
-            y = torch.mm(g, u.t()) if bias is None else torch.addmm(bias, g, u.t())
+            affine(g, u.t(), bias, out=y_rows)
             saved = h if save else x.new_empty(0)
-    # a view made under a custom Function could not be modified in place by the caller
-    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], u.shape[0])), saved
+    return y, saved
 
 
 def backward(
@@ -62,12 +65,13 @@ def backward(
     """Return dx, dscale, dbias; one that is not needed is empty."""
     samples, tokens = samples_tokens(dy, scale)
     rows = dy.reshape(samples * tokens, dy.shape[-1])
-    dx, dscale = dy.new_empty(0), scale.new_empty(0)
+    dx = dy.new_empty(*dy.shape[:-1], vh.shape[1]) if needs_dx else dy.new_empty(0)
+    dscale = scale.new_empty(0)
     with without_autocast("cpu"):
         dbias = rows.sum(0) if needs_dbias else dy.new_empty(0)
         if materialise:
             if needs_dx:
-                dx = materialised.product(rows, saved, None, samples, index)
+                materialised.product(rows, saved, None, samples, index, out=dx.view(len(rows), vh.shape[1]))
             if needs_dscale and x is not None:
                 dscale = materialised.dscale(rows, x.reshape(len(rows), -1), u, scale, vh, samples, index)
         elif needs_dx or needs_dscale:
@@ -78,9 +82,7 @@ def backward(
                 dscale = _to_bank(sums, scale, index)
             if needs_dx:
                 _scale_rows(dg, row_scale, samples, tokens, out=dg)
-                dx = torch.mm(dg, vh)
-    if needs_dx:
-        dx = torch.ops.aten._unsafe_view(dx, (*dy.shape[:-1], vh.shape[1]))
+                torch.mm(dg, vh, out=dx.view(len(rows), vh.shape[1]))
     return dx, dscale, dbias
 
 

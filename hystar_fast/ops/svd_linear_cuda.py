@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hystar_fast.ops import svd_linear_materialised as materialised
-from hystar_fast.ops.svd_linear_materialised import accumulator, samples_tokens, without_autocast
+from hystar_fast.ops.svd_linear_materialised import accumulator, affine, samples_tokens, without_autocast
 
 _OLDEST = (8, 0)
 
@@ -33,10 +33,14 @@ def forward(
     """Return y and what the backward needs: h [N, r] (factored) or the weights [K, out, in] (materialised)."""
     samples, tokens = samples_tokens(x, scale)
     rows = x.reshape(samples * tokens, x.shape[-1])
+    y = x.new_empty(
+        *x.shape[:-1], u.shape[0]
+    )  # written through a view: a view as the result could not be changed in place
+    y_rows = y.view(len(rows), u.shape[0])
     with without_autocast("cuda"), torch.cuda.device(x.device):
         if materialise:
             saved = materialised.weights(u, scale, vh)
-            y = materialised.product(rows, saved.mT, bias, samples, index)
+            materialised.product(rows, saved.mT, bias, samples, index, out=y_rows)
         else:
             launch = _triton_for(rows)
             if launch is None:
@@ -44,9 +48,8 @@ def forward(
                 g = _scaled(saved, scale, index, samples, tokens)
             else:
                 g, saved = launch.forward(rows, scale, vh, index, tokens, save, **_options(rows))
-            y = torch.mm(g, u.t()) if bias is None else torch.addmm(bias, g, u.t())
-    # a view made under a custom Function could not be modified in place by the caller
-    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], u.shape[0])), saved if save else x.new_empty(0)
+            affine(g, u.t(), bias, out=y_rows)
+    return y, saved if save else x.new_empty(0)
 
 
 def backward(
@@ -65,12 +68,13 @@ def backward(
     """Return dx, dscale, dbias; one that is not needed is empty."""
     samples, tokens = samples_tokens(dy, scale)
     rows = dy.reshape(samples * tokens, dy.shape[-1])
-    dx, dscale = dy.new_empty(0), scale.new_empty(0)
+    dx = dy.new_empty(*dy.shape[:-1], vh.shape[1]) if needs_dx else dy.new_empty(0)
+    dscale = scale.new_empty(0)
     with without_autocast("cuda"), torch.cuda.device(dy.device):
         dbias = rows.sum(0) if needs_dbias else dy.new_empty(0)
         if materialise:
             if needs_dx:
-                dx = materialised.product(rows, saved, None, samples, index)
+                materialised.product(rows, saved, None, samples, index, out=dx.view(len(rows), vh.shape[1]))
             if needs_dscale and x is not None:
                 dscale = materialised.dscale(rows, x.reshape(len(rows), -1), u, scale, vh, samples, index)
         elif needs_dx or needs_dscale:
@@ -83,8 +87,9 @@ def backward(
             else:
                 g, sums = launch.backward(rows, u, h, scale, index, tokens, needs_dx, **_options(rows))
             dscale = dscale if sums is None else sums
-            dx = dx if g is None else torch.mm(g, vh)
-    return torch.ops.aten._unsafe_view(dx, (*dy.shape[:-1], vh.shape[1])) if needs_dx else dx, dscale, dbias
+            if g is not None:
+                torch.mm(g, vh, out=dx.view(len(rows), vh.shape[1]))
+    return dx, dscale, dbias
 
 
 @cache

@@ -38,17 +38,25 @@ def weights(u: Tensor, scale: Tensor, vh: Tensor) -> Tensor:
     return built
 
 
-def product(rows: Tensor, matrices: Tensor, bias: Tensor | None, samples: int, index: Tensor | None) -> Tensor:
-    """Multiply the rows of every style by that style's matrix: rows @ matrices[k] + bias."""
+def affine(rows: Tensor, matrix: Tensor, bias: Tensor | None, *, out: Tensor) -> None:
+    """out = rows @ matrix + bias."""
+    if bias is None:
+        torch.mm(rows, matrix, out=out)
+    else:
+        torch.addmm(bias, rows, matrix, out=out)
+
+
+def product(
+    rows: Tensor, matrices: Tensor, bias: Tensor | None, samples: int, index: Tensor | None, *, out: Tensor
+) -> None:
+    """Multiply the rows of every style by that style's matrix: out = rows @ matrices[k] + bias."""
     order, counts = _by_style(len(matrices), len(rows), samples, index)
     grouped = _sorted(rows, samples, order)
-    out = rows.new_empty(len(rows), matrices.shape[-1])
-    for part, target, matrix in zip(grouped.split(counts), out.split(counts), matrices, strict=True):
-        if bias is None:
-            torch.mm(part, matrix, out=target)
-        else:
-            torch.addmm(bias, part, matrix, out=target)
-    return out if order is None else _sorted(out, samples, order.argsort())
+    result = out if order is None else torch.empty_like(out)
+    for part, target, matrix in zip(grouped.split(counts), result.split(counts), matrices, strict=True):
+        affine(part, matrix, bias, out=target)
+    if order is not None:
+        torch.index_select(result.view(samples, -1), 0, order.argsort(), out=out.view(samples, -1))
 
 
 def dscale(dy: Tensor, x: Tensor, u: Tensor, scale: Tensor, vh: Tensor, samples: int, index: Tensor | None) -> Tensor:

@@ -1,0 +1,141 @@
+"""Run by test_svd_linear_compile.py, with the Triton to try first on the path: compile what the launcher launches.
+
+No GPU and no driver are needed. The launches are recorded, with the arguments they would have, and compiled for the
+architecture given; one JSON row a kernel says what ptxas made of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from hystar_fast.kernels import svd_linear_launch as launch
+
+NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64"}
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+
+
+@dataclass
+class Recorder:
+    """Stands for a Triton function: keeps the arguments of its launches instead of launching."""
+
+    function: Any
+    launches: list[tuple[Any, dict[str, Any]]]
+
+    def __getitem__(self, grid: Any) -> Any:
+        return lambda *args, **kwargs: self.launches.append(
+            (self.function, dict(zip(self.function.arg_names, args, strict=False)) | kwargs)
+        )
+
+
+def cases() -> Iterator[tuple[str, torch.dtype, str, int, int, int]]:
+    """(name, dtype, kind, batch, tokens, features): one scale, two or many samples a tile, short samples; odd sizes."""
+    for dtype in (torch.bfloat16, torch.float32):
+        yield "shared", dtype, "shared", 1, 512, 1024
+        yield "pair", dtype, "bank", 2, 257, 1024
+        yield "many", dtype, "bank", 4, 50, 1024
+        yield "short", dtype, "bank", 64, 5, 1024
+        yield "odd many", dtype, "bank", 4, 50, 1021
+        yield "odd short", dtype, "sample", 64, 5, 1021
+    yield "odd pair", torch.float16, "sample", 2, 257, 1021
+
+
+def record(capability: tuple[int, int]) -> list[tuple[str, Any, dict[str, Any]]]:
+    """The distinct launches of every case."""
+    found: dict[str, tuple[str, Any, dict[str, Any]]] = {}
+    launches: list[tuple[Any, dict[str, Any]]] = []
+    gemm, reduce = launch._svd_linear_gemm_kernel, launch._svd_linear_reduce_kernel
+    with (
+        mock.patch.object(launch, "_svd_linear_gemm_kernel", Recorder(gemm, launches)),
+        mock.patch.object(launch, "_svd_linear_reduce_kernel", Recorder(reduce, launches)),
+    ):
+        for name, dtype, kind, batch, tokens, features in cases():
+            x = torch.empty(batch * tokens, features, dtype=dtype)
+            factor = torch.empty(features, features, dtype=dtype)
+            scale = torch.empty(*{"shared": (), "sample": (batch,), "bank": (8,)}[kind], features)
+            index = torch.zeros(batch, dtype=torch.long) if kind == "bank" else None
+            options: dict[str, Any] = {"capability": capability, "tf32": dtype == torch.float32}
+            launch.forward(x, scale, factor, index, tokens, True, **options)
+            launch.backward(x, factor, x, scale, index, tokens, True, **options)
+            for function, arguments in launches:
+                if function is reduce and name != "pair":
+                    continue  # one kernel, which no case but the presence of an index changes
+                direction = "" if function is reduce else "forward " if arguments["WRITE_H"] else "backward "
+                label = f"{function.__name__} {NAMES[dtype]} {direction}{name}"
+                key = str([(k, described(v)) for k, v in arguments.items()]) + function.__name__
+                found.setdefault(key, (label, function, arguments))
+            launches.clear()
+    return list(found.values())
+
+
+def described(value: Any) -> str:
+    """The type Triton's signature gives an argument, a constant where it specialises on the value."""
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{NAMES[value.base.dtype]}{list(value.block_shape)}>"
+    if isinstance(value, torch.Tensor):
+        return "*" + NAMES[value.dtype]
+    if value is None or isinstance(value, bool) or value == 1:
+        return f"constexpr {value}"
+    return "i32" + (" divisible by 16" if value % 16 == 0 else "")
+
+
+def source(function: Any, arguments: dict[str, Any]) -> ASTSource:
+    """The source as the just-in-time compiler would specialise it for these arguments."""
+    signature, constants, attributes = {}, {}, {}
+    for position, parameter in enumerate(function.params):
+        value = arguments[parameter.name]
+        kind = described(value)
+        if parameter.is_constexpr or kind.startswith("constexpr"):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+            continue
+        signature[parameter.name] = kind.removesuffix(" divisible by 16")
+        if kind.startswith("*") or kind.endswith("16"):
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    return ASTSource(function, signature, constants, attributes)
+
+
+def compile_one(architecture: int, label: str, function: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    options = {name: arguments[name] for name in OPTIONS if name in arguments}
+    compiled = triton.compile(source(function, arguments), target=GPUTarget("cuda", architecture, 32), options=options)
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        binary = Path(folder, "kernel.cubin")
+        binary.write_bytes(compiled.asm["cubin"])
+        usage = subprocess.run([tool, "-res-usage", binary], capture_output=True, text=True, check=True).stdout
+    resources = {name.lower(): int(number) for name, number in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    ptx = compiled.asm["ptx"]
+    instructions = {"wgmma": "wgmma.mma_async", "tma": "cp.async.bulk.tensor", "tcgen05": "tcgen05.mma"}
+    return {
+        "kernel": label,
+        "shared": compiled.metadata.shared,
+        "descriptors": arguments.get("DESCRIPTORS", False),
+        **resources,
+        **{name: text in ptx for name, text in instructions.items()},
+    }
+
+
+def main(architecture: int) -> None:
+    launches = record((architecture // 10, architecture % 10))
+    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        rows = list(pool.map(lambda row: compile_one(architecture, *row), launches))
+    print(json.dumps({"triton": triton.__version__, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,44 @@
+"""Every launch of svd_linear compiles for every architecture without a GPU: no spills, shared memory within limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hystar_fast.kernels.tuning import SHARED_MEMORY
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+@pytest.mark.parametrize("version", ["installed", "3.6"])
+def test_compiles_without_spills(
+    version: str, architecture: int, request: pytest.FixtureRequest, pytestconfig: pytest.Config
+) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if version == "3.6":
+        folders = [str(request.getfixturevalue("triton36")), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.svd_linear_compiled", str(architecture)],
+        cwd=pytestconfig.rootpath,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout)
+    assert version == "installed" or report["triton"].startswith(version)
+    gemms = [row for row in report["rows"] if "gemm" in row["kernel"]]
+    assert len(gemms) == 26 and len(report["rows"]) > len(gemms)
+    for row in report["rows"]:
+        assert row["stack"] == row["local"] == 0, f"spills: {row}"
+        assert row["shared"] <= SHARED_MEMORY[architecture], f"shared memory: {row}"
+    wide = [row for row in gemms if row["descriptors"]]
+    assert bool(wide) == (architecture >= 90)
+    for row in wide:
+        assert row["tma"], f"no TMA: {row}"
+        assert row["wgmma" if architecture == 90 else "tcgen05"], f"not on the tensor cores' own path: {row}"
