@@ -38,6 +38,8 @@ def unrolled_backward(
     n_iter: int,
 ) -> Tensor:
     """The iteration again for its column potentials, then backwards through each pair of softmaxes."""
+    if plan.numel() == 0:
+        return torch.zeros_like(plan)
     kernel = log_kernel(cost, mask, epsilon)[0]
     n, m = kernel.shape[-2:]
     done = info[0].unsqueeze(-1)
@@ -66,6 +68,8 @@ def implicit_backward(dplan: Tensor, plan: Tensor, info: Tensor, epsilon: float)
 
     What the ridge lets into the null space cancels between rows and columns.
     """
+    if plan.numel() == 0:
+        return torch.zeros_like(plan)
     usable = _usable(info)
     p = torch.where(usable, plan, 0.0).double()
     weighted = p * dplan.double()
