@@ -210,8 +210,13 @@ def test_image_towers_without_blocks_are_refused() -> None:
     resnet = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8}
     text = {"context_length": 4, "vocab_size": 10, "width": 8, "heads": 1, "layers": 1}
     clip = open_clip.CLIP(8, resnet, text)
-    with pytest.raises(ValueError, match="VisionTransformer.*ModifiedResNet"):
+    with pytest.raises(ValueError, match=r"VisionTransformer.*ModifiedResNet"):
         OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
+
+
+def test_image_towers_without_pooling_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pool_type is 'none'"):
+        backbone_and_clip(tmp_path, pool_type="none")
 
 
 def test_attention_that_scales_its_heads_cannot_be_modulated(tmp_path: Path) -> None:

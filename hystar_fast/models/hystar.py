@@ -171,11 +171,11 @@ class Hystar(nn.Module):
 
     def print_trainable_parameters(self) -> None:
         """Print how much is trained, against the backbone as published (Table 5)."""
-        counts = self.parameter_counts()
-        added = counts["static"] + counts["dynamic"]
+        sizes = {group["name"]: sum(p.numel() for p in group["params"]) for group in self.parameter_groups()}
+        trained, backbone = sum(sizes.values()), self.backbone_parameter_count
+        parts = " + ".join(f"{size:,} {name}" for name, size in sizes.items()) or "nothing"
         print(
-            f"trainable: {added:,} ({counts['dynamic']:,} dynamic + {counts['static']:,} static), "
-            f"{100 * added / counts['backbone']:.2f} % on top of the backbone's {counts['backbone']:,}"
+            f"trainable: {trained:,} ({parts}), {100 * trained / backbone:.2f} % on top of the backbone's {backbone:,}"
         )
 
     @torch.no_grad()

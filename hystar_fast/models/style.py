@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from hystar_fast.models.backbones.base import Backbone
 from hystar_fast.models.config import HystarConfig
+from hystar_fast.models.random_weights import repeatable_weights
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _VISIBLE_SIZE = 224  # what DINOv2 and VGG are evaluated at; DINOv2's own 518 is the grid of its position embeddings
-_RANDOM_SEED = 0
 
 
 class StyleExtractor(nn.Module, ABC):
@@ -102,8 +102,7 @@ def create_style(config: HystarConfig, backbone: Backbone) -> StyleExtractor:
         return BackboneStyle(backbone)
     renormalise = _to_imagenet(backbone) if config.style_normalization == "own" else None
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_RANDOM_SEED)
+        with repeatable_weights():
             create = _create_dino if config.style == "dinov2" else _create_vgg
             return create(config.style_pretrained, renormalise)
     except Exception as error:  # loaders of damaged or missing weights raise anything
@@ -130,7 +129,11 @@ def _create_vgg(pretrained: str | None, renormalise: Tensor | None) -> VggStyle:
     if pretrained is not None and not Path(pretrained).is_file():
         return VggStyle(vgg16(weights=pretrained).features, 512, _VISIBLE_SIZE, renormalise)
     features = make_layers(cfgs["D"])
-    if pretrained is not None:
+    if pretrained is None:  # the default initialisation halves the signal at every layer and leaves little of the image
+        for layer in features:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    else:
         stored = torch.load(pretrained, map_location="cpu", weights_only=True)
         held = {name: value for name, value in stored.items() if name.startswith("features.")}
         features.load_state_dict({name.removeprefix("features."): value for name, value in held.items()})

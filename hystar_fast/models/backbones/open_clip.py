@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hystar_fast.models.backbones.base import Backbone
+from hystar_fast.models.random_weights import repeatable_weights
 from hystar_fast.nn.attention import SVDAttention
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
 from hystar_fast.nn.inject import inject
 
 _VISUAL_PARTS = ("conv1", "class_embedding", "positional_embedding", "transformer", "proj", "_embeds", "_pool")
 _BLOCK_PARTS = ("ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2")
-_RANDOM_SEED = 0
 _TINY_MEAN = _TINY_STD = (0.5, 0.5, 0.5)
 
 
@@ -177,8 +177,7 @@ def load_open_clip(name: str, pretrained: str | None) -> OpenClipBackbone:
         # On a mismatch open_clip only warns, and then computes with the activation the weights were not trained with.
         settings |= {"pretrained": pretrained, "force_quick_gelu": bool(tag.get("quick_gelu"))}
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_RANDOM_SEED)
+        with repeatable_weights():
             clip, _, preprocess = open_clip.create_model_and_transforms(
                 name, device=torch.get_default_device(), pretrained_text=False, **settings
             )
@@ -197,8 +196,7 @@ def load_tiny(pretrained: str | None) -> OpenClipBackbone:
 
     if pretrained not in (None, "packaged") and not Path(str(pretrained)).is_file():
         raise ValueError(f'pretrained for backbone "tiny" must be "packaged", a file or None, got {pretrained!r}')
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_RANDOM_SEED)
+    with repeatable_weights():
         clip, preprocess, tokenizer = create_tiny(pretrained)
     return OpenClipBackbone(clip, preprocess, tokenizer, _TINY_MEAN, _TINY_STD)
 
@@ -221,6 +219,8 @@ def _check_structure(visual: Any) -> None:
             f"backbone must have an open_clip (3.x) VisionTransformer as image tower; {type(visual).__name__} "
             f"has no {', '.join(missing)}"
         )
+    if getattr(visual, "pool_type", None) == "none":
+        raise ValueError("backbone must pool its tokens into one embedding an image, its pool_type is 'none'")
     for block in visual.transformer.resblocks:
         absent = [part for part in _BLOCK_PARTS if not hasattr(block, part)]
         if absent or not hasattr(block.attn, "in_proj_weight"):
