@@ -5,12 +5,14 @@ from hystar_fast.nn.factors import SVDFactors, svd_factors
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
 from hystar_fast.nn.hypernetwork import Hypernetwork
 from hystar_fast.nn.inject import inject, merge_, unmerge_
+from hystar_fast.nn.losses import StyleNCELoss
 
 __all__ = [
     "FastSVDLinear",
     "Hypernetwork",
     "SVDAttention",
     "SVDFactors",
+    "StyleNCELoss",
     "inject",
     "merge_",
     "svd_factors",

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from torch import nn
 
@@ -16,9 +16,10 @@ from hystar_fast.nn.factors import checked_rank
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
 
 Target: TypeAlias = "str | re.Pattern[str]"
+_Layer = TypeVar("_Layer", bound=nn.Module)
 Targets: TypeAlias = "Target | Collection[Target] | Callable[[str, nn.Linear], bool]"
 
-_HOOKS = tuple(name for name in vars(nn.Linear(1, 1, device="meta")) if name.endswith(("_hooks", "_hooks_with_kwargs")))
+_HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)
 
 
 def inject(
@@ -72,9 +73,7 @@ def inject(
     for name, linear in linears.items():
         if linear not in replacements:
             layer = FastSVDLinear.from_linear(linear, rank, keep_remainder, cache_dir=cache_dir)
-            for hooks in _HOOKS:  # the same dictionaries, so that handles a user holds still remove their hooks
-                layer.__dict__[hooks] = linear.__dict__[hooks]
-            replacements[linear] = layer
+            replacements[linear] = _with_hooks_of(linear, layer)
         model.set_submodule(name, replacements[linear])
     return list(linears)
 
@@ -106,7 +105,7 @@ def merge_(model: nn.Module) -> dict[str, FastSVDLinear]:
         raise ValueError("model must contain FastSVDLinear layers, but is one: use model.merge()")
     layers = {n: m for n, m in modules.items() if isinstance(m, FastSVDLinear)}
     layers = {n: m for n, m in layers.items() if not isinstance(modules[n.rpartition(".")[0]], SVDAttention)}
-    merged = {layer: layer.merge() for layer in dict.fromkeys(layers.values())}
+    merged = {layer: _with_hooks_of(layer, layer.merge()) for layer in dict.fromkeys(layers.values())}
     for name, layer in layers.items():
         model.set_submodule(name, merged[layer])
     return layers
@@ -116,6 +115,13 @@ def unmerge_(model: nn.Module, layers: Mapping[str, FastSVDLinear]) -> None:
     """Put the layers that :func:`merge_` took out of ``model`` back, in place."""
     for name, layer in layers.items():
         model.set_submodule(name, layer)
+
+
+def _with_hooks_of(old: nn.Module, new: _Layer) -> _Layer:
+    """Share the hook dictionaries themselves, so that handles a user holds still remove their hooks."""
+    for name in _HOOKS:
+        new.__dict__[name] = old.__dict__[name]
+    return new
 
 
 def _check_model(model: nn.Module) -> None:
