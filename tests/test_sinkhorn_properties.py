@@ -96,12 +96,23 @@ def test_mask_is_infinite_cost_and_gives_exact_zeros(n: int, m: int, seed: int, 
 @given(st.integers(1, 6), st.integers(1, 6), seeds, st.floats(0.2, 0.9))
 def test_infeasible_is_exactly_halls_condition(n: int, m: int, seed: int, share: float) -> None:
     allowed = random(seed, 4, n, m) > share
-    info = hf.sinkhorn(torch.zeros(4, n, m), 1.0, 5, mask=~allowed, return_info=True)[1]
+    # one iteration at a tiny epsilon is far from the marginals, so that the flow has to decide
+    info = hf.sinkhorn(random(seed + 1, 4, n, m), 1e-3, 1, mask=~allowed, return_info=True)[1]
     for problem, status in zip(allowed, info.status.tolist(), strict=True):
         subsets = (list(s) for size in range(1, n + 1) for s in combinations(range(n), size))
         feasible = all(len(s) * m <= int(problem[s].any(0).sum()) * n for s in subsets)
         assert has_plan(problem) == feasible
         assert (status != SinkhornStatus.INFEASIBLE) == feasible
+
+
+@given(seeds, st.sampled_from([(70, 70, 5.0), (24, 36, 6.5), (40, 30, 4.5), (9, 131, 55.0)]))
+def test_flow_on_sparse_supports(seed: int, case: tuple[int, int, float]) -> None:
+    # degrees at which about half of the supports carry a plan: long augmenting paths, and some that fail
+    n, m, degree = case
+    allowed = random(seed, 3, n, m) < degree / m
+    info = hf.sinkhorn(random(seed + 1, 3, n, m), 1e-3, 1, mask=~allowed, return_info=True)[1]
+    expected = [has_plan(problem) for problem in allowed]
+    assert [status != SinkhornStatus.INFEASIBLE for status in info.status.tolist()] == expected
 
 
 @given(st.integers(1, 7), st.integers(1, 4), seeds)
