@@ -23,6 +23,7 @@ from hystar_fast.nn.fast_svd_linear import FastSVDLinear
 from hystar_fast.nn.hypernetwork import Hypernetwork
 from tests.tolerance import relative_error
 
+pytestmark = pytest.mark.xdist_group("distributed")  # the processes start once, not once a worker
 WORLD, STEPS, BATCH = 2, 3, 6
 
 
