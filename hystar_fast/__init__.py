@@ -1,4 +1,4 @@
-"""Fast per-sample spectral modulation, Sinkhorn and StyleNCE for PyTorch, and the Hystar retrieval model on top of them."""
+"""Fast per-sample spectral modulation, Sinkhorn and StyleNCE for PyTorch, and the Hystar retrieval model on them."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _SUBMODULES = {"ref", "ops", "nn", "models", "data", "train", "retrieval", "meth
 
 __all__ = ["__version__", "ref", *_EXPORTS]
 
-if TYPE_CHECKING:
-    from hystar_fast import ref
-    from hystar_fast.models.config import HystarConfig
-    from hystar_fast.models.hystar import Hystar
-    from hystar_fast.nn.fast_svd_linear import FastSVDLinear
-    from hystar_fast.nn.hypernetwork import Hypernetwork
-    from hystar_fast.nn.inject import inject
-    from hystar_fast.nn.losses import StyleNCELoss
-    from hystar_fast.ops.sinkhorn import sinkhorn
-    from hystar_fast.ops.status import info
-    from hystar_fast.ops.style_nce import style_nce
-    from hystar_fast.ops.svd_linear import svd_linear
+if TYPE_CHECKING:  # `as` makes each a public name to type checkers
+    from hystar_fast import ref as ref
+    from hystar_fast.models.config import HystarConfig as HystarConfig
+    from hystar_fast.models.hystar import Hystar as Hystar
+    from hystar_fast.nn.fast_svd_linear import FastSVDLinear as FastSVDLinear
+    from hystar_fast.nn.hypernetwork import Hypernetwork as Hypernetwork
+    from hystar_fast.nn.inject import inject as inject
+    from hystar_fast.nn.losses import StyleNCELoss as StyleNCELoss
+    from hystar_fast.ops.sinkhorn import sinkhorn as sinkhorn
+    from hystar_fast.ops.status import info as info
+    from hystar_fast.ops.style_nce import style_nce as style_nce
+    from hystar_fast.ops.svd_linear import svd_linear as svd_linear
 
 
 def __getattr__(name: str) -> Any:
