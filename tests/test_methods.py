@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,11 +22,13 @@ from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.lora import LoRA
 from hystar_fast.methods.naive import NaiveLoss, measure_step, naive_path
 from hystar_fast.methods.pixels import Pixels
-from hystar_fast.methods.recipes import CHOSEN, GRID, demo_config
+from hystar_fast.methods.recipes import CHOSEN, DEMO_STEPS, GRID, demo_config
 from hystar_fast.methods.static_only import StaticOnly
 from hystar_fast.methods.suite import METHODS, TRAINED, create_hystar, create_method
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.tiny import preprocess as tiny_preprocess
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -284,3 +288,12 @@ def test_every_trained_method_has_the_same_number_of_trials():
     assert len({len(trials) for trials in GRID.values()}) == 1
     for name in TRAINED:
         assert CHOSEN[name] in GRID[name]
+
+
+def test_the_chosen_rates_are_those_that_won_the_committed_trials():
+    for path in sorted((ROOT / "docs" / "results").glob("demo_tuning.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        assert found["chosen"] == CHOSEN
+        assert found["steps"] == DEMO_STEPS
+        tried = {name: [t["learning_rates"] for t in found["trials"] if t["method"] == name] for name in TRAINED}
+        assert tried == GRID

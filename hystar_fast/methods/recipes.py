@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from hystar_fast.models.config import HystarConfig
 
-DEMO_STEPS = 200
+DEMO_STEPS = 150
 
 # Learning rates by parameter group, six trials a method.
 GRID: dict[str, list[dict[str, float]]] = {
