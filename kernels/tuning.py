@@ -27,7 +27,7 @@ _WIDE_FP32 = Tile(128, 128, 32, num_warps=8, num_stages=3, descriptors=True)
 _PLAIN = Tile(128, 128, 32, num_warps=8, num_stages=3)
 _PLAIN_FP32 = Tile(128, 64, 32, num_warps=4, num_stages=3)
 # Any stride and any size: element-wise addresses take registers, so a larger tile spills.
-_ODD = Tile(64, 64, 32, num_warps=4, num_stages=3)
+_ODD = Tile(64, 64, 32, num_warps=8, num_stages=3)
 # Samples shorter than a tile: the epilogue loops over the samples of the tile, so few rows are best.
 _SHORT = Tile(32, 128, 64, num_warps=4, num_stages=3)
 _SHORT_SMALL = Tile(32, 64, 32, num_warps=4, num_stages=3)

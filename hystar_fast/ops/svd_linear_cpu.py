@@ -31,9 +31,8 @@ def forward(
     _check_index(index, scale)
     samples, tokens = samples_tokens(x, scale)
     rows = x.reshape(samples * tokens, x.shape[-1])
-    y = x.new_empty(
-        *x.shape[:-1], u.shape[0]
-    )  # written through a view: a view as the result could not be changed in place
+    # written through a view, as a view for a result could not be changed in place
+    y = x.new_empty(*x.shape[:-1], u.shape[0])
     y_rows = y.view(len(rows), u.shape[0])
     with without_autocast("cpu"):
         if materialise:
