@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from hystar_fast.models.config import HystarConfig
 
-DEMO_STEPS = 150
+DEMO_STEPS = 100
 
-# Learning rates by parameter group, six trials a method.
+# Learning rates by parameter group, three trials a method.
 GRID: dict[str, list[dict[str, float]]] = {
-    "static": [{"static": rate} for rate in (3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 4e-2)],
-    "lora": [{"lora": rate} for rate in (1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 8e-3)],
-    "hystar": [{"static": static, "dynamic": dynamic} for static in (3e-3, 1e-2) for dynamic in (3e-4, 1e-3, 3e-3)],
+    "static": [{"static": rate} for rate in (1e-2, 3e-2, 6e-2)],
+    "lora": [{"lora": rate} for rate in (1e-3, 3e-3, 6e-3)],
+    "hystar": [{"static": 1e-2, "dynamic": 1e-3}, {"static": 3e-2, "dynamic": 3e-3}, {"static": 5e-2, "dynamic": 1e-2}],
 }
 
 CHOSEN: dict[str, dict[str, float]] = {

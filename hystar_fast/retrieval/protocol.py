@@ -34,6 +34,7 @@ from hystar_fast.data.emoji import Concept, EmojiStyles
 
 GALLERY_STYLE = "noto"
 QUERY_STYLES = ("outline", "sketch", "lowres", "twemoji", "text")
+IMAGE_STYLES = tuple(style for style in QUERY_STYLES if style != "text")
 HARD_STYLES = ("outline", "sketch", "lowres")
 LOW_RESOLUTION_SOURCE, LOW_RESOLUTION_SIDE = "photo3d", 12
 DISPLACEMENT = 0.15
