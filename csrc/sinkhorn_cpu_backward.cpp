@@ -7,8 +7,9 @@
 // Q and R are one matrix A, the plan at first, between diagonal scalings: alpha = 1 / (A beta_{k-1}) and
 // beta_k = (n/m) / (A^T alpha), recomputed from the stored v_{k-1} so that R's rows and Q's columns sum to 1 to
 // rounding (from stored u and v they would to rounding times |u| only, which small epsilon cannot bear). The rank-one
-// terms of all iterations are one product of matrices at the end. A is built anew, by logsumexp, where a scaling leaves
-// [1/kBound, kBound]; where even then the two half-steps are too far apart each gets a matrix of its own.
+// terms of up to kTerms / 2 iterations are settled together, as one product of matrices. A is built anew, by
+// logsumexp, where a scaling leaves [1/kBound, kBound]; where even then the two half-steps are too far apart each gets a
+// matrix of its own.
 //
 // Implicit, at the fixed point: dK = W - plan_ij (alpha_i + beta_j), where the marginals of the right side vanish.
 // alpha is eliminated and (diag(b) - P^T diag(1/a) P) beta = W^T 1 - P^T (W 1 / a) solved by conjugate gradients in
@@ -25,6 +26,7 @@ namespace hystar_fast::sinkhorn {
 namespace {
 
 constexpr double kBound = 1e8;
+constexpr std::int64_t kTerms = 256;                 // rank-one terms gathered before they are settled
 constexpr std::int64_t kEntriesPerThread = 1 << 21;  // entries times iterations that pay for starting a thread
 
 std::int64_t padded(std::int64_t count, std::int64_t lanes) { return (count + lanes - 1) / lanes * lanes; }
@@ -42,7 +44,8 @@ public:
     Unrolled(const Kernels<T>& kernels, const UnrolledBackward<T>& job)
         : k_(kernels), job_(job), n_(job.n), m_(job.m), tall_(spread<T>(n_)), wide_(spread<T>(m_)), ld_(padded(m_, kernels.lanes)),
           target_(static_cast<T>(static_cast<double>(n_) / static_cast<double>(m_))), matrix_(n_ * ld_, false),
-          vectors_(6 * tall_ + 6 * wide_), left_(2 * job.n_iter * tall_), right_(2 * job.n_iter * wide_) {
+          vectors_(6 * tall_ + 6 * wide_), capacity_(std::min(2 * job.n_iter, kTerms)), left_(capacity_ * tall_),
+          right_(capacity_ * wide_) {
         T* next = vectors_.get();
         for (T** vector : {&shift_, &u_, &du_, &factor_, &row_zeros_, &row_ones_}) *vector = next, next += tall_;
         for (T** vector : {&v_, &beta_, &dv_, &total_, &zeros_, &ones_}) *vector = next, next += wide_;
@@ -87,6 +90,7 @@ private:
     T* right(std::int64_t term) const { return right_.get() + (terms_ + term) * wide_; }
 
     void step(std::int64_t iteration) {
+        if (terms_ + 2 > capacity_) flush();
         if (step_near(iteration)) return;
         flush();
         const T *before = v_at(iteration - 1), *after = v_at(iteration);
@@ -165,7 +169,9 @@ private:
     const UnrolledBackward<T>& job_;
     const std::int64_t n_, m_, tall_, wide_, ld_;
     const T target_;
-    Scratch<T> matrix_, vectors_, left_, right_;
+    Scratch<T> matrix_, vectors_;
+    const std::int64_t capacity_;
+    Scratch<T> left_, right_;
     T *shift_, *u_, *du_, *factor_, *row_zeros_, *row_ones_, *v_, *beta_, *dv_, *total_, *zeros_, *ones_, *out_ = nullptr;
     const T *a_ = nullptr, *history_ = nullptr, *start_ = nullptr;
     Cost<T> cost_{};

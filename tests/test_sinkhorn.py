@@ -221,6 +221,7 @@ BAD = [
     (TypeError, r"epsilon: needs a number, got bool", {"epsilon": True}),
     (ValueError, r"epsilon: needs to be positive and finite, got 0", {"epsilon": 0.0}),
     (ValueError, r"epsilon: needs to be positive and finite, got nan", {"epsilon": NAN}),
+    (ValueError, r"epsilon: needs at least 1.18e-38 .*, got 1e-50", {"epsilon": 1e-50}),
     (TypeError, r"n_iter: needs an int, got float", {"n_iter": 5.0}),
     (ValueError, r"n_iter: needs to be at least 1, got 0", {"n_iter": 0}),
     (ValueError, r"grad: needs one of unroll, implicit, none, got 'exact'", {"grad": "exact"}),

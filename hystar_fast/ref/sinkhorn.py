@@ -22,6 +22,7 @@ from hystar_fast.ref.sinkhorn_feasibility import has_plan
 CONVERGED_BELOW = 1e-3
 """The marginal error below which a problem counts as converged when no `tol` is given."""
 
+_SMALLEST_EPSILON = torch.finfo(torch.float32).tiny
 GRADS = ("unroll", "implicit", "none")
 
 
@@ -70,6 +71,8 @@ def check_arguments(
         raise TypeError(f"epsilon: needs a number, got {type(epsilon).__name__}")
     if not 0 < epsilon < math.inf:
         raise ValueError(f"epsilon: needs to be positive and finite, got {epsilon}")
+    if epsilon < _SMALLEST_EPSILON and cost.dtype != torch.float64:
+        raise ValueError(f"epsilon: needs at least {_SMALLEST_EPSILON:.2e} (float32 rounds less to 0), got {epsilon}")
     if isinstance(n_iter, bool) or not isinstance(n_iter, int):
         raise TypeError(f"n_iter: needs an int, got {type(n_iter).__name__}")
     if n_iter < 1:
