@@ -154,7 +154,7 @@ def test_training_learns_and_asks_each_style_once(concepts):
     assert len(losses) == 120 and seen == list(range(1, 121))
     assert sum(losses[-10:]) < sum(losses[:10])
     assert after.value > before.value + 0.2
-    assert method.styles_asked == asked + 3 + 2  # three columns of drawings when cached, two when evaluated again
+    assert method.styles_asked == asked + 2 + 2  # sketch and noto when cached, and again when evaluated
 
 
 def test_the_style_columns_match_the_drawings(concepts):

@@ -19,9 +19,9 @@ GRID: dict[str, list[dict[str, float]]] = {
 }
 
 CHOSEN: dict[str, dict[str, float]] = {
-    "static": {"static": 1e-2},
-    "lora": {"lora": 1e-3},
-    "hystar": {"static": 1e-2, "dynamic": 1e-3},
+    "static": {"static": 0.06},
+    "lora": {"lora": 0.003},
+    "hystar": {"static": 0.03, "dynamic": 0.003},
 }
 
 

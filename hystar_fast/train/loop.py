@@ -36,6 +36,7 @@ class Recipe:
         jitter: largest shift (share of the side), and relative change of size, of the random placement of each
             drawing; 0 leaves the drawings as they are.
         seed: of the order of the pairs and of the placement.
+        bf16: products of the encoder in bfloat16 (autocast); the loss stays in float32.
     """
 
     learning_rates: Mapping[str, float]
@@ -47,6 +48,7 @@ class Recipe:
     styles: tuple[str, ...] = IMAGE_STYLES
     jitter: float = 0.06
     seed: int = 0
+    bf16: bool = True
 
 
 @dataclass
@@ -67,13 +69,13 @@ class PairImages:
 
     @classmethod
     def of(cls, method: Method, concepts: StyledConcepts, styles: tuple[str, ...]) -> PairImages:
-        gallery = concepts.images[GALLERY_STYLE]
-        columns = [gallery if style == "text" else concepts.images[style] for style in (*styles, GALLERY_STYLE)]
-        vectors = [embed_styles(method, column) for column in columns]
-        found = [vector for vector in vectors if vector is not None]
+        # The column of "text" is never drawn from: it stands there so that columns and styles have one numbering.
+        drawn = [GALLERY_STYLE if style == "text" else style for style in (*styles, GALLERY_STYLE)]
+        vectors = {style: embed_styles(method, concepts.images[style]) for style in dict.fromkeys(drawn)}
+        found = [vector for style in drawn if (vector := vectors[style]) is not None]
         return cls(
-            images=torch.stack(columns),
-            styles=torch.stack(found) if len(found) == len(columns) else None,
+            images=torch.stack([concepts.images[style] for style in drawn]),
+            styles=torch.stack(found) if len(found) == len(drawn) else None,
             texts=concepts.texts,
             text_column=styles.index("text") if "text" in styles else -1,
         )
@@ -89,7 +91,7 @@ def pair_loss(method: Method, data: PairImages, concepts: Tensor, columns: Tenso
     images = place_randomly(to_float(data.images[sources, rows]), recipe.jitter, generator)
     style = None if data.styles is None else data.styles[sources, rows]
     # On CPUs bf16 halves the products, and the backward of the flash kernel costs more than plain attention here.
-    with torch.autocast(images.device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.bf16), sdpa_kernel(SDPBackend.MATH):
         embedded = method.encode_image(images, style).float()
     query, target = embedded[: len(drawn)], embedded[len(drawn) :]
     if len(written):
