@@ -169,7 +169,7 @@ def test_the_style_columns_match_the_drawings(concepts):
 
 
 def test_the_loss_of_a_batch_pairs_every_query_with_its_own_concept(concepts):
-    method, recipe = Linear(), Recipe(RATES, styles=STYLES, jitter=0.0)
+    method, recipe = Linear(), Recipe(RATES, styles=STYLES, jitter=0.0, bf16=False)
     data = PairImages.of(method, concepts, STYLES)
     chosen, columns = torch.tensor([3, 8, 1, 6]), torch.tensor([0, 2, 1, 2])
     rows = torch.tensor([3, 1, 8, 6])  # drawn first, written after them
@@ -248,3 +248,18 @@ def test_what_cannot_be_trained_is_named(concepts):
     with pytest.raises(ValueError, match="styles must not contain 'text' for method 'linear'"):
         train(silent, concepts, Recipe(RATES, steps=9, batch_size=20, styles=STYLES))
     assert train(Linear(), concepts, Recipe(RATES, steps=0, styles=STYLES)) == []
+
+
+def test_products_in_bf16_change_the_loss_by_their_rounding_alone(concepts, monkeypatch):
+    method, sampler = Linear(), PairSampler(concepts, STYLES, 20)
+    data, batch = PairImages.of(method, concepts, STYLES), sampler.batch(0)
+
+    def loss(bf16: bool) -> Tensor:
+        return pair_loss(method, data, batch.concepts, batch.styles, Recipe(RATES, styles=STYLES, bf16=bf16), 0)
+
+    monkeypatch.setattr("hystar_fast.train.loop.multiplies_bf16", lambda device: True)
+    exact, rounded = loss(False), loss(True)
+    assert exact != rounded
+    assert torch.allclose(exact, rounded, rtol=2e-2)
+    monkeypatch.setattr("hystar_fast.train.loop.multiplies_bf16", lambda device: False)
+    assert loss(True) == exact

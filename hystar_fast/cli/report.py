@@ -18,6 +18,7 @@ import hystar_fast
 from hystar_fast.retrieval.evaluate import Evaluation
 from hystar_fast.retrieval.metrics import Interval
 from hystar_fast.retrieval.protocol import HARD_STYLES, QUERY_STYLES
+from hystar_fast.train.loop import multiplies_bf16
 
 _CUTOFFS = (1, 5)
 
@@ -28,6 +29,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
+        "bf16_products": multiplies_bf16(torch.device("cpu")),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in ("torch", "open_clip_torch", "scikit-image")},

@@ -16,9 +16,9 @@ Emoji are drawn centred and in much the same pose by everyone, so a descriptor t
 HOG) does well on them. How much of a result is placement shows when the hard queries are asked once more, each moved
 and scaled at random by up to 15 % (the same way for every method): the column "displaced".
 
-The adapters train on pairs (one of the query styles, Noto) of the training concepts, without the subgroups marked as
-unseen, so that the unseen-subgroup queries of the test split are new in kind for the adapter. Hyperparameters are
-chosen on the validation concepts alone, where the gallery is theirs.
+The adapters train on pairs (one of the four drawn query styles, Noto) of the training concepts, without the subgroups
+marked as unseen, so that the unseen-subgroup queries of the test split are new in kind for the adapter.
+Hyperparameters are chosen on the validation concepts alone, where the gallery is theirs.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Recipe:
         jitter: largest shift (share of the side), and relative change of size, of the random placement of each
             drawing; 0 leaves the drawings as they are.
         seed: of the order of the pairs and of the placement.
-        bf16: products of the encoder in bfloat16 (autocast); the loss stays in float32.
+        bf16: products of the encoder in bfloat16 (autocast) where `multiplies_bf16`; the loss stays in float32.
     """
 
     learning_rates: Mapping[str, float]
@@ -81,6 +81,13 @@ class PairImages:
         )
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16 products; a CPU without them is several times slower in it."""
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def pair_loss(method: Method, data: PairImages, concepts: Tensor, columns: Tensor, recipe: Recipe, step: int) -> Tensor:
     """The loss of one batch: queries and targets go through the image encoder in one call, texts beside them."""
     drawn = (columns != data.text_column).nonzero().flatten()
@@ -90,8 +97,9 @@ def pair_loss(method: Method, data: PairImages, concepts: Tensor, columns: Tenso
     generator = torch.Generator().manual_seed(recipe.seed * 7_368_787 + step)
     images = place_randomly(to_float(data.images[sources, rows]), recipe.jitter, generator)
     style = None if data.styles is None else data.styles[sources, rows]
-    # On CPUs bf16 halves the products, and the backward of the flash kernel costs more than plain attention here.
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.bf16), sdpa_kernel(SDPBackend.MATH):
+    # Where CPUs have it bf16 halves the products; the backward of the flash kernel costs more than plain attention.
+    halved = recipe.bf16 and multiplies_bf16(images.device)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=halved), sdpa_kernel(SDPBackend.MATH):
         embedded = method.encode_image(images, style).float()
     query, target = embedded[: len(drawn)], embedded[len(drawn) :]
     if len(written):
