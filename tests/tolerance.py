@@ -21,7 +21,8 @@ def relative_error(actual: Tensor, truth: Tensor) -> float:
 
 
 def assert_as_accurate(actual: Tensor, same_dtype: Tensor, truth: Tensor, *, dtype: torch.dtype | None = None) -> None:
-    """`actual` is at most twice as far from the float64 `truth` as the reference run in the same dtype, plus a floor."""
+    """`actual` is at most twice as far from the float64 `truth` as the reference in the same dtype, plus a floor."""
     floor = FLOOR[dtype or actual.dtype]
     error, reference_error = relative_error(actual, truth), relative_error(same_dtype, truth)
-    assert error <= 2 * reference_error + floor, f"error {error:.3e}, reference {reference_error:.3e}, floor {floor:.1e}"
+    limit = 2 * reference_error + floor
+    assert error <= limit, f"error {error:.3e}, reference {reference_error:.3e}, floor {floor:.1e}"
