@@ -42,7 +42,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 test: lint $(TRITON36)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --triton36 $(TRITON36)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --triton36=$(TRITON36)
 
 demo: $(INSTALLED)
 	$(BIN)/hystar-fast demo --output runs/demo
