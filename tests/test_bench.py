@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
 import report  # noqa: E402
+
+pytestmark = pytest.mark.xdist_group("bench")  # one run of the benchmarks serves all tests here
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--results",
         str(path),
     ]
-    done = subprocess.run([*command, "-k", "not compile"], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    # pytest-benchmark measures nothing under xdist, and the child is not under it
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command += ["-k", "not compile"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,22 +12,32 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hystar_fast.data.emoji import EmojiStyles
-from hystar_fast.models.tiny import PACKAGED, TinyTokenizer, create_tiny, preprocess
+from hystar_fast.models.tiny import PACKAGED, TinyTokenizer, create_tiny, normalise, preprocess
 from hystar_fast.train.pretrain import augment, pretrain, sample_pairs, schedule
 from hystar_fast.train.pretrain_data import Drawings, HeldOut, name_words
 
+ROOT = Path(__file__).resolve().parent.parent
 
-def test_shipped_weights_load_and_know_the_training_drawings() -> None:
+
+def test_shipped_weights_are_as_good_as_their_card_says() -> None:
+    card = (ROOT / "hystar_fast/models/assets/tiny_card.md").read_text(encoding="utf-8")
+    row = re.search(r"^\| val \|(.+)\|$", card, re.MULTILINE)
+    assert row is not None
+    count, *cells = row[1].split("|")
     model, _, tokenizer = create_tiny(PACKAGED)
     data = EmojiStyles()
-    concepts = data.concepts("train")[::8]
-    views = [torch.stack([preprocess(data.image(style, c.id)) for c in concepts]) for style in ("noto", "photo3d")]
+    concepts = data.concepts("val", ("noto", "outline"))
+    assert len(concepts) == int(count)
     with torch.no_grad():
-        gallery, query = (model.encode_image(view, normalize=True) for view in views)
-        text = model.encode_text(tokenizer([c.name for c in concepts]), normalize=True)
-    target = torch.arange(len(concepts))
-    assert ((query @ gallery.T).argmax(1) == target).float().mean() > 0.6
-    assert ((text @ gallery.T).argmax(1) == target).float().mean() > 0.3
+        gallery = model.encode_image(normalise(data.images("noto", concepts)), normalize=True)
+        queries = [
+            model.encode_image(normalise(data.images(style, concepts)), normalize=True)
+            for style in ("outline", "twemoji", "sketch", "photo3d")
+        ]
+        text = model.encode_text(tokenizer([concept.name for concept in concepts]), normalize=True)
+    for query, cell in zip([*queries, text], [*cells[:4], cells[5]], strict=True):
+        correct = (query @ gallery.T).argmax(1) == torch.arange(len(concepts))
+        assert 100 * correct.float().mean().item() == pytest.approx(float(cell.split("/")[0]), abs=1.0)
 
 
 def test_tokenizer() -> None:
