@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -33,3 +34,13 @@ def test_every_make_target_named_is_there() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make (\w+)|`make (\w+)`", README, re.MULTILINE):
         assert re.search(rf"^{target[0] or target[1]}:", makefile, re.MULTILINE), target
+
+
+def test_the_demo_table_is_the_committed_run() -> None:
+    methods = json.loads((ROOT / "docs/results/demo.json").read_text(encoding="utf-8"))["methods"]
+    table = [line for line in README.splitlines() if re.match(r"\| (pixels|HOG|frozen|static|LoRA|\*\*Hystar)", line)]
+    assert len(table) == len(methods)
+    for line, method in zip(table, methods.values(), strict=True):
+        for query, recall in method["recall"]["all"].items():
+            cell = f"{recall['R@1']['value']:.1f} / {recall['R@5']['value']:.1f}"
+            assert cell in line, f"{query}: the run says {cell}, the README {line}"
