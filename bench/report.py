@@ -20,14 +20,19 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNELS = ("kernels", "csrc", "hystar_fast/ops")
+# what a measurement depends on, by device (git pathspecs)
+KERNELS = {
+    "cpu": ("csrc", "hystar_fast/ops", ":!csrc/*cuda*", ":!hystar_fast/ops/*cuda*"),
+    "cuda": ("kernels", "csrc", "hystar_fast/ops", ":!csrc/*cpu*", ":!hystar_fast/ops/*cpu*"),
+}
 OURS = "hystar_fast"
 Rows = list[dict[str, Any]]
 
 
-def stale(commit: str) -> bool:
-    """True when a kernel has changed since `commit`, or the commit is unknown here."""
-    done = subprocess.run(["git", "diff", "--quiet", commit, "HEAD", "--", *KERNELS], cwd=ROOT, capture_output=True)
+def stale(commit: str, device: str) -> bool:
+    """True when a kernel of the device has changed since `commit`, or the commit is unknown here."""
+    command = ["git", "diff", "--quiet", commit, "HEAD", "--", *KERNELS[device]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True)
     return done.returncode != 0
 
 
@@ -50,7 +55,7 @@ def table(results: dict[str, Any]) -> str:
     versions = results["versions"]
     note = f"Measured {results['date']} on {machine}, torch {versions['torch']}, kernels of {results['commit'][:9]}"
     note += ", malloc tuned" if results["tuned_malloc"] else ""
-    if results["dirty"] or stale(results["commit"]):
+    if results["dirty"] or stale(results["commit"], results["device"]):
         note += ". **Stale: the kernels have changed since**"
     lines = [
         note + ".",
