@@ -17,7 +17,7 @@ Outputs = Sequence[Tensor]
 Run = Callable[[], Outputs]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SECONDS_A_PROVIDER = 2.0
+SECONDS_A_PROVIDER = 1.0
 MIN_ROUNDS, MAX_ROUNDS = 3, 200
 
 

@@ -84,7 +84,7 @@ def picture(results: dict[str, Any], path: Path) -> None:
     figure, panels = plt.subplots(
         len(ops),
         1,
-        figsize=(9, 0.21 * sum(heights) + 1.2 * len(ops)),
+        figsize=(9, 0.21 * sum(heights) + 1.5 * len(ops)),
         gridspec_kw={"height_ratios": heights},
         squeeze=False,
     )
@@ -100,12 +100,16 @@ def picture(results: dict[str, Any], path: Path) -> None:
                 if name != OURS:
                     ratio = row["median_ms"] / providers[OURS]["median_ms"]
                     panel.barh(y, ratio, color=colours[name], height=0.85, label=name)
-                    panel.text(ratio * 1.03, y, f"{ratio:.2g}", va="center", fontsize=7)
+                    panel.text(
+                        ratio * 1.03, y, f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2f}", va="center", fontsize=7
+                    )
                     y += 1
             ticks.append((start + y - 1) / 2)
             labels.append(f"{case}\n{dtype}, {mode}")
             y += 0.8
         panel.set_yticks(ticks, labels, fontsize=7)
+        panel.tick_params(axis="x", which="both", labelbottom=False)
+        panel.margins(x=0.1, y=0.01)
         panel.invert_yaxis()
         panel.set_xscale("log")
         panel.axvline(1, color="black", linewidth=0.8)
@@ -113,7 +117,7 @@ def picture(results: dict[str, Any], path: Path) -> None:
             f"{op}: time / hystar_fast's time (right of the line: slower than ours)", fontsize=9, loc="left"
         )
         unique = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-        panel.legend(unique.values(), unique.keys(), fontsize=7, loc="lower right")
+        panel.legend(unique.values(), unique.keys(), fontsize=7, ncols=5, loc="upper center", bbox_to_anchor=(0.5, 0))
         panel.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
