@@ -197,9 +197,9 @@ def build_drawings(cache: Path) -> Drawings:
     by_name = {name_words(concept.name): concept for concept in train.values()}
     for name, (version, _) in tqdm(EMOJI_FAMILIES.items(), desc="emoji families"):
         for icon, body, width, height in _icons(fetch_family(name, version, cache)):
-            concept = by_name.get(name_words(icon))
-            if concept is not None and (image := render(body, width, height)) is not None:
-                add(concept.id, name, concept.name, image)
+            shown = by_name.get(name_words(icon))
+            if shown is not None and (image := render(body, width, height)) is not None:
+                add(shown.id, name, shown.name, image)
     for name, (version, _) in tqdm(ICON_FAMILIES.items(), desc="icon families"):
         for icon, body, width, height in _icons(fetch_family(name, version, cache)):
             words = name_words(icon)
