@@ -72,12 +72,13 @@ __global__ void __launch_bounds__(StreamBlock::THREADS) stream_plan_kernel(Batch
     stream_plan(block, problem, work, static_cast<int>(blockIdx.x) * STREAM_WARPS + block.warp());
 }
 
-__global__ void __launch_bounds__(StreamBlock::THREADS) stream_outcome_kernel(Batch batch, float* workspace) {
+__global__ void __launch_bounds__(StreamBlock::THREADS) stream_outcome_kernel(const __grid_constant__ Batch batch,
+                                                                           float* workspace) {
     __shared__ float scratch[STREAM_WARPS];
     StreamBlock block;
     const Problem problem(batch, blockIdx.x);
     const Workspace work(workspace, problem, blockIdx.x);
-    stream_outcome(block, problem, work, scratch);
+    if (stream_outcome(block, problem, work, scratch)) settle_apart<STREAM_WARPS>(batch, work.settling);
 }
 
 void check(cudaError_t error, const char* what) {
@@ -136,7 +137,7 @@ void sinkhorn_cuda_forward(uintptr_t cost, uintptr_t mask, uintptr_t plan, uintp
     // a grid's y ends at 65535; its x, the tiles', at 2^31 - 1
     const int64_t at_once = fits_a_tile(n, m) ? 0x7fffffff : 65535;
     for (int64_t first = 0; first < batch; first += at_once) {
-        const Batch part = static_cast<Batch>(Problem(all, first));
+        const Batch part = all.from(first);
         const int64_t problems = std::min(batch - first, at_once);
         if (with_tile(n, m, TileLauncher{part, problems, on})) continue;
         float* part_of_workspace = reinterpret_cast<float*>(workspace) + first * Workspace::words(all.n, all.m);

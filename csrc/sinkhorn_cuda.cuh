@@ -38,8 +38,24 @@ struct Batch {
     float scale, scale_low; // their sum is 1 / (epsilon ln 2)
     float unit;             // epsilon ln 2
     float floor;            // the least lowest - cost, so that x stays finite
+    float column_mass;      // N / M
     float row_mass;         // gcd(N, M) / M: a smaller sum of |row - 1| proves that a plan exists
     int divisor;            // gcd(N, M)
+
+    // The batch without its first problems.
+    Batch from(int64_t first) const {
+        const int64_t size = static_cast<int64_t>(n) * m;
+        Batch rest = *this;
+        rest.cost += first * size;
+        if (mask != nullptr) rest.mask += first * size;
+        rest.plan += first * size;
+        rest.u += first * n;
+        rest.v += first * m;
+        rest.status += first;
+        rest.error += first;
+        rest.iterations += first;
+        return rest;
+    }
 };
 
 inline Batch make_batch(const float* cost, const uint8_t* mask, float* plan, float* u, float* v, int* status,
@@ -55,31 +71,32 @@ inline Batch make_batch(const float* cost, const uint8_t* mask, float* plan, flo
     }
     return {cost, mask, plan, u, v, status, error, iterations, n, m, n_iter, static_cast<float>(tol), scale_high,
             static_cast<float>(scale - scale_high), static_cast<float>(unit),
-            static_cast<float>(fmax(-1e30 * epsilon, -3e38)), static_cast<float>(divisor) / static_cast<float>(m),
-            divisor};
+            static_cast<float>(fmax(-1e30 * epsilon, -3e38)), static_cast<float>(n) / static_cast<float>(m),
+            static_cast<float>(divisor) / static_cast<float>(m), divisor};
 }
 
-// One problem of a batch.
+// One problem of a batch. Its pointers are computed where they are used: kept, they would cost a kernel 16 registers.
 struct Problem : Batch {
-    HYSTAR_BOTH Problem(const Batch& batch, long long index) : Batch(batch) {
-        const long long size = static_cast<long long>(n) * m;
-        cost += index * size;
-        if (mask != nullptr) mask += index * size;
-        plan += index * size;
-        u += index * n;
-        v += index * m;
-        status += index;
-        error += index;
-        iterations += index;
-    }
+    HYSTAR_DEVICE Problem(const Batch& batch, long long at) : Batch(batch), index(at) {}
 
+    HYSTAR_DEVICE const float* cost() const { return Batch::cost + index * size(); }
+    HYSTAR_DEVICE const uint8_t* mask() const {
+        return Batch::mask == nullptr ? nullptr : Batch::mask + index * size();
+    }
+    HYSTAR_DEVICE float* plan() const { return Batch::plan + index * size(); }
+    HYSTAR_DEVICE float* u() const { return Batch::u + index * n; }
+    HYSTAR_DEVICE float* v() const { return Batch::v + index * m; }
+    HYSTAR_DEVICE int* status() const { return Batch::status + index; }
+    HYSTAR_DEVICE float* error() const { return Batch::error + index; }
+    HYSTAR_DEVICE int* iterations() const { return Batch::iterations + index; }
+    HYSTAR_DEVICE long long size() const { return static_cast<long long>(n) * m; }
     HYSTAR_DEVICE long long at(int row, int column) const { return static_cast<long long>(row) * m + column; }
 
     // The cost of an entry; +inf where it is forbidden or outside the matrix.
     HYSTAR_DEVICE float allowed_cost(int row, int column) const {
         if (row >= n || column >= m) return INFINITY;
-        if (mask != nullptr && mask[at(row, column)] != 0) return INFINITY;
-        return cost[at(row, column)];
+        if (Batch::mask != nullptr && mask()[at(row, column)] != 0) return INFINITY;
+        return cost()[at(row, column)];
     }
 
     // x of an entry of this cost in a row whose lowest cost is `lowest`: -inf where forbidden, NaN where it is invalid.
@@ -89,30 +106,33 @@ struct Problem : Batch {
         return cost_ij == INFINITY ? -INFINITY : fmaf(kept, scale, kept * scale_low);
     }
 
-    HYSTAR_DEVICE float column_mass() const { return static_cast<float>(n) / static_cast<float>(m); }
     HYSTAR_DEVICE float converged_below() const { return tol > 0 ? tol : 1e-3f; }
     HYSTAR_DEVICE int outcome(float worst) const { return worst <= converged_below() ? CONVERGED : NOT_CONVERGED; }
+
+    const long long index;
 };
 
 // An allowed entry that no plan can have: NaN or -inf.
 HYSTAR_DEVICE bool is_invalid(float cost) { return !(cost >= -3.402823466e38f); }
 
-#ifdef __CUDA_ARCH__
-// Relative error 2^-22, results below 2^-126 are 0.
-HYSTAR_DEVICE float power_of_two(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-// Relative error 2^-23.
-HYSTAR_DEVICE float reciprocal(float x) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
+// The approximate instructions: the error of 2^x is 2^-22 relative, of 1 / x 2^-23 relative, of log2 x 2^-22, absolute
+// for x in [1/2, 2] and relative elsewhere; numbers below 2^-126 are 0. On the host tests/cuda_host/block.h defines
+// them, as inaccurate as that.
+#ifdef __CUDACC__
+#define HYSTAR_APPROXIMATE(name, instruction)                                \
+    HYSTAR_DEVICE float name(float x) {                                      \
+        float y;                                                             \
+        asm(instruction ".approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));       \
+        return y;                                                            \
+    }
+HYSTAR_APPROXIMATE(power_of_two, "ex2")
+HYSTAR_APPROXIMATE(reciprocal, "rcp")
+HYSTAR_APPROXIMATE(log2_of, "lg2")
+#undef HYSTAR_APPROXIMATE
 #else
-inline float power_of_two(float x);  // the host's versions are as inaccurate as the GPU's: tests/cuda_host/block.h
+inline float power_of_two(float x);
 inline float reciprocal(float x);
+inline float log2_of(float x);
 #endif
 
 // 1 / x for a positive sum, 0 for an empty row or column.
@@ -219,14 +239,13 @@ HYSTAR_DEVICE void load_aligned(float (&values)[COUNT], const float* from) {
 template <class Block>
 HYSTAR_DEVICE void write_without_plan(Block& block, const Problem& problem, int status) {
     const float value = status == INVALID ? NAN : 0.0f;
-    const long long size = static_cast<long long>(problem.n) * problem.m;
-    for (long long i = block.thread(); i < size; i += Block::THREADS) problem.plan[i] = value;
-    for (int i = block.thread(); i < problem.n; i += Block::THREADS) problem.u[i] = value;
-    for (int j = block.thread(); j < problem.m; j += Block::THREADS) problem.v[j] = value;
+    for (long long i = block.thread(); i < problem.size(); i += Block::THREADS) problem.plan()[i] = value;
+    for (int i = block.thread(); i < problem.n; i += Block::THREADS) problem.u()[i] = value;
+    for (int j = block.thread(); j < problem.m; j += Block::THREADS) problem.v()[j] = value;
     if (block.thread() == 0) {
-        *problem.status = status;
-        *problem.error = status == INVALID ? NAN : fmaxf(1.0f, problem.column_mass());
-        *problem.iterations = 0;
+        *problem.status() = status;
+        *problem.error() = status == INVALID ? NAN : fmaxf(1.0f, problem.column_mass);
+        *problem.iterations() = 0;
     }
 }
 

@@ -38,14 +38,13 @@ template <class Block>
 class Flow {
   public:
     HYSTAR_DEVICE Flow(Block& block, const Problem& problem, int* words)
-        : block_(block), problem_(problem), flow_(problem.plan), demand_(words),
+        : block_(block), problem_(problem), flow_(problem.plan()), demand_(words),
           reached_from_(words + problem.m), gives_up_(words + 2 * problem.m), order_(words + 2 * problem.m + problem.n),
           box_(words + 2 * (problem.m + problem.n)), scratch_(reinterpret_cast<float*>(box_ + 2)) {}
 
     HYSTAR_DEVICE bool saturates() {
-        const long long size = static_cast<long long>(problem_.n) * problem_.m;
         block_.sync();
-        for (long long e = block_.thread(); e < size; e += Block::THREADS) flow_[e] = 0;
+        for (long long e = block_.thread(); e < problem_.size(); e += Block::THREADS) flow_[e] = 0;
         for (int j = block_.thread(); j < problem_.m; j += Block::THREADS) demand_[j] = problem_.n / problem_.divisor;
         for (int start = 0; start < problem_.n; ++start) {
             for (int supply = problem_.m / problem_.divisor; supply > 0;) {
@@ -137,12 +136,11 @@ HYSTAR_DEVICE void settle(Block& block, const Problem& problem, int* words) {
         return write_without_plan(block, problem, INFEASIBLE);
     }
     block.sync();
-    const long long size = static_cast<long long>(problem.n) * problem.m;
-    for (long long e = block.thread(); e < size; e += Block::THREADS) {
+    for (long long e = block.thread(); e < problem.size(); e += Block::THREADS) {
         const int i = static_cast<int>(e / problem.m), j = static_cast<int>(e % problem.m);
         const float cost = problem.allowed_cost(i, j);
-        const float gap = (problem.u[i] - cost) + problem.v[j];
-        problem.plan[e] = cost == INFINITY ? 0.0f : power_of_two(gap * problem.scale);
+        const float gap = (problem.u()[i] - cost) + problem.v()[j];
+        problem.plan()[e] = cost == INFINITY ? 0.0f : power_of_two(gap * problem.scale);
     }
 }
 

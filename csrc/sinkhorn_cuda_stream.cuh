@@ -33,7 +33,7 @@ struct Workspace {
 // Row half-step of iteration k for the row of this warp; k = 0 also looks at what the row holds.
 template <class Block>
 HYSTAR_DEVICE void stream_row(Block& block, const Problem& problem, const Workspace& work, int row, int k) {
-    if (row >= problem.n || (k > 0 && *problem.iterations < k)) return;
+    if (row >= problem.n || (k > 0 && *problem.iterations() < k)) return;
     if (k == 0) {
         float negative = -INFINITY, invalid = 0, forbidden = 0;
         for (int j = block.lane(); j < problem.m; j += 32) {
@@ -57,11 +57,11 @@ HYSTAR_DEVICE void stream_row(Block& block, const Problem& problem, const Worksp
 #pragma unroll 8
     for (int j = block.lane(); j < problem.m; j += 32) {
         const float x = problem.exponent(problem.allowed_cost(row, j), lowest);
-        sum += k == 0 ? power_of_two(x) : plan_entry(x, u, problem.v[j]);
+        sum += k == 0 ? power_of_two(x) : plan_entry(x, u, problem.v()[j]);
     }
     sum = reduce_warp<Sum>(block, sum);
     if (block.lane() == 0) {
-        work.u(k + 1)[row] = u - log2f(sum);
+        work.u(k + 1)[row] = u - log2_of(sum);
         work.row_error[row] = fabsf(sum - 1);
     }
 }
@@ -85,7 +85,7 @@ HYSTAR_DEVICE float reduce_column(Block& block, int rows, float* scratch, Entry 
 template <class Block>
 HYSTAR_DEVICE void stream_columns(Block& block, const Problem& problem, const Workspace& work, int chunk, int k,
                                   float* scratch) {
-    if (k > 0 && *problem.iterations < k) return;
+    if (k > 0 && *problem.iterations() < k) return;
     if (k > 0 && problem.tol > 0) {
         float worst = 0;
         for (int i = block.thread(); i < problem.n; i += Block::THREADS) worst = fmaxf(worst, work.row_error[i]);
@@ -95,35 +95,35 @@ HYSTAR_DEVICE void stream_columns(Block& block, const Problem& problem, const Wo
     const float* u = work.u(k + 1);
     const bool inside = column < problem.m;
     const auto x = [&](int i) { return problem.exponent(problem.allowed_cost(i, column), work.lowest[i]); };
-    float v = k > 0 && inside ? problem.v[column] : 0.0f;
+    float v = k > 0 && inside ? problem.v()[column] : 0.0f;
     if (k == 0) v = -reduce_column<Max>(block, problem.n, scratch, [&](int i) { return x(i) + u[i]; });
     const float sum = reduce_column<Sum>(block, problem.n, scratch, [&](int i) { return plan_entry(x(i), u[i], v); });
-    if (inside && block.warp() == 0) problem.v[column] = v + log2f(problem.column_mass()) - log2f(sum);
-    if (chunk == 0 && block.thread() == 0) *problem.iterations = k + 1;
+    if (inside && block.warp() == 0) problem.v()[column] = v + log2_of(problem.column_mass) - log2_of(sum);
+    if (chunk == 0 && block.thread() == 0) *problem.iterations() = k + 1;
 }
 
 // The plan's row of this warp and how far its sum is from 1.
 template <class Block>
 HYSTAR_DEVICE void stream_plan(Block& block, const Problem& problem, const Workspace& work, int row) {
     if (row >= problem.n) return;
-    const float lowest = work.lowest[row], u = work.u(*problem.iterations)[row];
+    const float lowest = work.lowest[row], u = work.u(*problem.iterations())[row];
     float sum = 0;
     for (int j = block.lane(); j < problem.m; j += 32) {
         const float x = problem.exponent(problem.allowed_cost(row, j), lowest);
-        const float entry = plan_entry(x, u, problem.v[j]);
-        problem.plan[problem.at(row, j)] = entry;
+        const float entry = plan_entry(x, u, problem.v()[j]);
+        problem.plan()[problem.at(row, j)] = entry;
         sum += entry;
     }
     sum = reduce_warp<Sum>(block, sum);
     if (block.lane() == 0) {
         work.row_error[row] = fabsf(sum - 1);
-        problem.u[row] = u * problem.unit + lowest;
+        problem.u()[row] = u * problem.unit + lowest;
     }
 }
 
-// What became of a problem; one block. `scratch` has a float a warp.
+// What became of a problem; one block. `scratch` has a float a warp. True if `settle` has to decide.
 template <class Block>
-HYSTAR_DEVICE void stream_outcome(Block& block, const Problem& problem, const Workspace& work, float* scratch) {
+HYSTAR_DEVICE bool stream_outcome(Block& block, const Problem& problem, const Workspace& work, float* scratch) {
     float worst = 0, missing = 0;
     bool invalid = false, forbidden = false, empty = false;
     for (int i = block.thread(); i < problem.n; i += Block::THREADS) {
@@ -134,18 +134,21 @@ HYSTAR_DEVICE void stream_outcome(Block& block, const Problem& problem, const Wo
         empty |= work.lowest[i] == INFINITY;
     }
     for (int j = block.thread(); j < problem.m; j += Block::THREADS) {
-        empty |= !(fabsf(problem.v[j]) < INFINITY);  // a column without an allowed entry has no finite potential
-        problem.v[j] *= problem.unit;
+        empty |= !(fabsf(problem.v()[j]) < INFINITY);  // a column without an allowed entry has no finite potential
+        problem.v()[j] *= problem.unit;
     }
-    if (block.any(invalid)) return write_without_plan(block, problem, INVALID);
-    if (block.any(empty)) return write_without_plan(block, problem, INFEASIBLE);
+    const int refused = block.any(invalid) ? INVALID : block.any(empty) ? INFEASIBLE : CONVERGED;
+    if (refused != CONVERGED) {
+        write_without_plan(block, problem, refused);
+        return false;
+    }
     worst = reduce_block<Max>(block, worst, scratch);
     missing = reduce_block<Sum>(block, missing, scratch);
     if (block.thread() == 0) {
-        *problem.status = problem.outcome(worst);
-        *problem.error = worst;
+        *problem.status() = problem.outcome(worst);
+        *problem.error() = worst;
     }
-    if (block.any(forbidden) && missing >= problem.row_mass) settle(block, problem, work.settling);
+    return block.any(forbidden) && missing >= problem.row_mass;
 }
 
 }  // namespace hystar_fast

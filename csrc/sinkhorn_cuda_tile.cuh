@@ -24,6 +24,7 @@ struct Tile {
     static constexpr int MAX_ROWS = ROWS * LANE_ROWS * WARPS, MAX_COLUMNS = COLUMNS * LANE_COLUMNS;
     static constexpr int ROW_PITCH = pitch(ROWS), COLUMN_PITCH = pitch(COLUMNS);
     static constexpr int ROW_SLOTS = WARPS * LANE_ROWS * ROW_PITCH, COLUMN_SLOTS = LANE_COLUMNS * COLUMN_PITCH;
+    static constexpr int STAGED_PITCH = MAX_COLUMNS + LANE_COLUMNS;  // no two lanes in one bank
     static constexpr int OWNED_ROWS = most_owned<ROWS, LANE_COLUMNS / 2, 1>();
     static constexpr int OWNED_COLUMNS = most_owned<COLUMNS, 16, LANE_COLUMNS>();
 
@@ -34,19 +35,21 @@ struct Tile {
         float a[ROW_SLOTS], u[ROW_SLOTS], lowest[ROW_SLOTS];
         float b[COLUMN_SLOTS], v[COLUMN_SLOTS];
         float partial[WARPS > 1 ? WARPS * COLUMN_SLOTS : 1];
+        float staged[WARPS][LANE_ROWS * STAGED_PITCH];
         float scratch[WARPS];
+        int zero;
     };
     static_assert(sizeof(Shared) / sizeof(int) >= settle_words(MAX_ROWS, MAX_COLUMNS));
 };
 
 // The sizes that are built. A piece of 72 entries or more a lane makes the reductions cheap beside the
 // multiply-adds; one warp a problem needs no barrier at all.
-using Tile32 = Tile<4, 8, 4, 1, 21>;
+using Tile32 = Tile<4, 8, 4, 1, 16>;
 using Tile48 = Tile<6, 12, 4, 1, 12>;
-using Tile64 = Tile<8, 8, 8, 2, 8>;
+using Tile64 = Tile<8, 8, 8, 2, 6>;
 using Tile96 = Tile<6, 12, 8, 4, 3>;
-using Tile128 = Tile<8, 8, 16, 8, 2>;
-using TileLargest = Tile<6, 12, 16, 16, 1>;  // 192
+using Tile128 = Tile<8, 8, 16, 8, 1>;
+using TileLargest = Tile<8, 12, 16, 12, 1>;  // 192
 
 // Calls launcher.launch<T>() with the smallest tile that holds N x M; false if none does.
 template <class Launcher>
@@ -66,12 +69,7 @@ template <class T, class Block>
 class TileSolver {
   public:
     HYSTAR_DEVICE TileSolver(Block& block, const Problem& problem, typename T::Shared& shared)
-        : block_(block), problem_(problem), shared_(shared), lane_row_(block.lane() / T::LANE_COLUMNS),
-          lane_column_(block.lane() % T::LANE_COLUMNS), first_row_((block.warp() * T::LANE_ROWS + lane_row_) * T::ROWS),
-          row_slot_((block.warp() * T::LANE_ROWS + lane_row_) * T::ROW_PITCH),
-          column_slot_(lane_column_ * T::COLUMN_PITCH),
-          rows_(owned_by<T::ROWS, T::LANE_COLUMNS / 2, 1>(block.lane())),
-          columns_(owned_by<T::COLUMNS, 16, T::LANE_COLUMNS>(block.lane())) {}
+        : block_(block), problem_(problem), shared_(shared) {}
 
     // Solves the problem. True if `settle` has to decide whether it has a plan at all.
     HYSTAR_DEVICE bool solve() {
@@ -90,28 +88,36 @@ class TileSolver {
     }
 
   private:
-    HYSTAR_DEVICE int row(int i) const { return first_row_ + i; }
-    HYSTAR_DEVICE int column(int k) const { return lane_column_ + T::LANE_COLUMNS * k; }
+    // Where the lane is, computed anew at each use: the registers belong to A.
+    HYSTAR_DEVICE int lane_row() const { return block_.lane() / T::LANE_COLUMNS; }
+    HYSTAR_DEVICE int lane_column() const { return block_.lane() % T::LANE_COLUMNS; }
+    HYSTAR_DEVICE int piece() const { return block_.warp() * T::LANE_ROWS + lane_row(); }
+    HYSTAR_DEVICE int row_slot() const { return piece() * T::ROW_PITCH; }
+    HYSTAR_DEVICE int column_slot() const { return lane_column() * T::COLUMN_PITCH; }
+    HYSTAR_DEVICE int row(int i) const { return piece() * T::ROWS + i; }
+    HYSTAR_DEVICE int column(int k) const { return lane_column() + T::LANE_COLUMNS * k; }
     HYSTAR_DEVICE bool inside(int i, int k) const { return row(i) < problem_.n && column(k) < problem_.m; }
 
     // Reduces `values` over a row's lanes; slots get finish(total, index among the owned); then `values` are the slots.
     template <class Op, class Finish>
     HYSTAR_DEVICE void reduce_rows(float (&values)[T::ROWS], float* slots, Finish finish) {
         reduce_scatter<Op, T::ROWS, T::LANE_COLUMNS / 2, 1>(block_, values);
+        const Owned rows = owned_by<T::ROWS, T::LANE_COLUMNS / 2, 1>(block_.lane());
 #pragma unroll
         for (int i = 0; i < T::OWNED_ROWS; ++i)
-            if (i < rows_.count) slots[row_slot_ + rows_.first + i] = finish(values[i], i);
+            if (i < rows.count) slots[row_slot() + rows.first + i] = finish(values[i], i);
         block_.sync_warp();
-        load_aligned(values, slots + row_slot_);
+        load_aligned(values, slots + row_slot());
     }
 
     template <class Op, class Finish>
     HYSTAR_DEVICE void reduce_columns(float (&values)[T::COLUMNS], float* slots, Finish finish) {
         reduce_scatter<Op, T::COLUMNS, 16, T::LANE_COLUMNS>(block_, values);
+        const Owned columns = owned_by<T::COLUMNS, 16, T::LANE_COLUMNS>(block_.lane());
         float* own = T::WARPS == 1 ? slots : shared_.partial + block_.warp() * T::COLUMN_SLOTS;
 #pragma unroll
         for (int i = 0; i < T::OWNED_COLUMNS; ++i)
-            if (i < columns_.count) own[column_slot_ + columns_.first + i] = T::WARPS == 1 ? finish(values[i]) : values[i];
+            if (i < columns.count) own[column_slot() + columns.first + i] = T::WARPS == 1 ? finish(values[i]) : values[i];
         block_.sync();
         if constexpr (T::WARPS > 1) {
             for (int c = block_.thread(); c < T::MAX_COLUMNS; c += Block::THREADS) {
@@ -124,43 +130,49 @@ class TileSolver {
             }
             block_.sync();
         }
-        load_aligned(values, slots + column_slot_);
+        load_aligned(values, slots + column_slot());
     }
 
-    // Puts the lane's costs into a_, +inf where forbidden or outside. The mask has a pass of its own: loads of costs and
-    // of the mask in flight together would not fit the registers.
-    HYSTAR_DEVICE void load_costs() {
+    // Puts the lane's costs into a_, +inf where forbidden or outside: row by row of the lanes, read in order of address,
+    // handed out through shared memory. Straight from global memory every entry would need its own address and
+    // predicates, which do not fit beside A. `start` is the lane, but read so that no address is kept from one call
+    // to the next. `use(i)` is called once row i is there.
+    template <class Use>
+    HYSTAR_DEVICE void load_costs(Use use) {
+        constexpr int WIDTH = T::MAX_COLUMNS % 32 == 0 ? 32 : 16, STEPS = T::MAX_COLUMNS / WIDTH, HEIGHT = 32 / WIDTH;
+        static_assert(T::MAX_COLUMNS % WIDTH == 0);
+        const int start = block_.lane() + *static_cast<volatile int*>(&shared_.zero);
+        const int above = start / WIDTH, left = start % WIDTH;  // of the entry a lane reads first
+        float* staged = shared_.staged[block_.warp()] + above * T::STAGED_PITCH + left;
+        const float* given = shared_.staged[block_.warp()] + lane_row() * T::STAGED_PITCH + lane_column();
 #pragma unroll
         for (int i = 0; i < T::ROWS; ++i) {
-            const float* from = problem_.cost + problem_.at(row(i), lane_column_);
 #pragma unroll
-            for (int k = 0; k < T::COLUMNS; ++k) a_[i][k] = inside(i, k) ? from[T::LANE_COLUMNS * k] : INFINITY;
-        }
-        if (problem_.mask == nullptr) return;
-#pragma unroll
-        for (int i = 0; i < T::ROWS; ++i) {
+            for (int k = 0; k < T::COLUMNS; ++k) {
+                const int down = k / STEPS * HEIGHT, across = k % STEPS * WIDTH;
+                const int row = (block_.warp() * T::LANE_ROWS + above + down) * T::ROWS + i;
+                staged[down * T::STAGED_PITCH + across] = problem_.allowed_cost(row, left + across);
+            }
             block_.sync_warp();
-            const uint8_t* from = problem_.mask + problem_.at(row(i), lane_column_);
 #pragma unroll
-            for (int k = 0; k < T::COLUMNS; ++k)
-                if (inside(i, k) && from[T::LANE_COLUMNS * k] != 0) a_[i][k] = INFINITY;
+            for (int k = 0; k < T::COLUMNS; ++k) a_[i][k] = given[T::LANE_COLUMNS * k];
+            block_.sync_warp();
+            use(i);
         }
     }
 
     // From v = 0, in logarithms: u = -log2 sum_j 2^x, v = -max_i (x + u), then A and its column half-step.
     HYSTAR_DEVICE int first_iteration() {
         float rows[T::ROWS], columns[T::COLUMNS];
-        load_costs();
-#pragma unroll
-        for (int i = 0; i < T::ROWS; ++i) {
+        shared_.zero = 0;
+        load_costs([&](int i) {
             rows[i] = -INFINITY;
 #pragma unroll
             for (int k = 0; k < T::COLUMNS; ++k) rows[i] = fmaxf(rows[i], -a_[i][k]);
-        }
+        });
         reduce_rows<Max>(rows, shared_.lowest, [&](float negative, int) { return -negative; });
         float sums[T::ROWS];
         bool invalid = false, empty = false;
-        int allowed = 0, entries = 0;
 #pragma unroll
         for (int i = 0; i < T::ROWS; ++i) {
             empty |= row(i) < problem_.n && rows[i] == INFINITY;
@@ -169,15 +181,11 @@ class TileSolver {
             for (int k = 0; k < T::COLUMNS; ++k) {
                 a_[i][k] = problem_.exponent(a_[i][k], rows[i]);
                 sums[i] += power_of_two(a_[i][k]);
-                allowed += a_[i][k] > -INFINITY;
             }
             invalid |= !(sums[i] >= 0);
-            entries += row(i) < problem_.n;
         }
-        entries *= (problem_.m - lane_column_ + T::LANE_COLUMNS - 1) / T::LANE_COLUMNS;
-        forbidden_ = allowed < entries;
         if (block_.any(invalid)) return INVALID;
-        reduce_rows<Sum>(sums, shared_.u, [](float sum, int) { return sum > 0 ? -log2f(sum) : 0.0f; });
+        reduce_rows<Sum>(sums, shared_.u, [](float sum, int) { return sum > 0 ? -log2_of(sum) : 0.0f; });
 #pragma unroll
         for (int k = 0; k < T::COLUMNS; ++k) {
             columns[k] = -INFINITY;
@@ -234,7 +242,7 @@ class TileSolver {
 #pragma unroll
             for (int i = 1; i < T::ROWS; ++i) b_[k] = fmaf(a_[i][k], scaling_[i], b_[k]);
         }
-        const float mass = problem_.column_mass();
+        const float mass = problem_.column_mass;
         reduce_columns<Sum>(b_, shared_.b, [mass](float sum) { return mass * inverse(sum); });
     }
 
@@ -251,59 +259,61 @@ class TileSolver {
     HYSTAR_DEVICE void absorb() {
 #pragma unroll
         for (int i = 0; i < T::ROWS; ++i) {
-            if (lane_column_ == 0 && scaling_[i] > 0) shared_.u[row_slot_ + i] += log2f(scaling_[i]);
+            if (lane_column() == 0 && scaling_[i] > 0) shared_.u[row_slot() + i] += log2_of(scaling_[i]);
             scaling_[i] = 1;
         }
 #pragma unroll
         for (int k = 0; k < T::COLUMNS; ++k)
-            if (block_.warp() == 0 && lane_row_ == 0 && b_[k] > 0) shared_.v[column_slot_ + k] += log2f(b_[k]);
+            if (block_.warp() == 0 && lane_row() == 0 && b_[k] > 0) shared_.v[column_slot() + k] += log2_of(b_[k]);
         block_.sync();
-        load_costs();
-        load_aligned(b_, shared_.v + column_slot_);
-#pragma unroll
-        for (int i = 0; i < T::ROWS; ++i) {
-            const float lowest = shared_.lowest[row_slot_ + i], u = shared_.u[row_slot_ + i];
+        load_costs([&](int i) {
+            load_aligned(b_, shared_.v + column_slot());
+            const float lowest = shared_.lowest[row_slot() + i], u = shared_.u[row_slot() + i];
 #pragma unroll
             for (int k = 0; k < T::COLUMNS; ++k) {
                 a_[i][k] = plan_entry(problem_.exponent(a_[i][k], lowest), u, b_[k]);
             }
-        }
+        });
 #pragma unroll
         for (int k = 0; k < T::COLUMNS; ++k) b_[k] = 1;
     }
 
     HYSTAR_DEVICE bool finish(int done) {
         float sums[T::ROWS], worst = 0, missing = 0;
+        bool has_zeros = false;
         row_sums(sums);
 #pragma unroll
         for (int i = 0; i < T::ROWS; ++i) {
             const float total = reduce_warp<Sum, T::LANE_COLUMNS>(block_, sums[i]);
             const float off = row(i) < problem_.n ? fabsf(total * scaling_[i] - 1) : 0.0f;
             worst = fmaxf(worst, off);
-            missing += lane_column_ == 0 ? off : 0.0f;
-            block_.sync_warp();
-            float* to = problem_.plan + problem_.at(row(i), lane_column_);
+            missing += lane_column() == 0 ? off : 0.0f;
+            float* to = problem_.plan() + problem_.at(row(i), lane_column());
 #pragma unroll
             for (int k = 0; k < T::COLUMNS; ++k)
-                if (inside(i, k)) to[T::LANE_COLUMNS * k] = a_[i][k] * scaling_[i] * b_[k];
+                if (inside(i, k)) {
+                    const float entry = a_[i][k] * scaling_[i] * b_[k];
+                    has_zeros |= entry == 0;
+                    to[T::LANE_COLUMNS * k] = entry;
+                }
         }
         worst = reduce_block<Max>(block_, worst, shared_.scratch);
         missing = reduce_block<Sum>(block_, missing, shared_.scratch);
         if (block_.thread() == 0) {
-            *problem_.status = problem_.outcome(worst);
-            *problem_.error = worst;
-            *problem_.iterations = done;
+            *problem_.status() = problem_.outcome(worst);
+            *problem_.error() = worst;
+            *problem_.iterations() = done;
         }
 #pragma unroll
         for (int i = 0; i < T::ROWS; ++i)
-            if (lane_column_ == 0 && row(i) < problem_.n)
-                problem_.u[row(i)] = (shared_.u[row_slot_ + i] + log2f(scaling_[i])) * problem_.unit +
-                                     shared_.lowest[row_slot_ + i];
+            if (lane_column() == 0 && row(i) < problem_.n)
+                problem_.u()[row(i)] = (shared_.u[row_slot() + i] + log2_of(scaling_[i])) * problem_.unit +
+                                     shared_.lowest[row_slot() + i];
 #pragma unroll
         for (int k = 0; k < T::COLUMNS; ++k)
-            if (block_.warp() == 0 && lane_row_ == 0 && column(k) < problem_.m)
-                problem_.v[column(k)] = (shared_.v[column_slot_ + k] + log2f(b_[k])) * problem_.unit;
-        return block_.any(forbidden_) && missing >= problem_.row_mass;
+            if (block_.warp() == 0 && lane_row() == 0 && column(k) < problem_.m)
+                problem_.v()[column(k)] = (shared_.v[column_slot() + k] + log2_of(b_[k])) * problem_.unit;
+        return block_.any(has_zeros) && missing >= problem_.row_mass;
     }
 
     static constexpr float EMPTY = -1;  // the potential of a column without an allowed entry; of others it is >= 0
@@ -311,9 +321,6 @@ class TileSolver {
     Block& block_;
     const Problem& problem_;
     typename T::Shared& shared_;
-    const int lane_row_, lane_column_, first_row_, row_slot_, column_slot_;
-    const Owned rows_, columns_;  // which sums this lane finishes
-    bool forbidden_;
     float a_[T::ROWS][T::COLUMNS];  // A
     float scaling_[T::ROWS];        // a of the lane's rows
     float b_[T::COLUMNS];           // b of the lane's columns

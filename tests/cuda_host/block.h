@@ -31,10 +31,13 @@ inline float inexact(float x, float limit) {
 inline float flushed(float x) { return std::fabs(x) < 1.17549435e-38f ? 0.0f : x; }
 inline float power_of_two(float x) { return flushed(inexact(std::exp2(x), 0x1p-22f)); }
 inline float reciprocal(float x) { return flushed(inexact(1 / x, 0x1p-23f)); }
+inline float log2_of(float x) {
+    const float y = std::log2(x);
+    return x >= 0.5f && x <= 2 ? y + (inexact(1 + x, 0x1p-22f) - (1 + x)) / (1 + x) : inexact(y, 0x1p-22f);
+}
 
 class Fibers {
   public:
-    // `threads` is a power of two.
     Fibers(int threads, uint64_t seed) : threads_(threads), random_(seed), fibers_(threads) {}
 
     // Runs body(thread) for every thread to its end.
@@ -44,8 +47,9 @@ class Fibers {
         for (int left = threads_; left > 0;) {
             const auto start = static_cast<unsigned>(random_()), stride = static_cast<unsigned>(random_()) | 1;
             bool moved = false;
-            for (unsigned i = 0; i < static_cast<unsigned>(threads_); ++i) {
-                current_ = static_cast<int>((start + stride * i) % static_cast<unsigned>(threads_));
+            for (unsigned i = 0; i < MOST; ++i) {  // an odd stride meets every number below a power of two once
+                current_ = static_cast<int>((start + stride * i) % MOST);
+                if (current_ >= threads_) continue;
                 Fiber& fiber = fibers_[current_];
                 if (fiber.state == DONE || (fiber.state == WAITING && *fiber.waits_for == fiber.round)) continue;
                 moved = true;
@@ -81,6 +85,7 @@ class Fibers {
 
   private:
     static constexpr size_t STACK = 64 * 1024;
+    static constexpr unsigned MOST = 1024;
     enum State { NEW, WAITING, DONE };
     struct Fiber {
         State state = NEW;

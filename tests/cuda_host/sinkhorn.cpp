@@ -46,7 +46,9 @@ void stream(const Batch& batch, int problems, uint64_t seed) {
                 on.launch([&](auto& block) { stream_columns(block, problem, work, x, k, scratch.value); });
         }
         rows([&](auto& block, int row) { stream_plan(block, problem, work, row); });
-        on.launch([&](auto& block) { stream_outcome(block, problem, work, scratch.value); });
+        on.launch([&](auto& block) {
+            if (stream_outcome(block, problem, work, scratch.value)) settle(block, problem, work.settling);
+        });
     }
 }
 
