@@ -1,4 +1,4 @@
-"""The CUDA Sinkhorn compiled for every architecture that ships: no spills, and registers and shared memory within the GPU."""
+"""The CUDA Sinkhorn compiled for every shipped architecture: no spills, registers and shared memory within the GPU."""
 
 from __future__ import annotations
 
