@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TRITON36 := $(VENV)/triton36
-# Two test processes of one thread each: faster on two cores than one process of two threads.
+# Test processes of one thread each, for a machine of two cores.
 WORKERS ?= 2
 
 .PHONY: help install build test lint demo bench wheel clean
