@@ -42,7 +42,7 @@ def check(solved: Solved, cost: Tensor, epsilon: float, n_iter: int, **options: 
     assert solved.plan[invalid].isnan().all() and solved.u[invalid].isnan().all() and solved.v[invalid].isnan().all()
     assert_as_accurate(solved.plan[~invalid], same_dtype[~invalid], truth[~invalid])
     error, expected = solved.error[~invalid].double(), info.max_marginal_error[~invalid]
-    torch.testing.assert_close(error, expected, rtol=2e-2, atol=3e-6)
+    torch.testing.assert_close(error, expected, rtol=2e-2, atol=1e-5)
     mask = options.get("mask")
     forbidden = cost.isposinf() if mask is None else cost.isposinf() | mask
     solvable = (info.status <= SinkhornStatus.NOT_CONVERGED)[:, None, None]
@@ -93,6 +93,18 @@ def test_every_number_of_iterations_is_the_reference_s(host: Host, n_iter: int) 
 def test_scalings_are_absorbed_long_before_they_overflow(host: Host, size: int, epsilon: float) -> None:
     cost = torch.rand(1, size, size) * 10
     check(host(cost, epsilon, 40), cost, epsilon, 40)
+
+
+@pytest.mark.parametrize("outside", [2.0, math.inf])
+@pytest.mark.parametrize(("size", "streaming"), [(31, False), (60, False), (90, False), (31, True)])
+def test_scalings_that_grow_by_the_size_in_every_iteration(
+    host: Host, size: int, streaming: bool, outside: float
+) -> None:
+    """All rows but the last want the first column alone, which they share until what is 200 nats away comes into play."""
+    cost = torch.rand(1, size, size) * 0.1 + outside
+    cost[:, :-1, 0], cost[:, -1, 1:] = 0.0, 0.0
+    for n_iter in (8, 60):
+        check(host(cost, 0.01, n_iter, streaming=streaming), cost, 0.01, n_iter)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
