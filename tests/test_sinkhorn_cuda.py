@@ -100,7 +100,7 @@ def test_scalings_are_absorbed_long_before_they_overflow(host: Host, size: int, 
 def test_scalings_that_grow_by_the_size_in_every_iteration(
     host: Host, size: int, streaming: bool, outside: float
 ) -> None:
-    """All rows but the last want the first column alone, which they share until what is 200 nats away comes into play."""
+    """All rows but the last share the first column until what is 200 nats further away comes into play."""
     cost = torch.rand(1, size, size) * 0.1 + outside
     cost[:, :-1, 0], cost[:, -1, 1:] = 0.0, 0.0
     for n_iter in (8, 60):
