@@ -61,7 +61,7 @@ HYSTAR_DEVICE void stream_row(Block& block, const Problem& problem, const Worksp
     }
     sum = reduce_warp<Sum>(block, sum);
     if (block.lane() == 0) {
-        work.u(k + 1)[row] = u - log2_of(sum);
+        work.u(k + 1)[row] = u - log2f(sum);
         work.row_error[row] = fabsf(sum - 1);
     }
 }
@@ -98,7 +98,7 @@ HYSTAR_DEVICE void stream_columns(Block& block, const Problem& problem, const Wo
     float v = k > 0 && inside ? problem.v()[column] : 0.0f;
     if (k == 0) v = -reduce_column<Max>(block, problem.n, scratch, [&](int i) { return x(i) + u[i]; });
     const float sum = reduce_column<Sum>(block, problem.n, scratch, [&](int i) { return plan_entry(x(i), u[i], v); });
-    if (inside && block.warp() == 0) problem.v()[column] = v + log2_of(problem.column_mass) - log2_of(sum);
+    if (inside && block.warp() == 0) problem.v()[column] = v + log2f(problem.column_mass) - log2f(sum);
     if (chunk == 0 && block.thread() == 0) *problem.iterations() = k + 1;
 }
 

@@ -6,7 +6,8 @@
 // Numerics: "stabilised scaling", equal to the log-domain iteration. After one exact iteration in logarithms an
 //   iteration is a_i = 1 / sum_j A_ij b_j, b_j = (N/M) / sum_i A_ij a_i: multiply-adds, no exponentials. One iteration
 //   changes a scaling by at most a factor max(N, M) <= 2^8 (a balanced side bounds the other), so looking every fourth
-//   iteration whether one has left [2^-24, 2^24] keeps every product inside fp32; if so a and b move into u and v.
+//   iteration whether one has left [2^-24, 2^24] keeps every product inside fp32; if so their powers of two move into
+//   u and v, which are whole numbers, so that nothing is rounded.
 #pragma once
 
 #include "sinkhorn_cuda_settle.cuh"
@@ -161,7 +162,7 @@ class TileSolver {
         }
     }
 
-    // From v = 0, in logarithms: u = -log2 sum_j 2^x, v = -max_i (x + u), then A and its column half-step.
+    // From v = 0, in logarithms: a 2^u = 1 / sum_j 2^x, v = -max_i (x + u), then A and its column half-step.
     HYSTAR_DEVICE int first_iteration() {
         float rows[T::ROWS], columns[T::COLUMNS];
         shared_.zero = 0;
@@ -185,23 +186,27 @@ class TileSolver {
             invalid |= !(sums[i] >= 0);
         }
         if (block_.any(invalid)) return INVALID;
-        reduce_rows<Sum>(sums, shared_.u, [](float sum, int) { return sum > 0 ? -log2_of(sum) : 0.0f; });
+        reduce_rows<Sum>(sums, shared_.a, [](float sum, int) { return sum; });
+#pragma unroll
+        for (int i = 0; i < T::ROWS; ++i) {
+            scaling_[i] = inverse(sums[i]);
+            sums[i] = take_power(scaling_[i]);
+            if (lane_column() == 0) shared_.u[row_slot() + i] = sums[i];
+        }
 #pragma unroll
         for (int k = 0; k < T::COLUMNS; ++k) {
             columns[k] = -INFINITY;
 #pragma unroll
             for (int i = 0; i < T::ROWS; ++i) columns[k] = fmaxf(columns[k], a_[i][k] + sums[i]);
         }
-        reduce_columns<Max>(columns, shared_.v, [](float most) { return most > -INFINITY ? -most : EMPTY; });
+        reduce_columns<Max>(columns, shared_.v, [](float most) { return most > -INFINITY ? -rintf(most) : EMPTY; });
 #pragma unroll
         for (int k = 0; k < T::COLUMNS; ++k) {
             empty |= column(k) < problem_.m && columns[k] == EMPTY;
 #pragma unroll
-            for (int i = 0; i < T::ROWS; ++i) a_[i][k] = plan_entry(a_[i][k], sums[i], columns[k]);
+            for (int i = 0; i < T::ROWS; ++i) a_[i][k] = power_of_two(a_[i][k] + (sums[i] + columns[k]));
         }
         if (block_.any(empty)) return INFEASIBLE;
-#pragma unroll
-        for (int i = 0; i < T::ROWS; ++i) scaling_[i] = 1;
         column_step();
         return CONVERGED;
     }
@@ -255,27 +260,38 @@ class TileSolver {
         return block_.any(far);
     }
 
+    // Takes the nearest power of two out of a scaling and returns its exponent. Potentials are whole numbers, so
+    // nothing is rounded when they take it over: the plan stays as exact as the scalings are.
+    HYSTAR_DEVICE static float take_power(float& scaling) {
+        const float exponent = scaling > 0 ? rintf(log2_of(scaling)) : 0.0f;
+        scaling *= power_of_two(-exponent);
+        return exponent;
+    }
+
     // Moves the scalings into the potentials and builds A anew from the cost.
     HYSTAR_DEVICE void absorb() {
 #pragma unroll
         for (int i = 0; i < T::ROWS; ++i) {
-            if (lane_column() == 0 && scaling_[i] > 0) shared_.u[row_slot() + i] += log2_of(scaling_[i]);
-            scaling_[i] = 1;
+            const float exponent = take_power(scaling_[i]);
+            if (lane_column() == 0) shared_.u[row_slot() + i] += exponent;
         }
 #pragma unroll
-        for (int k = 0; k < T::COLUMNS; ++k)
-            if (block_.warp() == 0 && lane_row() == 0 && b_[k] > 0) shared_.v[column_slot() + k] += log2_of(b_[k]);
+        for (int k = 0; k < T::COLUMNS; ++k) {
+            const float exponent = take_power(b_[k]);
+            if (block_.warp() == 0 && lane_row() == 0) {
+                shared_.v[column_slot() + k] += exponent;
+                shared_.b[column_slot() + k] = b_[k];
+            }
+        }
         block_.sync();
         load_costs([&](int i) {
             load_aligned(b_, shared_.v + column_slot());
             const float lowest = shared_.lowest[row_slot() + i], u = shared_.u[row_slot() + i];
 #pragma unroll
-            for (int k = 0; k < T::COLUMNS; ++k) {
-                a_[i][k] = plan_entry(problem_.exponent(a_[i][k], lowest), u, b_[k]);
-            }
+            for (int k = 0; k < T::COLUMNS; ++k)
+                a_[i][k] = power_of_two(problem_.exponent(a_[i][k], lowest) + (u + b_[k]));
         });
-#pragma unroll
-        for (int k = 0; k < T::COLUMNS; ++k) b_[k] = 1;
+        load_aligned(b_, shared_.b + column_slot());
     }
 
     HYSTAR_DEVICE bool finish(int done) {
@@ -307,12 +323,12 @@ class TileSolver {
 #pragma unroll
         for (int i = 0; i < T::ROWS; ++i)
             if (lane_column() == 0 && row(i) < problem_.n)
-                problem_.u()[row(i)] = (shared_.u[row_slot() + i] + log2_of(scaling_[i])) * problem_.unit +
+                problem_.u()[row(i)] = (shared_.u[row_slot() + i] + log2f(scaling_[i])) * problem_.unit +
                                      shared_.lowest[row_slot() + i];
 #pragma unroll
         for (int k = 0; k < T::COLUMNS; ++k)
             if (block_.warp() == 0 && lane_row() == 0 && column(k) < problem_.m)
-                problem_.v()[column(k)] = (shared_.v[column_slot() + k] + log2_of(b_[k])) * problem_.unit;
+                problem_.v()[column(k)] = (shared_.v[column_slot() + k] + log2f(b_[k])) * problem_.unit;
         return block_.any(has_zeros) && missing >= problem_.row_mass;
     }
 
