@@ -1,7 +1,8 @@
 // A CUDA thread block on the CPU: one fiber a thread, switched only where threads meet (shuffles, votes, barriers).
 //
-// The fibers run in an order drawn anew for every round, so code that needs a barrier it does not have sees stale
-// values; shared memory starts as NaN. A barrier that not all threads reach ends the process with a message.
+// The fibers run in an order drawn anew for every round, and in most rounds a random half of the warps is held back, so
+// code that needs a barrier it does not have sees stale values; shared memory starts as NaN. A barrier that not all
+// threads reach ends the process with a message.
 // Approximate instructions are as inaccurate as on the GPU: results are moved by up to their documented error.
 #pragma once
 
@@ -44,19 +45,22 @@ class Fibers {
     void run(const std::function<void(int)>& body) {
         body_ = &body;
         for (Fiber& fiber : fibers_) fiber.state = NEW;
+        bool hold = true;
         for (int left = threads_; left > 0;) {
             const auto start = static_cast<unsigned>(random_()), stride = static_cast<unsigned>(random_()) | 1;
+            const uint64_t held = hold ? random_() : 0;
             bool moved = false;
             for (unsigned i = 0; i < MOST; ++i) {  // an odd stride meets every number below a power of two once
                 current_ = static_cast<int>((start + stride * i) % MOST);
-                if (current_ >= threads_) continue;
+                if (current_ >= threads_ || (held >> (current_ / 32) & 1) != 0) continue;
                 Fiber& fiber = fibers_[current_];
                 if (fiber.state == DONE || (fiber.state == WAITING && *fiber.waits_for == fiber.round)) continue;
                 moved = true;
                 visit(fiber);
                 left -= fiber.state == DONE;
             }
-            if (!moved) {
+            hold = moved || !hold;
+            if (!moved && held == 0) {
                 std::fprintf(stderr, "cuda_host: %d threads wait at a barrier that the others never reach\n", left);
                 std::abort();
             }
