@@ -8,6 +8,7 @@ Either is said in one line here and by ``hystar-fast info``. An error in our own
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -26,6 +27,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 # The last one also ships as PTX, for the GPUs that come after it. 90a, not 90: the code may use wgmma.
 CUDA_ARCHITECTURES = ("80", "90a", "100", "120")
+SOURCES = {".cpp", ".h", ".cu", ".cuh"}
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # Files named for an instruction set get it; the code that picks one of them at run time is built for any CPU.
 ISA_FLAGS = {
@@ -124,6 +126,14 @@ def isa_flags(source: Path) -> list[str]:
     return next((flags for suffix, flags in ISA_FLAGS.items() if source.stem.endswith(suffix)), [])
 
 
+def source_digest(folder: Path) -> str:
+    """What the extension was built from; hystar_fast/ops/native.py compares it with the sources of a checkout."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.suffix in SOURCES):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
 def ninja_file(cxx: list[str], cuda: Cuda | None, reason: str, includes: list[str], version: str, target: Path) -> str:
     """The build as ninja reads it: one object a source, one shared library, header dependencies tracked."""
     literal = reason.replace("\\", "/").replace('"', "'")  # what a C string takes as it is
@@ -146,7 +156,7 @@ def ninja_file(cxx: list[str], cuda: Cuda | None, reason: str, includes: list[st
     compile_cu = command(cuda.nvcc, *NVCC_FLAGS, "--threads=0", *cuda.gencode, *defines, *include_flags) if cuda else ""
     tracked = "-MD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n  description = $in"
     lines = [
-        f"rule cxx\n  command = {compile_cxx} $isa {tracked}",
+        f"rule cxx\n  command = {compile_cxx} $own {tracked}",
         f"rule nvcc\n  command = {compile_cu or 'false'} {tracked}",
         f"rule link\n  command = {command(*cxx)} -shared -s $in -o $out {command(*libraries)}\n  description = $out",
     ]
@@ -157,7 +167,9 @@ def ninja_file(cxx: list[str], cuda: Cuda | None, reason: str, includes: list[st
             continue
         rule = "nvcc" if source.suffix == ".cu" else "cxx"
         objects.append(path(Path(source.name + ".o")))
-        lines.append(f"build {objects[-1]}: {rule} {path(source)}\n  isa = {' '.join(isa)}")
+        # in the one file that tells it, or every object would be built anew for a change in any
+        digest = [f'-DHYSTAR_FAST_SOURCES=\\"{source_digest(source.parent)}\\"'] if source.stem == "bindings" else []
+        lines.append(f"build {objects[-1]}: {rule} {path(source)}\n  own = {' '.join(isa + digest)}")
     lines.append(f"build {path(target)}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 

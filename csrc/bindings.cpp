@@ -24,6 +24,7 @@ int cuda_driver_version() {
 PYBIND11_MODULE(_C, module) {
     module.doc() = "Compiled kernels of hystar_fast; only hystar_fast.ops calls them.";
     module.attr("version") = HYSTAR_FAST_VERSION;
+    module.attr("sources") = HYSTAR_FAST_SOURCES;  // a digest of csrc/, by which a checkout knows a stale build
     module.attr("cuda_reason") = HYSTAR_FAST_CUDA_REASON;  // why there is no CUDA here; empty when there is
 #ifdef HYSTAR_FAST_CUDA
     module.attr("cuda_version") = CUDART_VERSION;

@@ -279,6 +279,20 @@ def test_instruction_sets_are_chosen_by_file_and_never_for_the_whole_build(build
     assert not [flag for flag in build.CXX_FLAGS + build.NVCC_FLAGS if "fast-math" in flag or flag.startswith("-m")]
 
 
+def test_the_build_and_the_package_digest_sources_alike(build: ModuleType, tmp_path: Path) -> None:
+    source, header = tmp_path / "op.cpp", tmp_path / "op.h"
+    source.write_text("int f(int);")
+    header.write_text("")
+    (tmp_path / "notes.txt").write_text("no source")
+    built = build.source_digest(tmp_path)
+    assert native.sources_problem(built, tmp_path) == ""
+    for change in (lambda: source.write_text("int f(long);"), lambda: header.rename(tmp_path / "other.h")):
+        change()
+        assert build.source_digest(tmp_path) != built
+        assert "older than the sources" in native.sources_problem(built, tmp_path)
+        built = build.source_digest(tmp_path)
+
+
 def test_no_instruction_set_leaks_through_a_shared_inline_function(
     build: ModuleType, isolated: tuple[Path, str], source_copy: Path
 ) -> None:

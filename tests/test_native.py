@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ import hystar_fast
 from hystar_fast.ops import native
 
 ROOT = Path(__file__).parents[1]
+REAL = import_module("hystar_fast._C")
 
 
 @pytest.fixture
@@ -33,6 +35,7 @@ def fresh() -> Iterator[None]:
 def fake_extension(**attributes: object) -> SimpleNamespace:
     defaults = {
         "version": hystar_fast.__version__,
+        "sources": REAL.sources,
         "cuda_version": 13000,
         "cuda_reason": "",
         "cuda_driver_version": lambda: 13000,
@@ -76,6 +79,20 @@ def test_an_extension_of_another_version_is_not_used(fresh: None, monkeypatch: p
     monkeypatch.setitem(sys.modules, "hystar_fast._C", fake_extension(version="0.0.0"))
     with pytest.warns(UserWarning, match=r"built from hystar_fast 0\.0\.0"):
         assert native.extension() is None
+
+
+def test_an_extension_older_than_the_sources_beside_it_is_not_used(
+    fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "op.cpp").write_text("int f(int);")
+    monkeypatch.setattr(native, "_CSRC", tmp_path)
+    monkeypatch.setitem(sys.modules, "hystar_fast._C", fake_extension(sources="0123456789abcdef"))
+    with pytest.warns(UserWarning, match=r"older than the sources.*reinstall hystar_fast"):
+        assert native.extension() is None
+
+
+def test_a_wheel_has_no_sources_to_be_older_than(tmp_path: Path) -> None:
+    assert native.sources_problem("0123456789abcdef", tmp_path / "csrc") == ""
 
 
 @pytest.mark.parametrize(

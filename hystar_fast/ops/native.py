@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -13,6 +15,8 @@ from hystar_fast import __version__
 
 # sm_80 is the oldest architecture that is built; newer GPUs run it, their own, or the PTX of the newest
 _OLDEST_CAPABILITY = (8, 0)
+_SOURCES = {".cpp", ".h", ".cu", ".cuh"}
+_CSRC = Path(__file__).resolve().parents[2] / "csrc"
 
 
 @cache
@@ -24,7 +28,7 @@ def _load() -> tuple[ModuleType | None, str]:
     except ImportError as error:
         reason = f"the extension does not load: {error}"
     else:
-        reason = version_problem(module.version, __version__)
+        reason = version_problem(module.version, __version__) or sources_problem(getattr(module, "sources", ""), _CSRC)
         if not reason:
             return module, ""
     warnings.warn(f"hystar_fast runs in plain torch: {reason}; reinstall hystar_fast to build it", stacklevel=3)
@@ -34,6 +38,20 @@ def _load() -> tuple[ModuleType | None, str]:
 def version_problem(built: str, running: str) -> str:
     """Why an extension built from version `built` must not serve `running`; empty when it may."""
     return "" if built == running else f"the extension was built from hystar_fast {built}, but this is {running}"
+
+
+def sources_problem(built: str, folder: Path) -> str:
+    """Why an extension built from sources of digest `built` must not serve this checkout; empty when it may.
+
+    Its functions take raw pointers: one that expects other arguments than it gets would read wild memory. Only a
+    checkout has the folder; in a wheel extension and Python cannot come apart.
+    """
+    if not folder.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.suffix in _SOURCES):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return "" if digest.hexdigest()[:16] == built else f"the extension is older than the sources in {folder}"
 
 
 def driver_problem(driver: int, runtime: int) -> str:
