@@ -26,6 +26,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 # The last one also ships as PTX, for the GPUs that come after it. 90a, not 90: the code may use wgmma.
+# HYSTAR_FAST_CUDA_ARCHITECTURES="90a" builds for that GPU alone, in a quarter of the time.
 CUDA_ARCHITECTURES = ("80", "90a", "100", "120")
 SOURCES = {".cpp", ".h", ".cu", ".cuh"}
 X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -113,9 +114,10 @@ def find_cuda() -> tuple[Cuda | None, str]:
         return None, f"the toolkit at {root} lacks {'cuda_runtime_api.h' if include is None else 'libcudart_static.a'}"
     _, listed = run([nvcc, "--list-gpu-arch"])  # lists compute_90 for 90a too
     known = set(re.findall(r"compute_(\d+)", listed))
-    architectures = tuple(a for a in CUDA_ARCHITECTURES if a.rstrip("a") in known)
+    wanted = os.environ.get("HYSTAR_FAST_CUDA_ARCHITECTURES", "").replace(",", " ").split() or CUDA_ARCHITECTURES
+    architectures = tuple(a for a in wanted if a.rstrip("a") in known)
     if not architectures:
-        return None, f"{nvcc} knows none of the architectures {', '.join(CUDA_ARCHITECTURES)}"
+        return None, f"{nvcc} knows none of the architectures {', '.join(wanted)}"
     cuda = Cuda(nvcc, include, library, architectures)
     trial = "#include <cuda_runtime.h>\n__global__ void trial() {}\n"
     ok, output = compiles([nvcc, *NVCC_FLAGS, cuda.gencode[0]], ".cu", trial)

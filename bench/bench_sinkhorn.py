@@ -1,4 +1,7 @@
-"""Sinkhorn, 50 iterations in fp32: single problems and batches, beside the plain loop, torch.compile and POT."""
+"""Sinkhorn, 50 iterations in fp32: single problems and batches, beside the plain loop, torch.compile and the peers.
+
+flash-sinkhorn takes points, not costs, and returns potentials, not the plan: it is measured on its own ground.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,15 @@ from functools import lru_cache
 
 import pytest
 import torch
-from harness import DEVICE, Outputs, compiled, forward, forward_backward
+from harness import DEVICE, OURS, Outputs, compiled, forward, forward_backward, graphed
 from torch import Tensor
 
 import hystar_fast as hf
 
 EPSILON, ITERATIONS = 0.05, 50
 CASES = [(1, 48), (64, 48), (1, 256), (16, 256), (1, 1024), (4, 1024)]
+if DEVICE == "cuda":
+    CASES = [(1, 48), (4096, 48), (64, 256), (1, 8192), (1, 1024), (64, 128), (16, 512)]
 
 
 def half_steps(kernel: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,14 +70,32 @@ def pot_batch(cost: Tensor) -> Tensor:
     return result["T"] * n
 
 
+def geomloss(cost: Tensor) -> Tensor:
+    """geomloss's solver for cost matrices: symmetric steps with annealing, so its plan differs until convergence."""
+    from geomloss import ot
+
+    return ot.solve_batch(cost, reg=EPSILON, max_iter=ITERATIONS).plan * cost.shape[1]
+
+
+def one_pass(cost: Tensor) -> Tensor:
+    """What streaming the cost once an iteration takes, and nothing else: the floor of a problem too large to keep."""
+    for _ in range(ITERATIONS):
+        total = cost.sum()
+    return total
+
+
 PROVIDERS: dict[str, Callable[[Tensor], Tensor]] = {
-    "hystar_fast": ours,
+    OURS: ours,
+    **({"hystar_fast, CUDA graph": ours} if DEVICE == "cuda" else {}),
     "naive torch": naive,
     "reference, eager": reference,
     "naive, torch.compile": naive,
     "POT": pot,
     "POT batch": pot_batch,
 }
+if DEVICE == "cuda":  # geomloss takes seconds a call on a CPU
+    PROVIDERS |= {"geomloss": geomloss, "floor: one pass an iteration": one_pass}
+OTHER = (pot_batch, geomloss, one_pass)  # not the plan of these 50 iterations
 
 
 @lru_cache(maxsize=1)
@@ -81,29 +104,76 @@ def case(batch: int, n: int) -> tuple[Tensor, Tensor, Outputs]:
     generator = torch.Generator().manual_seed(0)
     cost = torch.rand(batch, n, n, generator=generator).to(DEVICE)
     upstream = torch.randn(batch, n, n, generator=generator).to(DEVICE)
+    if cost.numel() > 1 << 24:  # the graph of 50 iterations would not fit
+        return cost, upstream, [naive(cost.double())]
     exact = cost.double().requires_grad_()
     truth = forward_backward(lambda: naive(exact), [exact], upstream.double())()
     return cost, upstream, [a.detach() for a in truth]
 
 
+def gib(cost: Tensor, passes: int = 2) -> float:
+    """The cost read and the plan written, and whatever else of that size."""
+    return passes * cost.numel() * cost.element_size() / 2**30
+
+
+def gflop(cost: Tensor) -> float:
+    """Two multiply-adds an entry and iteration: what is left of the log domain once the potentials are stabilised."""
+    return 4 * cost.numel() * ITERATIONS / 1e9
+
+
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize(("batch", "n"), CASES, ids=lambda value: str(value))
 def bench_sinkhorn(record: Callable[..., None], quick: bool, batch: int, n: int, provider: str) -> None:
+    if provider == "geomloss":
+        pytest.importorskip("geomloss")
+    if batch * n * n >= 1 << 23 and provider in ("POT", "naive, torch.compile"):
+        pytest.skip("takes seconds a call at this size")
     cost, _, truth = case(*((min(batch, 2), math.isqrt(n)) if quick else (batch, n)))
     function = PROVIDERS[provider]
     if "compile" in provider:
         step = compiled(half_steps)
         function = lambda cost: naive(cost, step)  # noqa: E731
-    exact = None if function is pot_batch else truth[:1]
+    exact = None if function in OTHER else truth[:1]
     name = f"{len(cost)} of {cost.shape[1]}x{cost.shape[2]}"
-    record("sinkhorn", name, provider, "forward", torch.float32, forward(lambda: function(cost)), exact)
+    run = forward(lambda: function(cost))
+    if "graph" in provider:
+        run = graphed(run)
+    record("sinkhorn", name, provider, "forward", torch.float32, run, exact, gib=gib(cost), gflop=gflop(cost))
 
 
-@pytest.mark.parametrize("provider", ["hystar_fast", "naive torch"])
+@pytest.mark.parametrize("provider", [OURS, "naive torch"])
+@pytest.mark.parametrize("grad", ["unroll", "implicit"])
 @pytest.mark.parametrize(("batch", "n"), [(1, 48), (16, 256)], ids=lambda value: str(value))
-def bench_sinkhorn_backward(record: Callable[..., None], quick: bool, batch: int, n: int, provider: str) -> None:
+def bench_sinkhorn_backward(
+    record: Callable[..., None], quick: bool, batch: int, n: int, grad: str, provider: str
+) -> None:
+    if grad == "implicit" and provider != OURS:
+        pytest.skip("the plain loop has no implicit gradient")
     cost, upstream, truth = case(*((min(batch, 2), math.isqrt(n)) if quick else (batch, n)))
     cost = cost.detach().requires_grad_()
-    run = forward_backward(lambda: PROVIDERS[provider](cost), [cost], upstream)
-    name = f"{len(cost)} of {cost.shape[1]}x{cost.shape[2]}"
-    record("sinkhorn", name, provider, "forward+backward", torch.float32, run, truth)
+    function = naive if provider != OURS else lambda cost: hf.sinkhorn(cost, EPSILON, ITERATIONS, grad=grad)
+    run = forward_backward(lambda: function(cost), [cost], upstream)
+    name = f"{len(cost)} of {cost.shape[1]}x{cost.shape[2]}" + ("" if grad == "unroll" else ", implicit")
+    exact = truth if grad == "unroll" else None  # the implicit gradient is that of the converged plan
+    record("sinkhorn", name, provider, "forward+backward", torch.float32, run, exact, gib=gib(cost, 5))
+
+
+def points_flash(x: Tensor, y: Tensor) -> Tensor:
+    from flash_sinkhorn import SamplesLoss
+
+    options = {"backend": "alternating", "use_epsilon_scaling": False, "allow_tf32": False, "potentials": True}
+    return SamplesLoss(eps=EPSILON, n_iters=ITERATIONS, **options)(x, y)[0]
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="flash-sinkhorn runs on CUDA alone")
+@pytest.mark.parametrize("provider", [OURS, "flash-sinkhorn (potentials)"])
+@pytest.mark.parametrize("n", [1024, 8192])
+def bench_points(record: Callable[..., None], quick: bool, n: int, provider: str) -> None:
+    """Squared distances of 64-dimensional points: ours builds the cost and returns the plan, the peer does neither."""
+    if provider != OURS:
+        pytest.importorskip("flash_sinkhorn")
+    generator = torch.Generator().manual_seed(0)
+    x, y = (0.1 * torch.randn(64 if quick else n, 64, generator=generator).to(DEVICE) for _ in range(2))
+    build = (lambda: hf.sinkhorn(torch.cdist(x, y).square(), EPSILON, ITERATIONS)) if provider == OURS else None
+    run = forward(build or (lambda: points_flash(x, y)))
+    record("sinkhorn", f"points {len(x)} D64", provider, "forward", torch.float32, run, None)

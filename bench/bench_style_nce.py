@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import pytest
 import torch
-from harness import DEVICE, Outputs, compiled, forward_backward
+from harness import DEVICE, OURS, Outputs, compiled, forward_backward, graphed
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,7 +47,8 @@ def ours(query: Tensor, target: Tensor) -> Tensor:
 
 PROVIDERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "InfoNCE": info_nce,
-    "hystar_fast": ours,
+    OURS: ours,
+    **({"hystar_fast, CUDA graph": ours} if DEVICE == "cuda" else {}),
     "naive torch": naive,
     "reference, eager": reference,
     "naive, torch.compile": naive,
@@ -67,16 +68,21 @@ def case(n: int) -> tuple[Tensor, Tensor, Outputs]:
 
 
 # compiling 50 unrolled iterations is slow, so torch.compile is measured at the paper's batch alone
-CASES = [(n, provider) for n in (48, 256, 1024) for provider in PROVIDERS if n == 48 or "compile" not in provider]
+SIZES = (48, 256, 1024) if DEVICE == "cpu" else (48, 32768, 256, 1024, 8192)
+CASES = [(n, provider) for n in SIZES for provider in PROVIDERS if n == 48 or "compile" not in provider]
 
 
 @pytest.mark.parametrize(("n", "provider"), CASES)
 def bench_style_nce(record: Callable[..., None], quick: bool, n: int, provider: str) -> None:
-    query, target, truth = case(n // 16 if quick else n)
+    n = n // 16 if quick else n
+    query, target, truth = case(n)
     inputs = [a.detach().requires_grad_() for a in (query, target)]
     function = PROVIDERS[provider]
     if "compile" in provider:
         function = compiled(function)
     run = forward_backward(lambda: function(*inputs), inputs, torch.ones((), device=DEVICE))
+    if "graph" in provider:
+        run = graphed(run)
     exact = None if function is info_nce else truth
-    record("style_nce", f"N{len(query)} D{DIMENSION}", provider, "forward+backward", torch.float32, run, exact)
+    gflop = 6 * n * n * DIMENSION / 1e9
+    record("style_nce", f"N{n} D{DIMENSION}", provider, "forward+backward", torch.float32, run, exact, gflop=gflop)

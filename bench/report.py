@@ -1,7 +1,8 @@
-"""Turn a results file into the README's table and a picture: ``python bench/report.py bench/results/<machine>.json``.
+"""Turn a results file into the README's table and pictures: ``python bench/report.py bench/results/<machine>.json``.
 
-A table goes between the markers ``<!-- bench:<stem of the file> -->`` and ``<!-- /bench -->`` of README.md, and the
-picture to docs/<stem>.png. A file whose kernels have changed since it was measured is marked stale.
+The tables (every case; every goal, measured or open) go between the markers ``<!-- bench:<stem of the file> -->`` and
+``<!-- /bench -->`` of README.md, the pictures to docs/<stem>.png and docs/<stem>-roofline.png. A row whose kernels
+have changed since it was measured is marked stale.
 """
 
 from __future__ import annotations
@@ -11,57 +12,88 @@ import json
 import re
 import subprocess
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+import goals
+import store
+from harness import OURS
 
 ROOT = Path(__file__).resolve().parent.parent
-# what a measurement depends on, by device (git pathspecs)
-KERNELS = {
-    "cpu": ("csrc", "hystar_fast/ops", ":!csrc/*cuda*", ":!hystar_fast/ops/*cuda*"),
-    "cuda": ("kernels", "csrc", "hystar_fast/ops", ":!csrc/*cpu*", ":!hystar_fast/ops/*cpu*"),
-}
-OURS = "hystar_fast"
 Rows = list[dict[str, Any]]
 
 
-def stale(commit: str, device: str) -> bool:
-    """True when a kernel of the device has changed since `commit`, or the commit is unknown here."""
-    command = ["git", "diff", "--quiet", commit, "HEAD", "--", *KERNELS[device]]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True)
-    return done.returncode != 0
+@cache
+def stale(op: str, commit: str, device: str) -> bool:
+    """True when what `op` runs on the device has changed since `commit`, or the commit is unknown here."""
+    command = ["git", "diff", "--quiet", commit, "HEAD", "--", *store.sources(op, device)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True).returncode != 0
 
 
 def cases(rows: Rows) -> dict[tuple[str, str, str, str], dict[str, dict[str, Any]]]:
-    """Rows by (op, case, dtype, mode), then by provider."""
+    """Rows by (op, case, dtype, mode), then by provider; without the ceilings."""
     grouped: dict[tuple[str, str, str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
-        grouped[row["op"], row["case"], row["dtype"], row["mode"]][row["provider"]] = row
+        if row["op"] != "ceiling":
+            grouped[row["op"], row["case"], row["dtype"], row["mode"]][row["provider"]] = row
     return grouped
+
+
+def ceilings(rows: Rows) -> tuple[float | None, dict[str, float]]:
+    """Copy bandwidth in GB/s, and GFLOP/s of the matrix product by dtype, as measured on this machine."""
+    bandwidth, rates = None, {}
+    for row in rows:
+        if row["op"] == "ceiling" and row["case"] == "copy":
+            bandwidth = row["extra"]["gib"] * 2**30 / 1e9 / row["median_ms"] * 1e3
+        elif row["op"] == "ceiling":
+            rates[row["dtype"]] = row["extra"]["gflop"] / row["median_ms"] * 1e3
+    return bandwidth, rates
+
+
+def demand(row: dict[str, Any]) -> tuple[float, float] | None:
+    """GFLOP of matrix products and GiB that the row's result needs at least; None where its benchmark says neither."""
+    extra = row["extra"]
+    return (extra.get("gflop", 0.0), extra.get("gib", 0.0)) if {"gflop", "gib"} & extra.keys() else None
+
+
+def attained(row: dict[str, Any], bandwidth: float | None, rates: dict[str, float]) -> float | None:
+    """The larger of the two times the row needs at the ceilings, as a share of the time it took."""
+    needed = demand(row)
+    rate = rates.get(row["extra"].get("rate", row["dtype"]))
+    if needed is None or bandwidth is None or (needed[0] and rate is None):
+        return None
+    floor = max(needed[0] / rate if rate else 0.0, needed[1] * 2**30 / 1e9 / bandwidth) * 1e3
+    return floor / float(row["median_ms"])
 
 
 def milliseconds(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
+def machine_name(results: dict[str, Any]) -> str:
+    where = results["machine"]
+    return where.get("gpu") or f"{where['cpu']}, {where['threads']} threads"
+
+
+def mark(row: dict[str, Any], device: str) -> str:
+    return " (stale)" if row["dirty"] or stale(row["op"], row["commit"], device) else ""
+
+
 def table(results: dict[str, Any]) -> str:
     """A Markdown table: for each case our time, and every other provider's time as a multiple of ours."""
-    where = results["machine"]
-    machine = where.get("gpu") or f"{where['cpu']}, {where['threads']} threads"
-    versions = results["versions"]
-    note = f"Measured {results['date']} on {machine}, torch {versions['torch']}, kernels of {results['commit'][:9]}"
-    note += ", malloc tuned" if results["tuned_malloc"] else ""
-    if results["dirty"] or stale(results["commit"], results["device"]):
-        note += ". **Stale: the kernels have changed since**"
+    bandwidth, rates = ceilings(results["rows"])
+    dates = sorted({row["date"] for row in results["rows"]})
+    note = f"Measured {dates[0]}" + (f" to {dates[-1]}" if len(dates) > 1 else "") + f" on {machine_name(results)}"
+    note += f", torch {results['versions']['torch']}" + (", malloc tuned" if results["tuned_malloc"] else "")
+    if bandwidth is not None:
+        parts = [f"copy {bandwidth:,.0f} GB/s", *(f"{name} {rate:,.0f} GFLOP/s" for name, rate in rates.items())]
+        note += f"; ceilings: {', '.join(parts)}"
     lines = [
-        note + ".",
+        note + ". Rows whose kernels have changed since are marked stale.",
         "",
-        "| op | case | ours, ms (IQR) | memory, MiB | error | other's time / ours |",
-        "|---|---|---|---|---|---|",
+        "| op | case | ours, ms (IQR) | of the ceiling | memory, MiB | error | other's time / ours |",
+        "|---|---|---|---|---|---|---|",
     ]
     for (op, case, dtype, mode), providers in cases(results["rows"]).items():
         ours = providers.get(OURS)
@@ -72,57 +104,33 @@ def table(results: dict[str, Any]) -> str:
         )
         error = "" if ours["error"] is None else f"{ours['error']:.1e}"
         time = f"{milliseconds(ours['median_ms'])} ({milliseconds(ours['spread_ms'])})"
-        lines.append(f"| {op} | {case}, {dtype}, {mode} | {time} | {ours['peak_mib']:.0f} | {error} | {others} |")
+        share = attained(ours, bandwidth, rates)
+        reached = "" if share is None else f"{100 * share:.0f} %"
+        lines.append(
+            f"| {op} | {case}, {dtype}, {mode}{mark(ours, results['device'])} | {time} | {reached} "
+            f"| {ours['peak_mib']:.0f} | {error} | {others} |"
+        )
     return "\n".join(lines)
 
 
-def picture(results: dict[str, Any], path: Path) -> None:
-    """One panel an op: how many times longer than ours each provider takes, on a log scale."""
-    grouped = cases(results["rows"])
-    ops = list(dict.fromkeys(op for op, *_ in grouped))
-    heights = [sum(len(p) - 1 for key, p in grouped.items() if key[0] == op and OURS in p) for op in ops]
-    figure, panels = plt.subplots(
-        len(ops),
-        1,
-        figsize=(9, 0.21 * sum(heights) + 1.5 * len(ops)),
-        gridspec_kw={"height_ratios": heights},
-        squeeze=False,
-    )
-    names = list(dict.fromkeys(row["provider"] for row in results["rows"] if row["provider"] != OURS))
-    colours = dict(zip(names, plt.get_cmap("tab10").colors, strict=False))
-    for op, panel in zip(ops, panels[:, 0], strict=True):
-        y, ticks, labels = 0.0, [], []
-        for (this, case, dtype, mode), providers in grouped.items():
-            if this != op or OURS not in providers:
-                continue
-            start = y
-            for name, row in providers.items():
-                if name != OURS:
-                    ratio = row["median_ms"] / providers[OURS]["median_ms"]
-                    panel.barh(y, ratio, color=colours[name], height=0.85, label=name)
-                    panel.text(
-                        ratio * 1.03, y, f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2f}", va="center", fontsize=7
-                    )
-                    y += 1
-            ticks.append((start + y - 1) / 2)
-            labels.append(f"{case}\n{dtype}, {mode}")
-            y += 0.8
-        panel.set_yticks(ticks, labels, fontsize=7)
-        panel.tick_params(axis="x", which="both", labelbottom=False)
-        panel.margins(x=0.1, y=0.01)
-        panel.invert_yaxis()
-        panel.set_xscale("log")
-        panel.axvline(1, color="black", linewidth=0.8)
-        panel.set_title(
-            f"{op}: time / hystar_fast's time (right of the line: slower than ours)", fontsize=9, loc="left"
-        )
-        unique = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-        panel.legend(unique.values(), unique.keys(), fontsize=7, ncols=5, loc="upper center", bbox_to_anchor=(0.5, 0))
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+def text(results: dict[str, Any]) -> str:
+    """Both tables."""
+    limits = ceilings(results["rows"])
+    rows = [{**row, "attained": attained(row, *limits)} for row in results["rows"]]
+    return f"{table(results)}\n\n{goals.table(results['device'], rows)}"
+
+
+def profiles(rows: Rows, most: int = 8) -> str:
+    """Where the time of our slowest profiled rows goes."""
+    profiled = sorted((row for row in rows if row["extra"].get("profile")), key=lambda row: -float(row["median_ms"]))
+    lines = ["| case | kernel | share | calls |", "|---|---|---|---|"]
+    for row in profiled[:most]:
+        name = f"{row['op']} {row['case']}, {row['dtype']}, {row['mode']}"
+        lines += [
+            f"| {name} | {part['name'][:80]} | {part['share']:.0%} | {part['calls']} |"
+            for part in row["extra"]["profile"]
+        ]
+    return "\n".join(lines) if len(lines) > 2 else "No row was profiled."
 
 
 def insert(readme: Path, stem: str, text: str) -> None:
@@ -135,18 +143,29 @@ def insert(readme: Path, stem: str, text: str) -> None:
 
 
 def main() -> None:
+    import report_pictures
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("results", type=Path, nargs="*")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
-    parser.add_argument("--print", action="store_true", help="print the table and change nothing")
+    parser.add_argument("--print", action="store_true", help="print the tables and change nothing")
+    parser.add_argument("--out", type=Path, help="write report.md and the pictures there, and leave the README alone")
+    parser.add_argument("--goals", choices=("cpu", "cuda"), help="print the goals of a device that was not measured")
     arguments = parser.parse_args()
+    if arguments.goals:
+        print(goals.table(arguments.goals, []))
     for path in arguments.results:
         results = json.loads(path.read_text(encoding="utf-8"))
         if arguments.print:
-            print(table(results))
+            print(text(results))
+            continue
+        pictures = arguments.out or ROOT / "docs"
+        if arguments.out is None:
+            insert(arguments.readme, path.stem, text(results))
         else:
-            insert(arguments.readme, path.stem, table(results))
-            picture(results, ROOT / "docs" / f"{path.stem}.png")
+            (pictures / "report.md").write_text(f"{text(results)}\n\n{profiles(results['rows'])}\n", encoding="utf-8")
+        report_pictures.ratios(results, pictures / f"{path.stem}.png")
+        report_pictures.roofline(results, pictures / f"{path.stem}-roofline.png")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,13 @@ settings.load_profile("hystar_fast")
 requires_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything that `requires_cuda` is selected by ``-m gpu``."""
+    for item in items:
+        if requires_cuda.mark in item.iter_markers("skipif"):
+            item.add_marker("gpu")
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)

@@ -272,6 +272,27 @@ def test_an_older_toolkit_builds_what_it_knows(build: ModuleType) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "built", "reason"),
+    [
+        ("90a", ("90a",), ""),
+        ("80, 90a", ("80", "90a"), ""),
+        ("", None, ""),
+        ("35", (), "knows none of the architectures 35"),
+    ],
+)
+def test_the_environment_picks_the_architectures(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch, wanted: str, built: tuple[str, ...] | None, reason: str
+) -> None:
+    if build.find_nvcc() is None:
+        assert build.find_cuda() == (None, "no nvcc on PATH or in CUDA_HOME")
+        return
+    monkeypatch.setenv("HYSTAR_FAST_CUDA_ARCHITECTURES", wanted)
+    cuda, said = build.find_cuda()
+    assert reason in said
+    assert (() if cuda is None else cuda.architectures) == (build.CUDA_ARCHITECTURES if built is None else built)
+
+
 def test_instruction_sets_are_chosen_by_file_and_never_for_the_whole_build(build: ModuleType) -> None:
     assert "-mavx2" in build.isa_flags(Path("sinkhorn_cpu_avx2.cpp"))
     assert "-mavx512f" in build.isa_flags(Path("sinkhorn_cpu_avx512.cpp"))

@@ -1,0 +1,120 @@
+"""Hystar end to end beside the encoder it adapts: a batch of images, and a training step.
+
+On a GPU: ViT-L/14 with DINOv2-B, both with random weights, as speed does not depend on them. On a CPU: the tiny
+backbone, whose own embedding is its style.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+from harness import DEVICE, OURS, Outputs, forward, graphed
+from torch import Tensor
+
+import hystar_fast as hf
+from hystar_fast.methods.naive import naive_path
+from hystar_fast.models.backbones import Backbone, create_backbone
+from hystar_fast.ref.style_nce import style_nce
+
+GPU = DEVICE == "cuda"
+NAME = "ViT-L-14" if GPU else "tiny"
+DTYPE = torch.bfloat16 if GPU else torch.float32
+BATCHES = (48, 1, 8) if GPU else (48,)
+
+
+def config(**changes: object) -> hf.HystarConfig:
+    settings: dict[str, object] = {"backbone": "tiny", "pretrained": None, "style": "clip", "blocks": None}
+    if GPU:
+        settings |= {"backbone": f"open_clip:{NAME}", "blocks": (4, 7, 10, 13)}
+    return hf.HystarConfig(**{**settings, **changes})
+
+
+@cache
+def clip(quick: bool) -> Backbone:
+    """The untouched encoder."""
+    return create_backbone(config(**({"backbone": "tiny"} if quick else {}))).to(DEVICE, DTYPE)
+
+
+@cache
+def hystar(quick: bool, own_style: bool = False, merged: bool = False) -> hf.Hystar:
+    """The model on its device; DINOv2 as large as the paper's where there is a GPU."""
+    small = {"backbone": "tiny", "blocks": None} if quick else {}
+    if own_style or quick or not GPU:
+        model = hf.Hystar(config(**small))
+    else:
+        from transformers import Dinov2Config, Dinov2Model
+
+        with TemporaryDirectory() as folder:
+            Dinov2Model(Dinov2Config(image_size=518, patch_size=14)).save_pretrained(folder)
+            model = hf.Hystar(config(style="dinov2", style_pretrained=str(Path(folder))))
+    model = model.to(DEVICE, DTYPE)
+    return model.merge_static_() if merged else model
+
+
+def images(quick: bool, count: int, seed: int = 0) -> Tensor:
+    height, width = clip(quick).image_size
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 3, height, width, generator=generator).to(DEVICE, DTYPE)
+
+
+def next_style_beside(model: hf.Hystar, batch: Tensor) -> Callable[[], Tensor]:
+    """A server's loop: while a batch is encoded, the style of the next one is taken on a second stream."""
+    side, ready = torch.cuda.Stream(), [model.style(batch)]
+
+    def step() -> Tensor:
+        style = ready[0]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            ready[0] = model.style(batch)
+        embedding = model.encode_image(batch, style)
+        torch.cuda.current_stream().wait_stream(side)
+        return embedding
+
+    return step
+
+
+PROVIDERS = ["CLIP", OURS, "hystar_fast, merged", "hystar_fast, own style", "authors' path"]
+if GPU:
+    PROVIDERS += ["hystar_fast, style beside", "CLIP, CUDA graph", "hystar_fast, CUDA graph"]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("count", BATCHES)
+def bench_encode_image(record: Callable[..., None], quick: bool, count: int, provider: str) -> None:
+    if not GPU and provider == "hystar_fast, own style":
+        pytest.skip("the tiny model's style is its own already")
+    count = min(count, 2) if quick else count
+    batch = images(quick, count)
+    if provider.startswith("CLIP"):
+        function = lambda: clip(quick).encode_image(batch)  # noqa: E731
+    else:
+        model = hystar(quick, "own style" in provider, "merged" in provider)
+        function = next_style_beside(model, batch) if "beside" in provider else lambda: model.encode_image(batch)
+    run = forward(function)
+    if "graph" in provider:
+        run = graphed(run)
+    path = naive_path(model) if provider == "authors' path" else nullcontext()
+    with torch.inference_mode(), path:
+        record("model", f"{NAME} B{count}", provider, "forward", DTYPE, run, None, images=count)
+
+
+@pytest.mark.parametrize("provider", [OURS, "authors' path"])
+def bench_training_step(record: Callable[..., None], quick: bool, provider: str) -> None:
+    """Queries and targets through the encoder, StyleNCE, and the gradients of every trainable parameter."""
+    model, count = hystar(quick), 4 if quick else 48
+    query, target = images(quick, count), images(quick, count, seed=1)
+    parameters = model.trainable_parameters()
+    loss = hf.style_nce if provider == OURS else style_nce
+
+    def run() -> Outputs:
+        value = loss(model.encode_image(query), model.encode_image(target))
+        return [value, *torch.autograd.grad(value, parameters)]
+
+    with nullcontext() if provider == OURS else naive_path(model):
+        record("model", f"{NAME} B{count}, training step", provider, "forward+backward", DTYPE, run, None, images=count)

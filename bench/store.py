@@ -1,0 +1,133 @@
+"""The results file: rows added one by one, written whole each time, so that a run that is cut off keeps what it had.
+
+A row carries the commit of the kernels it measured. ``--append`` keeps the rows that are not measured again, as long
+as the machine and the versions are the same; on another machine or with other versions the file starts anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import harness
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "triton", "numpy", "POT", "geomloss", "peft", "open_clip_torch", "transformers")
+_SHARED = ("hystar_fast/ops/native.py",)
+STEMS = {
+    "svd_linear": ("kernels", "hystar_fast/ops/svd_linear*", "hystar_fast/ref/svd_linear*"),
+    "sinkhorn": ("csrc/sinkhorn*", "hystar_fast/ops/sinkhorn*", "hystar_fast/ref/sinkhorn*"),
+    "style_nce": ("csrc/style_nce*", "csrc/sinkhorn*", "hystar_fast/ops/style_nce*", "hystar_fast/ops/sinkhorn*"),
+    "model": ("kernels", "csrc", "hystar_fast/ops", "hystar_fast/nn", "hystar_fast/models"),
+    "ceiling": ("bench/bench_ceiling.py",),
+}
+
+
+def sources(op: str, device: str) -> tuple[str, ...]:
+    """What a measurement of `op` on `device` depends on, as git pathspecs."""
+    other = "cpu" if device == "cuda" else "cuda"
+    return (*STEMS[op], *_SHARED, f":!csrc/*{other}*", f":!hystar_fast/ops/*{other}*")
+
+
+def git(*arguments: str) -> str:
+    """The command's output, empty where it fails or there is no repository."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+@cache
+def kernels(op: str, device: str) -> tuple[str, bool]:
+    """The last commit that changed what `op` depends on, and whether the tree differs from it.
+
+    Where the tree is a copy without its repository the environment variable BENCH_COMMIT names the commit.
+    """
+    given = os.environ.get("BENCH_COMMIT", "")
+    if given:
+        return given.removesuffix("-dirty"), given.endswith("-dirty")
+    paths = sources(op, device)
+    return git("log", "-1", "--format=%H", "--", *paths), bool(git("status", "--porcelain", "--", *paths))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), platform.processor())
+    described: dict[str, Any] = {"cpu": cpu, "threads": torch.get_num_threads(), "platform": platform.platform()}
+    if harness.DEVICE == "cuda":
+        described |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "driver": _driver()}
+    return described
+
+
+def _driver() -> str:
+    try:
+        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(asked, capture_output=True, text=True).stdout.strip().splitlines()[0]
+    except (OSError, IndexError):
+        return "unknown"
+
+
+def default_path(tuned_malloc: bool) -> Path:
+    """bench/results/<gpu, or cpu and its threads>.json"""
+    where = machine()
+    name = where.get("gpu") or f"{where['cpu']} {where['threads']} threads"
+    slug = "-".join("".join(c if c.isalnum() else " " for c in name).lower().split())
+    return ROOT / "bench" / "results" / f"{slug}{'-tuned-malloc' if tuned_malloc else ''}.json"
+
+
+def head(tuned_malloc: bool) -> dict[str, Any]:
+    return {
+        "device": harness.DEVICE,
+        "machine": machine(),
+        "tuned_malloc": tuned_malloc,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+    }
+
+
+def key(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(row[name] for name in ("op", "case", "provider", "mode", "dtype"))
+
+
+class ResultsFile:
+    """Rows on disk; with `append` beside those that are there, the newest of each key."""
+
+    def __init__(self, path: Path, described: dict[str, Any], append: bool) -> None:
+        self.path, self.head, self.added = path, described, 0
+        self.rows: dict[tuple[str, ...], dict[str, Any]] = {}
+        if append and path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            if all(before.get(name) == value for name, value in described.items()):
+                self.rows = {key(row): row for row in before["rows"]}
+
+    def add(self, row: harness.Row) -> None:
+        commit, dirty = kernels(row.op, self.head["device"])
+        entry = {**asdict(row), "commit": commit, "dirty": dirty, "date": datetime.now(UTC).strftime("%Y-%m-%d")}
+        self.rows.pop(key(entry), None)
+        self.rows[key(entry)] = entry
+        self.added += 1
+        self.write(self.rows.values())
+
+    def write(self, rows: Iterable[dict[str, Any]]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({**self.head, "rows": list(rows)}, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(self.path)
