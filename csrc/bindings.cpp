@@ -35,6 +35,7 @@ PYBIND11_MODULE(_C, module) {
 #endif
     module.def("cuda_driver_version", &cuda_driver_version);
     hystar_fast::bind_sinkhorn_cpu(module);
+    hystar_fast::bind_style_nce_cpu(module);
 #ifdef HYSTAR_FAST_CUDA
     hystar_fast::bind_sinkhorn_cuda(module);
 #endif

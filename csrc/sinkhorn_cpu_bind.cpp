@@ -1,12 +1,11 @@
-// The CPU Sinkhorn's Python functions and the choice of instruction set.
+// The CPU Sinkhorn's Python functions.
 #include "bindings.h"
+#include "cpu_isa.h"
 #include "sinkhorn_cpu.h"
 
 #include <pybind11/stl.h>
 
-#include <stdexcept>
 #include <string>
-#include <vector>
 
 namespace py = pybind11;
 
@@ -16,39 +15,14 @@ namespace {
 using namespace sinkhorn;
 using Pointer = std::uintptr_t;
 
-bool cpu_has(const std::string& isa) {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (isa == "avx2") return avx2;
-    if (isa == "avx512")
-        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#endif
-    return isa == "baseline";
-}
-
-std::vector<std::string> isas() {
-    std::vector<std::string> available;
-    for (const char* isa : {"avx512", "avx2", "baseline"})
-        if (cpu_has(isa)) available.push_back(isa);
-    return available;
-}
-
-// The widest instruction set of this CPU.
-const std::string& best() {
-    static const std::string isa = isas().front();
-    return isa;
-}
-
-// An empty name stands for the widest.
 template <typename T>
 const Kernels<T>& kernels(const std::string& wanted) {
-    const std::string& isa = wanted.empty() ? best() : wanted;
-    if (!cpu_has(isa)) throw std::invalid_argument("this CPU has no " + isa);
 #if defined(__x86_64__)
+    const std::string& isa = choose_isa(wanted);
     if (isa == "avx512") return avx512_kernels<T>();
     if (isa == "avx2") return avx2_kernels<T>();
+#else
+    choose_isa(wanted);
 #endif
     return baseline_kernels<T>();
 }
@@ -92,7 +66,7 @@ void run_implicit_backward(Pointer plan, Pointer grad, Pointer dcost, std::int64
 }  // namespace
 
 void bind_sinkhorn_cpu(py::module_& module) {
-    module.def("sinkhorn_cpu_isas", &isas, "The instruction sets this CPU has, the one in use first.");
+    module.def("sinkhorn_cpu_isas", &cpu_isas, "The instruction sets this CPU has, the one in use first.");
     const auto def = [&module](const char* name, auto function, const char* what) { module.def(name, function, what); };
     def("sinkhorn_cpu_forward_f32", &run_forward<float>, "Plans and what became of every problem; see csrc/sinkhorn_cpu.h.");
     def("sinkhorn_cpu_forward_f64", &run_forward<double>, "The same in float64.");

@@ -9,21 +9,23 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hystar_fast.ops import style_nce_torch
+from hystar_fast.ops import style_nce_cpu, style_nce_torch
+from hystar_fast.ops.native import extension, why_not
 from hystar_fast.ops.status import OpStatus
 
 LIB = torch.library.Library("hystar_fast", "FRAGMENT")
 LIB.define(
     "style_nce_forward(Tensor query, Tensor target, Tensor? mask, float temperature, float? gamma, float lam, "
-    "float epsilon, int n_iter, str weights, bool keep_slope) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "float epsilon, int n_iter, str weights, bool mean, bool keep) "
+    "-> (Tensor loss, Tensor slope, Tensor units, Tensor lengths)"
 )
 LIB.define(
-    "style_nce_backward(Tensor dloss, Tensor slope, Tensor q, Tensor t, Tensor q_length, Tensor t_length, "
-    "float temperature, bool needs_dquery, bool needs_dtarget) -> (Tensor, Tensor)"
+    "style_nce_backward(Tensor dloss, Tensor slope, Tensor units, Tensor lengths, float temperature, "
+    "bool needs_dquery, bool needs_dtarget) -> (Tensor, Tensor)"
 )
-for _device in ("CPU", "CUDA"):
-    LIB.impl("style_nce_forward", style_nce_torch.forward, _device)
-    LIB.impl("style_nce_backward", style_nce_torch.backward, _device)
+for _device, _module in (("CPU", style_nce_cpu), ("CUDA", style_nce_torch)):
+    LIB.impl("style_nce_forward", _module.forward, _device)
+    LIB.impl("style_nce_backward", _module.backward, _device)
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WEIGHTS = ("paper", "authors", "uniform")
@@ -42,37 +44,39 @@ def _forward_fake(
     epsilon: float,
     n_iter: int,
     weights: str,
-    keep_slope: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    n, dtype = query.shape[0], style_nce_torch.loss_dtype(query, target)
-    shapes = ((n,), (n, n) if keep_slope else (0,), query.shape, target.shape, (n, 1), (n, 1))
-    loss, slope, q, t, q_length, t_length = (query.new_empty(shape, dtype=dtype) for shape in shapes)
-    return loss, slope, q, t, q_length, t_length
+    mean: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (n, d), dtype = query.shape, style_nce_torch.loss_dtype(query, target)
+    kept = ((n, n), (2, n, d), (2, n)) if keep else ((0,), (0,), (0,))
+    loss, slope, units, lengths = (query.new_empty(shape, dtype=dtype) for shape in (() if mean else (n,), *kept))
+    return loss, slope, units, lengths
 
 
 @torch.library.register_fake("hystar_fast::style_nce_backward", lib=LIB)
 def _backward_fake(
     dloss: Tensor,
     slope: Tensor,
-    q: Tensor,
-    t: Tensor,
-    q_length: Tensor,
-    t_length: Tensor,
+    units: Tensor,
+    lengths: Tensor,
     temperature: float,
     needs_dquery: bool,
     needs_dtarget: bool,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(q) if needs_dquery else q.new_empty(0), torch.empty_like(
-        t
-    ) if needs_dtarget else q.new_empty(0)
+    dquery, dtarget = (units.new_empty(units.shape[1:] if needed else 0) for needed in (needs_dquery, needs_dtarget))
+    return dquery, dtarget
+
+
+_FORWARD = torch.ops.hystar_fast.style_nce_forward.default
+_BACKWARD = torch.ops.hystar_fast.style_nce_backward.default
 
 
 class _StyleNCE(torch.autograd.Function):
-    """The loss of every row with detached weights; saves one N x N matrix and the unit rows."""
+    """The loss of every row, or its mean, with detached weights; saves one N x N matrix and the unit rows."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, target: Tensor, *arguments: Any) -> Tensor:
-        loss, *saved = torch.ops.hystar_fast.style_nce_forward(query, target, *arguments, True)
+        loss, *saved = _FORWARD(query, target, *arguments, True)
         ctx.save_for_backward(*saved)
         ctx.temperature, ctx.dtypes = arguments[1], (query.dtype, target.dtype)
         return loss
@@ -81,11 +85,11 @@ class _StyleNCE(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad[:2]
-        grads = torch.ops.hystar_fast.style_nce_backward(dloss, *ctx.saved_tensors, ctx.temperature, *needs)
+        grads = _BACKWARD(dloss, *ctx.saved_tensors, ctx.temperature, *needs)
         dquery, dtarget = (
             grad.to(dtype) if needed else None for grad, dtype, needed in zip(grads, ctx.dtypes, needs, strict=True)
         )
-        return dquery, dtarget, None, None, None, None, None, None, None
+        return dquery, dtarget, None, None, None, None, None, None, None, None
 
 
 class _Cosine(torch.autograd.Function):
@@ -93,21 +97,18 @@ class _Cosine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        dtype = style_nce_torch.loss_dtype(query, target)
-        q, q_length, q_finite = style_nce_torch.unit(query.to(dtype))
-        t, t_length, t_finite = style_nce_torch.unit(target.to(dtype))
-        ctx.save_for_backward(q, t, q_length, t_length)
+        units, lengths, finite = style_nce_torch.both_units(query, target)
+        ctx.save_for_backward(units, lengths)
         ctx.dtypes = (query.dtype, target.dtype)
-        finite = q_finite & t_finite
         ctx.mark_non_differentiable(finite)
-        return q @ t.mT, finite
+        return units[0] @ units[1].mT, finite
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dsim: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None]:
         needs = ctx.needs_input_grad
         ones = dsim.new_ones(len(dsim))
-        grads = torch.ops.hystar_fast.style_nce_backward(ones, dsim, *ctx.saved_tensors, 1.0, *needs)
+        grads = _BACKWARD(ones, dsim, *ctx.saved_tensors, 1.0, *needs)
         dquery, dtarget = (
             grad.to(dtype) if needed else None for grad, dtype, needed in zip(grads, ctx.dtypes, needs, strict=True)
         )
@@ -167,8 +168,9 @@ def style_nce(
         query and target, each in its dtype; first order only.
 
     Cost:
-        6 N^2 D FLOPs forward and backward, and the Sinkhorn iterations. Three N x N matrices in float32 while it
-        runs, and one kept for the backward; with plan_grad what the Sinkhorn backward keeps besides.
+        6 N^2 D FLOPs forward and backward, and the Sinkhorn iterations. Three N x N matrices in the dtype of the loss
+        while it runs; one, and the unit rows, kept for the backward; with plan_grad what the Sinkhorn backward keeps
+        besides. On the CPU a small batch is one call of C++ a direction.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -190,15 +192,16 @@ def style_nce(
     _check_inputs(query, target, mask)
     check_options(temperature, gamma, lam, epsilon, n_iter, weights, plan_grad, reduction)
     strength = None if isinstance(gamma, str) else float(gamma)
-    numbers = (float(temperature), strength, float(lam), float(epsilon), n_iter)
+    numbers, mean = (float(temperature), strength, float(lam), float(epsilon), n_iter), reduction == "mean"
     if not (torch.is_grad_enabled() and (query.requires_grad or target.requires_grad)):
-        loss = torch.ops.hystar_fast.style_nce_forward(query, target, mask, *numbers, weights, False)[0]
-    elif plan_grad == "none" or weights == "uniform":
-        loss = _StyleNCE.apply(query, target, mask, *numbers, weights)
-    else:
-        with torch.autocast(query.device.type, enabled=False):
-            loss = _with_plan_gradient(query, target, mask, *numbers, weights, plan_grad)
-    return loss.mean() if reduction == "mean" else loss
+        loss: Tensor = _FORWARD(query, target, mask, *numbers, weights, mean, False)[0]
+        return loss
+    if plan_grad == "none" or weights == "uniform":
+        loss = _StyleNCE.apply(query, target, mask, *numbers, weights, mean)
+        return loss
+    with torch.autocast(query.device.type, enabled=False):
+        loss = _with_plan_gradient(query, target, mask, *numbers, weights, plan_grad)
+    return loss.mean() if mean else loss
 
 
 def _with_plan_gradient(
@@ -232,14 +235,11 @@ def _with_plan_gradient(
 
 def status() -> list[OpStatus]:
     """Say what style_nce runs on each device."""
+    native, slow = extension(), "torch around hystar_fast.sinkhorn, closed-form backward"
+    cpu = slow if native is None else f"C++ with its Sinkhorn, large products in torch, {native.sinkhorn_cpu_isas()[0]}"
     return [
-        OpStatus("style_nce", "cpu", "torch around hystar_fast.sinkhorn, closed-form backward"),
-        OpStatus(
-            "style_nce",
-            "cuda",
-            "torch around hystar_fast.sinkhorn, closed-form backward",
-            "a kernel fused with its Sinkhorn is not written yet",
-        ),
+        OpStatus("style_nce", "cpu", cpu, why_not() or ""),
+        OpStatus("style_nce", "cuda", slow, "a kernel fused with its Sinkhorn is not written yet"),
     ]
 
 

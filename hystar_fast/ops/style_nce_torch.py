@@ -32,15 +32,14 @@ def forward(
     epsilon: float,
     n_iter: int,
     weights: str,
-    keep_slope: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The loss of every row; for the backward slope [N, N], the unit rows [N, D] and their lengths [N, 1]."""
+    mean: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss of every row or its mean; for the backward slope [N, N], unit rows [2, N, D] and lengths [2, N]."""
     dtype = loss_dtype(query, target)
     with torch.autocast(query.device.type, enabled=False):
-        q, q_length, q_finite = unit(query.to(dtype))
-        t, t_length, t_finite = unit(target.to(dtype))
-        sim = q @ t.mT
-        finite = q_finite & t_finite
+        units, lengths, finite = both_units(query, target)
+        sim = units[0] @ units[1].mT
         forbidden = forbid(mask, finite)
         if weights == "uniform":
             weight = uniform(forbidden, dtype)
@@ -48,26 +47,31 @@ def forward(
             weight = transport(cost(sim, weights, lam), epsilon if weights == "paper" else lam, n_iter, forbidden)
         loss, slope = rows(sim, weight, forbidden, temperature, gamma)
         loss.masked_fill_(~finite.squeeze(1), math.nan)
-    if not keep_slope:
-        slope = slope.new_empty(0)
-    return loss, slope, q, t, q_length, t_length
+    if mean:
+        loss = loss.mean()
+    if not keep:
+        slope, units, lengths = loss.new_empty(0), loss.new_empty(0), loss.new_empty(0)
+    return loss, slope, units, lengths
 
 
 def backward(
     dloss: Tensor,
     slope: Tensor,
-    q: Tensor,
-    t: Tensor,
-    q_length: Tensor,
-    t_length: Tensor,
+    units: Tensor,
+    lengths: Tensor,
     temperature: float,
     needs_dquery: bool,
     needs_dtarget: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of both inputs, each in the dtype of the unit rows; an empty tensor where one is not needed."""
+    """Gradients of both inputs, each in the dtype of the unit rows; an empty tensor where one is not needed.
+
+    `dloss` is that of every row [N] or of their mean [].
+    """
+    q, t = units.unbind()
+    q_length, t_length = lengths.unsqueeze(2).unbind()
     dquery, dtarget = q.new_empty(0), t.new_empty(0)
     with torch.autocast(q.device.type, enabled=False):
-        weight = dloss.unsqueeze(1) / temperature
+        weight = dloss / (temperature * len(q)) if dloss.dim() == 0 else dloss.unsqueeze(1) / temperature
         if needs_dquery:
             dquery = unit_backward((slope @ t).mul_(weight), q, q_length)
         if needs_dtarget:
@@ -93,6 +97,14 @@ def unit(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     length = torch.linalg.vector_norm(y, dim=1, keepdim=True).masked_fill_(empty, math.inf)
     y.div_(length).nan_to_num_(nan=0.0)
     return y, length.mul_(peak), finite
+
+
+def both_units(query: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit rows [2, N, D] and lengths [2, N] of both inputs, and which samples are finite in both [N, 1]."""
+    dtype = loss_dtype(query, target)
+    q, q_length, q_finite = unit(query.to(dtype))
+    t, t_length, t_finite = unit(target.to(dtype))
+    return torch.stack([q, t]), torch.stack([q_length, t_length]).squeeze(2), q_finite & t_finite
 
 
 def unit_backward(dy: Tensor, y: Tensor, length: Tensor) -> Tensor:

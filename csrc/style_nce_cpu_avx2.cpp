@@ -1,0 +1,18 @@
+// StyleNCE's CPU kernels for x86-64 with AVX2 and FMA.
+#if defined(__x86_64__)
+#define HYSTAR_VECTOR_BYTES 32
+#include "style_nce_cpu_kernels.h"
+
+namespace hystar_fast::style_nce {
+
+template <>
+const Kernels<float>& avx2_kernels() {
+    return kKernels<float>;
+}
+template <>
+const Kernels<double>& avx2_kernels() {
+    return kKernels<double>;
+}
+
+}  // namespace hystar_fast::style_nce
+#endif
