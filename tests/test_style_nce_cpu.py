@@ -29,7 +29,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         monkeypatch.setattr(style_nce_cpu, "extension", lambda: None)
     else:
         monkeypatch.setattr(style_nce_cpu, "ISA", name.split(",")[0])
-        monkeypatch.setattr(style_nce_cpu, "OWN_PRODUCT", 0 if "," in name else 1 << 62)
+        monkeypatch.setattr(style_nce_cpu, "OWN_PRODUCT", dict.fromkeys(ISAS, 0 if "," in name else 1 << 62))
     return name
 
 
@@ -87,7 +87,7 @@ def test_threads_share_the_rows(n: int, d: int, count: int, threads: None, monke
     """Enough that the passes over embeddings, and those over pairs, pay for threads; the rows do not divide by them."""
     inputs = make_pair(n, d)
     for own in (0, 1 << 62):
-        monkeypatch.setattr(style_nce_cpu, "OWN_PRODUCT", own)
+        monkeypatch.setattr(style_nce_cpu, "OWN_PRODUCT", dict.fromkeys(ISAS, own))
         torch.set_num_threads(1)
         alone = run(style_nce, *inputs)
         torch.set_num_threads(count)

@@ -6,6 +6,9 @@ as one of them. A large batch leaves its three products to torch's GEMM and keep
 
 from __future__ import annotations
 
+from functools import cache
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -14,7 +17,7 @@ from hystar_fast.ops.native import extension
 
 ISA = ""
 """The instruction set to use: empty for the widest this CPU has, or a member of ``_C.sinkhorn_cpu_isas()``."""
-OWN_PRODUCT = 1 << 26
+OWN_PRODUCT = {"avx512": 1 << 26, "avx2": 1 << 25, "baseline": 1 << 20}
 """Multiply-adds of a product, N * N * D, up to which the extension's beats a call of torch's (measured on Zen 4)."""
 _WEIGHTS = {"paper": 0, "authors": 1, "uniform": 2}
 
@@ -46,7 +49,7 @@ def forward(
     rows = (query.data_ptr(), query.stride(0), target.data_ptr(), target.stride(0))
     mask = None if mask is None else mask.contiguous()
     sim = None
-    if n * n * d > OWN_PRODUCT:
+    if n * n * d > _own_product(native):
         normalise = native.style_nce_cpu_normalise_f32 if single else native.style_nce_cpu_normalise_f64
         normalise(*rows, n, d, units.data_ptr(), lengths.data_ptr(), threads, ISA)
         with torch.autocast("cpu", enabled=False):
@@ -93,7 +96,7 @@ def backward(
     _, n, d = units.shape
     single, mean, threads = units.dtype == torch.float32, dloss.dim() == 0, torch.get_num_threads()
     scale = 1 / (temperature * n) if mean else 1 / temperature
-    if n * n * d <= OWN_PRODUCT:
+    if n * n * d <= _own_product(native):
         slope = slope.contiguous()
         dquery, dtarget = (units.new_empty((n, d) if needed else 0) for needed in (needs_dquery, needs_dtarget))
         call = native.style_nce_cpu_backward_f32 if single else native.style_nce_cpu_backward_f64
@@ -124,6 +127,16 @@ def backward(
             dtarget = slope.mT @ (q if mean else q * dloss.unsqueeze(1))
             project(dtarget.data_ptr(), t.data_ptr(), t_length.data_ptr(), *shared)
     return dquery, dtarget
+
+
+def _own_product(native: ModuleType) -> int:
+    return OWN_PRODUCT.get(ISA or _widest(native), 0)
+
+
+@cache
+def _widest(native: ModuleType) -> str:
+    isa: str = native.sinkhorn_cpu_isas()[0]
+    return isa
 
 
 def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
