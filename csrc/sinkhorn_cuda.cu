@@ -1,42 +1,15 @@
 // The CUDA kernels of the Sinkhorn op and the choice between them; the interface is described in sinkhorn_cuda.h.
 #include "sinkhorn_cuda.h"
 
-#include <cuda_runtime.h>
-
 #include <algorithm>
-#include <stdexcept>
-#include <string>
 
+#include "sinkhorn_cuda_cluster.h"
+#include "sinkhorn_cuda_device.cuh"
 #include "sinkhorn_cuda_stream.cuh"
 #include "sinkhorn_cuda_tile.cuh"
 
 namespace hystar_fast {
 namespace {
-
-template <int WARPS_>
-struct DeviceBlock {
-    static constexpr int WARPS = WARPS_, THREADS = 32 * WARPS_;
-    __device__ int thread() const { return static_cast<int>(threadIdx.x); }
-    __device__ int lane() const { return static_cast<int>(threadIdx.x) % 32; }
-    __device__ int warp() const { return WARPS == 1 ? 0 : static_cast<int>(threadIdx.x) / 32; }
-    __device__ float shuffle_xor(float value, int mask) const { return __shfl_xor_sync(0xffffffffu, value, mask); }
-    __device__ void sync_warp() const { __syncwarp(); }
-    __device__ void sync() const {
-        if constexpr (WARPS == 1) __syncwarp();
-        else __syncthreads();
-    }
-    __device__ bool any(bool fact) const {
-        if constexpr (WARPS == 1) return __any_sync(0xffffffffu, fact) != 0;
-        else return __syncthreads_or(fact) != 0;
-    }
-};
-
-// Rare and long, so it is a call: inlined it would cost the loop around it registers.
-template <int WARPS>
-__device__ __noinline__ void settle_apart(const Batch& batch, int* words) {
-    DeviceBlock<WARPS> block;
-    settle(block, Problem(batch, blockIdx.x), words);
-}
 
 template <class T>
 __global__ void __launch_bounds__(32 * T::WARPS, T::BLOCKS) tile_kernel(const __grid_constant__ Batch batch) {
@@ -44,7 +17,7 @@ __global__ void __launch_bounds__(32 * T::WARPS, T::BLOCKS) tile_kernel(const __
     DeviceBlock<T::WARPS> block;
     const Problem problem(batch, blockIdx.x);
     if (TileSolver<T, DeviceBlock<T::WARPS>>(block, problem, shared).solve())
-        settle_apart<T::WARPS>(batch, reinterpret_cast<int*>(&shared));
+        settle_apart<T::WARPS>(batch, blockIdx.x, reinterpret_cast<int*>(&shared));
 }
 
 constexpr int STREAM_WARPS = 8;
@@ -78,12 +51,7 @@ __global__ void __launch_bounds__(StreamBlock::THREADS) stream_outcome_kernel(co
     StreamBlock block;
     const Problem problem(batch, blockIdx.x);
     const Workspace work(workspace, problem, blockIdx.x);
-    if (stream_outcome(block, problem, work, scratch)) settle_apart<STREAM_WARPS>(batch, work.settling);
-}
-
-void check(cudaError_t error, const char* what) {
-    if (error != cudaSuccess)
-        throw std::runtime_error(std::string("sinkhorn: ") + what + " failed: " + cudaGetErrorString(error));
+    if (stream_outcome(block, problem, work, scratch)) settle_apart<STREAM_WARPS>(batch, blockIdx.x, work.settling);
 }
 
 struct TileLauncher {
@@ -114,34 +82,40 @@ void launch_stream(const Batch& batch, int64_t problems, float* workspace, cudaS
     check(cudaGetLastError(), "the launch of the outcome kernel");
 }
 
-bool fits_a_tile(int64_t n, int64_t m) { return n <= TileLargest::MAX_ROWS && m <= TileLargest::MAX_COLUMNS; }
-
 }  // namespace
 
 int64_t sinkhorn_cuda_workspace(int64_t batch, int64_t n, int64_t m) {
     const int64_t words = Workspace::words(static_cast<int>(n), static_cast<int>(m));
-    return fits_a_tile(n, m) ? 0 : batch * words * static_cast<int64_t>(sizeof(float));
+    const bool streams = choose_here(batch, n, m).kind == Choice::STREAM;
+    return streams ? batch * words * static_cast<int64_t>(sizeof(float)) : 0;
 }
 
 void sinkhorn_cuda_forward(uintptr_t cost, uintptr_t mask, uintptr_t plan, uintptr_t u, uintptr_t v, uintptr_t status,
                            uintptr_t error, uintptr_t iterations, int64_t batch, int64_t n, int64_t m, double epsilon,
                            int64_t n_iter, double tol, uintptr_t stream, uintptr_t workspace) {
     if (batch == 0 || n == 0 || m == 0) return;
-    if (!fits_a_tile(n, m) && workspace == 0) throw std::runtime_error("sinkhorn: this size needs a workspace");
+    const Choice choice = choose_here(batch, n, m);
+    if (choice.kind == Choice::STREAM && workspace == 0)
+        throw std::runtime_error("sinkhorn: this size needs a workspace");
     const Batch all = make_batch(reinterpret_cast<const float*>(cost), reinterpret_cast<const uint8_t*>(mask),
                                  reinterpret_cast<float*>(plan), reinterpret_cast<float*>(u),
                                  reinterpret_cast<float*>(v), reinterpret_cast<int*>(status),
                                  reinterpret_cast<float*>(error), reinterpret_cast<int*>(iterations),
                                  static_cast<int>(n), static_cast<int>(m), epsilon, static_cast<int>(n_iter), tol);
     const auto on = reinterpret_cast<cudaStream_t>(stream);
-    // a grid's y ends at 65535; its x, the tiles', at 2^31 - 1
-    const int64_t at_once = fits_a_tile(n, m) ? 0x7fffffff : 65535;
+    // a grid's y ends at 65535; its x, the blocks' on chip, at 2^31 - 1
+    const int64_t at_once = choice.kind == Choice::STREAM ? 65535 : 0x7fffffff / choice.blocks;
     for (int64_t first = 0; first < batch; first += at_once) {
         const Batch part = all.from(first);
         const int64_t problems = std::min(batch - first, at_once);
-        if (with_tile(n, m, TileLauncher{part, problems, on})) continue;
-        float* part_of_workspace = reinterpret_cast<float*>(workspace) + first * Workspace::words(all.n, all.m);
-        launch_stream(part, problems, part_of_workspace, on);
+        if (choice.kind == Choice::TILE) {
+            with_tile(n, m, TileLauncher{part, problems, on});
+        } else if (choice.kind == Choice::CLUSTER) {
+            launch_cluster(part, problems, choice, on);
+        } else {
+            float* part_of_workspace = reinterpret_cast<float*>(workspace) + first * Workspace::words(all.n, all.m);
+            launch_stream(part, problems, part_of_workspace, on);
+        }
     }
 }
 

@@ -23,6 +23,24 @@ namespace hystar_fast {
 
 enum Status : int { CONVERGED = 0, NOT_CONVERGED = 1, INFEASIBLE = 2, INVALID = 3 };
 
+// What lies at an address if `there`. A predicated load: the compiler would branch around each one.
+#ifdef __CUDACC__
+HYSTAR_DEVICE float read_if(bool there, const float* at, float otherwise) {
+    asm volatile("{.reg .pred p; setp.ne.s32 p, %2, 0; @p ld.global.f32 %0, [%1];}"
+                 : "+f"(otherwise) : "l"(at), "r"(static_cast<int>(there)));
+    return otherwise;
+}
+HYSTAR_DEVICE int read_if(bool there, const uint8_t* at) {
+    int value = 0;
+    asm volatile("{.reg .pred p; setp.ne.s32 p, %2, 0; @p ld.global.u8 %0, [%1];}"
+                 : "+r"(value) : "l"(at), "r"(static_cast<int>(there)));
+    return value;
+}
+#else
+inline float read_if(bool there, const float* at, float otherwise) { return there ? *at : otherwise; }
+inline int read_if(bool there, const uint8_t* at) { return there ? *at : 0; }
+#endif
+
 // A batch of problems as the caller gave it.
 struct Batch {
     const float* cost;      // [batch, N, M]
@@ -99,6 +117,19 @@ struct Problem : Batch {
         return cost()[at(row, column)];
     }
 
+    // The costs of COUNT entries of a row, every 32nd from `first` on, all of them under way at once.
+    template <int COUNT>
+    HYSTAR_DEVICE void allowed_costs(float (&values)[COUNT], int row, int first) const {
+        const float* costs = cost() + at(row, first);
+#pragma unroll
+        for (int k = 0; k < COUNT; ++k) values[k] = read_if(first + 32 * k < m && row < n, costs + 32 * k, INFINITY);
+        if (Batch::mask == nullptr) return;
+        const uint8_t* forbids = mask() + at(row, first);
+#pragma unroll
+        for (int k = 0; k < COUNT; ++k)
+            if (read_if(first + 32 * k < m && row < n, forbids + 32 * k) != 0) values[k] = INFINITY;
+    }
+
     // x of an entry of this cost in a row whose lowest cost is `lowest`: -inf where forbidden, NaN where it is invalid.
     HYSTAR_DEVICE float exponent(float cost_ij, float lowest) const {
         const float gap = lowest - cost_ij;
@@ -146,9 +177,11 @@ HYSTAR_DEVICE float plan_entry(float x, float u, float v) {
     return power_of_two((x + sum) + lost);
 }
 
-// Scalings beyond this are moved into the potentials, long before a product can leave the range of fp32.
-constexpr float FAR = 16777216.0f;
-HYSTAR_DEVICE bool is_far(float scaling) { return scaling > FAR || (scaling > 0 && scaling < 1 / FAR); }
+// Scalings beyond FAR are moved into the potentials, long before a product can leave the range of fp32.
+template <class T>
+HYSTAR_DEVICE bool is_far(float scaling) {
+    return scaling > T::FAR || (scaling > 0 && scaling < 1 / T::FAR);
+}
 
 struct Sum {
     static constexpr float NEUTRAL = 0;
@@ -233,6 +266,15 @@ HYSTAR_DEVICE void load_aligned(float (&values)[COUNT], const float* from) {
         for (int k = 0; k < 4; ++k)
             if (i + k < COUNT) values[i + k] = four.value[k];
     }
+}
+
+// Writes them there; a multiple of four.
+template <int COUNT>
+HYSTAR_DEVICE void store_aligned(float* to, const float (&values)[COUNT]) {
+    static_assert(COUNT % 4 == 0);
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 4)
+        *reinterpret_cast<Float4*>(to + i) = {{values[i], values[i + 1], values[i + 2], values[i + 3]}};
 }
 
 // What a problem without a plan returns: zeros (no plan exists) or NaN (its cost is not a number).

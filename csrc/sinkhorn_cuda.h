@@ -1,7 +1,8 @@
 // The CUDA Sinkhorn as the extension sees it (hystar_fast._C, bound in sinkhorn_cuda_bind.cpp).
 //
 //   sinkhorn_cuda_workspace(batch, N, M) -> int
-//       Bytes of device memory that sinkhorn_cuda_forward needs as its workspace; 0 for N, M <= 192.
+//       Bytes of device memory that sinkhorn_cuda_forward needs as its workspace on the current device; 0 where problems
+//       stay on chip (all of them for N, M <= 192).
 //
 //   sinkhorn_cuda_forward(cost, mask, plan, u, v, status, error, iterations,
 //                         batch, N, M, epsilon, n_iter, tol, stream, workspace=0)

@@ -1,70 +1,20 @@
-// Computes: a whole Sinkhorn problem in the registers of one block, for N and M up to 192.
-// Grid: one block a problem; a batch of thousands is one launch.
+// Computes: a whole Sinkhorn problem in registers: of one block for N and M up to 192, of a cluster of blocks beyond.
+// Grid: one block or cluster a problem; a batch of thousands is one launch.
 // Each thread owns: a ROWS x COLUMNS piece of A_ij = 2^(x + u + v); one warp is 32 / LANE_COLUMNS x LANE_COLUMNS lanes,
-//   warps are stacked over the rows, so row sums never leave a warp and column sums cross warps once, without atomics.
-// Memory traffic: cost read once and plan written once; an absorption reads cost again (rare; from L2).
+//   warps and then blocks are stacked over the rows, so row sums never leave a warp; column sums cross warps once, and
+//   in a cluster every block adds up its share of the columns and hands it to the others. No atomics: a fixed order.
+// Memory traffic: cost read once and plan written once; an absorption reads cost again (rare; from L2). A block of a
+//   cluster sends about two numbers a column and iteration.
 // Numerics: "stabilised scaling", equal to the log-domain iteration. After one exact iteration in logarithms an
 //   iteration is a_i = 1 / sum_j A_ij b_j, b_j = (N/M) / sum_i A_ij a_i: multiply-adds, no exponentials. One iteration
-//   changes a scaling by at most a factor max(N, M) <= 2^8 (a balanced side bounds the other), so looking every fourth
-//   iteration whether one has left [2^-24, 2^24] keeps every product inside fp32; if so their powers of two move into
+//   changes a scaling by at most a factor max(N, M) (a balanced side bounds the other), so looking every fourth
+//   iteration whether one has left [1 / FAR, FAR] keeps every product inside fp32; if so their powers of two move into
 //   u and v, which are whole numbers, so that nothing is rounded.
 #pragma once
 
-#include "sinkhorn_cuda_settle.cuh"
+#include "sinkhorn_cuda_shapes.cuh"
 
 namespace hystar_fast {
-
-// Odd multiples of 16 bytes: vector reads of different lanes then fall into different banks.
-constexpr int pitch(int count) { return (count + 3) / 4 % 2 == 1 ? (count + 3) / 4 * 4 : (count + 3) / 4 * 4 + 4; }
-
-template <int ROWS_, int COLUMNS_, int LANE_COLUMNS_, int WARPS_, int BLOCKS_>
-struct Tile {
-    static constexpr int BLOCKS = BLOCKS_;  // how many the registers of a multiprocessor should hold
-    static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, LANE_COLUMNS = LANE_COLUMNS_, WARPS = WARPS_;
-    static constexpr int LANE_ROWS = 32 / LANE_COLUMNS;
-    static constexpr int MAX_ROWS = ROWS * LANE_ROWS * WARPS, MAX_COLUMNS = COLUMNS * LANE_COLUMNS;
-    static constexpr int ROW_PITCH = pitch(ROWS), COLUMN_PITCH = pitch(COLUMNS);
-    static constexpr int ROW_SLOTS = WARPS * LANE_ROWS * ROW_PITCH, COLUMN_SLOTS = LANE_COLUMNS * COLUMN_PITCH;
-    static constexpr int STAGED_PITCH = MAX_COLUMNS + LANE_COLUMNS;  // no two lanes in one bank
-    static constexpr int OWNED_ROWS = most_owned<ROWS, LANE_COLUMNS / 2, 1>();
-    static constexpr int OWNED_COLUMNS = most_owned<COLUMNS, 16, LANE_COLUMNS>();
-
-    static_assert(MAX_ROWS == MAX_COLUMNS);
-
-    // The scalings a, b and the potentials, by slot: the piece of a lane is contiguous and padded to the pitch.
-    struct alignas(16) Shared {
-        float a[ROW_SLOTS], u[ROW_SLOTS], lowest[ROW_SLOTS];
-        float b[COLUMN_SLOTS], v[COLUMN_SLOTS];
-        float partial[WARPS > 1 ? WARPS * COLUMN_SLOTS : 1];
-        float staged[WARPS][LANE_ROWS * STAGED_PITCH];
-        float scratch[WARPS];
-        int zero;
-    };
-    static_assert(sizeof(Shared) / sizeof(int) >= settle_words(MAX_ROWS, MAX_COLUMNS));
-};
-
-// The sizes that are built. A piece of 72 entries or more a lane makes the reductions cheap beside the
-// multiply-adds; one warp a problem needs no barrier at all.
-using Tile32 = Tile<4, 8, 4, 1, 16>;
-using Tile48 = Tile<6, 12, 4, 1, 12>;
-using Tile64 = Tile<8, 8, 8, 2, 6>;
-using Tile96 = Tile<6, 12, 8, 4, 3>;
-using Tile128 = Tile<8, 8, 16, 8, 1>;
-using TileLargest = Tile<8, 12, 16, 12, 1>;  // 192
-
-// Calls launcher.launch<T>() with the smallest tile that holds N x M; false if none does.
-template <class Launcher>
-bool with_tile(int64_t n, int64_t m, const Launcher& launcher) {
-    const int64_t size = n > m ? n : m;
-    if (size <= Tile32::MAX_COLUMNS) launcher.template launch<Tile32>();
-    else if (size <= Tile48::MAX_COLUMNS) launcher.template launch<Tile48>();
-    else if (size <= Tile64::MAX_COLUMNS) launcher.template launch<Tile64>();
-    else if (size <= Tile96::MAX_COLUMNS) launcher.template launch<Tile96>();
-    else if (size <= Tile128::MAX_COLUMNS) launcher.template launch<Tile128>();
-    else if (size <= TileLargest::MAX_COLUMNS) launcher.template launch<TileLargest>();
-    else return false;
-    return true;
-}
 
 template <class T, class Block>
 class TileSolver {
@@ -74,9 +24,10 @@ class TileSolver {
 
     // Solves the problem. True if `settle` has to decide whether it has a plan at all.
     HYSTAR_DEVICE bool solve() {
+        if constexpr (Block::CLUSTERED) block_.sync_cluster();  // from here on the others' shared memory is there
         const int refused = first_iteration();
         if (refused != CONVERGED) {
-            write_without_plan(block_, problem_, refused);
+            if (block_.rank() == 0) write_without_plan(block_, problem_, refused);
             return false;
         }
         int done = 1;
@@ -95,9 +46,32 @@ class TileSolver {
     HYSTAR_DEVICE int piece() const { return block_.warp() * T::LANE_ROWS + lane_row(); }
     HYSTAR_DEVICE int row_slot() const { return piece() * T::ROW_PITCH; }
     HYSTAR_DEVICE int column_slot() const { return lane_column() * T::COLUMN_PITCH; }
-    HYSTAR_DEVICE int row(int i) const { return piece() * T::ROWS + i; }
+    HYSTAR_DEVICE int row(int i) const { return block_.rank() * T::MAX_ROWS + piece() * T::ROWS + i; }
     HYSTAR_DEVICE int column(int k) const { return lane_column() + T::LANE_COLUMNS * k; }
     HYSTAR_DEVICE bool inside(int i, int k) const { return row(i) < problem_.n && column(k) < problem_.m; }
+
+    // A fact of any thread that works on the problem.
+    HYSTAR_DEVICE bool any(bool fact) {
+        fact = block_.any(fact);
+        if constexpr (Block::CLUSTERED) fact = share<Max>(fact ? 1.0f : 0.0f) > 0;
+        return fact;
+    }
+
+    // Reduces a number of every block, the same in all its threads, over the cluster. A call writes where the call before
+    // the last one did: that everybody has read.
+    template <class Op>
+    HYSTAR_DEVICE float share(float number) {
+        if constexpr (Block::CLUSTERED) {
+            const int turn = shared_.turn;
+            float* box = shared_.box[turn];
+            if (block_.thread() < block_.blocks()) block_.remote(box, block_.thread())[block_.rank()] = number;
+            block_.sync_cluster();
+            shared_.turn = 1 - turn;
+            number = box[0];
+            for (int rank = 1; rank < block_.blocks(); ++rank) number = Op::apply(number, box[rank]);
+        }
+        return number;
+    }
 
     // Reduces `values` over a row's lanes; slots get finish(total, index among the owned); then `values` are the slots.
     template <class Op, class Finish>
@@ -116,60 +90,112 @@ class TileSolver {
         reduce_scatter<Op, T::COLUMNS, 16, T::LANE_COLUMNS>(block_, values);
         const Owned columns = owned_by<T::COLUMNS, 16, T::LANE_COLUMNS>(block_.lane());
         float* own = T::WARPS == 1 ? slots : shared_.partial + block_.warp() * T::COLUMN_SLOTS;
+        if constexpr (T::LANE_ROWS == 1) {
+            store_aligned(own + column_slot(), values);
+        } else {
 #pragma unroll
-        for (int i = 0; i < T::OWNED_COLUMNS; ++i)
-            if (i < columns.count) own[column_slot() + columns.first + i] = T::WARPS == 1 ? finish(values[i]) : values[i];
+            for (int i = 0; i < T::OWNED_COLUMNS; ++i)
+                if (i < columns.count)
+                    own[column_slot() + columns.first + i] = T::WARPS == 1 ? finish(values[i]) : values[i];
+        }
         block_.sync();
         if constexpr (T::WARPS > 1) {
             for (int c = block_.thread(); c < T::MAX_COLUMNS; c += Block::THREADS) {
-                const int slot = c / T::COLUMNS * T::COLUMN_PITCH + c % T::COLUMNS;
-                float total = shared_.partial[slot];
+                float total = shared_.partial[slot_of(c)];
 #pragma unroll
                 for (int warp = 1; warp < T::WARPS; ++warp)
-                    total = Op::apply(total, shared_.partial[warp * T::COLUMN_SLOTS + slot]);
-                slots[slot] = finish(total);
+                    total = Op::apply(total, shared_.partial[warp * T::COLUMN_SLOTS + slot_of(c)]);
+                if constexpr (Block::CLUSTERED) send(c, total);
+                else slots[slot_of(c)] = finish(total);
             }
-            block_.sync();
+            if constexpr (Block::CLUSTERED) reduce_sent<Op>(slots, finish);
+            else block_.sync();
         }
         load_aligned(values, slots + column_slot());
     }
 
-    // Puts the lane's costs into a_, +inf where forbidden or outside: row by row of the lanes, read in order of address,
-    // handed out through shared memory. Straight from global memory every entry would need its own address and
-    // predicates, which do not fit beside A. `start` is the lane, but read so that no address is kept from one call
-    // to the next. `use(i)` is called once row i is there.
-    template <class Use>
-    HYSTAR_DEVICE void load_costs(Use use) {
+    // The slot of the c-th column in the order of slots.
+    HYSTAR_DEVICE static int slot_of(int c) { return c / T::COLUMNS * T::COLUMN_PITCH + c % T::COLUMNS; }
+
+    // Columns are dealt out to the blocks of a cluster in chunks of 32: chunk q goes to block q % blocks.
+    HYSTAR_DEVICE int share_of_columns() const {
+        return 32 * ((T::CHUNKS + block_.blocks() - 1) >> block_.log2_blocks());
+    }
+    HYSTAR_DEVICE void send(int c, float total) {
+        const int chunk = c / 32;
+        float* sent = block_.remote(shared_.sent, chunk & (block_.blocks() - 1));
+        sent[block_.rank() * share_of_columns() + 32 * (chunk >> block_.log2_blocks()) + c % 32] = total;
+    }
+    // Adds up this block's columns once all have sent theirs, and writes finish(total) to the slots of every block.
+    template <class Op, class Finish>
+    HYSTAR_DEVICE void reduce_sent(float* slots, Finish finish) {
+        block_.sync_cluster();
+        for (int c = block_.thread(); c < share_of_columns(); c += Block::THREADS) {
+            const int chunk = (c / 32 << block_.log2_blocks()) + block_.rank();
+            if (chunk >= T::CHUNKS) continue;
+            float total = shared_.sent[c];
+            for (int rank = 1; rank < block_.blocks(); ++rank)
+                total = Op::apply(total, shared_.sent[rank * share_of_columns() + c]);
+            total = finish(total);
+            for (int rank = 0; rank < block_.blocks(); ++rank)
+                block_.remote(slots, rank)[slot_of(32 * chunk + c % 32)] = total;
+        }
+        block_.sync_cluster();
+    }
+
+    // Puts make(i, k, costs) into A: `costs` are those of the lane's row i from its k-th column on, some or all of them,
+    // +inf where forbidden or outside, to be replaced by what A shall hold. `zero` is 0, but read from memory, so that
+    // loops stay loops and no address is kept from one row to the next: A leaves no registers for that.
+    template <class Make>
+    HYSTAR_DEVICE void load_costs(Make make) {
+#pragma unroll
+        for (int i = 0; i < T::ROWS; ++i) {
+            const int zero = *static_cast<volatile int*>(&shared_.zero);
+            if constexpr (T::LANE_ROWS == 1) {
+                float* staged = shared_.partial + block_.warp() * T::COLUMN_SLOTS + column_slot();
+#pragma unroll 1
+                for (int k = 0; k < T::COLUMNS + zero; k += 8) {
+                    float some[8];
+                    problem_.allowed_costs(some, row(i), block_.lane() + 32 * k);
+                    make(i, k, some);
+                    store_aligned(staged + k, some);
+                }
+                load_aligned(a_[i], staged);
+            } else {
+                load_staged(i, block_.lane() + zero);
+                make(i, 0, a_[i]);
+            }
+        }
+    }
+
+    // Where several lanes share a column, the row of every lane is read in order of address and handed out through
+    // shared memory. Straight from global memory every entry would need its own address and predicates.
+    HYSTAR_DEVICE void load_staged(int i, int start) {
         constexpr int WIDTH = T::MAX_COLUMNS % 32 == 0 ? 32 : 16, STEPS = T::MAX_COLUMNS / WIDTH, HEIGHT = 32 / WIDTH;
         static_assert(T::MAX_COLUMNS % WIDTH == 0);
-        const int start = block_.lane() + *static_cast<volatile int*>(&shared_.zero);
         const int above = start / WIDTH, left = start % WIDTH;  // of the entry a lane reads first
         float* staged = shared_.staged[block_.warp()] + above * T::STAGED_PITCH + left;
         const float* given = shared_.staged[block_.warp()] + lane_row() * T::STAGED_PITCH + lane_column();
 #pragma unroll
-        for (int i = 0; i < T::ROWS; ++i) {
-#pragma unroll
-            for (int k = 0; k < T::COLUMNS; ++k) {
-                const int down = k / STEPS * HEIGHT, across = k % STEPS * WIDTH;
-                const int row = (block_.warp() * T::LANE_ROWS + above + down) * T::ROWS + i;
-                staged[down * T::STAGED_PITCH + across] = problem_.allowed_cost(row, left + across);
-            }
-            block_.sync_warp();
-#pragma unroll
-            for (int k = 0; k < T::COLUMNS; ++k) a_[i][k] = given[T::LANE_COLUMNS * k];
-            block_.sync_warp();
-            use(i);
+        for (int k = 0; k < T::COLUMNS; ++k) {
+            const int down = k / STEPS * HEIGHT, across = k % STEPS * WIDTH;
+            const int row = (block_.warp() * T::LANE_ROWS + above + down) * T::ROWS + i;
+            staged[down * T::STAGED_PITCH + across] = problem_.allowed_cost(row, left + across);
         }
+        block_.sync_warp();
+#pragma unroll
+        for (int k = 0; k < T::COLUMNS; ++k) a_[i][k] = given[T::LANE_COLUMNS * k];
+        block_.sync_warp();
     }
 
     // From v = 0, in logarithms: a 2^u = 1 / sum_j 2^x, v = -max_i (x + u), then A and its column half-step.
     HYSTAR_DEVICE int first_iteration() {
         float rows[T::ROWS], columns[T::COLUMNS];
-        shared_.zero = 0;
-        load_costs([&](int i) {
-            rows[i] = -INFINITY;
+        shared_.zero = shared_.turn = 0;
 #pragma unroll
-            for (int k = 0; k < T::COLUMNS; ++k) rows[i] = fmaxf(rows[i], -a_[i][k]);
+        for (int i = 0; i < T::ROWS; ++i) rows[i] = -INFINITY;
+        load_costs([&](int i, int, auto& costs) {
+            for (const float cost : costs) rows[i] = fmaxf(rows[i], -cost);
         });
         reduce_rows<Max>(rows, shared_.lowest, [&](float negative, int) { return -negative; });
         float sums[T::ROWS];
@@ -185,7 +211,7 @@ class TileSolver {
             }
             invalid |= !(sums[i] >= 0);
         }
-        if (block_.any(invalid)) return INVALID;
+        if (any(invalid)) return INVALID;
         reduce_rows<Sum>(sums, shared_.a, [](float sum, int) { return sum; });
 #pragma unroll
         for (int i = 0; i < T::ROWS; ++i) {
@@ -206,7 +232,7 @@ class TileSolver {
 #pragma unroll
             for (int i = 0; i < T::ROWS; ++i) a_[i][k] = power_of_two(a_[i][k] + (sums[i] + columns[k]));
         }
-        if (block_.any(empty)) return INFEASIBLE;
+        if (any(empty)) return INFEASIBLE;
         column_step();
         return CONVERGED;
     }
@@ -231,7 +257,7 @@ class TileSolver {
                 const float total = reduce_warp<Sum, T::LANE_COLUMNS>(block_, sums[i]);
                 off |= row(i) < problem_.n && !(fabsf(total * scaling_[i] - 1) <= problem_.tol);
             }
-            if (!block_.any(off)) return true;
+            if (!any(off)) return true;
         }
         reduce_rows<Sum>(sums, shared_.a, [](float sum, int) { return inverse(sum); });
 #pragma unroll
@@ -254,10 +280,10 @@ class TileSolver {
     HYSTAR_DEVICE bool any_far() {
         bool far = false;
 #pragma unroll
-        for (int i = 0; i < T::ROWS; ++i) far |= is_far(scaling_[i]);
+        for (int i = 0; i < T::ROWS; ++i) far |= is_far<T>(scaling_[i]);
 #pragma unroll
-        for (int k = 0; k < T::COLUMNS; ++k) far |= is_far(b_[k]);
-        return block_.any(far);
+        for (int k = 0; k < T::COLUMNS; ++k) far |= is_far<T>(b_[k]);
+        return any(far);
     }
 
     // Takes the nearest power of two out of a scaling and returns its exponent. Potentials are whole numbers, so
@@ -284,12 +310,14 @@ class TileSolver {
             }
         }
         block_.sync();
-        load_costs([&](int i) {
-            load_aligned(b_, shared_.v + column_slot());
+        load_costs([&](int i, int first, auto& entries) {
+            constexpr int COUNT = sizeof(entries) / sizeof(float);
+            float v[COUNT];
+            load_aligned(v, shared_.v + column_slot() + first);
             const float lowest = shared_.lowest[row_slot() + i], u = shared_.u[row_slot() + i];
 #pragma unroll
-            for (int k = 0; k < T::COLUMNS; ++k)
-                a_[i][k] = power_of_two(problem_.exponent(a_[i][k], lowest) + (u + b_[k]));
+            for (int k = 0; k < COUNT; ++k)
+                entries[k] = power_of_two(problem_.exponent(entries[k], lowest) + (u + v[k]));
         });
         load_aligned(b_, shared_.b + column_slot());
     }
@@ -313,9 +341,10 @@ class TileSolver {
                     to[T::LANE_COLUMNS * k] = entry;
                 }
         }
-        worst = reduce_block<Max>(block_, worst, shared_.scratch);
-        missing = reduce_block<Sum>(block_, missing, shared_.scratch);
-        if (block_.thread() == 0) {
+        worst = share<Max>(reduce_block<Max>(block_, worst, shared_.scratch));
+        missing = share<Sum>(reduce_block<Sum>(block_, missing, shared_.scratch));
+        const bool first_block = block_.rank() == 0;
+        if (first_block && block_.thread() == 0) {
             *problem_.status() = problem_.outcome(worst);
             *problem_.error() = worst;
             *problem_.iterations() = done;
@@ -327,9 +356,9 @@ class TileSolver {
                                      shared_.lowest[row_slot() + i];
 #pragma unroll
         for (int k = 0; k < T::COLUMNS; ++k)
-            if (block_.warp() == 0 && lane_row() == 0 && column(k) < problem_.m)
+            if (first_block && block_.warp() == 0 && lane_row() == 0 && column(k) < problem_.m)
                 problem_.v()[column(k)] = (shared_.v[column_slot() + k] + log2f(b_[k])) * problem_.unit;
-        return block_.any(has_zeros) && missing >= problem_.row_mass;
+        return any(has_zeros) && first_block && missing >= problem_.row_mass;
     }
 
     static constexpr float EMPTY = -1;  // the potential of a column without an allowed entry; of others it is >= 0

@@ -3,15 +3,53 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from tolerance import assert_as_accurate
 from torch import Tensor
 
+from hystar_fast.ref.sinkhorn import SinkhornStatus, sinkhorn
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+class Gpu(NamedTuple):
+    """What the dispatch rule knows of a GPU: its multiprocessors and the most blocks of a cluster."""
+
+    multiprocessors: int
+    cluster: int
+
+
+A100 = Gpu(108, 0)
+H200 = Gpu(132, 16)
+RTX_5090 = Gpu(170, 8)
+NO_GPU = Gpu(0, 0)
+
+
+class Choice(NamedTuple):
+    """A kernel: its kind, the shape of a cluster and how many blocks a problem takes."""
+
+    kind: int
+    shape: int
+    blocks: int
+
+
+TILE, CLUSTER, STREAM = range(3)
+STREAMING = Choice(STREAM, 0, 0)
+
+
+class ClusterShape(NamedTuple):
+    """What one block holds, and the most blocks of a cluster."""
+
+    rows: int
+    columns: int
+    most: int
 
 
 @dataclass(frozen=True)
@@ -35,6 +73,36 @@ def empty_outputs(cost: Tensor) -> Solved:
     return Solved(plan.view(batch, n, m), u, v, status, error.view(batch), iterations)
 
 
+def paper_cost(batch: int, n: int, m: int) -> Tensor:
+    """Eq. 5 of random similarities, the diagonal forbidden where there is one to forbid."""
+    cost = torch.exp(1 - (torch.rand(batch, n, m) * 2 - 1))
+    if n == m > 1:
+        cost.diagonal(dim1=-2, dim2=-1).fill_(math.inf)
+    return cost
+
+
+def check(solved: Solved, cost: Tensor, epsilon: float, n_iter: int, **options: Any) -> None:
+    """Plan, zeros, potentials and fate of every problem against the reference in float64."""
+    options.setdefault("tol", None)
+    truth, info = sinkhorn(cost.double(), epsilon, n_iter, grad="none", return_info=True, **options)
+    same_dtype = sinkhorn(cost.float(), epsilon, n_iter, grad="none", **options)
+    assert solved.status.tolist() == info.status.tolist()
+    assert solved.iterations.tolist() == info.iterations.tolist()
+    invalid = info.status == SinkhornStatus.INVALID
+    assert solved.plan[invalid].isnan().all() and solved.u[invalid].isnan().all() and solved.v[invalid].isnan().all()
+    assert_as_accurate(solved.plan[~invalid], same_dtype[~invalid], truth[~invalid])
+    error, expected = solved.error[~invalid].double(), info.max_marginal_error[~invalid]
+    torch.testing.assert_close(error, expected, rtol=2e-2, atol=1e-5)
+    mask = options.get("mask")
+    forbidden = cost.isposinf() if mask is None else cost.isposinf() | mask
+    solvable = (info.status <= SinkhornStatus.NOT_CONVERGED)[:, None, None]
+    assert (solved.plan[forbidden & ~invalid[:, None, None]] == 0).all()
+    exponent = (solved.u.double()[:, :, None] + solved.v.double()[:, None, :] - cost.double()) / epsilon
+    rebuilt = exponent.masked_fill(forbidden | ~solvable, -math.inf).exp()
+    unit = (cost.masked_fill(forbidden | ~solvable, 0).abs().amax() + solved.u.nan_to_num().abs().amax()) / epsilon
+    torch.testing.assert_close(rebuilt, truth.masked_fill(~solvable, 0), rtol=1e-5 + 4e-7 * unit.item(), atol=1e-6)
+
+
 class Host:
     """The compiled emulation."""
 
@@ -50,7 +118,22 @@ class Host:
         command = [compiler, *flags, "-Wno-unknown-pragmas", *includes, str(source), "-o", str(library)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        self._solve = ctypes.CDLL(str(library)).sinkhorn_host
+        self._library = ctypes.CDLL(str(library))
+
+    def choose(self, batch: int, n: int, m: int, gpu: Gpu) -> Choice:
+        """What the dispatch rule says."""
+        chosen = (ctypes.c_int * 3)()
+        sizes = (ctypes.c_int64(size) for size in (batch, n, m))
+        self._library.choose_host(*sizes, *(ctypes.c_int(number) for number in gpu), chosen)
+        return Choice(*chosen)
+
+    def cluster_shapes(self) -> list[ClusterShape]:
+        """The shapes that CLUSTER chooses from."""
+        shapes: list[ClusterShape] = []
+        found = (ctypes.c_int * 3)()
+        while self._library.cluster_shape_host(ctypes.c_int(len(shapes)), found):
+            shapes.append(ClusterShape(*found))
+        return shapes
 
     def __call__(
         self,
@@ -61,22 +144,27 @@ class Host:
         mask: Tensor | None = None,
         tol: float = 0.0,
         streaming: bool = False,
+        choice: Choice | None = None,
         seed: int = 1,
     ) -> Solved:
-        """Solve cost [batch, N, M]; `seed` draws the order in which the threads of a block run between barriers."""
+        """Solve cost [batch, N, M] with the kernel an H200 would take, the streaming ones, or the one of `choice`.
+
+        `seed` draws the order in which the threads of a block run between barriers.
+        """
         cost = cost.float().contiguous()
         batch, n, m = cost.shape
         forbidden = None if mask is None else mask.expand_as(cost).contiguous()
         solved = empty_outputs(cost)
+        chosen = STREAMING if streaming else choice or self.choose(batch, n, m, H200)
         outputs = [solved.plan, solved.u, solved.v, solved.status, solved.error, solved.iterations]
         pointers = [cost.data_ptr(), 0 if forbidden is None else forbidden.data_ptr(), *(t.data_ptr() for t in outputs)]
-        self._solve(
+        self._library.sinkhorn_host(
             *(ctypes.c_void_p(pointer) for pointer in pointers),
             *(ctypes.c_int(size) for size in (batch, n, m)),
             ctypes.c_double(epsilon),
             ctypes.c_int(n_iter),
             ctypes.c_double(tol),
-            ctypes.c_int(streaming),
+            *(ctypes.c_int(number) for number in chosen),
             ctypes.c_uint64(seed),
         )
         return solved

@@ -21,10 +21,10 @@ def forward(
     plan = torch.empty_like(cost)
     info = cost.new_empty([3, *batch], dtype=torch.int32)
     potentials = cost.new_empty(count * (n + m))
-    size = native.sinkhorn_cuda_workspace(count, n, m)
-    workspace = cost.new_empty(size, dtype=torch.uint8) if size else None
     full_mask = None if mask is None else mask.expand(cost.shape).contiguous()
     with torch.cuda.device(cost.device):
+        size = native.sinkhorn_cuda_workspace(count, n, m)
+        workspace = cost.new_empty(size, dtype=torch.uint8) if size else None
         native.sinkhorn_cuda_forward(
             cost.data_ptr(),
             0 if full_mask is None else full_mask.data_ptr(),

@@ -1,8 +1,10 @@
-// A CUDA thread block on the CPU: one fiber a thread, switched only where threads meet (shuffles, votes, barriers).
+// A CUDA thread block, or a cluster of them, on the CPU: one fiber a thread, switched only where threads meet (shuffles,
+// votes, barriers).
 //
-// The fibers run in an order drawn anew for every round, and in most rounds a random half of the warps is held back, so
-// code that needs a barrier it does not have sees stale values; shared memory starts as NaN. A barrier that not all
-// threads reach ends the process with a message.
+// The fibers run in an order drawn anew for every round, and in most rounds a random half of the warps is held back, and
+// half of the blocks of a cluster, so code that needs a barrier it does not have sees stale values; shared memory starts
+// as NaN. A barrier that not all threads reach ends the process with a message, and so does reaching into the shared
+// memory of a block that has not started or has ended.
 // Approximate instructions are as inaccurate as on the GPU: results are moved by up to their documented error.
 #pragma once
 
@@ -37,9 +39,19 @@ inline float log2_of(float x) {
     return x >= 0.5f && x <= 2 ? y + (inexact(1 + x, 0x1p-22f) - (1 + x)) / (1 + x) : inexact(y, 0x1p-22f);
 }
 
+// The message is all that is left to say: a fiber cannot throw through the frames of another.
+[[noreturn]] inline void give_up(const char* what, int count) {
+    std::fprintf(stderr, "cuda_host: %d threads %s\n", count, what);
+    std::abort();
+}
+
 class Fibers {
   public:
-    Fibers(int threads, uint64_t seed) : threads_(threads), random_(seed), fibers_(threads) {}
+    // `group` threads, a block, are held back together at times.
+    Fibers(int threads, int group, uint64_t seed)
+        : threads_(threads), group_(group), random_(seed), fibers_(threads), held_(threads / 32) {
+        while (most_ < static_cast<unsigned>(threads)) most_ *= 2;
+    }
 
     // Runs body(thread) for every thread to its end.
     void run(const std::function<void(int)>& body) {
@@ -48,11 +60,11 @@ class Fibers {
         bool hold = true;
         for (int left = threads_; left > 0;) {
             const auto start = static_cast<unsigned>(random_()), stride = static_cast<unsigned>(random_()) | 1;
-            const uint64_t held = hold ? random_() : 0;
+            const bool holds = hold && hold_back();
             bool moved = false;
-            for (unsigned i = 0; i < MOST; ++i) {  // an odd stride meets every number below a power of two once
-                current_ = static_cast<int>((start + stride * i) % MOST);
-                if (current_ >= threads_ || (held >> (current_ / 32) & 1) != 0) continue;
+            for (unsigned i = 0; i < most_; ++i) {  // an odd stride meets every number below a power of two once
+                current_ = static_cast<int>((start + stride * i) % most_);
+                if (current_ >= threads_ || (holds && held_[current_ / 32])) continue;
                 Fiber& fiber = fibers_[current_];
                 if (fiber.state == DONE || (fiber.state == WAITING && *fiber.waits_for == fiber.round)) continue;
                 moved = true;
@@ -60,11 +72,18 @@ class Fibers {
                 left -= fiber.state == DONE;
             }
             hold = moved || !hold;
-            if (!moved && held == 0) {
-                std::fprintf(stderr, "cuda_host: %d threads wait at a barrier that the others never reach\n", left);
-                std::abort();
-            }
+            if (!moved && !holds) give_up("wait at a barrier that the others never reach", left);
         }
+    }
+
+    // Whether some thread of the block `first` belongs to has started and some has not ended.
+    bool lives(int first) const {
+        bool started = false, ended = true;
+        for (int t = first; t < first + group_; ++t) {
+            started |= fibers_[t].state != NEW || t == current_;
+            ended &= fibers_[t].state == DONE;
+        }
+        return started && !ended;
     }
 
     int current() const { return current_; }
@@ -89,7 +108,6 @@ class Fibers {
 
   private:
     static constexpr size_t STACK = 64 * 1024;
-    static constexpr unsigned MOST = 1024;
     enum State { NEW, WAITING, DONE };
     struct Fiber {
         State state = NEW;
@@ -98,6 +116,17 @@ class Fibers {
         const long long* waits_for = nullptr;
         long long round = 0;
     };
+
+    // Draws who is held back: of the warps a half and, where there are several blocks, every other time of the blocks.
+    bool hold_back() {
+        const uint64_t blocks = threads_ > group_ && random_() % 2 == 0 ? random_() : 0;
+        bool any = false;
+        for (size_t warp = 0; warp < held_.size(); ++warp) {
+            held_[warp] = random_() % 2 == 0 || (blocks >> (32 * warp / group_) & 1) != 0;
+            any |= held_[warp];
+        }
+        return any;
+    }
 
     // Runs a fiber until it waits or ends. A frame of its own, so that no variable lives across the jump.
     __attribute__((noinline)) void visit(Fiber& fiber) {
@@ -127,31 +156,35 @@ class Fibers {
         _longjmp(self->scheduler_, 1);
     }
 
-    int threads_;
+    int threads_, group_;
+    unsigned most_ = 1;
     std::mt19937_64 random_;
     std::vector<Fiber> fibers_;
+    std::vector<bool> held_;  // by warp
     jmp_buf scheduler_;
     const std::function<void(int)>* body_ = nullptr;
     int current_ = 0;
 };
 
-// What the block algorithms know of the block they run in; the twin of DeviceBlock in sinkhorn_cuda.cu.
+// What the block algorithms know of the block they run in; the twin of DeviceBlock in sinkhorn_cuda_device.cuh.
 template <int WARPS_>
 class HostBlock {
   public:
     static constexpr int WARPS = WARPS_, THREADS = 32 * WARPS_;
-    explicit HostBlock(uint64_t seed) : fibers_(THREADS, seed), all_{THREADS} {
-        for (auto& warp : warps_) warp.size = 32;
-    }
+    static constexpr bool CLUSTERED = false;
+    explicit HostBlock(uint64_t seed, int blocks = 1)
+        : fibers_(THREADS * blocks, THREADS, seed), all_(blocks, {THREADS}), warps_(WARPS * blocks, {32}),
+          lanes_(THREADS * blocks), facts_(THREADS * blocks) {}
 
-    int thread() const { return fibers_.current(); }
+    int thread() const { return fibers_.current() % THREADS; }
     int lane() const { return thread() % 32; }
     int warp() const { return thread() / 32; }
-    void sync_warp() { fibers_.meet(warps_[warp()]); }
-    void sync() { fibers_.meet(all_); }
+    int rank() const { return fibers_.current() / THREADS; }
+    void sync_warp() { fibers_.meet(warps_[fibers_.current() / 32]); }
+    void sync() { fibers_.meet(all_[rank()]); }
 
     float shuffle_xor(float value, int mask) {
-        const int me = thread();
+        const int me = fibers_.current();
         lanes_[me] = value;
         sync_warp();
         const float other = lanes_[me - me % 32 + (me % 32 ^ mask)];
@@ -160,10 +193,11 @@ class HostBlock {
     }
 
     bool any(bool fact) {
-        facts_[thread()] = fact;
+        const int first = rank() * THREADS;
+        facts_[first + thread()] = fact;
         sync();
         bool result = false;
-        for (bool each : facts_) result |= each;
+        for (int t = first; t < first + THREADS; ++t) result |= facts_[t] != 0;
         sync();
         return result;
     }
@@ -173,11 +207,44 @@ class HostBlock {
         fibers_.run([&](int) { kernel(*this); });
     }
 
-  private:
+  protected:
     Fibers fibers_;
-    Fibers::Meeting all_, warps_[WARPS];
-    float lanes_[THREADS] = {};
-    bool facts_[THREADS] = {};
+    std::vector<Fibers::Meeting> all_, warps_;
+    std::vector<float> lanes_;
+    std::vector<char> facts_;
+};
+
+// A cluster of blocks, whose shared memories are the elements of an array; the twin of DeviceCluster.
+template <int WARPS>
+class HostCluster : public HostBlock<WARPS> {
+  public:
+    static constexpr bool CLUSTERED = true;
+    template <class Shared>
+    HostCluster(uint64_t seed, std::vector<Shared>& shared)
+        : HostBlock<WARPS>(seed, static_cast<int>(shared.size())), cluster_{HostBlock<WARPS>::THREADS *
+                                                                            static_cast<int>(shared.size())},
+          blocks_(static_cast<int>(shared.size())), memory_(reinterpret_cast<char*>(shared.data())),
+          size_(sizeof(Shared)) {}
+
+    int blocks() const { return blocks_; }
+    int log2_blocks() const { return 31 - __builtin_clz(static_cast<unsigned>(blocks_)); }
+    void sync_cluster() { this->fibers_.meet(cluster_); }
+    template <class Kernel>
+    void launch(Kernel kernel) {
+        this->fibers_.run([&](int) { kernel(*this); });
+    }
+    float* remote(float* here, int rank) {
+        const auto offset = static_cast<size_t>(reinterpret_cast<char*>(here) - memory_ - this->rank() * size_);
+        if (rank < 0 || rank >= blocks_ || offset >= size_) give_up("name shared memory that is not there", 1);
+        if (!this->fibers_.lives(rank * this->THREADS)) give_up("reach into a block that is not running", 1);
+        return reinterpret_cast<float*>(memory_ + rank * size_ + offset);
+    }
+
+  private:
+    Fibers::Meeting cluster_;
+    int blocks_;
+    char* memory_;
+    size_t size_;
 };
 
 // Shared memory as a kernel finds it.

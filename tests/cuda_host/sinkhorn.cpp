@@ -26,6 +26,27 @@ struct Tiles {
     }
 };
 
+// One problem after the other, each on the blocks that the choice gives it.
+struct Clusters {
+    const Batch& batch;
+    int problems, blocks;
+    uint64_t seed;
+
+    template <class T>
+    void launch() const {
+        for (int b = 0; b < problems; ++b) {
+            std::vector<Poisoned<typename T::Shared>> shared(blocks);
+            HostCluster<T::WARPS> on(seed + b, shared);
+            const Problem problem(batch, b);
+            on.launch([&](auto& block) {
+                auto& own = shared[block.rank()].value;
+                if (TileSolver<T, HostCluster<T::WARPS>>(block, problem, own).solve())
+                    settle(static_cast<HostBlock<T::WARPS>&>(block), problem, reinterpret_cast<int*>(&own));
+            });
+        }
+    }
+};
+
 void stream(const Batch& batch, int problems, uint64_t seed) {
     constexpr int WARPS = 8;
     using Block = HostBlock<WARPS>;
@@ -54,12 +75,31 @@ void stream(const Batch& batch, int problems, uint64_t seed) {
 
 }  // namespace
 
-// The arguments of sinkhorn_cuda_forward, with the seed of the order of threads in the place of stream and workspace.
-// `streaming` takes the streaming kernels whatever the size.
+// How a problem is solved: the kind, shape and blocks of sinkhorn_cuda_shapes.cuh.
+extern "C" void choose_host(int64_t problems, int64_t n, int64_t m, int multiprocessors, int cluster, int* chosen) {
+    const Choice choice = choose(problems, n, m, {multiprocessors, cluster});
+    chosen[0] = choice.kind;
+    chosen[1] = choice.shape;
+    chosen[2] = choice.blocks;
+}
+
+extern "C" int cluster_shape_host(int index, int* shape) {
+    const int count = sizeof(CLUSTER_SHAPES) / sizeof(CLUSTER_SHAPES[0]);
+    if (index >= count) return 0;
+    const ClusterShape& found = CLUSTER_SHAPES[index];
+    const int described[] = {found.rows, found.columns, found.most};
+    std::memcpy(shape, described, sizeof described);
+    return 1;
+}
+
+// The arguments of sinkhorn_cuda_forward, with the kind, shape and blocks of the kernel to take and the seed of the
+// order of threads in the place of stream and workspace.
 extern "C" void sinkhorn_host(const float* cost, const uint8_t* mask, float* plan, float* u, float* v, int* status,
                               float* error, int* iterations, int problems, int n, int m, double epsilon, int n_iter,
-                              double tol, int streaming, uint64_t seed) {
+                              double tol, int kind, int shape, int blocks, uint64_t seed) {
     const Batch batch =
         make_batch(cost, mask, plan, u, v, status, error, iterations, n, m, epsilon, n_iter, tol);
-    if (streaming != 0 || !with_tile(n, m, Tiles{batch, problems, seed})) stream(batch, problems, seed);
+    if (kind == Choice::TILE) with_tile(n, m, Tiles{batch, problems, seed});
+    else if (kind == Choice::CLUSTER) with_cluster(shape, Clusters{batch, problems, blocks, seed});
+    else stream(batch, problems, seed);
 }

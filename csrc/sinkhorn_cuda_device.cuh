@@ -1,0 +1,62 @@
+// What the block algorithms know of the block they run in, on the GPU; the twin of tests/cuda_host/block.h.
+#pragma once
+
+#include <cooperative_groups.h>
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "sinkhorn_cuda_settle.cuh"
+
+namespace hystar_fast {
+
+template <int WARPS_>
+struct DeviceBlock {
+    static constexpr int WARPS = WARPS_, THREADS = 32 * WARPS_;
+    static constexpr bool CLUSTERED = false;
+    __device__ int thread() const { return static_cast<int>(threadIdx.x); }
+    __device__ int lane() const { return static_cast<int>(threadIdx.x) % 32; }
+    __device__ int warp() const { return WARPS == 1 ? 0 : static_cast<int>(threadIdx.x) / 32; }
+    __device__ int rank() const { return 0; }
+    __device__ float shuffle_xor(float value, int mask) const { return __shfl_xor_sync(0xffffffffu, value, mask); }
+    __device__ void sync_warp() const { __syncwarp(); }
+    __device__ void sync() const {
+        if constexpr (WARPS == 1) __syncwarp();
+        else __syncthreads();
+    }
+    __device__ bool any(bool fact) const {
+        if constexpr (WARPS == 1) return __any_sync(0xffffffffu, fact) != 0;
+        else return __syncthreads_or(fact) != 0;
+    }
+};
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+// A block of a cluster of 1, 2, 4, 8 or 16.
+template <int WARPS>
+struct DeviceCluster : DeviceBlock<WARPS> {
+    static constexpr bool CLUSTERED = true;
+    __device__ int rank() const { return static_cast<int>(cooperative_groups::this_cluster().block_rank()); }
+    __device__ int blocks() const { return static_cast<int>(cooperative_groups::this_cluster().num_blocks()); }
+    __device__ int log2_blocks() const { return 31 - __clz(blocks()); }
+    __device__ void sync_cluster() const { cooperative_groups::this_cluster().sync(); }
+    // The same place in the shared memory of another block.
+    __device__ float* remote(float* here, int rank) const {
+        return cooperative_groups::this_cluster().map_shared_rank(here, rank);
+    }
+};
+#endif
+
+// Rare and long, so it is a call: inlined it would cost the loop around it registers.
+template <int WARPS>
+__device__ __noinline__ void settle_apart(const Batch& batch, long long index, int* words) {
+    DeviceBlock<WARPS> block;
+    settle(block, Problem(batch, index), words);
+}
+
+inline void check(cudaError_t error, const char* what) {
+    if (error != cudaSuccess)
+        throw std::runtime_error(std::string("sinkhorn: ") + what + " failed: " + cudaGetErrorString(error));
+}
+
+}  // namespace hystar_fast
