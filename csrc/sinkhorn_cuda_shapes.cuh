@@ -106,7 +106,7 @@ struct Choice {
 };
 
 // Tiles up to 192, then the narrowest shape that holds the problem, else streaming. An on-chip iteration costs the same
-// however full the block is, about 0.04 clocks of a multiprocessor an entry, streaming about 0.4: a problem that leaves
+// however full the block is, about 0.05 clocks of a multiprocessor an entry, streaming about 0.4: a problem that leaves
 // nine tenths of its blocks empty streams, unless the whole batch runs at once, where the launches of streaming decide.
 constexpr Choice choose(int64_t batch, int64_t n, int64_t m, const Gpu& gpu) {
     if (n <= TileLargest::MAX_ROWS && m <= TileLargest::MAX_COLUMNS) return {Choice::TILE, 0, 1};

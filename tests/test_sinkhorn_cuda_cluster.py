@@ -100,7 +100,7 @@ def test_a_mask_forbids_what_it_covers_whatever_lies_there(host: Host) -> None:
 
 
 def test_problems_without_a_plan_keep_to_themselves(host: Host) -> None:
-    """What decides lies in the rows of either block: empty rows, an empty column, NaN, too few columns for many rows."""
+    """What decides lies in either block: empty rows, an empty column, NaN, too few columns for many rows."""
     size = 140
     cost = torch.rand(7, size, size)
     cost[0, 3], cost[1, 137] = math.inf, math.inf

@@ -57,6 +57,7 @@ class Fibers {
     void run(const std::function<void(int)>& body) {
         body_ = &body;
         for (Fiber& fiber : fibers_) fiber.state = NEW;
+        held_blocks_ = threads_ > group_ ? random_() : 0;
         bool hold = true;
         for (int left = threads_; left > 0;) {
             const auto start = static_cast<unsigned>(random_()), stride = static_cast<unsigned>(random_()) | 1;
@@ -72,6 +73,7 @@ class Fibers {
                 left -= fiber.state == DONE;
             }
             hold = moved || !hold;
+            if (!moved || random_() % 256 == 0) held_blocks_ = threads_ > group_ ? random_() : 0;
             if (!moved && !holds) give_up("wait at a barrier that the others never reach", left);
         }
     }
@@ -117,12 +119,12 @@ class Fibers {
         long long round = 0;
     };
 
-    // Draws who is held back: of the warps a half and, where there are several blocks, every other time of the blocks.
+    // Draws who is held back: half of the warps anew in every round, and half of the blocks until the others can do
+    // nothing without them.
     bool hold_back() {
-        const uint64_t blocks = threads_ > group_ && random_() % 2 == 0 ? random_() : 0;
         bool any = false;
         for (size_t warp = 0; warp < held_.size(); ++warp) {
-            held_[warp] = random_() % 2 == 0 || (blocks >> (32 * warp / group_) & 1) != 0;
+            held_[warp] = random_() % 2 == 0 || (held_blocks_ >> (32 * warp / group_) & 1) != 0;
             any |= held_[warp];
         }
         return any;
@@ -161,6 +163,7 @@ class Fibers {
     std::mt19937_64 random_;
     std::vector<Fiber> fibers_;
     std::vector<bool> held_;  // by warp
+    uint64_t held_blocks_ = 0;
     jmp_buf scheduler_;
     const std::function<void(int)>* body_ = nullptr;
     int current_ = 0;
