@@ -58,23 +58,23 @@ class Fibers {
         body_ = &body;
         for (Fiber& fiber : fibers_) fiber.state = NEW;
         held_blocks_ = threads_ > group_ ? random_() : 0;
-        bool hold = true;
+        int freed = 0;  // 0: nobody, 1: the warps, 2: the blocks too
         for (int left = threads_; left > 0;) {
             const auto start = static_cast<unsigned>(random_()), stride = static_cast<unsigned>(random_()) | 1;
-            const bool holds = hold && hold_back();
+            hold_back(freed);
             bool moved = false;
             for (unsigned i = 0; i < most_; ++i) {  // an odd stride meets every number below a power of two once
                 current_ = static_cast<int>((start + stride * i) % most_);
-                if (current_ >= threads_ || (holds && held_[current_ / 32])) continue;
+                if (current_ >= threads_ || held_[current_ / 32]) continue;
                 Fiber& fiber = fibers_[current_];
                 if (fiber.state == DONE || (fiber.state == WAITING && *fiber.waits_for == fiber.round)) continue;
                 moved = true;
                 visit(fiber);
                 left -= fiber.state == DONE;
             }
-            hold = moved || !hold;
-            if (!moved || random_() % 256 == 0) held_blocks_ = threads_ > group_ ? random_() : 0;
-            if (!moved && !holds) give_up("wait at a barrier that the others never reach", left);
+            if (!moved && freed == 2) give_up("wait at a barrier that the others never reach", left);
+            if (freed == 2) held_blocks_ = threads_ > group_ ? random_() : 0;
+            freed = moved ? 0 : freed + 1;
         }
     }
 
@@ -119,15 +119,12 @@ class Fibers {
         long long round = 0;
     };
 
-    // Draws who is held back: half of the warps anew in every round, and half of the blocks until the others can do
+    // Draws who is held back: half of the warps, anew in every round, and half of the blocks until the others can do
     // nothing without them.
-    bool hold_back() {
-        bool any = false;
-        for (size_t warp = 0; warp < held_.size(); ++warp) {
-            held_[warp] = random_() % 2 == 0 || (held_blocks_ >> (32 * warp / group_) & 1) != 0;
-            any |= held_[warp];
-        }
-        return any;
+    void hold_back(int freed) {
+        for (size_t warp = 0; warp < held_.size(); ++warp)
+            held_[warp] = (freed < 1 && random_() % 2 == 0) ||
+                          (freed < 2 && (held_blocks_ >> (32 * warp / group_) & 1) != 0);
     }
 
     // Runs a fiber until it waits or ends. A frame of its own, so that no variable lives across the jump.
