@@ -111,6 +111,64 @@ def _read(h, row0, col0, rows_total, cols_total, M: tl.constexpr, N: tl.constexp
 
 
 @triton.jit
+def _modulated(
+    tile,
+    scale,
+    index,
+    row0,
+    cols,
+    rows_total,
+    cols_total,
+    tokens,
+    samples,
+    bank_rows,
+    scale_row,
+    M: tl.constexpr,
+    SPAN: tl.constexpr,
+    HAS_INDEX: tl.constexpr,
+):
+    """tile * the scale of each row's sample."""
+    rows = row0 + tl.arange(0, M)
+    first = row0 // tokens
+    if SPAN == 0:
+        tile *= tl.load(scale + cols, mask=cols < cols_total, other=0.0).to(tl.float32)[None, :]
+    elif SPAN == 1:
+        second = tl.minimum(first + 1, samples - 1)
+        one = _scale_row(scale, index, first, cols, cols_total, bank_rows, scale_row, HAS_INDEX)
+        two = _scale_row(scale, index, second, cols, cols_total, bank_rows, scale_row, HAS_INDEX)
+        tile *= tl.where((rows < (first + 1) * tokens)[:, None], one[None, :], two[None, :])
+    else:
+        last = tl.minimum(row0 + M - 1, rows_total - 1) // tokens
+        for sample in range(first, last + 1):
+            one = _scale_row(scale, index, sample, cols, cols_total, bank_rows, scale_row, HAS_INDEX)
+            tile = tl.where((rows // tokens == sample)[:, None], tile * one[None, :], tile)
+    return tile
+
+
+@triton.jit
+def _sum_samples(
+    product, partials, row0, cols, rows_total, cols_total, tokens, slots, M: tl.constexpr, SPAN: tl.constexpr
+):
+    """Store the sum of the tile's rows of each sample in the tile's slots of partials."""
+    rows = row0 + tl.arange(0, M)
+    first = row0 // tokens
+    ok = cols < cols_total
+    partial = partials + (row0 // M).to(tl.int64) * slots * cols_total + cols
+    if SPAN == 0:
+        tl.store(partial, tl.sum(product, 0), mask=ok)
+    elif SPAN == 1:
+        is_first = (rows < (first + 1) * tokens)[:, None]
+        tl.store(partial, tl.sum(tl.where(is_first, product, 0.0), 0), mask=ok)
+        tl.store(partial + cols_total, tl.sum(tl.where(is_first, 0.0, product), 0), mask=ok)
+    else:
+        last = tl.minimum(row0 + M - 1, rows_total - 1) // tokens
+        for sample in range(first, last + 1):
+            here = tl.where((rows // tokens == sample)[:, None], product, 0.0)
+            tl.store(partial, tl.sum(here, 0), mask=ok)
+            partial += cols_total
+
+
+@triton.jit
 def _finish(
     tile,
     g,
@@ -137,41 +195,29 @@ def _finish(
     WRITE_G: tl.constexpr,
 ):
     """Epilogue of a tile: keep h, sum tile * h a sample, and write tile * scale."""
-    rows = row0 + tl.arange(0, M)
     cols = col0 + tl.arange(0, N)
-    col_ok = cols < cols_total
-    first = row0 // tokens
     if WRITE_H:
         _write(h, tile, row0, col0, rows_total, cols_total, M, N, DESCRIPTORS)
     if SUM:
-        partial = partials + (row0 // M).to(tl.int64) * slots * cols_total + cols
         product = tile * _read(h, row0, col0, rows_total, cols_total, M, N, DESCRIPTORS)
-    if SPAN == 0:
-        if SUM:
-            tl.store(partial, tl.sum(product, 0), mask=col_ok)
-        if WRITE_G:
-            tile *= tl.load(scale + cols, mask=col_ok, other=0.0).to(tl.float32)[None, :]
-    elif SPAN == 1:
-        is_first = (rows < (first + 1) * tokens)[:, None]
-        if SUM:
-            tl.store(partial, tl.sum(tl.where(is_first, product, 0.0), 0), mask=col_ok)
-            tl.store(partial + cols_total, tl.sum(tl.where(is_first, 0.0, product), 0), mask=col_ok)
-        if WRITE_G:
-            second = tl.minimum(first + 1, samples - 1)
-            one = _scale_row(scale, index, first, cols, cols_total, bank_rows, scale_row, HAS_INDEX)
-            two = _scale_row(scale, index, second, cols, cols_total, bank_rows, scale_row, HAS_INDEX)
-            tile *= tl.where(is_first, one[None, :], two[None, :])
-    else:
-        last = tl.minimum(row0 + M - 1, rows_total - 1) // tokens
-        for sample in range(first, last + 1):
-            is_here = (rows // tokens == sample)[:, None]
-            if SUM:
-                tl.store(partial, tl.sum(tl.where(is_here, product, 0.0), 0), mask=col_ok)
-                partial += cols_total
-            if WRITE_G:
-                one = _scale_row(scale, index, sample, cols, cols_total, bank_rows, scale_row, HAS_INDEX)
-                tile = tl.where(is_here, tile * one[None, :], tile)
+        _sum_samples(product, partials, row0, cols, rows_total, cols_total, tokens, slots, M, SPAN)
     if WRITE_G:
+        tile = _modulated(
+            tile,
+            scale,
+            index,
+            row0,
+            cols,
+            rows_total,
+            cols_total,
+            tokens,
+            samples,
+            bank_rows,
+            scale_row,
+            M,
+            SPAN,
+            HAS_INDEX,
+        )
         _write(g, tile, row0, col0, rows_total, cols_total, M, N, DESCRIPTORS)
 
 

@@ -22,16 +22,22 @@ class Tile:
 
 # A 128 x 256 tile keeps Hopper's tensor cores fed; its epilogue works on halves of the tile so that nothing spills.
 _WIDE = Tile(128, 256, 64, num_warps=8, num_stages=3, descriptors=True)
+_WIDE_FP8 = Tile(128, 256, 128, num_warps=8, num_stages=3, descriptors=True)
 _WIDE_FP32 = Tile(128, 128, 32, num_warps=8, num_stages=3, descriptors=True)
 # Ampere, Ada and consumer Blackwell, the latter two with 99 KiB of shared memory: pointers, copied asynchronously.
 _PLAIN = Tile(128, 128, 32, num_warps=8, num_stages=3)
+_PLAIN_FP8 = Tile(128, 128, 64, num_warps=8, num_stages=3)
 _PLAIN_FP32 = Tile(128, 64, 32, num_warps=4, num_stages=3)
 # Any stride and any size: element-wise addresses take registers, so a larger tile spills.
 _ODD = Tile(64, 64, 32, num_warps=8, num_stages=3)
 # Samples shorter than a tile: the epilogue loops over the samples of the tile, so few rows are best.
 _SHORT = Tile(32, 128, 64, num_warps=4, num_stages=3)
 _SHORT_SMALL = Tile(32, 64, 32, num_warps=4, num_stages=3)
+_SHORT_FP8 = Tile(64, 128, 64, num_warps=8, num_stages=3)  # fp8 has no tensor-core instruction of fewer rows
 _SHORT_BELOW = 32  # tokens a sample
+
+# The same choice a size of element: operands in tiles of as many bytes.
+_BY_ITEMSIZE = {1: (_WIDE_FP8, _PLAIN_FP8), 2: (_WIDE, _PLAIN), 4: (_WIDE_FP32, _PLAIN_FP32)}
 
 
 def svd_linear_tile(capability: tuple[int, int], itemsize: int, tokens: int, *, aligned: bool) -> Tile:
@@ -39,17 +45,18 @@ def svd_linear_tile(capability: tuple[int, int], itemsize: int, tokens: int, *, 
 
     Args:
         capability: Compute capability, (major, minor).
-        itemsize: Bytes of an element: 2 or 4.
+        itemsize: Bytes of an element: 1, 2 or 4.
         tokens: Rows that share one row of scale.
         aligned: Every operand is contiguous along its last dimension, with 16-byte aligned rows (what TMA needs).
     """
+    if tokens < _SHORT_BELOW and itemsize == 1:
+        return _SHORT_FP8 if aligned else _ODD
     if tokens < _SHORT_BELOW:
         return _SHORT if aligned and itemsize == 2 else _SHORT_SMALL
     if not aligned:
         return _ODD
-    if capability[0] in (9, 10):
-        return _WIDE_FP32 if itemsize == 4 else _WIDE
-    return _PLAIN_FP32 if itemsize == 4 else _PLAIN
+    wide, plain = _BY_ITEMSIZE[itemsize]
+    return wide if capability[0] in (9, 10) else plain
 
 
 @dataclass(frozen=True)
@@ -62,3 +69,6 @@ class ReduceTile:
 
 
 REDUCE = ReduceTile(tiles=32, columns=64, num_warps=4)
+
+# One program quantises a whole row: 16 bytes of a half type a thread.
+QUANTISE_COLUMNS_A_WARP = 256
