@@ -7,15 +7,14 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from hystar_fast.kernels.svd_linear import MANY, PAIR, SHARED
+from hystar_fast.kernels.svd_linear import SHARED
 from hystar_fast.kernels.svd_linear_fp8 import (
     _svd_linear_fp8_kernel,
     _svd_linear_quantise_kernel,
     _svd_linear_reach_kernel,
 )
-from hystar_fast.kernels.svd_linear_launch import _suits_descriptor
+from hystar_fast.kernels.svd_linear_launch import descriptor, span_and_slots, suits_descriptor
 from hystar_fast.kernels.tuning import QUANTISE_COLUMNS_A_WARP, REDUCE, Tile, svd_linear_tile
 
 E4M3 = torch.float8_e4m3fn
@@ -100,22 +99,16 @@ def _gemm(
     """Run the GEMM kernel on contiguous e4m3 matrices a [N, K] and b [columns, K]; scale: the first product."""
     rows, inner = a.shape
     columns = b.shape[0]
-    shared = scale is None or scale.dim() == 1
-    tokens = rows if shared else tokens
-    aligned = all(_suits_descriptor(tensor) for tensor in (a, b, out, h) if tensor is not None)
+    tokens = rows if scale is None or scale.dim() == 1 else tokens
+    aligned = all(suits_descriptor(tensor) for tensor in (a, b, out, h) if tensor is not None)
     tile = tile or svd_linear_tile(capability, 1, tokens, aligned=aligned)
     m, n, k = tile.block_m, tile.block_n, tile.block_k
 
-    def described(tensor: Tensor | None, *block: int) -> Any:
-        if tensor is None or not tile.descriptors:
-            return tensor
-        return TensorDescriptor.from_tensor(tensor, list(block))
-
     _svd_linear_fp8_kernel[(triton.cdiv(rows, m) * triton.cdiv(columns, n),)](
-        described(a, m, k),
-        described(b, n, k),
-        described(out, m, n // 2),
-        described(h, m, n // 2),
+        descriptor(tile, a, m, k),
+        descriptor(tile, b, n, k),
+        descriptor(tile, out, m, n // 2),
+        descriptor(tile, h, m, n // 2),
         a_scale,
         b_scale,
         out_scale,
@@ -134,7 +127,7 @@ def _gemm(
         BLOCK_K=k,
         DESCRIPTORS=tile.descriptors,
         EVEN_K=inner % k == 0,
-        SPAN=SHARED if shared else PAIR if tokens >= m else MANY,
+        SPAN=SHARED if scale is None else span_and_slots(scale, tokens, m)[0],
         HAS_INDEX=index is not None,
         MODULATE=scale is not None,
         WRITE_H=h is not None,

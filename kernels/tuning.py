@@ -59,6 +59,20 @@ def svd_linear_tile(capability: tuple[int, int], itemsize: int, tokens: int, *, 
     return wide if capability[0] in (9, 10) else plain
 
 
+_FUSED_TALL_FROM = 8192  # rows from which tiles of 128 fill a large GPU
+
+
+def svd_linear_fused_tile(capability: tuple[int, int], itemsize: int, rows: int, width: int, *, aligned: bool) -> Tile:
+    """Return the tile of the kernel that fuses both products at a rank of at most ``width``, 16 to 128."""
+    if itemsize == 4 or not aligned:
+        return Tile(32, 64, 32, num_warps=8 if width > 64 else 4, num_stages=2)
+    if capability[0] not in (9, 10):
+        return Tile(64, 128, 32, num_warps=8, num_stages=3)
+    if rows >= _FUSED_TALL_FROM:
+        return Tile(128, 128, 64, num_warps=8, num_stages=3, descriptors=True)
+    return Tile(64, 128, 64, num_warps=4, num_stages=3, descriptors=True)
+
+
 @dataclass(frozen=True)
 class ReduceTile:
     """The block of partial sums that one step of a reduction kernel reads."""

@@ -27,6 +27,7 @@ from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from hystar_fast.kernels import svd_linear_fp8_launch as fp8
+from hystar_fast.kernels import svd_linear_fused_launch as fused
 from hystar_fast.kernels import svd_linear_launch as launch
 from hystar_fast.ops.svd_linear_fp8 import why_not
 
@@ -119,6 +120,36 @@ def record_fp8(capability: tuple[int, int]) -> list[tuple[str, Any, dict[str, An
     return found
 
 
+def record_fused(capability: tuple[int, int]) -> list[tuple[str, Any, dict[str, Any]]]:
+    """The fused kernel at its widest: a tile in a sample, over two, over many; many rows; odd sizes."""
+    launches: list[tuple[Any, dict[str, Any]]] = []
+    found = []
+    for name, dtype, kind, batch, tokens, features, rank in (
+        ("tall", torch.bfloat16, "bank", 40, 257, 1024, 128),
+        ("pair", torch.bfloat16, "bank", 2, 257, 1024, 128),
+        ("short", torch.bfloat16, "sample", 64, 5, 1024, 128),
+        ("pair", torch.float32, "bank", 2, 257, 1024, 128),
+        ("odd pair", torch.bfloat16, "sample", 2, 257, 1021, 127),
+        ("odd short", torch.float32, "shared", 2, 257, 1021, 127),
+    ):
+        x = torch.empty(batch * tokens, features, dtype=dtype)
+        u, vh = torch.empty(features, rank, dtype=dtype), torch.empty(rank, features, dtype=dtype)
+        scale = torch.empty(*{"shared": (), "sample": (batch,), "bank": (8,)}[kind], rank)
+        index = torch.zeros(batch, dtype=torch.long) if kind == "bank" else None
+        options: dict[str, Any] = {"capability": capability, "shares": 4, "tf32": dtype == torch.float32}
+        recorder = Recorder(fused._svd_linear_fused_kernel, launches)
+        with (
+            mock.patch.object(fused, "_svd_linear_fused_kernel", recorder),
+            mock.patch.object(fused, "reduce", lambda *_: None),
+        ):
+            h = fused.forward(x, u, scale, vh, u[:, 0].contiguous(), index, tokens, True, x.clone(), **options)
+            fused.backward(x, u, h, scale, vh, index, tokens, x.clone(), **options)
+        for direction, (function, arguments) in zip(("forward", "backward"), launches, strict=True):
+            found.append((f"{function.__name__} {NAMES[dtype]} {direction} {name}", function, arguments))
+        launches.clear()
+    return found
+
+
 def described(value: Any) -> str:
     """The type Triton's signature gives an argument, a constant where it specialises on the value."""
     if isinstance(value, TensorDescriptor):
@@ -169,7 +200,9 @@ def compile_one(architecture: int, label: str, function: Any, arguments: dict[st
 
 def main(architecture: int) -> None:
     capability = architecture // 10, architecture % 10
-    launches = record(capability) + (record_fp8(capability) if why_not(capability) is None else [])
+    launches = (
+        record(capability) + record_fused(capability) + (record_fp8(capability) if why_not(capability) is None else [])
+    )
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         rows = list(pool.map(lambda row: compile_one(architecture, *row), launches))
     print(json.dumps({"triton": triton.__version__, "rows": rows}))

@@ -39,7 +39,9 @@ def test_compiles_without_spills(
         assert row["shared"] <= SHARED_MEMORY[architecture], f"shared memory: {row}"
     fp8 = [row for row in report["rows"] if "fp8_kernel" in row["kernel"]]
     assert len(fp8) == (10 if architecture >= 89 else 0) and all(row["fp8"] for row in fp8)
-    wide = [row for row in gemms + fp8 if row["descriptors"]]
+    fused = [row for row in report["rows"] if "fused_kernel" in row["kernel"]]
+    assert len(fused) == 12
+    wide = [row for row in gemms + fp8 + fused if row["descriptors"]]
     assert bool(wide) == (architecture in (90, 100))
     for row in wide:
         assert row["tma"], f"no TMA: {row}"
