@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hystar_fast.kernels.svd_linear import _modulated, _product, _write
+from hystar_fast.kernels.svd_linear_blocks import _modulated, _product, _write
 
 # The largest e4m3 value, and what the bound on a row of g is mapped to: rounding x and vh may lengthen each by 1/16,
 # and 448 / (1 + 1/16)² = 397.
@@ -91,7 +91,8 @@ def _svd_linear_quantise_kernel(
 
 
 @triton.jit
-def _svd_linear_fp8_kernel(
+def _fp8_tile(
+    program,
     a,
     b,
     out,
@@ -121,8 +122,7 @@ def _svd_linear_fp8_kernel(
     HAS_BIAS: tl.constexpr,
     EMULATE: tl.constexpr,
 ):
-    """a bᵀ of two e4m3 matrices. MODULATE: times scale, to e4m3 (a = x, b = vh); else plus bias (a = g, b = u)."""
-    program = tl.program_id(0)
+    """One tile of the product and its epilogue."""
     column_tiles = tl.cdiv(cols_total, BLOCK_N)
     row0 = program // column_tiles * BLOCK_M
     col0 = program % column_tiles * BLOCK_N
@@ -185,3 +185,104 @@ def _svd_linear_fp8_kernel(
             if HAS_BIAS:
                 tile += tl.load(bias + cols, mask=col_ok, other=0.0).to(tl.float32)[None, :]
             _write(out, tile, row0, first, rows_total, cols_total, BLOCK_M, HALF, DESCRIPTORS)
+
+
+@triton.jit
+def _svd_linear_fp8_kernel(
+    a,
+    b,
+    out,
+    h,
+    a_scale,
+    b_scale,
+    out_scale,
+    bias,
+    scale,
+    index,
+    rows_total,
+    cols_total,
+    inner,
+    tokens,
+    samples,
+    bank_rows,
+    scale_row,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    SPAN: tl.constexpr,
+    HAS_INDEX: tl.constexpr,
+    MODULATE: tl.constexpr,
+    WRITE_H: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    EMULATE: tl.constexpr,
+    PERSISTENT: tl.constexpr,
+):
+    """a bᵀ of two e4m3 matrices. MODULATE: times scale, to e4m3 (a = x, b = vh); else plus bias (a = g, b = u)."""
+    if PERSISTENT:
+        tiles = tl.cdiv(rows_total, BLOCK_M) * tl.cdiv(cols_total, BLOCK_N)
+        for program in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=SPAN != 2):
+            _fp8_tile(
+                program,
+                a,
+                b,
+                out,
+                h,
+                a_scale,
+                b_scale,
+                out_scale,
+                bias,
+                scale,
+                index,
+                rows_total,
+                cols_total,
+                inner,
+                tokens,
+                samples,
+                bank_rows,
+                scale_row,
+                BLOCK_M,
+                BLOCK_N,
+                BLOCK_K,
+                DESCRIPTORS,
+                EVEN_K,
+                SPAN,
+                HAS_INDEX,
+                MODULATE,
+                WRITE_H,
+                HAS_BIAS,
+                EMULATE,
+            )
+    else:
+        _fp8_tile(
+            tl.program_id(0),
+            a,
+            b,
+            out,
+            h,
+            a_scale,
+            b_scale,
+            out_scale,
+            bias,
+            scale,
+            index,
+            rows_total,
+            cols_total,
+            inner,
+            tokens,
+            samples,
+            bank_rows,
+            scale_row,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+            DESCRIPTORS,
+            EVEN_K,
+            SPAN,
+            HAS_INDEX,
+            MODULATE,
+            WRITE_H,
+            HAS_BIAS,
+            EMULATE,
+        )

@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from hystar_fast.kernels.svd_linear import SHARED
+from hystar_fast.kernels.svd_linear_blocks import SHARED
 from hystar_fast.kernels.svd_linear_fp8 import (
     _svd_linear_fp8_kernel,
     _svd_linear_quantise_kernel,
@@ -94,6 +94,7 @@ def _gemm(
     tokens: int,
     *,
     capability: tuple[int, int],
+    multiprocessors: int = 1,
     tile: Tile | None = None,
 ) -> None:
     """Run the GEMM kernel on contiguous e4m3 matrices a [N, K] and b [columns, K]; scale: the first product."""
@@ -104,7 +105,9 @@ def _gemm(
     tile = tile or svd_linear_tile(capability, 1, tokens, aligned=aligned)
     m, n, k = tile.block_m, tile.block_n, tile.block_k
 
-    _svd_linear_fp8_kernel[(triton.cdiv(rows, m) * triton.cdiv(columns, n),)](
+    tiles = triton.cdiv(rows, m) * triton.cdiv(columns, n)
+    persistent = tile.persistent and tiles > multiprocessors
+    _svd_linear_fp8_kernel[(multiprocessors if persistent else tiles,)](
         descriptor(tile, a, m, k),
         descriptor(tile, b, n, k),
         descriptor(tile, out, m, n // 2),
@@ -133,6 +136,7 @@ def _gemm(
         WRITE_H=h is not None,
         HAS_BIAS=bias is not None,
         EMULATE=triton.knobs.runtime.interpret,
+        PERSISTENT=persistent,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         enable_fp_fusion=True,

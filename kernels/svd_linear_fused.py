@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hystar_fast.kernels.svd_linear import _modulated, _product, _read, _sum_samples, _write
+from hystar_fast.kernels.svd_linear_blocks import _modulated, _product, _read, _sum_samples, _write
 
 
 @triton.jit

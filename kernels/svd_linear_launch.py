@@ -9,7 +9,8 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from hystar_fast.kernels.svd_linear import MANY, PAIR, SHARED, _svd_linear_gemm_kernel, _svd_linear_reduce_kernel
+from hystar_fast.kernels.svd_linear import _svd_linear_gemm_kernel, _svd_linear_reduce_kernel
+from hystar_fast.kernels.svd_linear_blocks import MANY, PAIR, SHARED
 from hystar_fast.kernels.tuning import REDUCE, Tile, svd_linear_tile
 
 
@@ -18,7 +19,8 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Return g = (x vhᵀ) * scale, [N, r], and h = x vhᵀ where it is to be kept.
 
-    ``tokens`` is the number of rows of a sample. ``launch`` may give ``capability`` and ``tf32``.
+    ``tokens`` is the number of rows of a sample. ``launch`` gives ``capability``, and may give ``multiprocessors``
+    (for persistent tiles) and ``tf32``.
     """
     g, h, _ = _gemm(x, vh.t(), None, scale, index, tokens, by_column=True, write_h=save, write_g=True, **launch)
     assert g is not None
@@ -52,6 +54,7 @@ def _gemm(
     write_h: bool,
     write_g: bool,
     capability: tuple[int, int],
+    multiprocessors: int = 1,
     tf32: bool = False,
     tile: Tile | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -74,7 +77,9 @@ def _gemm(
     partials = torch.empty(row_tiles, slots, rank, dtype=torch.float32, device=a.device) if sums else None
     samples = rows // tokens
     m, n, k = tile.block_m, tile.block_n, tile.block_k
-    _svd_linear_gemm_kernel[(row_tiles * column_tiles,)](
+    tiles = row_tiles * column_tiles
+    persistent = tile.persistent and tiles > multiprocessors
+    _svd_linear_gemm_kernel[(multiprocessors if persistent else tiles,)](
         descriptor(tile, a, m, k),
         descriptor(tile, b.t() if by_column else b, *((n, k) if by_column else (k, n))),
         descriptor(tile, g, m, n // 2),
@@ -107,6 +112,7 @@ def _gemm(
         WRITE_H=write_h,
         SUM=sums,
         WRITE_G=write_g,
+        PERSISTENT=persistent,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         enable_fp_fusion=True,

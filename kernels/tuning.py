@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Shared memory one block may use, in bytes (CUDA programming guide, table of compute capabilities).
 SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
@@ -18,6 +18,7 @@ class Tile:
     num_warps: int
     num_stages: int
     descriptors: bool = False  # operands and results through tensor descriptors (TMA)
+    persistent: bool = False  # one program a multiprocessor takes tile after tile: it loads the next during an epilogue
 
 
 # A 128 x 256 tile keeps Hopper's tensor cores fed; its epilogue works on halves of the tile so that nothing spills.
@@ -56,7 +57,10 @@ def svd_linear_tile(capability: tuple[int, int], itemsize: int, tokens: int, *, 
     if not aligned:
         return _ODD
     wide, plain = _BY_ITEMSIZE[itemsize]
-    return wide if capability[0] in (9, 10) else plain
+    if capability[0] not in (9, 10):
+        return plain
+    # over many samples a tile, the epilogue has a loop of its own, and registers for no other tile's operands
+    return replace(wide, persistent=itemsize < 4 and tokens >= wide.block_m)
 
 
 _FUSED_TALL_FROM = 8192  # rows from which tiles of 128 fill a large GPU

@@ -76,6 +76,7 @@ def record(capability: tuple[int, int]) -> list[tuple[str, Any, dict[str, Any]]]
             scale = torch.empty(*{"shared": (), "sample": (batch,), "bank": (8,)}[kind], features)
             index = torch.zeros(batch, dtype=torch.long) if kind == "bank" else None
             options: dict[str, Any] = {"capability": capability, "tf32": dtype == torch.float32}
+            options["multiprocessors"] = 4  # fewer than there are tiles
             launch.forward(x, scale, factor, index, tokens, True, **options)
             launch.backward(x, factor, x, scale, index, tokens, True, **options)
             for function, arguments in launches:
@@ -110,7 +111,7 @@ def record_fp8(capability: tuple[int, int]) -> list[tuple[str, Any, dict[str, An
             for kernel in names:
                 stack.enter_context(mock.patch.object(fp8, kernel, Recorder(getattr(fp8, kernel), launches)))
             quantised, x_scale, g_scale = fp8.quantise(x, scale, norm, index, tokens)
-            options: dict[str, Any] = {"capability": capability}
+            options: dict[str, Any] = {"capability": capability, "multiprocessors": 4}
             g, _ = fp8.first(quantised, x_scale, g_scale, factor, norm, scale, index, tokens, save, **options)
             fp8.second(g, g_scale, factor, norm, norm.bfloat16(), torch.empty_like(x), **options)
         for function, arguments in launches:
@@ -192,6 +193,7 @@ def compile_one(architecture: int, label: str, function: Any, arguments: dict[st
         "kernel": label,
         "shared": compiled.metadata.shared,
         "descriptors": arguments.get("DESCRIPTORS", False),
+        "persistent": arguments.get("PERSISTENT", False),
         "fp8": fp8_product is not None,
         **resources,
         **{name: text in ptx for name, text in instructions.items()},

@@ -17,13 +17,14 @@ from hystar_fast.kernels import svd_linear_fp8_launch as launch
 from hystar_fast.kernels.svd_linear_fp8 import _e4m3
 from hystar_fast.kernels.tuning import Tile
 from hystar_fast.ops import svd_linear_fp8 as op
-from tests.svd_linear_interpreted import DESCRIPTORS, POINTERS
+from tests.svd_linear_interpreted import DESCRIPTORS, PERSISTENT, POINTERS
 from tests.test_svd_linear import KINDS, make_inputs
 from tests.tolerance import FLOOR, relative_error
 
 # (batch, tokens, in, out, rank), tile: inside a sample, over two, over many; odd; one; aligned
 CASES = [
-    ((2, 45, 48, 64, 80), DESCRIPTORS),
+    ((2, 45, 48, 64, 80), PERSISTENT),
+    ((1, 33, 16, 16, 16), DESCRIPTORS),
     ((5, 7, 48, 64, 80), DESCRIPTORS),
     ((5, 7, 37, 29, 41), POINTERS),
     ((2, 45, 37, 29, 41), POINTERS),
@@ -56,7 +57,7 @@ def check_rounding() -> list[str]:
 def forward(tile: Tile, *arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
     with (
         mock.patch.object(torch.cuda, "device", lambda _: nullcontext()),
-        mock.patch.object(torch.cuda, "get_device_capability", lambda _=None: (9, 0)),
+        mock.patch.object(op.svd_linear_cuda, "gpu", lambda _: ((9, 0), 2)),
         mock.patch.object(launch, "svd_linear_tile", lambda *_, **__: tile),
     ):
         return op.forward_cuda(*arguments)  # type: ignore[arg-type]

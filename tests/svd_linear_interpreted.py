@@ -20,6 +20,7 @@ from hystar_fast.ref.svd_linear import svd_linear as reference
 from tests.tolerance import FLOOR, relative_error
 
 POINTERS, DESCRIPTORS = Tile(32, 32, 32, 4, 3), Tile(32, 64, 32, 4, 3, descriptors=True)
+PERSISTENT = Tile(32, 64, 32, 4, 3, descriptors=True, persistent=True)
 # (batch, tokens, in_features, rank, out_features, tile): a tile inside a sample, over two, over many; odd; one; aligned
 CASES = [
     (3, 45, 40, 72, 56, DESCRIPTORS),
@@ -30,6 +31,7 @@ CASES = [
     (35, 1, 37, 41, 29, POINTERS),
     (1, 1, 1, 1, 1, POINTERS),
     (3, 31, 33, 16, 34, POINTERS),
+    (3, 45, 40, 136, 56, PERSISTENT),
 ]
 
 
@@ -49,7 +51,7 @@ def check_case(dtype: torch.dtype, kind: str, case: tuple[int, int, int, int, in
     if strided:
         x, dy, vh = x.t().contiguous().t(), dy.repeat_interleave(2, 1)[:, ::2], vh.t().contiguous().t()
         scale = scale.repeat_interleave(2, -1)[..., ::2]
-    options = {"capability": (9, 0), "tile": tile}
+    options = {"capability": (9, 0), "tile": tile, "multiprocessors": 4}
     g, h = launch.forward(x, scale, vh, index, tokens, True, **options)
     assert h is not None
     dg, dscale = launch.backward(dy, u, h, scale, index, tokens, True, **options)
@@ -116,7 +118,7 @@ def check_op(dtype: torch.dtype, shares: int | None) -> list[str]:
     fake_gpu = [
         mock.patch.object(svd_linear_cuda, "_shares", lambda *_: shares),
         mock.patch.object(torch.cuda, "device", lambda _: nullcontext()),
-        mock.patch.object(torch.cuda, "get_device_capability", lambda _=None: (9, 0)),
+        mock.patch.object(svd_linear_cuda, "gpu", lambda _: ((9, 0), 2)),
         mock.patch.object(svd_linear_cuda, "_tf32", lambda: True),
     ]
     for patch in fake_gpu:

@@ -41,6 +41,8 @@ def test_compiles_without_spills(
     assert len(fp8) == (10 if architecture >= 89 else 0) and all(row["fp8"] for row in fp8)
     fused = [row for row in report["rows"] if "fused_kernel" in row["kernel"]]
     assert len(fused) == 12
+    persistent = [row["kernel"] for row in gemms + fp8 if row["persistent"]]
+    assert bool(persistent) == (architecture in (90, 100)), persistent
     wide = [row for row in gemms + fp8 + fused if row["descriptors"]]
     assert bool(wide) == (architecture in (90, 100))
     for row in wide:

@@ -218,7 +218,7 @@ def test_an_older_gpu_is_an_error(
 ) -> None:
     assert (op.why_not(capability) is None) == (reason is None)
     if reason:
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        monkeypatch.setattr("hystar_fast.ops.svd_linear_cuda.gpu", lambda _: (capability, 108))
         x, u, scale, vh, _, _ = make_inputs(3, 5, 13, 17, 11, "sample", torch.float32)
         with pytest.raises(ValueError, match="precision: 'fp8' cannot run here: " + reason):
             op.forward_cuda(x, scale, *quantise_factors(u, vh), None, None, False)

@@ -52,7 +52,7 @@ def forward(
                 g, saved = launch.forward(rows, scale, vh, index, tokens, save, **_options(rows))
                 affine(g, u.t(), bias, out=y_rows)
             else:
-                options = _options(rows) | {"shares": shares}
+                options = _options(rows, shares)
                 saved = _fused().forward(rows, u, scale, vh, bias, index, tokens, save, y_rows, **options)
     return y, saved if save else x.new_empty(0)
 
@@ -92,7 +92,7 @@ def backward(
                 sums = None if h is None else _dscale(dg, h, scale, index, samples, tokens)
                 g = _scaled(dg, scale, index, samples, tokens) if needs_dx else None
             elif shares is not None:
-                options = _options(rows) | {"shares": shares}
+                options = _options(rows, shares)
                 dx_rows = dx.view(len(rows), vh.shape[1])
                 sums = _fused().backward(rows, u, h, scale, vh, index, tokens, dx_rows, **options)
             else:
@@ -140,7 +140,7 @@ def _fused() -> ModuleType:
 
 def _shares(rows: Tensor, rank: int, columns: int) -> int | None:
     """The shares of the fused kernel where it is the cheaper one."""
-    multiprocessors = torch.cuda.get_device_properties(rows.device).multi_processor_count
+    _, multiprocessors = gpu(rows.device)
     return fused_shares(
         len(rows), rank, rows.shape[1], columns, itemsize=rows.itemsize, multiprocessors=multiprocessors
     )
@@ -150,8 +150,17 @@ def _tf32() -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-def _options(rows: Tensor) -> dict[str, object]:
-    return {"capability": torch.cuda.get_device_capability(rows.device), "tf32": rows.dtype == torch.float32}
+def gpu(device: torch.device) -> tuple[tuple[int, int], int]:
+    """Compute capability and number of multiprocessors."""
+    properties = torch.cuda.get_device_properties(device)
+    return (properties.major, properties.minor), properties.multi_processor_count
+
+
+def _options(rows: Tensor, shares: int | None = None) -> dict[str, object]:
+    """What a launcher wants to know: of the GPU, and of the fused kernel into how many shares."""
+    capability, multiprocessors = gpu(rows.device)
+    filled = {"multiprocessors": multiprocessors} if shares is None else {"shares": shares}
+    return {"capability": capability, "tf32": rows.dtype == torch.float32, **filled}
 
 
 def _inside(index: Tensor, scale: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ def forward_cuda(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return y and, where it is to be saved, h [N, r]. A GPU that cannot is an error: nothing else was asked for."""
-    capability = torch.cuda.get_device_capability(x.device)
+    capability, multiprocessors = svd_linear_cuda.gpu(x.device)
     if reason := why_not(capability):
         raise ValueError(f"precision: 'fp8' cannot run here: {reason}")
     from hystar_fast.kernels import svd_linear_fp8_launch as launch
@@ -139,8 +139,18 @@ def forward_cuda(
             tokens,
             x.dtype if save else None,
             capability=capability,
+            multiprocessors=multiprocessors,
         )
-        launch.second(g, g_scale, u, u_scale, bias, y.view(len(rows), len(u)), capability=capability)
+        launch.second(
+            g,
+            g_scale,
+            u,
+            u_scale,
+            bias,
+            y.view(len(rows), len(u)),
+            capability=capability,
+            multiprocessors=multiprocessors,
+        )
     return y, x.new_empty(0) if h is None else h
 
 
