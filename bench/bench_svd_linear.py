@@ -9,7 +9,7 @@ from functools import lru_cache
 import pytest
 import svd_linear_cases
 import torch
-from harness import DEVICE, Outputs, Run, forward, forward_backward
+from harness import DEVICE, Outputs, Run, forward, forward_backward, graphed, peak_mib
 from svd_linear_cases import GRAPH, Case
 from svd_linear_providers import PROVIDERS, Inputs, factored, tf32
 from torch import Tensor
@@ -43,33 +43,30 @@ def problem(case: Case) -> tuple[Inputs, Tensor, Outputs]:
     return inputs, dy, [a.detach() for a in truth]
 
 
-def graphed(call: Callable[[], Tensor]) -> Run:
-    """Replays of a CUDA graph of the forward: what is left when launches cost the host nothing."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.no_grad():
-        call()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph):
-            y = call()
-
-    def replay() -> Outputs:
-        graph.replay()
-        return [y]
-
-    return replay
+def backward(y: Tensor, inputs: list[Tensor], upstream: Tensor) -> Run:
+    """The gradients of a forward that has run, alone."""
+    return lambda: torch.autograd.grad(y, inputs, upstream, retain_graph=True)
 
 
 def prepared(case: Case, provider: str, mode: str) -> tuple[Run, Outputs | None]:
     """The call to measure and the truth it is held to."""
-    who, (inputs, dy, truth) = PROVIDERS[provider], problem(case)
+    who, (inputs, dy, truth) = PROVIDERS[provider.removesuffix(GRAPH)], problem(case)
     x, delta = inputs.x.detach().requires_grad_(), inputs.delta.detach().requires_grad_()
-    arguments = replace(inputs, x=x, delta=delta)
+    arguments, wanted = replace(inputs, x=x, delta=delta), [x, delta] if who.adaptive else [x]
     call = who.call if who.prepare is None else who.prepare(inputs)
-    if mode == "forward+backward":
-        run = forward_backward(lambda: call(arguments), [x, delta] if who.adaptive else [x], dy)
+    if mode == "forward":
+        run, exact = forward(lambda: call(arguments)), truth[:1]
+    elif mode == "backward":
+        run, exact = backward(call(arguments), wanted, dy), truth[1:]
     else:
-        run = (graphed if mode == GRAPH else forward)(lambda: call(arguments))
-    return run, truth[: 3 if mode == "forward+backward" else 1] if who.adaptive else None
+        run, exact = forward_backward(lambda: call(arguments), wanted, dy), truth
+    return graphed(run) if provider.endswith(GRAPH) else run, exact if who.adaptive else None
+
+
+def beyond_results(run: Run) -> float:
+    """Peak memory in MiB beyond the results themselves, which the plain layer has too."""
+    results = sum(out.numel() * out.itemsize for out in run()) / 2**20
+    return peak_mib(run) - results
 
 
 def measurements() -> Iterator[object]:
@@ -83,9 +80,10 @@ def measurements() -> Iterator[object]:
 @pytest.mark.parametrize(("case", "mode", "provider"), measurements())
 def bench_svd_linear(record: Callable[..., None], quick: bool, case: Case, mode: str, provider: str) -> None:
     case = case.toy() if quick else case
-    with tf32(case.dtype), PROVIDERS[provider].during():
+    with tf32(case.dtype), PROVIDERS[provider.removesuffix(GRAPH)].during():
         run, truth = prepared(case, provider, mode)
         gflop = 2 * case.batch * case.tokens * case.rank * (case.in_features + case.out_features) / 1e9
         gflop *= 2 if mode == "forward+backward" else 1
+        memory = {"extra_mib": beyond_results(run)} if DEVICE == "cuda" and not provider.endswith(GRAPH) else {}
         name = f"{case} tf32" if DEVICE == "cuda" and case.dtype == torch.float32 else str(case)
-        record("svd_linear", name, provider, mode, case.dtype, run, truth, factored_gflop=gflop)
+        record("svd_linear", name, provider, mode, case.dtype, run, truth, factored_gflop=gflop, **memory)

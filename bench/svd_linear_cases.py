@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 BOTH = ("forward", "forward+backward")
-GRAPH = "forward, CUDA graph"
+GRAPH = ", CUDA graph"  # after a provider's name: replays of a graph, which launch nothing from Python
 EVERYONE = (
     "plain linear",
     "hystar_fast",
@@ -17,10 +17,10 @@ EVERYONE = (
     "materialised",
     "authors' path",
 )
-CORE = ("plain linear", "two bare products", "hystar_fast", "hystar_fast, fp8")
+CORE = ("plain linear", "two GEMMs", "hystar_fast", "hystar_fast, fp8")
 FULL = (*CORE, "hystar_fast, not persistent", "authors' path", "reference, eager", "reference, torch.compile")
 FULL_FORWARD = (*FULL, "hystar_fast, fp8, second product by torch", "peft, a LoRA a sample")
-SMALL_RANK = ("plain linear", "two bare products", "hystar_fast", "hystar_fast, two kernels", "reference, eager")
+SMALL_RANK = ("plain linear", "two GEMMs", "hystar_fast", "hystar_fast, two kernels", "reference, eager")
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,14 @@ def cuda() -> Iterator[Case]:
     qkv, square = Case(48, 257, 1024, 3072, 1024), Case(48, 257, 1024, 1024, 1024)
     for layer in (qkv, square):
         yield replace(layer, modes=("forward",), providers=FULL_FORWARD)
-        yield replace(layer, modes=("forward+backward",), providers=FULL)
+        yield replace(layer, modes=("backward", "forward+backward"), providers=FULL)
     for rank in (64, 128):
         yield replace(qkv, rank=rank, providers=SMALL_RANK)
     for rank in (1024, 64):
-        yield replace(qkv, batch=1, rank=rank, modes=(GRAPH, "forward"), providers=CORE if rank > 128 else SMALL_RANK)
-    yield replace(qkv, batch=8, modes=("forward", GRAPH))
+        providers = CORE if rank > 128 else SMALL_RANK
+        providers = *(name + GRAPH for name in providers), *providers
+        yield replace(qkv, batch=1, rank=rank, modes=("forward",), providers=providers)
+    yield replace(qkv, batch=8)
     yield replace(qkv, batch=8, rank=64, providers=SMALL_RANK)
     yield replace(square, batch=8, rank=128, providers=SMALL_RANK)
     yield replace(qkv, batch=256)
@@ -81,4 +83,4 @@ def cuda() -> Iterator[Case]:
     for tokens in (50, 577):
         yield replace(qkv, tokens=tokens)
     yield replace(qkv, dtype=torch.float16)
-    yield replace(qkv, dtype=torch.float32, providers=("plain linear", "two bare products", "hystar_fast"))
+    yield replace(qkv, dtype=torch.float32, providers=("plain linear", "two GEMMs", "hystar_fast"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from harness import DEVICE, compiled
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ def plain(a: Inputs) -> Tensor:
     return F.linear(a.x, a.w)
 
 
-def two_products(a: Inputs) -> Tensor:
+def two_gemms(a: Inputs) -> Tensor:
     """The floor: the two products through vh and u, and nothing between them."""
     return F.linear(F.linear(a.x, a.vh), a.u)
 
@@ -102,13 +103,12 @@ def fp8_then_cublas(a: Inputs) -> Tensor:
 
 def lora(a: Inputs) -> Callable[[Inputs], Tensor]:
     """peft's mixed batch: a LoRA of rank 1 a sample, the smallest there is: in + out values, where ours has r."""
-    from peft import LoraConfig, get_peft_model
-
+    peft = pytest.importorskip("peft")
     with torch.device("meta"):
         linear = nn.Linear(a.w.shape[1], a.w.shape[0], bias=False)
     linear.weight = nn.Parameter(a.w, requires_grad=False)
-    config = LoraConfig(r=1, target_modules=["0"])
-    model = get_peft_model(nn.Sequential(linear), config, adapter_name="0", autocast_adapter_dtype=False).eval()
+    config = peft.LoraConfig(r=1, target_modules=["0"])
+    model = peft.get_peft_model(nn.Sequential(linear), config, adapter_name="0", autocast_adapter_dtype=False).eval()
     for sample in range(1, len(a.x)):
         model.add_adapter(str(sample), config)
     model.to(a.x.device, a.x.dtype)
@@ -142,7 +142,7 @@ PROVIDERS = {
     "reference, torch.compile": Who(factored, prepare=autotuned),
     "materialised": Who(materialised),
     "authors' path": Who(authors),
-    "two bare products": Who(two_products, adaptive=False),
+    "two GEMMs": Who(two_gemms, adaptive=False),
     "hystar_fast, fp8": Who(ours_fp8),
     "hystar_fast, not persistent": Who(ours, cuda_only=True, during=not_persistent),
     "hystar_fast, two kernels": Who(ours, cuda_only=True, during=unfused),
