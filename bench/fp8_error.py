@@ -1,7 +1,7 @@
 """What e4m3 costs svd_linear in accuracy, by emulation: the table of docs/algorithms/svd_linear.md.
 
-python bench/fp8_error.py prints it. Nothing here needs a GPU or says anything about speed: values are rounded to e4m3
-by torch and multiplied in float32.
+python bench/fp8_error.py prints it, and with --adapter what fp8 does to the retrieval of a trained model. Nothing here
+needs a GPU or says anything about speed: values are rounded to e4m3 by torch and multiplied in float32.
 """
 
 from __future__ import annotations
@@ -99,10 +99,38 @@ def table(kind: str, tokens: int, in_features: int, out_features: int) -> dict[s
     return {name: ((y.double() - truth).norm() / truth.norm()).item() for name, y in results.items()}
 
 
+def retrieval(adapter: str) -> dict[str, tuple[object, object, object]]:
+    """R@1 on the embedded drawings, every FastSVDLinear in full precision and in fp8, and the paired difference."""
+    from hystar_fast import FastSVDLinear, Hystar
+    from hystar_fast.methods.hystar import HystarMethod
+    from hystar_fast.retrieval.evaluate import difference, evaluate
+    from hystar_fast.retrieval.protocol import load_split
+
+    model, concepts = Hystar.from_pretrained(adapter).eval(), load_split("test")
+    with torch.no_grad():
+        full = evaluate(HystarMethod(model), concepts)
+        for layer in model.modules():
+            if isinstance(layer, FastSVDLinear):
+                layer.precision = "fp8"
+        fp8 = evaluate(HystarMethod(model), concepts)
+    groups = {style: [style] for style in full.rows} | {"all images": [s for s in full.rows if s != "text"]}
+    return {
+        name: (full.mean_recall(styles, 1), fp8.mean_recall(styles, 1), difference(fp8, full, styles))
+        for name, styles in groups.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", type=int, nargs=3, default=(1024, 1024, 3072), metavar=("TOKENS", "IN", "OUT"))
-    shape = parser.parse_args().shape
+    parser.add_argument("--adapter", help="folder of a trained adapter, as hystar-fast demo writes: runs/demo/adapter")
+    arguments = parser.parse_args()
+    if arguments.adapter:
+        sys.stdout.write("| R@1, % | full precision | fp8 | difference |\n|---|---|---|---|\n")
+        for name, values in retrieval(arguments.adapter).items():
+            sys.stdout.write(f"| {name} | " + " | ".join(map(str, values)) + " |\n")
+        return
+    shape = arguments.shape
     columns = {kind: table(kind, *shape) for kind in ("normal", "decaying", "outliers")}
     sys.stdout.write("| | " + " | ".join(columns) + " |\n" + "|---" * (len(columns) + 1) + "|\n")
     for name in columns["normal"]:
