@@ -1,95 +1,89 @@
-"""svd_linear at the shapes of a ViT-L/14: packed qkv (1024 -> 3072) and output projection (1024 -> 1024)."""
+"""svd_linear at the shapes of a ViT: who is measured is in svd_linear_providers.py, on what in svd_linear_cases.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
+import svd_linear_cases
 import torch
-from harness import DEVICE, Outputs, compiled, forward, forward_backward
+from harness import DEVICE, Outputs, Run, forward, forward_backward, graphed, peak_mib
+from svd_linear_cases import GRAPH, Case
+from svd_linear_providers import PROVIDERS, Inputs, factored, tf32
 from torch import Tensor
-from torch.nn import functional as F
 
-import hystar_fast as hf
-
-B, T, IN = (48 if DEVICE == "cuda" else 16), 257, 1024
+from hystar_fast.ops.svd_linear_fp8 import quantise_factors
 
 
-def plain(x: Tensor, u: Tensor, s: Tensor, delta: Tensor, vh: Tensor, w: Tensor) -> Tensor:
-    """The frozen nn.Linear that the layer replaces."""
-    return F.linear(x, w)
-
-
-def authors(x: Tensor, u: Tensor, s: Tensor, delta: Tensor, vh: Tensor, w: Tensor) -> Tensor:
-    """The published path: every sample's weight is built and multiplied with bmm."""
-    delta_w = u @ torch.diag_embed(delta.to(x.dtype)) @ vh
-    return torch.bmm(x, (w.repeat(len(x), 1, 1) + delta_w).transpose(1, 2))
-
-
-def materialised(x: Tensor, u: Tensor, s: Tensor, delta: Tensor, vh: Tensor, w: Tensor) -> Tensor:
-    """The cheaper way to build every sample's weight: scale U, one product, bmm."""
-    return torch.bmm(x, ((u * (s + delta).to(x.dtype)[:, None]) @ vh).transpose(1, 2))
-
-
-def factored(x: Tensor, u: Tensor, s: Tensor, delta: Tensor, vh: Tensor, w: Tensor) -> Tensor:
-    return hf.ref.svd_linear(x, u, s + delta, vh)
-
-
-def ours(x: Tensor, u: Tensor, s: Tensor, delta: Tensor, vh: Tensor, w: Tensor) -> Tensor:
-    return hf.svd_linear(x, u, s + delta, vh)
-
-
-PROVIDERS: dict[str, Callable[..., Tensor]] = {
-    "plain linear": plain,
-    "hystar_fast": ours,
-    "reference, eager": factored,
-    "reference, torch.compile": factored,
-    "materialised": materialised,
-    "authors' path": authors,
-}
+@lru_cache(maxsize=4)
+def layer(in_features: int, out_features: int) -> tuple[Tensor, Tensor, Tensor]:
+    w = torch.randn(out_features, in_features, generator=torch.Generator().manual_seed(0)) / in_features**0.5
+    return torch.linalg.svd(w.to(DEVICE), full_matrices=False)
 
 
 @lru_cache(maxsize=1)
-def case(out: int, dtype: torch.dtype, quick: bool) -> tuple[list[Tensor], Tensor, Outputs]:
+def problem(case: Case) -> tuple[Inputs, Tensor, Outputs]:
     """Inputs, upstream gradient, and the float64 output and gradients of x and delta."""
-    batch, tokens, features, out = (2, 5, 32, out // 32) if quick else (B, T, IN, out)
-    generator = torch.Generator().manual_seed(0)
-    w = torch.randn(out, features, generator=generator) / features**0.5
-    u, s, vh = torch.linalg.svd(w, full_matrices=False)
-    x = torch.randn(batch, tokens, features, generator=generator)
-    delta = 0.1 * torch.randn(batch, len(s), generator=generator)
-    dy = torch.randn(batch, tokens, out, generator=generator).to(DEVICE, dtype)
-    x, u, vh, w = (a.to(DEVICE, dtype) for a in (x, u, vh, w))
-    s, delta = s.to(DEVICE), delta.to(DEVICE)
-    exact = [a.double() for a in (x, u, s, delta, vh, w)]
-    exact[0].requires_grad_()
-    exact[3].requires_grad_()
-    truth = forward_backward(lambda: factored(*exact), [exact[0], exact[3]], dy.double())()
-    return [x, u, s, delta, vh, w], dy, [a.detach() for a in truth]
+    generator = torch.Generator().manual_seed(1)
+    u, s, vh = layer(case.in_features, case.out_features)
+    u, s, vh = u[:, : case.rank], s[: case.rank], vh[: case.rank]
+    rows = {"sample": (case.batch,), "bank": (8,), "shared": ()}[case.kind]
+    x = torch.randn(case.batch, case.tokens, case.in_features, generator=generator)
+    delta = 0.1 * torch.randn(*rows, len(s), generator=generator).to(DEVICE)
+    index = torch.randint(0, 8, (case.batch,), generator=generator).to(DEVICE) if case.kind == "bank" else None
+    dy = torch.randn(case.batch, case.tokens, case.out_features, generator=generator).to(DEVICE, case.dtype)
+    x, u, vh, w = (a.to(DEVICE, case.dtype).contiguous() for a in (x, u, vh, (u * s) @ vh))
+    needs_fp8 = any("fp8" in name for name in case.providers)
+    inputs = Inputs(x, u, s, delta, vh, w, index, quantise_factors(u, vh) if needs_fp8 else None)
+    leaves = [x.double().requires_grad_(), delta.double().requires_grad_()]
+    exact = Inputs(leaves[0], u.double(), s.double(), leaves[1], vh.double(), w, index)
+    truth = forward_backward(lambda: factored(exact), leaves, dy.double())()
+    return inputs, dy, [a.detach() for a in truth]
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("mode", ["forward", "forward+backward"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("out", [3072, 1024])
-def bench_svd_linear(
-    record: Callable[..., None], quick: bool, out: int, dtype: torch.dtype, mode: str, provider: str
-) -> None:
-    inputs, dy, truth = case(out, dtype, quick)
-    x, _, s, delta, _, _ = inputs
-    x, delta = x.detach().requires_grad_(), delta.detach().requires_grad_()
-    arguments = [x, *inputs[1:3], delta, *inputs[4:]]
-    function = PROVIDERS[provider]
-    if "compile" in provider:
-        function = compiled(function)
-    wanted = [x] if function is plain else [x, delta]
+def backward(y: Tensor, inputs: list[Tensor], upstream: Tensor) -> Run:
+    """The gradients of a forward that has run, alone."""
+    return lambda: torch.autograd.grad(y, inputs, upstream, retain_graph=True)
 
-    def run() -> Tensor:
-        return function(*arguments)
 
-    measured = forward(run) if mode == "forward" else forward_backward(run, wanted, dy)
-    exact = None if function is plain else truth[: 1 if mode == "forward" else 3]
-    name = f"B{len(x)} T{x.shape[1]} {x.shape[2]}->{dy.shape[2]} r{len(s)}"
-    gflop = 2 * x.shape[0] * x.shape[1] * len(s) * (x.shape[2] + dy.shape[2]) * (1 if mode == "forward" else 2) / 1e9
-    record("svd_linear", name, provider, mode, dtype, measured, exact, factored_gflop=gflop)
+def prepared(case: Case, provider: str, mode: str) -> tuple[Run, Outputs | None]:
+    """The call to measure and the truth it is held to."""
+    who, (inputs, dy, truth) = PROVIDERS[provider.removesuffix(GRAPH)], problem(case)
+    x, delta = inputs.x.detach().requires_grad_(), inputs.delta.detach().requires_grad_()
+    arguments, wanted = replace(inputs, x=x, delta=delta), [x, delta] if who.adaptive else [x]
+    call = who.call if who.prepare is None else who.prepare(inputs)
+    if mode == "forward":
+        run, exact = forward(lambda: call(arguments)), truth[:1]
+    elif mode == "backward":
+        run, exact = backward(call(arguments), wanted, dy), truth[1:]
+    else:
+        run, exact = forward_backward(lambda: call(arguments), wanted, dy), truth
+    return graphed(run) if provider.endswith(GRAPH) else run, exact if who.adaptive else None
+
+
+def beyond_results(run: Run) -> float:
+    """Peak memory in MiB beyond the results themselves, which the plain layer has too."""
+    results = sum(out.numel() * out.itemsize for out in run()) / 2**20
+    return peak_mib(run) - results
+
+
+def measurements() -> Iterator[object]:
+    for case in getattr(svd_linear_cases, DEVICE)():
+        for mode in case.modes:
+            for provider in case.providers:
+                dtype = str(case.dtype).removeprefix("torch.")
+                yield pytest.param(case, mode, provider, id=f"{case}-{dtype}-{mode}-{provider}")
+
+
+@pytest.mark.parametrize(("case", "mode", "provider"), measurements())
+def bench_svd_linear(record: Callable[..., None], quick: bool, case: Case, mode: str, provider: str) -> None:
+    case = case.toy() if quick else case
+    with tf32(case.dtype), PROVIDERS[provider.removesuffix(GRAPH)].during():
+        run, truth = prepared(case, provider, mode)
+        gflop = 2 * case.batch * case.tokens * case.rank * (case.in_features + case.out_features) / 1e9
+        gflop *= 2 if mode == "forward+backward" else 1
+        memory = {"extra_mib": beyond_results(run)} if DEVICE == "cuda" and not provider.endswith(GRAPH) else {}
+        name = f"{case} tf32" if DEVICE == "cuda" and case.dtype == torch.float32 else str(case)
+        record("svd_linear", name, provider, mode, case.dtype, run, truth, factored_gflop=gflop, **memory)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Shared memory one block may use, in bytes (CUDA programming guide, table of compute capabilities).
 SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
@@ -18,20 +18,27 @@ class Tile:
     num_warps: int
     num_stages: int
     descriptors: bool = False  # operands and results through tensor descriptors (TMA)
+    persistent: bool = False  # one program a multiprocessor takes tile after tile: it loads the next during an epilogue
 
 
 # A 128 x 256 tile keeps Hopper's tensor cores fed; its epilogue works on halves of the tile so that nothing spills.
 _WIDE = Tile(128, 256, 64, num_warps=8, num_stages=3, descriptors=True)
+_WIDE_FP8 = Tile(128, 256, 128, num_warps=8, num_stages=3, descriptors=True)
 _WIDE_FP32 = Tile(128, 128, 32, num_warps=8, num_stages=3, descriptors=True)
 # Ampere, Ada and consumer Blackwell, the latter two with 99 KiB of shared memory: pointers, copied asynchronously.
 _PLAIN = Tile(128, 128, 32, num_warps=8, num_stages=3)
+_PLAIN_FP8 = Tile(128, 128, 64, num_warps=8, num_stages=3)
 _PLAIN_FP32 = Tile(128, 64, 32, num_warps=4, num_stages=3)
 # Any stride and any size: element-wise addresses take registers, so a larger tile spills.
 _ODD = Tile(64, 64, 32, num_warps=8, num_stages=3)
 # Samples shorter than a tile: the epilogue loops over the samples of the tile, so few rows are best.
 _SHORT = Tile(32, 128, 64, num_warps=4, num_stages=3)
 _SHORT_SMALL = Tile(32, 64, 32, num_warps=4, num_stages=3)
+_SHORT_FP8 = Tile(64, 128, 64, num_warps=8, num_stages=3)  # fp8 has no tensor-core instruction of fewer rows
 _SHORT_BELOW = 32  # tokens a sample
+
+# The same choice a size of element: operands in tiles of as many bytes.
+_BY_ITEMSIZE = {1: (_WIDE_FP8, _PLAIN_FP8), 2: (_WIDE, _PLAIN), 4: (_WIDE_FP32, _PLAIN_FP32)}
 
 
 def svd_linear_tile(capability: tuple[int, int], itemsize: int, tokens: int, *, aligned: bool) -> Tile:
@@ -39,17 +46,35 @@ def svd_linear_tile(capability: tuple[int, int], itemsize: int, tokens: int, *, 
 
     Args:
         capability: Compute capability, (major, minor).
-        itemsize: Bytes of an element: 2 or 4.
+        itemsize: Bytes of an element: 1, 2 or 4.
         tokens: Rows that share one row of scale.
         aligned: Every operand is contiguous along its last dimension, with 16-byte aligned rows (what TMA needs).
     """
+    if tokens < _SHORT_BELOW and itemsize == 1:
+        return _SHORT_FP8 if aligned else _ODD
     if tokens < _SHORT_BELOW:
         return _SHORT if aligned and itemsize == 2 else _SHORT_SMALL
     if not aligned:
         return _ODD
-    if capability[0] in (9, 10):
-        return _WIDE_FP32 if itemsize == 4 else _WIDE
-    return _PLAIN_FP32 if itemsize == 4 else _PLAIN
+    wide, plain = _BY_ITEMSIZE[itemsize]
+    if capability[0] not in (9, 10):
+        return plain
+    # over many samples a tile, the epilogue has a loop of its own, and registers for no other tile's operands
+    return replace(wide, persistent=itemsize < 4 and tokens >= wide.block_m)
+
+
+_FUSED_TALL_FROM = 8192  # rows from which tiles of 128 fill a large GPU
+
+
+def svd_linear_fused_tile(capability: tuple[int, int], itemsize: int, rows: int, width: int, *, aligned: bool) -> Tile:
+    """Return the tile of the kernel that fuses both products at a rank of at most ``width``, 16 to 128."""
+    if itemsize == 4 or not aligned:
+        return Tile(32, 64, 32, num_warps=8 if width > 64 else 4, num_stages=2)
+    if capability[0] not in (9, 10):
+        return Tile(64, 128, 32, num_warps=8, num_stages=3)
+    if rows >= _FUSED_TALL_FROM:
+        return Tile(128, 128, 64, num_warps=8, num_stages=3, descriptors=True)
+    return Tile(64, 128, 64, num_warps=4, num_stages=3, descriptors=True)
 
 
 @dataclass(frozen=True)
@@ -62,3 +87,6 @@ class ReduceTile:
 
 
 REDUCE = ReduceTile(tiles=32, columns=64, num_warps=4)
+
+# One program quantises a whole row: 16 bytes of a half type a thread.
+QUANTISE_COLUMNS_A_WARP = 256

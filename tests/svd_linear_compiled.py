@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from hystar_fast.kernels import svd_linear_fp8_launch as fp8
+from hystar_fast.kernels import svd_linear_fused_launch as fused
 from hystar_fast.kernels import svd_linear_launch as launch
+from hystar_fast.ops.svd_linear_fp8 import why_not
 
 NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64"}
+NAMES |= {torch.float8_e4m3fn: "fp8e4nv"}
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 
@@ -71,6 +76,7 @@ def record(capability: tuple[int, int]) -> list[tuple[str, Any, dict[str, Any]]]
             scale = torch.empty(*{"shared": (), "sample": (batch,), "bank": (8,)}[kind], features)
             index = torch.zeros(batch, dtype=torch.long) if kind == "bank" else None
             options: dict[str, Any] = {"capability": capability, "tf32": dtype == torch.float32}
+            options["multiprocessors"] = 4  # fewer than there are tiles
             launch.forward(x, scale, factor, index, tokens, True, **options)
             launch.backward(x, factor, x, scale, index, tokens, True, **options)
             for function, arguments in launches:
@@ -82,6 +88,67 @@ def record(capability: tuple[int, int]) -> list[tuple[str, Any, dict[str, Any]]]
                 found.setdefault(key, (label, function, arguments))
             launches.clear()
     return list(found.values())
+
+
+def record_fp8(capability: tuple[int, int]) -> list[tuple[str, Any, dict[str, Any]]]:
+    """Every launch of the fp8 path: a tile in a sample, over two, over many, short samples; odd sizes."""
+    launches: list[tuple[Any, dict[str, Any]]] = []
+    found = []
+    names = ("_svd_linear_fp8_kernel", "_svd_linear_quantise_kernel", "_svd_linear_reach_kernel")
+    for name, kind, batch, tokens, features in (
+        ("shared", "shared", 1, 512, 1024),
+        ("pair", "bank", 2, 257, 1024),
+        ("many", "sample", 4, 50, 1024),
+        ("short", "bank", 64, 5, 1024),
+        ("odd pair", "sample", 2, 257, 1021),
+    ):
+        x = torch.empty(batch * tokens, features, dtype=torch.bfloat16)
+        factor, norm = torch.empty(features, features, dtype=fp8.E4M3), torch.empty(features)
+        scale = torch.empty(*{"shared": (), "sample": (batch,), "bank": (8,)}[kind], features)
+        index = torch.zeros(batch, dtype=torch.long) if kind == "bank" else None
+        save = torch.bfloat16 if name == "pair" else None
+        with ExitStack() as stack:
+            for kernel in names:
+                stack.enter_context(mock.patch.object(fp8, kernel, Recorder(getattr(fp8, kernel), launches)))
+            quantised, x_scale, g_scale = fp8.quantise(x, scale, norm, index, tokens)
+            options: dict[str, Any] = {"capability": capability, "multiprocessors": 4}
+            g, _ = fp8.first(quantised, x_scale, g_scale, factor, norm, scale, index, tokens, save, **options)
+            fp8.second(g, g_scale, factor, norm, norm.bfloat16(), torch.empty_like(x), **options)
+        for function, arguments in launches:
+            label = {True: " first", False: " second"}.get(arguments.get("MODULATE"), "")
+            found.append((f"{function.__name__}{label} {name}", function, arguments))
+        launches.clear()
+    return found
+
+
+def record_fused(capability: tuple[int, int]) -> list[tuple[str, Any, dict[str, Any]]]:
+    """The fused kernel at its widest: a tile in a sample, over two, over many; many rows; odd sizes."""
+    launches: list[tuple[Any, dict[str, Any]]] = []
+    found = []
+    for name, dtype, kind, batch, tokens, features, rank in (
+        ("tall", torch.bfloat16, "bank", 40, 257, 1024, 128),
+        ("pair", torch.bfloat16, "bank", 2, 257, 1024, 128),
+        ("short", torch.bfloat16, "sample", 64, 5, 1024, 128),
+        ("pair", torch.float32, "bank", 2, 257, 1024, 128),
+        ("odd pair", torch.bfloat16, "sample", 2, 257, 1021, 127),
+        ("odd short", torch.float32, "shared", 2, 257, 1021, 127),
+    ):
+        x = torch.empty(batch * tokens, features, dtype=dtype)
+        u, vh = torch.empty(features, rank, dtype=dtype), torch.empty(rank, features, dtype=dtype)
+        scale = torch.empty(*{"shared": (), "sample": (batch,), "bank": (8,)}[kind], rank)
+        index = torch.zeros(batch, dtype=torch.long) if kind == "bank" else None
+        options: dict[str, Any] = {"capability": capability, "shares": 4, "tf32": dtype == torch.float32}
+        recorder = Recorder(fused._svd_linear_fused_kernel, launches)
+        with (
+            mock.patch.object(fused, "_svd_linear_fused_kernel", recorder),
+            mock.patch.object(fused, "reduce", lambda *_: None),
+        ):
+            h = fused.forward(x, u, scale, vh, u[:, 0].contiguous(), index, tokens, True, x.clone(), **options)
+            fused.backward(x, u, h, scale, vh, index, tokens, x.clone(), **options)
+        for direction, (function, arguments) in zip(("forward", "backward"), launches, strict=True):
+            found.append((f"{function.__name__} {NAMES[dtype]} {direction} {name}", function, arguments))
+        launches.clear()
+    return found
 
 
 def described(value: Any) -> str:
@@ -121,17 +188,23 @@ def compile_one(architecture: int, label: str, function: Any, arguments: dict[st
     resources = {name.lower(): int(number) for name, number in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     ptx = compiled.asm["ptx"]
     instructions = {"wgmma": "wgmma.mma_async", "tma": "cp.async.bulk.tensor", "tcgen05": "tcgen05.mma"}
+    fp8_product = re.search(r"mma[^;\n]*e4m3\.e4m3|tcgen05\.mma[^;\n]*f8f6f4", ptx)
     return {
         "kernel": label,
         "shared": compiled.metadata.shared,
         "descriptors": arguments.get("DESCRIPTORS", False),
+        "persistent": arguments.get("PERSISTENT", False),
+        "fp8": fp8_product is not None,
         **resources,
         **{name: text in ptx for name, text in instructions.items()},
     }
 
 
 def main(architecture: int) -> None:
-    launches = record((architecture // 10, architecture % 10))
+    capability = architecture // 10, architecture % 10
+    launches = (
+        record(capability) + record_fused(capability) + (record_fp8(capability) if why_not(capability) is None else [])
+    )
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         rows = list(pool.map(lambda row: compile_one(architecture, *row), launches))
     print(json.dumps({"triton": triton.__version__, "rows": rows}))

@@ -20,6 +20,7 @@ from hystar_fast.ref.svd_linear import svd_linear as reference
 from tests.tolerance import FLOOR, relative_error
 
 POINTERS, DESCRIPTORS = Tile(32, 32, 32, 4, 3), Tile(32, 64, 32, 4, 3, descriptors=True)
+PERSISTENT = Tile(32, 64, 32, 4, 3, descriptors=True, persistent=True)
 # (batch, tokens, in_features, rank, out_features, tile): a tile inside a sample, over two, over many; odd; one; aligned
 CASES = [
     (3, 45, 40, 72, 56, DESCRIPTORS),
@@ -30,6 +31,7 @@ CASES = [
     (35, 1, 37, 41, 29, POINTERS),
     (1, 1, 1, 1, 1, POINTERS),
     (3, 31, 33, 16, 34, POINTERS),
+    (3, 45, 40, 136, 56, PERSISTENT),
 ]
 
 
@@ -49,7 +51,7 @@ def check_case(dtype: torch.dtype, kind: str, case: tuple[int, int, int, int, in
     if strided:
         x, dy, vh = x.t().contiguous().t(), dy.repeat_interleave(2, 1)[:, ::2], vh.t().contiguous().t()
         scale = scale.repeat_interleave(2, -1)[..., ::2]
-    options = {"capability": (9, 0), "tile": tile}
+    options = {"capability": (9, 0), "tile": tile, "multiprocessors": 4}
     g, h = launch.forward(x, scale, vh, index, tokens, True, **options)
     assert h is not None
     dg, dscale = launch.backward(dy, u, h, scale, index, tokens, True, **options)
@@ -110,12 +112,13 @@ def check_poison(dtype: torch.dtype) -> list[str]:
     return failures
 
 
-def check_op(dtype: torch.dtype) -> list[str]:
-    """The CUDA implementation of the op, kernels and GEMMs together, on CPU tensors."""
+def check_op(dtype: torch.dtype, shares: int | None) -> list[str]:
+    """The CUDA implementation of the op, kernels and GEMMs together or fused, on CPU tensors."""
     failures = []
     fake_gpu = [
+        mock.patch.object(svd_linear_cuda, "_shares", lambda *_: shares),
         mock.patch.object(torch.cuda, "device", lambda _: nullcontext()),
-        mock.patch.object(torch.cuda, "get_device_capability", lambda _=None: (9, 0)),
+        mock.patch.object(svd_linear_cuda, "gpu", lambda _: ((9, 0), 2)),
         mock.patch.object(svd_linear_cuda, "_tf32", lambda: True),
     ]
     for patch in fake_gpu:
@@ -125,7 +128,7 @@ def check_op(dtype: torch.dtype) -> list[str]:
         bias, dy = torch.randn(56).to(dtype), torch.randn(3, 50, 56).to(dtype)
         scale = torch.randn(*{"shared": (), "sample": (3,), "bank": (2,)}[kind], 24)
         index = torch.tensor([1, 0, 1]) if kind == "bank" else None
-        for materialise in (False, True) if kind != "bank" else (False,):
+        for materialise in (False, True) if kind != "bank" and shares is None else (False,):
             y, saved = svd_linear_cuda.forward(x, u, scale, vh, bias, index, materialise, True)
             gradients = svd_linear_cuda.backward(dy, x, u, scale, vh, index, saved, materialise, True, True, True)
             leaves = [tensor.double().requires_grad_() for tensor in (x, scale, bias)]
@@ -133,7 +136,8 @@ def check_op(dtype: torch.dtype) -> list[str]:
             truths = (true_y, *torch.autograd.grad(true_y, leaves, dy.double()))
             for name, actual, truth in zip(("y", "dx", "dscale", "dbias"), (y, *gradients), truths, strict=True):
                 if (error := relative_error(actual, truth)) > FLOOR[dtype]:
-                    failures.append(f"{dtype} {kind} materialise={materialise}: {name} is off by {error:.1e}")
+                    path = f"shares={shares} materialise={materialise}"
+                    failures.append(f"{dtype} {kind} {path}: {name} is off by {error:.1e}")
     for patch in fake_gpu:
         patch.stop()
     return failures
@@ -143,7 +147,7 @@ def main(dtype_name: str) -> int:
     warnings.simplefilter("error", RuntimeWarning)
     torch.manual_seed(0)
     dtype = getattr(torch, dtype_name)
-    failures = check_subsets(dtype) + check_op(dtype)
+    failures = check_subsets(dtype) + check_op(dtype, None) + check_op(dtype, 3)
     for kind in ("shared", "sample", "bank"):
         # the branches do not depend on the dtype: every case in float32, one of each span in the half types
         for case in CASES if dtype == torch.float32 else CASES[:4]:

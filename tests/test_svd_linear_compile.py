@@ -13,7 +13,7 @@ from hystar_fast.kernels.tuning import SHARED_MEMORY
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", [80, 90, 100])
+@pytest.mark.parametrize("architecture", [80, 89, 90, 100, 120])
 @pytest.mark.parametrize("version", ["installed", "3.6"])
 def test_compiles_without_spills(
     version: str, architecture: int, request: pytest.FixtureRequest, pytestconfig: pytest.Config
@@ -37,8 +37,14 @@ def test_compiles_without_spills(
     for row in report["rows"]:
         assert row["stack"] == row["local"] == 0, f"spills: {row}"
         assert row["shared"] <= SHARED_MEMORY[architecture], f"shared memory: {row}"
-    wide = [row for row in gemms if row["descriptors"]]
-    assert bool(wide) == (architecture >= 90)
+    fp8 = [row for row in report["rows"] if "fp8_kernel" in row["kernel"]]
+    assert len(fp8) == (10 if architecture >= 89 else 0) and all(row["fp8"] for row in fp8)
+    fused = [row for row in report["rows"] if "fused_kernel" in row["kernel"]]
+    assert len(fused) == 12
+    persistent = [row["kernel"] for row in gemms + fp8 if row["persistent"]]
+    assert bool(persistent) == (architecture in (90, 100)), persistent
+    wide = [row for row in gemms + fp8 + fused if row["descriptors"]]
+    assert bool(wide) == (architecture in (90, 100))
     for row in wide:
         assert row["tma"], f"no TMA: {row}"
         assert row["wgmma" if architecture == 90 else "tcgen05"], f"not on the tensor cores' own path: {row}"

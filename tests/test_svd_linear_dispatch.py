@@ -9,7 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import hystar_fast as hf
 from hystar_fast.ops import svd_linear as op
 from hystar_fast.ops import svd_linear_cpu
-from hystar_fast.ops.svd_linear_cost import factored_cost, materialised_cost, materialising_is_cheaper
+from hystar_fast.ops.svd_linear_cost import (
+    factored_cost,
+    fused_shares,
+    materialised_cost,
+    materialising_is_cheaper,
+)
 
 INFERENCE = {"needs_dx": False, "needs_dscale": False}
 TRAINING = {"needs_dx": True, "needs_dscale": True}
@@ -98,6 +103,39 @@ def test_the_public_function_asks_the_model(
     index = torch.zeros(batch, dtype=torch.long) if bank else None
     hf.svd_linear(x, torch.randn(d, d), scale, torch.randn(d, d), index=index)
     assert picked == [expected]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rank", "inner", "columns", "shares"),
+    [
+        (12336, 64, 1024, 3072, 1),  # ViT-L's qkv at batch 48: rows alone fill the GPU
+        (2056, 64, 1024, 3072, 4),  # batch 8
+        (257, 64, 1024, 3072, 24),  # batch 1: every tile of columns is a share
+        (257, 128, 1024, 1024, 8),
+        (
+            2056,
+            128,
+            4096,
+            1024,
+            None,
+        ),  # the second layer of an MLP: repeating its first product costs more than a launch
+        (257, 128, 4096, 1024, 8),
+        (12336, 129, 1024, 3072, None),  # the rank does not fit a tile
+        (0, 64, 1024, 3072, None),
+        (257, 64, 1024, 0, None),
+    ],
+)
+def test_when_one_kernel_is_cheaper_than_two(
+    tokens: int, rank: int, inner: int, columns: int, shares: int | None
+) -> None:
+    assert fused_shares(tokens, rank, inner, columns, itemsize=2, multiprocessors=132) == shares
+
+
+def test_a_share_is_repeated_work() -> None:
+    """More multiprocessors never make fewer shares, and no share is empty."""
+    for tokens in (1, 64, 65, 1000, 5000):
+        found = [fused_shares(tokens, 32, 512, 700, itemsize=2, multiprocessors=n) for n in (1, 40, 132)]
+        assert found == sorted(found, key=int) and all(1 <= (n or 0) <= 6 for n in found)  # type: ignore[arg-type]
 
 
 def test_a_sum_over_all_tokens_stays_out_of_float16() -> None:

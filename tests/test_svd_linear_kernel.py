@@ -35,7 +35,7 @@ def test_numerics_in_the_interpreter(dtype: str, pytestconfig: pytest.Config) ->
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (13, 0)], ids=str)
-@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("itemsize", [1, 2, 4])
 @pytest.mark.parametrize("tokens", [1, 31, 32, 257, 100_000])
 @pytest.mark.parametrize("aligned", [False, True])
 def test_tiles_suit_the_architecture(capability: tuple[int, int], itemsize: int, tokens: int, aligned: bool) -> None:
@@ -44,6 +44,7 @@ def test_tiles_suit_the_architecture(capability: tuple[int, int], itemsize: int,
     assert staged <= SHARED_MEMORY.get(capability[0] * 10 + capability[1], min(SHARED_MEMORY.values()))
     assert aligned or not tile.descriptors
     assert capability >= (9, 0) or not tile.descriptors
+    assert not tile.persistent or (tile.descriptors and tokens >= tile.block_m)
 
 
 def test_the_path_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,26 @@ from torch import Tensor, nn
 from hystar_fast.nn.factors import SVDFactors, checked_rank, factorise, svd_factors
 from hystar_fast.nn.lazy_weight import LazyWeight
 from hystar_fast.ops.svd_linear import svd_linear
+from hystar_fast.ops.svd_linear_fp8 import Fp8Factors, quantise_factors
+
+
+class _Quantised:
+    """Factors in e4m3 and the tensors they were made from. torch.compile cannot trace what ``stands_for`` looks at."""
+
+    def __init__(self, u: Tensor, vh: Tensor) -> None:
+        self.factors = quantise_factors(u, vh)
+        self.made_from = None if torch.compiler.is_compiling() else (u, _version(u), vh, _version(vh))
+
+    def stands_for(self, u: Tensor, vh: Tensor) -> bool:
+        """Whether these are the same tensors, and none was written to since."""
+        if self.made_from is None:
+            return False
+        old_u, u_version, old_vh, vh_version = self.made_from
+        return old_u is u and old_vh is vh and (u_version, vh_version) == (_version(u), _version(vh))
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class FastSVDLinear(nn.Module):
@@ -32,6 +52,8 @@ class FastSVDLinear(nn.Module):
         rank: how many leading singular values move; ``None`` means all ``min(in, out)``.
         keep_remainder: whether a truncated layer keeps the rest of its spectrum. Without it the layer has rank
             ``rank``, and is cheaper than nn.Linear when ``rank < in * out / (in + out)``.
+        precision: ``"fp8"`` runs the modulated products of the forward in e4m3, as in :func:`svd_linear`; it may be set
+            on a layer at any time. The quantised factors are kept beside u and vh, and are not saved with them.
 
     Shapes: x [..., in] and delta_s [r]; x [B, ..., in] and delta_s [B, r]; or delta_s a bank [K, r] with ``index``
         [B] int, which names each sample's row. Returns [..., out].
@@ -68,10 +90,15 @@ class FastSVDLinear(nn.Module):
         *,
         rank: int | None = None,
         keep_remainder: bool = True,
+        precision: Literal["fp8"] | None = None,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if precision not in (None, "fp8"):
+            raise ValueError(f"precision must be None or 'fp8', got {precision!r}")
+        self.precision = precision
+        self._quantised: _Quantised | None = None
         dtype = torch.get_default_dtype() if dtype is None else dtype
         self.rank = checked_rank(torch.empty(out_features, in_features, device="meta", dtype=dtype), rank)
         self.in_features, self.out_features = in_features, out_features
@@ -97,6 +124,7 @@ class FastSVDLinear(nn.Module):
         rank: int | None = None,
         keep_remainder: bool = True,
         *,
+        precision: Literal["fp8"] | None = None,
         cache_dir: str | Path | None = None,
     ) -> FastSVDLinear:
         """Build the layer that equals ``linear`` at zero offset; its factors come from the disk cache when they can.
@@ -112,6 +140,7 @@ class FastSVDLinear(nn.Module):
             bias is not None,
             rank=rank,
             keep_remainder=keep_remainder,
+            precision=precision,
             device="meta",
             dtype=weight.dtype,
         )
@@ -143,9 +172,20 @@ class FastSVDLinear(nn.Module):
             offset = offset + delta_s
         elif index is not None:
             raise ValueError("index names rows of delta_s, but delta_s is None")
-        if self.base_weight is None:
-            return svd_linear(x, self.u, self.s + offset, self.vh, self.bias, index=index)
-        return F.linear(x, self.base_weight, self.bias) + svd_linear(x, self.u, offset, self.vh, index=index)
+        scale, bias = (self.s + offset, self.bias) if self.base_weight is None else (offset, None)
+        factors = None if self.precision is None else self._fp8_factors()
+        y = svd_linear(x, self.u, scale, self.vh, bias, index=index, precision=self.precision, factors=factors)
+        return y if self.base_weight is None else F.linear(x, self.base_weight, self.bias) + y
+
+    def _fp8_factors(self) -> Fp8Factors:
+        """The factors in e4m3, made when first needed and again when u or vh is another or was written to."""
+        made = self._quantised
+        if made is None or not (torch.compiler.is_compiling() or made.stands_for(self.u, self.vh)):
+            made = self._quantised = _Quantised(self.u, self.vh)
+        return made.factors
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_quantised": None}
 
     def _check_offset(self, x: Tensor, delta_s: Tensor, index: Tensor | None) -> None:
         if not isinstance(delta_s, Tensor):
@@ -185,6 +225,7 @@ class FastSVDLinear(nn.Module):
         return plain.train(self.training)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastSVDLinear:
+        self._quantised = None
         precise = [tensor for tensor in (self.s, self.delta_s_static, self.delta_s_static.grad) if tensor is not None]
 
         def keep_precision(tensor: Tensor) -> Tensor:
@@ -196,6 +237,7 @@ class FastSVDLinear(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Accept a plain layer's ``weight`` in place of the factors: it is factored and its static offset is zero."""
+        self._quantised = None
         if prefix + "weight" in state_dict and prefix + "u" not in state_dict:
             weight = state_dict.pop(prefix + "weight")
             if weight.shape != (self.out_features, self.in_features):
@@ -212,5 +254,6 @@ class FastSVDLinear(nn.Module):
 
     def extra_repr(self) -> str:
         kept = ", keep_remainder=True" if self.base_weight is not None else ""
+        kept += "" if self.precision is None else f", precision={self.precision}"
         shape = f"in_features={self.in_features}, out_features={self.out_features}"
         return f"{shape}, bias={self.bias is not None}, rank={self.rank}{kept}"

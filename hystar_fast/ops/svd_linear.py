@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from hystar_fast.ops import svd_linear_cpu, svd_linear_cuda
 from hystar_fast.ops.status import OpStatus
 from hystar_fast.ops.svd_linear_cost import materialising_is_cheaper
+from hystar_fast.ops.svd_linear_fp8 import Fp8Factors, quantise_factors
 
 LIB = torch.library.Library("hystar_fast", "FRAGMENT")
 LIB.define(
@@ -83,9 +84,13 @@ class _SVDLinear(torch.autograd.Function):
         materialise: bool,
         needs_dx: bool,
         needs_dscale: bool,
+        *factors: Tensor,
     ) -> Tensor:
         save = needs_dx if materialise else needs_dscale
-        y, saved = torch.ops.hystar_fast.svd_linear_forward(x, u, scale, vh, bias, index, materialise, save)
+        if factors:
+            y, saved = torch.ops.hystar_fast.svd_linear_fp8_forward(x, scale, *factors, bias, index, save)
+        else:
+            y, saved = torch.ops.hystar_fast.svd_linear_forward(x, u, scale, vh, bias, index, materialise, save)
         ctx.save_for_backward(x if materialise and needs_dscale else None, u, scale, vh, index, saved)
         ctx.materialise = materialise
         return y
@@ -98,21 +103,26 @@ class _SVDLinear(torch.autograd.Function):
         dx, dscale, dbias = torch.ops.hystar_fast.svd_linear_backward(
             dy, x, u, scale, vh, index, saved, ctx.materialise, needs_dx, needs_dscale, needs_dbias
         )
-        return (
+        gradients = (
             dx if needs_dx else None,
             None,
             dscale if needs_dscale else None,
             None,
             dbias if needs_dbias else None,
-            None,
-            None,
-            None,
-            None,
         )
+        return gradients + (None,) * (len(ctx.needs_input_grad) - len(gradients))
 
 
 def svd_linear(
-    x: Tensor, u: Tensor, scale: Tensor, vh: Tensor, bias: Tensor | None = None, *, index: Tensor | None = None
+    x: Tensor,
+    u: Tensor,
+    scale: Tensor,
+    vh: Tensor,
+    bias: Tensor | None = None,
+    *,
+    index: Tensor | None = None,
+    precision: Literal["fp8"] | None = None,
+    factors: Fp8Factors | None = None,
 ) -> Tensor:
     """Apply a linear layer given by its SVD, with the singular values chosen per sample.
 
@@ -128,6 +138,10 @@ def svd_linear(
         vh: Right singular vectors ``[r, in]``, dtype of x, frozen.
         bias: ``[out]``, dtype of x, or None.
         index: Row of the bank for each sample, int32 or int64 ``[B]``.
+        precision: ``None``, or ``"fp8"`` to run both products of the forward in e4m3, at a relative error of some 5e-2
+            against 4e-3 in bfloat16 (docs/algorithms/svd_linear.md). x is then float16, bfloat16 or float32. Needs a
+            GPU of compute capability 8.9 or more; on the CPU it is emulated, to see its error and not its speed.
+        factors: For ``"fp8"``, ``quantise_factors(u, vh)`` of an earlier call; ``None`` quantises u and vh again.
 
     Returns:
         ``y`` of x's leading shape and ``out`` features, dtype of x. Under autocast x, u, vh and bias are cast as
@@ -135,7 +149,8 @@ def svd_linear(
 
     Gradients:
         x, scale (in its own dtype, summed in float32 or wider) and bias; first order only. ``u`` and ``vh`` are
-        frozen: one that requires grad while gradients are recorded is an error, never a missing gradient.
+        frozen: one that requires grad while gradients are recorded is an error, never a missing gradient. With
+        ``precision="fp8"`` the backward runs in x's dtype, with the h that the forward computed.
 
     Cost:
         2 N r (in + out) FLOPs for N tokens forward, and as much again backward; N r values kept for the backward
@@ -143,8 +158,8 @@ def svd_linear(
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
-        ValueError: shapes or devices disagree, or (on CPU) an index is out of range. On CUDA, where looking would
-            cost a synchronisation, a sample whose index is out of range gets NaN.
+        ValueError: shapes or devices disagree, the GPU has no fp8, or (on CPU) an index is out of range. On CUDA,
+            where looking would cost a synchronisation, a sample whose index is out of range gets NaN.
 
     Source:
         Hystar, Eq. 1 and 2.
@@ -163,19 +178,28 @@ def svd_linear(
         x, u, vh = _autocast(x), _autocast(u), _autocast(vh)
         bias = None if bias is None else _autocast(bias)
     _check_dtypes(x, u, vh, bias)
+    if precision is not None or factors is not None:
+        factors = _checked_factors(x, u, vh, precision, factors)
     grads = torch.is_grad_enabled()
     needs_dx, needs_dscale = grads and x.requires_grad, grads and scale.requires_grad
-    materialise = _may_materialise(x, index, needs_dscale) and materialising_is_cheaper(
-        prod(x.shape[:-1]),
-        scale.shape[0] if scale.dim() == 2 else 1,
-        vh.shape[0],
-        vh.shape[1],
-        u.shape[0],
-        needs_dx=needs_dx,
-        needs_dscale=needs_dscale,
+    materialise = (
+        factors is None
+        and _may_materialise(x, index, needs_dscale)
+        and materialising_is_cheaper(
+            prod(x.shape[:-1]),
+            scale.shape[0] if scale.dim() == 2 else 1,
+            vh.shape[0],
+            vh.shape[1],
+            u.shape[0],
+            needs_dx=needs_dx,
+            needs_dscale=needs_dscale,
+        )
     )
     if needs_dx or needs_dscale or (grads and bias is not None and bias.requires_grad):
-        return _SVDLinear.apply(x, u, scale, vh, bias, index, materialise, needs_dx, needs_dscale)
+        quantised = () if factors is None else factors
+        return _SVDLinear.apply(x, u, scale, vh, bias, index, materialise, needs_dx, needs_dscale, *quantised)
+    if factors is not None:
+        return torch.ops.hystar_fast.svd_linear_fp8_forward(x, scale, *factors, bias, index, False)[0]
     return torch.ops.hystar_fast.svd_linear_forward(x, u, scale, vh, bias, index, materialise, False)[0]
 
 
@@ -204,6 +228,26 @@ def _check_dtypes(x: Tensor, u: Tensor, vh: Tensor, bias: Tensor | None) -> None
     for name, tensor in (("u", u), ("vh", vh), ("bias", bias)):
         if tensor is not None and tensor.dtype != x.dtype:
             raise TypeError(f"{name}: needs the dtype of x, {x.dtype}, got {tensor.dtype}")
+
+
+def _checked_factors(x: Tensor, u: Tensor, vh: Tensor, precision: str | None, factors: Fp8Factors | None) -> Fp8Factors:
+    """The quantised factors, made here if none are given."""
+    if precision != "fp8":
+        what = "factors: needs precision='fp8'" if precision is None else "precision: needs None or 'fp8'"
+        raise ValueError(f"{what}, got {precision!r}")
+    if x.dtype == torch.float64:
+        raise TypeError("x: precision='fp8' needs float16, bfloat16 or float32, got torch.float64")
+    if factors is None:
+        return quantise_factors(u, vh)
+    if not isinstance(factors, Fp8Factors):
+        raise TypeError(f"factors: needs the Fp8Factors of quantise_factors(u, vh), got {type(factors).__name__}")
+    for name, tensor, like in (("u", factors.u, u), ("vh", factors.vh, vh)):
+        if tensor.shape != like.shape or tensor.device != like.device:
+            raise ValueError(
+                f"factors: need {name} of shape {list(like.shape)} on {like.device}, "
+                f"got {list(tensor.shape)} on {tensor.device}"
+            )
+    return factors
 
 
 def _check(x: Tensor, u: Tensor, scale: Tensor, vh: Tensor, bias: Tensor | None, index: Tensor | None) -> None:

@@ -28,7 +28,7 @@ def forward(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return y and what the backward needs: h [N, r] (factored) or the weights [K, out, in] (materialised)."""
-    _check_index(index, scale)
+    check_index(index, scale)
     samples, tokens = samples_tokens(x, scale)
     rows = x.reshape(samples * tokens, x.shape[-1])
     # written through a view, as a view for a result could not be changed in place
@@ -85,7 +85,8 @@ def backward(
     return dx, dscale, dbias
 
 
-def _check_index(index: Tensor | None, scale: Tensor) -> None:
+def check_index(index: Tensor | None, scale: Tensor) -> None:
+    """Raise where an index names no row of scale."""
     if index is not None and index.numel():
         low, high = (int(bound) for bound in index.aminmax())
         if low < 0 or high >= scale.shape[0]:

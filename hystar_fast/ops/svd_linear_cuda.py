@@ -1,4 +1,4 @@
-"""svd_linear on CUDA: a Triton GEMM that scales in its epilogue, then a GEMM of torch.
+"""svd_linear on CUDA: a Triton GEMM that scales in its epilogue, then a GEMM of torch; at small rank one Triton kernel.
 
 float64, and float32 when TF32 is off, go to torch's GEMMs around element-wise kernels: Triton has no tensor-core
 path at that precision, and the element-wise passes are a few per cent of such GEMMs. The same path serves where Triton
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hystar_fast.ops import svd_linear_materialised as materialised
+from hystar_fast.ops.svd_linear_cost import fused_shares
 from hystar_fast.ops.svd_linear_materialised import accumulator, affine, samples_tokens, without_autocast
 
 _OLDEST = (8, 0)
@@ -42,12 +43,17 @@ def forward(
             materialised.product(rows, saved.mT, bias, samples, index, out=y_rows)
         else:
             launch = _triton_for(rows)
+            shares = None if launch is None else _shares(rows, len(vh), len(u))
             if launch is None:
                 saved = torch.mm(rows, vh.t())
                 g = _scaled(saved, scale, index, samples, tokens)
-            else:
+                affine(g, u.t(), bias, out=y_rows)
+            elif shares is None:
                 g, saved = launch.forward(rows, scale, vh, index, tokens, save, **_options(rows))
-            affine(g, u.t(), bias, out=y_rows)
+                affine(g, u.t(), bias, out=y_rows)
+            else:
+                options = _options(rows, shares)
+                saved = _fused().forward(rows, u, scale, vh, bias, index, tokens, save, y_rows, **options)
     return y, saved if save else x.new_empty(0)
 
 
@@ -79,10 +85,16 @@ def backward(
         elif needs_dx or needs_dscale:
             h = saved if needs_dscale else None
             launch = _triton_for(rows)
+            shares = None if launch is None or not needs_dx else _shares(rows, len(vh), vh.shape[1])
+            g = None
             if launch is None:
                 dg = torch.mm(rows, u)
                 sums = None if h is None else _dscale(dg, h, scale, index, samples, tokens)
                 g = _scaled(dg, scale, index, samples, tokens) if needs_dx else None
+            elif shares is not None:
+                options = _options(rows, shares)
+                dx_rows = dx.view(len(rows), vh.shape[1])
+                sums = _fused().backward(rows, u, h, scale, vh, index, tokens, dx_rows, **options)
             else:
                 g, sums = launch.backward(rows, u, h, scale, index, tokens, needs_dx, **_options(rows))
             dscale = dscale if sums is None else sums
@@ -120,12 +132,35 @@ def _triton_for(rows: Tensor) -> ModuleType | None:
     return _launch() if fast and rows.numel() else None
 
 
+def _fused() -> ModuleType:
+    from hystar_fast.kernels import svd_linear_fused_launch
+
+    return svd_linear_fused_launch
+
+
+def _shares(rows: Tensor, rank: int, columns: int) -> int | None:
+    """The shares of the fused kernel where it is the cheaper one."""
+    _, multiprocessors = gpu(rows.device)
+    return fused_shares(
+        len(rows), rank, rows.shape[1], columns, itemsize=rows.itemsize, multiprocessors=multiprocessors
+    )
+
+
 def _tf32() -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-def _options(rows: Tensor) -> dict[str, object]:
-    return {"capability": torch.cuda.get_device_capability(rows.device), "tf32": rows.dtype == torch.float32}
+def gpu(device: torch.device) -> tuple[tuple[int, int], int]:
+    """Compute capability and number of multiprocessors."""
+    properties = torch.cuda.get_device_properties(device)
+    return (properties.major, properties.minor), properties.multi_processor_count
+
+
+def _options(rows: Tensor, shares: int | None = None) -> dict[str, object]:
+    """What a launcher wants to know: of the GPU, and of the fused kernel into how many shares."""
+    capability, multiprocessors = gpu(rows.device)
+    filled = {"multiprocessors": multiprocessors} if shares is None else {"shares": shares}
+    return {"capability": capability, "tf32": rows.dtype == torch.float32, **filled}
 
 
 def _inside(index: Tensor, scale: Tensor) -> Tensor:

@@ -1,0 +1,141 @@
+"""What e4m3 costs svd_linear in accuracy, by emulation: the table of docs/algorithms/svd_linear.md.
+
+python bench/fp8_error.py prints it, and with --adapter what fp8 does to the retrieval of a trained model. Nothing here
+needs a GPU or says anything about speed: values are rounded to e4m3 by torch and multiplied in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+E4M3_MAX = 448.0
+Quantise = Callable[[Tensor], Tensor]
+
+
+def by_scale(a: Tensor, scale: Tensor) -> Tensor:
+    """Round a to e4m3 times a scale that broadcasts against it."""
+    scale = scale.clamp_min(1e-30)
+    return (a / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float() * scale
+
+
+def by_row(a: Tensor) -> Tensor:
+    return by_scale(a, a.abs().amax(-1, keepdim=True) / E4M3_MAX)
+
+
+def by_tensor(a: Tensor) -> Tensor:
+    return by_scale(a, a.abs().max() / E4M3_MAX)
+
+
+def by_block(a: Tensor) -> Tensor:
+    """One scale for every 128 values of a row."""
+    return by_row(a.view(*a.shape[:-1], -1, 128)).view(a.shape)
+
+
+def half(a: Tensor) -> Tensor:
+    return a.bfloat16().float()
+
+
+def hadamard(a: Tensor) -> Tensor:
+    """Rotate the last dimension, a power of two, by the orthonormal Hadamard matrix."""
+    size = a.shape[-1]
+    step = 1
+    while step < size:
+        pairs = a.reshape(*a.shape[:-1], -1, 2, step)
+        a = torch.cat((pairs[..., :1, :] + pairs[..., 1:, :], pairs[..., :1, :] - pairs[..., 1:, :]), -2)
+        a = a.reshape(*a.shape[:-3], size)
+        step *= 2
+    return a / size**0.5
+
+
+def factored(
+    x: Tensor, u: Tensor, s: Tensor, vh: Tensor, qx: Quantise, qv: Quantise, qg: Quantise | None, qu: Quantise
+) -> Tensor:
+    """y with each operand rounded; qg None: rows of g scaled by the bound ||x|| max_j |s_j| ||vh_j||, as is shipped."""
+    g = (qx(x) @ qv(vh).t()) * s
+    if qg is None:
+        reach = (s.abs() * vh.norm(dim=1)).max()
+        g = by_scale(g, x.norm(dim=1, keepdim=True) * reach / E4M3_MAX)
+    else:
+        g = qg(g)
+    return g @ qu(u).t()
+
+
+def inputs(kind: str, tokens: int, in_features: int, out_features: int) -> tuple[Tensor, Tensor]:
+    """x and the weight: normal; with a spectrum that decays a thousandfold; also with four channels of x times 100."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(tokens, in_features, generator=generator)
+    w = torch.randn(out_features, in_features, generator=generator) / in_features**0.5
+    if kind != "normal":
+        u, s, vh = torch.linalg.svd(w, full_matrices=False)
+        w = (u * torch.logspace(0, -3, len(s))) @ vh
+    if kind == "outliers":
+        x[:, torch.randperm(in_features, generator=generator)[:4]] *= 100
+    return x, w
+
+
+def table(kind: str, tokens: int, in_features: int, out_features: int) -> dict[str, float]:
+    """Relative error against float64 of every scheme."""
+    x, w = inputs(kind, tokens, in_features, out_features)
+    u, s, vh = (a.float() for a in torch.linalg.svd(w.double(), full_matrices=False))
+    truth = x.double() @ ((u.double() * s.double()) @ vh.double()).t()
+    xr, vr = hadamard(x), hadamard(vh)
+    results = {
+        "plain linear, bf16": half(x) @ half(w).t(),
+        "plain linear, fp8, a scale a row": by_row(x) @ by_row(w).t(),
+        "bf16": factored(x, u, s, vh, half, half, half, half),
+        "fp8, a scale a tensor": factored(x, u, s, vh, by_tensor, by_tensor, by_tensor, by_tensor),
+        "fp8, a scale a row (true maximum of g)": factored(x, u, s, vh, by_row, by_row, by_row, by_row),
+        "fp8, a scale a row (bound on g): what runs": factored(x, u, s, vh, by_row, by_row, None, by_row),
+        "fp8, a scale for 128 values": factored(x, u, s, vh, by_block, by_block, by_block, by_block),
+        "fp8, x and vh rotated": factored(xr, u, s, vr, by_row, by_row, by_row, by_row),
+        "only the first product in fp8": factored(x, u, s, vh, by_row, by_row, half, half),
+        "only the second product in fp8": factored(x, u, s, vh, half, half, by_row, by_row),
+    }
+    return {name: ((y.double() - truth).norm() / truth.norm()).item() for name, y in results.items()}
+
+
+def retrieval(adapter: str) -> dict[str, tuple[object, object, object]]:
+    """R@1 on the embedded drawings, every FastSVDLinear in full precision and in fp8, and the paired difference."""
+    from hystar_fast import FastSVDLinear, Hystar
+    from hystar_fast.methods.hystar import HystarMethod
+    from hystar_fast.retrieval.evaluate import difference, evaluate
+    from hystar_fast.retrieval.protocol import load_split
+
+    model, concepts = Hystar.from_pretrained(adapter).eval(), load_split("test")
+    with torch.no_grad():
+        full = evaluate(HystarMethod(model), concepts)
+        for layer in model.modules():
+            if isinstance(layer, FastSVDLinear):
+                layer.precision = "fp8"
+        fp8 = evaluate(HystarMethod(model), concepts)
+    groups = {style: [style] for style in full.rows} | {"all images": [s for s in full.rows if s != "text"]}
+    return {
+        name: (full.mean_recall(styles, 1), fp8.mean_recall(styles, 1), difference(fp8, full, styles))
+        for name, styles in groups.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", type=int, nargs=3, default=(1024, 1024, 3072), metavar=("TOKENS", "IN", "OUT"))
+    parser.add_argument("--adapter", help="folder of a trained adapter, as hystar-fast demo writes: runs/demo/adapter")
+    arguments = parser.parse_args()
+    if arguments.adapter:
+        sys.stdout.write("| R@1, % | full precision | fp8 | difference |\n|---|---|---|---|\n")
+        for name, values in retrieval(arguments.adapter).items():
+            sys.stdout.write(f"| {name} | " + " | ".join(map(str, values)) + " |\n")
+        return
+    shape = arguments.shape
+    columns = {kind: table(kind, *shape) for kind in ("normal", "decaying", "outliers")}
+    sys.stdout.write("| | " + " | ".join(columns) + " |\n" + "|---" * (len(columns) + 1) + "|\n")
+    for name in columns["normal"]:
+        sys.stdout.write(f"| {name} | " + " | ".join(f"{column[name]:.1e}" for column in columns.values()) + " |\n")
+
+
+if __name__ == "__main__":
+    main()

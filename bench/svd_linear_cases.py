@@ -1,0 +1,86 @@
+"""What bench_svd_linear.py measures, most important first, so that a run that is cut off has what matters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+BOTH = ("forward", "forward+backward")
+GRAPH = ", CUDA graph"  # after a provider's name: replays of a graph, which launch nothing from Python
+EVERYONE = (
+    "plain linear",
+    "hystar_fast",
+    "reference, eager",
+    "reference, torch.compile",
+    "materialised",
+    "authors' path",
+)
+CORE = ("plain linear", "two GEMMs", "hystar_fast", "hystar_fast, fp8")
+FULL = (*CORE, "hystar_fast, not persistent", "authors' path", "reference, eager", "reference, torch.compile")
+FULL_FORWARD = (*FULL, "hystar_fast, fp8, second product by torch", "peft, a LoRA a sample")
+SMALL_RANK = ("plain linear", "two GEMMs", "hystar_fast", "hystar_fast, two kernels", "reference, eager")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer, a batch, a dtype, and who runs on it in which modes."""
+
+    batch: int
+    tokens: int
+    in_features: int
+    out_features: int
+    rank: int
+    dtype: torch.dtype = torch.bfloat16
+    kind: str = "sample"  # a scale a sample | a "bank" of 8 with an index | one "shared" scale
+    modes: tuple[str, ...] = BOTH
+    providers: tuple[str, ...] = CORE
+
+    def __str__(self) -> str:
+        shape = f"B{self.batch} T{self.tokens} {self.in_features}->{self.out_features} r{self.rank}"
+        return shape if self.kind == "sample" else f"{shape} {self.kind}"
+
+    def toy(self) -> Case:
+        """The same at a size that takes no time."""
+        shrunk = {name: max(4, getattr(self, name) // 32) for name in ("in_features", "out_features", "rank")}
+        return replace(self, batch=2, tokens=5, **shrunk)
+
+
+def cpu() -> Iterator[Case]:
+    """ViT-L/14: packed qkv and output projection."""
+    for out in (3072, 1024):
+        for dtype in (torch.float32, torch.bfloat16):
+            yield Case(16, 257, 1024, out, 1024, dtype, providers=EVERYONE)
+
+
+def cuda() -> Iterator[Case]:
+    """The goals first, then the other layers, batches, ranks, dtypes and kinds of scale."""
+    qkv, square = Case(48, 257, 1024, 3072, 1024), Case(48, 257, 1024, 1024, 1024)
+    for layer in (qkv, square):
+        yield replace(layer, modes=("forward",), providers=FULL_FORWARD)
+        yield replace(layer, modes=("backward", "forward+backward"), providers=FULL)
+    for rank in (64, 128):
+        yield replace(qkv, rank=rank, providers=SMALL_RANK)
+    for rank in (1024, 64):
+        providers = CORE if rank > 128 else SMALL_RANK
+        providers = *(name + GRAPH for name in providers), *providers
+        yield replace(qkv, batch=1, rank=rank, modes=("forward",), providers=providers)
+    yield replace(qkv, batch=8)
+    yield replace(qkv, batch=8, rank=64, providers=SMALL_RANK)
+    yield replace(square, batch=8, rank=128, providers=SMALL_RANK)
+    yield replace(qkv, batch=256)
+    yield replace(qkv, rank=512)
+    yield replace(square, rank=512)
+    for kind in ("bank", "shared"):
+        yield replace(qkv, kind=kind)
+    for in_features, out_features in ((1024, 4096), (4096, 1024)):  # the MLP of ViT-L
+        yield Case(48, 257, in_features, out_features, 1024)
+        yield Case(8, 257, in_features, out_features, 128, providers=SMALL_RANK)
+    for out_features in (2304, 768, 3072):  # ViT-B/16
+        yield Case(48, 197, 768, out_features, 768)
+    yield Case(48, 197, 3072, 768, 768)
+    for tokens in (50, 577):
+        yield replace(qkv, tokens=tokens)
+    yield replace(qkv, dtype=torch.float16)
+    yield replace(qkv, dtype=torch.float32, providers=("plain linear", "two GEMMs", "hystar_fast"))

@@ -1,0 +1,72 @@
+"""The rehearsal of svd_linear's GPU benchmark: every case at toy size, with every provider that a CPU can run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
+
+import bench_svd_linear
+import goals
+import svd_linear_cases
+from harness import relative_error
+from svd_linear_providers import PROVIDERS, tf32
+
+LIMIT = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+
+
+@pytest.mark.parametrize("case", svd_linear_cases.cuda(), ids=str)
+def test_every_case_runs_and_is_right(case: svd_linear_cases.Case) -> None:
+    for mode in case.modes:
+        for provider in case.providers:
+            if provider.endswith(svd_linear_cases.GRAPH) or "compile" in provider or PROVIDERS[provider].cuda_only:
+                continue
+            who = PROVIDERS[provider]
+            with tf32(case.dtype):
+                run, truth = bench_svd_linear.prepared(case.toy(), provider, mode)
+                outputs = run()
+            gradients = 1 + who.adaptive
+            assert len(outputs) == {"forward": 1, "backward": gradients, "forward+backward": 1 + gradients}[mode]
+            assert all(output.isfinite().all() for output in outputs)
+            if truth is not None:
+                limit = 0.1 if "fp8" in provider else LIMIT[case.dtype]
+                assert relative_error(outputs, truth) < limit, (provider, mode)
+
+
+def test_the_goals_come_first_and_all_that_was_asked_for_is_there() -> None:
+    cases = list(svd_linear_cases.cuda())
+    goal = cases[0]
+    assert (goal.batch, goal.tokens, goal.in_features, goal.out_features, goal.rank) == (48, 257, 1024, 3072, 1024)
+    assert {"hystar_fast, fp8", "peft, a LoRA a sample", "authors' path", "two GEMMs"} <= set(goal.providers)
+    assert {case.batch for case in cases} >= {1, 8, 48, 256}
+    assert {case.tokens for case in cases} >= {50, 197, 257, 577}
+    assert {case.rank for case in cases} >= {1024, 512, 128, 64}
+    assert {case.dtype for case in cases} == {torch.float16, torch.bfloat16, torch.float32}
+    assert {case.kind for case in cases} == {"sample", "bank", "shared"}
+    names = {name for case in [*cases, *svd_linear_cases.cpu()] for name in case.providers}
+    assert {name.removesuffix(svd_linear_cases.GRAPH) for name in names} == set(PROVIDERS)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_goal_is_measured(device: str) -> None:
+    cases = list(getattr(svd_linear_cases, device)())
+    for goal in goals.read(device):
+        if goal.op == "svd_linear":
+            wanted = {goal.over, goal.under} - {None}
+            assert any(
+                f"{case} ".startswith(f"{goal.case} ")
+                and str(case.dtype) == f"torch.{goal.dtype}"
+                and goal.mode in case.modes
+                and wanted <= set(case.providers)
+                for case in cases
+            ), goal
+
+
+def test_the_cpu_measures_what_it_always_has() -> None:
+    cases = list(svd_linear_cases.cpu())
+    assert [str(case) for case in cases] == ["B16 T257 1024->3072 r1024"] * 2 + ["B16 T257 1024->1024 r1024"] * 2
+    assert all(len(case.providers) == 6 and len(case.modes) == 2 for case in cases)
