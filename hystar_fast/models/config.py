@@ -24,8 +24,10 @@ class HystarConfig:
     """Everything that decides what a :class:`Hystar` computes, and how its StyleNCE loss is set.
 
     Args:
-        backbone: ``"open_clip:<name>"`` (any name open_clip takes, ``local-dir:<path>`` included) or ``"tiny"``.
+        backbone: ``"open_clip:<name>"`` (any name open_clip takes, ``local-dir:<path>`` included),
+            ``"transformers:<id or path>"`` (CLIP, SigLIP, SigLIP 2, or BLIP for retrieval) or ``"tiny"``.
         pretrained: a tag, a local path, or None for random weights (the same ones every time, for tests);
+            for ``"transformers:"`` anything but None means the weights stored there;
             for ``"tiny"``: ``"packaged"``, a local path, or None.
         style: what the style vector z is made from: ``"dinov2"`` (the paper), ``"clip"`` (the frozen backbone's
             own image embedding) or ``"vgg"`` (mean-pooled VGG-16 features).

@@ -1,4 +1,4 @@
-"""Encoders Hystar can adapt: open_clip's vision transformers, and the packaged tiny one."""
+"""Encoders Hystar can adapt: vision transformers of open_clip and transformers, and the packaged tiny one."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ def create_backbone(config: HystarConfig) -> Backbone:
         from hystar_fast.models.backbones.open_clip import load_tiny
 
         return load_tiny(config.pretrained)
+    if prefix == "transformers":
+        from hystar_fast.models.backbones.transformers import load_transformers
+
+        return load_transformers(name, config.pretrained)
     raise ValueError(
-        f'backbone {config.backbone!r} is not supported by this version; it reads "open_clip:<name>" and "tiny"'
+        f"backbone {config.backbone!r} is not supported by this version; it reads "
+        '"open_clip:<name>", "transformers:<id or path>" and "tiny"'
     )

@@ -1,33 +1,60 @@
-"""open_clip's vision transformers, run by a block loop that takes the offsets as arguments.
-
-The loop calls the very modules open_clip built (its keys do not change) and does its own recomputation, because
-open_clip's blocks and its gradient checkpointing have no way to pass an argument down to attention.
-"""
+"""open_clip's models: its own vision transformers, frozen, with their text towers as they are."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from hystar_fast.models.backbones.base import Backbone
+from hystar_fast.models.backbones.tower import TowerBackbone, VisionTower
 from hystar_fast.models.random_weights import repeatable_weights
 from hystar_fast.nn.attention import SVDAttention
-from hystar_fast.nn.fast_svd_linear import FastSVDLinear
-from hystar_fast.nn.inject import inject
 
 _VISUAL_PARTS = ("conv1", "class_embedding", "positional_embedding", "transformer", "proj", "_embeds", "_pool")
 _BLOCK_PARTS = ("ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2")
 _TINY_MEAN = _TINY_STD = (0.5, 0.5, 0.5)
 
 
-class OpenClipBackbone(Backbone):
+class OpenClipTower(VisionTower):
+    """open_clip's VisionTransformer, with torch's multi-head attention or its own."""
+
+    blocks_at = "transformer.resblocks"
+
+    def embed(self, visual: Any, images: Tensor) -> Tensor:
+        return visual._embeds(images.to(visual.conv1.weight.dtype))
+
+    def run_block(self, block: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
+        attended = _attend(block.attn, block.ln_1(x), delta_s)
+        if hasattr(block, "ln_attn"):
+            attended = block.ln_attn(attended)
+        x = x + block.ls_1(attended)
+        return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+    def pool(self, visual: Any, x: Tensor) -> Tensor:
+        pooled, _ = visual._pool(x)
+        return pooled if visual.proj is None else pooled @ visual.proj
+
+    def modulated(self, attention: Any, rank: int | None) -> SVDAttention:
+        if isinstance(attention, nn.MultiheadAttention):
+            return SVDAttention.from_mha(attention, rank)
+        norms = [getattr(attention, part, nn.Identity()) for part in ("ln_q", "ln_k", "ln_inner")]
+        scales = [getattr(attention, part, None) for part in ("logit_scale", "head_scale")]
+        if not all(isinstance(norm, nn.Identity) for norm in norms) or any(scale is not None for scale in scales):
+            raise ValueError(
+                "blocks must have plain softmax attention to be modulated; this backbone's "
+                f"{type(attention).__name__} normalises or scales its heads"
+            )
+        out_features, in_features = attention.in_proj_weight.shape
+        packed = nn.Linear(in_features, out_features, attention.in_proj_bias is not None, device="meta")
+        packed.weight, packed.bias = attention.in_proj_weight, attention.in_proj_bias
+        return SVDAttention.from_linears([packed], attention.out_proj, attention.num_heads, rank)
+
+
+class OpenClipBackbone(TowerBackbone):
     """An open_clip model with a vision transformer, frozen.
 
     Args:
@@ -48,7 +75,7 @@ class OpenClipBackbone(Backbone):
         image_mean: Sequence[float],
         image_std: Sequence[float],
     ) -> None:
-        super().__init__()
+        super().__init__(OpenClipTower(), "clip.visual")
         self.clip = clip.requires_grad_(False).eval()
         visual = self.visual
         _check_structure(visual)
@@ -60,73 +87,11 @@ class OpenClipBackbone(Backbone):
         self.image_mean, self.image_std = image_mean, image_std
         self.preprocess = preprocess
         self.tokenizer = tokenizer
-        self.gradient_checkpointing = False
-
-    @property
-    def visual(self) -> Any:
-        return self.clip.visual
-
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return self.visual.transformer.resblocks
-
-    def inject_dynamic(self, number: int, rank: int | None) -> int:
-        block: Any = self.blocks[number - 1]
-        block.attn = _modulated(block.attn, rank).requires_grad_(False)
-        return block.attn.in_proj.rank
-
-    def inject_static(self, number: int, rank: int | None) -> list[str]:
-        block: Any = self.blocks[number - 1]
-        names = inject(block.mlp, "*", rank=rank)
-        return [f"clip.visual.transformer.resblocks.{number - 1}.mlp.{name}" for name in names]
-
-    def frozen_image_encoder(self) -> nn.Module:
-        return FrozenVision(self.visual)
-
-    def encode_image(self, images: Tensor, delta_s: Mapping[int, Tensor] | None = None) -> Tensor:
-        self.check_images(images)
-        if images.shape[0] == 0:  # open_clip's patch embedding cannot tell the shape of nothing
-            return images.new_zeros(0, self.embed_dim)
-        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        return encode_vision(self.visual, images, delta_s or {}, recompute=recompute)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         self.check_tokens(tokens)
         clip: Any = self.clip
         return clip.encode_text(tokens)
-
-
-class FrozenVision(nn.Module):
-    """The visual tower as it is now: it shares every tensor, so what injection replaces later stays here as it was."""
-
-    def __init__(self, visual: nn.Module):
-        super().__init__()
-        shared = {id(tensor): tensor for tensor in (*visual.parameters(), *visual.buffers())}
-        self.visual = copy.deepcopy(visual, shared)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return encode_vision(self.visual, images, {}, recompute=False)
-
-
-def encode_vision(visual: Any, images: Tensor, delta_s: Mapping[int, Tensor], *, recompute: bool) -> Tensor:
-    """Run an open_clip VisionTransformer on `images`, block number n with the offsets ``delta_s[n]`` where given."""
-    x = visual._embeds(images.to(visual.conv1.weight.dtype))
-    for number, block in enumerate(visual.transformer.resblocks, start=1):
-        offsets = delta_s.get(number)
-        if recompute:
-            x = checkpoint(_run_block, block, x, offsets, use_reentrant=False)
-        else:
-            x = _run_block(block, x, offsets)
-    pooled, _ = visual._pool(x)
-    return pooled if visual.proj is None else pooled @ visual.proj
-
-
-def _run_block(block: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
-    attended = _attend(block.attn, block.ln_1(x), delta_s)
-    if hasattr(block, "ln_attn"):
-        attended = block.ln_attn(attended)
-    x = x + block.ls_1(attended)
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
 def _attend(attention: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
@@ -139,22 +104,6 @@ def _attend(attention: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
     query, key, value = qkv.view(B, T, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     mixed = F.scaled_dot_product_attention(query, key, value)
     return attention.out_proj(mixed.transpose(1, 2).reshape(B, T, D))
-
-
-def _modulated(attention: Any, rank: int | None) -> SVDAttention:
-    if isinstance(attention, nn.MultiheadAttention):
-        return SVDAttention.from_mha(attention, rank)
-    norms = [getattr(attention, part, nn.Identity()) for part in ("ln_q", "ln_k", "ln_inner")]
-    scales = [getattr(attention, part, None) for part in ("logit_scale", "head_scale")]
-    if not all(isinstance(norm, nn.Identity) for norm in norms) or any(scale is not None for scale in scales):
-        raise ValueError(
-            "blocks must have plain softmax attention to be modulated; this backbone's "
-            f"{type(attention).__name__} normalises or scales its heads"
-        )
-    out_features, in_features = attention.in_proj_weight.shape
-    packed = nn.Linear(in_features, out_features, attention.in_proj_bias is not None, device="meta")
-    packed.weight, packed.bias = attention.in_proj_weight, attention.in_proj_bias
-    return SVDAttention(FastSVDLinear.from_linear(packed, rank), attention.out_proj, attention.num_heads)
 
 
 def load_open_clip(name: str, pretrained: str | None) -> OpenClipBackbone:
