@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
+import timm
 import torch
 import transformers
 from small_clip import IMAGE_SIZE, write_small_clip
@@ -157,6 +159,59 @@ _TRUTH: dict[str, Any] = {
 }
 
 
+class TruthAlbef(nn.Module):
+    """ALBEF's unimodal half put together from timm's and transformers' own models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.visual_encoder = timm.models.vision_transformer.VisionTransformer(
+            img_size=IMAGE_SIZE, patch_size=8, embed_dim=128, depth=3, num_heads=2, num_classes=0, global_pool=""
+        )
+        sizes = {**TEXT, "hidden_size": 128, "intermediate_size": 64, "layer_norm_eps": 1e-12}
+        self.text_encoder = transformers.BertModel(transformers.BertConfig(**sizes), add_pooling_layer=False)
+        self.vision_proj, self.text_proj = nn.Linear(128, EMBED), nn.Linear(128, EMBED)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return self.vision_proj(self.visual_encoder(images)[:, 0])
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        states = self.text_encoder(tokens, attention_mask=(tokens != 0).long()).last_hidden_state
+        return self.text_proj(states[:, 0])
+
+
+def write_albef(folder: Path, *, pretraining: bool = True) -> Small:
+    """A checkpoint of the published layout, of pretraining (``text_encoder.bert.``) or tuned for retrieval."""
+    model = TruthAlbef().eval()
+    disturb(model)
+    bert = "text_encoder.bert." if pretraining else "text_encoder."
+    state = {name.replace("text_encoder.", bert): value.clone() for name, value in model.state_dict().items()}
+    for name in [name for name in state if ".layer.1." in name]:  # the fusion layers continue the numbering
+        for fusion in (2, 3):
+            state[name.replace(".layer.1.", f".layer.{fusion}.")] = torch.randn_like(state[name])
+            cross = name.replace(".layer.1.attention.", f".layer.{fusion}.crossattention.")
+            if cross != name:
+                state[cross] = torch.randn_like(state[name])
+    parts = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
+    for name in [name for name in state if name.split(".")[0] in parts]:
+        part, _, rest = name.partition(".")
+        state[f"{part}_m.{rest}"] = torch.randn_like(state[name])  # the momentum twin
+    state[f"{bert}embeddings.position_ids"] = torch.arange(12)[None]
+    if pretraining:
+        state["text_encoder.cls.predictions.bias"] = torch.randn(len(WORDS))
+    state |= {"temp": torch.tensor(0.07), "itm_head.weight": torch.randn(2, 128), "image_queue": torch.randn(EMBED, 8)}
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": state, "config": {"image_res": IMAGE_SIZE}, "epoch": 3}, folder / "ALBEF.pth")
+    write_tokenizer(folder)
+    return Small(
+        f"albef:{folder / 'ALBEF.pth'}",
+        lambda: copy.deepcopy(model),
+        lambda model, images: model.encode_image(images),
+        lambda model, tokens: model.encode_text(tokens),
+        depth=3,
+        width=128,
+    )
+
+
 def write_open_clip(folder: Path, **vision: Any) -> Small:
     name = write_small_clip(folder, **vision)
     return Small(
@@ -174,4 +229,5 @@ WRITERS: dict[str, Callable[[Path], Small]] = {
     "transformers siglip": lambda folder: write_transformers("siglip", folder),
     "transformers siglip2": lambda folder: write_transformers("siglip2", folder),
     "transformers blip": lambda folder: write_transformers("blip", folder),
+    "albef": write_albef,
 }

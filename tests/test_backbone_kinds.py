@@ -189,9 +189,7 @@ def test_hystar_trains_every_offset_and_hypernetwork_and_nothing_else(small: Sma
 
 def test_blocks_follow_the_depth_and_zero_offsets_give_the_untouched_model(small: Small) -> None:
     model, images = model_of(small, offsets=0.0, blocks=None), images_of(2)
-    assert (
-        sorted(map(int, model.hypernetworks)) == [1, 2] == sorted({round(small.depth * f / 12) or 1 for f in (2, 4, 6)})
-    )
+    assert sorted(map(int, model.hypernetworks)) == [1, 2]
     expected = F.normalize(Images(small)(images), dim=-1)
     assert relative_error(model.encode_image(images), expected) < 1e-5
     assert relative_error(model.style(images), expected) < 1e-5

@@ -72,6 +72,15 @@ def test_one_block_alone_through_torchs_multihead_attention(tmp_path: Path) -> N
         assert (y[sample : sample + 1] - attention(one, one, one, need_weights=False)[0]).abs().max() <= 1e-5
 
 
+def test_another_image_size_resizes_the_position_embeddings(tmp_path: Path) -> None:
+    name = write_small_clip(tmp_path / "clip")
+    backbone = create_backbone(HystarConfig(backbone=name, pretrained="folder", image_size=48))
+    truth = open_clip.create_model(name.removeprefix("open_clip:"), force_image_size=48).eval()
+    assert backbone.image_size == (48, 48)
+    images = torch.randn(2, 3, 48, 48)
+    assert relative_error(backbone.encode_image(images), truth.encode_image(images)) < 1e-5
+
+
 def test_patch_dropout_is_honoured_in_training_alone(tmp_path: Path) -> None:
     backbone, clip = backbone_and_clip(tmp_path, patch_dropout=0.5)
     images = images_of(2)
@@ -126,7 +135,8 @@ def test_weights_trained_with_quick_gelu_get_quick_gelu(monkeypatch: pytest.Monk
     ("fields", "message"),
     [
         ({"backbone": "transformers:/no/such/folder"}, "'transformers:/no/such/folder' .* could not be loaded"),
-        ({"backbone": "albef:/weights.pth"}, r'backbone .* reads "open_clip:<name>", .* and "tiny"'),
+        ({"backbone": "albef:/weights.pth"}, "'albef:/weights.pth' .* could not be loaded"),
+        ({"backbone": "tiny", "image_size": 96}, "image_size must be None for backbone 'tiny', got 96"),
         ({"backbone": "open_clip:ViT-X-99"}, "backbone 'open_clip:ViT-X-99' is not a model open_clip knows"),
         (
             {"backbone": "open_clip:ViT-B-32", "pretrained": "nowhere"},

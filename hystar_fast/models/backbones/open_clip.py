@@ -106,17 +106,18 @@ def _attend(attention: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
     return attention.out_proj(mixed.transpose(1, 2).reshape(B, T, D))
 
 
-def load_open_clip(name: str, pretrained: str | None) -> OpenClipBackbone:
+def load_open_clip(name: str, pretrained: str | None, image_size: int | None = None) -> OpenClipBackbone:
     """An open_clip model on the default device.
 
     Args:
         name: a name of ``open_clip.list_models()``, ``local-dir:<path>`` or ``hf-hub:<id>``.
         pretrained: a tag or a local file; with ``local-dir:`` and ``hf-hub:`` anything but None means the weights
             stored there; None for random weights, the same every time.
+        image_size: None for the model's own; open_clip resizes the position embeddings for any other.
     """
     import open_clip
 
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {} if image_size is None else {"force_image_size": image_size}
     if name.startswith(("local-dir:", "hf-hub:")):
         settings |= {"load_weights": pretrained is not None, "require_pretrained": pretrained is not None}
     else:

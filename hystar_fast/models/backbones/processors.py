@@ -7,15 +7,17 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
+_HINT = "copy them beside its config.json"
+
 
 class Missing:
     """Stands where files are not there: the model works on tensors, and calling this says what is missing."""
 
-    def __init__(self, what: str, source: str) -> None:
-        self.what, self.source = what, source
+    def __init__(self, what: str, source: str, hint: str = _HINT) -> None:
+        self.what, self.source, self.hint = what, source, hint
 
     def __call__(self, *_: Any) -> NoReturn:
-        raise ValueError(f"{self.source!r} has no files of {self.what}: copy them beside its config.json")
+        raise ValueError(f"{self.source!r} has no files of {self.what}: {self.hint}")
 
 
 class ProcessorPreprocess:
@@ -64,14 +66,14 @@ def load_preprocess(source: str, fixed_size: int | None = None) -> ProcessorPrep
     return ProcessorPreprocess(processor)
 
 
-def load_tokenizer(source: str, length: int) -> PaddedTokenizer | Missing:
+def load_tokenizer(source: str, length: int, *, hint: str = _HINT) -> PaddedTokenizer | Missing:
     """The tokenizer stored in `source`; one that knows only its special tokens was made up from the configuration."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError):
-        return Missing("a tokenizer", source)
+        return Missing("a tokenizer", source, hint)
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)) + 1:
-        return Missing("a tokenizer", source)
+        return Missing("a tokenizer", source, hint)
     return PaddedTokenizer(tokenizer, length)
