@@ -19,6 +19,7 @@ from torch import Tensor, nn
 DEPTH, WIDTH, EMBED = 4, 32, 24
 OWN_ATTENTION = {"block_type": "custom", "scale_attn": True, "scale_fc": True}
 WORDS = ["[PAD]", "[UNK]", "a", "[SEP]", "[CLS]", "red", "cat", "drawing", "of"]
+SIGLIP = {"timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none"}  # 6 blocks of width 64
 VISION = {
     "hidden_size": WIDTH,
     "intermediate_size": 48,
@@ -212,19 +213,23 @@ def write_albef(folder: Path, *, pretraining: bool = True) -> Small:
     )
 
 
-def write_open_clip(folder: Path, **vision: Any) -> Small:
-    name = write_small_clip(folder, **vision)
+def write_open_clip(folder: Path, *, depth: int = DEPTH, width: int = WIDTH, **model: Any) -> Small:
+    name = write_small_clip(folder, **model)
     return Small(
         name,
         lambda: open_clip.create_model(name.removeprefix("open_clip:")).eval(),
         lambda model, images: model.encode_image(images),
         lambda model, tokens: model.encode_text(tokens),
+        depth=depth,
+        width=width,
+        embed_dim=model.get("embed_dim", EMBED),
     )
 
 
 WRITERS: dict[str, Callable[[Path], Small]] = {
     "open_clip": write_open_clip,
     "open_clip, its own attention": lambda folder: write_open_clip(folder, **OWN_ATTENTION),
+    "open_clip siglip": lambda folder: write_open_clip(folder, depth=6, width=64, embed_dim=64, **SIGLIP),
     "transformers clip": lambda folder: write_transformers("clip", folder),
     "transformers siglip": lambda folder: write_transformers("siglip", folder),
     "transformers siglip2": lambda folder: write_transformers("siglip2", folder),

@@ -16,9 +16,10 @@ from tolerance import relative_error
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from hystar_fast.methods.suite import create_method
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.backbones.tower import TowerBackbone
-from hystar_fast.models.config import HystarConfig
+from hystar_fast.models.config import HystarConfig, default_blocks
 from hystar_fast.models.hystar import Hystar
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
 
@@ -189,7 +190,7 @@ def test_hystar_trains_every_offset_and_hypernetwork_and_nothing_else(small: Sma
 
 def test_blocks_follow_the_depth_and_zero_offsets_give_the_untouched_model(small: Small) -> None:
     model, images = model_of(small, offsets=0.0, blocks=None), images_of(2)
-    assert sorted(map(int, model.hypernetworks)) == [1, 2]
+    assert sorted(map(int, model.hypernetworks)) == list(default_blocks(small.depth))
     expected = F.normalize(Images(small)(images), dim=-1)
     assert relative_error(model.encode_image(images), expected) < 1e-5
     assert relative_error(model.style(images), expected) < 1e-5
@@ -258,6 +259,17 @@ def test_half_precision_and_empty_batches(small: Small) -> None:
     assert model.encode_image(images[:0]).shape == model.style(images[:0]).shape == (0, small.embed_dim)
     half = model.to(torch.bfloat16)
     assert (half.encode_image(images).float() * expected).sum(-1).min() > 0.97
+
+
+def test_lora_starts_as_the_frozen_model_and_trains_every_matrix_of_the_blocks(small: Small) -> None:
+    config = HystarConfig(backbone=small.backbone, pretrained=small.pretrained)
+    lora, pixels = create_method("lora", config, parameters=1), torch.rand(3, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert relative_error(lora.encode_image(pixels), create_method("frozen", config).encode_image(pixels)) < 1e-5
+    loss = lora.loss(lora.encode_image(pixels), lora.encode_image(pixels.flip(0)))
+    loss.backward()
+    trained = lora.parameter_groups()["lora"]
+    assert len(trained) in (2 * 4 * small.depth, 2 * 6 * small.depth)  # qkv packed or split, output, two of the MLP
+    assert all(b.grad is not None and b.grad.any() for b in trained[1::2])
 
 
 def test_preprocess_and_tokenizer_feed_the_encoders(small: Small) -> None:

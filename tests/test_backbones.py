@@ -9,7 +9,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from small_backbones import OWN_ATTENTION
+from small_backbones import OWN_ATTENTION, SIGLIP
 from small_clip import IMAGE_SIZE, write_small_clip
 from tolerance import relative_error
 from torch import Tensor, nn
@@ -26,6 +26,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attentional pool": {"attentional_pool": True, "attn_pooler_queries": 3, "attn_pooler_heads": 2},
     "no ln_pre, fixed positions": {"no_ln_pre": True, "pos_embed_type": "sin_cos_2d"},
     "open_clip's own attention": OWN_ATTENTION,
+    "timm, attentional pool": {**SIGLIP, "embed_dim": 64},
+    "timm, layer scale, average pool": {"timm_model_name": "test_vit2", "timm_pool": "avg", "timm_proj": "linear"},
+    "timm, class token, classifier": {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": ""},
+    "timm, head of two layers": {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "mlp"},
 }
 
 
@@ -167,6 +171,56 @@ def test_image_towers_without_blocks_are_refused() -> None:
     text = {"context_length": 4, "vocab_size": 10, "width": 8, "heads": 1, "layers": 1}
     clip = open_clip.CLIP(8, resnet, text)
     with pytest.raises(ValueError, match=r"VisionTransformer.*ModifiedResNet"):
+        OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
+
+
+def test_the_attention_of_newer_open_clips_is_run_and_modulated(tmp_path: Path) -> None:
+    """Plain blocks whose attention has the keys of torch's and returns a tensor."""
+    backbone, clip = backbone_and_clip(tmp_path)
+    for block in backbone.blocks:
+        own = open_clip.transformer.Attention(backbone.width, block.attn.num_heads)
+        own.load_state_dict(block.attn.state_dict())
+        block.attn = own
+    images = images_of(2)
+    assert relative_error(backbone.encode_image(images), clip.encode_image(images)) < 1e-5
+    backbone.inject_dynamic(2, None)
+    delta_s = torch.randn(2, backbone.width)
+    modulated = backbone.encode_image(images, {2: delta_s})
+    usual, _ = backbone_and_clip(tmp_path)
+    usual.inject_dynamic(2, None)
+    assert relative_error(modulated, usual.encode_image(images, {2: delta_s})) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "depth", "widths"),
+    [("ViT-B-16-SigLIP", 203, 12, (768, 768)), ("ViT-SO400M-14-SigLIP", 877, 27, (1152, 1152))],
+)
+def test_published_siglips_are_adaptable(name: str, millions: int, depth: int, widths: tuple[int, int]) -> None:
+    with torch.device("meta"):
+        clip = open_clip.create_model(name, device="meta")
+        backbone = OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
+        assert round(sum(parameter.numel() for parameter in backbone.parameters()) / 1e6) == millions
+        assert (backbone.depth, (backbone.width, backbone.embed_dim)) == (depth, widths)
+        assert backbone.inject_dynamic(depth, None) == widths[0]
+        assert len(backbone.inject_static(1, None)) == 2
+
+
+def test_timm_towers_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"timm's VisionTransformer as image tower; ResNet has no patch_embed"):
+        backbone_and_clip(tmp_path / "resnet", timm_model_name="test_resnet", timm_proj="linear")
+    vit = {"timm_model_name": "test_vit", "timm_proj": "none", "embed_dim": 64}
+    with pytest.raises(ValueError, match="global_pool is ''"):
+        backbone_and_clip(tmp_path / "unpooled", timm_pool="", **vit)
+    backbone, _ = backbone_and_clip(tmp_path / "vit", timm_pool="map", **vit)
+    backbone.blocks[0].attn.q_norm = nn.LayerNorm(32)
+    with pytest.raises(ValueError, match="plain softmax attention"):
+        backbone.inject_dynamic(1, None)
+    backbone.blocks[1].attn.proj_drop.p = 0.1
+    with pytest.raises(ValueError, match="no dropout in their attention"):
+        backbone.inject_dynamic(2, None)
+    clip = backbone.clip
+    clip.visual.trunk.blocks[2] = nn.TransformerEncoderLayer(64, 2)
+    with pytest.raises(ValueError, match="timm's pre-norm Block, got TransformerEncoderLayer"):
         OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
 
 

@@ -136,7 +136,8 @@ class AlbefBackbone(TowerBackbone):
         super().__init__(AlbefTower(), "albef")
         self.albef = albef.requires_grad_(False).eval()
         sizes = albef.sizes
-        self.depth, self.width, self.embed_dim = sizes.vision_depth, sizes.vision_width, sizes.embed_dim
+        self.depth = sizes.vision_depth
+        self.width, self.embed_dim = self.tower.widths(albef)
         self.image_size = (sizes.image_size, sizes.image_size)
         self.preprocess = AlbefPreprocess(sizes.image_size)
         self.tokenizer = load_tokenizer(str(folder), min(_CAPTION_LENGTH, sizes.text_positions), hint=TOKENIZER_HINT)

@@ -1,4 +1,4 @@
-"""open_clip's models: its own vision transformers, frozen, with their text towers as they are."""
+"""open_clip's models: its own vision transformers and timm's, frozen, with their text towers as they are."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hystar_fast.models.backbones.timm import TimmTower
 from hystar_fast.models.backbones.tower import TowerBackbone, VisionTower
 from hystar_fast.models.random_weights import repeatable_weights
 from hystar_fast.nn.attention import SVDAttention
@@ -23,6 +24,27 @@ class OpenClipTower(VisionTower):
     """open_clip's VisionTransformer, with torch's multi-head attention or its own."""
 
     blocks_at = "transformer.resblocks"
+
+    def check(self, visual: Any) -> None:
+        missing = [part for part in _VISUAL_PARTS if not hasattr(visual, part)]
+        if missing:
+            raise ValueError(
+                "backbone must have an open_clip (3.x) VisionTransformer as image tower, or one of timm; "
+                f"{type(visual).__name__} has no {', '.join(missing)}"
+            )
+        if getattr(visual, "pool_type", None) == "none":
+            raise ValueError("backbone must pool its tokens into one embedding an image, its pool_type is 'none'")
+        for block in visual.transformer.resblocks:
+            absent = [part for part in _BLOCK_PARTS if not hasattr(block, part)]
+            if absent or not hasattr(block.attn, "in_proj_weight"):
+                raise ValueError(
+                    f"backbone blocks must have {', '.join(_BLOCK_PARTS)} and attention with a packed in_proj_weight; "
+                    f"{type(block).__name__} with {type(block.attn).__name__} has not"
+                )
+
+    def widths(self, visual: Any) -> tuple[int, int]:
+        embed_dim = visual.ln_post.weight.shape[0] if visual.proj is None else visual.proj.shape[1]
+        return int(visual.conv1.out_channels), int(embed_dim)
 
     def embed(self, visual: Any, images: Tensor) -> Tensor:
         return visual._embeds(images.to(visual.conv1.weight.dtype))
@@ -75,13 +97,12 @@ class OpenClipBackbone(TowerBackbone):
         image_mean: Sequence[float],
         image_std: Sequence[float],
     ) -> None:
-        super().__init__(OpenClipTower(), "clip.visual")
+        visual: Any = clip.visual
+        super().__init__(TimmTower("trunk", "head") if hasattr(visual, "trunk") else OpenClipTower(), "clip.visual")
         self.clip = clip.requires_grad_(False).eval()
-        visual = self.visual
-        _check_structure(visual)
+        self.tower.check(visual)
         self.depth = len(self.blocks)
-        self.width = visual.conv1.out_channels
-        self.embed_dim = int(visual.ln_post.weight.shape[0] if visual.proj is None else visual.proj.shape[1])
+        self.width, self.embed_dim = self.tower.widths(visual)
         height, width = visual.image_size
         self.image_size = (int(height), int(width))
         self.image_mean, self.image_std = image_mean, image_std
@@ -160,21 +181,3 @@ def _check_weights(name: str, pretrained: str | None) -> None:
     if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
         known = ", ".join(tags)
         raise ValueError(f"pretrained must be a tag of {name!r} ({known}), a file or None, got {pretrained!r}")
-
-
-def _check_structure(visual: Any) -> None:
-    missing = [part for part in _VISUAL_PARTS if not hasattr(visual, part)]
-    if missing:
-        raise ValueError(
-            f"backbone must have an open_clip (3.x) VisionTransformer as image tower; {type(visual).__name__} "
-            f"has no {', '.join(missing)}"
-        )
-    if getattr(visual, "pool_type", None) == "none":
-        raise ValueError("backbone must pool its tokens into one embedding an image, its pool_type is 'none'")
-    for block in visual.transformer.resblocks:
-        absent = [part for part in _BLOCK_PARTS if not hasattr(block, part)]
-        if absent or not hasattr(block.attn, "in_proj_weight"):
-            raise ValueError(
-                f"backbone blocks must have {', '.join(_BLOCK_PARTS)} and attention with a packed in_proj_weight; "
-                f"{type(block).__name__} with {type(block.attn).__name__} has not"
-            )

@@ -25,7 +25,6 @@ class TimmTower(VisionTower):
         self.blocks_at = f"{trunk_at}.blocks"
 
     def check(self, visual: Any) -> None:
-        """ValueError unless the loop below computes what this vision transformer does."""
         from timm.models.vision_transformer import Block
 
         trunk = visual.get_submodule(self.trunk_at)
@@ -35,6 +34,8 @@ class TimmTower(VisionTower):
                 f"backbone must have timm's VisionTransformer as image tower; {type(trunk).__name__} "
                 f"has no {', '.join(missing)}"
             )
+        if trunk.attn_pool is None and not trunk.global_pool:
+            raise ValueError("backbone must pool its tokens into one embedding an image, its global_pool is ''")
         for block in trunk.blocks:
             if type(block) is not Block:
                 raise ValueError(f"backbone blocks must be timm's pre-norm Block, got {type(block).__name__}")
@@ -68,8 +69,8 @@ class TimmTower(VisionTower):
             raise ValueError("blocks must have no dropout in their attention to be modulated")
         return SVDAttention.from_linears([attention.qkv], attention.proj, attention.num_heads, rank)
 
-    def embed_dim(self, visual: Any) -> int:
-        """The width of the embeddings: of the last linear layer after pooling, or of the tokens where there is none."""
+    def widths(self, visual: Any) -> tuple[int, int]:
+        """Embeddings are as wide as the last linear layer after pooling, or as the tokens where there is none."""
         trunk, head = visual.get_submodule(self.trunk_at), visual.get_submodule(self.head_at)
         after = [layer for part in (trunk.head, head) for layer in part.modules() if isinstance(layer, nn.Linear)]
-        return int(after[-1].out_features if after else trunk.num_features)
+        return int(trunk.embed_dim), int(after[-1].out_features if after else trunk.num_features)

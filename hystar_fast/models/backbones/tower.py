@@ -30,6 +30,14 @@ class VisionTower(ABC):
     attention_at: str = "attn"
 
     @abstractmethod
+    def check(self, visual: Any) -> None:
+        """ValueError unless this loop computes what `visual` does."""
+
+    @abstractmethod
+    def widths(self, visual: Any) -> tuple[int, int]:
+        """The width of the tokens and that of the embeddings."""
+
+    @abstractmethod
     def embed(self, visual: Any, images: Tensor) -> Tensor:
         """images [B, 3, H, W] -> tokens [B, T, d] as the first block takes them."""
 

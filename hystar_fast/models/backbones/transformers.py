@@ -48,11 +48,27 @@ class TransformersTower(VisionTower):
     def encode_text(self, model: Any, tokens: Tensor) -> Tensor:
         """tokens [B, L] -> [B, D], not normalised."""
 
+    def check(self, visual: Any) -> None:
+        lacking = [head for head in self.heads if not hasattr(visual, head)]
+        if lacking:
+            raise ValueError(f"backbone must be a two-tower model, {type(visual).__name__} has no {', '.join(lacking)}")
+        for block in visual.get_submodule(self.blocks_at):
+            attention = block.get_submodule(self.attention_at)
+            if not hasattr(attention, "qkv") and not all(hasattr(attention, name) for name in _SPLIT):
+                raise ValueError(
+                    "backbone blocks must have attention with q_proj, k_proj and v_proj or a packed qkv; "
+                    f"{type(attention).__name__} has neither"
+                )
+            dropout = attention.dropout.p if isinstance(attention.dropout, nn.Module) else attention.dropout
+            if dropout:
+                raise ValueError(f"backbone must have attention_dropout=0 in its vision_config, it has {dropout}")
+
+    def widths(self, visual: Any) -> tuple[int, int]:
+        width = int(visual.config.vision_config.hidden_size)
+        return width, int(visual.get_submodule(self.heads[0]).out_features) if self.heads else width
+
     def image_size(self, model: Any) -> int:
         return int(model.config.vision_config.image_size)
-
-    def embed_dim(self, model: Any) -> int:
-        return int(model.get_submodule(self.heads[0]).out_features)
 
     def text_length(self, model: Any) -> int:
         return int(model.config.text_config.max_position_embeddings)
@@ -76,14 +92,16 @@ class ClipTower(TransformersTower):
 class SiglipTower(TransformersTower):
     """SiglipModel, which the SigLIP 2 checkpoints of fixed resolution are too."""
 
+    def check(self, visual: Any) -> None:
+        super().check(visual)
+        if not hasattr(visual.vision_model, "head"):
+            raise ValueError("backbone must pool its tokens into one embedding an image, it has vision_use_head=False")
+
     def pool(self, visual: Any, x: Tensor) -> Tensor:
         return visual.vision_model.head(visual.vision_model.post_layernorm(x))
 
     def encode_text(self, model: Any, tokens: Tensor) -> Tensor:
         return model.text_model(input_ids=tokens).pooler_output
-
-    def embed_dim(self, model: Any) -> int:
-        return int(model.config.vision_config.hidden_size)
 
 
 class Siglip2Tower(SiglipTower):
@@ -141,10 +159,9 @@ class TransformersBackbone(TowerBackbone):
             raise ValueError(f"backbone must be of type {', '.join(_TOWERS)} in transformers, got {kind}")
         super().__init__(_TOWERS[kind](), "model")
         self.model = model.requires_grad_(False).eval()
-        _check_structure(self.model, self.tower)
+        self.tower.check(self.model)
         self.depth = len(self.blocks)
-        self.width = int(self.model.config.vision_config.hidden_size)
-        self.embed_dim = self.tower.embed_dim(self.model)
+        self.width, self.embed_dim = self.tower.widths(self.model)
         size = self.tower.image_size(self.model)
         self.image_size = (size, size)
         self.preprocess = load_preprocess(source, size if kind == "siglip2" else None)
@@ -215,21 +232,3 @@ def _projections(attention: Any) -> list[Any]:
 
 def _output(attention: Any) -> Any:
     return attention.projection if hasattr(attention, "projection") else attention.out_proj
-
-
-def _check_structure(model: Any, tower: TransformersTower) -> None:
-    lacking = [head for head in tower.heads if not hasattr(model, head)]
-    if lacking:
-        raise ValueError(f"backbone must be a two-tower model, {type(model).__name__} has no {', '.join(lacking)}")
-    if isinstance(tower, SiglipTower) and not hasattr(model.vision_model, "head"):
-        raise ValueError("backbone must pool its tokens into one embedding an image, it has vision_use_head=False")
-    for block in model.get_submodule(tower.blocks_at):
-        attention = block.get_submodule(tower.attention_at)
-        if not hasattr(attention, "qkv") and not all(hasattr(attention, name) for name in _SPLIT):
-            raise ValueError(
-                "backbone blocks must have attention with q_proj, k_proj and v_proj or a packed qkv; "
-                f"{type(attention).__name__} has neither"
-            )
-        dropout = attention.dropout.p if isinstance(attention.dropout, nn.Module) else attention.dropout
-        if dropout:
-            raise ValueError(f"backbone must have attention_dropout=0 in its vision_config, it has {dropout}")
