@@ -15,12 +15,14 @@ from hystar_fast.models.config import HystarConfig
 IMAGE_SIZE = 32
 
 
-def write_small_clip(directory: Path, *, weights: bool = True, seed: int = 0, **vision: Any) -> str:
+def write_small_clip(
+    directory: Path, *, weights: bool = True, seed: int = 0, embed_dim: int = 24, **vision: Any
+) -> str:
     """Write an open_clip folder (a ViT of width 32 and 4 blocks, or as `vision` says); returns the backbone's name."""
     directory.mkdir(parents=True, exist_ok=True)
     vision_cfg = {"image_size": IMAGE_SIZE, "layers": 4, "width": 32, "head_width": 8, "patch_size": 8, **vision}
     text_cfg = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    model_cfg = {"embed_dim": 24, "vision_cfg": vision_cfg, "text_cfg": text_cfg}
+    model_cfg = {"embed_dim": embed_dim, "vision_cfg": vision_cfg, "text_cfg": text_cfg}
     (directory / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))
     if weights:
         torch.manual_seed(seed)

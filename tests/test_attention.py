@@ -162,6 +162,19 @@ def test_state_dicts_of_its_own_and_of_multihead_attention() -> None:
     assert torch.equal(again(x, delta_s), ours["attn"](x, delta_s))
 
 
+@pytest.mark.parametrize("biased", [(True, True, True), (True, False, True), (False, False, False)])
+def test_separate_projections_are_stacked_to_one_spectrum(biased: tuple[bool, ...]) -> None:
+    projections = [nn.Linear(8, 8, bias).double() for bias in biased]
+    out_proj, x = nn.Linear(8, 8).double(), torch.randn(3, 5, 8, dtype=torch.float64)
+    attention = SVDAttention.from_linears(projections, out_proj, 2)
+    stacked = torch.cat([layer.weight for layer in projections])
+    assert relative_error(attention.in_proj.s, torch.linalg.svdvals(stacked)) < 1e-12
+    assert (attention.in_proj.bias is not None) == any(biased)
+    query, key, value = (layer(x).view(3, 5, 2, 4).transpose(1, 2) for layer in projections)
+    mixed = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(3, 5, 8)
+    assert relative_error(attention(x), out_proj(mixed)) < 1e-12
+
+
 def test_truncated_rank_training_flag_and_empty_batch() -> None:
     mha = make()
     attention = SVDAttention.from_mha(mha.eval(), rank=6)
@@ -197,6 +210,18 @@ X = torch.ones(B, T, D)
         ),
         (lambda _: SVDAttention.from_mha(nn.MultiheadAttention(8, 2, add_zero_attn=True)), ValueError, "add_zero_attn"),
         (lambda _: SVDAttention.from_mha(nn.MultiheadAttention(8, 2, 0.1)), ValueError, "dropout=0, .* got 0.1"),
+        (
+            lambda _: SVDAttention.from_linears([nn.Linear(8, 8)] * 2, nn.Linear(8, 8), 2),
+            TypeError,
+            "one packed nn.Linear or three .* got Linear, Linear",
+        ),
+        (
+            lambda _: SVDAttention.from_linears(
+                [nn.Linear(8, 8), nn.Linear(8, 4), nn.Linear(8, 4)], nn.Linear(8, 8), 2
+            ),
+            ValueError,
+            "in_proj must map d to 3 d, got 8 to 16",
+        ),
         (lambda _: SVDAttention.from_mha(nn.MultiheadAttention(8, 2), rank=9), ValueError, r"rank must lie in 1..8"),
         (lambda _: SVDAttention(FastSVDLinear(8, 8), nn.Linear(8, 8), 2), ValueError, "map d to 3 d, got 8 to 8"),
         (lambda _: SVDAttention(FastSVDLinear(8, 24), nn.Linear(8, 8), 3), ValueError, "divide the width 8, got 3"),

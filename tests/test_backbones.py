@@ -1,4 +1,4 @@
-"""The open_clip block loop: the same embeddings as open_clip, offsets per sample, and which models it refuses."""
+"""open_clip's backbones: every variant of its vision transformer, and which models and specifications are refused."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from small_backbones import OWN_ATTENTION, SIGLIP
 from small_clip import IMAGE_SIZE, write_small_clip
 from tolerance import relative_error
 from torch import Tensor, nn
@@ -24,7 +25,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "average pool": {"pool_type": "avg", "final_ln_after_pool": True},
     "attentional pool": {"attentional_pool": True, "attn_pooler_queries": 3, "attn_pooler_heads": 2},
     "no ln_pre, fixed positions": {"no_ln_pre": True, "pos_embed_type": "sin_cos_2d"},
-    "open_clip's own attention": {"block_type": "custom", "scale_attn": True, "scale_fc": True},
+    "open_clip's own attention": OWN_ATTENTION,
+    "timm, attentional pool": {**SIGLIP, "embed_dim": 64},
+    "timm, layer scale, average pool": {"timm_model_name": "test_vit2", "timm_pool": "avg", "timm_proj": "linear"},
+    "timm, class token, classifier": {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": ""},
+    "timm, head of two layers": {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "mlp"},
 }
 
 
@@ -57,31 +62,6 @@ def test_embeddings_are_open_clips(tmp_path: Path, variant: str, dtype: torch.dt
     assert relative_error(backbone.encode_image(images, zero), truth) < tolerance
 
 
-def test_text_embeddings_are_open_clips(tmp_path: Path) -> None:
-    backbone, clip = backbone_and_clip(tmp_path)
-    tokens = backbone.tokenizer(["a drawing of a cat", ""])
-    assert relative_error(backbone.encode_text(tokens), clip.encode_text(tokens)) < 1e-5
-
-
-@pytest.mark.parametrize("variant", ["plain", "open_clip's own attention"])
-def test_a_modulated_block_equals_a_weight_materialised_per_sample(tmp_path: Path, variant: str) -> None:
-    """The 1e-5 of the contract: each sample alone through torch's own multi-head attention with its own weight."""
-    backbone, clip = backbone_and_clip(tmp_path, **VARIANTS[variant])
-    images, number = images_of(4), 2
-    delta_s = 0.3 * torch.randn(4, backbone.width)
-    attention = clip.visual.transformer.resblocks[number - 1].attn
-    weight = attention.in_proj_weight.detach().clone()
-    backbone.inject_dynamic(number, None)
-    modulated = backbone.encode_image(images, {number: delta_s})
-    in_proj = backbone.blocks[number - 1].attn.in_proj
-    for sample in range(4):
-        own = (in_proj.u * (in_proj.s + delta_s[sample])) @ in_proj.vh
-        attention.in_proj_weight.data.copy_(own)
-        truth = clip.encode_image(images[sample : sample + 1])
-        assert relative_error(modulated[sample : sample + 1], truth) < 1e-5
-        assert relative_error(own, weight) > 1e-2
-
-
 def test_one_block_alone_through_torchs_multihead_attention(tmp_path: Path) -> None:
     backbone, clip = backbone_and_clip(tmp_path)
     x, delta_s = torch.randn(3, 17, backbone.width), 0.3 * torch.randn(3, backbone.width)
@@ -96,32 +76,13 @@ def test_one_block_alone_through_torchs_multihead_attention(tmp_path: Path) -> N
         assert (y[sample : sample + 1] - attention(one, one, one, need_weights=False)[0]).abs().max() <= 1e-5
 
 
-def test_injection_touches_only_what_it_names(tmp_path: Path) -> None:
-    backbone, clip = backbone_and_clip(tmp_path)
-    assert list(backbone.clip.state_dict()) == list(clip.state_dict())
-    assert backbone.inject_static(1, None) == [
-        f"clip.visual.transformer.resblocks.0.mlp.{n}" for n in ("c_fc", "c_proj")
-    ]
-    assert backbone.inject_dynamic(3, 5) == 5
-    changed = set(backbone.clip.state_dict()) ^ set(clip.state_dict())
-    parts = ("visual.transformer.resblocks.0.mlp.c_", "visual.transformer.resblocks.2.attn.in_proj")
-    assert changed and all(name.startswith(parts) for name in changed)
-    trained = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
-    assert trained == {f"clip.visual.transformer.resblocks.0.mlp.{n}.delta_s_static" for n in ("c_fc", "c_proj")}
-
-
-def test_the_frozen_encoder_keeps_the_weights_injection_replaces(tmp_path: Path) -> None:
-    backbone, clip = backbone_and_clip(tmp_path)
-    images = images_of(2)
-    frozen = backbone.frozen_image_encoder()
-    shared = sum(p.data_ptr() in {q.data_ptr() for q in backbone.parameters()} for p in frozen.parameters())
-    assert shared == len(list(frozen.parameters()))
-    for number in range(1, backbone.depth + 1):
-        for name in backbone.inject_static(number, None):
-            nn.init.normal_(backbone.get_submodule(name).delta_s_static)
-    truth = clip.encode_image(images)
-    assert relative_error(frozen(images), truth) < 1e-6
-    assert relative_error(backbone.encode_image(images), truth) > 1e-2
+def test_another_image_size_resizes_the_position_embeddings(tmp_path: Path) -> None:
+    name = write_small_clip(tmp_path / "clip")
+    backbone = create_backbone(HystarConfig(backbone=name, pretrained="folder", image_size=48))
+    truth = open_clip.create_model(name.removeprefix("open_clip:"), force_image_size=48).eval()
+    assert backbone.image_size == (48, 48)
+    images = torch.randn(2, 3, 48, 48)
+    assert relative_error(backbone.encode_image(images), truth.encode_image(images)) < 1e-5
 
 
 def test_patch_dropout_is_honoured_in_training_alone(tmp_path: Path) -> None:
@@ -146,10 +107,8 @@ def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone(tm
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("backbone", ["open_clip", "tiny"])
-def test_preprocess_and_tokenizer_feed_the_encoders(tmp_path: Path, backbone: str) -> None:
-    name = write_small_clip(tmp_path) if backbone == "open_clip" else "tiny"
-    built = create_backbone(HystarConfig(backbone=name, pretrained="folder" if backbone == "open_clip" else None))
+def test_preprocess_and_tokenizer_of_the_tiny_backbone_feed_its_encoders() -> None:
+    built = create_backbone(HystarConfig(backbone="tiny", pretrained=None))
     image = built.preprocess(Image.new("RGB", (50, 40), (255, 0, 0)))
     assert tuple(image.shape[1:]) == built.image_size
     assert tuple(built.encode_image(image[None]).shape) == (1, built.embed_dim)
@@ -179,8 +138,9 @@ def test_weights_trained_with_quick_gelu_get_quick_gelu(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"backbone": "transformers:some/clip"}, r'backbone .* reads "open_clip:<name>" and "tiny"'),
-        ({"backbone": "albef:/weights.pth"}, r'backbone .* reads "open_clip:<name>" and "tiny"'),
+        ({"backbone": "transformers:/no/such/folder"}, "'transformers:/no/such/folder' .* could not be loaded"),
+        ({"backbone": "albef:/weights.pth"}, "'albef:/weights.pth' .* could not be loaded"),
+        ({"backbone": "tiny", "image_size": 96}, "image_size must be None for backbone 'tiny', got 96"),
         ({"backbone": "open_clip:ViT-X-99"}, "backbone 'open_clip:ViT-X-99' is not a model open_clip knows"),
         (
             {"backbone": "open_clip:ViT-B-32", "pretrained": "nowhere"},
@@ -211,6 +171,56 @@ def test_image_towers_without_blocks_are_refused() -> None:
     text = {"context_length": 4, "vocab_size": 10, "width": 8, "heads": 1, "layers": 1}
     clip = open_clip.CLIP(8, resnet, text)
     with pytest.raises(ValueError, match=r"VisionTransformer.*ModifiedResNet"):
+        OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
+
+
+def test_the_attention_of_newer_open_clips_is_run_and_modulated(tmp_path: Path) -> None:
+    """Plain blocks whose attention has the keys of torch's and returns a tensor."""
+    backbone, clip = backbone_and_clip(tmp_path)
+    for block in backbone.blocks:
+        own = open_clip.transformer.Attention(backbone.width, block.attn.num_heads)
+        own.load_state_dict(block.attn.state_dict())
+        block.attn = own
+    images = images_of(2)
+    assert relative_error(backbone.encode_image(images), clip.encode_image(images)) < 1e-5
+    backbone.inject_dynamic(2, None)
+    delta_s = torch.randn(2, backbone.width)
+    modulated = backbone.encode_image(images, {2: delta_s})
+    usual, _ = backbone_and_clip(tmp_path)
+    usual.inject_dynamic(2, None)
+    assert relative_error(modulated, usual.encode_image(images, {2: delta_s})) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "depth", "widths"),
+    [("ViT-B-16-SigLIP", 203, 12, (768, 768)), ("ViT-SO400M-14-SigLIP", 877, 27, (1152, 1152))],
+)
+def test_published_siglips_are_adaptable(name: str, millions: int, depth: int, widths: tuple[int, int]) -> None:
+    with torch.device("meta"):
+        clip = open_clip.create_model(name, device="meta")
+        backbone = OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
+        assert round(sum(parameter.numel() for parameter in backbone.parameters()) / 1e6) == millions
+        assert (backbone.depth, (backbone.width, backbone.embed_dim)) == (depth, widths)
+        assert backbone.inject_dynamic(depth, None) == widths[0]
+        assert len(backbone.inject_static(1, None)) == 2
+
+
+def test_timm_towers_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"timm's VisionTransformer as image tower; ResNet has no patch_embed"):
+        backbone_and_clip(tmp_path / "resnet", timm_model_name="test_resnet", timm_proj="linear")
+    vit = {"timm_model_name": "test_vit", "timm_proj": "none", "embed_dim": 64}
+    with pytest.raises(ValueError, match="global_pool is ''"):
+        backbone_and_clip(tmp_path / "unpooled", timm_pool="", **vit)
+    backbone, _ = backbone_and_clip(tmp_path / "vit", timm_pool="map", **vit)
+    backbone.blocks[0].attn.q_norm = nn.LayerNorm(32)
+    with pytest.raises(ValueError, match="plain softmax attention"):
+        backbone.inject_dynamic(1, None)
+    backbone.blocks[1].attn.proj_drop.p = 0.1
+    with pytest.raises(ValueError, match="no dropout in their attention"):
+        backbone.inject_dynamic(2, None)
+    clip = backbone.clip
+    clip.visual.trunk.blocks[2] = nn.TransformerEncoderLayer(64, 2)
+    with pytest.raises(ValueError, match="timm's pre-norm Block, got TransformerEncoderLayer"):
         OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
 
 

@@ -51,6 +51,7 @@ def test_it_cannot_be_changed_and_hashes() -> None:
         style=st.sampled_from(["dinov2", "clip", "vgg"]),
         blocks=st.none() | st.sets(st.integers(1, 40)).map(tuple),
         rank=st.none() | st.integers(1, 9),
+        image_size=st.none() | st.integers(1, 512),
         gamma=st.just("auto") | st.floats(1e-3, 1e3),
         epsilon=st.floats(1e-6, 10),
         static=st.booleans(),
@@ -111,6 +112,8 @@ def test_blocks_outside_the_backbone() -> None:
         ({"weights": "mine"}, ValueError),
         ({"plan_grad": "full"}, ValueError),
         ({"static": 1}, TypeError),
+        ({"image_size": 0}, ValueError),
+        ({"image_size": "384"}, TypeError),
     ],
 )
 def test_a_bad_field_is_named(fields: dict[str, Any], error: type[Exception]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hystar_fast.methods.frozen import Frozen
-from hystar_fast.models.backbones.open_clip import OpenClipBackbone
+from hystar_fast.models.backbones import Backbone
 
 
 class LowRank(nn.Module):
@@ -31,7 +31,7 @@ class LowRank(nn.Module):
 
 
 class LoRA(Frozen):
-    """Low-rank updates of every attention and MLP matrix of an open_clip image tower; the rest is frozen.
+    """Low-rank updates of every attention and MLP matrix of an image tower's blocks; the rest is frozen.
 
     It starts as the frozen model.
 
@@ -46,9 +46,7 @@ class LoRA(Frozen):
 
     name = "lora"
 
-    def __init__(
-        self, backbone: OpenClipBackbone, criterion: Callable[[Tensor, Tensor], Tensor], *, parameters: int
-    ) -> None:
+    def __init__(self, backbone: Backbone, criterion: Callable[[Tensor, Tensor], Tensor], *, parameters: int) -> None:
         super().__init__(backbone, backbone.preprocess, backbone.tokenizer)
         if parameters < 1:
             raise ValueError(f"parameters must be at least 1, got {parameters}")
@@ -69,11 +67,12 @@ class LoRA(Frozen):
         return self.criterion(query, target)
 
 
-def _matrices(backbone: OpenClipBackbone) -> list[tuple[nn.Module, str]]:
+def _matrices(backbone: Backbone) -> list[tuple[nn.Module, str]]:
     """Every attention and MLP matrix of the visual blocks, as (module, attribute)."""
     places: list[tuple[nn.Module, str]] = []
-    for block in backbone.blocks:
-        attention = block.get_submodule("attn")
-        places += [(attention, "in_proj_weight"), (attention.get_submodule("out_proj"), "weight")]
-        places += [(layer, "weight") for layer in block.get_submodule("mlp").modules() if isinstance(layer, nn.Linear)]
+    for module in (module for block in backbone.blocks for module in block.modules()):
+        if isinstance(module, nn.Linear):
+            places.append((module, "weight"))
+        elif isinstance(getattr(module, "in_proj_weight", None), nn.Parameter):  # attention that packs its three
+            places.append((module, "in_proj_weight"))
     return places

@@ -24,8 +24,11 @@ class HystarConfig:
     """Everything that decides what a :class:`Hystar` computes, and how its StyleNCE loss is set.
 
     Args:
-        backbone: ``"open_clip:<name>"`` (any name open_clip takes, ``local-dir:<path>`` included) or ``"tiny"``.
+        backbone: ``"open_clip:<name>"`` (any name open_clip takes, ``local-dir:<path>`` included),
+            ``"transformers:<id or path>"`` (CLIP, SigLIP, SigLIP 2, or BLIP for retrieval),
+            ``"albef:<path>"`` (a published checkpoint) or ``"tiny"``.
         pretrained: a tag, a local path, or None for random weights (the same ones every time, for tests);
+            for ``"transformers:"`` and ``"albef:"`` anything but None means the weights stored there;
             for ``"tiny"``: ``"packaged"``, a local path, or None.
         style: what the style vector z is made from: ``"dinov2"`` (the paper), ``"clip"`` (the frozen backbone's
             own image embedding) or ``"vgg"`` (mean-pooled VGG-16 features).
@@ -37,6 +40,8 @@ class HystarConfig:
             backbone's depth (see :func:`default_blocks`); ``()`` modulates none, so there is no style either.
         static: whether every MLP linear of every visual block has a learned static offset.
         rank: how many of the largest singular directions are modulated; None for all of them.
+        image_size: pixels a side, for ``"open_clip:"`` and ``"albef:"``, whose position embeddings are then resized;
+            None for the size the weights were trained at.
         temperature, gamma, lam, epsilon, n_iter, weights, plan_grad: StyleNCE, see :func:`hystar_fast.style_nce`.
 
     Raises:
@@ -63,6 +68,7 @@ class HystarConfig:
     plan_grad: str = "none"
     static: bool = True
     style_normalization: str = "backbone"
+    image_size: int | None = None
 
     def __post_init__(self) -> None:
         _check_backbone(self.backbone)
@@ -81,6 +87,8 @@ class HystarConfig:
             raise TypeError(f"static must be True or False, got {self.static!r}")
         if self.rank is not None:
             _check_count("rank", self.rank)
+        if self.image_size is not None:
+            _check_count("image_size", self.image_size)
         _check_count("n_iter", self.n_iter)
         for name in _POSITIVE:
             _check_positive(name, getattr(self, name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from hystar_fast.models.authors_checkpoint import AuthorsCheckpoint
 from hystar_fast.models.backbones import Backbone, create_backbone
 from hystar_fast.models.checkpoint import check_tensors, fingerprint, read_adapter, write_adapter
 from hystar_fast.models.config import HystarConfig, resolve_blocks
@@ -227,6 +229,34 @@ class Hystar(nn.Module):
         with torch.no_grad():
             for name, parameter in needed.items():
                 parameter.copy_(tensors[name])
+        return model
+
+    @classmethod
+    def from_authors_checkpoint(cls, path: str | Path, config: HystarConfig | None = None) -> Self:
+        """Read a checkpoint of the published Hystar code (its ``best.pt`` or ``last.pt``); save it as our adapter then.
+
+        Args:
+            path: the file.
+            config: names the backbone and style it was trained with, an open_clip one; None is the published setting.
+                ``blocks``, ``rank`` and ``static`` are taken from the file.
+
+        Returns:
+            The model with the learned gates folded into its static offsets.
+
+        Raises:
+            ValueError: when the file is of another layout, lacks a tensor, or was trained on other weights.
+        """
+        stored = AuthorsCheckpoint.read(path)
+        config = HystarConfig(weights="authors") if config is None else config
+        if not config.backbone.startswith("open_clip:"):
+            raise ValueError(f"config.backbone must be one of open_clip for these checkpoints, got {config.backbone!r}")
+        model = cls(replace(config, blocks=stored.blocks, rank=stored.rank, static=True))
+        for name in model._static_names:
+            stored.fill_static(name, model.backbone.get_submodule(name))
+        for number, network in model.hypernetworks.items():
+            attention = model.backbone.blocks[int(number) - 1].attn
+            name = f"clip.visual.transformer.resblocks.{int(number) - 1}.attn"
+            stored.fill_dynamic(name, attention.in_proj, network)
         return model
 
     def _adapter(self) -> dict[str, Tensor]:

@@ -142,6 +142,11 @@ def _create_vgg(pretrained: str | None, renormalise: Tensor | None) -> VggStyle:
 
 def _to_imagenet(backbone: Backbone) -> Tensor:
     """[2, 3, 1, 1]: factor and shift from the backbone's normalisation to ImageNet's."""
+    if not backbone.image_mean:
+        raise ValueError(
+            'style_normalization="own" needs the statistics of the backbone\'s preprocessing, '
+            "and this backbone came without an image processor"
+        )
     mean, std = torch.tensor(backbone.image_mean), torch.tensor(backbone.image_std)
     own_mean, own_std = torch.tensor(_IMAGENET_MEAN), torch.tensor(_IMAGENET_STD)
     return torch.stack([std / own_std, (mean - own_mean) / own_std])[:, :, None, None]

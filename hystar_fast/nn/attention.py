@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,19 @@ from torch import Tensor, nn
 
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
 
+_PACKED_NAMES = ("in_proj_", "qkv.")
+_SPLIT_NAMES = ("q_proj.", "k_proj.", "v_proj.")
+_OUTPUT_NAMES = ("proj.", "projection.")
+
 
 class SVDAttention(nn.Module):
     """Multi-head self-attention with one SVD over the packed query, key and value weight.
 
     ``q, k, v = split(u diag(s + delta_s) vh x + b)``, ``y = W_o softmax(q kᵀ / sqrt(d_head) + mask) v + b_o``.
 
-    Build one with :meth:`from_mha`; with zero offsets it equals the attention it came from. The style is an argument
-    of forward and nothing is remembered between calls, so gradient checkpointing recomputes with the same style
-    and threads do not mix theirs.
+    Build one with :meth:`from_mha` or, from any other self-attention, :meth:`from_linears`; with zero offsets it
+    equals the attention it came from. The style is an argument of forward and nothing is remembered between calls,
+    so gradient checkpointing recomputes with the same style and threads do not mix theirs.
 
     Args:
         in_proj: the packed projection, d -> 3 d.
@@ -73,8 +78,27 @@ class SVDAttention(nn.Module):
             raise ValueError(f"mha must have dropout=0, since attention dropout is not supported, got {mha.dropout}")
         packed = nn.Linear(mha.embed_dim, 3 * mha.embed_dim, mha.in_proj_bias is not None, device="meta")
         packed.weight, packed.bias = mha.in_proj_weight, mha.in_proj_bias
-        in_proj = FastSVDLinear.from_linear(packed, rank, cache_dir=cache_dir)
-        return cls(in_proj, mha.out_proj, mha.num_heads).train(mha.training)
+        return cls.from_linears([packed], mha.out_proj, mha.num_heads, rank, cache_dir=cache_dir).train(mha.training)
+
+    @classmethod
+    def from_linears(
+        cls,
+        projections: Sequence[nn.Linear],
+        out_proj: nn.Linear,
+        num_heads: int,
+        rank: int | None = None,
+        *,
+        cache_dir: str | Path | None = None,
+    ) -> SVDAttention:
+        """Factor ``projections``, one packed layer or query, key and value in this order, and keep ``out_proj`` itself.
+
+        Three layers are stacked to one weight [3 d, d] first, so that one spectrum spans all three.
+        """
+        if len(projections) not in (1, 3) or not all(isinstance(layer, nn.Linear) for layer in projections):
+            kinds = ", ".join(type(layer).__name__ for layer in projections) or "nothing"
+            raise TypeError(f"projections must be one packed nn.Linear or three (query, key, value), got {kinds}")
+        packed = projections[0] if len(projections) == 1 else _stacked(projections)
+        return cls(FastSVDLinear.from_linear(packed, rank, cache_dir=cache_dir), out_proj, num_heads)
 
     def forward(
         self,
@@ -111,11 +135,34 @@ class SVDAttention(nn.Module):
         return mask.to(q.dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Accept the keys of nn.MultiheadAttention: this runs before the children load, so renaming suffices."""
+        """Accept the source's keys, packed or split: this runs before the children load, so renaming suffices."""
         for name in ("weight", "bias"):
-            if prefix + "in_proj_" + name in state_dict:
-                state_dict[prefix + "in_proj." + name] = state_dict.pop(prefix + "in_proj_" + name)
+            for source in _PACKED_NAMES:
+                _rename(state_dict, prefix + source + name, prefix + "in_proj." + name)
+            for source in _OUTPUT_NAMES:
+                _rename(state_dict, prefix + source + name, prefix + "out_proj." + name)
+            split = [prefix + source + name for source in _SPLIT_NAMES]
+            if all(key in state_dict for key in split):
+                state_dict[prefix + "in_proj." + name] = torch.cat([state_dict.pop(key) for key in split])
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}"
+
+
+def _stacked(projections: Sequence[nn.Linear]) -> nn.Linear:
+    """One layer whose output is that of all `projections` side by side; a missing bias is zero."""
+    packed = nn.Linear(projections[0].in_features, sum(layer.out_features for layer in projections), device="meta")
+    packed.weight = nn.Parameter(torch.cat([layer.weight.detach() for layer in projections]), requires_grad=False)
+    biases: list[Tensor] = [
+        layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in projections
+    ]
+    has_bias = any(layer.bias is not None for layer in projections)
+    bias = nn.Parameter(torch.cat(biases).detach(), requires_grad=False) if has_bias else None
+    packed.register_parameter("bias", bias)
+    return packed.train(projections[0].training)
+
+
+def _rename(state_dict: dict[str, Any], old: str, new: str) -> None:
+    if old in state_dict:
+        state_dict[new] = state_dict.pop(old)

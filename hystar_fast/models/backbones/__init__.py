@@ -1,4 +1,4 @@
-"""Encoders Hystar can adapt: open_clip's vision transformers, and the packaged tiny one."""
+"""Encoders Hystar can adapt: vision transformers of open_clip and transformers, ALBEF, and the packaged tiny one."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ def create_backbone(config: HystarConfig) -> Backbone:
     """The frozen backbone `config` names, in evaluation mode.
 
     Raises:
-        ValueError: naming the field, when the backbone is not supported or its weights cannot be had.
+        ValueError: naming the field, when the backbone cannot be adapted or its weights cannot be had.
     """
     prefix, _, name = config.backbone.partition(":")
     if prefix == "open_clip":
         from hystar_fast.models.backbones.open_clip import load_open_clip
 
-        return load_open_clip(name, config.pretrained)
-    if config.backbone == "tiny":
-        from hystar_fast.models.backbones.open_clip import load_tiny
+        return load_open_clip(name, config.pretrained, config.image_size)
+    if prefix == "albef":
+        from hystar_fast.models.backbones.albef import load_albef
 
-        return load_tiny(config.pretrained)
-    raise ValueError(
-        f'backbone {config.backbone!r} is not supported by this version; it reads "open_clip:<name>" and "tiny"'
-    )
+        return load_albef(name, config.pretrained, config.image_size)
+    if config.image_size is not None:
+        raise ValueError(f"image_size must be None for backbone {config.backbone!r}, got {config.image_size}")
+    if prefix == "transformers":
+        from hystar_fast.models.backbones.transformers import load_transformers
+
+        return load_transformers(name, config.pretrained)
+    from hystar_fast.models.backbones.open_clip import load_tiny
+
+    return load_tiny(config.pretrained)

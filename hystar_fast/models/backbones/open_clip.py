@@ -1,33 +1,82 @@
-"""open_clip's vision transformers, run by a block loop that takes the offsets as arguments.
-
-The loop calls the very modules open_clip built (its keys do not change) and does its own recomputation, because
-open_clip's blocks and its gradient checkpointing have no way to pass an argument down to attention.
-"""
+"""open_clip's models: its own vision transformers and timm's, frozen, with their text towers as they are."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from hystar_fast.models.backbones.base import Backbone
+from hystar_fast.models.backbones.timm import TimmTower
+from hystar_fast.models.backbones.tower import TowerBackbone, VisionTower
 from hystar_fast.models.random_weights import repeatable_weights
 from hystar_fast.nn.attention import SVDAttention
-from hystar_fast.nn.fast_svd_linear import FastSVDLinear
-from hystar_fast.nn.inject import inject
 
 _VISUAL_PARTS = ("conv1", "class_embedding", "positional_embedding", "transformer", "proj", "_embeds", "_pool")
 _BLOCK_PARTS = ("ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2")
 _TINY_MEAN = _TINY_STD = (0.5, 0.5, 0.5)
 
 
-class OpenClipBackbone(Backbone):
+class OpenClipTower(VisionTower):
+    """open_clip's VisionTransformer, with torch's multi-head attention or its own."""
+
+    blocks_at = "transformer.resblocks"
+
+    def check(self, visual: Any) -> None:
+        missing = [part for part in _VISUAL_PARTS if not hasattr(visual, part)]
+        if missing:
+            raise ValueError(
+                "backbone must have an open_clip (3.x) VisionTransformer as image tower, or one of timm; "
+                f"{type(visual).__name__} has no {', '.join(missing)}"
+            )
+        if getattr(visual, "pool_type", None) == "none":
+            raise ValueError("backbone must pool its tokens into one embedding an image, its pool_type is 'none'")
+        for block in visual.transformer.resblocks:
+            absent = [part for part in _BLOCK_PARTS if not hasattr(block, part)]
+            if absent or not hasattr(block.attn, "in_proj_weight"):
+                raise ValueError(
+                    f"backbone blocks must have {', '.join(_BLOCK_PARTS)} and attention with a packed in_proj_weight; "
+                    f"{type(block).__name__} with {type(block.attn).__name__} has not"
+                )
+
+    def widths(self, visual: Any) -> tuple[int, int]:
+        embed_dim = visual.ln_post.weight.shape[0] if visual.proj is None else visual.proj.shape[1]
+        return int(visual.conv1.out_channels), int(embed_dim)
+
+    def embed(self, visual: Any, images: Tensor) -> Tensor:
+        return visual._embeds(images.to(visual.conv1.weight.dtype))
+
+    def run_block(self, block: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
+        attended = _attend(block.attn, block.ln_1(x), delta_s)
+        if hasattr(block, "ln_attn"):
+            attended = block.ln_attn(attended)
+        x = x + block.ls_1(attended)
+        return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+    def pool(self, visual: Any, x: Tensor) -> Tensor:
+        pooled, _ = visual._pool(x)
+        return pooled if visual.proj is None else pooled @ visual.proj
+
+    def modulated(self, attention: Any, rank: int | None) -> SVDAttention:
+        if isinstance(attention, nn.MultiheadAttention):
+            return SVDAttention.from_mha(attention, rank)
+        norms = [getattr(attention, part, nn.Identity()) for part in ("ln_q", "ln_k", "ln_inner")]
+        scales = [getattr(attention, part, None) for part in ("logit_scale", "head_scale")]
+        if not all(isinstance(norm, nn.Identity) for norm in norms) or any(scale is not None for scale in scales):
+            raise ValueError(
+                "blocks must have plain softmax attention to be modulated; this backbone's "
+                f"{type(attention).__name__} normalises or scales its heads"
+            )
+        out_features, in_features = attention.in_proj_weight.shape
+        packed = nn.Linear(in_features, out_features, attention.in_proj_bias is not None, device="meta")
+        packed.weight, packed.bias = attention.in_proj_weight, attention.in_proj_bias
+        return SVDAttention.from_linears([packed], attention.out_proj, attention.num_heads, rank)
+
+
+class OpenClipBackbone(TowerBackbone):
     """An open_clip model with a vision transformer, frozen.
 
     Args:
@@ -48,85 +97,22 @@ class OpenClipBackbone(Backbone):
         image_mean: Sequence[float],
         image_std: Sequence[float],
     ) -> None:
-        super().__init__()
+        visual: Any = clip.visual
+        super().__init__(TimmTower("trunk", "head") if hasattr(visual, "trunk") else OpenClipTower(), "clip.visual")
         self.clip = clip.requires_grad_(False).eval()
-        visual = self.visual
-        _check_structure(visual)
+        self.tower.check(visual)
         self.depth = len(self.blocks)
-        self.width = visual.conv1.out_channels
-        self.embed_dim = int(visual.ln_post.weight.shape[0] if visual.proj is None else visual.proj.shape[1])
+        self.width, self.embed_dim = self.tower.widths(visual)
         height, width = visual.image_size
         self.image_size = (int(height), int(width))
         self.image_mean, self.image_std = image_mean, image_std
         self.preprocess = preprocess
         self.tokenizer = tokenizer
-        self.gradient_checkpointing = False
-
-    @property
-    def visual(self) -> Any:
-        return self.clip.visual
-
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return self.visual.transformer.resblocks
-
-    def inject_dynamic(self, number: int, rank: int | None) -> int:
-        block: Any = self.blocks[number - 1]
-        block.attn = _modulated(block.attn, rank).requires_grad_(False)
-        return block.attn.in_proj.rank
-
-    def inject_static(self, number: int, rank: int | None) -> list[str]:
-        block: Any = self.blocks[number - 1]
-        names = inject(block.mlp, "*", rank=rank)
-        return [f"clip.visual.transformer.resblocks.{number - 1}.mlp.{name}" for name in names]
-
-    def frozen_image_encoder(self) -> nn.Module:
-        return FrozenVision(self.visual)
-
-    def encode_image(self, images: Tensor, delta_s: Mapping[int, Tensor] | None = None) -> Tensor:
-        self.check_images(images)
-        if images.shape[0] == 0:  # open_clip's patch embedding cannot tell the shape of nothing
-            return images.new_zeros(0, self.embed_dim)
-        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        return encode_vision(self.visual, images, delta_s or {}, recompute=recompute)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         self.check_tokens(tokens)
         clip: Any = self.clip
         return clip.encode_text(tokens)
-
-
-class FrozenVision(nn.Module):
-    """The visual tower as it is now: it shares every tensor, so what injection replaces later stays here as it was."""
-
-    def __init__(self, visual: nn.Module):
-        super().__init__()
-        shared = {id(tensor): tensor for tensor in (*visual.parameters(), *visual.buffers())}
-        self.visual = copy.deepcopy(visual, shared)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return encode_vision(self.visual, images, {}, recompute=False)
-
-
-def encode_vision(visual: Any, images: Tensor, delta_s: Mapping[int, Tensor], *, recompute: bool) -> Tensor:
-    """Run an open_clip VisionTransformer on `images`, block number n with the offsets ``delta_s[n]`` where given."""
-    x = visual._embeds(images.to(visual.conv1.weight.dtype))
-    for number, block in enumerate(visual.transformer.resblocks, start=1):
-        offsets = delta_s.get(number)
-        if recompute:
-            x = checkpoint(_run_block, block, x, offsets, use_reentrant=False)
-        else:
-            x = _run_block(block, x, offsets)
-    pooled, _ = visual._pool(x)
-    return pooled if visual.proj is None else pooled @ visual.proj
-
-
-def _run_block(block: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
-    attended = _attend(block.attn, block.ln_1(x), delta_s)
-    if hasattr(block, "ln_attn"):
-        attended = block.ln_attn(attended)
-    x = x + block.ls_1(attended)
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
 def _attend(attention: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
@@ -141,33 +127,18 @@ def _attend(attention: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
     return attention.out_proj(mixed.transpose(1, 2).reshape(B, T, D))
 
 
-def _modulated(attention: Any, rank: int | None) -> SVDAttention:
-    if isinstance(attention, nn.MultiheadAttention):
-        return SVDAttention.from_mha(attention, rank)
-    norms = [getattr(attention, part, nn.Identity()) for part in ("ln_q", "ln_k", "ln_inner")]
-    scales = [getattr(attention, part, None) for part in ("logit_scale", "head_scale")]
-    if not all(isinstance(norm, nn.Identity) for norm in norms) or any(scale is not None for scale in scales):
-        raise ValueError(
-            "blocks must have plain softmax attention to be modulated; this backbone's "
-            f"{type(attention).__name__} normalises or scales its heads"
-        )
-    out_features, in_features = attention.in_proj_weight.shape
-    packed = nn.Linear(in_features, out_features, attention.in_proj_bias is not None, device="meta")
-    packed.weight, packed.bias = attention.in_proj_weight, attention.in_proj_bias
-    return SVDAttention(FastSVDLinear.from_linear(packed, rank), attention.out_proj, attention.num_heads)
-
-
-def load_open_clip(name: str, pretrained: str | None) -> OpenClipBackbone:
+def load_open_clip(name: str, pretrained: str | None, image_size: int | None = None) -> OpenClipBackbone:
     """An open_clip model on the default device.
 
     Args:
         name: a name of ``open_clip.list_models()``, ``local-dir:<path>`` or ``hf-hub:<id>``.
         pretrained: a tag or a local file; with ``local-dir:`` and ``hf-hub:`` anything but None means the weights
             stored there; None for random weights, the same every time.
+        image_size: None for the model's own; open_clip resizes the position embeddings for any other.
     """
     import open_clip
 
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {} if image_size is None else {"force_image_size": image_size}
     if name.startswith(("local-dir:", "hf-hub:")):
         settings |= {"load_weights": pretrained is not None, "require_pretrained": pretrained is not None}
     else:
@@ -210,21 +181,3 @@ def _check_weights(name: str, pretrained: str | None) -> None:
     if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
         known = ", ".join(tags)
         raise ValueError(f"pretrained must be a tag of {name!r} ({known}), a file or None, got {pretrained!r}")
-
-
-def _check_structure(visual: Any) -> None:
-    missing = [part for part in _VISUAL_PARTS if not hasattr(visual, part)]
-    if missing:
-        raise ValueError(
-            f"backbone must have an open_clip (3.x) VisionTransformer as image tower; {type(visual).__name__} "
-            f"has no {', '.join(missing)}"
-        )
-    if getattr(visual, "pool_type", None) == "none":
-        raise ValueError("backbone must pool its tokens into one embedding an image, its pool_type is 'none'")
-    for block in visual.transformer.resblocks:
-        absent = [part for part in _BLOCK_PARTS if not hasattr(block, part)]
-        if absent or not hasattr(block.attn, "in_proj_weight"):
-            raise ValueError(
-                f"backbone blocks must have {', '.join(_BLOCK_PARTS)} and attention with a packed in_proj_weight; "
-                f"{type(block).__name__} with {type(block.attn).__name__} has not"
-            )

@@ -1,0 +1,76 @@
+"""The block loop for timm's vision transformers: ALBEF's, and those open_clip wraps (SigLIP and others)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from hystar_fast.models.backbones.tower import VisionTower
+from hystar_fast.nn.attention import SVDAttention
+
+_TRUNK_PARTS = ("patch_embed", "_pos_embed", "patch_drop", "norm_pre", "blocks", "norm", "forward_head")
+
+
+class TimmTower(VisionTower):
+    """timm's VisionTransformer with pre-norm blocks.
+
+    Args:
+        trunk_at: the name of the VisionTransformer below the module the tower is asked about.
+        head_at: the name of the module that makes embeddings of what the trunk pools.
+    """
+
+    def __init__(self, trunk_at: str, head_at: str) -> None:
+        self.trunk_at, self.head_at = trunk_at, head_at
+        self.blocks_at = f"{trunk_at}.blocks"
+
+    def check(self, visual: Any) -> None:
+        from timm.models.vision_transformer import Block
+
+        trunk = visual.get_submodule(self.trunk_at)
+        missing = [part for part in _TRUNK_PARTS if not hasattr(trunk, part)]
+        if missing:
+            raise ValueError(
+                f"backbone must have timm's VisionTransformer as image tower; {type(trunk).__name__} "
+                f"has no {', '.join(missing)}"
+            )
+        if trunk.attn_pool is None and not trunk.global_pool:
+            raise ValueError("backbone must pool its tokens into one embedding an image, its global_pool is ''")
+        for block in trunk.blocks:
+            if type(block) is not Block:
+                raise ValueError(f"backbone blocks must be timm's pre-norm Block, got {type(block).__name__}")
+
+    def embed(self, visual: Any, images: Tensor) -> Tensor:
+        trunk = visual.get_submodule(self.trunk_at)
+        x = trunk.patch_embed(images.to(trunk.patch_embed.proj.weight.dtype))
+        return trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(x)))
+
+    def run_block(self, block: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
+        normed = block.norm1(x)
+        attended = block.attn(normed, delta_s) if isinstance(block.attn, SVDAttention) else block.attn(normed)
+        x = x + block.drop_path1(block.ls1(attended))
+        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+    def pool(self, visual: Any, x: Tensor) -> Tensor:
+        trunk = visual.get_submodule(self.trunk_at)
+        return visual.get_submodule(self.head_at)(trunk.forward_head(trunk.norm(x)))
+
+    def modulated(self, attention: Any, rank: int | None) -> SVDAttention:
+        from timm.models.vision_transformer import Attention
+
+        norms = [getattr(attention, part, nn.Identity()) for part in ("q_norm", "k_norm", "norm")]
+        plain = all(isinstance(norm, nn.Identity) for norm in norms) and getattr(attention, "gate", None) is None
+        if type(attention) is not Attention or not plain:
+            raise ValueError(
+                "blocks must have plain softmax attention to be modulated; this backbone's "
+                f"{type(attention).__name__} is another kind, or normalises or gates its heads"
+            )
+        if attention.attn_drop.p or attention.proj_drop.p:
+            raise ValueError("blocks must have no dropout in their attention to be modulated")
+        return SVDAttention.from_linears([attention.qkv], attention.proj, attention.num_heads, rank)
+
+    def widths(self, visual: Any) -> tuple[int, int]:
+        """Embeddings are as wide as the last linear layer after pooling, or as the tokens where there is none."""
+        trunk, head = visual.get_submodule(self.trunk_at), visual.get_submodule(self.head_at)
+        after = [layer for part in (trunk.head, head) for layer in part.modules() if isinstance(layer, nn.Linear)]
+        return int(trunk.embed_dim), int(after[-1].out_features if after else trunk.num_features)

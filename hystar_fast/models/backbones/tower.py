@@ -1,0 +1,126 @@
+"""Vision transformers as a loop over their own blocks, with the offsets as arguments, whichever library built them.
+
+The loop calls the very modules the library built (its keys do not change) and does its own recomputation, because no
+library's blocks have a way to pass an argument down to attention through their gradient checkpointing.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hystar_fast.models.backbones.base import Backbone
+from hystar_fast.nn.attention import SVDAttention
+from hystar_fast.nn.inject import inject
+
+
+class VisionTower(ABC):
+    """Where one library keeps the parts of a vision transformer; it holds no tensor itself.
+
+    Every method takes ``visual``, the module that holds the tensors: the backbone's own, or a frozen twin of it.
+    """
+
+    blocks_at: str
+    attention_at: str = "attn"
+
+    @abstractmethod
+    def check(self, visual: Any) -> None:
+        """ValueError unless this loop computes what `visual` does."""
+
+    @abstractmethod
+    def widths(self, visual: Any) -> tuple[int, int]:
+        """The width of the tokens and that of the embeddings."""
+
+    @abstractmethod
+    def embed(self, visual: Any, images: Tensor) -> Tensor:
+        """images [B, 3, H, W] -> tokens [B, T, d] as the first block takes them."""
+
+    @abstractmethod
+    def run_block(self, block: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
+        """x [B, T, d] -> [B, T, d], the attention of `block` with the offsets `delta_s` where given."""
+
+    @abstractmethod
+    def pool(self, visual: Any, x: Tensor) -> Tensor:
+        """The last block's x [B, T, d] -> embeddings [B, D], not normalised."""
+
+    @abstractmethod
+    def modulated(self, attention: Any, rank: int | None) -> SVDAttention:
+        """The attention of a block in the form that takes offsets; ValueError where it has none."""
+
+    def unused(self, visual: Any) -> Sequence[nn.Module]:
+        """The children of `visual` that no image passes."""
+        return ()
+
+    def encode(self, visual: Any, images: Tensor, delta_s: Mapping[int, Tensor], *, recompute: bool) -> Tensor:
+        """images -> embeddings, block number n (1-based) with the offsets ``delta_s[n]`` where given."""
+        x = self.embed(visual, images)
+        for number, block in enumerate(visual.get_submodule(self.blocks_at), start=1):
+            offsets = delta_s.get(number)
+            if recompute:
+                x = checkpoint(self.run_block, block, x, offsets, use_reentrant=False)
+            else:
+                x = self.run_block(block, x, offsets)
+        return self.pool(visual, x)
+
+
+class FrozenTower(nn.Module):
+    """The visual tower as it is now: it shares every tensor, so what injection replaces later stays here as it was."""
+
+    def __init__(self, tower: VisionTower, visual: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in (*visual.parameters(), *visual.buffers())}
+        self.visual = copy.deepcopy(visual, shared | {id(module): None for module in tower.unused(visual)})
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tower.encode(self.visual, images, {}, recompute=False)
+
+
+class TowerBackbone(Backbone):
+    """A frozen model whose visual tower is run by a :class:`VisionTower`.
+
+    Args:
+        tower: says where the parts are.
+        visual_at: the name, below this module, of the module that `tower` is asked about.
+    """
+
+    def __init__(self, tower: VisionTower, visual_at: str) -> None:
+        super().__init__()
+        self.tower = tower
+        self.visual_at = visual_at
+        self.gradient_checkpointing = False
+
+    @property
+    def visual(self) -> Any:
+        return self.get_submodule(self.visual_at)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.visual.get_submodule(self.tower.blocks_at)
+
+    def inject_dynamic(self, number: int, rank: int | None) -> int:
+        block = self.blocks[number - 1]
+        attention = block.get_submodule(self.tower.attention_at)
+        modulated = self.tower.modulated(attention, rank).requires_grad_(False)
+        block.set_submodule(self.tower.attention_at, modulated)
+        return modulated.in_proj.rank
+
+    def inject_static(self, number: int, rank: int | None) -> list[str]:
+        names = inject(self.blocks[number - 1].get_submodule("mlp"), "*", rank=rank)
+        return [f"{self.visual_at}.{self.tower.blocks_at}.{number - 1}.mlp.{name}" for name in names]
+
+    def frozen_image_encoder(self) -> nn.Module:
+        return FrozenTower(self.tower, self.visual)
+
+    def encode_image(self, images: Tensor, delta_s: Mapping[int, Tensor] | None = None) -> Tensor:
+        self.check_images(images)
+        if images.shape[0] == 0:  # patch embeddings cannot tell the shape of nothing
+            return images.new_zeros(0, self.embed_dim)
+        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
+        return self.tower.encode(self.visual, images, delta_s or {}, recompute=recompute)
