@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 TIE = 1e-6
+_DRAWN_AT_ONCE = 2**21
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,9 @@ def bootstrap_mean(values: Tensor, *, seed: int = 0, resamples: int = 2000) -> I
         seed: seeds the resampling; the result is reproducible.
         resamples: bootstrap samples.
 
+    Cost:
+        resamples x n draws, of which a bounded number is in memory at a time.
+
     Raises:
         ValueError: `values` has another number of dimensions, is empty, or a row has no value at all.
     """
@@ -108,13 +112,17 @@ def bootstrap_mean(values: Tensor, *, seed: int = 0, resamples: int = 2000) -> I
         raise ValueError(f"values must be [n] or [S, n] with a value in every row, got shape {tuple(values.shape)}")
     units = table.shape[1]
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(units, (resamples, units), generator=generator)
-    counts = torch.zeros(resamples, units, dtype=torch.float64)
-    counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
     present = table.isfinite().double()
     filled = table.nan_to_num(0.0)
-    # A resample that holds no unit of a row has no mean for that row; the other rows carry it.
-    sampled = ((counts @ filled.mT) / (counts @ present.mT)).nanmean(dim=1)
+    at_once = max(1, _DRAWN_AT_ONCE // units)
+    parts = []
+    for start in range(0, resamples, at_once):
+        drawn = torch.randint(units, (min(at_once, resamples - start), units), generator=generator)
+        counts = torch.zeros(drawn.shape, dtype=torch.float64)
+        counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+        # A resample that holds no unit of a row has no mean for that row; the other rows carry it.
+        parts.append(((counts @ filled.mT) / (counts @ present.mT)).nanmean(dim=1))
+    sampled = torch.cat(parts)
     low, high = torch.quantile(sampled[sampled.isfinite()], torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(value=table.nanmean(dim=1).mean().item(), low=low, high=high, n=units)
 
