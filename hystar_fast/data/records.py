@@ -81,7 +81,9 @@ class ImageSet:
         return found
 
     def select(self, *, categories: Collection[str] | None = None, limit: int | None = None) -> ImageSet:
-        """A smaller set: only some categories, and only `limit` records of each style, spread evenly.
+        """A smaller set: only some categories, and at most `limit` records of each style, spread evenly.
+
+        Of the queries that belong to one picture of the gallery, those of a picture that was kept are kept.
 
         Raises:
             ValueError: a category that is not in the set, or `limit` below 1.
@@ -95,10 +97,18 @@ class ImageSet:
         if limit is not None:
             if limit < 1:
                 raise ValueError(f"limit must be at least 1, got {limit}")
-            by_style = [[record for record in kept if record.style == style] for style in self.styles]
-            spread = (g if len(g) <= limit else [g[i * len(g) // limit] for i in range(limit)] for g in by_style)
-            kept = tuple(record for group in spread for record in group)
+            answers = _spread([record for record in kept if record.style == self.gallery_style], limit)
+            instances = {record.instance for record in answers}
+            chosen = [*answers]
+            for style in self.styles[1:]:
+                asked = [record for record in kept if record.style == style]
+                chosen += _spread([r for r in asked if r.instance is None or r.instance in instances], limit)
+            kept = tuple(chosen)
         return replace(self, records=kept)
+
+
+def _spread(records: list[Record], limit: int) -> list[Record]:
+    return records if len(records) <= limit else [records[i * len(records) // limit] for i in range(limit)]
 
 
 def from_folder(root: Path) -> Callable[[Record], Image.Image]:

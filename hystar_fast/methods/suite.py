@@ -18,7 +18,8 @@ from hystar_fast.models.hystar import Hystar
 
 FLOORS = ("pixels", "hog")
 TRAINED = ("static", "lora", "hystar")
-METHODS = (*FLOORS, "frozen", *TRAINED)
+UNTRAINED = (*FLOORS, "frozen")
+METHODS = (*UNTRAINED, *TRAINED)
 
 
 def create_hystar(config: HystarConfig, *, seed: int = 0) -> HystarMethod:
