@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from hystar_fast.methods.baselines import BASELINES
 from hystar_fast.methods.frozen import Frozen
 from hystar_fast.methods.hog import HOG
 from hystar_fast.methods.hystar import HystarMethod, criterion
@@ -32,13 +33,14 @@ def create_method(name: str, config: HystarConfig, *, seed: int = 0, parameters:
     """Build one method.
 
     Args:
-        name: one of `METHODS`.
+        name: one of `METHODS` or `BASELINES`.
         config: the Hystar it is, or is compared with: the backbone, the loss, the style.
-        seed: of what is drawn at random (hypernetworks, LoRA).
+        seed: of what is drawn at random (hypernetworks, LoRA, prompts).
         parameters: for "lora", how many parameters to train, for example those of Hystar.
 
     Raises:
-        ValueError: an unknown name, or "lora" without `parameters` or on a backbone that is not open_clip's.
+        ValueError: an unknown name, "lora" without `parameters`, or "lora" or a baseline on a backbone that is not
+            open_clip's.
     """
     torch.manual_seed(seed)
     if name == "pixels":
@@ -49,11 +51,15 @@ def create_method(name: str, config: HystarConfig, *, seed: int = 0, parameters:
         return create_hystar(config, seed=seed)
     if name == "static":
         return StaticOnly(config)
-    if name not in ("frozen", "lora"):
-        raise ValueError(f"name must be one of {METHODS}, got {name!r}")
+    if name not in ("frozen", "lora", *BASELINES):
+        raise ValueError(f"name must be one of {(*METHODS, *BASELINES)}, got {name!r}")
     backbone = create_backbone(config)
     if name == "frozen":
         return Frozen(backbone, backbone.preprocess, backbone.tokenizer)
+    if name in BASELINES:
+        if not isinstance(backbone, OpenClipBackbone):
+            raise ValueError(f"{name} needs an open_clip backbone, got {config.backbone!r}")
+        return BASELINES[name](backbone, criterion(config))
     if parameters is None or not isinstance(backbone, OpenClipBackbone):
         raise ValueError(
             f"lora needs parameters (got {parameters}) and an open_clip backbone (got {config.backbone!r})"
