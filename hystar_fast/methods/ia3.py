@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,8 @@ class IA3(Adapted):
     def __init__(self, backbone: OpenClipBackbone, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__(backbone, criterion)
         for block in backbone.blocks:
-            attention, projection = block.get_submodule("attn"), block.get_submodule("mlp.c_proj")
+            attention: Any = block.get_submodule("attn")
+            projection: Any = block.get_submodule("mlp.c_proj")
             scale = _KeyValueScale(attention.in_proj_weight)
             for name in ("in_proj_weight", "in_proj_bias"):
                 if getattr(attention, name) is not None:

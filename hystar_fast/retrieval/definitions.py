@@ -100,7 +100,8 @@ class Metric:
         if self.kind == "R":
             value = (found > 0).double()
         elif self.kind == "Prec":
-            value = found / {"k": k, "gallery": min(k, gallery), "positives": counts.clamp(1, k)}[self.denominator]
+            fixed = torch.full_like(counts, k if self.denominator == "k" else min(k, gallery))
+            value = found / (counts.clamp(1, k) if self.denominator == "positives" else fixed)
         else:
             value = self._precisions(ranks, counted).sum(1) / self._divisor(counts, found, k)
         return torch.where(counts > 0, value, torch.nan)
