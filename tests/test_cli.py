@@ -53,13 +53,14 @@ def test_training_writes_an_adapter_and_goes_on_from_its_checkpoint(trained):
     assert "3 steps" in result.output
 
 
-def test_eval_prints_and_writes_the_recalls(trained, tmp_path):
-    result = run("eval", "--adapter", trained / "adapter", "--limit", 5, "--output", tmp_path / "found.json")
+def test_eval_prints_and_writes_what_an_adapter_finds(trained, tmp_path):
+    result = run("eval", "--adapter", trained / "adapter", "--limit", 5, "--output", tmp_path)
     assert result.exit_code == 0, result.output
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["gallery"] == 5
-    assert set(found["recall"]["all"]) == {"outline", "sketch", "lowres", "twemoji", "text", "hard_mean"}
-    assert 0 <= found["recall"]["all"]["sketch"]["R@1"]["value"] <= 100
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["method"] == "hystar"
+    assert found["gallery"] == {"what": "noto", "n": 5}
+    assert {"outline", "sketch", "lowres", "twemoji", "text", "sketch+text, max"} <= set(found["queries"])
+    assert 0 <= found["queries"]["sketch"]["R@1"]["value"] <= 100
 
 
 def test_a_folder_is_embedded_and_searched(trained, tmp_path):

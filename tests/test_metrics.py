@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hystar_fast.retrieval import metrics
 from hystar_fast.retrieval.metrics import TIE, bootstrap_mean, recall, recall_at_k, target_ranks
 
 
@@ -139,6 +140,15 @@ def test_units_are_resampled_together():
     hits = (torch.arange(100) % 2).float()
     one, pair = bootstrap_mean(hits), bootstrap_mean(torch.stack([hits, hits]))
     assert (pair.low, pair.high) == pytest.approx((one.low, one.high))
+
+
+def test_the_interval_does_not_depend_on_how_many_draws_are_in_memory(monkeypatch):
+    values = torch.rand(2, 57)
+    values[0, ::3] = torch.nan
+    found = bootstrap_mean(values, resamples=200)
+    for size in (1, 500):
+        monkeypatch.setattr(metrics, "_DRAWN_AT_ONCE", size)
+        assert bootstrap_mean(values, resamples=200) == found
 
 
 @pytest.mark.parametrize("values", [torch.empty(0), torch.full((2, 3), torch.nan), torch.zeros(2, 2, 2)])

@@ -139,15 +139,53 @@ def train(
 @app.command("eval")
 def evaluate(
     adapter: Annotated[Path, typer.Option(help="An adapter that train or demo wrote.")] = Path("runs/demo/adapter"),
+    method: Annotated[
+        str | None, typer.Option(help="Instead of an adapter, a method without training: pixels, hog or frozen.")
+    ] = None,
+    data: Annotated[
+        str, typer.Option(help="emoji, dsr:, domainnet:, folders: or pairs:<path>, or a path recognised by its layout.")
+    ] = "emoji",
     split: Annotated[str, typer.Option(help="val or test.")] = "test",
-    output: Annotated[Path | None, typer.Option(help="Also write the numbers to this JSON file.")] = None,
-    limit: Limit = None,
+    task: Annotated[
+        str | None, typer.Option(help="instance, category or classify; by default instance where the data has any.")
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="full, or batch24: the published one, in batches of 24 instead of the gallery.")
+    ] = "full",
+    metrics: Annotated[
+        str,
+        typer.Option(
+            help="R@k, mAP@all, mAP@k:positives|capped|found, each also :interpolated, "
+            "Prec@k:k|gallery|positives; by commas."
+        ),
+    ] = "R@1,R@5",
+    gallery_style: Annotated[str | None, typer.Option(help="For style folders, the one that answers.")] = None,
+    categories: Annotated[Path | None, typer.Option(help="File of the categories to keep, one a line.")] = None,
+    backbone: Annotated[str, typer.Option(help='Of frozen: "tiny" or "open_clip:<name>".')] = "tiny",
+    weights: Annotated[str, typer.Option(help="Of frozen: a tag, a file, packaged, or random.")] = "packaged",
+    output: Folder = Path("runs/eval"),
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only so many pictures of each style.")] = None,
 ) -> None:
-    """Evaluate an adapter over the full gallery of held-out concepts."""
+    """Evaluate an adapter or a method on a data set, over the full gallery, with 95 % intervals."""
     with clear_errors():
-        from hystar_fast.cli.train import evaluate_adapter
+        from hystar_fast.cli.evaluate import EvalSettings, run_evaluation
 
-        evaluate_adapter(adapter, split, _console(), output=output, limit=limit)
+        settings = EvalSettings(
+            output=output,
+            adapter=adapter,
+            method=method,
+            backbone=backbone,
+            pretrained=_pretrained(weights),
+            data=data,
+            split=split,
+            task=task,
+            protocol=protocol,
+            metrics=metrics,
+            gallery_style=gallery_style,
+            categories=categories,
+            limit=limit,
+        )
+        run_evaluation(settings, _console())
 
 
 @app.command()

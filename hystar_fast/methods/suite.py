@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from hystar_fast.methods.baselines import BASELINES
 from hystar_fast.methods.frozen import Frozen
 from hystar_fast.methods.hog import HOG
 from hystar_fast.methods.hystar import HystarMethod, criterion
@@ -12,12 +13,14 @@ from hystar_fast.methods.lora import LoRA
 from hystar_fast.methods.pixels import Pixels
 from hystar_fast.methods.static_only import StaticOnly
 from hystar_fast.models.backbones import create_backbone
+from hystar_fast.models.backbones.open_clip import OpenClipBackbone
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
 
 FLOORS = ("pixels", "hog")
 TRAINED = ("static", "lora", "hystar")
-METHODS = (*FLOORS, "frozen", *TRAINED)
+UNTRAINED = (*FLOORS, "frozen")
+METHODS = (*UNTRAINED, *TRAINED)
 
 
 def create_hystar(config: HystarConfig, *, seed: int = 0) -> HystarMethod:
@@ -30,13 +33,13 @@ def create_method(name: str, config: HystarConfig, *, seed: int = 0, parameters:
     """Build one method.
 
     Args:
-        name: one of `METHODS`.
+        name: one of `METHODS` or `BASELINES`.
         config: the Hystar it is, or is compared with: the backbone, the loss, the style.
-        seed: of what is drawn at random (hypernetworks, LoRA).
+        seed: of what is drawn at random (hypernetworks, LoRA, prompts).
         parameters: for "lora", how many parameters to train, for example those of Hystar.
 
     Raises:
-        ValueError: an unknown name, or "lora" without `parameters`.
+        ValueError: an unknown name, "lora" without `parameters`, or a baseline on a backbone that is not open_clip's.
     """
     torch.manual_seed(seed)
     if name == "pixels":
@@ -47,11 +50,15 @@ def create_method(name: str, config: HystarConfig, *, seed: int = 0, parameters:
         return create_hystar(config, seed=seed)
     if name == "static":
         return StaticOnly(config)
-    if name not in ("frozen", "lora"):
-        raise ValueError(f"name must be one of {METHODS}, got {name!r}")
+    if name not in ("frozen", "lora", *BASELINES):
+        raise ValueError(f"name must be one of {(*METHODS, *BASELINES)}, got {name!r}")
     backbone = create_backbone(config)
     if name == "frozen":
         return Frozen(backbone, backbone.preprocess, backbone.tokenizer)
+    if name in BASELINES:
+        if not isinstance(backbone, OpenClipBackbone):
+            raise ValueError(f"{name} needs an open_clip backbone, got {config.backbone!r}")
+        return BASELINES[name](backbone, criterion(config))
     if parameters is None:
         raise ValueError("lora needs parameters: how many to train")
     return LoRA(backbone, criterion(config), parameters=parameters)

@@ -6,12 +6,14 @@ encoder that maps everything to one point has a recall of zero and not of one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 TIE = 1e-6
+_DRAWN_AT_ONCE = 2**21
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,32 @@ def target_ranks(queries: Tensor, gallery: Tensor, targets: Tensor, *, block: in
         >>> target_ranks(torch.eye(3), torch.eye(3), torch.tensor([0, 1, 0])).tolist()
         [0, 0, 2]
     """
-    _check(queries, gallery, targets, block)
+    check_targets(queries, gallery, targets, block)
     # Target scores come from the same sums as the others up to rounding, which TIE covers.
-    own = (queries * gallery[targets]).sum(-1, keepdim=True)
+    own = (queries * gallery[targets]).sum(-1)
+    return ranks_of_scores(lambda items: queries @ gallery[items].mT, own, targets, len(gallery), block=block)
+
+
+def ranks_of_scores(
+    scores: Callable[[slice], Tensor], own: Tensor, targets: Tensor, gallery: int, *, block: int = 4096
+) -> Tensor:
+    """The ranks of `target_ranks` for any score.
+
+    Args:
+        scores: gives the scores [N, items] of a slice of the gallery.
+        own: [N], the score of each query's target.
+        targets: int64 [N].
+        gallery: the size of the gallery.
+        block: gallery rows scored at a time.
+    """
+    own = own[:, None]
     threshold = torch.where(own.isfinite(), own - TIE, torch.full_like(own, -torch.inf))
-    ahead = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
-    for start in range(0, len(gallery), block):
-        scores = queries @ gallery[start : start + block].mT
-        counted = (scores >= threshold) | ~own.isfinite()
+    ahead = torch.zeros(len(own), dtype=torch.int64, device=own.device)
+    for start in range(0, gallery, block):
+        found = scores(slice(start, start + block))
+        counted = (found >= threshold) | ~own.isfinite()
         local = targets - start
-        inside = (local >= 0) & (local < scores.shape[1])
+        inside = (local >= 0) & (local < found.shape[1])
         rows = inside.nonzero().flatten()
         counted[rows, local[rows]] = False
         ahead += counted.sum(-1)
@@ -100,6 +118,9 @@ def bootstrap_mean(values: Tensor, *, seed: int = 0, resamples: int = 2000) -> I
         seed: seeds the resampling; the result is reproducible.
         resamples: bootstrap samples.
 
+    Cost:
+        resamples x n draws, of which a bounded number is in memory at a time.
+
     Raises:
         ValueError: `values` has another number of dimensions, is empty, or a row has no value at all.
     """
@@ -108,18 +129,23 @@ def bootstrap_mean(values: Tensor, *, seed: int = 0, resamples: int = 2000) -> I
         raise ValueError(f"values must be [n] or [S, n] with a value in every row, got shape {tuple(values.shape)}")
     units = table.shape[1]
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(units, (resamples, units), generator=generator)
-    counts = torch.zeros(resamples, units, dtype=torch.float64)
-    counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
     present = table.isfinite().double()
     filled = table.nan_to_num(0.0)
-    # A resample that holds no unit of a row has no mean for that row; the other rows carry it.
-    sampled = ((counts @ filled.mT) / (counts @ present.mT)).nanmean(dim=1)
+    at_once = max(1, _DRAWN_AT_ONCE // units)
+    parts = []
+    for start in range(0, resamples, at_once):
+        drawn = torch.randint(units, (min(at_once, resamples - start), units), generator=generator)
+        counts = torch.zeros(drawn.shape, dtype=torch.float64)
+        counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+        # A resample that holds no unit of a row has no mean for that row; the other rows carry it.
+        parts.append(((counts @ filled.mT) / (counts @ present.mT)).nanmean(dim=1))
+    sampled = torch.cat(parts)
     low, high = torch.quantile(sampled[sampled.isfinite()], torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(value=table.nanmean(dim=1).mean().item(), low=low, high=high, n=units)
 
 
-def _check(queries: Tensor, gallery: Tensor, targets: Tensor, block: int) -> None:
+def check_targets(queries: Tensor, gallery: Tensor, targets: Tensor, block: int = 1) -> None:
+    """TypeError or ValueError unless the four fit together as `target_ranks` needs them."""
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
         shapes = f"{tuple(queries.shape)} and {tuple(gallery.shape)}"
         raise ValueError(f"queries must be [N, D] and gallery [M, D] with one D, got {shapes}")

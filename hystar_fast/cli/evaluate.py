@@ -1,0 +1,175 @@
+"""``hystar-fast eval``: a saved adapter, or a method by name, on a data set."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from hystar_fast.cli.report import interval, machine, source, write_json
+from hystar_fast.data.open import open_images
+from hystar_fast.data.records import ImageSet
+from hystar_fast.methods.hystar import HystarMethod
+from hystar_fast.methods.interface import Method, count_parameters
+from hystar_fast.methods.suite import UNTRAINED, create_method
+from hystar_fast.models.config import HystarConfig
+from hystar_fast.models.hystar import Hystar
+from hystar_fast.retrieval.definitions import Metric
+from hystar_fast.retrieval.evaluate_images import Report, Row, evaluate_images
+
+RESULTS_FILE = "results.json"
+_NAMED = 20
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """What is evaluated, on what, and how.
+
+    Attributes:
+        output: folder for ``results.json``.
+        adapter: what train or demo wrote; used unless `method` is given.
+        method: a method that needs no training, by name.
+        backbone, pretrained: of `method`.
+        data: see :func:`hystar_fast.data.open.open_images`.
+        split: "val" or "test".
+        task, protocol: see :func:`hystar_fast.retrieval.evaluate_images.evaluate_images`.
+        metrics: names, separated by commas.
+        gallery_style: for style folders, the one that answers.
+        categories: a file with one category a line; the others are left out.
+        limit: use only so many pictures of each style.
+    """
+
+    output: Path
+    adapter: Path
+    method: str | None = None
+    backbone: str = "tiny"
+    pretrained: str | None = "packaged"
+    data: str = "emoji"
+    split: str = "test"
+    task: str | None = None
+    protocol: str = "full"
+    metrics: str = "R@1,R@5"
+    gallery_style: str | None = None
+    categories: Path | None = None
+    limit: int | None = None
+
+
+def run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
+    """Evaluate, print the table, write ``results.json``; returns what is in it.
+
+    Raises:
+        ValueError: something in the settings, the data set or the adapter that cannot be used.
+    """
+    if settings.split not in ("val", "test"):
+        raise ValueError(f"split must be 'val' or 'test', got {settings.split!r}")
+    if settings.output.exists() and not settings.output.is_dir():
+        raise ValueError(f"output must be a folder, but {settings.output} is a file")
+    metrics = [Metric.parse(name.strip()) for name in settings.metrics.split(",")]
+    images = open_images(settings.data, settings.split, gallery_style=settings.gallery_style)
+    images = images.select(categories=_listed(settings.categories), limit=settings.limit)
+    method = _method(settings)
+    began = time.perf_counter()
+    report = _evaluate(method, images, settings, metrics, console)
+    console.print(report_table(method.name, report))
+    for line in _omissions(report):
+        console.print(line, highlight=False)
+    results = _results(method, report, settings, round(time.perf_counter() - began, 2))
+    write_json(settings.output / RESULTS_FILE, results)
+    console.print(f"wrote {settings.output / RESULTS_FILE}")
+    return results
+
+
+def report_table(name: str, report: Report) -> Table:
+    """A row a kind of query with each metric and its interval in per cent; the protocol is in the title."""
+    what, count = report.answers
+    title = f"{name} on {report.data}, task {report.task}; gallery {what}, n={count}\n{report.protocol}"
+    title += "\nper cent [95 % bootstrap interval over queries]"
+    table = Table(title=title, title_justify="left", header_style="bold", padding=(0, 0))
+    table.add_column("query", no_wrap=True)
+    table.add_column("n", justify="right")
+    for metric in report.rows[0].values if report.rows else ():
+        table.add_column(metric, justify="right")
+    for row in report.rows:
+        table.add_row(
+            row.queries, str(row.n), *("–" if v is None else str(v).replace("[", "\\[") for v in row.values.values())
+        )
+    return table
+
+
+def _evaluate(
+    method: Method, images: ImageSet, settings: EvalSettings, metrics: list[Metric], console: Console
+) -> Report:
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(f"embed {images.name}", total=len(images.records))
+        return evaluate_images(
+            method,
+            images,
+            task=settings.task,
+            protocol=settings.protocol,
+            metrics=metrics,
+            progress=lambda done: progress.advance(task, done),
+        )
+
+
+def _method(settings: EvalSettings) -> Method:
+    if settings.method is None:
+        return HystarMethod(Hystar.from_pretrained(settings.adapter))
+    if settings.method not in UNTRAINED:
+        raise ValueError(f"method must be one that needs no training, {UNTRAINED}, got {settings.method!r}")
+    config = HystarConfig(backbone=settings.backbone, pretrained=settings.pretrained, style="clip", blocks=None)
+    return create_method(settings.method, config)
+
+
+def _listed(path: Path | None) -> list[str] | None:
+    if path is None:
+        return None
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"categories must be a text file with one category a line: {error}") from error
+
+
+def _omissions(report: Report) -> list[str]:
+    lines = []
+    if report.skipped:
+        first = report.skipped[0]
+        lines.append(
+            f"skipped {len(report.skipped)} of {report.pictures} pictures, the first: {first.path}: {first.reason}"
+        )
+    without = sum(row.unanswerable for row in report.rows)
+    if without:
+        lines.append(f"{without} queries have nothing right in the gallery and are in no mean")
+    return lines
+
+
+def _results(method: Method, report: Report, settings: EvalSettings, seconds: float) -> dict[str, Any]:
+    counts = count_parameters(method)
+    return {
+        **source(),
+        "machine": machine(),
+        "method": method.name,
+        "parameters": {"trainable": sum(counts.values()), **counts},
+        "data": {"name": report.data, "source": settings.data, "split": settings.split, "limit": settings.limit},
+        "task": report.task,
+        "protocol": report.protocol,
+        "gallery": {"what": report.answers[0], "n": report.answers[1]},
+        "intervals": "95 %, percentile bootstrap over queries, 2000 resamples",
+        "ties": "count against the query",
+        "queries": {row.queries: _values(row) for row in report.rows},
+        "skipped": {
+            "n": len(report.skipped),
+            "of": report.pictures,
+            "first": {entry.path: entry.reason for entry in report.skipped[:_NAMED]},
+        },
+        "seconds": seconds,
+    }
+
+
+def _values(row: Row) -> dict[str, Any]:
+    values = {name: None if found is None else interval(found) for name, found in row.values.items()}
+    return {"n": row.n, "unanswerable": row.unanswerable, **values}

@@ -1,0 +1,62 @@
+"""DomainNet with its published split files (Peng et al., 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hystar_fast.data.records import ImageSet, Record, check_some_exist, from_folder, refuse
+
+GALLERY_STYLE = "real"
+LAYOUT = (
+    "<style>_<split>.txt for real and other styles (clipart, infograph, painting, quickdraw, sketch), with lines "
+    '"<style>/<category>/<file> <label>", and the folders they name'
+)
+
+
+def load_domainnet(root: str | Path, split: str = "test", styles: Sequence[str] | None = None) -> ImageSet:
+    """List DomainNet: queries are its styles, the gallery is ``real``, what is right is the category.
+
+    Args:
+        root: the folder, see `LAYOUT`.
+        split: "train" or "test".
+        styles: query styles; by default all that have a split file.
+
+    Raises:
+        ValueError: the folder has another layout, or a label stands for two categories; the message says what was
+            expected and found.
+    """
+    root = Path(root)
+    listed = sorted(p.name.removesuffix(f"_{split}.txt") for p in root.glob(f"*_{split}.txt"))
+    wanted = listed if styles is None else [GALLERY_STYLE, *(style for style in styles if style != GALLERY_STYLE)]
+    missing = [style for style in (GALLERY_STYLE, *wanted) if style not in listed]
+    if missing or len(wanted) < 2:
+        found = (
+            None if not listed else f"split files of {', '.join(listed)}" + f", none of {missing[0]}" * bool(missing)
+        )
+        raise refuse("DomainNet", root, LAYOUT, found)
+    names: dict[str, str] = {}
+    records = [
+        record
+        for style in dict.fromkeys((GALLERY_STYLE, *wanted))
+        for record in _lines(root, style, root / f"{style}_{split}.txt", names)
+    ]
+    check_some_exist("DomainNet", root, records, LAYOUT)
+    return ImageSet("DomainNet", GALLERY_STYLE, tuple(records), from_folder(root))
+
+
+def _lines(root: Path, style: str, path: Path, names: dict[str, str]) -> list[Record]:
+    """The records of one split file; `names` holds the category each label stands for."""
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        picture, _, label = line.strip().rpartition(" ")
+        parts = picture.split("/")
+        if not label.isdigit() or len(parts) < 3:
+            raise refuse("DomainNet", root, LAYOUT, f"line {number} of {path.name} is {line[:80]!r}")
+        if names.setdefault(label, parts[-2]) != parts[-2]:
+            found = f"label {label} for {names[label]} and, in line {number} of {path.name}, for {parts[-2]}"
+            raise refuse("DomainNet", root, LAYOUT, found)
+        records.append(Record(picture, style, parts[-2]))
+    return records

@@ -1,0 +1,65 @@
+"""DSR, the Diverse-Style Retrieval data set of FreestyleRet (CC BY-NC 4.0: it is read, never shipped)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hystar_fast.data.records import ImageSet, Record, Skipped, check_some_exist, from_folder, refuse
+
+QUERY_STYLES = ("art", "sketch", "mosaic")
+LAYOUT = (
+    "images/, text/ and some of art/, sketch/, mosaic/ with the same <folder>/<file> in each, and <split>.json: a list "
+    'of {"image": "<folder>/<file>", "caption": "<folder>/<file>.txt"}'
+)
+
+
+def load_dsr(root: str | Path, split: str = "test") -> ImageSet:
+    """List DSR: every picture of ``images/`` with its painting, sketch, low-resolution version and caption.
+
+    ``mosaic`` is what the papers call Low-Res. The caption is the first line of the text file; a text file that
+    cannot be read leaves its pictures without a caption and is counted.
+
+    Args:
+        root: the folder, see `LAYOUT`.
+        split: the name of the json file.
+
+    Raises:
+        ValueError: the folder has another layout; the message says what was expected and found.
+    """
+    root = Path(root)
+    annotations = root / f"{split}.json"
+    styles = [style for style in QUERY_STYLES if (root / style).is_dir()]
+    if not annotations.is_file() or not (root / "images").is_dir() or not styles:
+        raise refuse("DSR", root, LAYOUT)
+    skipped: list[Skipped] = []
+    records: dict[str, list[Record]] = {style: [] for style in ("images", *styles)}
+    for entry in _entries(root, annotations):
+        caption = _caption(root, entry["caption"], skipped) if "caption" in entry else None
+        image = entry["image"]
+        for style, listed in records.items():
+            listed.append(Record(f"{style}/{image}", style, image.split("/")[0], image, caption))
+    check_some_exist("DSR", root, records["images"], LAYOUT)
+    return ImageSet("DSR", "images", tuple(r for s in records.values() for r in s), from_folder(root), tuple(skipped))
+
+
+def _entries(root: Path, annotations: Path) -> list[dict[str, Any]]:
+    try:
+        entries = json.loads(annotations.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise refuse("DSR", root, LAYOUT, f"{annotations.name} that is no json: {error}") from error
+    if not isinstance(entries, list) or not entries:
+        raise refuse("DSR", root, LAYOUT, f"{annotations.name} that is no list of records")
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or "/" not in entry["image"]:
+            raise refuse("DSR", root, LAYOUT, f"record {number} of {annotations.name} is {str(entry)[:80]}")
+    return entries
+
+
+def _caption(root: Path, name: str, skipped: list[Skipped]) -> str | None:
+    try:
+        return (root / "text" / name).read_text(encoding="utf-8").partition("\n")[0].strip() or None
+    except (OSError, UnicodeDecodeError) as error:
+        skipped.append(Skipped(f"text/{name}", f"no caption: {error}"))
+        return None

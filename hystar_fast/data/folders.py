@@ -1,0 +1,65 @@
+"""Folders of styles of categories: Sketchy, TU-Berlin and QuickDraw as they are unpacked, and anything arranged so."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from hystar_fast.data.records import ImageSet, Record, from_folder, refuse
+from hystar_fast.retrieval.embed import IMAGE_SUFFIXES
+
+GALLERY_NAMES = ("photo", "photos", "images", "image", "real")
+LAYOUT = (
+    "<style>/…/<category>/<picture> for at least two styles, one of them the gallery (photo, or as named), with "
+    "the same names of categories"
+)
+_COPY = re.compile(r"-\d+$")
+
+
+def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet:
+    """List ``<style>/…/<category>/<picture>``; folders between style and category (Sketchy's ``tx_…``) do not count.
+
+    The sketches of Sketchy, ``<photo>-<number>``, belong to the photo whose name they carry: where the gallery has a
+    picture of that name and category, they are its instance.
+
+    Args:
+        root: the folder, see `LAYOUT`.
+        gallery_style: the folder that answers; by default one of `GALLERY_NAMES`.
+
+    Raises:
+        ValueError: the folder has another layout; the message says what was expected and found.
+    """
+    root = Path(root)
+    styles = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    gallery = gallery_style or next((name for name in GALLERY_NAMES if name in styles), None)
+    if gallery not in styles or len(styles) < 2:
+        raise refuse("style folders", root, LAYOUT)
+    listed = {style: _pictures(root, style) for style in (gallery, *(s for s in styles if s != gallery))}
+    empty = [style for style, pictures in listed.items() if not pictures]
+    if empty:
+        raise refuse("style folders", root, LAYOUT, f"no <category>/<picture> below {empty[0]}/")
+    answers = {(path.parent.name, path.stem) for path in listed[gallery]}
+    if not {path.parent.name for style in listed if style != gallery for path in listed[style]} & {
+        c for c, _ in answers
+    }:
+        raise refuse("style folders", root, LAYOUT, f"no category of {gallery}/ in any other style")
+    records = [
+        Record(path.as_posix(), style, path.parent.name, _instance(path, answers))
+        for style, pictures in listed.items()
+        for path in pictures
+    ]
+    return ImageSet(root.name or "folders", gallery, tuple(records), from_folder(root))
+
+
+def _pictures(root: Path, style: str) -> list[Path]:
+    """The pictures of a style that are in a category, relative to `root`."""
+    found = (p.relative_to(root) for p in (root / style).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(path for path in found if len(path.parts) >= 3)
+
+
+def _instance(path: Path, answers: set[tuple[str, str]]) -> str | None:
+    category = path.parent.name
+    for stem in (path.stem, _COPY.sub("", path.stem)):
+        if (category, stem) in answers:
+            return f"{category}/{stem}"
+    return None

@@ -1,0 +1,76 @@
+"""Data sets by name and place: ``emoji``, ``dsr:/data/DSR``, or a folder or CSV file whose layout is recognised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from hystar_fast.data.domainnet import load_domainnet
+from hystar_fast.data.dsr import load_dsr
+from hystar_fast.data.folders import load_folders
+from hystar_fast.data.pairs import load_pairs
+from hystar_fast.data.records import ImageSet, Record
+from hystar_fast.retrieval.protocol import GALLERY_STYLE, IMAGE_STYLES, load_split
+
+KINDS = ("emoji", "dsr", "domainnet", "folders", "pairs")
+
+
+def open_images(data: str, split: str = "test", *, gallery_style: str | None = None) -> ImageSet:
+    """Open a data set.
+
+    Args:
+        data: "emoji", "<kind>:<path>" with a kind of `KINDS`, or a path whose kind is recognised by its layout.
+        split: "train", "val" or "test" where the data set has splits.
+        gallery_style: for "folders", the folder that answers.
+
+    Raises:
+        ValueError: an unknown kind, nothing at the path, or another layout than the kind's; the message says what was
+            expected and found.
+
+    Example:
+        >>> emoji = open_images("emoji", "val")
+        >>> emoji.gallery_style, len(emoji.of_style("sketch"))
+        ('noto', 165)
+    """
+    if data == "emoji":
+        return _emoji(split)
+    kind, separator, place = data.partition(":")
+    if not separator or kind not in KINDS:
+        kind, place = "", data
+    path = Path(place)
+    if not path.exists():
+        kinds = ", ".join(f"{kind}:<path>" for kind in KINDS[1:])
+        raise ValueError(f"data must be emoji, {kinds} or a path, but there is nothing at {place!r}")
+    kind = kind or _recognised(path, split)
+    if kind == "dsr":
+        return load_dsr(path, split)
+    if kind == "domainnet":
+        return load_domainnet(path, split)
+    return load_pairs(path) if kind == "pairs" else load_folders(path, gallery_style)
+
+
+def _recognised(path: Path, split: str) -> str:
+    if path.is_file():
+        return "pairs"
+    if (path / f"{split}.json").is_file() and (path / "images").is_dir():
+        return "dsr"
+    return "domainnet" if any(path.glob(f"*_{split}.txt")) else "folders"
+
+
+def _emoji(split: str) -> ImageSet:
+    concepts = load_split(split)
+    place: dict[str, tuple[str, int]] = {}
+    records = []
+    for style in (GALLERY_STYLE, *IMAGE_STYLES):
+        for row in concepts.rows(style).tolist():
+            concept = concepts.concepts[row]
+            record = Record(f"{style}/{concept.id}", style, concept.subgroup, concept.id, concept.name)
+            place[record.path] = (style, row)
+            records.append(record)
+
+    def read(record: Record) -> Image.Image:
+        style, row = place[record.path]
+        return Image.fromarray(concepts.images[style][row].permute(1, 2, 0).numpy())
+
+    return ImageSet("emoji", GALLERY_STYLE, tuple(records), read)

@@ -1,0 +1,29 @@
+"""What the parameter-efficient baselines share: a frozen CLIP with something small that trains in its image tower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from hystar_fast.methods.frozen import Frozen
+from hystar_fast.models.backbones.open_clip import OpenClipBackbone
+
+
+class Adapted(Frozen):
+    """A frozen open_clip model, some parameters of whose image tower train as one group named as the method.
+
+    Args:
+        backbone: is changed in place.
+        criterion: loss of (query, target).
+    """
+
+    def __init__(self, backbone: OpenClipBackbone, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__(backbone, backbone.preprocess, backbone.tokenizer)
+        self.criterion = criterion
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {self.name: [p for module in self.modules for p in module.parameters() if p.requires_grad]}
+
+    def loss(self, query: Tensor, target: Tensor) -> Tensor:
+        return self.criterion(query, target)

@@ -1,0 +1,23 @@
+"""Full fine-tuning of the last block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from hystar_fast.methods.adapted import Adapted
+from hystar_fast.models.backbones.open_clip import OpenClipBackbone
+
+
+class LastBlock(Adapted):
+    """Every parameter of the image tower's last block trains, and nothing else; it starts as the frozen model.
+
+    On ViT-L/14 it has 12,596,224 parameters.
+    """
+
+    name = "last_block"
+
+    def __init__(self, backbone: OpenClipBackbone, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__(backbone, criterion)
+        backbone.blocks[-1].requires_grad_(True)

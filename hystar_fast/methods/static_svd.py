@@ -1,0 +1,35 @@
+"""Static spectral fine-tuning: one trained number a singular value, in every matrix of every block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from hystar_fast.methods.adapted import Adapted
+from hystar_fast.models.backbones.open_clip import OpenClipBackbone
+from hystar_fast.nn.inject import inject
+
+
+class StaticSVD(Adapted):
+    """W = U (Σ + M) Vᵀ with M diagonal and trained, for the packed qkv, the output projection and both MLP matrices.
+
+    This is SVFT's plain variant, and what Hystar is without style: its "static" group everywhere instead of in the
+    MLPs alone (`StaticOnly` is Table 4's row with the MLPs alone). It starts as the frozen model. On ViT-L/14 it has
+    98,304 parameters.
+
+    Source: Lingam et al., SVFT: Parameter-Efficient Fine-Tuning with Singular Vectors (NeurIPS 2024), Section 3, the
+    variant SVFT^P.
+    """
+
+    name = "svft"
+
+    def __init__(self, backbone: OpenClipBackbone, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__(backbone, criterion)
+        for number in range(1, backbone.depth + 1):
+            backbone.inject_static(number, None)
+            backbone.inject_dynamic(number, None)
+            attention: Any = backbone.blocks[number - 1].get_submodule("attn")
+            attention.in_proj.delta_s_static.requires_grad_(True)
+            inject(attention, "out_proj")

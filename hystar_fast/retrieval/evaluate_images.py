@@ -1,0 +1,236 @@
+"""Evaluation of a method on any data set: every query style against the gallery, under one named protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hystar_fast.data.records import ImageSet, Record, Skipped, read_images
+from hystar_fast.methods.interface import Method
+from hystar_fast.retrieval.batch24 import CUTOFFS, LABEL, batch24_ranks
+from hystar_fast.retrieval.definitions import Measured, Metric, measure
+from hystar_fast.retrieval.embed import embed_images, embed_texts
+from hystar_fast.retrieval.joint import COMBINATIONS, joint_ranks
+from hystar_fast.retrieval.metrics import Interval, bootstrap_mean
+from hystar_fast.retrieval.zero_shot import class_embeddings, numbered
+
+TASKS = ("instance", "category", "classify")
+PROTOCOLS = {"full": "full: ranked over the whole gallery", "batch24": LABEL}
+DEFAULT_METRICS = tuple(Metric.parse(name) for name in ("R@1", "R@5"))
+_DEFAULT_SIDE = 64
+_JOINT = {"similarity": "max", "softmax": "softmax"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one kind of query got.
+
+    Attributes:
+        queries: the style, "text", or what asked together.
+        n: queries with an answer in the gallery; the means are over these.
+        unanswerable: queries without one, left out.
+        values: name of the metric -> its mean with a 95 % interval; None if no query has an answer.
+    """
+
+    queries: str
+    n: int
+    unanswerable: int
+    values: dict[str, Interval | None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a method did on a data set.
+
+    Attributes:
+        data: the name of the data set.
+        task: one of `TASKS`.
+        protocol: the label of the protocol, to be printed with every figure.
+        answers: what the gallery holds, and how much: ("photo", 12_500) or ("class names", 345).
+        rows: one a kind of query.
+        pictures: how many pictures were to be read.
+        skipped: those that could not be, and what the loader left out.
+    """
+
+    data: str
+    task: str
+    protocol: str
+    answers: tuple[str, int]
+    rows: tuple[Row, ...]
+    pictures: int
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """The records that could be read, and their embeddings [n, D]."""
+
+    records: tuple[Record, ...]
+    vectors: Tensor
+
+
+def evaluate_images(
+    method: Method,
+    images: ImageSet,
+    *,
+    task: str | None = None,
+    protocol: str = "full",
+    metrics: Sequence[Metric] = DEFAULT_METRICS,
+    batch_size: int = 128,
+    progress: Callable[[int], object] | None = None,
+) -> Report:
+    """Embed a data set and measure every query style; captions ask too where the method takes text.
+
+    Args:
+        method: the system.
+        images: the data set.
+        task: "instance" (the query's own picture is right), "category" (Table 2), or "classify" (class names are the
+            gallery, Table 3); by default "instance" where the data set has instances, else "category".
+        protocol: "full", or "batch24" (instances only; its own cut-offs instead of `metrics`).
+        metrics: definitions, see :mod:`hystar_fast.retrieval.definitions`.
+        batch_size: images a forward pass.
+        progress: called with the number of pictures done after every batch.
+
+    Raises:
+        ValueError: an unknown task or protocol, one the data set or the method has nothing for, or no readable gallery.
+    """
+    chosen = task or ("instance" if any(record.instance for record in images.records) else "category")
+    if chosen not in TASKS or protocol not in PROTOCOLS:
+        raise ValueError(
+            f"task must be one of {TASKS} and protocol one of {(*PROTOCOLS,)}, got {chosen!r}, {protocol!r}"
+        )
+    if protocol == "batch24" and chosen != "instance":
+        raise ValueError(f"protocol 'batch24' is defined for task 'instance' alone, got task {chosen!r}")
+    run = _Run(method, images, batch_size, progress, [])
+    if chosen == "classify":
+        rows, answers = run.classify(metrics)
+    else:
+        gallery = run.embed(images.of_style(images.gallery_style))
+        if not gallery.records:
+            raise ValueError(f"the gallery {images.gallery_style!r} of {images.name} has no picture that can be read")
+        answers = (images.gallery_style, len(gallery.records))
+        if chosen == "category":
+            rows = run.categories(gallery, metrics)
+        else:
+            rows = run.instances(gallery, None if protocol == "batch24" else metrics)
+    skipped = (*images.skipped, *run.skipped)
+    return Report(images.name, chosen, PROTOCOLS[protocol], answers, tuple(rows), len(images.records), skipped)
+
+
+@dataclass(frozen=True)
+class _Run:
+    method: Method
+    images: ImageSet
+    batch_size: int
+    progress: Callable[[int], object] | None
+    skipped: list[Skipped]
+
+    def embed(self, records: Sequence[Record]) -> _Embedded:
+        preprocess = getattr(self.method, "preprocess", None)
+        side = _DEFAULT_SIDE if preprocess is None else preprocess.size[0]
+        kept: list[Record] = []
+        vectors = []
+        batches = read_images(self.images, records, side, self.skipped, batch_size=self.batch_size)
+        for rows, pictures in batches:
+            vectors.append(embed_images(self.method, pictures, batch_size=self.batch_size, progress=self.progress))
+            kept += [records[row] for row in rows]
+        return _Embedded(tuple(kept), torch.cat(vectors) if vectors else torch.empty(0, 0))
+
+    def queries(self) -> list[tuple[str, _Embedded]]:
+        asking = [style for style in self.images.styles if style != self.images.gallery_style]
+        return [(style, self.embed(self.images.of_style(style))) for style in asking]
+
+    def categories(self, gallery: _Embedded, metrics: Sequence[Metric]) -> list[Row]:
+        rows = []
+        for style, asked in self.queries():
+            numbers = _numbers([record.category for record in (*gallery.records, *asked.records)])
+            right, wanted = numbers[: len(gallery.records)], numbers[len(gallery.records) :]
+            rows.append(_row(style, measure(_like(asked, gallery), gallery.vectors, wanted, right, metrics)))
+        return rows
+
+    def classify(self, metrics: Sequence[Metric]) -> tuple[list[Row], tuple[str, int]]:
+        names, _ = numbered([record.category for record in self.images.records if record.category is not None])
+        if not names:
+            raise ValueError(f"{self.images.name} has no categories to classify into")
+        classes = class_embeddings(self.method, names)
+        number = {name: i for i, name in enumerate(names)}
+        rows = []
+        for style in self.images.styles:
+            asked = self.embed([record for record in self.images.of_style(style) if record.category is not None])
+            if asked.records:
+                wanted = torch.tensor([number[str(record.category)] for record in asked.records])
+                measured = measure(asked.vectors, classes, wanted, torch.arange(len(names)), metrics)
+                rows.append(_row(style, measured))
+        return rows, ("class names", len(names))
+
+    def instances(self, gallery: _Embedded, metrics: Sequence[Metric] | None) -> list[Row]:
+        """Queries with one right picture; `metrics` None means the batch24 protocol."""
+        place: dict[str, int] = {}
+        for i, record in enumerate(gallery.records):
+            if record.instance is not None:
+                place.setdefault(record.instance, i)
+        rows = []
+        for style, asked in self.queries():
+            rows.append(_answers(style, asked, None, gallery, place, metrics))
+            captioned = [i for i, record in enumerate(asked.records) if record.caption]
+            words = self._texts([asked.records[i] for i in captioned])
+            if words is not None:
+                part = _Embedded(tuple(asked.records[i] for i in captioned), asked.vectors[captioned])
+                for combine in COMBINATIONS:
+                    name = f"{style}+text, {_JOINT[combine]}"
+                    rows.append(_answers(name, part, (words.vectors, combine), gallery, place, metrics))
+        words = self._texts([record for record in gallery.records if record.caption])
+        if words is not None:
+            rows.append(_answers("text", words, None, gallery, place, metrics))
+        return rows
+
+    def _texts(self, records: Sequence[Record]) -> _Embedded | None:
+        found = embed_texts(self.method, [str(record.caption) for record in records])
+        return None if found is None else _Embedded(tuple(records), found)
+
+
+def _answers(
+    name: str,
+    asked: _Embedded,
+    text: tuple[Tensor, str] | None,
+    gallery: _Embedded,
+    place: dict[str, int],
+    metrics: Sequence[Metric] | None,
+) -> Row:
+    """The row of queries with one right picture each: `text` asks with them, by the rule it is paired with."""
+    answered = [i for i, record in enumerate(asked.records) if record.instance in place]
+    targets = torch.tensor([place[str(asked.records[i].instance)] for i in answered], dtype=torch.int64)
+    queries = _like(asked, gallery)[answered]
+    words, combine = (None, "similarity") if text is None else (text[0][answered], text[1])
+    missing = len(asked.records) - len(answered)
+    if metrics is None:
+        ranks = batch24_ranks(queries, gallery.vectors, targets, text=words, combine=combine)
+        values = {label: bootstrap_mean((ranks < k).double()) for label, k in CUTOFFS.items()}
+        return Row(name, len(ranks), missing, dict(values))
+    if words is None:
+        right = torch.arange(len(gallery.records))
+        measured = measure(queries, gallery.vectors, targets, right, metrics)
+    else:
+        ranks = joint_ranks(queries, words, gallery.vectors, targets, combine=combine)[:, None] + 1
+        ones = torch.ones(len(ranks), dtype=torch.int64)
+        measured = Measured({m: m.values(ranks, ones, len(gallery.records)) for m in metrics}, len(gallery.records))
+    row = _row(name, measured)
+    return Row(name, row.n, missing, row.values)
+
+
+def _row(name: str, measured: Measured) -> Row:
+    n = len(next(iter(measured.values.values()))) - measured.unanswerable
+    return Row(name, n, measured.unanswerable, {str(m): measured.interval(m) for m in measured.values})
+
+
+def _like(asked: _Embedded, gallery: _Embedded) -> Tensor:
+    """The queries' vectors, of the gallery's width even where no query could be read."""
+    return asked.vectors if asked.records else gallery.vectors[:0]
+
+
+def _numbers(categories: Sequence[str | None]) -> Tensor:
+    """The number of each category; what has none is a category of its own and matches nothing."""
+    return numbered([f"{i}\0" if name is None else f"={name}" for i, name in enumerate(categories)])[1]

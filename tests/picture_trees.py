@@ -1,0 +1,61 @@
+"""Small trees of pictures in the layouts of the public data sets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def picture(path: Path, seed: int = 0, size: tuple[int, int] = (20, 16)) -> Path:
+    """Write a picture of random pixels, the same for the same seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def damaged(path: Path) -> Path:
+    """Cut a picture in half."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def dsr(root: Path, n: int = 4, styles: tuple[str, ...] = ("art", "sketch", "mosaic")) -> Path:
+    """DSR with n pictures in two folders."""
+    entries = []
+    for i in range(n):
+        image = f"n0{i % 2}/{i}.png"
+        for style in ("images", *styles):
+            picture(root / style / image, seed=i)
+        text = root / "text" / f"n0{i % 2}/{i}.txt"
+        text.parent.mkdir(parents=True, exist_ok=True)
+        text.write_text(f"picture number {i}\nsecond line\n")
+        entries.append({"image": image, "caption": f"n0{i % 2}/{i}.txt"})
+    (root / "test.json").write_text(json.dumps(entries))
+    return root
+
+
+def domainnet(root: Path, styles: tuple[str, ...] = ("real", "clipart", "sketch"), n: int = 2) -> Path:
+    """DomainNet with two categories of n pictures in each style."""
+    for style in styles:
+        lines = []
+        for label, category in enumerate(("ant", "hot_dog")):
+            for i in range(n):
+                name = f"{style}/{category}/{style}_{label}_{i}.png"
+                picture(root / name, seed=10 * label + i)
+                lines.append(f"{name} {label}")
+        (root / f"{style}_test.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def sketchy(root: Path) -> Path:
+    """Sketchy: photos, and numbered sketches of them, below a folder of the kind of alignment."""
+    for category in ("cat", "dog"):
+        for i in range(2):
+            picture(root / f"photo/tx_000000000000/{category}/n{i}_{category}.jpg", seed=i)
+            picture(root / f"sketch/tx_000100000000/{category}/n{i}_{category}-{i + 1}.png", seed=i)
+    picture(root / "sketch/tx_000100000000/cat/other.png", seed=9)
+    return root

@@ -1,0 +1,233 @@
+"""The layouts of public data sets on small synthetic trees: what is listed, what is skipped, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import picture_trees as trees
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import functional as TF
+
+from hystar_fast.data.open import open_images
+from hystar_fast.data.records import ImageSet, Record, Skipped, from_folder, read_images
+from hystar_fast.retrieval.protocol import load_split
+
+
+def paths(images: ImageSet, style: str) -> list[str]:
+    return [record.path for record in images.of_style(style)]
+
+
+def test_dsr_lists_every_picture_in_every_style_with_its_caption(tmp_path):
+    found = open_images(str(trees.dsr(tmp_path)))
+    assert found.name == "DSR"
+    assert found.styles == ("images", "art", "sketch", "mosaic")
+    assert paths(found, "mosaic") == [f"mosaic/n0{i % 2}/{i}.png" for i in range(4)]
+    assert found.of_style("sketch")[3] == Record("sketch/n01/3.png", "sketch", "n01", "n01/3.png", "picture number 3")
+    assert found.read(found.of_style("art")[0]).size == (20, 16)
+    assert found.skipped == ()
+
+
+def test_dsr_counts_captions_that_cannot_be_read_and_takes_the_styles_there_are(tmp_path):
+    trees.dsr(tmp_path, styles=("sketch",))
+    (tmp_path / "text/n01/1.txt").unlink()
+    (tmp_path / "text/n00/2.txt").write_bytes(b"\xff\xfe\xfa")
+    found = open_images(f"dsr:{tmp_path}")
+    assert found.styles == ("images", "sketch")
+    assert [record.caption for record in found.of_style("sketch")] == [
+        "picture number 0",
+        None,
+        None,
+        "picture number 3",
+    ]
+    assert [entry.path for entry in found.skipped] == ["text/n01/1.txt", "text/n00/2.txt"]
+
+
+def test_domainnet_lists_its_split_files_by_category(tmp_path):
+    found = open_images(str(trees.domainnet(tmp_path)))
+    assert (found.name, found.gallery_style, found.styles) == ("DomainNet", "real", ("real", "clipart", "sketch"))
+    assert found.of_style("clipart")[2] == Record("clipart/hot_dog/clipart_1_0.png", "clipart", "hot_dog")
+
+
+def test_sketchy_matches_sketches_to_the_photo_they_were_drawn_from(tmp_path):
+    found = open_images(str(trees.sketchy(tmp_path)))
+    assert found.gallery_style == "photo"
+    instances = {record.path.split("/")[-1]: record.instance for record in found.of_style("sketch")}
+    assert instances == {
+        "n0_cat-1.png": "cat/n0_cat",
+        "n1_cat-2.png": "cat/n1_cat",
+        "n0_dog-1.png": "dog/n0_dog",
+        "n1_dog-2.png": "dog/n1_dog",
+        "other.png": None,
+    }
+    assert {record.category for record in found.records} == {"cat", "dog"}
+    assert {record.instance for record in found.of_style("photo")} == set(instances.values()) - {None}
+
+
+def test_folders_take_the_gallery_that_is_named(tmp_path):
+    for style in ("renders", "drawings"):
+        trees.picture(tmp_path / style / "cup" / "1.png")
+    assert open_images(str(tmp_path), gallery_style="renders").gallery_style == "renders"
+
+
+def test_pairs_list_each_target_once(tmp_path):
+    for name in ("a.png", "b.png", "qa1.png", "qa2.png", "qb.png"):
+        trees.picture(tmp_path / name)
+    table = tmp_path / "mine.csv"
+    table.write_text(
+        "query,target,style,caption\nqa1.png,a.png,sketch,an a\nqa2.png,a.png,,an a\nqb.png,b.png,sketch,\n"
+    )
+    found = open_images(str(table))
+    assert (found.name, found.styles) == ("mine", ("gallery", "sketch", "query"))
+    assert found.of_style("gallery") == (
+        Record("a.png", "gallery", None, "a.png", "an a"),
+        Record("b.png", "gallery", None, "b.png", None),
+    )
+    assert found.of_style("query") == (Record("qa2.png", "query", None, "a.png", "an a"),)
+
+
+def test_emoji_are_the_drawings_of_the_protocol():
+    found, split = open_images("emoji", "val"), load_split("val")
+    for style in found.styles:
+        records = found.of_style(style)
+        rows = split.rows(style)
+        assert [record.instance for record in records] == [split.concepts[row].id for row in rows.tolist()]
+        skipped: list[Skipped] = []
+        read = torch.cat([part for _, part in read_images(found, records[:5], 64, skipped)])
+        assert torch.equal(read, split.images[style][rows[:5]])
+        assert skipped == []
+
+
+def test_pictures_that_cannot_be_read_are_skipped_and_named(tmp_path):
+    trees.dsr(tmp_path)
+    trees.damaged(tmp_path / "sketch/n01/1.png")
+    (tmp_path / "sketch/n00/2.png").write_text("no picture")
+    (tmp_path / "sketch/n01/3.png").unlink()
+    found = open_images(str(tmp_path))
+    skipped: list[Skipped] = []
+    parts = list(read_images(found, found.of_style("sketch"), 8, skipped, batch_size=1))
+    assert [rows for rows, _ in parts] == [[0]]
+    assert parts[0][1].shape == (1, 3, 8, 8) and parts[0][1].dtype == torch.uint8
+    assert [entry.path for entry in skipped] == [f"sketch/n0{i % 2}/{i}.png" for i in (1, 2, 3)]
+    for entry, reason in zip(skipped, ("truncated or damaged", "not an image", "does not exist"), strict=True):
+        assert reason in entry.reason
+
+
+def test_pictures_are_cropped_as_clip_crops_them(tmp_path):
+    trees.picture(tmp_path / "wide.png", size=(40, 20))
+    images = ImageSet("one", "a", (Record("wide.png", "a"),), from_folder(tmp_path))
+    _, read = next(read_images(images, images.records, 10, []))
+    resized = TF.resize(Image.open(tmp_path / "wide.png"), [10], TF.InterpolationMode.BICUBIC)
+    expected = TF.pil_to_tensor(TF.center_crop(resized, [10, 10]))
+    assert (read[0].int() - expected.int()).abs().max() <= 1
+
+
+def test_a_selection_keeps_categories_and_spreads_its_limit(tmp_path):
+    images = open_images(str(trees.domainnet(tmp_path, n=4)))
+    ants = images.select(categories=["ant"])
+    assert {record.category for record in ants.records} == {"ant"}
+    few = images.select(limit=2)
+    assert [record.category for record in few.of_style("clipart")] == ["ant", "hot_dog"]
+    with pytest.raises(ValueError, match="categories must be categories of DomainNet, got 'bee'"):
+        images.select(categories=["ant", "bee"])
+    with pytest.raises(ValueError, match="limit must be at least 1"):
+        images.select(limit=0)
+    with pytest.raises(ValueError, match="style must be one of"):
+        images.of_style("oil")
+
+
+def no_images(root: Path) -> None:
+    trees.dsr(root)
+    (root / "images").rename(root / "pictures")
+
+
+def no_json(root: Path) -> None:
+    (trees.dsr(root) / "test.json").write_text("{")
+
+
+def old_records(root: Path) -> None:
+    (trees.dsr(root) / "test.json").write_text(json.dumps([{"image_path": "a/b.jpg"}]))
+
+
+def moved(root: Path) -> None:
+    (trees.dsr(root) / "test.json").write_text(json.dumps([{"image": "elsewhere/b.jpg"}]))
+
+
+def no_gallery(root: Path) -> None:
+    trees.domainnet(root, styles=("clipart", "sketch"))
+
+
+def bad_line(root: Path) -> None:
+    (trees.domainnet(root) / "sketch_test.txt").write_text("sketch/ant/1.png\n")
+
+
+def two_names(root: Path) -> None:
+    (trees.domainnet(root) / "sketch_test.txt").write_text("sketch/bee/1.png 0\n")
+
+
+def one_style(root: Path) -> None:
+    trees.picture(root / "photo/cat/1.png")
+
+
+def no_categories(root: Path) -> None:
+    trees.picture(root / "photo/1.png")
+    trees.picture(root / "sketch/cat/1.png")
+
+
+def strangers(root: Path) -> None:
+    trees.picture(root / "photo/dog/1.png")
+    trees.picture(root / "sketch/cat/1.png")
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "found"),
+    [
+        ("dsr", no_images, "Found: art/, mosaic/, pictures/, sketch/, test.json, text/"),
+        ("dsr", no_json, "Found: test.json that is no json"),
+        ("dsr", old_records, "Found: record 0 of test.json is {'image_path': 'a/b.jpg'}"),
+        ("dsr", moved, "Found: none of the 1 pictures listed, the first being images/elsewhere/b.jpg"),
+        ("domainnet", no_gallery, "Found: split files of clipart, sketch, none of real"),
+        ("domainnet", bad_line, "Found: line 1 of sketch_test.txt is 'sketch/ant/1.png'"),
+        ("domainnet", two_names, "Found: label 0 for ant and, in line 1 of sketch_test.txt, for bee"),
+        ("domainnet", one_style, "Found: photo/"),
+        ("folders", one_style, "Found: photo/"),
+        ("folders", no_categories, "Found: no <category>/<picture> below photo/"),
+        ("folders", strangers, "Found: no category of photo/ in any other style"),
+    ],
+)
+def test_another_layout_is_refused_with_what_was_expected_and_found(tmp_path, kind, make, found):
+    make(tmp_path)
+    with pytest.raises(ValueError) as error:
+        open_images(f"{kind}:{tmp_path}")
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path} does not have the layout of")
+    assert "Expected: " in message
+    assert found in message
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "no rows"),
+        ("picture,target\na.png,b.png\n", "columns ['picture', 'target']"),
+        ("query,target\na.png,\n", "no query or no target in line 2"),
+        ("query,target,caption\nq.png,a.png,one\nq.png,a.png,two\n", "line 3 and another differ on a.png"),
+        ("query,target,style\nq.png,a.png,gallery\n", "queries of style 'gallery'"),
+        ("query,target\nq.png,a.png\n", "none of the 1 pictures listed"),
+    ],
+)
+def test_a_table_of_another_form_is_refused(tmp_path, text, found):
+    table = tmp_path / "pairs.csv"
+    table.write_text(text)
+    with pytest.raises(ValueError) as error:
+        open_images(str(table))
+    assert found in str(error.value)
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"data must be emoji, dsr:<path>.*nothing at 'imagenet'"):
+        open_images("imagenet")
+    with pytest.raises(ValueError, match="Found: an empty folder"):
+        open_images(str(tmp_path))
