@@ -27,6 +27,7 @@ _WIDE_FP8 = Tile(128, 256, 128, num_warps=8, num_stages=3, descriptors=True)
 _WIDE_FP32 = Tile(128, 128, 32, num_warps=8, num_stages=3, descriptors=True)
 # Ampere, Ada and consumer Blackwell, the latter two with 99 KiB of shared memory: pointers, copied asynchronously.
 _PLAIN = Tile(128, 128, 32, num_warps=8, num_stages=3)
+_PLAIN_MANY = Tile(64, 128, 32, num_warps=8, num_stages=3)  # fewer rows, fewer samples in a tile
 _PLAIN_FP8 = Tile(128, 128, 64, num_warps=8, num_stages=3)
 _PLAIN_FP32 = Tile(128, 64, 32, num_warps=4, num_stages=3)
 # Any stride and any size: element-wise addresses take registers, so a larger tile spills.
@@ -58,9 +59,11 @@ def svd_linear_tile(capability: tuple[int, int], itemsize: int, tokens: int, *, 
         return _ODD
     wide, plain = _BY_ITEMSIZE[itemsize]
     if capability[0] not in (9, 10):
-        return plain
-    # over many samples a tile, the epilogue has a loop of its own, and registers for no other tile's operands
-    return replace(wide, persistent=itemsize < 4 and tokens >= wide.block_m)
+        return _PLAIN_MANY if itemsize == 2 and tokens < plain.block_m else plain
+    # Over many samples a tile the epilogue has a loop of its own, and registers for no other tile's operands; neither
+    # has that of fp8 on sm_100.
+    fits = itemsize == 2 or (itemsize == 1 and capability[0] == 9)
+    return replace(wide, persistent=fits and tokens >= wide.block_m)
 
 
 _FUSED_TALL_FROM = 8192  # rows from which tiles of 128 fill a large GPU
