@@ -115,7 +115,9 @@ def train(
     dynamic_lr: Annotated[
         float | None, typer.Option(help="Peak rate of the hypernetworks; by default the demo's.")
     ] = None,
-    backbone: Annotated[str, typer.Option(help='"tiny" or "open_clip:<name>".')] = "tiny",
+    backbone: Annotated[
+        str, typer.Option(help='"tiny", "open_clip:<name>", "transformers:<id or path>" or "albef:<path>".')
+    ] = "tiny",
     weights: Annotated[
         str, typer.Option(help="Weights of the backbone: a tag, a file, packaged, or random.")
     ] = "packaged",

@@ -18,12 +18,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from hystar_fast.nn.fast_svd_linear import FastSVDLinear
-from hystar_fast.nn.hypernetwork import Hypernetwork
 
 _HYPERNETWORK = re.compile(r"clip\.visual\.transformer\.resblocks\.(\d+)\.attn\.delta_s_qkv\.mlp\.0\.weight")
 _SAME_WEIGHT = 1e-3  # relative: weights kept in half precision are the same weights
@@ -65,16 +63,16 @@ class AuthorsCheckpoint:
         return cls(path, tensors, blocks, None if rank == width else int(rank))
 
     @torch.no_grad()
-    def fill_static(self, name: str, layer: FastSVDLinear) -> None:
-        """Set the static offset of `layer`, which the checkpoint calls `name`."""
+    def fill_static(self, name: str, layer: Any) -> None:
+        """Set the static offset of the FastSVDLinear `layer`, which the checkpoint calls `name`."""
         self._check_weight(f"{name}.weight", layer)
         carried = self._projection(layer, f"{name}.U", f"{name}.V")
         applied = self._get(f"{name}.delta_s").double() * self._get(f"{name}.gate").double().sigmoid()
         layer.delta_s_static.copy_(carried @ applied)
 
     @torch.no_grad()
-    def fill_dynamic(self, name: str, layer: FastSVDLinear, network: Hypernetwork) -> None:
-        """Set the weights of `network`, which makes the offsets of `layer`, the packed weight of attention `name`."""
+    def fill_dynamic(self, name: str, layer: Any, network: Any) -> None:
+        """Set the Hypernetwork `network` to the one of attention `name`, whose packed projection is `layer`."""
         self._check_weight(f"{name}.in_proj_weight", layer)
         carried = self._projection(layer, f"{name}.U_qkv", f"{name}.V_qkv")
         for position, linear in enumerate(network.layers):
@@ -94,7 +92,7 @@ class AuthorsCheckpoint:
             raise ValueError(f"{self.path} has no {name}")
         return self.tensors[name]
 
-    def _check_weight(self, name: str, layer: FastSVDLinear) -> None:
+    def _check_weight(self, name: str, layer: Any) -> None:
         stored, own = self._get(name).double(), layer.weight.cpu().double()
         if stored.shape != own.shape or not (stored - own).norm() <= _SAME_WEIGHT * own.norm():
             raise ValueError(
@@ -102,7 +100,7 @@ class AuthorsCheckpoint:
                 "than config.backbone and config.pretrained name"
             )
 
-    def _projection(self, layer: FastSVDLinear, left: str, right: str) -> Tensor:
+    def _projection(self, layer: Any, left: str, right: str) -> Tensor:
         """[rank, rank] in float64: from offsets in the stored basis to offsets in that of `layer`."""
         u, vh = (factor.cpu().double() for factor in (layer.u, layer.vh))
         stored_u, stored_v = self._get(left).double(), self._get(right).double()

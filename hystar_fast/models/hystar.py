@@ -254,9 +254,8 @@ class Hystar(nn.Module):
         for name in model._static_names:
             stored.fill_static(name, model.backbone.get_submodule(name))
         for number, network in model.hypernetworks.items():
-            attention = model.backbone.blocks[int(number) - 1].attn
             name = f"clip.visual.transformer.resblocks.{int(number) - 1}.attn"
-            stored.fill_dynamic(name, attention.in_proj, network)
+            stored.fill_dynamic(name, model.backbone.get_submodule(f"{name}.in_proj"), network)
         return model
 
     def _adapter(self) -> dict[str, Tensor]:

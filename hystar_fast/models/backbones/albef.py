@@ -22,6 +22,7 @@ from hystar_fast.models.random_weights import repeatable_weights
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _HEAD_WIDTH = 64  # of both encoders: a checkpoint does not say it
 _CAPTION_LENGTH = 30  # tokens: what the published retrieval evaluation pads and truncates to
+_PADDING = 0  # BERT's id
 _POSITIONS = "visual_encoder.pos_embed"
 TOKENIZER_HINT = "save transformers' AutoTokenizer.from_pretrained('bert-base-uncased') into that folder"
 
@@ -144,7 +145,7 @@ class AlbefBackbone(TowerBackbone):
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         self.check_tokens(tokens)
-        written = (tokens != self.albef.text_encoder.config.pad_token_id).long()
+        written = tokens.ne(_PADDING).long()
         states = self.albef.text_encoder(input_ids=tokens, attention_mask=written).last_hidden_state
         return self.albef.text_proj(states[:, 0])
 

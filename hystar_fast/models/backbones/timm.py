@@ -56,11 +56,12 @@ class TimmTower(VisionTower):
         return visual.get_submodule(self.head_at)(trunk.forward_head(trunk.norm(x)))
 
     def modulated(self, attention: Any, rank: int | None) -> SVDAttention:
-        from timm.models.vision_transformer import Attention
+        from timm.models import vision_transformer
 
+        plain_attention: Any = vars(vision_transformer)["Attention"]
         norms = [getattr(attention, part, nn.Identity()) for part in ("q_norm", "k_norm", "norm")]
         plain = all(isinstance(norm, nn.Identity) for norm in norms) and getattr(attention, "gate", None) is None
-        if type(attention) is not Attention or not plain:
+        if type(attention) is not plain_attention or not plain:
             raise ValueError(
                 "blocks must have plain softmax attention to be modulated; this backbone's "
                 f"{type(attention).__name__} is another kind, or normalises or gates its heads"

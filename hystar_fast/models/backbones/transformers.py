@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hystar_fast.models.backbones.processors import Missing, load_preprocess, load_tokenizer
+from hystar_fast.models.backbones.processors import ProcessorPreprocess, load_preprocess, load_tokenizer
 from hystar_fast.models.backbones.tower import TowerBackbone, VisionTower
 from hystar_fast.models.random_weights import repeatable_weights
 from hystar_fast.nn.attention import SVDAttention
@@ -137,7 +137,12 @@ class BlipTower(TransformersTower):
         return min(_BLIP_CAPTION_LENGTH, super().text_length(model))
 
 
-_TOWERS = {"clip": ClipTower, "siglip": SiglipTower, "siglip2": Siglip2Tower, "blip": BlipTower}
+_TOWERS: dict[str, Callable[[], TransformersTower]] = {
+    "clip": ClipTower,
+    "siglip": SiglipTower,
+    "siglip2": Siglip2Tower,
+    "blip": BlipTower,
+}
 
 
 class TransformersBackbone(TowerBackbone):
@@ -166,9 +171,10 @@ class TransformersBackbone(TowerBackbone):
         self.image_size = (size, size)
         self.preprocess = load_preprocess(source, size if kind == "siglip2" else None)
         self.tokenizer = load_tokenizer(source, self.tower.text_length(self.model))
-        known = not isinstance(self.preprocess, Missing)
-        self.image_mean = self.preprocess.mean if known else ()
-        self.image_std = self.preprocess.std if known else ()
+        self.image_mean: Sequence[float] = ()
+        self.image_std: Sequence[float] = ()
+        if isinstance(self.preprocess, ProcessorPreprocess):
+            self.image_mean, self.image_std = self.preprocess.mean, self.preprocess.std
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         self.check_tokens(tokens)
