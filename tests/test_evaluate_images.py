@@ -149,6 +149,7 @@ def test_batch24_has_its_own_names_and_its_label(tmp_path):
     images = open_images(str(trees.dsr(tmp_path, n=26, styles=("sketch",))))
     report = evaluate_images(Reader.of(images, "caption"), images, protocol="batch24")
     assert report.protocol == LABEL
+    assert report.answers == ("images", 24)
     for row in report.rows:
         assert list(row.values) == list(CUTOFFS)
         assert row.n == 24
