@@ -49,7 +49,7 @@ class Report:
         data: the name of the data set.
         task: one of `TASKS`.
         protocol: the label of the protocol, to be printed with every figure.
-        answers: what the gallery holds, and how much: ("photo", 12_500), ("class names", 345), or the batch's ("photo", 24).
+        answers: what the gallery holds, and how much: ("photo", 12_500), ("class names", 345); a batch: 24.
         rows: one a kind of query.
         pictures: how many pictures were to be read.
         skipped: those that could not be, and what the loader left out.
