@@ -214,15 +214,20 @@ def test_vpt_gives_every_block_its_own_prompts_and_drops_them_after(config, imag
     backbone = create_backbone(config)
     assert isinstance(backbone, OpenClipBackbone)
     prompted = Prompted(backbone, 3)
-    seen = []
+    seen, made = [], []
     handles = [block.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for block in backbone.blocks]
+    handles += [block.register_forward_hook(lambda _, args, out: made.append(out)) for block in backbone.blocks]
     found = prompted.encode_image(images)
     assert [x.shape for x in seen] == [(5, 1 + 3 + 16, 32)] * 4
     for x, prompts in zip(seen, prompted.prompts, strict=True):
         assert torch.equal(x[:, 1:4], prompts.expand(5, 3, 32))
+    for before, after in zip(made, seen[1:], strict=False):
+        assert torch.equal(before[:, 0], after[:, 0])
+        assert torch.equal(before[:, 4:], after[:, 4:])
     for handle in handles:
         handle.remove()
-    assert found.shape == (5, 24)
+    visual = backbone.visual
+    assert torch.allclose(found, visual.ln_post(made[-1][:, 0]) @ visual.proj, atol=1e-5)
     with torch.no_grad():
         without = Prompted(backbone, 0).encode_image(images)
     assert torch.allclose(without, backbone.encode_image(images), atol=1e-5)

@@ -125,6 +125,14 @@ def test_one_relevant_item_gives_the_ranks_of_target_ranks():
     assert torch.equal(ranks.flatten() - 1, target_ranks(queries, gallery, targets))
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_relevant_item_without_a_finite_score_ranks_behind_everything(bad):
+    gallery = torch.tensor([[3.0], [bad], [2.0], [1.0], [2.5]])
+    labels = torch.tensor([0, 0, 0, 1, 1])
+    ranks, counts = next(relevant_ranks(torch.ones(1, 1), gallery, torch.zeros(1, dtype=torch.int64), labels))
+    assert (ranks.tolist(), counts.tolist()) == ([[1, 3, 5]], [3])
+
+
 def test_a_collapsed_encoder_scores_as_badly_as_it_can():
     one, labels = torch.ones(10, 4) / 2, torch.arange(10) % 5
     metrics = [Metric.parse(name) for name in ("R@1", "R@8", "mAP@all")]

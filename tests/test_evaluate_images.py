@@ -8,12 +8,14 @@ from pathlib import Path
 import picture_trees as trees
 import pytest
 import torch
+from PIL import Image
 from test_cli import refused, run
 from torch import Tensor
 from torch.nn import functional as F
 
 from hystar_fast.data.open import open_images
-from hystar_fast.data.records import ImageSet
+from hystar_fast.data.records import ImageSet, Record
+from hystar_fast.methods.interface import Method
 from hystar_fast.methods.pixels import Pixels
 from hystar_fast.retrieval.batch24 import CUTOFFS, LABEL
 from hystar_fast.retrieval.definitions import Metric
@@ -70,6 +72,42 @@ def test_every_style_asks_alone_and_with_its_words_and_the_words_alone(dsr):
         assert value(report, row.queries, "R@1") == value(report, row.queries, "mAP@all") == 1.0
 
 
+class Blind(Method):
+    """Its queries are equally near to all pictures; its words are far from all, and nearest to the right one."""
+
+    name = "blind"
+
+    def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
+        number = (images[:, 0, 0, 0] * 25.5).round().long()
+        answers = images[:, 1, 0, 0] > 0.5
+        return self._vectors(3.0, number, answers[:, None].float())
+
+    def encode_text(self, texts) -> Tensor:
+        return self._vectors(-1.0, torch.tensor([int(text) for text in texts]), torch.ones(len(texts), 1))
+
+    def _vectors(self, common: float, number: Tensor, own: Tensor) -> Tensor:
+        return F.normalize(torch.cat([torch.full_like(own, common), own * F.one_hot(number, 6)], 1), dim=-1)
+
+
+@pytest.mark.parametrize("protocol", ["full", "batch24"])
+def test_the_two_joint_rows_are_the_two_rules(protocol):
+    """The larger similarity is the blind picture's; the larger softmax is the words'."""
+    count = {"full": 6, "batch24": 24}[protocol]
+    records = [Record(f"{i}", style, None, f"{i}", f"{i % 6}") for style in ("photo", "drawing") for i in range(count)]
+
+    def read(record: Record) -> Image.Image:
+        return Image.new("RGB", (4, 4), (10 * (int(record.path) % 6), 255 * (record.style == "photo"), 0))
+
+    report = evaluate_images(Blind(), ImageSet("blind", "photo", tuple(records), read), protocol=protocol)
+    metric = next(iter(report.rows[0].values))
+    assert value(report, "drawing", metric) == value(report, "drawing+text, max", metric) == 0.0
+    # Of 24 pictures, four are alike in each of six ways, and ties count against the query.
+    assert value(report, "drawing+text, softmax", metric) == (1.0 if protocol == "full" else 0.0)
+    last = [*report.rows[0].values][-1]
+    assert value(report, "drawing+text, softmax", last) == 1.0
+    assert value(report, "drawing+text, max", last) == 0.0
+
+
 def test_without_text_only_pictures_ask(dsr):
     report = evaluate_images(Pixels(), dsr)
     assert [row.queries for row in report.rows] == ["art", "sketch", "mosaic"]
@@ -111,6 +149,7 @@ def test_batch24_has_its_own_names_and_its_label(tmp_path):
     images = open_images(str(trees.dsr(tmp_path, n=26, styles=("sketch",))))
     report = evaluate_images(Reader.of(images, "caption"), images, protocol="batch24")
     assert report.protocol == LABEL
+    assert report.answers == ("images", 24)
     for row in report.rows:
         assert list(row.values) == list(CUTOFFS)
         assert row.n == 24

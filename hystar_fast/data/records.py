@@ -6,7 +6,9 @@ be read is left out, and named and counted in `Skipped`: a data set with holes g
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from hystar_fast.retrieval.embed import load_image
+
+_READERS = 8
 
 
 @dataclass(frozen=True)
@@ -131,19 +135,28 @@ def read_images(
     Yields:
         The positions in `records` of the pictures of a batch, and uint8 [n, 3, side, side]; no empty batch.
     """
-    for start in range(0, len(records), batch_size):
-        rows, tensors = [], []
-        for row, record in enumerate(records[start : start + batch_size], start):
-            try:
-                picture = images.read(record)
-            except ValueError as error:
-                skipped.append(Skipped(record.path, str(error)))
-                continue
-            square = ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)
-            tensors.append(torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1))
-            rows.append(row)
-        if rows:
-            yield rows, torch.stack(tensors)
+    with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as readers:
+        for start in range(0, len(records), batch_size):
+            rows, tensors = [], []
+            batch = records[start : start + batch_size]
+            # Decoding lets other threads run, and the order is that of the records.
+            for row, found in enumerate(readers.map(lambda record: _read(images, record, side), batch), start):
+                if isinstance(found, Skipped):
+                    skipped.append(found)
+                else:
+                    rows.append(row)
+                    tensors.append(found)
+            if rows:
+                yield rows, torch.stack(tensors)
+
+
+def _read(images: ImageSet, record: Record, side: int) -> Tensor | Skipped:
+    try:
+        picture = images.read(record)
+    except ValueError as error:
+        return Skipped(record.path, str(error))
+    square = ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)
 
 
 def refuse(name: str, root: Path, expected: str, found: str | None = None) -> ValueError:

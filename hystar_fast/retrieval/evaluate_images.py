@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hystar_fast.data.records import ImageSet, Record, Skipped, read_images
 from hystar_fast.methods.interface import Method
-from hystar_fast.retrieval.batch24 import CUTOFFS, LABEL, batch24_ranks
+from hystar_fast.retrieval.batch24 import BATCH, CUTOFFS, LABEL, batch24_ranks
 from hystar_fast.retrieval.definitions import Measured, Metric, measure
 from hystar_fast.retrieval.embed import embed_images, embed_texts
 from hystar_fast.retrieval.joint import COMBINATIONS, joint_ranks
@@ -49,7 +49,7 @@ class Report:
         data: the name of the data set.
         task: one of `TASKS`.
         protocol: the label of the protocol, to be printed with every figure.
-        answers: what the gallery holds, and how much: ("photo", 12_500) or ("class names", 345).
+        answers: what the gallery holds, and how much: ("photo", 12_500), ("class names", 345); a batch: 24.
         rows: one a kind of query.
         pictures: how many pictures were to be read.
         skipped: those that could not be, and what the loader left out.
@@ -111,7 +111,7 @@ def evaluate_images(
         gallery = run.embed(images.of_style(images.gallery_style))
         if not gallery.records:
             raise ValueError(f"the gallery {images.gallery_style!r} of {images.name} has no picture that can be read")
-        answers = (images.gallery_style, len(gallery.records))
+        answers = (images.gallery_style, BATCH if protocol == "batch24" else len(gallery.records))
         if chosen == "category":
             rows = run.categories(gallery, metrics)
         else:
@@ -137,7 +137,7 @@ class _Run:
         for rows, pictures in batches:
             vectors.append(embed_images(self.method, pictures, batch_size=self.batch_size, progress=self.progress))
             kept += [records[row] for row in rows]
-        return _Embedded(tuple(kept), torch.cat(vectors) if vectors else torch.empty(0, 0))
+        return _Embedded(tuple(kept), torch.cat(vectors).float() if vectors else torch.empty(0, 0))
 
     def queries(self) -> list[tuple[str, _Embedded]]:
         asking = [style for style in self.images.styles if style != self.images.gallery_style]
@@ -155,7 +155,7 @@ class _Run:
         names, _ = numbered([record.category for record in self.images.records if record.category is not None])
         if not names:
             raise ValueError(f"{self.images.name} has no categories to classify into")
-        classes = class_embeddings(self.method, names)
+        classes = class_embeddings(self.method, names).float()
         number = {name: i for i, name in enumerate(names)}
         rows = []
         for style in self.images.styles:
@@ -189,7 +189,7 @@ class _Run:
 
     def _texts(self, records: Sequence[Record]) -> _Embedded | None:
         found = embed_texts(self.method, [str(record.caption) for record in records])
-        return None if found is None else _Embedded(tuple(records), found)
+        return None if found is None else _Embedded(tuple(records), found.float())
 
 
 def _answers(
