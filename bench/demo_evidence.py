@@ -25,6 +25,7 @@ from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.recipes import demo_config
 from hystar_fast.methods.suite import create_hystar, create_method
 from hystar_fast.models.backbones import create_backbone
+from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
 from hystar_fast.models.style import PrefixStyle
 from hystar_fast.nn.attention import SVDAttention
@@ -170,8 +171,7 @@ def _control(method: HystarMethod, kind: str, splits: list[StyledConcepts], init
         method.model.hypernetworks[number] = Hypernetwork(known.dim, network.rank, init=init)
 
 
-def _method(kind: str, init: str, seed: int, splits: list[StyledConcepts]) -> Method:
-    config = replace(demo_config(), hypernetwork_init=init)
+def _method(kind: str, config: HystarConfig, seed: int, splits: list[StyledConcepts]) -> Method:
     if kind == "full":
         method = create_method("frozen", config)
         assert isinstance(method, Frozen)
@@ -185,7 +185,7 @@ def _method(kind: str, init: str, seed: int, splits: list[StyledConcepts]) -> Me
     torch.manual_seed(seed)
     hystar = HystarMethod(Hystar(replace(config, style="prefix" if kind == "prefix" else "clip")))
     if kind in ("shuffled", "mean", "oracle"):
-        _control(hystar, kind, splits, init, seed)
+        _control(hystar, kind, splits, config.hypernetwork_init, seed)
     elif kind not in ("clip", "prefix"):
         raise typer.BadParameter(f"unknown kind {kind!r}")
     return hystar
@@ -198,17 +198,19 @@ def adapt(
     dynamic: Annotated[float, typer.Option(help="Learning rate of Hystar's hypernetworks.")] = 1e-3,
     steps: int = 100,
     init: str = "kaiming",
+    blocks: Annotated[str, typer.Option(help="Hystar's modulated blocks, as 2,4,6; the demo's by default.")] = "",
     seed: int = 0,
 ) -> None:
     """Train one method on the training concepts and print its recalls on the validation concepts as JSON."""
     began = time.process_time()
     splits = [load_split("train"), load_split("val")]
-    method = _method(kind, init, seed, splits)
+    chosen = tuple(int(number) for number in blocks.split(",")) if blocks else None
+    method = _method(kind, replace(demo_config(), hypernetwork_init=init, blocks=chosen), seed, splits)
     rates = {name: dynamic if name == "dynamic" else rate for name in method.parameter_groups()}
     losses = train(method, splits[0], Recipe(rates, steps=steps, seed=seed))
     found = evaluate(method, splits[1], styles=IMAGE_STYLES)
     reciprocal = [(1 / (1 + found.ranks[style].float())).mean() for style in HARD_STYLES]
-    row = {"kind": kind, "rates": rates, "steps": steps, "init": init, "seed": seed}
+    row = {"kind": kind, "rates": rates, "steps": steps, "init": init, "blocks": blocks, "seed": seed}
     row |= {f"R@{k}": str(found.mean_recall(HARD_STYLES, k)) for k in (1, 5)}
     row |= {"MRR": round(100 * float(sum(reciprocal)) / 3, 1), "loss": round(sum(losses[-20:]) / 20, 3)}
     if isinstance(method, HystarMethod):

@@ -56,9 +56,9 @@ class BackboneStyle(StyleExtractor):
 class PrefixStyle(StyleExtractor):
     """Statistics of the tokens that enter the first modulated block, as the frozen backbone makes them.
 
-    The first token (the class token where there is one) and the mean and standard deviation of every channel over the patches (the diagonal of the
-    centred Gram matrix), each of the three normalised by itself. Where things are, and so most of what is shown, is
-    averaged away; line, colour and sharpness are not.
+    The first token (the class token where there is one) and the mean and standard deviation of every channel over the
+    others (the diagonal of the centred Gram matrix), each of the three normalised by itself. Where things are, and so
+    most of what is shown, is averaged away; line, colour and sharpness are not.
 
     Args:
         backbone: nothing may be injected into it yet.
