@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hystar_fast.nn.attention import SVDAttention
+from hystar_fast.nn.attention import SVDAttention, attend
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
 from tests.tolerance import relative_error
 
@@ -239,3 +239,18 @@ X = torch.ones(B, T, D)
 def test_bad_input(call: Callable[[SVDAttention], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(SVDAttention.from_mha(make(torch.float32)))
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 128, 129])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_attend_is_scaled_dot_product_attention_in_training_and_out_of_it(tokens: int, dtype: torch.dtype) -> None:
+    q, k, v = (torch.randn(2, HEADS, tokens, 8, dtype=dtype, requires_grad=True) for _ in range(3))
+    exact = [t.detach().double().requires_grad_() for t in (q, k, v)]
+    truth = F.scaled_dot_product_attention(*exact)
+    gradients = torch.autograd.grad(truth.sin().sum(), exact)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-2
+    assert relative_error(attend(q, k, v), truth) < tolerance
+    with torch.no_grad():
+        assert relative_error(attend(q, k, v), truth) < tolerance
+    for gradient, expected in zip(torch.autograd.grad(attend(q, k, v).sin().sum(), (q, k, v)), gradients, strict=True):
+        assert relative_error(gradient, expected) < tolerance if expected.norm() > 1e-9 else gradient.norm() < 1e-9

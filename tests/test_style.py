@@ -94,6 +94,37 @@ def test_clip_style_is_the_untouched_models_embedding_before_and_after_training(
     assert relative_error(model.merge_static_().style(images), truth) < 1e-5
 
 
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_prefix_style_is_statistics_of_the_tokens_that_enter_the_first_modulated_block(
+    tmp_path: Path, first: int
+) -> None:
+    model, images = Hystar(small_config(tmp_path, style="prefix", blocks=(first,))), images_of(3)
+    visual = open_clip.create_model(model.config.backbone.removeprefix("open_clip:")).eval().visual
+    entering: list[Tensor] = []
+    visual.transformer.resblocks[first - 1].register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
+    with torch.no_grad():
+        visual(images)
+        parts = [entering[0][:, 0], entering[0][:, 1:].mean(1), entering[0][:, 1:].std(1, correction=0)]
+        scaled = [
+            (part - part.mean(1, keepdim=True)) / (part.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
+            for part in parts
+        ]
+        truth = F.normalize(torch.cat(scaled, dim=1), dim=-1)
+        assert model.style(images).shape == (3, 3 * model.backbone.width)
+        assert relative_error(model.style(images), truth) < 1e-5
+        for parameter in model.trainable_parameters():
+            parameter.add_(torch.randn_like(parameter))
+        assert relative_error(model.style(images), truth) < 1e-5
+
+
+def test_prefix_style_hardly_minds_where_things_are(tmp_path: Path) -> None:
+    model, images = Hystar(small_config(tmp_path, style="prefix", blocks=(1,))), images_of(4)
+    patch = model.backbone.get_submodule("clip.visual.conv1").kernel_size[0]  # type: ignore[index]
+    moved, inverted = images.roll(patch, dims=-1), -images
+    z = model.style(images)
+    assert relative_error(model.style(moved), z) < 0.5 * relative_error(model.style(inverted), z)
+
+
 def test_vgg_reads_a_state_dict(tmp_path: Path) -> None:
     torch.manual_seed(5)
     features = make_layers(cfgs["D"])
@@ -121,7 +152,7 @@ def test_a_foreign_state_dict_is_refused(tmp_path: Path) -> None:
 def test_hystar_takes_every_extractor(tmp_path: Path) -> None:
     write_dino(tmp_path / "dino")
     images = images_of(2)
-    for style, pretrained in (("dinov2", str(tmp_path / "dino")), ("clip", None), ("vgg", None)):
+    for style, pretrained in (("dinov2", str(tmp_path / "dino")), ("clip", None), ("prefix", None), ("vgg", None)):
         model = Hystar(small_config(tmp_path, style=style, style_pretrained=pretrained, blocks=(2,)))
         assert model.encode_image(images).shape == (2, 24)
         assert torch.equal(model.encode_image(images), model.encode_image(images, model.style(images)))

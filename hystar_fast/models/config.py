@@ -11,7 +11,8 @@ from typing import Any, Literal
 BACKBONE_FORMS = '"tiny", "open_clip:<name>", "transformers:<id or path>" or "albef:<path>"'
 _PREFIXES = ("open_clip", "transformers", "albef")
 _CHOICES = {
-    "style": ("dinov2", "clip", "vgg"),
+    "style": ("dinov2", "clip", "vgg", "prefix"),
+    "hypernetwork_init": ("kaiming", "zero"),
     "style_normalization": ("backbone", "own"),
     "weights": ("paper", "authors", "uniform"),
     "plan_grad": ("none", "unroll", "implicit"),
@@ -31,9 +32,11 @@ class HystarConfig:
             for ``"transformers:"`` and ``"albef:"`` anything but None means the weights stored there;
             for ``"tiny"``: ``"packaged"``, a local path, or None.
         style: what the style vector z is made from: ``"dinov2"`` (the paper), ``"clip"`` (the frozen backbone's
-            own image embedding) or ``"vgg"`` (mean-pooled VGG-16 features).
+            own image embedding), ``"vgg"`` (mean-pooled VGG-16 features) or ``"prefix"`` (the class token, and each
+            channel's mean and deviation over the patches, where they enter the first modulated block: how a
+            picture is drawn, hardly what it shows).
         style_pretrained: for ``"dinov2"`` an id, a local path, or None for small random weights; for ``"vgg"``
-            a torchvision weights name, a local state dict, or None; ``"clip"`` does not read it.
+            a torchvision weights name, a local state dict, or None; ``"clip"`` and ``"prefix"`` do not read it.
         style_normalization: ``"backbone"`` shows the extractor the very pixels the backbone sees (the published
             system); ``"own"`` renormalises them to the statistics the extractor was trained with.
         blocks: 1-based visual blocks whose packed qkv weight is modulated. None takes the default of the
@@ -42,6 +45,7 @@ class HystarConfig:
         rank: how many of the largest singular directions are modulated; None for all of them.
         image_size: pixels a side, for ``"open_clip:"`` and ``"albef:"``, whose position embeddings are then resized;
             None for the size the weights were trained at.
+        hypernetwork_init: of the last layer of every hypernetwork, see :class:`hystar_fast.Hypernetwork`.
         temperature, gamma, lam, epsilon, n_iter, weights, plan_grad: StyleNCE, see :func:`hystar_fast.style_nce`.
 
     Raises:
@@ -69,6 +73,7 @@ class HystarConfig:
     static: bool = True
     style_normalization: str = "backbone"
     image_size: int | None = None
+    hypernetwork_init: str = "kaiming"
 
     def __post_init__(self) -> None:
         _check_backbone(self.backbone)

@@ -71,7 +71,8 @@ class Hystar(nn.Module):
             for number in range(1, self.backbone.depth + 1):
                 if number in blocks and self.extractor is not None:
                     rank = self.backbone.inject_dynamic(number, self.config.rank)
-                    self.hypernetworks[str(number)] = Hypernetwork(self.extractor.dim, rank)
+                    network = Hypernetwork(self.extractor.dim, rank, init=self.config.hypernetwork_init)
+                    self.hypernetworks[str(number)] = network
                 if self.config.static:
                     names += self.backbone.inject_static(number, self.config.rank)
                 progress.update()

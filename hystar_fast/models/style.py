@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hystar_fast.models.backbones.base import Backbone
-from hystar_fast.models.config import HystarConfig
+from hystar_fast.models.config import HystarConfig, resolve_blocks
 from hystar_fast.models.random_weights import repeatable_weights
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -51,6 +51,30 @@ class BackboneStyle(StyleExtractor):
 
     def features(self, images: Tensor) -> Tensor:
         return self.encoder(images)
+
+
+class PrefixStyle(StyleExtractor):
+    """Statistics of the tokens that enter the first modulated block, as the frozen backbone makes them.
+
+    The first token (the class token where there is one) and the mean and standard deviation of every channel over the
+    others (the diagonal of the centred Gram matrix), each of the three normalised by itself. Where things are, and so
+    most of what is shown, is averaged away; line, colour and sharpness are not.
+
+    Args:
+        backbone: nothing may be injected into it yet.
+        blocks: how many of its blocks come before the first modulated one.
+    """
+
+    def __init__(self, backbone: Backbone, blocks: int) -> None:
+        super().__init__()
+        self.prefix = backbone.frozen_prefix(blocks)
+        self.dim = 3 * backbone.width
+
+    def features(self, images: Tensor) -> Tensor:
+        tokens = self.prefix(images).float()
+        patches = tokens[:, 1:]
+        parts = (tokens[:, 0], patches.mean(dim=1), patches.std(dim=1, correction=0))
+        return torch.cat([F.layer_norm(part, part.shape[-1:]) for part in parts], dim=-1)
 
 
 class NetworkStyle(StyleExtractor):
@@ -100,6 +124,8 @@ def create_style(config: HystarConfig, backbone: Backbone) -> StyleExtractor:
     """
     if config.style == "clip":
         return BackboneStyle(backbone)
+    if config.style == "prefix":
+        return PrefixStyle(backbone, min(resolve_blocks(config.blocks, backbone.depth, config.backbone)) - 1)
     renormalise = _to_imagenet(backbone) if config.style_normalization == "own" else None
     try:
         with repeatable_weights():

@@ -15,6 +15,18 @@ from hystar_fast.nn.fast_svd_linear import FastSVDLinear
 _PACKED_NAMES = ("in_proj_", "qkv.")
 _SPLIT_NAMES = ("q_proj.", "k_proj.", "v_proj.")
 _OUTPUT_NAMES = ("proj.", "projection.")
+_SHORT = 128
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``softmax(q kᵀ / sqrt(d_head) + mask) v`` of [B, heads, T, d_head]; a boolean mask is True where allowed.
+
+    scaled_dot_product_attention, but for up to 128 tokens on the CPU without a mask: there the backward of its fused
+    kernel takes about five times as long as the plain products below, and its own plain fallback twice.
+    """
+    if mask is not None or q.device.type != "cpu" or q.shape[-2] > _SHORT:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1) @ v
 
 
 class SVDAttention(nn.Module):
@@ -38,7 +50,7 @@ class SVDAttention(nn.Module):
     Gradients: for x, delta_s, in_proj.delta_s_static, a floating attn_mask and whatever of out_proj is trainable.
 
     Cost: the projections as FastSVDLinear says; attention by scaled_dot_product_attention, so no T x T matrix is kept
-        where a fused kernel exists.
+        where a fused kernel exists, but for the short sequences :func:`attend` names.
 
     Raises:
         TypeError, ValueError: naming the argument, what it needs and what came.
@@ -113,7 +125,7 @@ class SVDAttention(nn.Module):
         batch, tokens, width = x.shape
         packed = self.in_proj(x, delta_s, index=index)
         q, k, v = packed.reshape(batch, tokens, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self._allowed(attn_mask, q))
+        mixed = attend(q, k, v, self._allowed(attn_mask, q))
         return self.out_proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
 
     def _allowed(self, mask: Tensor | None, q: Tensor) -> Tensor | None:

@@ -45,6 +45,10 @@ class Backbone(nn.Module, ABC):
         """The encoder as it was before any injection: images -> unnormalised embeddings; call it before injecting."""
 
     @abstractmethod
+    def frozen_prefix(self, blocks: int) -> nn.Module:
+        """The first `blocks` blocks as they were before any injection: images -> tokens [B, T, width]."""
+
+    @abstractmethod
     def encode_image(self, images: Tensor, delta_s: Mapping[int, Tensor] | None = None) -> Tensor:
         """images [B, 3, H, W], offsets per 1-based block number [r] or [B, r] -> [B, D], not normalised."""
 

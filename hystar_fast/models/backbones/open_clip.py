@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hystar_fast.models.backbones.timm import TimmTower
 from hystar_fast.models.backbones.tower import TowerBackbone, VisionTower
 from hystar_fast.models.random_weights import repeatable_weights
-from hystar_fast.nn.attention import SVDAttention
+from hystar_fast.nn.attention import SVDAttention, attend
 
 _VISUAL_PARTS = ("conv1", "class_embedding", "positional_embedding", "transformer", "proj", "_embeds", "_pool")
 _BLOCK_PARTS = ("ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2")
@@ -123,7 +123,7 @@ def _attend(attention: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
     B, T, D = x.shape
     qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
     query, key, value = qkv.view(B, T, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-    mixed = F.scaled_dot_product_attention(query, key, value)
+    mixed = attend(query, key, value)
     return attention.out_proj(mixed.transpose(1, 2).reshape(B, T, D))
 
 

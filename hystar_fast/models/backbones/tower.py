@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -82,6 +83,20 @@ class FrozenTower(nn.Module):
         return self.tower.encode(self.visual, images, {}, recompute=False)
 
 
+class FrozenPrefix(FrozenTower):
+    """The tokens after the first `blocks` blocks of the visual tower as it is now."""
+
+    def __init__(self, tower: VisionTower, visual: nn.Module, blocks: int) -> None:
+        super().__init__(tower, visual)
+        self.blocks = blocks
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.tower.embed(self.visual, images)
+        for block in islice(self.visual.get_submodule(self.tower.blocks_at).children(), self.blocks):
+            x = self.tower.run_block(block, x, None)
+        return x
+
+
 class TowerBackbone(Backbone):
     """A frozen model whose visual tower is run by a :class:`VisionTower`.
 
@@ -117,6 +132,9 @@ class TowerBackbone(Backbone):
 
     def frozen_image_encoder(self) -> nn.Module:
         return FrozenTower(self.tower, self.visual)
+
+    def frozen_prefix(self, blocks: int) -> nn.Module:
+        return FrozenPrefix(self.tower, self.visual, blocks)
 
     def encode_image(self, images: Tensor, delta_s: Mapping[int, Tensor] | None = None) -> Tensor:
         self.check_images(images)
