@@ -16,6 +16,7 @@ from tolerance import relative_error
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from hystar_fast.methods.baselines import BASELINES
 from hystar_fast.methods.suite import create_method
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.backbones.tower import TowerBackbone
@@ -196,6 +197,18 @@ def test_blocks_follow_the_depth_and_zero_offsets_give_the_untouched_model(small
     assert relative_error(model.style(images), expected) < 1e-5
 
 
+def test_the_prefix_style_is_of_the_tokens_before_the_first_modulated_block(small: Small) -> None:
+    model, images = model_of(small, style="prefix", blocks=(2, 3)), images_of(3)
+    z = model.style(images)
+    assert z.shape == (3, 3 * small.width) and relative_error(z[:1], z[1:2]) > 1e-3
+    step(model, images, images_of(3))
+    with torch.no_grad():
+        for parameter in model.trainable_parameters():
+            parameter.add_(torch.randn_like(parameter))
+    assert torch.equal(model.style(images), z)
+    assert not any(parameter.requires_grad for parameter in model.extractor.parameters())
+
+
 def test_two_encodings_under_gradient_checkpointing_have_the_reference_gradients(small: Small) -> None:
     model, queries, targets = model_of(small), images_of(4), images_of(4)
     runs = 0
@@ -282,3 +295,12 @@ def test_preprocess_and_tokenizer_feed_the_encoders(small: Small) -> None:
     tokens = [backbone.tokenizer(texts) for texts in ("cat", ["a " * 200, "cat"])]
     assert tokens[0].shape[0] == 1 and tokens[1].shape[0] == 2 and tokens[0].shape[1] == tokens[1].shape[1]
     assert backbone.encode_text(tokens[1]).shape == (2, small.embed_dim)
+
+
+@pytest.mark.parametrize("kind", ["open_clip siglip", "albef"])
+def test_baselines_of_open_clips_own_tower_refuse_others(kind: str, tmp_path: Path) -> None:
+    small = WRITERS[kind](tmp_path)
+    config = HystarConfig(backbone=small.backbone, pretrained=small.pretrained)
+    for name in BASELINES:
+        with pytest.raises(ValueError, match=f"{name} needs a backbone with open_clip's own vision transformer"):
+            create_method(name, config)

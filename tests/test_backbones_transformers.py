@@ -91,11 +91,14 @@ def test_a_configuration_alone_gives_random_weights_and_says_what_is_missing(tmp
 
 
 def test_blip_attends_without_a_matrix_of_all_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_transformers("blip", tmp_path)
-    backbone, fused = create(tmp_path), F.scaled_dot_product_attention
+    write_transformers("blip", tmp_path, inputs=False)
+    edit(tmp_path / "config.json", "vision_config", image_size=96)
+    backbone, fused = create(tmp_path, None), F.scaled_dot_product_attention
     calls = []
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *tensors, **_: calls.append(1) or fused(*tensors))
-    backbone.encode_image(torch.randn(1, 3, IMAGE_SIZE, IMAGE_SIZE))
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *args, **kept: calls.append(1) or fused(*args, **kept)
+    )
+    backbone.encode_image(torch.randn(1, 3, 96, 96))
     assert len(calls) == backbone.depth
 
 

@@ -13,7 +13,7 @@ from hystar_fast.methods.lora import LoRA
 from hystar_fast.methods.pixels import Pixels
 from hystar_fast.methods.static_only import StaticOnly
 from hystar_fast.models.backbones import create_backbone
-from hystar_fast.models.backbones.open_clip import OpenClipBackbone
+from hystar_fast.models.backbones.open_clip import OpenClipBackbone, OpenClipTower
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
 
@@ -39,7 +39,8 @@ def create_method(name: str, config: HystarConfig, *, seed: int = 0, parameters:
         parameters: for "lora", how many parameters to train, for example those of Hystar.
 
     Raises:
-        ValueError: an unknown name, "lora" without `parameters`, or a baseline on a backbone that is not open_clip's.
+        ValueError: an unknown name, "lora" without `parameters`, or a baseline on a backbone without open_clip's own
+            vision transformer.
     """
     torch.manual_seed(seed)
     if name == "pixels":
@@ -56,8 +57,10 @@ def create_method(name: str, config: HystarConfig, *, seed: int = 0, parameters:
     if name == "frozen":
         return Frozen(backbone, backbone.preprocess, backbone.tokenizer)
     if name in BASELINES:
-        if not isinstance(backbone, OpenClipBackbone):
-            raise ValueError(f"{name} needs an open_clip backbone, got {config.backbone!r}")
+        if not isinstance(backbone, OpenClipBackbone) or not isinstance(backbone.tower, OpenClipTower):
+            raise ValueError(
+                f"{name} needs a backbone with open_clip's own vision transformer, got {config.backbone!r}"
+            )
         return BASELINES[name](backbone, criterion(config))
     if parameters is None:
         raise ValueError("lora needs parameters: how many to train")

@@ -8,13 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hystar_fast.models.backbones.processors import ProcessorPreprocess, load_preprocess, load_tokenizer
 from hystar_fast.models.backbones.tower import TowerBackbone, VisionTower
 from hystar_fast.models.random_weights import repeatable_weights
-from hystar_fast.nn.attention import SVDAttention
+from hystar_fast.nn.attention import SVDAttention, attend
 
 _SPLIT = ("q_proj", "k_proj", "v_proj")
 _BLIP_CAPTION_LENGTH = 35  # tokens; what BLIP was tuned and evaluated with for retrieval
@@ -228,7 +227,7 @@ def _attend(attention: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
     projections = _projections(attention)
     projected = [layer(x) for layer in projections] if len(projections) == 3 else projections[0](x).chunk(3, dim=-1)
     query, key, value = (part.view(B, T, attention.num_heads, -1).transpose(1, 2) for part in projected)
-    mixed = F.scaled_dot_product_attention(query, key, value)
+    mixed = attend(query, key, value)
     return _output(attention)(mixed.transpose(1, 2).reshape(B, T, D))
 
 
