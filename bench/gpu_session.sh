@@ -70,7 +70,7 @@ measure() { # most seconds, stem, arguments...
 }
 measure 40 ceiling
 measure 120 sinkhorn -k "not compile"
-measure 120 svd_linear -k "not compile"
+measure 150 svd_linear -k "not compile"
 measure 60 style_nce -k "not compile"
 sanitizer=$(command -v compute-sanitizer || true)
 if [ -n "$rehearse" ]; then

@@ -19,7 +19,7 @@ Run = Callable[[], Outputs]
 
 OURS = "hystar_fast"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SECONDS_A_PROVIDER = 1.0
+SECONDS_A_PROVIDER = 0.7
 MIN_ROUNDS, MAX_ROUNDS = 3, 200
 
 

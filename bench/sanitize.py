@@ -16,10 +16,18 @@ for n, m in ((1, 1), (5, 7), (48, 48), (65, 130), (200, 200), (300, 257)):
         hf.sinkhorn(cost, 0.1, 3, grad=grad).sum().backward()
 query = torch.randn(17, 24, device=DEVICE, requires_grad=True)
 hf.style_nce(query, query.detach().flip(0), n_iter=3).backward()
-for tokens, rank in ((3, 16), (130, 33)):
-    x = torch.randn(3, tokens, 40, device=DEVICE, requires_grad=True)
+for tokens, rank, dtype in (
+    (3, 16, torch.float32),
+    (130, 33, torch.float32),
+    (130, 64, torch.bfloat16),
+    (130, 160, torch.bfloat16),
+):
+    x = torch.randn(3, tokens, 64, device=DEVICE, dtype=dtype, requires_grad=True)
     scale = torch.randn(3, rank, device=DEVICE, requires_grad=True)
-    hf.svd_linear(x, torch.randn(50, rank, device=DEVICE), scale, torch.randn(rank, 40, device=DEVICE)).sum().backward()
+    u, vh = torch.randn(80, rank, device=DEVICE, dtype=dtype), torch.randn(rank, 64, device=DEVICE, dtype=dtype)
+    hf.svd_linear(x, u, scale, vh).sum().backward()
+    if dtype == torch.bfloat16 and (DEVICE == "cpu" or torch.cuda.get_device_capability() >= (8, 9)):
+        hf.svd_linear(x, u, scale, vh, precision="fp8").sum().backward()
 if DEVICE == "cuda":
     torch.cuda.synchronize()
 print("ran")
