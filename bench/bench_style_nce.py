@@ -84,5 +84,5 @@ def bench_style_nce(record: Callable[..., None], quick: bool, n: int, provider: 
     if "graph" in provider:
         run = graphed(run)
     exact = None if function is info_nce else truth
-    gflop = 6 * n * n * DIMENSION / 1e9
-    record("style_nce", f"N{n} D{DIMENSION}", provider, "forward+backward", torch.float32, run, exact, gflop=gflop)
+    need = {"gflop": 6 * n * n * DIMENSION / 1e9, "gib": 4 * 4 * n * DIMENSION / 2**30}  # two inputs, two gradients
+    record("style_nce", f"N{n} D{DIMENSION}", provider, "forward+backward", torch.float32, run, exact, **need)

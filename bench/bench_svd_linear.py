@@ -82,10 +82,13 @@ def bench_svd_linear(record: Callable[..., None], quick: bool, case: Case, mode:
     case = case.toy() if quick else case
     with tf32(case.dtype), PROVIDERS[provider.removesuffix(GRAPH)].during():
         run, truth = prepared(case, provider, mode)
-        gflop = 2 * case.batch * case.tokens * case.rank * (case.in_features + case.out_features) / 1e9
-        gflop *= 2 if mode == "forward+backward" else 1
+        once = 2 if mode == "forward+backward" else 1
+        gflop = once * 2 * case.batch * case.tokens * case.rank * (case.in_features + case.out_features) / 1e9
         memory = {"extra_mib": beyond_results(run)} if DEVICE == "cuda" and not provider.endswith(GRAPH) else {}
+        moved = [case.batch * case.tokens * width for width in (case.in_features, case.out_features)]
+        factors = case.rank * (case.in_features + case.out_features)
+        gib = once * (sum(moved) + factors) * case.dtype.itemsize / 2**30  # input, output and factors, each way
         in_tf32 = DEVICE == "cuda" and case.dtype == torch.float32
-        need = {} if in_tf32 else {"gflop": gflop}  # there is no ceiling of TF32 to hold it to
+        need = {} if in_tf32 else {"gflop": gflop, "gib": gib}  # there is no ceiling of TF32 to hold it to
         name = f"{case} tf32" if in_tf32 else str(case)
         record("svd_linear", name, provider, mode, case.dtype, run, truth, **need, **memory)

@@ -30,7 +30,7 @@ def ratios(results: dict[str, Any], path: Path) -> None:
     for op, panel in zip(ops, panels[:, 0], strict=True):
         y, ticks, labels = 0.0, [], []
         for (this, case, dtype, mode), providers in grouped.items():
-            if this != op or OURS not in providers:
+            if this != op or OURS not in providers or len(providers) < 2:
                 continue
             start = y
             for name, row in providers.items():

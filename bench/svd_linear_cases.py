@@ -18,7 +18,14 @@ EVERYONE = (
     "authors' path",
 )
 CORE = ("plain linear", "two GEMMs", "hystar_fast", "hystar_fast, fp8")
-FULL = (*CORE, "hystar_fast, not persistent", "authors' path", "reference, eager", "reference, torch.compile")
+FULL = (
+    *CORE,
+    "hystar_fast, not persistent",
+    "authors' path",
+    "materialised",
+    "reference, eager",
+    "reference, torch.compile",
+)
 FULL_FORWARD = (*FULL, "hystar_fast, fp8, second product by torch", "peft, a LoRA a sample")
 SMALL_RANK = ("plain linear", "two GEMMs", "hystar_fast", "hystar_fast, two kernels", "reference, eager")
 
