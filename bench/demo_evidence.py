@@ -213,7 +213,7 @@ def adapt(
     row = {"kind": kind, "rates": rates, "steps": steps, "init": init, "blocks": blocks, "seed": seed}
     row |= {f"R@{k}": str(found.mean_recall(HARD_STYLES, k)) for k in (1, 5)}
     row |= {"MRR": round(100 * float(sum(reciprocal)) / 3, 1), "loss": round(sum(losses[-20:]) / 20, 3)}
-    if isinstance(method, HystarMethod):
+    if isinstance(method, HystarMethod) and method.model.extractor is not None:
         row["offsets"] = offsets(method.model, splits[1])
     print(json.dumps(row | {"cpu_seconds": round(time.process_time() - began)}))
 
