@@ -50,7 +50,7 @@ if [ -n "$rehearse" ]; then
 else
     device="import torch; assert torch.cuda.is_available(), 'no CUDA device'; p = torch.cuda.get_device_properties(0)"
     step 60 "device" "$python" -c "$device; print(p.name, f'{p.major}.{p.minor}', torch.__version__)" || exit 1
-    name=$("$python" -c "$device; print('-'.join(''.join(c if c.isalnum() else ' ' for c in p.name).lower().split()))")
+    name=$("$python" -c "import sys; sys.path.insert(0, 'bench'); import store; print(store.default_path(False).stem)")
     # the code for this GPU alone, as all the others would take minutes
     HYSTAR_FAST_CUDA_ARCHITECTURES=$("$python" -c "$device; print({9: '90a'}.get(p.major, f'{p.major}{p.minor}'))")
     export HYSTAR_FAST_CUDA_ARCHITECTURES

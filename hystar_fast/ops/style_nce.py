@@ -86,9 +86,7 @@ class _StyleNCE(torch.autograd.Function):
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad[:2]
         grads = _BACKWARD(dloss, *ctx.saved_tensors, ctx.temperature, *needs)
-        dquery, dtarget = (
-            grad.to(dtype) if needed else None for grad, dtype, needed in zip(grads, ctx.dtypes, needs, strict=True)
-        )
+        dquery, dtarget = style_nce_torch.in_dtypes(grads, ctx.dtypes, needs)
         return dquery, dtarget, None, None, None, None, None, None, None, None
 
 
@@ -109,10 +107,7 @@ class _Cosine(torch.autograd.Function):
         needs = ctx.needs_input_grad
         ones = dsim.new_ones(len(dsim))
         grads = _BACKWARD(ones, dsim, *ctx.saved_tensors, 1.0, *needs)
-        dquery, dtarget = (
-            grad.to(dtype) if needed else None for grad, dtype, needed in zip(grads, ctx.dtypes, needs, strict=True)
-        )
-        return dquery, dtarget
+        return style_nce_torch.in_dtypes(grads, ctx.dtypes, needs)
 
 
 def style_nce(
@@ -224,7 +219,7 @@ def _with_plan_gradient(
     sim, finite = _Cosine.apply(query, target)
     forbidden = style_nce_torch.forbid(mask, finite)
     cost = style_nce_torch.cost(sim, weights, lam)
-    plan = style_nce_torch.transport(cost, epsilon if weights == "paper" else lam, n_iter, forbidden, plan_grad)
+    plan = style_nce_torch.transport(cost, style_nce_torch.entropy(weights, lam, epsilon), n_iter, forbidden, plan_grad)
     held = plan > 0
     logits = sim / temperature + torch.where(held, plan, 1).log()
     if gamma is None:

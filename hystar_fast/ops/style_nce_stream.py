@@ -17,9 +17,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hystar_fast.ops.style_nce_torch import SOFTPLUS_IS_LINEAR, both_units, loss_dtype, unit_backward
+from hystar_fast.ops.style_nce_torch import (
+    add_gamma_,
+    both_units,
+    cost,
+    entropy,
+    excess_loss,
+    in_dtypes,
+    loss_dtype,
+    slope_,
+    unit_backward,
+)
 from hystar_fast.ref.sinkhorn_feasibility import has_plan
-from hystar_fast.ref.style_nce import AUTO_GAMMA, MAX_EXPONENT
 
 _BLOCK_ELEMENTS = 1 << 25
 _LOWEST = {torch.float32: -1e30, torch.float64: -1e300}
@@ -59,10 +68,8 @@ class Rows:
     def _kernel(self, sim: Tensor, forbidden: Tensor) -> Tensor:
         if self.weights == "uniform":
             kernel = torch.zeros_like(sim)
-        elif self.weights == "paper":
-            kernel = (1 - sim).mul_(1 / self.lam).clamp_(max=MAX_EXPONENT).exp_().mul_(-1 / self.epsilon)
         else:
-            kernel = (1 - sim).mul_(1 / self.lam)
+            kernel = cost(sim, self.weights, self.lam).mul_(-1 / entropy(self.weights, self.lam, self.epsilon))
         kernel.masked_fill_(forbidden, -math.inf)
         highest = kernel.amax(1, keepdim=True).nan_to_num_(neginf=0.0)
         return kernel.sub_(highest).clamp_min_(_LOWEST[sim.dtype]).masked_fill_(forbidden, -math.inf)
@@ -116,24 +123,19 @@ def _without_plan(rows: Rows, u: Tensor, v: Tensor) -> bool:
 
 def _logits(
     part: slice, sim: Tensor, kernel: Tensor, forbidden: Tensor, uv: Tensor, temperature: float, gamma: float | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of the negatives (in place of the kernel); by how much their sum exceeds the positive; the positive."""
+) -> tuple[Tensor, Tensor]:
+    """Logits of the negatives (in place of the kernel), and the positive's."""
     positive = sim.diagonal(part.start) / temperature
     logits = kernel.add_(uv[0, part, None]).add_(uv[1]).add_(sim, alpha=1 / temperature)
-    if gamma is None:
-        counts = (~forbidden).sum(1, keepdim=True, dtype=sim.dtype)
-        logits.add_(counts.clamp_min_(1).mul_(AUTO_GAMMA).log_())
-    else:
-        logits.add_(math.log(gamma))
-    return logits, logits.logsumexp(1) - positive, positive
+    return add_gamma_(logits, forbidden, gamma), positive
 
 
 def losses(rows: Rows, uv: Tensor, temperature: float, gamma: float | None) -> Tensor:
     """Eq. 4 of every row [N]; NaN for a sample that is not finite."""
     loss = torch.empty_like(uv[0])
     for part, sim, kernel, forbidden in rows:
-        excess = _logits(part, sim, kernel, forbidden, uv, temperature, gamma)[1]
-        loss[part] = torch.nn.functional.softplus(excess, threshold=SOFTPLUS_IS_LINEAR)
+        logits, positive = _logits(part, sim, kernel, forbidden, uv, temperature, gamma)
+        loss[part] = excess_loss(logits, positive)[1]
     return loss.masked_fill_(~rows.finite, math.nan)
 
 
@@ -145,10 +147,8 @@ def gradients(
     dt = torch.zeros_like(rows.t) if needs[1] else None
     weight = dloss.unsqueeze(1) / temperature
     for part, sim, kernel, forbidden in rows:
-        logits, excess, positive = _logits(part, sim, kernel, forbidden, uv, temperature, gamma)
-        loss = torch.nn.functional.softplus(excess, threshold=SOFTPLUS_IS_LINEAR)
-        slope = logits.sub_((positive + loss).unsqueeze(1)).exp_()
-        slope.diagonal(part.start).copy_(excess.sigmoid_().neg_())
+        logits, positive = _logits(part, sim, kernel, forbidden, uv, temperature, gamma)
+        slope = slope_(logits, positive, *excess_loss(logits, positive), part.start)
         if dq is not None:
             dq[part] = (slope @ rows.t).mul_(weight[part])
         if dt is not None:
@@ -183,7 +183,7 @@ def _forward(
     with torch.autocast(query.device.type, enabled=False):
         units, lengths, finite = both_units(query, target)
         finite = finite.squeeze(1)
-        rows = Rows(units[0], units[1], finite, mask, weights, lam, epsilon if weights == "paper" else lam)
+        rows = Rows(units[0], units[1], finite, mask, weights, lam, epsilon)
         uv = potentials(rows, n_iter)
         loss = losses(rows, uv, temperature, gamma)
     return loss.mean() if mean else loss, uv, units, lengths, finite
@@ -210,7 +210,7 @@ def _backward(
     if dloss.dim() == 0:
         dloss = (dloss / len(q)).expand(len(q))
     with torch.autocast(q.device.type, enabled=False):
-        rows = Rows(q, t, finite, mask, weights, lam, epsilon if weights == "paper" else lam)
+        rows = Rows(q, t, finite, mask, weights, lam, epsilon)
         dq, dt = gradients(rows, uv, dloss, temperature, gamma, (needs_dquery, needs_dtarget))
         return (
             q.new_empty(0) if dq is None else unit_backward(dq, q, q_length),
@@ -252,10 +252,7 @@ class _Streamed(torch.autograd.Function):
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad[:2]
         grads = torch.ops.hystar_fast.style_nce_stream_backward(dloss, *ctx.saved_tensors, *ctx.options, *needs)
-        dquery, dtarget = (
-            grad.to(dtype) if needed else None for grad, dtype, needed in zip(grads, ctx.dtypes, needs, strict=True)
-        )
-        return dquery, dtarget, *(None,) * (len(ctx.options) + 2)
+        return *in_dtypes(grads, ctx.dtypes, needs), *(None,) * (len(ctx.options) + 2)
 
 
 def style_nce(query: Tensor, target: Tensor, *options: Any) -> Tensor:

@@ -44,7 +44,7 @@ def forward(
         if weights == "uniform":
             weight = uniform(forbidden, dtype)
         else:
-            weight = transport(cost(sim, weights, lam), epsilon if weights == "paper" else lam, n_iter, forbidden)
+            weight = transport(cost(sim, weights, lam), entropy(weights, lam, epsilon), n_iter, forbidden)
         loss, slope = rows(sim, weight, forbidden, temperature, gamma)
         loss.masked_fill_(~finite.squeeze(1), math.nan)
     if mean:
@@ -128,6 +128,11 @@ def cost(sim: Tensor, weights: str, lam: float) -> Tensor:
     return sim - 1
 
 
+def entropy(weights: str, lam: float, epsilon: float) -> float:
+    """The entropy of the plan: the paper's epsilon, or lam in the authors' code."""
+    return epsilon if weights == "paper" else lam
+
+
 def uniform(forbidden: Tensor, dtype: torch.dtype) -> Tensor:
     """Equal weights of sum 1 over the negatives of a row."""
     weight = (~forbidden).to(dtype)
@@ -150,6 +155,34 @@ def transport(cost: Tensor, epsilon: float, n_iter: int, forbidden: Tensor, grad
     return torch.where(infeasible, rows.masked_fill(forbidden, 0), plan)
 
 
+def add_gamma_(logits: Tensor, forbidden: Tensor, gamma: float | None) -> Tensor:
+    """Add log gamma, that of every row for "auto" (None)."""
+    if gamma is None:
+        return logits.add_(auto_gamma(forbidden, logits.dtype).log_())
+    return logits.add_(math.log(gamma))
+
+
+def excess_loss(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    """By how much the logarithm of the negatives' sum exceeds the positive in each row, and the loss: its softplus."""
+    excess = logits.logsumexp(1).sub_(positive)
+    return excess, torch.nn.functional.softplus(excess, threshold=SOFTPLUS_IS_LINEAR)
+
+
+def slope_(logits: Tensor, positive: Tensor, excess: Tensor, loss: Tensor, start: int) -> Tensor:
+    """Turn the logits of the rows from `start` into their slope; `excess` is used up."""
+    logits.sub_((positive + loss).unsqueeze(1)).exp_()
+    logits.diagonal(start).copy_(excess.sigmoid_().neg_())
+    return logits
+
+
+def in_dtypes(
+    grads: tuple[Tensor, ...], dtypes: tuple[torch.dtype, ...], needs: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of both inputs as autograd wants them: each in its input's dtype, None where it is not needed."""
+    dquery, dtarget = (g.to(dtype) if needed else None for g, dtype, needed in zip(grads, dtypes, needs, strict=True))
+    return dquery, dtarget
+
+
 def rows(
     sim: Tensor, weight: Tensor, forbidden: Tensor, temperature: float, gamma: float | None
 ) -> tuple[Tensor, Tensor]:
@@ -160,12 +193,7 @@ def rows(
     for start in range(0, n, block := max(1, _BLOCK_ELEMENTS // n)):
         part = slice(start, start + block)
         logits = weight[part].log_().add_(sim[part], alpha=1 / temperature)
-        if gamma is None:
-            logits.add_(auto_gamma(forbidden[part], sim.dtype).log_())
-        else:
-            logits.add_(math.log(gamma))
-        excess = logits.logsumexp(1).sub_(positive[part])
-        loss[part] = torch.nn.functional.softplus(excess, threshold=SOFTPLUS_IS_LINEAR)
-        logits.sub_((positive[part] + loss[part]).unsqueeze(1)).exp_()
-        logits.diagonal(start).copy_(excess.sigmoid_().neg_())
+        add_gamma_(logits, forbidden[part], gamma)
+        excess, loss[part] = excess_loss(logits, positive[part])
+        slope_(logits, positive[part], excess, loss[part], start)
     return loss, weight
