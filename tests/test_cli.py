@@ -121,16 +121,36 @@ def test_a_damaged_adapter_and_a_damaged_checkpoint_are_named(trained, tmp_path)
     assert "is a damaged checkpoint" in message
 
 
-def test_tuning_tries_the_grid_on_the_validation_concepts(tmp_path, monkeypatch):
+def test_tuning_tries_the_grid_on_the_validation_concepts_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     from hystar_fast.methods import recipes
 
     small = {name: trials[:1] for name, trials in recipes.GRID.items()}
     monkeypatch.setattr("hystar_fast.cli.tune.GRID", small)
     path = tmp_path / "tuning.json"
-    result = run("tune", "--output", path, "--steps", 1, "--limit", 5, "--weights", "random")
+    arguments = ("--output", path, "--steps", 1, "--limit", 5, "--weights", "random", "--seed", 3, "--seed", 4)
+    result = run("tune", *arguments)
     assert result.exit_code == 0, result.output
     found = json.loads(path.read_text())
     assert found["chosen"] == {name: trials[0] for name, trials in small.items()}
     assert found["gallery"] == 5
-    assert [trial["method"] for trial in found["trials"]] == list(small)
+    assert [(trial["method"], trial["seed"]) for trial in found["trials"]] == [(n, s) for s in (3, 4) for n in small]
     assert all("hard_mean" in trial["recall"] for trial in found["trials"])
+    first, *others = found["trials"]
+    path.write_text(json.dumps({**found, "trials": [{**trial, "seconds": -1.0} for trial in others]}))
+    assert run("tune", *arguments).exit_code == 0
+    again = json.loads(path.read_text())["trials"]
+    assert [trial["seconds"] == -1 for trial in again] == [True] * len(others) + [False]
+    assert {**again[-1], "seconds": 0} == {**first, "seconds": 0}
+    assert "other settings" in refused("tune", *arguments, "--seed", 5)
+    path.write_text("[]")
+    assert "holds no trials" in refused("tune", *arguments)
+
+
+def test_tuning_takes_the_best_mean_over_the_seeds_and_never_a_setting_that_diverged():
+    from hystar_fast.cli.tune import _score
+
+    def trial(*recalls):
+        return [{"recall": {"hard_mean": {"R@1": {"value": r}, "R@5": {"value": 50.0}}}} for r in recalls]
+
+    assert _score(trial(40.0, 44.0)) == (42.0, 50.0)
+    assert _score([*trial(90.0), {"diverged": "the loss is nan"}]) < _score(trial(0.0))

@@ -22,7 +22,7 @@ from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.lora import LoRA
 from hystar_fast.methods.naive import NaiveLoss, measure_step, naive_path
 from hystar_fast.methods.pixels import Pixels
-from hystar_fast.methods.recipes import CHOSEN, DEMO_STEPS, GRID, demo_config
+from hystar_fast.methods.recipes import CHOSEN, DEMO_STEPS, GRID, TUNING_SEEDS, demo_config
 from hystar_fast.methods.static_only import StaticOnly
 from hystar_fast.methods.suite import METHODS, TRAINED, create_hystar, create_method
 from hystar_fast.models.config import HystarConfig
@@ -294,5 +294,6 @@ def test_the_chosen_rates_are_those_that_won_the_committed_trials():
     found = json.loads((ROOT / "docs/results/demo_tuning.json").read_text(encoding="utf-8"))
     assert found["chosen"] == CHOSEN
     assert found["steps"] == DEMO_STEPS
-    tried = {name: [t["learning_rates"] for t in found["trials"] if t["method"] == name] for name in TRAINED}
-    assert tried == GRID
+    assert found["seeds"] == list(TUNING_SEEDS)
+    tried = [(trial["seed"], trial["method"], trial["learning_rates"]) for trial in found["trials"]]
+    assert tried == [(seed, name, rates) for seed in TUNING_SEEDS for name in TRAINED for rates in GRID[name]]

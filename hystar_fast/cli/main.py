@@ -207,8 +207,12 @@ def embed(
 
 @app.command()
 def tune(
-    output: Annotated[Path, typer.Option(help="JSON file of all trials.")] = Path("runs/demo_tuning.json"),
-    seed: Seed = 0,
+    output: Annotated[Path, typer.Option(help="JSON file of all trials; those it holds are not run again.")] = Path(
+        "runs/demo_tuning.json"
+    ),
+    seed: Annotated[
+        list[int] | None, typer.Option(help="A seed of every trial; several times for several. By default 0, 1 and 2.")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=0, help="Training steps of each trial; by default the demo's.")
     ] = None,
@@ -218,10 +222,11 @@ def tune(
     """Choose the demo's learning rates on the validation concepts, with the same trials for every method."""
     with clear_errors():
         from hystar_fast.cli.tune import tune as run_tuning
-        from hystar_fast.methods.recipes import DEMO_STEPS
+        from hystar_fast.methods.recipes import DEMO_STEPS, TUNING_SEEDS
 
         chosen = DEMO_STEPS if steps is None else steps
-        run_tuning(output, _console(), steps=chosen, seed=seed, pretrained=_pretrained(weights), limit=limit)
+        seeds = seed or TUNING_SEEDS
+        run_tuning(output, _console(), steps=chosen, seeds=seeds, pretrained=_pretrained(weights), limit=limit)
 
 
 if __name__ == "__main__":

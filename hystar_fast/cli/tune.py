@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -11,7 +14,7 @@ from rich.progress import track
 
 from hystar_fast.cli.report import machine, recalls, source, write_json
 from hystar_fast.methods.interface import count_parameters
-from hystar_fast.methods.recipes import DEMO_STEPS, GRID, demo_config
+from hystar_fast.methods.recipes import DEMO_STEPS, GRID, TUNING_SEEDS, demo_config
 from hystar_fast.methods.suite import TRAINED, create_hystar, create_method
 from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.protocol import HARD_STYLES, load_split
@@ -23,41 +26,48 @@ def tune(
     console: Console,
     *,
     steps: int = DEMO_STEPS,
-    seed: int = 0,
+    seeds: Sequence[int] = TUNING_SEEDS,
     pretrained: str | None = "packaged",
     limit: int | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Try every setting of the grid and return the best of each method; the file is written after every trial.
+    """Try every setting of the grid with every seed and return the best setting of each method.
 
-    The best has the largest mean R@1 of the hard styles over the validation gallery; R@5 decides between equals.
+    The best has the largest mean R@1 of the hard styles over the validation gallery, averaged over the seeds; R@5
+    decides between equals. The file is written after every trial; trials that it holds already are not run again.
 
     Args:
         output: JSON file of all trials.
         console: where progress and the choice are printed.
-        steps, seed, pretrained, limit: as for the demo.
+        steps, pretrained, limit: as for the demo.
+        seeds: of the training order and of what is drawn at random; every setting runs once with each.
+
+    Raises:
+        ValueError: no seeds, or `output` holds something else than trials of these settings.
     """
+    if not seeds:
+        raise ValueError("seeds must name at least one seed")
     training = load_split("train", limit=limit)
     validation = load_split("val", limit=limit)
     config = demo_config(pretrained)
-    size = sum(count_parameters(create_hystar(config, seed=seed)).values())
-    record: dict[str, Any] = {
-        **source(),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": machine(),
+    size = sum(count_parameters(create_hystar(config)).values())
+    setting: dict[str, Any] = {
         "config": config.to_dict(),
         "what": f"largest mean R@1 of {', '.join(HARD_STYLES)} on the validation concepts; R@5 between equals",
         "gallery": len(validation),
         "training_concepts": len(training),
         "steps": steps,
-        "seed": seed,
-        "trials": [],
-        "chosen": {},
+        "seeds": list(seeds),
     }
-    trials = [(name, rates) for name in TRAINED for rates in GRID[name]]
-    for name, rates in track(trials, description="trials", console=console):
+    about = {**source(), "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine()}
+    record: dict[str, Any] = {**about, **setting, "trials": _earlier_trials(output, setting), "chosen": {}}
+    trials = [(seed, name, rates) for seed in seeds for name in TRAINED for rates in GRID[name]]
+    for seed, name, rates in track(trials, description="trials", console=console):
+        key = {"method": name, "learning_rates": rates, "seed": seed}
+        if any(key.items() <= trial.items() for trial in record["trials"]):
+            continue
         start = time.perf_counter()
         method = create_method(name, config, seed=seed, parameters=size)
-        trial: dict[str, Any] = {"method": name, "learning_rates": rates}
+        trial: dict[str, Any] = dict(key)
         try:
             losses = train(method, training, Recipe(rates, steps=steps, seed=seed))
             trial |= {"recall": recalls(evaluate(method, validation))["all"], "loss": round(losses[-1], 4)}
@@ -66,17 +76,35 @@ def tune(
         trial["seconds"] = round(time.perf_counter() - start, 1)
         record["trials"].append(trial)
         write_json(output, record)
-        console.print(f"{name} {rates}: {_score(trial)} in {trial['seconds']} s", highlight=False)
+        console.print(f"{name} {rates} seed {seed}: {_score([trial])} in {trial['seconds']} s", highlight=False)
     for name in TRAINED:
-        best = max((t for t in record["trials"] if t["method"] == name), key=_score)
-        record["chosen"][name] = best["learning_rates"]
+        record["chosen"][name] = max(GRID[name], key=lambda rates: _score(_of(record["trials"], name, rates)))
     write_json(output, record)
     console.print(f"CHOSEN = {record['chosen']}", highlight=False)
     return dict(record["chosen"])
 
 
-def _score(trial: dict[str, Any]) -> tuple[float, float]:
-    if "recall" not in trial:
+def _earlier_trials(output: Path, setting: dict[str, Any]) -> list[dict[str, Any]]:
+    if not output.exists():
+        return []
+    try:
+        found = json.loads(output.read_text(encoding="utf-8"))
+        same = all(found[name] == value for name, value in setting.items())
+        trials = list(found["trials"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"output {output} is there and holds no trials: {error!r}") from error
+    if not same:
+        raise ValueError(f"output {output} holds trials of other settings; give another file or remove it")
+    return trials
+
+
+def _of(trials: list[dict[str, Any]], name: str, rates: dict[str, float]) -> list[dict[str, Any]]:
+    return [trial for trial in trials if trial["method"] == name and trial["learning_rates"] == rates]
+
+
+def _score(trials: list[dict[str, Any]]) -> tuple[float, float]:
+    """Mean R@1 and R@5 of the hard styles over the seeds; a trial that diverged rules its setting out."""
+    if any("recall" not in trial for trial in trials):
         return (-1.0, -1.0)
-    hard = trial["recall"]["hard_mean"]
-    return hard["R@1"]["value"], hard["R@5"]["value"]
+    hard = [trial["recall"]["hard_mean"] for trial in trials]
+    return fmean(row["R@1"]["value"] for row in hard), fmean(row["R@5"]["value"] for row in hard)
