@@ -29,7 +29,7 @@ struct Kernels {
     std::int64_t lanes;
     // shift_i = the smallest allowed cost; returns RowFlags
     unsigned (*prepare)(const Cost<T>&, std::int64_t begin, std::int64_t end, T* shift);
-    // A = exp(K + u + v)
+    // A = exp(K + u + v); without u and v (both null) exp(K)
     void (*exp_rows)(const Cost<T>&, std::int64_t begin, std::int64_t end, const T* u, const T* v, T* a, std::int64_t ld);
     // u_i = -logsumexp_j(K_ij + v_j)
     void (*lse_rows)(const Cost<T>&, std::int64_t begin, std::int64_t end, const T* v, T* u);

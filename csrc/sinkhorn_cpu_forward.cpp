@@ -72,7 +72,7 @@ public:
         if (flags & kHasEmptyRow) return abandon(kInfeasible);
         std::fill(w_.u + row_begin_, w_.u + row_end_, T(0));
         fill_columns(w_.v, T(0));
-        start_from_potentials();
+        start_from(nullptr, nullptr);
 
         std::int64_t done = 0;
         for (std::int64_t attempt = 1; done < job_.n_iter; ++attempt) {
@@ -137,7 +137,7 @@ private:
         }
         me_.wait();
         if (w_.empty_column) return false;
-        start_from_potentials();
+        start_from(w_.u, w_.v);
         return true;
     }
 
@@ -146,12 +146,12 @@ private:
         const std::int64_t end = std::min(column_end_, m_);
         if (end > column_begin_) k_.add_log(w_.v + column_begin_, y_ + column_begin_, end - column_begin_, w_.v + column_begin_);
         me_.wait();
-        start_from_potentials();
+        start_from(w_.u, w_.v);
     }
 
-    void start_from_potentials() {
+    void start_from(const T* u, const T* v) {
         me_.wait();
-        k_.exp_rows(cost_, row_begin_, row_end_, w_.u, w_.v, a_, ld_);
+        k_.exp_rows(cost_, row_begin_, row_end_, u, v, a_, ld_);
         std::fill(x_ + row_begin_, x_ + row_end_, T(1));
         fill_columns(y_, T(1));
         fresh_ = true;

@@ -7,6 +7,8 @@
 #include "sinkhorn_cpu.h"
 #include "sinkhorn_cpu_vector.h"
 
+#include <cmath>
+
 namespace hystar_fast::sinkhorn {
 namespace {
 
@@ -16,52 +18,67 @@ struct KernelRow {
     const T* cost;
     const std::uint8_t* mask;
     std::int64_t m;
-    V<T> shift, epsilon;
+    T shift, reciprocal, remainder;  // 1 / epsilon in two parts
 
     HYSTAR_INLINE KernelRow(const Cost<T>& c, std::int64_t i, T row_shift)
-        : cost(c.cost + i * c.m), mask(c.mask ? c.mask + i * c.m : nullptr), m(c.m), shift(all<T>(row_shift)),
-          epsilon(all<T>(c.epsilon)) {}
+        : cost(c.cost + i * c.m), mask(c.mask ? c.mask + i * c.m : nullptr), m(c.m), shift(row_shift), reciprocal(1 / c.epsilon),
+          remainder(std::fma(-reciprocal, c.epsilon, T(1)) * reciprocal) {}
 
     // +inf where forbidden and in the padding
     HYSTAR_INLINE V<T> raw(std::int64_t j) const {
         V<T> value = load_part<T>(cost + j, m - j, kInfinity<T>);
-        if (mask) {
-            std::uint8_t bytes[kLanes<T>] = {};
-            std::memcpy(bytes, mask + j, static_cast<std::size_t>(m - j < kLanes<T> ? m - j : kLanes<T>));
-            typename Vector<T>::Bytes packed;
-            std::memcpy(&packed, bytes, sizeof(packed));
-            value = __builtin_convertvector(packed, typename Vector<T>::I) != 0 ? all<T>(kInfinity<T>) : value;
-        }
+        if (mask) value = bytes_part<T>(mask + j, m - j) != 0 ? all<T>(kInfinity<T>) : value;
         return value;
+    }
+    // (shift - value) / epsilon; -inf or NaN where forbidden
+    HYSTAR_INLINE V<T> scaled(V<T> value) const {
+        const V<T> difference = shift - value;
+        return difference * reciprocal + difference * remainder;
     }
     HYSTAR_INLINE V<T> operator[](std::int64_t j) const {
         const V<T> value = raw(j);
-        const V<T> k = larger<T>((shift - value) / epsilon, all<T>(Vector<T>::kFloor));
+        const V<T> k = larger<T>(scaled(value), all<T>(Vector<T>::kFloor));
         return value == kInfinity<T> ? -all<T>(kInfinity<T>) : k;
     }
 };
+
+// Which entries of a row are not finite.
+template <typename T>
+unsigned row_flags(const KernelRow<T>& row) {
+    typename Vector<T>::I forbidden{}, invalid{};
+    bool forbidden_at_the_end = false;  // where padding must not count
+    for (std::int64_t j = 0; j < row.m; j += kLanes<T>) {
+        const V<T> value = row.raw(j);
+        invalid |= (value != value) | (value == -kInfinity<T>);
+        if (j + kLanes<T> <= row.m) {
+            forbidden |= value == kInfinity<T>;
+        } else {
+            for (std::int64_t t = j; t < row.m; ++t) forbidden_at_the_end |= value[t - j] == kInfinity<T>;
+        }
+    }
+    return (any<T>(forbidden) || forbidden_at_the_end ? kHasForbidden : 0u) | (any<T>(invalid) ? kHasInvalid : 0u);
+}
 
 template <typename T>
 unsigned prepare(const Cost<T>& c, std::int64_t begin, std::int64_t end, T* shift) {
     unsigned flags = 0;
     for (std::int64_t i = begin; i < end; ++i) {
         const KernelRow<T> row(c, i, T(0));
-        V<T> low = all<T>(kInfinity<T>);
-        typename Vector<T>::I forbidden{}, invalid{};
-        for (std::int64_t j = 0; j < c.m; j += kLanes<T>) {
+        V<T> low = all<T>(kInfinity<T>), total{};
+        std::int64_t j = 0;
+        for (; j + kLanes<T> <= c.m; j += kLanes<T>) {
             const V<T> value = row.raw(j);
             low = smaller<T>(value, low);
-            invalid |= (value != value) | (value == -kInfinity<T>);
-            if (j + kLanes<T> <= c.m) {
-                forbidden |= value == kInfinity<T>;
-            } else {
-                for (std::int64_t t = j; t < c.m; ++t)
-                    if (value[t - j] == kInfinity<T>) flags |= kHasForbidden;
-            }
+            total += value;
+        }
+        if (j < c.m) {
+            const V<T> value = row.raw(j);
+            low = smaller<T>(value, low);
+            for (std::int64_t t = j; t < c.m; ++t) total[0] += value[t - j];
         }
         shift[i] = -largest<T>(-low);
-        if (any<T>(forbidden)) flags |= kHasForbidden;
-        if (any<T>(invalid)) flags |= kHasInvalid;
+        const T check = sum<T>(total);  // finite only if every entry is
+        if (!(check - check == 0)) flags |= row_flags(row);
         if (shift[i] == kInfinity<T>) flags |= kHasEmptyRow;
     }
     return flags;
@@ -72,7 +89,8 @@ void exp_rows(const Cost<T>& c, std::int64_t begin, std::int64_t end, const T* u
     for (std::int64_t i = begin; i < end; ++i) {
         const KernelRow<T> row(c, i, c.shift[i]);
         for (std::int64_t j = 0; j < c.m; j += kLanes<T>)
-            store(a + i * ld + j, exponential<T>((row[j] + u[i]) + load(v + j)));
+            // Without potentials what is too small for the floor is zero, as what is forbidden: no need of either.
+            store(a + i * ld + j, exponential<T>(u ? (row[j] + u[i]) + load(v + j) : row.scaled(row.raw(j))));
     }
 }
 
@@ -107,28 +125,9 @@ void lse_columns(const Cost<T>& c, std::int64_t begin, std::int64_t end, const T
     }
 }
 
-// For R rows from i: s = A p, h = op(i, s), t += A^T h.
-template <typename T, int R, typename Op>
-HYSTAR_INLINE void sweep_block(const T* a, std::int64_t ld, std::int64_t i, const T* p, T* h, T* t, const Op& op) {
-    const T* rows = a + i * ld;
-    V<T> dot[R] = {};
-    for (std::int64_t j = 0; j < ld; j += kLanes<T>) {
-        const V<T> weight = load(p + j);
-        for (int r = 0; r < R; ++r) dot[r] += load(rows + r * ld + j) * weight;
-    }
-    T s[R];
-    if constexpr (R == 1) {
-        s[0] = sum<T>(dot[0]);
-    } else {
-        constexpr int P = kLanes<T> < R ? kLanes<T> : R;
-        for (int r = 0; r < R; r += P) {
-            V<T> part[P];
-            for (int k = 0; k < P; ++k) part[k] = dot[r + k];
-            lane_sums<T, P>(part, s + r);
-        }
-    }
-    for (int r = 0; r < R; ++r) s[r] = op(i + r, s[r]);
-    std::memcpy(h + i, s, sizeof(s));
+// t += rows^T s
+template <typename T, int R>
+HYSTAR_INLINE void add_rows(const T* rows, std::int64_t ld, const T* s, T* t) {
     for (std::int64_t j = 0; j < ld; j += kLanes<T>) {
         V<T> total = load(t + j);
         for (int r = 0; r < R; ++r) total += load(rows + r * ld + j) * s[r];
@@ -136,19 +135,54 @@ HYSTAR_INLINE void sweep_block(const T* a, std::int64_t ld, std::int64_t i, cons
     }
 }
 
+// For the rows i: s = A p, h = op(i, s), t += A^T h. Blocks of four rows, and a block's second product runs with the
+// first product of the next: one loads from the first-level cache while the other waits for the second.
 template <typename T, typename Op>
 HYSTAR_INLINE void sweep(const T* a, std::int64_t ld, std::int64_t begin, std::int64_t end, const T* p, T* h, T* t,
                          const Op& op) {
-    std::int64_t i = begin;
-    for (; i + 8 <= end; i += 8) sweep_block<T, 8>(a, ld, i, p, h, t, op);
-    for (; i < end; ++i) sweep_block<T, 1>(a, ld, i, p, h, t, op);
+    constexpr int R = 4, P = kLanes<T> < R ? kLanes<T> : R;
+    T s[R] = {};
+    std::int64_t i = begin, back = 0;  // the block before stands `back` entries earlier; before the first, s = 0
+    for (; i + R <= end; i += R, back = R * ld) {
+        const T* rows[R];
+        for (int r = 0; r < R; ++r) rows[r] = a + (i + r) * ld;
+        V<T> dot[R] = {};
+        for (std::int64_t j = 0; j < ld; j += kLanes<T>) {
+            const V<T> weight = load(p + j);
+            V<T> total = load(t + j);
+            for (int r = 0; r < R; ++r) {
+                dot[r] += load(rows[r] + j) * weight;
+                total += load(rows[r] + j - back) * s[r];
+            }
+            store(t + j, total);
+        }
+        for (int r = 0; r < R; r += P) {
+            V<T> part[P];
+            for (int k = 0; k < P; ++k) part[k] = dot[r + k];
+            lane_sums<T, P>(part, s + r);
+        }
+        for (int r = 0; r < R; ++r) s[r] = op(i + r, s[r]);
+        std::memcpy(h + i, s, sizeof(s));
+    }
+    if (i > begin) add_rows<T, R>(a + (i - R) * ld, ld, s, t);
+    for (; i < end; ++i) {
+        V<T> dot{};
+        for (std::int64_t j = 0; j < ld; j += kLanes<T>) dot += load(a + i * ld + j) * load(p + j);
+        h[i] = op(i, sum<T>(dot));
+        add_rows<T, 1>(a + i * ld, ld, h + i, t);
+    }
 }
 
+// Whether all of [1/bound, bound] holds them; a NaN is outside.
 template <typename T>
 bool within(const T* values, std::int64_t begin, std::int64_t end, T bound) {
-    bool inside = true;  // a NaN is outside
-    for (std::int64_t i = begin; i < end; ++i) inside &= (values[i] >= 1 / bound) & (values[i] <= bound);
-    return inside;
+    const V<T> low = all<T>(1 / bound), high = all<T>(bound);
+    typename Vector<T>::I outside{};
+    for (std::int64_t i = begin; i < end; i += kLanes<T>) {
+        const V<T> value = load_part<T>(values + i, end - i, T(1));
+        outside |= ~((value >= low) & (value <= high));
+    }
+    return !any<T>(outside);
 }
 
 template <typename T>

@@ -7,6 +7,10 @@
 #include <limits>
 #include <utility>
 
+#if HYSTAR_VECTOR_BYTES == 64 && defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #define HYSTAR_INLINE inline __attribute__((always_inline))
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -28,7 +32,6 @@ struct Vector<float> {
     typedef float V __attribute__((vector_size(HYSTAR_VECTOR_BYTES)));
     typedef std::int32_t I __attribute__((vector_size(HYSTAR_VECTOR_BYTES)));
     typedef float Unaligned __attribute__((vector_size(HYSTAR_VECTOR_BYTES), aligned(4), may_alias));
-    typedef std::uint8_t Bytes __attribute__((vector_size(HYSTAR_VECTOR_BYTES / 4)));
     using Int = std::int32_t;
     static constexpr int kMantissaBits = 23, kBias = 127;
     static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
@@ -44,7 +47,6 @@ struct Vector<double> {
     typedef double V __attribute__((vector_size(HYSTAR_VECTOR_BYTES)));
     typedef std::int64_t I __attribute__((vector_size(HYSTAR_VECTOR_BYTES)));
     typedef double Unaligned __attribute__((vector_size(HYSTAR_VECTOR_BYTES), aligned(8), may_alias));
-    typedef std::uint8_t Bytes __attribute__((vector_size(HYSTAR_VECTOR_BYTES / 8)));
     using Int = std::int64_t;
     static constexpr int kMantissaBits = 52, kBias = 1023;
     static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
@@ -89,13 +91,36 @@ HYSTAR_INLINE void store_part(T* p, V<T> value, std::int64_t count) {
     store(lanes, value);
     for (std::int64_t i = 0; i < count; ++i) p[i] = lanes[i];
 }
+// The first `count` bytes as integers, the others 0; nothing beyond is touched.
+template <typename T>
+HYSTAR_INLINE typename Vector<T>::I bytes_part(const std::uint8_t* p, std::int64_t count) {
+    typename Vector<T>::Int lanes[kLanes<T>] = {};
+    if (count >= kLanes<T>)
+        for (std::int64_t i = 0; i < kLanes<T>; ++i) lanes[i] = p[i];
+    else
+        for (std::int64_t i = 0; i < count; ++i) lanes[i] = p[i];
+    typename Vector<T>::I value;
+    std::memcpy(&value, lanes, sizeof(value));
+    return value;
+}
+// The larger and the smaller of two; b where either is NaN. GCC makes a compare and a blend of the 64-byte ones.
 template <typename T>
 HYSTAR_INLINE V<T> larger(V<T> a, V<T> b) {
+#if HYSTAR_VECTOR_BYTES == 64 && defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return (V<T>)_mm512_max_ps((__m512)a, (__m512)b);
+    else return (V<T>)_mm512_max_pd((__m512d)a, (__m512d)b);
+#else
     return a > b ? a : b;
+#endif
 }
 template <typename T>
 HYSTAR_INLINE V<T> smaller(V<T> a, V<T> b) {
+#if HYSTAR_VECTOR_BYTES == 64 && defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return (V<T>)_mm512_min_ps((__m512)a, (__m512)b);
+    else return (V<T>)_mm512_min_pd((__m512d)a, (__m512d)b);
+#else
     return a < b ? a : b;
+#endif
 }
 // Lane i of the result is lane Index(i) of a followed by b.
 template <typename T, typename Index, int... I>
@@ -145,13 +170,18 @@ HYSTAR_INLINE V<T> merge(V<T> a, V<T> b) {
     return shuffle<T, Halves<kLanes<T>, Groups, 0>>(a, b) + shuffle<T, Halves<kLanes<T>, Groups, 1>>(a, b);
 }
 
-// The lane sums of Rows vectors, Rows a power of two and at most the number of lanes: Rows - 1 merges, not Rows folds.
+// Every lane the sum of its group of Width neighbours.
+template <typename T, int Width>
+HYSTAR_INLINE V<T> group_sums(V<T> value) {
+    if constexpr (Width == 1) return value;
+    else return group_sums<T, Width / 2>(value + shuffle<T, Butterfly<Width / 2>>(value, value));
+}
+
+// The lane sums of Rows vectors, Rows a power of two and at most the number of lanes: merges, not a fold of each.
 template <typename T, int Rows, int Groups = 1>
 HYSTAR_INLINE void lane_sums(V<T> (&values)[Rows], T* sums) {
     if constexpr (Rows == 1) {
-        V<T> total = values[0];
-        if constexpr (Groups == kLanes<T> / 2) total += shuffle<T, Butterfly<1>>(total, total);
-        static_assert(2 * Groups >= kLanes<T>, "too few rows to merge");
+        const V<T> total = group_sums<T, kLanes<T> / Groups>(values[0]);
         for (int r = 0; r < Groups; ++r) sums[r] = total[r * (kLanes<T> / Groups)];
     } else {
         V<T> merged[Rows / 2];
@@ -168,7 +198,7 @@ constexpr T inverse_factorial(int k) {
     return static_cast<T>(value);
 }
 
-// e^x; exact zero below the smallest normal number (and at -inf), clamped above kHighest.
+// e^x; exact zero below the smallest normal number (and at -inf and NaN), clamped above kHighest.
 template <typename T>
 HYSTAR_INLINE V<T> exponential(V<T> x) {
     using S = Vector<T>;
@@ -180,7 +210,7 @@ HYSTAR_INLINE V<T> exponential(V<T> x) {
     for (int k = S::kExpTerms - 1; k >= 0; --k) series = series * r + inverse_factorial<T>(k);
     // the low bits of `shifted` hold the integer; the bits of kRound above them are shifted out
     const typename S::I power = ((typename S::I)shifted + S::kBias) << S::kMantissaBits;
-    return x < S::kLowest ? V<T>{} : series * (V<T>)power;
+    return x >= S::kLowest ? series * (V<T>)power : V<T>{};
 }
 
 // log x for positive normal x.

@@ -121,11 +121,7 @@ void similarity(const T* q, const T* t, std::int64_t n, std::int64_t d, std::int
 
 template <typename T>
 HYSTAR_INLINE V<T> bar(V<T> value, const std::uint8_t* mask, std::int64_t count) {
-    std::uint8_t bytes[kLanes<T>] = {};
-    std::memcpy(bytes, mask, static_cast<std::size_t>(count < kLanes<T> ? count : kLanes<T>));
-    typename Vector<T>::Bytes packed;
-    std::memcpy(&packed, bytes, sizeof(packed));
-    return __builtin_convertvector(packed, typename Vector<T>::I) != 0 ? all<T>(kInfinity<T>) : value;
+    return bytes_part<T>(mask, count) != 0 ? all<T>(kInfinity<T>) : value;
 }
 
 template <typename T>
