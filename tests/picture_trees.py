@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -58,4 +60,22 @@ def sketchy(root: Path) -> Path:
             picture(root / f"photo/tx_000000000000/{category}/n{i}_{category}.jpg", seed=i)
             picture(root / f"sketch/tx_000100000000/{category}/n{i}_{category}-{i + 1}.png", seed=i)
     picture(root / "sketch/tx_000100000000/cat/other.png", seed=9)
+    return root
+
+
+def shards(root: Path, n: int = 2, styles: tuple[str, ...] = ("photo", "sketch")) -> Path:
+    """Two WebDataset shards of n keys each."""
+    root.mkdir(parents=True, exist_ok=True)
+    for shard in range(2):
+        with tarfile.open(root / f"part-{shard:03}.tar", "w") as tar:
+            for i in range(n):
+                for style in styles:
+                    png = picture(root / "loose.png", seed=10 * shard + i)
+                    tar.add(png, f"{i:04}.{style}.png")
+                    png.unlink()
+                about = {"caption": f"thing {i} of {shard}"} if shard else {"category": "cat"}
+                for name, text in ((f"{i:04}.json", json.dumps(about)), (f"{i:04}.cls", "dog" if shard else "")):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(text)
+                    tar.addfile(member, io.BytesIO(text.encode()))
     return root

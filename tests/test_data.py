@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import picture_trees as trees
@@ -86,6 +87,41 @@ def test_pairs_list_each_target_once(tmp_path):
         Record("b.png", "gallery", None, "b.png", None),
     )
     assert found.of_style("query") == (Record("qa2.png", "query", None, "a.png", "an a"),)
+
+
+def test_shards_group_members_by_key_and_read_pictures_from_the_tar(tmp_path):
+    images = open_images(str(trees.shards(tmp_path / "set")))
+    assert images.name == "set" and images.gallery_style == "photo" and images.styles == ("photo", "sketch")
+    assert len(images.records) == 8 and not images.skipped
+    record = images.of_style("sketch")[3]
+    assert record == Record("part-001.tar/0001.sketch.png", "sketch", "dog", "part-001/0001", "thing 1 of 1")
+    assert images.records[0].category == "cat" and images.records[0].caption is None
+    expected = trees.picture(tmp_path / "same.png", seed=11)
+    with Image.open(expected) as same:
+        assert images.read(record).tobytes() == same.tobytes()
+    turned = open_images(f"shards:{tmp_path / 'set' / 'part-000.tar'}", gallery_style="sketch")
+    assert turned.gallery_style == "sketch" and len(turned.records) == 4
+
+
+def test_shards_that_are_damaged_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"WebDataset shards.*Found: styles \['photo'\]"):
+        open_images(str(trees.shards(tmp_path / "one", styles=("photo",))))
+    shard = tmp_path / "bad.tar"
+    shard.write_bytes(b"not a tar" * 100)
+    with pytest.raises(ValueError, match=r"bad\.tar does not have the layout of WebDataset shards"):
+        open_images(str(shard))
+    with tarfile.open(tmp_path / "odd.tar", "w") as tar:
+        for style in ("photo", "sketch"):
+            tar.add(trees.picture(tmp_path / "loose.png"), f"a.{style}.png")
+        note = tmp_path / "note.json"
+        note.write_text("[1, 2")
+        tar.add(note, "a.json")
+        (tmp_path / "cut.png").write_bytes((tmp_path / "loose.png").read_bytes()[:60])
+        tar.add(tmp_path / "cut.png", "b.photo.png")
+    images = open_images(str(tmp_path / "odd.tar"))
+    assert [skipped.path for skipped in images.skipped] == ["odd.tar/a.json"]
+    with pytest.raises(ValueError, match=r"odd\.tar/b\.photo\.png is truncated or damaged"):
+        images.read(images.of_style("photo")[1])
 
 
 def test_emoji_are_the_drawings_of_the_protocol():

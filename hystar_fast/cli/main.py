@@ -145,7 +145,10 @@ def evaluate(
         str | None, typer.Option(help="Instead of an adapter, a method without training: pixels, hog or frozen.")
     ] = None,
     data: Annotated[
-        str, typer.Option(help="emoji, dsr:, domainnet:, folders: or pairs:<path>, or a path recognised by its layout.")
+        str,
+        typer.Option(
+            help="emoji, dsr:, domainnet:, folders:, pairs: or shards:<path>, or a path recognised by its layout."
+        ),
     ] = "emoji",
     split: Annotated[str, typer.Option(help="val or test.")] = "test",
     task: Annotated[

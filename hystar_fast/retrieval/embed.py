@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -24,13 +25,18 @@ def load_image(path: str | Path) -> Image.Image:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"path must be an image file, but {path} does not exist or is not a file")
+    return decode_image(path, str(path))
+
+
+def decode_image(source: str | Path | BinaryIO, name: str) -> Image.Image:
+    """The same from an open file; `name` is what a message calls it."""
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             rgba = image.convert("RGBA")
     except UnidentifiedImageError as error:
-        raise ValueError(f"path must be an image file, but {path} is not an image that can be read") from error
+        raise ValueError(f"path must be an image file, but {name} is not an image that can be read") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"path must be a whole image file, but {path} is truncated or damaged: {error}") from error
+        raise ValueError(f"path must be a whole image file, but {name} is truncated or damaged: {error}") from error
     canvas = Image.new("RGBA", rgba.size, "white")
     canvas.alpha_composite(rgba)
     return canvas.convert("RGB")
