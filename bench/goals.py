@@ -30,13 +30,16 @@ class Goal:
     def wanted(self) -> str:
         return f"{'≥' if self.least else '≤'} {self.limit:g}"
 
+    def is_about(self, op: str, case: str, dtype: str, mode: str) -> bool:
+        """Whether a row of this case counts for the goal."""
+        return (op, dtype, mode) == (self.op, self.dtype, self.mode) and f"{case} ".startswith(f"{self.case} ")
+
     def measured(self, rows: Rows) -> float | None:
         """The value, or None where one of its rows has not been measured."""
         found = {
             row["provider"]: row.get(self.field, row["extra"].get(self.field))
             for row in rows
-            if (row["op"], row["dtype"], row["mode"]) == (self.op, self.dtype, self.mode)
-            and f"{row['case']} ".startswith(f"{self.case} ")
+            if self.is_about(row["op"], row["case"], row["dtype"], row["mode"])
         }
         over, under = found.get(self.over), 1.0 if self.under is None else found.get(self.under)
         return None if over is None or not under else float(over) / float(under)
@@ -64,3 +67,14 @@ def table(device: str, rows: Rows) -> str:
         said = "open" if value is None else f"{value:.3g}" + ("" if goal.met(value) else ", **missed**")
         lines.append(f"| {goal.what} | {goal.case}, {goal.dtype}, {goal.mode} | {goal.wanted} | {said} |")
     return "\n".join(lines)
+
+
+def count(device: str, rows: Rows) -> str:
+    """How many goals were reached, and by how much each of the others was not."""
+    wanted = [(goal, goal.measured(rows)) for goal in read(device)]
+    known = [(goal, value) for goal, value in wanted if value is not None]
+    missed = [f"{g.what}, {g.case}, {g.dtype}: {value:.3g} for {g.wanted}" for g, value in known if not g.met(value)]
+    said = f"Of {len(wanted)} goals {len(known) - len(missed)} are reached" + (
+        f", {len(wanted) - len(known)} are open" if len(known) < len(wanted) else ""
+    )
+    return said + (f"; missed: {'; '.join(missed)}." if missed else ".")

@@ -1,8 +1,8 @@
-"""Turn a results file into the README's table and pictures: ``python bench/report.py bench/results/<machine>.json``.
+"""Turn a results file into tables and pictures: ``python bench/report.py bench/results/<machine>.json``.
 
-The tables (every case; every goal, measured or open) go between the markers ``<!-- bench:<stem of the file> -->`` and
-``<!-- /bench -->`` of README.md, the pictures to docs/<stem>.png and docs/<stem>-roofline.png. A row whose kernels
-have changed since it was measured is marked stale.
+The tables (every case; every goal, measured or open) and the pictures go to docs/benchmarks/<stem of the file>.md and
+.png; the cases that a goal is about go between the markers ``<!-- bench:<stem> -->`` and ``<!-- /bench -->`` of
+README.md, too. A row whose kernels have changed since it was measured is marked stale.
 """
 
 from __future__ import annotations
@@ -80,8 +80,14 @@ def mark(row: dict[str, Any], device: str) -> str:
     return " (stale)" if row["dirty"] or stale(row["op"], row["commit"], device) else ""
 
 
-def table(results: dict[str, Any]) -> str:
-    """A Markdown table: for each case our time, and every other provider's time as a multiple of ours."""
+def table(results: dict[str, Any], *, with_goals: bool = False) -> str:
+    """A Markdown table: for each case our time, and every other provider's time as a multiple of ours.
+
+    Args:
+        results: content of a results file.
+        with_goals: only the cases that a goal is about.
+    """
+    wanted = list(goals.read(results["device"]))
     bandwidth, rates = ceilings(results["rows"])
     dates = sorted({row["date"] for row in results["rows"]})
     note = f"Measured {dates[0]}" + (f" to {dates[-1]}" if len(dates) > 1 else "") + f" on {machine_name(results)}"
@@ -97,7 +103,7 @@ def table(results: dict[str, Any]) -> str:
     ]
     for (op, case, dtype, mode), providers in cases(results["rows"]).items():
         ours = providers.get(OURS)
-        if ours is None:
+        if ours is None or (with_goals and not any(goal.is_about(op, case, dtype, mode) for goal in wanted)):
             continue
         others = ", ".join(
             f"{name} {row['median_ms'] / ours['median_ms']:.2f}x" for name, row in providers.items() if name != OURS
@@ -113,11 +119,30 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def text(results: dict[str, Any]) -> str:
-    """Both tables."""
+def with_shares(results: dict[str, Any]) -> Rows:
+    """The rows, each with the share of the ceiling it attained."""
     limits = ceilings(results["rows"])
-    rows = [{**row, "attained": attained(row, *limits)} for row in results["rows"]]
-    return f"{table(results)}\n\n{goals.table(results['device'], rows)}"
+    return [{**row, "attained": attained(row, *limits)} for row in results["rows"]]
+
+
+def text(results: dict[str, Any]) -> str:
+    """Both tables whole."""
+    return f"{table(results)}\n\n{goals.table(results['device'], with_shares(results))}"
+
+
+def summary(results: dict[str, Any], stem: str) -> str:
+    """What the README shows: the cases with goals, how many were reached, and where the rest is."""
+    said = goals.count(results["device"], with_shares(results))
+    place = f"docs/benchmarks/{stem}.md"
+    return f"{table(results, with_goals=True)}\n\n{said} Every case and goal: [{place}]({place})."
+
+
+def page(results: dict[str, Any], stem: str) -> str:
+    """The page of one machine."""
+    pictures = f"![Time of every alternative over ours]({stem}.png)"
+    if results["device"] == "cuda":
+        pictures += f"\n\n![Roofline]({stem}-roofline.png)"
+    return f"# Benchmarks on {machine_name(results)}\n\n{text(results)}\n\n{pictures}\n"
 
 
 def profiles(rows: Rows, most: int = 8) -> str:
@@ -159,13 +184,16 @@ def main() -> None:
         if arguments.print:
             print(text(results))
             continue
-        pictures = arguments.out or ROOT / "docs"
+        pictures = arguments.out or ROOT / "docs" / "benchmarks"
+        pictures.mkdir(parents=True, exist_ok=True)
         if arguments.out is None:
-            insert(arguments.readme, path.stem, text(results))
+            insert(arguments.readme, path.stem, summary(results, path.stem))
+            (pictures / f"{path.stem}.md").write_text(page(results, path.stem), encoding="utf-8")
         else:
             (pictures / "report.md").write_text(f"{text(results)}\n\n{profiles(results['rows'])}\n", encoding="utf-8")
         report_pictures.ratios(results, pictures / f"{path.stem}.png")
-        report_pictures.roofline(results, pictures / f"{path.stem}-roofline.png")
+        if results["device"] == "cuda" or arguments.out is not None:
+            report_pictures.roofline(results, pictures / f"{path.stem}-roofline.png")
 
 
 if __name__ == "__main__":

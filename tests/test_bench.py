@@ -70,10 +70,24 @@ def test_every_row_is_whole_and_right(results: Path) -> None:
 def test_report_fills_the_readme(results: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- bench:cpu -->\nold\n<!-- /bench -->\nafter\n")
-    report.insert(readme, "cpu", report.text(json.loads(results.read_text())))
+    found = json.loads(results.read_text())
+    report.insert(readme, "cpu", report.summary(found, "cpu"))
     text = readme.read_text()
     assert "old" not in text and text.startswith("before") and text.endswith("after\n")
-    assert "authors' path" in text and "POT" in text and text.count("| svd_linear |") == 8
+    assert "docs/benchmarks/cpu.md" in text and "goals" in text
+    page = report.page(found, "cpu")
+    assert "authors' path" in page and "POT" in page and page.count("| svd_linear |") == 8
+
+
+def test_the_readme_shows_the_cases_that_have_goals() -> None:
+    path = next((ROOT / "bench" / "results").glob("*threads.json"))
+    found = json.loads(path.read_text())
+    text = report.summary(found, path.stem)
+    assert "1024->3072" in text and "1024->1024" not in text and "| model |" not in text
+    rows = [{**row, "median_ms": 1.0} for row in found["rows"]]
+    every = len(list(report.goals.read("cpu")))
+    assert f"Of {every} goals" in report.goals.count("cpu", rows)
+    assert report.goals.count("cpu", []).startswith(f"Of {every} goals 0 are reached, {every} are open.")
 
 
 def test_changed_kernels_make_a_row_stale(results: Path) -> None:
