@@ -13,10 +13,11 @@ from hystar_fast.methods.interface import Method
 from hystar_fast.methods.pixels import Pixels
 from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.protocol import StyledConcepts, load_split
-from hystar_fast.train.checkpoint import load_checkpoint, save_checkpoint
-from hystar_fast.train.loop import PairImages, Recipe, pair_loss, train
+from hystar_fast.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from hystar_fast.train.loop import Recipe, train
 from hystar_fast.train.optim import cosine_factor, parameter_groups, set_rates
-from hystar_fast.train.pairs import PairSampler
+from hystar_fast.train.pairs import PairImages, PairSampler
+from hystar_fast.train.step import pair_loss
 
 STYLES = ("sketch", "outline", "text")
 
@@ -212,8 +213,9 @@ def test_bad_checkpoints_are_named(concepts, tmp_path):
     path = tmp_path / "checkpoint.pt"
     with pytest.raises(ValueError, match=r"checkpoint\.pt does not exist"):
         load_checkpoint(path, method, optimizer)
-    save_checkpoint(path, method, optimizer, 3, [1.0, 2.0, 3.0])
-    assert load_checkpoint(path, method, optimizer) == (3, [1.0, 2.0, 3.0])
+    progress = Progress(3, [1.0, 2.0, 3.0], best=(0.5, 2), log_size=7, skipped={"a": "b"}, settings={"c": 1})
+    save_checkpoint(path, method, optimizer, progress)
+    assert load_checkpoint(path, method, optimizer) == progress
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="is a damaged checkpoint"):
@@ -257,9 +259,9 @@ def test_products_in_bf16_change_the_loss_by_their_rounding_alone(concepts, monk
     def loss(bf16: bool) -> Tensor:
         return pair_loss(method, data, batch.concepts, batch.styles, Recipe(RATES, styles=STYLES, bf16=bf16), 0)
 
-    monkeypatch.setattr("hystar_fast.train.loop.multiplies_bf16", lambda device: True)
+    monkeypatch.setattr("hystar_fast.train.step.multiplies_bf16", lambda device: True)
     exact, rounded = loss(False), loss(True)
     assert exact != rounded
     assert torch.allclose(exact, rounded, rtol=2e-2)
-    monkeypatch.setattr("hystar_fast.train.loop.multiplies_bf16", lambda device: False)
+    monkeypatch.setattr("hystar_fast.train.step.multiplies_bf16", lambda device: False)
     assert loss(True) == exact

@@ -18,7 +18,7 @@ import hystar_fast
 from hystar_fast.retrieval.evaluate import Evaluation
 from hystar_fast.retrieval.metrics import Interval
 from hystar_fast.retrieval.protocol import HARD_STYLES, QUERY_STYLES
-from hystar_fast.train.loop import multiplies_bf16
+from hystar_fast.train.step import multiplies_bf16
 
 _CUTOFFS = (1, 5)
 

@@ -22,11 +22,20 @@ def place_randomly(images: Tensor, jitter: float, generator: torch.Generator) ->
     Raises:
         ValueError: `jitter` is not between 0 and 1.
     """
+    return place(images, draw_placements(len(images), jitter, generator))
+
+
+def draw_placements(count: int, jitter: float, generator: torch.Generator) -> Tensor | None:
+    """[count, 3]: the change of size, and the shift across and down in sides; None where `jitter` is 0."""
     if not 0 <= jitter < 1:
         raise ValueError(f"jitter must lie in 0..1, got {jitter}")
-    if jitter == 0:
+    return None if jitter == 0 else (2 * torch.rand(count, 3, generator=generator) - 1) * jitter
+
+
+def place(images: Tensor, change: Tensor | None) -> Tensor:
+    """Shift and scale images [B, 3, H, W] as `draw_placements` says, one row an image."""
+    if change is None:
         return images
-    change = (2 * torch.rand(len(images), 3, generator=generator) - 1) * jitter
     theta = torch.zeros(len(images), 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 + change[:, 0]
     theta[:, :, 2] = 2 * change[:, 1:]

@@ -1,7 +1,13 @@
-"""Checkpoints of a training run: what trains, the optimiser and the step, so that a run can go on where it stopped."""
+"""Checkpoints of a training run: what trains, the optimiser and how far it is, so that a run can go on where it stopped.
+
+A checkpoint is written beside its place, flushed to the disk and moved there whole, so a process killed at any moment
+leaves the old one or the new one.
+"""
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,47 +18,61 @@ from torch import Tensor, optim
 
 from hystar_fast.methods.interface import Method
 
-_FORMAT = 1
+_FORMAT = 2
 
 
-def save_checkpoint(
-    path: str | Path, method: Method, optimizer: optim.Optimizer, step: int, losses: list[float]
-) -> None:
-    """Write a checkpoint after `step` steps; the file is replaced in one move."""
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: steps done.
+        losses: the loss of each.
+        best: the largest score on the validation split, and the step it was reached at; None before the first.
+        log_size: bytes of the metrics log that belong to these steps.
+        skipped: pictures that could not be read, and why.
+        settings: what the run was told, so that another run does not go on from it by mistake.
+    """
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    best: tuple[float, int] | None = None
+    log_size: int = 0
+    skipped: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(path: str | Path, method: Method, optimizer: optim.Optimizer, progress: Progress) -> None:
+    """Write a checkpoint; the file is replaced in one move."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    torch.save(
-        {
-            "format": _FORMAT,
-            "method": method.name,
-            "step": step,
-            "losses": losses,
-            "parameters": {name: [p.detach() for p in group] for name, group in method.parameter_groups().items()},
-            "optimizer": optimizer.state_dict(),
-        },
-        temporary,
-    )
+    with temporary.open("wb") as file:
+        torch.save(
+            {
+                "format": _FORMAT,
+                "method": method.name,
+                "progress": vars(progress),
+                "parameters": {name: [p.detach() for p in group] for name, group in method.parameter_groups().items()},
+                "optimizer": optimizer.state_dict(),
+            },
+            file,
+        )
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
-def load_checkpoint(path: str | Path, method: Method, optimizer: optim.Optimizer) -> tuple[int, list[float]]:
-    """Put a checkpoint's parameters and optimiser state back; returns the steps done and their losses.
+def load_checkpoint(path: str | Path, method: Method, optimizer: optim.Optimizer) -> Progress:
+    """Put a checkpoint's parameters and optimiser state back; returns how far the run was.
 
     Raises:
         ValueError: the file is missing or damaged, or belongs to another method or to other shapes.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"path must be a checkpoint, but {path} does not exist")
-    if not is_zipfile(path):
-        raise ValueError(f"path {path} is a damaged checkpoint: not the archive that torch.save writes")
-    try:
-        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError, ValueError, OSError) as error:
-        raise ValueError(f"path {path} is a damaged checkpoint: {error}") from error
-    if not isinstance(saved, dict) or saved.get("format") != _FORMAT or saved.get("method") != method.name:
-        raise ValueError(f"path {path} must be a checkpoint of method {method.name!r}, format {_FORMAT}")
+    saved = read_checkpoint(path)
+    if saved.get("method") != method.name:
+        raise ValueError(f"path {path} must be a checkpoint of method {method.name!r}, got {saved.get('method')!r}")
     groups = method.parameter_groups()
     expected = {name: [tuple(p.shape) for p in group] for name, group in groups.items()}
     found = {name: [tuple(p.shape) for p in group] for name, group in saved["parameters"].items()}
@@ -63,7 +83,26 @@ def load_checkpoint(path: str | Path, method: Method, optimizer: optim.Optimizer
             for parameter, value in zip(group, saved["parameters"][name], strict=True):
                 _copy(parameter, value)
     optimizer.load_state_dict(saved["optimizer"])
-    return int(saved["step"]), list(saved["losses"])
+    return Progress(**saved["progress"])
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint of any method.
+
+    Raises:
+        ValueError: the file is missing, damaged or of another format.
+    """
+    if not path.is_file():
+        raise ValueError(f"path must be a checkpoint, but {path} does not exist")
+    if not is_zipfile(path):
+        raise ValueError(f"path {path} is a damaged checkpoint: not the archive that torch.save writes")
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError, ValueError, OSError) as error:
+        raise ValueError(f"path {path} is a damaged checkpoint: {error}") from error
+    if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
+        raise ValueError(f"path {path} must be a checkpoint of format {_FORMAT}")
+    return saved
 
 
 def _copy(parameter: Tensor, value: Tensor) -> None:

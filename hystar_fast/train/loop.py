@@ -1,112 +1,53 @@
-"""The training loop: pairs in one query style and the gallery style, one encoder call and one loss a step."""
+"""The training loop: a batch of pairs a step, its gradients, and what is kept of the run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import AdamW
 
 from hystar_fast.methods.interface import Method
-from hystar_fast.retrieval.embed import embed_styles, to_float
-from hystar_fast.retrieval.placement import place_randomly
-from hystar_fast.retrieval.protocol import GALLERY_STYLE, IMAGE_STYLES, StyledConcepts
-from hystar_fast.train.checkpoint import load_checkpoint, save_checkpoint
-from hystar_fast.train.optim import cosine_factor, parameter_groups, set_rates
-from hystar_fast.train.pairs import PairSampler
+from hystar_fast.nn.losses import PairLoss
+from hystar_fast.retrieval.protocol import StyledConcepts
+from hystar_fast.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from hystar_fast.train.log import MetricsLog
+from hystar_fast.train.optim import parameter_groups, rate_factor, set_rates
+from hystar_fast.train.pairs import PairImages, Pairs, PairSampler
+from hystar_fast.train.recipe import Recipe
+from hystar_fast.train.step import backward, prepare
+from hystar_fast.train.world import World
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a method is trained. The defaults are the demo's; the learning rates are each method's own.
+class Keeping:
+    """What is kept of a run, and when the validation split is asked.
 
     Attributes:
-        learning_rates: peak rate of every parameter group.
-        steps: optimiser steps.
-        batch_size: pairs a step (48 in the paper).
-        warmup: steps of linear warm-up.
-        weight_decay: of matrices.
-        clip_norm: largest gradient norm.
-        styles: query styles; as in the paper, none of them is text.
-        jitter: largest shift (share of the side), and relative change of size, of the random placement of each
-            drawing; 0 leaves the drawings as they are.
-        seed: of the order of the pairs and of the placement.
-        bf16: products of the encoder in bfloat16 (autocast) where `multiplies_bf16`; the loss stays in float32.
+        checkpoint: the file; None keeps none.
+        checkpoint_every: steps from one to the next; there is one after every validation and at the end, too.
+        resume: go on from `checkpoint` if it exists.
+        log: opens the metrics log, given the progress it goes on from.
+        validate: gives the score (larger is better) and other figures of the method as it is now.
+        validate_every: steps from one validation to the next; there is one at the end, too.
+        keep_best: called whenever the score is larger than ever before.
+        patience: ends the run after so many validations without a new best; 0 never does.
+        settings: stored in the checkpoint.
     """
 
-    learning_rates: Mapping[str, float]
-    steps: int = 200
-    batch_size: int = 48
-    warmup: int = 10
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    styles: tuple[str, ...] = IMAGE_STYLES
-    jitter: float = 0.06
-    seed: int = 0
-    bf16: bool = True
-
-
-@dataclass
-class PairImages:
-    """The drawings of a training set as one tensor, with the style vector of each (computed once: it never changes).
-
-    Attributes:
-        images: uint8 [styles, n, 3, H, W], the gallery style last.
-        styles: float [styles, n, d], or None for a method without style.
-        texts: n captions.
-        text_column: the index of "text" among the styles, or -1.
-    """
-
-    images: Tensor
-    styles: Tensor | None
-    texts: list[str] = field(repr=False)
-    text_column: int
-
-    @classmethod
-    def of(cls, method: Method, concepts: StyledConcepts, styles: tuple[str, ...]) -> PairImages:
-        # The column of "text" is never drawn from: it stands there so that columns and styles have one numbering.
-        drawn = [GALLERY_STYLE if style == "text" else style for style in (*styles, GALLERY_STYLE)]
-        vectors = {style: embed_styles(method, concepts.images[style]) for style in dict.fromkeys(drawn)}
-        found = [vector for style in drawn if (vector := vectors[style]) is not None]
-        return cls(
-            images=torch.stack([concepts.images[style] for style in drawn]),
-            styles=torch.stack(found) if len(found) == len(drawn) else None,
-            texts=concepts.texts,
-            text_column=styles.index("text") if "text" in styles else -1,
-        )
-
-
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16 products; a CPU without them is several times slower in it."""
-    if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def pair_loss(method: Method, data: PairImages, concepts: Tensor, columns: Tensor, recipe: Recipe, step: int) -> Tensor:
-    """The loss of one batch: queries and targets go through the image encoder in one call, texts beside them."""
-    drawn = (columns != data.text_column).nonzero().flatten()
-    written = (columns == data.text_column).nonzero().flatten()
-    rows = torch.cat([concepts[drawn], concepts])
-    sources = torch.cat([columns[drawn], torch.full_like(concepts, len(data.images) - 1)])
-    generator = torch.Generator().manual_seed(recipe.seed * 7_368_787 + step)
-    images = place_randomly(to_float(data.images[sources, rows]), recipe.jitter, generator)
-    style = None if data.styles is None else data.styles[sources, rows]
-    # Where CPUs have it bf16 halves the products.
-    halved = recipe.bf16 and multiplies_bf16(images.device)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=halved):
-        embedded = method.encode_image(images, style).float()
-    query, target = embedded[: len(drawn)], embedded[len(drawn) :]
-    if len(written):
-        texts = method.encode_text([data.texts[row] for row in concepts[written].tolist()])
-        if texts is None:
-            raise ValueError(f"styles must not contain 'text' for method {method.name!r}: it takes no text")
-        query = torch.cat([query, texts.to(query.dtype)])
-    return method.loss(query, target[torch.cat([drawn, written])])
+    checkpoint: Path | None = None
+    checkpoint_every: int = 50
+    resume: bool = False
+    log: Callable[[Progress], MetricsLog] | None = None
+    validate: Callable[[], tuple[float, dict[str, Any]]] | None = None
+    validate_every: int = 0
+    keep_best: Callable[[], object] | None = None
+    patience: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def train(
@@ -136,35 +77,111 @@ def train(
         ValueError: a recipe that does not fit the method or the data.
         FloatingPointError: the loss is not finite any more.
     """
-    if recipe.steps < 0:
-        raise ValueError(f"steps must not be negative, got {recipe.steps}")
-    sampler = PairSampler(concepts, recipe.styles, recipe.batch_size, recipe.seed)
+    keeping = Keeping(None if checkpoint is None else Path(checkpoint), checkpoint_every, resume)
+    return fit(method, lambda: PairImages.of(method, concepts, recipe.styles), recipe, keeping, progress=progress).losses
+
+
+def fit(
+    method: Method,
+    pairs: Callable[[], Pairs],
+    recipe: Recipe,
+    keeping: Keeping,
+    *,
+    criterion: PairLoss | None = None,
+    world: World | None = None,
+    device: torch.device | None = None,
+    progress: Callable[[int, float], object] | None = None,
+) -> Progress:
+    """Train a method on pairs: what `train` does, on any data, with validation, a log and several processes.
+
+    A step depends on the parameters, the optimiser's state, the seed and its number alone, so a run that is resumed
+    makes the steps it would have made.
+
+    Args:
+        method: what to train, on `device`; it is left in evaluation mode.
+        pairs: opens the pairs, once what can be checked before has been.
+        recipe: see `Recipe`.
+        keeping: see `Keeping`.
+        criterion: loss of (query, target, mask=None); by default the method's own.
+        world: the processes; each has the same method, pairs and recipe. Process 0 writes and validates.
+        device: where the pictures go; by default they stay where they are loaded.
+        progress: called after every step with the number of steps done and the loss.
+
+    Raises:
+        ValueError: a recipe that does not fit the method or the data, or a checkpoint of another run.
+        FloatingPointError: the loss is not finite any more.
+    """
+    world = world or World()
     groups = parameter_groups(method.parameter_groups(), recipe.learning_rates, recipe.weight_decay)
     if not groups:
         raise ValueError(f"method {method.name!r} has nothing to train")
     trainable = [p for group in groups for p in group["params"]]
     optimizer = AdamW(groups, fused=trainable[0].device.type in ("cpu", "cuda"))
-    losses: list[float] = []
-    start = 0
-    if resume and checkpoint is not None and Path(checkpoint).exists():
-        start, losses = load_checkpoint(checkpoint, method, optimizer)
-    data = PairImages.of(method, concepts, recipe.styles)
+    state = Progress(settings=keeping.settings)
+    if keeping.resume and keeping.checkpoint is not None and keeping.checkpoint.exists():
+        state = load_checkpoint(keeping.checkpoint, method, optimizer)
+    world.spread(trainable)
+    data = pairs()
+    sampler = PairSampler(data, recipe.styles, recipe.batch_size, recipe.seed)
+    log = None if keeping.log is None or not world.writes else keeping.log(state)
     method.train(True)
-    for step in range(start, recipe.steps):
-        batch = sampler.batch(step)
-        set_rates(optimizer, cosine_factor(step, recipe.steps, recipe.warmup))
-        optimizer.zero_grad(set_to_none=True)
-        loss = pair_loss(method, data, batch.concepts, batch.styles, recipe, step)
-        loss.backward()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss of {method.name!r} is {value} at step {step}: lower its learning rates")
-        torch.nn.utils.clip_grad_norm_(trainable, recipe.clip_norm)
-        optimizer.step()
-        losses.append(value)
-        if progress is not None:
-            progress(step + 1, value)
-        if checkpoint is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == recipe.steps):
-            save_checkpoint(checkpoint, method, optimizer, step + 1, losses)
-    method.train(False)
-    return losses
+    try:
+        while state.step < recipe.steps and not _waited(state, keeping):
+            step = state.step
+            set_rates(optimizer, rate_factor(recipe.schedule, step, recipe.steps, recipe.warmup))
+            optimizer.zero_grad(set_to_none=True)
+            inputs = prepare(method, data, sampler.batch(step), recipe, step, world=world, device=device)
+            loss = backward(method, inputs, recipe, criterion=criterion, world=world)
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss of {method.name!r} is {loss} at step {step}: lower its learning rates"
+                )
+            world.reduce(trainable)
+            norm = torch.nn.utils.clip_grad_norm_(trainable, recipe.clip_norm or math.inf)
+            optimizer.step()
+            state.step += 1
+            state.losses.append(loss)
+            if log is not None:
+                rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+                log.write(state.step, "train", {"loss": loss, "gradient_norm": float(norm), "learning_rate": rates})
+            validated = _validated(method, state, recipe, keeping, world, log)
+            if keeping.checkpoint is not None and world.writes and (
+                validated or state.step % keeping.checkpoint_every == 0 or state.step == recipe.steps
+            ):
+                state.log_size = 0 if log is None else log.secure()
+                save_checkpoint(keeping.checkpoint, method, optimizer, state)
+            if progress is not None:
+                progress(state.step, loss)
+    finally:
+        if log is not None:
+            log.close()
+        method.train(False)
+    return state
+
+
+def _validated(
+    method: Method, state: Progress, recipe: Recipe, keeping: Keeping, world: World, log: MetricsLog | None
+) -> bool:
+    """Ask the validation split if it is time to, and keep the method if it is the best so far."""
+    if keeping.validate is None:
+        return False
+    if state.step != recipe.steps and not (keeping.validate_every and state.step % keeping.validate_every == 0):
+        return False
+    score = 0.0
+    if world.writes:
+        score, figures = keeping.validate()
+        if log is not None:
+            log.write(state.step, "validation", {"score": score, **figures})
+    score = world.agree(score)
+    if state.best is None or score > state.best[0]:
+        state.best = (score, state.step)
+        if world.writes and keeping.keep_best is not None:
+            keeping.keep_best()
+    method.train(True)
+    return True
+
+
+def _waited(state: Progress, keeping: Keeping) -> bool:
+    if not keeping.patience or not keeping.validate_every or state.best is None:
+        return False
+    return (state.step - state.best[1]) // keeping.validate_every >= keeping.patience

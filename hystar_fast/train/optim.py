@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn, optim
 
+SCHEDULES = ("cosine", "constant")
+
 
 def parameter_groups(
     parameters: Mapping[str, list[nn.Parameter]], learning_rates: Mapping[str, float], weight_decay: float = 0.0
@@ -37,6 +39,13 @@ def parameter_groups(
                 decay = weight_decay if decays else 0.0
                 groups.append({"params": chosen, "lr": rate, "peak_lr": rate, "weight_decay": decay, "name": name})
     return groups
+
+
+def rate_factor(schedule: str, step: int, steps: int, warmup: int) -> float:
+    """The share of the peak rate at a step counted from 0: "constant" stays at the peak after its linear warm-up."""
+    if schedule == "cosine":
+        return cosine_factor(step, steps, warmup)
+    return min(1.0, (step + 1) / max(1, warmup))
 
 
 def cosine_factor(step: int, steps: int, warmup: int) -> float:

@@ -1,0 +1,100 @@
+"""Where the figures of a run go: a file of JSON lines, and TensorBoard or wandb if asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+_INSTALL = "pip install 'hystar-fast[train]'"
+
+
+class MetricsLog:
+    """One JSON object a line: the loss, rates and gradient norm of every step, and every validation.
+
+    It holds nothing that differs between two equal runs (no times), and a run that goes on first cuts off what its
+    checkpoint does not know of: so the file of a run that was killed and resumed is that of one that was not.
+
+    Args:
+        folder: gets ``metrics.jsonl``, and ``tensorboard/`` if asked for.
+        size: bytes of the log that are kept; 0 starts anew.
+        step: steps done before.
+        tensorboard: also write what TensorBoard shows.
+        wandb: also send everything to this project of wandb.
+
+    Raises:
+        ValueError: the log is shorter than `size`.
+        ModuleNotFoundError: TensorBoard or wandb is asked for and not installed.
+    """
+
+    def __init__(
+        self, folder: Path, *, size: int = 0, step: int = 0, tensorboard: bool = False, wandb: str = ""
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        found = self.path.stat().st_size if self.path.exists() else 0
+        if found < size:
+            raise ValueError(
+                f"{self.path} has {found} bytes and the checkpoint knows of {size}: start anew, without --resume"
+            )
+        self._board = _tensorboard(folder / "tensorboard", step) if tensorboard else None
+        self._wandb = _wandb(wandb, folder) if wandb else None
+        self._file = self.path.open("ab")
+        self._file.truncate(size)
+        self._file.seek(size)
+
+    def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        """Add a line; a float that is not finite is written as a string."""
+        self._file.write((json.dumps({"step": step, "kind": kind, **_finite(values)}) + "\n").encode())
+        self._file.flush()
+        numbers = {f"{kind}/{name}": value for name, value in _flat(values).items()}
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+
+    def secure(self) -> int:
+        """Flush to the disk; returns the bytes written so far."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: _finite(value) for name, value in values.items()}
+    return str(values) if isinstance(values, float) and values - values != 0 else values
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            found[prefix + name] = value
+    return found
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"run.tensorboard needs TensorBoard: {_INSTALL}") from error
+    return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+def _wandb(project: str, folder: Path) -> Any:
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("run.wandb needs wandb: pip install 'hystar-fast[wandb]'") from error
+    return wandb.init(project=project, dir=str(folder), id=folder.name, resume="allow")

@@ -1,0 +1,54 @@
+"""How a method is trained: everything the loop is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hystar_fast.retrieval.protocol import IMAGE_STYLES
+from hystar_fast.train.optim import SCHEDULES
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a method is trained. The defaults are the demo's; the learning rates are each method's own.
+
+    Attributes:
+        learning_rates: peak rate of every parameter group.
+        steps: optimiser steps.
+        batch_size: pairs a step (48 in the paper).
+        warmup: steps of linear warm-up.
+        schedule: of the rates after the warm-up, one of `SCHEDULES`.
+        weight_decay: of matrices.
+        clip_norm: largest gradient norm; 0 does not clip.
+        styles: query styles; as in the paper, none of them is text.
+        jitter: largest shift (share of the side), and relative change of size, of the random placement of each
+            drawing; 0 leaves the drawings as they are.
+        seed: of the order of the pairs, of the placement and of whatever is drawn in a forward pass.
+        bf16: products of the encoder in bfloat16 (autocast) where `multiplies_bf16`; the loss stays in float32.
+        chunk_size: images an encoder pass; 0 takes the whole batch in one. The loss, its negatives and its gradients
+            are those of the whole batch either way (`train.step`).
+
+    Raises:
+        ValueError: an entry that is out of range.
+    """
+
+    learning_rates: Mapping[str, float]
+    steps: int = 200
+    batch_size: int = 48
+    warmup: int = 10
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    styles: tuple[str, ...] = IMAGE_STYLES
+    jitter: float = 0.06
+    seed: int = 0
+    bf16: bool = True
+    chunk_size: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "warmup", "chunk_size", "clip_norm", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")

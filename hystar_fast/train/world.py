@@ -1,0 +1,123 @@
+"""The processes of a run: one alone, or those torchrun started, each with its share of every batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """How many processes train together, and which of them this is.
+
+    Attributes:
+        rank: of this process; 0 alone writes and evaluates.
+        size: of the group.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def writes(self) -> bool:
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """This process's part of `count` pairs.
+
+        Raises:
+            ValueError: the processes cannot have equal parts.
+        """
+        if count % self.size:
+            raise ValueError(f"the batch must divide evenly over {self.size} processes, got {count} pairs")
+        part = count // self.size
+        return slice(self.rank * part, (self.rank + 1) * part)
+
+    def gather(self, part: Tensor) -> Tensor:
+        """The rows of every process, in the order of their ranks; gradients reach this process's own rows.
+
+        A loss of gathered rows is the same on every process, so the gradient of these rows is whole, and summing
+        the parameters' gradients over the processes (`reduce`) gives that of one process with the whole batch.
+        """
+        if self.size == 1:
+            return part
+        sent = part.detach().contiguous()
+        # gloo carries no booleans
+        carried = sent.to(torch.uint8) if sent.dtype == torch.bool else sent
+        parts = [torch.empty_like(carried) for _ in range(self.size)]
+        dist.all_gather(parts, carried)
+        found = [other.to(part.dtype) for other in parts]
+        found[self.rank] = part
+        return torch.cat(found)
+
+    def reduce(self, parameters: Iterable[Tensor]) -> None:
+        """Sum the gradients over the processes, in place; a parameter without one counts as zero."""
+        if self.size == 1:
+            return
+        by_kind: dict[Any, list[Tensor]] = {}
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            by_kind.setdefault((parameter.grad.dtype, parameter.grad.device), []).append(parameter.grad)
+        for grads in by_kind.values():
+            flat = torch.cat([grad.flatten() for grad in grads])
+            dist.all_reduce(flat)
+            for grad, summed in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+                grad.copy_(summed.view_as(grad))
+
+    def agree(self, value: Any) -> Any:
+        """What process 0 has, on every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    @torch.no_grad()
+    def spread(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the values of process 0, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.data, src=0)
+
+
+def join_world(device: torch.device) -> World:
+    """Join the group that torchrun describes in the environment; without one, or in a group joined already, as it is."""
+    if dist.is_available() and dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size())
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return World()
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return World(dist.get_rank(), dist.get_world_size())
+
+
+def leave_world() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device of a name; "auto" is CUDA where there is one, and under torchrun each process takes its own GPU.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device {name!r} needs a GPU that torch can use, and there is none: take cpu or auto")
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+        torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,147 @@
+"""Every loss by name against a formula of a few lines, with gradients, masks and hard negatives."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from hystar_fast.nn.losses import LOSSES, InfoNCELoss, MetricLearningLoss, StyleNCELoss, create_loss
+from hystar_fast.ref.style_nce import style_nce as reference
+
+N, D = 7, 5
+
+
+def pairs(seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(N, D, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))  # type: ignore[return-value]
+
+
+def cosine(query: Tensor, target: Tensor) -> Tensor:
+    return torch.stack([torch.cosine_similarity(row[None], target, dim=1) for row in query])
+
+
+def rows(query: Tensor, target: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The positive's cosine and the negatives' of each row."""
+    s = cosine(query, target)
+    return [(s[i, i], s[i][[j for j in range(N) if j != i and not mask[i, j]]]) for i in range(N)]
+
+
+def style_nce(query: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    return reference(query, target, mask=mask)
+
+
+def info_nce(query: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    return torch.stack([-torch.log(torch.exp(p / 0.07) / (torch.exp(p / 0.07) + torch.exp(n / 0.07).sum()))
+                        for p, n in rows(query, target, mask)]).mean()  # fmt: skip
+
+
+def info_nce_hard(query: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    losses = []
+    for p, n in rows(query, target, mask):
+        negative = torch.exp(n / 0.07)
+        weight = negative / negative.mean()  # hardness 1: their importance, of mean one
+        losses.append(-torch.log(torch.exp(p / 0.07) / (torch.exp(p / 0.07) + (weight * negative).sum())))
+    return torch.stack(losses).mean()
+
+
+def triplet(query: Tensor, target: Tensor, mask: Tensor, hard: bool = False) -> Tensor:
+    each = [torch.relu((n.max()[None] if hard else n) - p + 0.2) for p, n in rows(query, target, mask)]
+    apart = torch.cat(each)
+    return apart[apart > 0].mean()
+
+
+def triplet_hard(query: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    return triplet(query, target, mask, hard=True)
+
+
+def circle(query: Tensor, target: Tensor, mask: Tensor, m: float = 0.4, scale: float = 80.0) -> Tensor:
+    losses = []
+    for p, n in rows(query, target, mask):
+        alpha_p, alpha_n = torch.relu(1 + m - p).detach(), torch.relu(n + m).detach()
+        positive = torch.exp(-scale * alpha_p * (p - (1 - m)))
+        negative = torch.exp(scale * alpha_n * (n - m)).sum()
+        losses.append(torch.log(1 + positive * negative))
+    return torch.stack(losses).mean()
+
+
+FORMULAS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    f.__name__: f for f in (style_nce, info_nce, info_nce_hard, triplet, triplet_hard, circle)
+}
+
+
+def test_every_loss_has_a_formula_here() -> None:
+    assert tuple(FORMULAS) == LOSSES
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_and_gradients_are_those_of_the_formula(name: str, masked: bool) -> None:
+    mask = torch.zeros(N, N, dtype=torch.bool)
+    if masked:
+        mask[0, 3] = mask[3, 0] = mask[2, 5] = mask[5, 2] = True
+    query, target = pairs()
+    found = create_loss(name)(query, target, mask if masked else None)
+    wanted = FORMULAS[name](query, target, mask)
+    assert found.shape == () and torch.isfinite(found)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
+    grads = torch.autograd.grad(found, (query, target))
+    for grad, want in zip(grads, torch.autograd.grad(wanted, (query, target)), strict=True):
+        assert torch.isfinite(grad).all() and grad.abs().max() > 0
+        torch.testing.assert_close(grad, want, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_masked_target_does_not_matter(name: str) -> None:
+    query, target = pairs(1)
+    mask = torch.zeros(N, N, dtype=torch.bool)
+    mask[:, 4] = mask[4] = True
+    mask[4, 4] = False
+    keep = [i for i in range(N) if i != 4]
+    grad = torch.autograd.grad(create_loss(name)(query, target, mask), target)[0]
+    own = create_loss(name)(query[[4]], target[[4]])
+    alone = torch.autograd.grad(own, target)[0][4] if own.requires_grad and own > 0 else torch.zeros(D).double()
+    assert torch.isfinite(grad).all()
+    if name != "circle":  # its positive counts even without a negative, in pytorch-metric-learning too
+        torch.testing.assert_close(grad[4], alone, atol=1e-9, rtol=1e-6)
+    assert grad[keep].abs().sum() > 0
+
+
+def test_without_hardness_the_hard_form_is_info_nce_and_style_nce_with_uniform_weights() -> None:
+    query, target = pairs(2)
+    plain = create_loss("info_nce")(query, target)
+    torch.testing.assert_close(create_loss("info_nce_hard", hardness=0.0)(query, target), plain)
+    uniform = create_loss("style_nce", weights="uniform", gamma=float(N - 1))(query, target)
+    torch.testing.assert_close(uniform, plain, rtol=1e-6, atol=1e-9)
+    assert create_loss("info_nce_hard", hardness=0.5)(query, target) > plain
+
+
+def test_low_precision_is_summed_in_float32() -> None:
+    query, target = (tensor.detach().bfloat16().requires_grad_() for tensor in pairs(3))
+    found = create_loss("info_nce")(query, target)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, create_loss("info_nce")(query.float(), target.float()))
+
+
+def test_bad_names_and_options_are_named() -> None:
+    with pytest.raises(ValueError, match="name must be one of style_nce, info_nce, .* got 'nce'"):
+        create_loss("nce")
+    with pytest.raises(ValueError, match="temperature must be finite and above 0, got 0"):
+        InfoNCELoss(temperature=0)
+    with pytest.raises(TypeError, match="hardness must be a number, got str"):
+        InfoNCELoss(hardness="much")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="margin must be finite and at least 0, got -1"):
+        MetricLearningLoss("triplet", margin=-1)
+    with pytest.raises(ValueError, match="name must be 'triplet' or 'circle', got 'square'"):
+        MetricLearningLoss("square", margin=0.1)
+    assert isinstance(create_loss(gamma="auto"), StyleNCELoss)
+
+
+@pytest.mark.parametrize("name", ["triplet", "triplet_hard", "circle"])
+def test_without_the_extra_the_message_names_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'hystar-fast\[train\]'"):
+        create_loss(name)
