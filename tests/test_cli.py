@@ -24,10 +24,17 @@ def refused(*arguments: object) -> str:
     return " ".join(result.output.split())
 
 
+SMALL = ("data.limit=6", "optim.batch_size=4", "optim.steps=2", "model.pretrained=random", "run.checkpoint_every=1")
+
+
+def sets(*changes: str) -> list[str]:
+    return [part for change in (*SMALL, *changes) for part in ("--set", change)]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("train")
-    result = run("train", "--output", folder, "--steps", 2, "--batch-size", 4, "--limit", 6, "--weights", "random")
+    result = run("train", "emoji", "--output", folder, *sets())
     assert result.exit_code == 0, result.output
     return folder
 
@@ -46,11 +53,25 @@ def test_info_lists_every_op_on_both_devices():
 
 def test_training_writes_an_adapter_and_goes_on_from_its_checkpoint(trained):
     assert (trained / "adapter" / "adapter.safetensors").is_file()
-    result = run(
-        "train", "--output", trained, "--steps", 3, "--batch-size", 4, "--limit", 6, "--weights", "random", "--resume"
-    )
+    assert "holds a run: --resume goes on from it" in refused("train", "--output", trained, *sets())
+    message = refused("train", "--output", trained, *sets("loss.gamma=2"), "--resume")
+    assert "cannot go on with other settings: loss.gamma was 80.0 and is 2.0" in message
+    result = run("train", "--output", trained, *sets("optim.steps=3"), "--resume")
     assert result.exit_code == 0, result.output
-    assert "3 steps" in result.output
+    assert "3 steps" in result.output and "best on validation: R@1" in result.output
+    steps = [json.loads(line)["step"] for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 2, 3, 3]  # each step, and a validation at either end
+
+
+def test_another_method_trains_by_the_same_command(tmp_path):
+    rates = ("model.method=lora", "optim.learning_rate=0.01", "loss.name=info_nce", "data.validation=none")
+    result = run("train", "--output", tmp_path / "run", *sets(*rates))
+    assert result.exit_code == 0, result.output
+    assert "lora: 2 steps" in result.output
+    assert (tmp_path / "run" / "best.pt").is_file()
+    assert "must be one that is trained, got 'frozen'" in refused(
+        "train", "--output", tmp_path / "other", *sets("model.method=frozen")
+    )
 
 
 def test_eval_prints_and_writes_what_an_adapter_finds(trained, tmp_path):
@@ -101,9 +122,11 @@ def test_embed_eval_and_demo_refuse_what_they_cannot_use(trained, tmp_path):
     )
     (tmp_path / "file").write_text("")
     assert "output must be a folder" in refused("demo", "--output", tmp_path / "file", "--weights", "random")
-    assert "output must be a folder" in refused("train", "--output", tmp_path / "file", "--weights", "random")
-    assert "pretrained" in refused("train", "--output", tmp_path / "new", "--weights", tmp_path / "no.safetensors")
-    assert "backbone" in refused("train", "--output", tmp_path / "new", "--backbone", "resnet")
+    assert "output must be a folder" in refused("train", "--output", tmp_path / "file", *sets())
+    missing = f"model.pretrained={tmp_path / 'no.safetensors'}"
+    assert "pretrained" in refused("train", "--output", tmp_path / "new", *sets(missing))
+    assert "backbone" in refused("train", "--output", tmp_path / "new", *sets("model.backbone=resnet"))
+    assert "did you mean optim.batch_size?" in refused("train", *sets("optim.batchsize=3"))
 
 
 def test_a_damaged_adapter_and_a_damaged_checkpoint_are_named(trained, tmp_path):
@@ -115,9 +138,7 @@ def test_a_damaged_adapter_and_a_damaged_checkpoint_are_named(trained, tmp_path)
     assert "adapter" in refused("eval", "--adapter", adapter, "--limit", 2)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"rubbish")
-    message = refused(
-        "train", "--output", tmp_path / "run", "--steps", 1, "--limit", 4, "--weights", "random", "--resume"
-    )
+    message = refused("train", "--output", tmp_path / "run", *sets(), "--resume")
     assert "is a damaged checkpoint" in message
 
 

@@ -134,7 +134,10 @@ def test_dropout_is_the_same_in_both_passes_and_depends_on_the_step_alone(concep
         torch.manual_seed(inputs.noise + noise)
         masks.append(torch.nn.functional.dropout(torch.ones(len(images), 64), 0.5))
     for images, style, mask in zip(
-        inputs.images.split(4), inputs.style.split(4), masks, strict=True  # type: ignore[union-attr]
+        inputs.images.split(4),
+        inputs.style.split(4),
+        masks,
+        strict=True,  # type: ignore[union-attr]
     ):
         parts.append((images, style, mask))
 

@@ -22,7 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Steps = Annotated[int, typer.Option(min=0, help="Training steps of each trained method.")]
 Seed = Annotated[int, typer.Option(help="Seed of the training order and of what is drawn at random.")]
 Weights = Annotated[str, typer.Option(help="Weights of the tiny backbone: packaged, random, or a safetensors file.")]
 Limit = Annotated[int | None, typer.Option(min=2, help="Use only so many concepts of each split, to try things out.")]
@@ -35,10 +34,6 @@ def _console() -> Console:
 
 def _pretrained(weights: str) -> str | None:
     return None if weights == "random" else weights
-
-
-def _rates(pairs: dict[str, float | None]) -> dict[str, float]:
-    return {name: rate for name, rate in pairs.items() if rate is not None}
 
 
 @app.command()
@@ -105,37 +100,21 @@ def info() -> None:
 
 @app.command()
 def train(
-    output: Folder = Path("runs/train"),
-    steps: Steps = 200,
-    batch_size: Annotated[int, typer.Option(min=2, help="Pairs a step.")] = 48,
-    seed: Seed = 0,
-    static_lr: Annotated[
-        float | None, typer.Option(help="Peak rate of the static offsets; by default the demo's.")
+    config: Annotated[
+        str, typer.Argument(help="A TOML file, or settings that are shipped: emoji (the embedded drawings) or paper.")
+    ] = "emoji",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting: section.key=value. May be repeated.")
     ] = None,
-    dynamic_lr: Annotated[
-        float | None, typer.Option(help="Peak rate of the hypernetworks; by default the demo's.")
-    ] = None,
-    backbone: Annotated[
-        str, typer.Option(help='"tiny", "open_clip:<name>", "transformers:<id or path>" or "albef:<path>".')
-    ] = "tiny",
-    weights: Annotated[
-        str, typer.Option(help="Weights of the backbone: a tag, a file, packaged, or random.")
-    ] = "packaged",
-    style: Annotated[str, typer.Option(help="Where the style vector comes from: clip, dinov2 or vgg.")] = "clip",
-    limit: Limit = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for everything that is written (run.output).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")] = False,
 ) -> None:
-    """Train Hystar on the embedded drawings; writes an adapter and a checkpoint."""
+    """Train Hystar, or a method it is compared with: writes an adapter, a checkpoint and a log. See docs/training.md."""
     with clear_errors():
-        from hystar_fast.cli.train import train_adapter
-        from hystar_fast.methods.recipes import CHOSEN
-        from hystar_fast.models.config import HystarConfig
-        from hystar_fast.train.loop import Recipe
+        from hystar_fast.cli.train import train_from
 
-        config = HystarConfig(backbone=backbone, pretrained=_pretrained(weights), style=style, blocks=None)
-        rates = CHOSEN["hystar"] | _rates({"static": static_lr, "dynamic": dynamic_lr})
-        recipe = Recipe(rates, steps=steps, batch_size=batch_size, seed=seed)
-        train_adapter(config, recipe, output, _console(), limit=limit, resume=resume)
+        changes = [*(set_ or ()), *(() if output is None else (f"run.output={output}",))]
+        train_from(config, changes, _console(), resume=resume)
 
 
 @app.command("eval")

@@ -1,35 +1,44 @@
-"""Training one adapter from the command line."""
+"""Training from the command line."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 
-from hystar_fast.methods.suite import create_hystar
-from hystar_fast.models.config import HystarConfig
-from hystar_fast.retrieval.protocol import load_split
-from hystar_fast.train.loop import Recipe, train
+from hystar_fast.train.run import Trained, run_training
+from hystar_fast.train.settings_file import read_settings
 
 
-def train_adapter(
-    config: HystarConfig, recipe: Recipe, output: Path, console: Console, *, limit: int | None, resume: bool
-) -> None:
-    """Train Hystar on the training concepts and write ``adapter/`` and ``checkpoint.pt`` into `output`."""
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output must be a folder, but {output} is a file")
-    method = create_hystar(config, seed=recipe.seed)
+def train_from(config: str, changes: Sequence[str], console: Console, *, resume: bool) -> Trained:
+    """Train as a settings file and the changes to it say, with a bar, and print what came of it."""
+    settings = read_settings(config, changes)
     with Progress(console=console) as progress:
-        task = progress.add_task("train", total=recipe.steps)
-        losses = train(
-            method,
-            load_split("train", limit=limit),
-            recipe,
-            progress=lambda done, loss: progress.update(task, completed=done, description=f"train, loss {loss:.3f}"),
-            checkpoint=output / "checkpoint.pt",
-            resume=resume,
-        )
-    method.model.save_pretrained(output / "adapter")
-    last = f", loss {losses[-1]:.3f}" if losses else ""
-    console.print(f"{len(losses)} steps{last}; wrote {output / 'adapter'}", highlight=False)
+        task = progress.add_task("train", total=None)
+
+        def started(steps: int, parameters: dict[str, int]) -> None:
+            counts = ", ".join(f"{name} {count:,}" for name, count in parameters.items())
+            console.print(f"{settings.method}: {steps} steps; trained parameters: {counts}", highlight=False)
+            progress.update(task, total=steps)
+
+        def advance(done: int, loss: float) -> None:
+            progress.update(task, completed=done, description=f"train, loss {loss:.3f}")
+
+        trained = run_training(settings, resume=resume, started=started, progress=advance)
+    _report(trained, Path(settings.run.output), console)
+    return trained
+
+
+def _report(trained: Trained, output: Path, console: Console) -> None:
+    state = trained.progress
+    last = f", loss {state.losses[-1]:.3f}" if state.losses else ""
+    best = ""
+    if state.best is not None:
+        best = f"; best on validation: R@1 {100 * state.best[0]:.1f} after step {state.best[1]}"
+    console.print(f"{state.step} steps{last}{best}; wrote {trained.wrote}", highlight=False)
+    if state.skipped:
+        first = next(iter(state.skipped.items()))
+        console.print(f"{len(state.skipped)} pictures could not be read, such as {first[0]}: {first[1]}")
+        (output / "skipped.txt").write_text("".join(f"{path}\t{why}\n" for path, why in sorted(state.skipped.items())))

@@ -38,4 +38,5 @@ class Frozen(Method):
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        return F.normalize(self.model.encode_text(self.tokenizer(list(texts))), dim=-1)
+        device = next(self.model.parameters()).device
+        return F.normalize(self.model.encode_text(self.tokenizer(list(texts)).to(device)), dim=-1)

@@ -47,7 +47,8 @@ class HystarMethod(Method):
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        return self.model.encode_text(self.model.tokenizer(list(texts)))
+        device = next(self.model.parameters()).device
+        return self.model.encode_text(self.model.tokenizer(list(texts)).to(device))
 
     def style(self, images: Tensor) -> Tensor | None:
         return None if self.model.extractor is None else self.model.style(self.preprocess(images))

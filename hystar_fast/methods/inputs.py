@@ -37,4 +37,4 @@ class TensorPreprocess:
     def __call__(self, images: Tensor) -> Tensor:
         if images.shape[-2:] != self.size:
             images = F.interpolate(images, size=self.size, mode="bicubic", antialias=True).clamp(0, 1)
-        return self.shift + images * self.scale
+        return self.shift.to(images.device) + images * self.scale.to(images.device)

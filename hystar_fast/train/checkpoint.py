@@ -44,23 +44,12 @@ class Progress:
 
 def save_checkpoint(path: str | Path, method: Method, optimizer: optim.Optimizer, progress: Progress) -> None:
     """Write a checkpoint; the file is replaced in one move."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        torch.save(
-            {
-                "format": _FORMAT,
-                "method": method.name,
-                "progress": vars(progress),
-                "parameters": {name: [p.detach() for p in group] for name, group in method.parameter_groups().items()},
-                "optimizer": optimizer.state_dict(),
-            },
-            file,
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    _write(Path(path), method, {"progress": vars(progress), "optimizer": optimizer.state_dict()})
+
+
+def save_parameters(path: str | Path, method: Method) -> None:
+    """Write what trains of a method, and nothing else; the file is replaced in one move."""
+    _write(Path(path), method, {})
 
 
 def load_checkpoint(path: str | Path, method: Method, optimizer: optim.Optimizer) -> Progress:
@@ -69,7 +58,23 @@ def load_checkpoint(path: str | Path, method: Method, optimizer: optim.Optimizer
     Raises:
         ValueError: the file is missing or damaged, or belongs to another method or to other shapes.
     """
-    path = Path(path)
+    saved = _restore(Path(path), method)
+    if "optimizer" not in saved:
+        raise ValueError(f"path {path} holds parameters alone: a run cannot go on from it")
+    optimizer.load_state_dict(saved["optimizer"])
+    return Progress(**saved["progress"])
+
+
+def load_parameters(path: str | Path, method: Method) -> None:
+    """Put the parameters of a checkpoint, or of what `save_parameters` wrote, into a method.
+
+    Raises:
+        ValueError: as `load_checkpoint`.
+    """
+    _restore(Path(path), method)
+
+
+def _restore(path: Path, method: Method) -> dict[str, Any]:
     saved = read_checkpoint(path)
     if saved.get("method") != method.name:
         raise ValueError(f"path {path} must be a checkpoint of method {method.name!r}, got {saved.get('method')!r}")
@@ -82,8 +87,7 @@ def load_checkpoint(path: str | Path, method: Method, optimizer: optim.Optimizer
         for name, group in groups.items():
             for parameter, value in zip(group, saved["parameters"][name], strict=True):
                 _copy(parameter, value)
-    optimizer.load_state_dict(saved["optimizer"])
-    return Progress(**saved["progress"])
+    return saved
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -107,3 +111,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def _copy(parameter: Tensor, value: Tensor) -> None:
     parameter.copy_(value.to(parameter.device, parameter.dtype))
+
+
+def _write(path: Path, method: Method, more: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    parameters = {name: [p.detach() for p in group] for name, group in method.parameter_groups().items()}
+    with temporary.open("wb") as file:
+        torch.save({"format": _FORMAT, "method": method.name, "parameters": parameters, **more}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from hystar_fast.train.log import MetricsLog
 from hystar_fast.train.optim import parameter_groups, rate_factor, set_rates
 from hystar_fast.train.pairs import PairImages, Pairs, PairSampler
 from hystar_fast.train.recipe import Recipe
-from hystar_fast.train.step import backward, prepare
+from hystar_fast.train.step import Inputs, backward, prepare
 from hystar_fast.train.world import World
 
 
@@ -78,7 +79,9 @@ def train(
         FloatingPointError: the loss is not finite any more.
     """
     keeping = Keeping(None if checkpoint is None else Path(checkpoint), checkpoint_every, resume)
-    return fit(method, lambda: PairImages.of(method, concepts, recipe.styles), recipe, keeping, progress=progress).losses
+    return fit(
+        method, lambda: PairImages.of(method, concepts, recipe.styles), recipe, keeping, progress=progress
+    ).losses
 
 
 def fit(
@@ -125,12 +128,17 @@ def fit(
     sampler = PairSampler(data, recipe.styles, recipe.batch_size, recipe.seed)
     log = None if keeping.log is None or not world.writes else keeping.log(state)
     method.train(True)
+    batches = _batches(
+        lambda step: prepare(method, data, sampler.batch(step), recipe, step, world=world, device=device),
+        range(state.step, recipe.steps),
+        ahead=data.reads_files,
+    )
     try:
         while state.step < recipe.steps and not _waited(state, keeping):
             step = state.step
+            inputs = next(batches)
             set_rates(optimizer, rate_factor(recipe.schedule, step, recipe.steps, recipe.warmup))
             optimizer.zero_grad(set_to_none=True)
-            inputs = prepare(method, data, sampler.batch(step), recipe, step, world=world, device=device)
             loss = backward(method, inputs, recipe, criterion=criterion, world=world)
             if not math.isfinite(loss):
                 raise FloatingPointError(
@@ -145,18 +153,37 @@ def fit(
                 rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
                 log.write(state.step, "train", {"loss": loss, "gradient_norm": float(norm), "learning_rate": rates})
             validated = _validated(method, state, recipe, keeping, world, log)
-            if keeping.checkpoint is not None and world.writes and (
-                validated or state.step % keeping.checkpoint_every == 0 or state.step == recipe.steps
+            if (
+                keeping.checkpoint is not None
+                and world.writes
+                and (validated or state.step % keeping.checkpoint_every == 0 or state.step == recipe.steps)
             ):
+                state.skipped |= data.skipped
                 state.log_size = 0 if log is None else log.secure()
                 save_checkpoint(keeping.checkpoint, method, optimizer, state)
             if progress is not None:
                 progress(state.step, loss)
     finally:
+        batches.close()
         if log is not None:
             log.close()
         method.train(False)
+    for skipped in world.collect(data.skipped):
+        state.skipped |= skipped
     return state
+
+
+def _batches(make: Callable[[int], Inputs], steps: range, *, ahead: bool) -> Generator[Inputs]:
+    """The inputs of every step; `ahead` makes those of the next one in a thread while a step runs."""
+    if not ahead:
+        yield from map(make, steps)
+        return
+    with ThreadPoolExecutor(1) as reader:
+        coming = [reader.submit(make, step) for step in steps[:1]]
+        for step in steps:
+            inputs = coming.pop().result()
+            coming += [reader.submit(make, following) for following in steps[step - steps.start + 1 :][:1]]
+            yield inputs
 
 
 def _validated(

@@ -56,8 +56,18 @@ class Loaded:
 
 
 class Pairs(Concepts, Protocol):
-    """Training pairs, wherever they are stored."""
+    """Training pairs, wherever they are stored.
 
+    Attributes:
+        texts: a caption a concept.
+        text_column: the index of "text" among the query styles, or -2.
+        labels: int64 [n]; targets with the label of a query's concept are not among its negatives. None: all differ.
+        reads_files: whether loading takes so long that the next batch should be read while a step runs.
+        skipped: pictures that could not be read so far, and why.
+    """
+
+    reads_files: bool
+    skipped: dict[str, str]
     texts: Sequence[str]
     text_column: int
     labels: Tensor | None
@@ -130,6 +140,8 @@ class PairImages:
     text_column: int
     concepts: StyledConcepts = field(repr=False)
     labels: Tensor | None = None
+    reads_files: bool = False
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, method: Method, concepts: StyledConcepts, styles: tuple[str, ...]) -> PairImages:

@@ -79,6 +79,13 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def collect(self, value: Any) -> list[Any]:
+        """What every process has, on every process."""
+        found = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, value)
+        return found
+
     @torch.no_grad()
     def spread(self, tensors: Iterable[Tensor]) -> None:
         """Give every process the values of process 0, in place."""

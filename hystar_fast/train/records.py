@@ -1,0 +1,111 @@
+"""Training pairs of any data set that `data.open` reads: pictures are read when a batch needs them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from hystar_fast.data.records import ImageSet, Record, Skipped, read_images
+from hystar_fast.train.pairs import GALLERY, Loaded
+
+
+class RecordPairs:
+    """A picture of the gallery and the queries that belong to it.
+
+    Where the data set has instances, queries are those of the same instance. Where it has categories alone, they are
+    those of the same category, and `labels` says which targets are therefore no negatives. A picture of the gallery
+    without any query is left out. Pictures that cannot be read are named in `skipped` and their pairs take no part.
+
+    Args:
+        images: the data set.
+        styles: query styles, "text" among them if captions ask; by default every style but the gallery's.
+        side: pixels a side that pictures are cropped and resized to.
+
+    Raises:
+        ValueError: an unknown style, or no picture with a query.
+    """
+
+    reads_files = True
+
+    def __init__(self, images: ImageSet, styles: Sequence[str] = (), side: int = 224) -> None:
+        self.images, self.side = images, side
+        self.styles = tuple(styles) or images.styles[1:]
+        self.skipped: dict[str, str] = {}
+        self.text_column = self.styles.index("text") if "text" in self.styles else -2
+        gallery = images.of_style(images.gallery_style)
+        by_instance = any(record.instance is not None for record in gallery)
+        key: Callable[[Record], str | None] = (lambda r: r.instance) if by_instance else (lambda r: r.category)
+        asking: list[dict[str, list[Record]]] = []
+        for style in self.styles:
+            found: dict[str, list[Record]] = defaultdict(list)
+            for record in () if style == "text" else images.of_style(style):
+                name = key(record)
+                if name is not None:
+                    found[name].append(record)
+            asking.append(found)
+        self.gallery: list[Record] = []
+        self._queries: list[list[list[Record]]] = []
+        for record in gallery:
+            name = key(record)
+            queries = [[] if name is None else found.get(name, []) for found in asking]
+            if any(queries) or (self.text_column >= 0 and record.caption):
+                self.gallery.append(record)
+                self._queries.append(queries)
+        if not self.gallery:
+            raise ValueError(f"{images.name} has no picture of {images.gallery_style!r} with a query in {self.styles}")
+        self.texts = [record.caption or "" for record in self.gallery]
+        categories = {name: i for i, name in enumerate(dict.fromkeys(record.category for record in self.gallery))}
+        self.labels = None if by_instance else torch.tensor([categories[record.category] for record in self.gallery])
+
+    def __len__(self) -> int:
+        return len(self.gallery)
+
+    def rows(self, style: str) -> Tensor:
+        column = self.styles.index(style)
+        if style == "text":
+            return torch.tensor([bool(text) for text in self.texts]).nonzero().flatten()
+        return torch.tensor([bool(queries[column]) for queries in self._queries]).nonzero().flatten()
+
+    def load(self, concepts: Tensor, columns: Tensor, draws: Tensor) -> Loaded:
+        records = []
+        for concept, column, draw in zip(concepts.tolist(), columns.tolist(), draws.tolist(), strict=True):
+            chosen = [self.gallery[concept]] if column == GALLERY else self._queries[concept][column]
+            records.append(chosen[int(draw * len(chosen))])
+        pictures = torch.full((len(records), 3, self.side, self.side), 255, dtype=torch.uint8)
+        readable = torch.zeros(len(records), dtype=torch.bool)
+        skipped: list[Skipped] = []
+        for rows, found in read_images(self.images, records, self.side, skipped):
+            pictures[rows] = found
+            readable[rows] = True
+        self.skipped |= {entry.path: entry.reason for entry in skipped}
+        return Loaded(pictures, None, readable)
+
+
+def hold_out(images: ImageSet, share: float) -> tuple[ImageSet, ImageSet]:
+    """Split a data set in two, the second with about `share` of the instances (without them: of the pictures).
+
+    What is held out depends on the names alone, by their hash: it is the same on every machine and for every seed.
+
+    Raises:
+        ValueError: `share` does not lie between 0 and 1.
+
+    Example:
+        >>> from hystar_fast.data.open import open_images
+        >>> train, held_out = hold_out(open_images("emoji", "val"), 0.2)
+        >>> {r.instance for r in train.records} & {r.instance for r in held_out.records}
+        set()
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"a share that is held out must lie between 0 and 1, got {share}")
+
+    def held(record: Record) -> bool:
+        digest = hashlib.blake2b((record.instance or record.path).encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") / 2**64 < share
+
+    kept = tuple(record for record in images.records if not held(record))
+    return replace(images, records=kept), replace(images, records=tuple(r for r in images.records if held(r)))

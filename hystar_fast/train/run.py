@@ -1,0 +1,181 @@
+"""A whole training run from its settings: the method, the data, the loss, the loop, and what is left in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hystar_fast.methods.hystar import HystarMethod
+from hystar_fast.methods.interface import Method, count_parameters
+from hystar_fast.methods.suite import create_hystar, create_method
+from hystar_fast.models.backbones import Backbone
+from hystar_fast.nn.losses import create_loss
+from hystar_fast.train.checkpoint import Progress, read_checkpoint, save_parameters
+from hystar_fast.train.log import MetricsLog
+from hystar_fast.train.loop import Keeping, fit
+from hystar_fast.train.recipe import Recipe
+from hystar_fast.train.settings import Settings
+from hystar_fast.train.settings_file import to_toml
+from hystar_fast.train.validation import OnDevice, TrainingData, open_training
+from hystar_fast.train.world import chosen_device, join_world, leave_world
+
+CHECKPOINT, ADAPTER, PARAMETERS, CONFIG = "checkpoint.pt", "adapter", "best.pt", "config.toml"
+# What may differ where a run goes on: it changes no step that is still to be made, or says how many there are.
+_MAY_CHANGE = ("run.output", "run.device", "run.checkpoint_every", "run.patience", "run.tensorboard", "run.wandb")
+_MAY_GROW = ("optim.steps", "optim.epochs")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run has done.
+
+    Attributes:
+        method: as it is after the last step.
+        progress: the losses, the best validation and what was skipped.
+        wrote: the adapter folder, or the file of another method's parameters: the best on the validation split, the
+            last without one.
+        steps: how many there were to do.
+    """
+
+    method: Method
+    progress: Progress
+    wrote: Path
+    steps: int
+
+
+def run_training(
+    settings: Settings,
+    *,
+    resume: bool = False,
+    started: Callable[[int, dict[str, int]], object] | None = None,
+    progress: Callable[[int, float], object] | None = None,
+) -> Trained:
+    """Train as the settings say; under torchrun every process calls this, and process 0 writes.
+
+    ``run.output`` gets ``config.toml`` (every setting), ``metrics.jsonl``, ``checkpoint.pt`` and ``adapter/`` (of a
+    method that is no Hystar ``best.pt``).
+
+    Args:
+        settings: what to do.
+        resume: go on from the checkpoint in the output folder, if there is one.
+        started: called with the number of steps and the trainable parameters by group before the first step.
+        progress: called after every step with the number of steps done and the loss.
+
+    Raises:
+        ValueError: settings that do not fit each other or the data, a folder that holds another run.
+        FloatingPointError: the loss is not finite any more.
+    """
+    output = Path(settings.run.output)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output must be a folder, but {output} is a file")
+    device = chosen_device(settings.run.device)
+    world = join_world(device)
+    try:
+        _check_folder(output, settings, resume=resume)
+        criterion = create_loss(**settings.loss)
+        data = open_training(settings.data)
+        method = _method(settings)
+        for module in method.modules:
+            module.to(device)
+        placed = OnDevice(method, device)
+        recipe, epoch = _recipe(settings, method, data)
+        wrote = output / (ADAPTER if isinstance(method, HystarMethod) else PARAMETERS)
+        keeping = Keeping(
+            checkpoint=output / CHECKPOINT,
+            checkpoint_every=settings.run.checkpoint_every,
+            resume=resume,
+            log=lambda state: _log(settings, output, state),
+            validate=None if data.score is None else lambda: data.score(placed),  # type: ignore[misc]
+            validate_every=settings.run.validate_every or epoch,
+            keep_best=lambda: _keep(method, wrote),
+            patience=settings.run.patience,
+            settings=settings.to_dict(),
+        )
+        if world.writes:
+            output.mkdir(parents=True, exist_ok=True)
+            (output / CONFIG).write_text(to_toml(settings), encoding="utf-8")
+        if started is not None:
+            started(recipe.steps, count_parameters(method))
+        state = fit(
+            method,
+            lambda: data.pairs(placed),
+            recipe,
+            keeping,
+            criterion=criterion,
+            world=world,
+            device=device,
+            progress=progress,
+        )
+        if world.writes and state.best is None:
+            _keep(method, wrote)
+    finally:
+        leave_world()
+    return Trained(method, state, wrote, recipe.steps)
+
+
+def _method(settings: Settings) -> Method:
+    parameters = None
+    if settings.method == "lora":  # as many as the Hystar it is compared with
+        parameters = sum(count_parameters(create_hystar(settings.model, seed=settings.run.seed)).values())
+    method = create_method(settings.method, settings.model, seed=settings.run.seed, parameters=parameters)
+    if not method.parameter_groups():
+        raise ValueError(f"model.method must be one that is trained, got {settings.method!r}")
+    if settings.optim.gradient_checkpointing:
+        for module in (part for module in method.modules for part in module.modules()):
+            if isinstance(module, Backbone):
+                module.gradient_checkpointing = True
+    return method
+
+
+def _recipe(settings: Settings, method: Method, data: TrainingData) -> tuple[Recipe, int]:
+    """The recipe, and the steps of an epoch."""
+    optim = settings.optim
+    own = {"static": optim.static_lr, "dynamic": optim.dynamic_lr} if isinstance(method, HystarMethod) else {}
+    epoch = data.items // min(optim.batch_size, max(data.items, 1)) if data.items else 1
+    recipe = Recipe(
+        learning_rates={group: own.get(group, optim.learning_rate) for group in method.parameter_groups()},
+        steps=optim.steps or optim.epochs * epoch,
+        batch_size=optim.batch_size,
+        warmup=optim.warmup,
+        schedule=optim.schedule,
+        weight_decay=optim.weight_decay,
+        clip_norm=optim.clip_norm,
+        styles=data.styles,
+        jitter=settings.data.jitter,
+        seed=settings.run.seed,
+        bf16=optim.bf16,
+        chunk_size=optim.chunk_size,
+    )
+    return recipe, epoch
+
+
+def _keep(method: Method, path: Path) -> None:
+    if isinstance(method, HystarMethod):
+        method.model.save_pretrained(path)
+    else:
+        save_parameters(path, method)
+
+
+def _log(settings: Settings, output: Path, state: Progress) -> MetricsLog:
+    run = settings.run
+    return MetricsLog(output, size=state.log_size, step=state.step, tensorboard=run.tensorboard, wandb=run.wandb)
+
+
+def _check_folder(output: Path, settings: Settings, *, resume: bool) -> None:
+    """ValueError if the folder holds a run that these settings would overwrite, or go on from wrongly."""
+    checkpoint = output / CHECKPOINT
+    if not checkpoint.exists():
+        return
+    if not resume:
+        raise ValueError(f"{output} holds a run: --resume goes on from it; for a new one take another run.output")
+    before = read_checkpoint(checkpoint).get("progress", {}).get("settings", {})
+    changed = [
+        f"{section}.{key} was {before.get(section, {}).get(key)!r} and is {value!r}"
+        for section, entries in settings.to_dict().items()
+        for key, value in entries.items()
+        if before.get(section, {}).get(key) != value and f"{section}.{key}" not in (*_MAY_CHANGE, *_MAY_GROW)
+    ]
+    if changed:
+        raise ValueError(f"the run in {output} cannot go on with other settings: {'; '.join(changed)}")

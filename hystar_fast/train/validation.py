@@ -1,0 +1,131 @@
+"""What a run is trained on and chosen by: the pairs of the training split, and R@1 on the validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hystar_fast.data.open import open_images
+from hystar_fast.data.records import ImageSet
+from hystar_fast.methods.interface import Method
+from hystar_fast.retrieval.definitions import Metric
+from hystar_fast.retrieval.evaluate import evaluate
+from hystar_fast.retrieval.evaluate_images import evaluate_images
+from hystar_fast.retrieval.protocol import IMAGE_STYLES, QUERY_STYLES, load_split
+from hystar_fast.train.pairs import PairImages, Pairs
+from hystar_fast.train.records import RecordPairs, hold_out
+from hystar_fast.train.settings import DataSettings
+
+Scored = tuple[float, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run is trained on and chosen by.
+
+    Attributes:
+        styles: the query styles.
+        items: how many pictures of the gallery are trained on.
+        pairs: opens the training pairs for a method.
+        score: the mean R@1 over the query styles on the validation split, and each style's; None without the split.
+    """
+
+    styles: tuple[str, ...]
+    items: int
+    pairs: Callable[[Method], Pairs]
+    score: Callable[[Method], Scored] | None
+
+
+class OnDevice(Method):
+    """A method that answers where it is asked: what it is given goes to its device, what it gives comes back."""
+
+    def __init__(self, method: Method, device: torch.device) -> None:
+        self.method, self.device = method, device
+        self.name, self.modules = method.name, method.modules
+        if hasattr(method, "preprocess"):
+            self.preprocess = method.preprocess
+
+    def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
+        style = None if style is None else style.to(self.device)
+        return self.method.encode_image(images.to(self.device), style).to(images.device)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor | None:
+        found = self.method.encode_text(texts)
+        return None if found is None else found.cpu()
+
+    def style(self, images: Tensor) -> Tensor | None:
+        found = self.method.style(images.to(self.device))
+        return None if found is None else found.to(images.device)
+
+    def train(self, mode: bool = True) -> None:
+        self.method.train(mode)
+
+
+def open_training(data: DataSettings) -> TrainingData:
+    """Open the data of a run.
+
+    Raises:
+        ValueError: no such data, no such style, or a validation split that is the test split or the training split.
+    """
+    if data.validation == "test":
+        raise ValueError("data.validation must not be 'test': what chooses a model cannot measure it")
+    return _emoji(data) if data.source == "emoji" else _records(data)
+
+
+def _emoji(data: DataSettings) -> TrainingData:
+    if data.validation not in ("val", "none"):
+        raise ValueError(f"data.validation must be 'val' or 'none' for the embedded drawings, got {data.validation!r}")
+    styles, limit = tuple(data.styles) or IMAGE_STYLES, data.limit or None
+    wanted = tuple(dict.fromkeys((*QUERY_STYLES, *styles)))
+    training = load_split("train", wanted, limit=limit)
+
+    def score(method: Method) -> Scored:
+        found = evaluate(method, load_split("val", wanted, limit=limit), styles=styles)
+        return _mean({style: float((ranks < 1).double().mean()) for style, ranks in found.ranks.items()})
+
+    chosen_by = None if data.validation == "none" else score
+    return TrainingData(styles, len(training), lambda method: PairImages.of(method, training, styles), chosen_by)
+
+
+def _records(data: DataSettings) -> TrainingData:
+    gallery_style, limit = data.gallery_style or None, data.limit or None
+    training = open_images(data.source, "train", gallery_style=gallery_style)
+    held_out: ImageSet | None = None
+    if isinstance(data.validation, float):
+        training, held_out = hold_out(training, data.validation)
+    elif data.validation != "none":
+        held_out = open_images(data.source, data.validation, gallery_style=gallery_style)
+        shared = {record.path for record in training.records} & {record.path for record in held_out.records}
+        if shared:
+            raise ValueError(
+                f"data.validation = {data.validation!r} holds {len(shared)} pictures that are trained on, such as "
+                f"{min(shared)}: {training.name} has no such split here; give the share to hold out, such as 0.1"
+            )
+    training = training.select(limit=limit)
+    counted = RecordPairs(training, data.styles)
+    styles = counted.styles
+    if held_out is None:
+        return TrainingData(styles, len(counted), lambda method: _pairs(method, training, styles), None)
+    asked = held_out.select(limit=limit)
+
+    def score(method: Method) -> Scored:
+        report = evaluate_images(method, asked, metrics=[Metric.parse("R@1")])
+        found = {row.queries: row.values["R@1"] for row in report.rows if row.queries in styles}
+        return _mean({style: value.value for style, value in found.items() if value is not None})
+
+    return TrainingData(styles, len(counted), lambda method: _pairs(method, training, styles), score)
+
+
+def _pairs(method: Method, images: ImageSet, styles: tuple[str, ...]) -> RecordPairs:
+    preprocess: Any = getattr(method, "preprocess", None)
+    return RecordPairs(images, styles, 224 if preprocess is None else preprocess.size[0])
+
+
+def _mean(recall: dict[str, float]) -> Scored:
+    if not recall:
+        raise ValueError("the validation split has no query that can be answered: set data.validation = 'none'")
+    return sum(recall.values()) / len(recall), {"R@1": recall}

@@ -1,0 +1,136 @@
+"""A run that is killed and goes on ends, to the bit, where one does that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hystar_fast.train.log import MetricsLog
+
+STEPS = 24
+SETTINGS = """
+[model]
+backbone = "tiny"
+pretrained = "random"
+style = "clip"
+blocks = "default"
+[data]
+styles = ["sketch", "twemoji", "text"]
+limit = 10
+jitter = 0.06
+[optim]
+batch_size = 5
+steps = 24
+static_lr = 0.02
+dynamic_lr = 0.002
+schedule = "cosine"
+chunk_size = 6
+weight_decay = 0.01
+[run]
+seed = 3
+checkpoint_every = 4
+validate_every = 6
+"""
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
+    config = folder.parent / "settings.toml"
+    config.write_text(SETTINGS)
+    code = "from hystar_fast.cli.main import app; app()"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, "train", str(config), "--output", str(folder), *more]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output.decode()
+
+
+def kill_after(process: subprocess.Popen[bytes], log: Path, lines: int, delay: float) -> None:
+    """SIGKILL some time after the log has so many lines."""
+    until = time.monotonic() + 300
+    while not (log.exists() and log.read_bytes().count(b"\n") >= lines):
+        assert process.poll() is None and time.monotonic() < until, "the run ended before it could be killed"
+        time.sleep(0.002)
+    time.sleep(delay)
+    assert process.poll() is None, "the run ended before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal to the bit, all the way down."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    finish(start(folder))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_killed_twice_ends_as_one_that_was_not(unbroken: Path, tmp_path: Path) -> None:
+    folder, moment = tmp_path / "run", random.Random(20)
+    log = folder / "metrics.jsonl"
+    kill_after(start(folder), log, moment.randint(5, 12), moment.random() * 0.2)
+    with log.open("ab") as file:  # a line that was being written
+        file.write(b'{"step": 99, "ki')
+    lines = log.read_bytes().count(b"\n")
+    kill_after(start(folder, "--resume"), log, min(lines + 3, STEPS), moment.random() * 0.2)
+    finish(start(folder, "--resume"))
+
+    ours, theirs = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (folder, unbroken))
+    assert ours["parameters"].keys() == {"static", "dynamic"}
+    assert same(ours["parameters"], theirs["parameters"])
+    assert ours["optimizer"]["state"] and same(ours["optimizer"], theirs["optimizer"])
+    ours["progress"]["settings"]["run"].pop("output"), theirs["progress"]["settings"]["run"].pop("output")
+    assert same(ours["progress"], theirs["progress"]) and ours["progress"]["best"] is not None
+    assert log.read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
+    kinds = [(line["step"], line["kind"]) for line in map(json.loads, log.read_text().splitlines())]
+    assert len(set(kinds)) == len(kinds) == STEPS + STEPS // 6
+    for name in ("adapter.safetensors", "config.json"):
+        assert (folder / "adapter" / name).read_bytes() == (unbroken / "adapter" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_finished_run_that_goes_on_does_nothing(unbroken: Path) -> None:
+    before = {path: path.read_bytes() for path in unbroken.rglob("*") if path.is_file()}
+    finish(start(unbroken, "--resume"))
+    assert {path: path.read_bytes() for path in unbroken.rglob("*") if path.is_file()} == before
+
+
+def test_a_log_shorter_than_its_checkpoint_is_refused_and_a_longer_one_cut(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    log.write(1, "train", {"loss": 1.0, "deep": {"x": float("inf")}})
+    size = log.secure()
+    log.write(2, "train", {"loss": 2.0})
+    log.close()
+    again = MetricsLog(tmp_path, size=size, step=1)
+    again.write(2, "train", {"loss": 3.0})
+    again.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"step": 1, "kind": "train", "loss": 1.0, "deep": {"x": "inf"}},
+        {"step": 2, "kind": "train", "loss": 3.0},
+    ]
+    with pytest.raises(ValueError, match="start anew, without --resume"):
+        MetricsLog(tmp_path, size=10_000)
