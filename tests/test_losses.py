@@ -127,7 +127,7 @@ def test_low_precision_is_summed_in_float32() -> None:
 
 
 def test_bad_names_and_options_are_named() -> None:
-    with pytest.raises(ValueError, match="name must be one of style_nce, info_nce, .* got 'nce'"):
+    with pytest.raises(ValueError, match=r"name must be one of style_nce, info_nce, .* got 'nce'"):
         create_loss("nce")
     with pytest.raises(ValueError, match="temperature must be finite and above 0, got 0"):
         InfoNCELoss(temperature=0)

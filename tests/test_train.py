@@ -13,9 +13,15 @@ from hystar_fast.methods.interface import Method
 from hystar_fast.methods.pixels import Pixels
 from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.protocol import StyledConcepts, load_split
-from hystar_fast.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from hystar_fast.train.checkpoint import (
+    Progress,
+    load_checkpoint,
+    load_parameters,
+    save_checkpoint,
+    save_parameters,
+)
 from hystar_fast.train.loop import Recipe, train
-from hystar_fast.train.optim import cosine_factor, parameter_groups, set_rates
+from hystar_fast.train.optim import cosine_factor, parameter_groups, rate_factor, set_rates
 from hystar_fast.train.pairs import PairImages, PairSampler
 from hystar_fast.train.step import pair_loss
 
@@ -240,6 +246,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(concepts):
         train(Diverging(), concepts, Recipe(RATES, steps=2, batch_size=8, styles=STYLES))
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_does_harm(concepts):
+    class Root(Linear):
+        def loss(self, query: Tensor, target: Tensor) -> Tensor:
+            return super().loss(query, target) + (query - query.detach()).sum().clamp(min=0).sqrt()
+
+    method = Root()
+    before = method.weight.detach().clone()
+    with pytest.raises(FloatingPointError, match=r"the gradient of 'linear' is nan at step 0, its loss \d"):
+        train(method, concepts, Recipe(RATES, steps=2, batch_size=8, styles=STYLES))
+    assert torch.equal(method.weight, before)
+
+
 def test_what_cannot_be_trained_is_named(concepts):
     with pytest.raises(ValueError, match="method 'pixels' has nothing to train"):
         train(Pixels(), concepts, Recipe({}, steps=1, styles=STYLES))
@@ -265,3 +283,39 @@ def test_products_in_bf16_change_the_loss_by_their_rounding_alone(concepts, monk
     assert torch.allclose(exact, rounded, rtol=2e-2)
     monkeypatch.setattr("hystar_fast.train.step.multiplies_bf16", lambda device: False)
     assert loss(True) == exact
+
+
+def test_a_checkpoint_whose_writing_stops_half_way_leaves_the_one_before(tmp_path, monkeypatch):
+    method = Linear()
+    optimizer = torch.optim.AdamW(parameter_groups(method.parameter_groups(), RATES))
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, method, optimizer, Progress(3, [1.0, 2.0, 3.0]))
+    whole = torch.save
+
+    def half(content, file):
+        whole(content, file)
+        file.truncate(file.tell() // 2)
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match="no space left"):
+        save_checkpoint(path, method, optimizer, Progress(4, [1.0, 2.0, 3.0, 4.0]))
+    assert load_checkpoint(path, method, optimizer).step == 3
+
+
+def test_what_trains_can_be_kept_alone(tmp_path):
+    method, other = Linear(), Linear()
+    save_parameters(tmp_path / "best.pt", method)
+    with torch.no_grad():
+        other.weight.zero_()
+    load_parameters(tmp_path / "best.pt", other)
+    assert torch.equal(other.weight, method.weight)
+    optimizer = torch.optim.AdamW(parameter_groups(method.parameter_groups(), RATES))
+    with pytest.raises(ValueError, match="holds parameters alone"):
+        load_checkpoint(tmp_path / "best.pt", method, optimizer)
+
+
+def test_a_constant_schedule_stays_at_the_peak():
+    assert [rate_factor("constant", step, 9, 4) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert rate_factor("constant", 0, 9, 0) == 1.0
+    assert rate_factor("cosine", 5, 9, 2) == cosine_factor(5, 9, 2)

@@ -12,7 +12,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from hystar_fast.methods.interface import Method
 from hystar_fast.methods.recipes import demo_config
 from hystar_fast.methods.suite import create_method
 from hystar_fast.nn.losses import create_loss

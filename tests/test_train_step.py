@@ -1,4 +1,4 @@
-"""Gradients of a batch in chunks are those of the whole batch: Hystar and baselines, with texts, float64 and float32."""
+"""Gradients of a batch in chunks are those of the whole batch: Hystar and baselines, with texts, in two precisions."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -109,12 +110,13 @@ def train(
     output: Annotated[Path | None, typer.Option(help="Folder for everything that is written (run.output).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")] = False,
 ) -> None:
-    """Train Hystar, or a method it is compared with: writes an adapter, a checkpoint and a log. See docs/training.md."""
+    """Train Hystar, or a method it is compared with; writes an adapter, a checkpoint and a log (docs/training.md)."""
     with clear_errors():
         from hystar_fast.cli.train import train_from
 
         changes = [*(set_ or ()), *(() if output is None else (f"run.output={output}",))]
-        train_from(config, changes, _console(), resume=resume)
+        # of the processes torchrun starts, the first one speaks
+        train_from(config, changes, Console(quiet=os.environ.get("RANK", "0") != "0"), resume=resume)
 
 
 @app.command("eval")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
@@ -27,11 +26,11 @@ def train_from(config: str, changes: Sequence[str], console: Console, *, resume:
             progress.update(task, completed=done, description=f"train, loss {loss:.3f}")
 
         trained = run_training(settings, resume=resume, started=started, progress=advance)
-    _report(trained, Path(settings.run.output), console)
+    _report(trained, console)
     return trained
 
 
-def _report(trained: Trained, output: Path, console: Console) -> None:
+def _report(trained: Trained, console: Console) -> None:
     state = trained.progress
     last = f", loss {state.losses[-1]:.3f}" if state.losses else ""
     best = ""
@@ -41,4 +40,3 @@ def _report(trained: Trained, output: Path, console: Console) -> None:
     if state.skipped:
         first = next(iter(state.skipped.items()))
         console.print(f"{len(state.skipped)} pictures could not be read, such as {first[0]}: {first[1]}")
-        (output / "skipped.txt").write_text("".join(f"{path}\t{why}\n" for path, why in sorted(state.skipped.items())))

@@ -12,6 +12,7 @@ BACKBONE_FORMS = '"tiny", "open_clip:<name>", "transformers:<id or path>" or "al
 _PREFIXES = ("open_clip", "transformers", "albef")
 _CHOICES = {
     "style": ("dinov2", "clip", "vgg", "prefix"),
+    "design": ("original", "reversed", "dynamic-all"),
     "hypernetwork_init": ("kaiming", "zero"),
     "style_normalization": ("backbone", "own"),
     "weights": ("paper", "authors", "uniform"),
@@ -39,9 +40,16 @@ class HystarConfig:
             a torchvision weights name, a local state dict, or None; ``"clip"`` and ``"prefix"`` do not read it.
         style_normalization: ``"backbone"`` shows the extractor the very pixels the backbone sees (the published
             system); ``"own"`` renormalises them to the statistics the extractor was trained with.
-        blocks: 1-based visual blocks whose packed qkv weight is modulated. None takes the default of the
-            backbone's depth (see :func:`default_blocks`); ``()`` modulates none, so there is no style either.
+        blocks: 1-based visual blocks the style modulates, their packed qkv weight unless `design` says otherwise. None
+            takes the default of the backbone's depth (see :func:`default_blocks`); ``()`` modulates none, so there is
+            no style either.
         static: whether every MLP linear of every visual block has a learned static offset.
+        design: which layers move how (Table 6). ``"original"``: dynamic attention in `blocks`, static MLPs everywhere.
+            ``"reversed"``: the first MLP linear is dynamic in `blocks` and the packed qkv static everywhere.
+            ``"dynamic-all"``: packed qkv and first MLP linear are dynamic in `blocks`, nothing is static (the paper
+            does not say which of the MLP's linears; the first one is what it says of the reversed design).
+        hypernetwork_width: of the hidden layers; None for twice the rank (Table 9).
+        hypernetwork_depth: linear layers of a hypernetwork; 1 has no hidden one (Table 9).
         rank: how many of the largest singular directions are modulated; None for all of them.
         image_size: pixels a side, for ``"open_clip:"`` and ``"albef:"``, whose position embeddings are then resized;
             None for the size the weights were trained at.
@@ -74,6 +82,9 @@ class HystarConfig:
     style_normalization: str = "backbone"
     image_size: int | None = None
     hypernetwork_init: str = "kaiming"
+    hypernetwork_width: int | None = None
+    hypernetwork_depth: int = 2
+    design: str = "original"
 
     def __post_init__(self) -> None:
         _check_backbone(self.backbone)
@@ -90,11 +101,11 @@ class HystarConfig:
             object.__setattr__(self, "blocks", _checked_blocks(self.blocks))
         if not isinstance(self.static, bool):
             raise TypeError(f"static must be True or False, got {self.static!r}")
-        if self.rank is not None:
-            _check_count("rank", self.rank)
-        if self.image_size is not None:
-            _check_count("image_size", self.image_size)
-        _check_count("n_iter", self.n_iter)
+        for name in ("rank", "image_size", "hypernetwork_width"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name))
+        for name in ("n_iter", "hypernetwork_depth"):
+            _check_count(name, getattr(self, name))
         for name in _POSITIVE:
             _check_positive(name, getattr(self, name))
         if self.gamma != "auto":

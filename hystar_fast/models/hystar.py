@@ -20,6 +20,14 @@ from hystar_fast.models.style import StyleExtractor, create_style
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
 from hystar_fast.nn.hypernetwork import Hypernetwork
 
+_MLP = "mlp"  # before the block's number in the name of a hypernetwork that modulates its MLP
+_AUTHORS_DESIGN: dict[str, Any] = {
+    "static": True,
+    "design": "original",
+    "hypernetwork_width": None,
+    "hypernetwork_depth": 2,
+}
+
 
 class Hystar(nn.Module):
     """A style-adaptive encoder: one model for pictures, sketches, low-resolution previews and text.
@@ -67,16 +75,27 @@ class Hystar(nn.Module):
     def _inject(self, blocks: tuple[int, ...]) -> None:
         progress = tqdm(desc="Factoring weights", unit="block", total=self.backbone.depth, delay=2.0, leave=False)
         names: list[str] = []
+        design = self.config.design
         with progress:
             for number in range(1, self.backbone.depth + 1):
                 if number in blocks and self.extractor is not None:
-                    rank = self.backbone.inject_dynamic(number, self.config.rank)
-                    network = Hypernetwork(self.extractor.dim, rank, init=self.config.hypernetwork_init)
-                    self.hypernetworks[str(number)] = network
-                if self.config.static:
+                    if design != "reversed":
+                        rank = self.backbone.inject_dynamic(number, self.config.rank)
+                        self.hypernetworks[str(number)] = self._hypernetwork(self.extractor.dim, rank)
+                    if design != "original":
+                        rank = self.backbone.inject_dynamic_mlp(number, self.config.rank)
+                        self.hypernetworks[_MLP + str(number)] = self._hypernetwork(self.extractor.dim, rank)
+                if self.config.static and design == "original":
                     names += self.backbone.inject_static(number, self.config.rank)
+                if self.config.static and design == "reversed":
+                    names += self.backbone.inject_static_attention(number, self.config.rank)
                 progress.update()
         self._static_names = tuple(names)
+
+    def _hypernetwork(self, style_dim: int, rank: int) -> Hypernetwork:
+        config = self.config
+        width, depth = config.hypernetwork_width, config.hypernetwork_depth
+        return Hypernetwork(style_dim, rank, width, depth, init=config.hypernetwork_init)
 
     @property
     def preprocess(self) -> Any:
@@ -127,8 +146,11 @@ class Hystar(nn.Module):
         else:
             _check_style(style, images.shape[0], self.extractor.dim)
         style = style.to(next(self.hypernetworks.parameters()).dtype)
-        delta_s = {int(number): network(style) for number, network in self.hypernetworks.items()}
-        return F.normalize(self.backbone.encode_image(images, delta_s), dim=-1)
+        attention: dict[int, Tensor] = {}
+        mlp: dict[int, Tensor] = {}
+        for name, network in self.hypernetworks.items():
+            (mlp if name.startswith(_MLP) else attention)[int(name.removeprefix(_MLP))] = network(style)
+        return F.normalize(self.backbone.encode_image(images, attention, mlp), dim=-1)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """tokens [B, L], as :attr:`tokenizer` makes them -> [B, D], rows of unit length, by the untouched tower."""
@@ -139,7 +161,7 @@ class Hystar(nn.Module):
         self.backbone.gradient_checkpointing = bool(enabled)
 
     def static_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The static offsets of the MLP linears, by name; none after :meth:`merge_static_`."""
+        """The static offsets, by name; none after :meth:`merge_static_`."""
         for name in self._static_names:
             layer = self.backbone.get_submodule(name)
             if isinstance(layer, FastSVDLinear):
@@ -251,7 +273,7 @@ class Hystar(nn.Module):
         config = HystarConfig(weights="authors") if config is None else config
         if not config.backbone.startswith("open_clip:"):
             raise ValueError(f"config.backbone must be one of open_clip for these checkpoints, got {config.backbone!r}")
-        model = cls(replace(config, blocks=stored.blocks, rank=stored.rank, static=True))
+        model = cls(replace(config, blocks=stored.blocks, rank=stored.rank, **_AUTHORS_DESIGN))
         for name in model._static_names:
             stored.fill_static(name, model.backbone.get_submodule(name))
         for number, network in model.hypernetworks.items():

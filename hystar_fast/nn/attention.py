@@ -123,7 +123,8 @@ class SVDAttention(nn.Module):
         if x.dim() != 3:
             raise ValueError(f"x must be [B, T, {self.in_proj.in_features}], got shape {tuple(x.shape)}")
         batch, tokens, width = x.shape
-        packed = self.in_proj(x, delta_s, index=index)
+        plain = delta_s is None and index is None  # a merged projection takes nothing else
+        packed = self.in_proj(x) if plain else self.in_proj(x, delta_s, index=index)
         q, k, v = packed.reshape(batch, tokens, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
         mixed = attend(q, k, v, self._allowed(attn_mask, q))
         return self.out_proj(mixed.transpose(1, 2).reshape(batch, tokens, width))

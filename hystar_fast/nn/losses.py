@@ -79,7 +79,7 @@ class InfoNCELoss(nn.Module):
 
     Gradients: for query and target.
 
-    Source: van den Oord et al. 2018; Robinson et al., Contrastive Learning with Hard Negative Samples, ICLR 2021, Eq. 4.
+    Source: van den Oord et al. 2018; Robinson et al., Contrastive Learning with Hard Negative Samples, 2021, Eq. 4.
     """
 
     def __init__(self, *, temperature: float = 0.07, hardness: float = 0.0) -> None:

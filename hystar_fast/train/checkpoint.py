@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: what trains, the optimiser and how far it is, so that a run can go on where it stopped.
+"""Checkpoints of a run: what trains, the optimiser and how far it is, so that the run can go on where it stopped.
 
 A checkpoint is written beside its place, flushed to the disk and moved there whole, so a process killed at any moment
 leaves the old one or the new one.

@@ -112,7 +112,7 @@ def fit(
 
     Raises:
         ValueError: a recipe that does not fit the method or the data, or a checkpoint of another run.
-        FloatingPointError: the loss is not finite any more.
+        FloatingPointError: the loss or a gradient is not finite any more.
     """
     world = world or World()
     groups = parameter_groups(method.parameter_groups(), recipe.learning_rates, recipe.weight_decay)
@@ -145,13 +145,15 @@ def fit(
                     f"the loss of {method.name!r} is {loss} at step {step}: lower its learning rates"
                 )
             world.reduce(trainable)
-            norm = torch.nn.utils.clip_grad_norm_(trainable, recipe.clip_norm or math.inf)
+            norm = float(torch.nn.utils.clip_grad_norm_(trainable, recipe.clip_norm or math.inf))
+            if not math.isfinite(norm):
+                raise FloatingPointError(f"the gradient of {method.name!r} is {norm} at step {step}, its loss {loss}")
             optimizer.step()
             state.step += 1
             state.losses.append(loss)
             if log is not None:
                 rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
-                log.write(state.step, "train", {"loss": loss, "gradient_norm": float(norm), "learning_rate": rates})
+                log.write(state.step, "train", {"loss": loss, "gradient_norm": norm, "learning_rate": rates})
             validated = _validated(method, state, recipe, keeping, world, log)
             if (
                 keeping.checkpoint is not None

@@ -68,7 +68,7 @@ class Pairs(Concepts, Protocol):
 
     reads_files: bool
     skipped: dict[str, str]
-    texts: Sequence[str]
+    texts: list[str]
     text_column: int
     labels: Tensor | None
 

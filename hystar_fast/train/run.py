@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hystar_fast.methods.hystar import HystarMethod
 from hystar_fast.methods.interface import Method, count_parameters
@@ -21,7 +20,8 @@ from hystar_fast.train.settings_file import to_toml
 from hystar_fast.train.validation import OnDevice, TrainingData, open_training
 from hystar_fast.train.world import chosen_device, join_world, leave_world
 
-CHECKPOINT, ADAPTER, PARAMETERS, CONFIG = "checkpoint.pt", "adapter", "best.pt", "config.toml"
+CHECKPOINT, ADAPTER, PARAMETERS = "checkpoint.pt", "adapter", "best.pt"
+CONFIG, SKIPPED = "config.toml", "skipped.txt"
 # What may differ where a run goes on: it changes no step that is still to be made, or says how many there are.
 _MAY_CHANGE = ("run.output", "run.device", "run.checkpoint_every", "run.patience", "run.tensorboard", "run.wandb")
 _MAY_GROW = ("optim.steps", "optim.epochs")
@@ -54,8 +54,8 @@ def run_training(
 ) -> Trained:
     """Train as the settings say; under torchrun every process calls this, and process 0 writes.
 
-    ``run.output`` gets ``config.toml`` (every setting), ``metrics.jsonl``, ``checkpoint.pt`` and ``adapter/`` (of a
-    method that is no Hystar ``best.pt``).
+    ``run.output`` gets ``config.toml`` (every setting), ``metrics.jsonl``, ``checkpoint.pt``, ``adapter/`` (of a
+    method that is no Hystar ``best.pt``) and, if pictures could not be read, ``skipped.txt``.
 
     Args:
         settings: what to do.
@@ -110,6 +110,9 @@ def run_training(
         )
         if world.writes and state.best is None:
             _keep(method, wrote)
+        if world.writes and state.skipped:
+            lines = [f"{path}\t{why}\n" for path, why in sorted(state.skipped.items())]
+            (output / SKIPPED).write_text("".join(lines), encoding="utf-8")
     finally:
         leave_world()
     return Trained(method, state, wrote, recipe.steps)
@@ -123,7 +126,7 @@ def _method(settings: Settings) -> Method:
     if not method.parameter_groups():
         raise ValueError(f"model.method must be one that is trained, got {settings.method!r}")
     if settings.optim.gradient_checkpointing:
-        for module in (part for module in method.modules for part in module.modules()):
+        for module in [part for whole in method.modules for part in whole.modules()]:
             if isinstance(module, Backbone):
                 module.gradient_checkpointing = True
     return method

@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.nn.losses import LOSSES, create_loss
+from hystar_fast.train.optim import SCHEDULES
 
 # TOML has no null: what stands for None.
 NONE_WORDS = {
@@ -144,32 +145,34 @@ class Settings:
         found = {name: key.default for name, key in KEYS.items()}
         for section, entries in values.items():
             if not isinstance(entries, Mapping):
-                raise (
-                    _unknown(section, where)
-                    if section not in SECTIONS
-                    else TypeError(f"{where}: {section} must be a section of keys, [{section}], got {entries!r}")
-                )
+                if section not in SECTIONS:
+                    raise _unknown(section, where)
+                raise TypeError(f"{where}: {section} must be a section of keys, [{section}], got {entries!r}")
             for key, value in entries.items():
                 name = f"{section}.{key}"
                 if name not in KEYS:
                     raise _unknown(name, where)
                 found[name] = _checked(KEYS[name], value, where)
-        section = {s: {k.partition(".")[2]: v for k, v in found.items() if k.startswith(s + ".")} for s in SECTIONS}
-        method, loss = section["model"].pop("method"), section["loss"]
+        parts = {s: {k.partition(".")[2]: v for k, v in found.items() if k.startswith(s + ".")} for s in SECTIONS}
+        method, loss = parts["model"].pop("method"), parts["loss"]
         shared = {name: value for name, value in loss.items() if name in _CONFIG_FIELDS}
         try:
             if loss["name"] not in LOSSES:
                 raise ValueError(f"loss.name must be one of {', '.join(LOSSES)}, got {loss['name']!r}")
             create_loss(**{**loss, "name": "style_nce"})
-            model = HystarConfig(**section["model"], **shared)
+            model = HystarConfig(**parts["model"], **shared)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{where}: {error}") from error
         for name, least in _LEAST.items():
             if found[name] < least:
                 raise ValueError(f"{where}: {name} must be at least {least}, got {found[name]}")
+        if found["optim.schedule"] not in SCHEDULES:
+            raise ValueError(
+                f"{where}: optim.schedule must be one of {', '.join(SCHEDULES)}, got {found['optim.schedule']!r}"
+            )
         if not found["optim.steps"] and found["optim.epochs"] < 1:
             raise ValueError(f"{where}: optim.epochs must be at least 1 where optim.steps is 0")
-        data, optim, run = (kind(**section[s]) for s, kind in _CLASSES.items())
+        data, optim, run = (kind(**parts[s]) for s, kind in _CLASSES.items())
         return cls(method, model, loss, data, optim, run)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Settings as TOML: files, the ones shipped by name, changes from the command line, and the effective ones written out."""
+"""Settings as TOML: files, the shipped ones by name, changes from the command line, and the effective ones written."""
 
 from __future__ import annotations
 

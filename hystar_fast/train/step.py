@@ -2,8 +2,8 @@
 
 The gradient goes through the embeddings: dL/dθ = Σ_i (∂L/∂e_i)·(∂e_i/∂θ). So the embeddings of the whole batch are made
 first, the loss of all of them gives ∂L/∂e_i, and every chunk of pictures is then sent through the encoder with its rows
-of it. In chunks the first pass keeps no graph and the second makes it anew, so memory is that of a chunk, compute that of
-one more forward, and loss, negatives and gradients are those of the whole batch (cached gradients: Gao et al. 2021,
+of it. In chunks the first pass keeps no graph and the second makes it anew, so memory is that of a chunk, compute that
+of one more forward, and loss, negatives and gradients are those of the whole batch (cached gradients: Gao et al. 2021,
 Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup). With several processes each does this
 with its part of the pairs, and the loss takes the embeddings of all (`World.gather`).
 """

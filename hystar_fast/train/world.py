@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -95,12 +96,13 @@ class World:
 
 
 def join_world(device: torch.device) -> World:
-    """Join the group that torchrun describes in the environment; without one, or in a group joined already, as it is."""
+    """Join the group that torchrun describes in the environment; one that is joined already is kept."""
     if dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size())
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World()
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # The others wait while process 0 validates.
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     return World(dist.get_rank(), dist.get_world_size())
 
 

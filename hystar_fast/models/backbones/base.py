@@ -41,6 +41,14 @@ class Backbone(nn.Module, ABC):
         """Give every MLP linear of block `number` (1-based) a learned static offset; returns their module names."""
 
     @abstractmethod
+    def inject_dynamic_mlp(self, number: int, rank: int | None) -> int:
+        """Make the first MLP linear of block `number` (1-based) take offsets; returns how many."""
+
+    @abstractmethod
+    def inject_static_attention(self, number: int, rank: int | None) -> list[str]:
+        """Give the packed qkv weight of block `number` (1-based) a learned static offset; returns its module's name."""
+
+    @abstractmethod
     def frozen_image_encoder(self) -> nn.Module:
         """The encoder as it was before any injection: images -> unnormalised embeddings; call it before injecting."""
 
@@ -49,8 +57,13 @@ class Backbone(nn.Module, ABC):
         """The first `blocks` blocks as they were before any injection: images -> tokens [B, T, width]."""
 
     @abstractmethod
-    def encode_image(self, images: Tensor, delta_s: Mapping[int, Tensor] | None = None) -> Tensor:
-        """images [B, 3, H, W], offsets per 1-based block number [r] or [B, r] -> [B, D], not normalised."""
+    def encode_image(
+        self,
+        images: Tensor,
+        delta_s: Mapping[int, Tensor] | None = None,
+        mlp_delta_s: Mapping[int, Tensor] | None = None,
+    ) -> Tensor:
+        """images [B, 3, H, W], offsets [r] or [B, r] of attention and MLP per 1-based block -> [B, D], any length."""
 
     @abstractmethod
     def encode_text(self, tokens: Tensor) -> Tensor:

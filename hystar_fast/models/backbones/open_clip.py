@@ -49,12 +49,12 @@ class OpenClipTower(VisionTower):
     def embed(self, visual: Any, images: Tensor) -> Tensor:
         return visual._embeds(images.to(visual.conv1.weight.dtype))
 
-    def run_block(self, block: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
+    def run_block(self, block: Any, x: Tensor, delta_s: Tensor | None, mlp_delta_s: Tensor | None = None) -> Tensor:
         attended = _attend(block.attn, block.ln_1(x), delta_s)
         if hasattr(block, "ln_attn"):
             attended = block.ln_attn(attended)
         x = x + block.ls_1(attended)
-        return x + block.ls_2(block.mlp(block.ln_2(x)))
+        return x + block.ls_2(self.run_mlp(block.mlp, block.ln_2(x), mlp_delta_s))
 
     def pool(self, visual: Any, x: Tensor) -> Tensor:
         pooled, _ = visual._pool(x)

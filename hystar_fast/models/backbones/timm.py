@@ -20,6 +20,8 @@ class TimmTower(VisionTower):
         head_at: the name of the module that makes embeddings of what the trunk pools.
     """
 
+    mlp_parts = ("fc1", "act", "drop1", "norm", "fc2", "drop2")
+
     def __init__(self, trunk_at: str, head_at: str) -> None:
         self.trunk_at, self.head_at = trunk_at, head_at
         self.blocks_at = f"{trunk_at}.blocks"
@@ -45,11 +47,11 @@ class TimmTower(VisionTower):
         x = trunk.patch_embed(images.to(trunk.patch_embed.proj.weight.dtype))
         return trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(x)))
 
-    def run_block(self, block: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
+    def run_block(self, block: Any, x: Tensor, delta_s: Tensor | None, mlp_delta_s: Tensor | None = None) -> Tensor:
         normed = block.norm1(x)
         attended = block.attn(normed, delta_s) if isinstance(block.attn, SVDAttention) else block.attn(normed)
         x = x + block.drop_path1(block.ls1(attended))
-        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+        return x + block.drop_path2(block.ls2(self.run_mlp(block.mlp, block.norm2(x), mlp_delta_s)))
 
     def pool(self, visual: Any, x: Tensor) -> Tensor:
         trunk = visual.get_submodule(self.trunk_at)

@@ -29,6 +29,7 @@ class VisionTower(ABC):
 
     blocks_at: str
     attention_at: str = "attn"
+    mlp_parts: tuple[str, ...] = ()  # what an MLP runs one after the other, a linear first; () for all its children
 
     @abstractmethod
     def check(self, visual: Any) -> None:
@@ -43,8 +44,31 @@ class VisionTower(ABC):
         """images [B, 3, H, W] -> tokens [B, T, d] as the first block takes them."""
 
     @abstractmethod
-    def run_block(self, block: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
-        """x [B, T, d] -> [B, T, d], the attention of `block` with the offsets `delta_s` where given."""
+    def run_block(self, block: Any, x: Tensor, delta_s: Tensor | None, mlp_delta_s: Tensor | None = None) -> Tensor:
+        """x [B, T, d] -> [B, T, d], attention and MLP of `block` with their offsets where given."""
+
+    def parts_of(self, mlp: Any) -> list[tuple[str, nn.Module]]:
+        """What `mlp` runs one after the other.
+
+        Raises:
+            ValueError: it has other parts, or does not begin with a linear layer.
+        """
+        parts = [(name, part) for name, part in mlp.named_children() if not self.mlp_parts or name in self.mlp_parts]
+        if self.mlp_parts:
+            parts.sort(key=lambda entry: self.mlp_parts.index(entry[0]))
+        if len(parts) < len(list(mlp.children())) or not parts or not hasattr(parts[0][1], "in_features"):
+            raise ValueError(f"blocks must have an MLP that begins with a linear layer, {type(mlp).__name__} does not")
+        return parts
+
+    def run_mlp(self, mlp: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
+        """x [B, T, d] -> [B, T, d], the first linear of `mlp` with the offsets `delta_s` where given."""
+        if delta_s is None:
+            return mlp(x)
+        (_, first), *rest = self.parts_of(mlp)
+        x = first(x, delta_s)
+        for _, part in rest:
+            x = part(x)
+        return x
 
     @abstractmethod
     def pool(self, visual: Any, x: Tensor) -> Tensor:
@@ -58,15 +82,23 @@ class VisionTower(ABC):
         """The children of `visual` that no image passes."""
         return ()
 
-    def encode(self, visual: Any, images: Tensor, delta_s: Mapping[int, Tensor], *, recompute: bool) -> Tensor:
-        """images -> embeddings, block number n (1-based) with the offsets ``delta_s[n]`` where given."""
+    def encode(
+        self,
+        visual: Any,
+        images: Tensor,
+        delta_s: Mapping[int, Tensor],
+        mlp_delta_s: Mapping[int, Tensor],
+        *,
+        recompute: bool,
+    ) -> Tensor:
+        """images -> embeddings, block n (1-based) with the offsets ``delta_s[n]``, ``mlp_delta_s[n]`` where given."""
         x = self.embed(visual, images)
         for number, block in enumerate(visual.get_submodule(self.blocks_at), start=1):
-            offsets = delta_s.get(number)
+            offsets = delta_s.get(number), mlp_delta_s.get(number)
             if recompute:
-                x = checkpoint(self.run_block, block, x, offsets, use_reentrant=False)
+                x = checkpoint(self.run_block, block, x, *offsets, use_reentrant=False)
             else:
-                x = self.run_block(block, x, offsets)
+                x = self.run_block(block, x, *offsets)
         return self.pool(visual, x)
 
 
@@ -80,7 +112,7 @@ class FrozenTower(nn.Module):
         self.visual = copy.deepcopy(visual, shared | {id(module): None for module in tower.unused(visual)})
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.tower.encode(self.visual, images, {}, recompute=False)
+        return self.tower.encode(self.visual, images, {}, {}, recompute=False)
 
 
 class FrozenPrefix(FrozenTower):
@@ -130,15 +162,34 @@ class TowerBackbone(Backbone):
         names = inject(self.blocks[number - 1].get_submodule("mlp"), "*", rank=rank)
         return [f"{self.visual_at}.{self.tower.blocks_at}.{number - 1}.mlp.{name}" for name in names]
 
+    def inject_dynamic_mlp(self, number: int, rank: int | None) -> int:
+        mlp = self.blocks[number - 1].get_submodule("mlp")
+        first, _ = self.tower.parts_of(mlp)[0]
+        inject(mlp, first, rank=rank)
+        layer: Any = mlp.get_submodule(first)
+        layer.delta_s_static.requires_grad_(False)
+        return int(layer.rank)
+
+    def inject_static_attention(self, number: int, rank: int | None) -> list[str]:
+        self.inject_dynamic(number, rank)
+        attention: Any = self.blocks[number - 1].get_submodule(self.tower.attention_at)
+        attention.in_proj.delta_s_static.requires_grad_(True)
+        return [f"{self.visual_at}.{self.tower.blocks_at}.{number - 1}.{self.tower.attention_at}.in_proj"]
+
     def frozen_image_encoder(self) -> nn.Module:
         return FrozenTower(self.tower, self.visual)
 
     def frozen_prefix(self, blocks: int) -> nn.Module:
         return FrozenPrefix(self.tower, self.visual, blocks)
 
-    def encode_image(self, images: Tensor, delta_s: Mapping[int, Tensor] | None = None) -> Tensor:
+    def encode_image(
+        self,
+        images: Tensor,
+        delta_s: Mapping[int, Tensor] | None = None,
+        mlp_delta_s: Mapping[int, Tensor] | None = None,
+    ) -> Tensor:
         self.check_images(images)
         if images.shape[0] == 0:  # patch embeddings cannot tell the shape of nothing
             return images.new_zeros(0, self.embed_dim)
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        return self.tower.encode(self.visual, images, delta_s or {}, recompute=recompute)
+        return self.tower.encode(self.visual, images, delta_s or {}, mlp_delta_s or {}, recompute=recompute)

@@ -28,14 +28,15 @@ class TransformersTower(VisionTower):
 
     blocks_at = "vision_model.encoder.layers"
     attention_at = "self_attn"
+    mlp_parts = ("fc1", "activation_fn", "fc2")
     heads: Sequence[str] = ()
 
     def embed(self, visual: Any, images: Tensor) -> Tensor:
         return visual.vision_model.embeddings(images)
 
-    def run_block(self, block: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
+    def run_block(self, block: Any, x: Tensor, delta_s: Tensor | None, mlp_delta_s: Tensor | None = None) -> Tensor:
         x = x + _attend(block.self_attn, block.layer_norm1(x), delta_s)
-        return x + block.mlp(block.layer_norm2(x))
+        return x + self.run_mlp(block.mlp, block.layer_norm2(x), mlp_delta_s)
 
     def modulated(self, attention: Any, rank: int | None) -> SVDAttention:
         return SVDAttention.from_linears(_projections(attention), _output(attention), attention.num_heads, rank)
