@@ -30,7 +30,7 @@ class DataSettings:
     Attributes:
         source: "emoji", or what `data.open.open_images` takes.
         styles: query styles, "text" among them if captions should ask; empty for all that are drawn.
-        gallery_style: for style folders, the one that answers; empty for their default.
+        gallery_style: for folders and shards, the style that answers; empty for their default.
         validation: the split that chooses, "none", or the share of the training pictures that is held out for it.
         limit: at most so many training and validation pictures of each style; 0 takes all.
         jitter: largest random shift and change of size of a picture, as a share of its side.
