@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +121,23 @@ def test_training_is_that_of_one_process_and_one_process_writes(
     assert [(line["step"], line["kind"]) for line in lines] == [
         (1, "train"), (2, "train"), (2, "validation"), (3, "train"), (3, "validation")
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_torchrun_trains_by_the_command(tmp_path: Path) -> None:
+    changes = ("data.limit=8", "optim.batch_size=4", "optim.steps=2", "model.pretrained=random", "optim.chunk_size=3")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "localhost:0", "-m", "hystar_fast.cli.main", "train", "emoji"]
+    command += [part for change in changes for part in ("--set", change)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "run")], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("trained parameters") == 1
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["kind"]) for line in lines] == [(1, "train"), (2, "train"), (2, "validation")]
+    assert (tmp_path / "run" / "adapter" / "adapter.safetensors").is_file()
 
 
 def test_rows_are_gathered_in_the_order_of_ranks(runs: list[dict[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hystar_fast.train.log import MetricsLog
 
@@ -116,6 +117,52 @@ def test_a_finished_run_that_goes_on_does_nothing(unbroken: Path) -> None:
     before = {path: path.read_bytes() for path in unbroken.rglob("*") if path.is_file()}
     finish(start(unbroken, "--resume"))
     assert {path: path.read_bytes() for path in unbroken.rglob("*") if path.is_file()} == before
+
+
+def test_tensorboard_gets_the_figures_and_missing_extras_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = MetricsLog(tmp_path, tensorboard=True)
+    log.write(3, "train", {"loss": 1.5, "learning_rate": {"static": 0.25}})
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    found = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert found == {"train/loss": [(3, 1.5)], "train/learning_rate/static": [(3, 0.25)]}
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"run\.tensorboard needs TensorBoard: pip install 'hystar-fast\[train\]'"
+    ):
+        MetricsLog(tmp_path, tensorboard=True)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ModuleNotFoundError, match=r"run\.wandb needs wandb: pip install 'hystar-fast\[wandb\]'"):
+        MetricsLog(tmp_path, wandb="project")
+
+
+def test_wandb_gets_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+
+    class Stub:
+        @staticmethod
+        def init(**options: Any) -> Any:
+            sent.append((options["project"], options["id"]))
+            return Stub
+
+        @staticmethod
+        def log(values: dict[str, float], step: int) -> None:
+            sent.append((step, values))
+
+        @staticmethod
+        def finish() -> None:
+            sent.append("finished")
+
+    monkeypatch.setitem(sys.modules, "wandb", Stub)
+    log = MetricsLog(tmp_path, wandb="project")
+    log.write(1, "validation", {"score": 0.5, "R@1": {"sketch": 0.5}})
+    log.close()
+    assert sent[1:] == [(1, {"validation/score": 0.5, "validation/R@1/sketch": 0.5}), "finished"]
+    MetricsLog(tmp_path, wandb="project", step=1).close()  # goes on in the same run of wandb
+    MetricsLog(tmp_path, wandb="project").close()
+    assert sent[0] == sent[3] and sent[0][0] == sent[5][0] == "project" and sent[0] != sent[5]
 
 
 def test_a_log_shorter_than_its_checkpoint_is_refused_and_a_longer_one_cut(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class MetricsLog:
                 f"{self.path} has {found} bytes and the checkpoint knows of {size}: start anew, without --resume"
             )
         self._board = _tensorboard(folder / "tensorboard", step) if tensorboard else None
-        self._wandb = _wandb(wandb, folder) if wandb else None
+        self._wandb = _wandb(wandb, folder, goes_on=step > 0) if wandb else None
         self._file = self.path.open("ab")
         self._file.truncate(size)
         self._file.seek(size)
@@ -92,9 +93,12 @@ def _tensorboard(folder: Path, step: int) -> Any:
     return SummaryWriter(str(folder), purge_step=step + 1)
 
 
-def _wandb(project: str, folder: Path) -> Any:
+def _wandb(project: str, folder: Path, *, goes_on: bool) -> Any:
     try:
         import wandb
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("run.wandb needs wandb: pip install 'hystar-fast[wandb]'") from error
-    return wandb.init(project=project, dir=str(folder), id=folder.name, resume="allow")
+    known = folder / "wandb_id.txt"
+    if not (goes_on and known.exists()):
+        known.write_text(secrets.token_hex(8), encoding="utf-8")
+    return wandb.init(project=project, dir=str(folder), id=known.read_text(encoding="utf-8"), resume="allow")
