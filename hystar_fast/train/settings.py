@@ -214,7 +214,9 @@ def _keys() -> dict[str, Key]:
     found = {"model.method": Key("model.method", (str,), "hystar")}
     for name, kind in get_type_hints(HystarConfig).items():
         if name not in loss:
-            found[f"model.{name}"] = Key(f"model.{name}", _kinds(kind), getattr(HystarConfig, name))
+            # Blocks by depth are the paper's on its backbone, and fit every other one.
+            default = None if name == "blocks" else getattr(HystarConfig, name)
+            found[f"model.{name}"] = Key(f"model.{name}", _kinds(kind), default)
     for name, (_, default) in loss.items():
         found[f"loss.{name}"] = Key(f"loss.{name}", _kinds(hints[name]), default)
     for section, settings in _CLASSES.items():
