@@ -14,11 +14,10 @@ from rich.table import Table
 from hystar_fast.cli.report import interval, machine, source, write_json
 from hystar_fast.data.open import open_images
 from hystar_fast.data.records import ImageSet
-from hystar_fast.methods.hystar import HystarMethod
+from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.suite import UNTRAINED, create_method
 from hystar_fast.models.config import HystarConfig
-from hystar_fast.models.hystar import Hystar
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.evaluate_images import Report, Row, evaluate_images
 
@@ -32,7 +31,7 @@ class EvalSettings:
 
     Attributes:
         output: folder for ``results.json``.
-        adapter: what train or demo wrote; used unless `method` is given.
+        adapter: the folder of a trained method's adapter; used unless `method` is given.
         method: a method that needs no training, by name.
         backbone, pretrained: of `method`.
         data: see :func:`hystar_fast.data.open.open_images`.
@@ -118,7 +117,7 @@ def _evaluate(
 
 def _method(settings: EvalSettings) -> Method:
     if settings.method is None:
-        return HystarMethod(Hystar.from_pretrained(settings.adapter))
+        return load_method(settings.adapter)
     if settings.method not in UNTRAINED:
         raise ValueError(f"method must be one that needs no training, {UNTRAINED}, got {settings.method!r}")
     config = HystarConfig(backbone=settings.backbone, pretrained=settings.pretrained, style="clip", blocks=None)

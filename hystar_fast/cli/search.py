@@ -10,8 +10,8 @@ from torch import Tensor
 
 from hystar_fast.cli.demo import ADAPTER_FOLDER, INDEX_FOLDER
 from hystar_fast.data.emoji import EmojiStyles
-from hystar_fast.methods.hystar import HystarMethod
-from hystar_fast.models.hystar import Hystar
+from hystar_fast.methods.adapter_files import load_method, save_method
+from hystar_fast.methods.interface import Method
 from hystar_fast.retrieval.embed import (
     embed_images,
     embed_texts,
@@ -40,7 +40,7 @@ class Searcher:
     """An index with the model that made it."""
 
     index: Index
-    method: HystarMethod
+    method: Method
 
     @classmethod
     def open(cls, directory: Path) -> Searcher:
@@ -55,11 +55,11 @@ class Searcher:
                 f"it has no {INDEX_FOLDER}/ and {ADAPTER_FOLDER}/. Run `hystar-fast demo --output {directory}` first"
             )
         index = Index.load(directory / INDEX_FOLDER)
-        return cls(index, HystarMethod(Hystar.from_pretrained(directory / ADAPTER_FOLDER)))
+        return cls(index, load_method(directory / ADAPTER_FOLDER))
 
     def image(self, path: Path, top: int) -> list[Hit]:
         """The `top` answers to a picture file."""
-        picture = image_to_tensor(load_image(path), self.method.preprocess.size[0])
+        picture = image_to_tensor(load_image(path), self.method.input_side)
         return self._hits(embed_images(self.method, picture[None]), top)
 
     def text(self, words: str, top: int) -> list[Hit]:
@@ -93,12 +93,12 @@ class Searcher:
 
 def embed_folder(folder: Path, adapter: Path, output: Path) -> int:
     """Index all pictures of a folder with a trained adapter; `Searcher.open(output)` reads it. Returns their number."""
-    method = HystarMethod(Hystar.from_pretrained(adapter))
-    ids, images = load_folder(folder, method.preprocess.size[0])
+    method = load_method(adapter)
+    ids, images = load_folder(folder, method.input_side)
     embedded = embed_images(method, images)
     bad = (~embedded.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:
         raise ValueError(f"the model gives no finite embedding for {ids[bad[0]]}")
     Index(embedded, ids, {"source": str(folder.resolve()), "captions": ids}).save(output / INDEX_FOLDER)
-    method.model.save_pretrained(output / ADAPTER_FOLDER)
+    save_method(method, output / ADAPTER_FOLDER)
     return len(ids)

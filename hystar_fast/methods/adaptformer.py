@@ -68,5 +68,6 @@ class AdaptFormer(Adapted):
         super().__init__(backbone, criterion)
         if bottleneck < 1:
             raise ValueError(f"bottleneck must be at least 1, got {bottleneck}")
+        self.settings = {"bottleneck": bottleneck}
         for block in backbone.blocks:
             block.mlp = AdaptMLP(block.get_submodule("mlp"), backbone.width, bottleneck)

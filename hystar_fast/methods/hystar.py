@@ -38,6 +38,7 @@ class HystarMethod(Method):
 
     def __init__(self, model: Hystar) -> None:
         self.model = model
+        self.config = model.config
         self.preprocess = TensorPreprocess(model.preprocess)
         self.criterion = criterion(model.config)
         self.modules = (model,)

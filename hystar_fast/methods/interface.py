@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from torch import Tensor, nn
+
+from hystar_fast.methods.inputs import TensorPreprocess
+from hystar_fast.models.config import HystarConfig
+
+_DEFAULT_SIDE = 64
 
 
 class Method(ABC):
@@ -14,10 +20,27 @@ class Method(ABC):
     The harness hands every system the same images: [B, 3, H, W] floating point in [0, 1], not normalised. A system
     does its own resizing and normalisation. What it does not have it leaves out: the defaults below are a system
     without a style input, without text and without anything to train.
+
+    Attributes:
+        name: what it is called in tables and files.
+        modules: what is switched between training and evaluation, and holds what trains.
+        preprocess: what makes its backbone's input of the images it gets; None for a system without a backbone.
+        config: the description it was built from, where there is one.
+        settings: what it was built with besides `config`.
+        fingerprints: part -> hash of the frozen weights it stands on; an adapter file fits no others.
     """
 
     name: str
     modules: tuple[nn.Module, ...] = ()
+    preprocess: TensorPreprocess | None = None
+    config: HystarConfig | None = None
+    settings: Mapping[str, int] = MappingProxyType({})
+    fingerprints: Mapping[str, str | None] = MappingProxyType({})
+
+    @property
+    def input_side(self) -> int:
+        """Pixels a side at which pictures are best read for it."""
+        return _DEFAULT_SIDE if self.preprocess is None else self.preprocess.size[0]
 
     @abstractmethod
     def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
@@ -47,6 +70,11 @@ class Method(ABC):
         """Switch `modules` between training and evaluation."""
         for module in self.modules:
             module.train(mode)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What trains, by its name within `modules`: what a file of this method holds."""
+        wanted = {id(p) for group in self.parameter_groups().values() for p in group}
+        return {n: p for module in self.modules for n, p in module.named_parameters() if id(p) in wanted}
 
 
 def count_parameters(method: Method) -> dict[str, int]:

@@ -39,21 +39,33 @@ class LoRA(Frozen):
         backbone: is changed in place.
         criterion: loss of (query, target).
         parameters: about how many parameters to train: the rank whose count is closest is taken.
+        rank: the rank itself, instead of `parameters`.
 
     Raises:
-        ValueError: `parameters` is not positive.
+        ValueError: not exactly one of `parameters` and `rank`, or one that is not positive.
     """
 
     name = "lora"
 
-    def __init__(self, backbone: Backbone, criterion: Callable[[Tensor, Tensor], Tensor], *, parameters: int) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        criterion: Callable[[Tensor, Tensor], Tensor],
+        *,
+        parameters: int | None = None,
+        rank: int | None = None,
+    ) -> None:
         super().__init__(backbone, backbone.preprocess, backbone.tokenizer)
-        if parameters < 1:
-            raise ValueError(f"parameters must be at least 1, got {parameters}")
+        if (parameters is None) == (rank is None):
+            raise ValueError("lora needs parameters (how many to train) or rank, and not both")
+        for name, value in (("parameters", parameters), ("rank", rank)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         places = _matrices(backbone)
         per_rank = sum(sum(getattr(module, name).shape) for module, name in places)
         self.criterion = criterion
-        self.rank = max(1, round(parameters / per_rank))
+        self.rank: int = max(1, round(parameters / per_rank)) if parameters is not None else rank or 1
+        self.settings = {"rank": self.rank}
         self._trained: list[nn.Parameter] = []
         for module, name in places:
             update = LowRank(getattr(module, name), self.rank)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from hystar_fast.methods.baselines import BASELINES
@@ -12,8 +14,9 @@ from hystar_fast.methods.interface import Method
 from hystar_fast.methods.lora import LoRA
 from hystar_fast.methods.pixels import Pixels
 from hystar_fast.methods.static_only import StaticOnly
-from hystar_fast.models.backbones import create_backbone
+from hystar_fast.models.backbones import Backbone, create_backbone
 from hystar_fast.models.backbones.open_clip import OpenClipBackbone, OpenClipTower
+from hystar_fast.models.checkpoint import fingerprint
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
 
@@ -29,7 +32,14 @@ def create_hystar(config: HystarConfig, *, seed: int = 0) -> HystarMethod:
     return HystarMethod(Hystar(config))
 
 
-def create_method(name: str, config: HystarConfig, *, seed: int = 0, parameters: int | None = None) -> Method:
+def create_method(
+    name: str,
+    config: HystarConfig,
+    *,
+    seed: int = 0,
+    parameters: int | None = None,
+    settings: Mapping[str, int] | None = None,
+) -> Method:
     """Build one method.
 
     Args:
@@ -37,10 +47,12 @@ def create_method(name: str, config: HystarConfig, *, seed: int = 0, parameters:
         config: the Hystar it is, or is compared with: the backbone, the loss, the style.
         seed: of what is drawn at random (hypernetworks, LoRA, prompts).
         parameters: for "lora", how many parameters to train, for example those of Hystar.
+        settings: what a method of this name says it was built with (`Method.settings`), instead of its defaults.
 
     Raises:
-        ValueError: an unknown name, "lora" without `parameters`, or a baseline on a backbone without open_clip's own
+        ValueError: an unknown name, "lora" without a size, or a baseline on a backbone without open_clip's own
             vision transformer.
+        TypeError: `settings` that this method does not have.
     """
     torch.manual_seed(seed)
     if name == "pixels":
@@ -54,6 +66,15 @@ def create_method(name: str, config: HystarConfig, *, seed: int = 0, parameters:
     if name not in ("frozen", "lora", *BASELINES):
         raise ValueError(f"name must be one of {(*METHODS, *BASELINES)}, got {name!r}")
     backbone = create_backbone(config)
+    fingerprints = {"backbone": fingerprint(backbone.state_dict().items())}
+    method = _adapted(name, backbone, config, parameters, settings or {})
+    method.config, method.fingerprints = config, {**fingerprints, **method.fingerprints}
+    return method
+
+
+def _adapted(
+    name: str, backbone: Backbone, config: HystarConfig, parameters: int | None, settings: Mapping[str, int]
+) -> Frozen:
     if name == "frozen":
         return Frozen(backbone, backbone.preprocess, backbone.tokenizer)
     if name in BASELINES:
@@ -61,7 +82,7 @@ def create_method(name: str, config: HystarConfig, *, seed: int = 0, parameters:
             raise ValueError(
                 f"{name} needs a backbone with open_clip's own vision transformer, got {config.backbone!r}"
             )
-        return BASELINES[name](backbone, criterion(config))
-    if parameters is None:
-        raise ValueError("lora needs parameters: how many to train")
+        return BASELINES[name](backbone, criterion(config), **settings)
+    if settings:
+        return LoRA(backbone, criterion(config), **settings)
     return LoRA(backbone, criterion(config), parameters=parameters)

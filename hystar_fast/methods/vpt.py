@@ -80,5 +80,6 @@ class VPT(Adapted):
         super().__init__(backbone, criterion)
         if prompts < 1:
             raise ValueError(f"prompts must be at least 1, got {prompts}")
+        self.settings = {"prompts": prompts}
         self.model = Prompted(backbone, prompts)
         self.modules = (self.model,)

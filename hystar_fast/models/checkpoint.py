@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "adapter.safetensors"
 FORMAT = "hystar_fast.adapter/1"
+METHOD_FORMAT = "hystar_fast.method/1"
 _SAMPLES = 1024
 
 
@@ -38,20 +39,24 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     return digest.hexdigest()
 
 
-def write_adapter(directory: str | Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write both files into `directory`, which is made if need be."""
+def write_adapter(
+    directory: str | Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor], *, kind: str = FORMAT
+) -> None:
+    """Write both files into `directory`, which is made if need be; `kind` is the format they say they have."""
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"directory must be a folder, {directory} is a file")
     directory.mkdir(parents=True, exist_ok=True)
     content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    described = {"format": FORMAT, **description, "tensors_sha256": hashlib.sha256(content).hexdigest()}
+    described = {"format": kind, **description, "tensors_sha256": hashlib.sha256(content).hexdigest()}
     _replace(directory / TENSOR_FILE, content)
     _replace(directory / CONFIG_FILE, (json.dumps(described, indent=2) + "\n").encode())
 
 
-def read_adapter(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What :func:`write_adapter` wrote: the description and the tensors.
+def read_adapter(
+    directory: str | Path, *, kinds: Sequence[str] = (FORMAT,)
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What :func:`write_adapter` wrote in one of the formats `kinds`: the description and the tensors.
 
     Raises:
         ValueError: when a file is missing, unreadable, of another format, or the two do not belong together.
@@ -64,9 +69,10 @@ def read_adapter(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tenso
         description = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{directory / CONFIG_FILE} is corrupt: {error}") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        found = description.get("format") if isinstance(description, dict) else type(description).__name__
-        raise ValueError(f"{directory / CONFIG_FILE} must have format {FORMAT!r}, it has {found!r}")
+    found = description.get("format") if isinstance(description, dict) else type(description).__name__
+    if not isinstance(description, dict) or found not in kinds:
+        wanted = " or ".join(map(repr, kinds))
+        raise ValueError(f"{directory / CONFIG_FILE} must have format {wanted}, it has {found!r}")
     if not all(isinstance(description.get(part), dict) for part in ("config", "fingerprints")):
         raise ValueError(f'{directory / CONFIG_FILE} must hold "config" and "fingerprints"')
     content = (directory / TENSOR_FILE).read_bytes()

@@ -20,7 +20,6 @@ from hystar_fast.retrieval.zero_shot import class_embeddings, numbered
 TASKS = ("instance", "category", "classify")
 PROTOCOLS = {"full": "full: ranked over the whole gallery", "batch24": LABEL}
 DEFAULT_METRICS = tuple(Metric.parse(name) for name in ("R@1", "R@5"))
-_DEFAULT_SIDE = 64
 _JOINT = {"similarity": "max", "softmax": "softmax"}
 
 
@@ -129,11 +128,9 @@ class _Run:
     skipped: list[Skipped]
 
     def embed(self, records: Sequence[Record]) -> _Embedded:
-        preprocess = getattr(self.method, "preprocess", None)
-        side = _DEFAULT_SIDE if preprocess is None else preprocess.size[0]
         kept: list[Record] = []
         vectors = []
-        batches = read_images(self.images, records, side, self.skipped, batch_size=self.batch_size)
+        batches = read_images(self.images, records, self.method.input_side, self.skipped, batch_size=self.batch_size)
         for rows, pictures in batches:
             vectors.append(embed_images(self.method, pictures, batch_size=self.batch_size, progress=self.progress))
             kept += [records[row] for row in rows]

@@ -1,0 +1,103 @@
+"""Trained methods on disk: a folder with what was trained, and a description of what it belongs to.
+
+Hystar and its static form are written as :meth:`Hystar.save_pretrained` writes them. Every other method has the same
+two files, ``adapter.safetensors`` and ``config.json``, under a format of its own: the description also names the
+method and its settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hystar_fast.methods.hystar import HystarMethod
+from hystar_fast.methods.interface import Method
+from hystar_fast.methods.suite import create_method
+from hystar_fast.models.checkpoint import FORMAT, METHOD_FORMAT, check_tensors, read_adapter, write_adapter
+from hystar_fast.models.config import HystarConfig
+from hystar_fast.models.hystar import Hystar
+
+STATIC = "static"
+
+
+def save_method(method: Method, directory: str | Path) -> None:
+    """Write what a method has trained into a folder, each file whole or not at all; the backbone is not written.
+
+    Args:
+        method: built by :func:`hystar_fast.methods.suite.create_method`.
+        directory: is made if need be.
+
+    Raises:
+        ValueError: the method has nothing to train, or was not built from a configuration; `directory` is a file.
+    """
+    if isinstance(method, HystarMethod):
+        method.model.save_pretrained(directory)
+        return
+    tensors = method.trained()
+    if not tensors:
+        raise ValueError(f"method {method.name!r} has nothing to train, so there is nothing to save")
+    if method.config is None:
+        raise ValueError(f"method {method.name!r} must be built by create_method to be saved: it has no configuration")
+    description = {
+        "method": method.name,
+        "settings": dict(method.settings),
+        "config": method.config.to_dict(),
+        "fingerprints": dict(method.fingerprints),
+    }
+    write_adapter(directory, description, tensors, kind=METHOD_FORMAT)
+
+
+def load_method(directory: str | Path, **changes: Any) -> Method:
+    """Rebuild a trained method from its folder: the backbone its configuration names, and what was trained on it.
+
+    Args:
+        directory: what :func:`save_method` or :meth:`Hystar.save_pretrained` wrote.
+        changes: fields of the configuration to replace, such as ``pretrained`` where the weights have moved.
+
+    Returns:
+        The method, in evaluation mode.
+
+    Raises:
+        ValueError: a file is missing, corrupt or of another format, names a method or settings there are not, does
+            not fit the backbone, or was trained on other weights.
+    """
+    description, tensors = read_adapter(directory, kinds=(FORMAT, METHOD_FORMAT))
+    if description["format"] == FORMAT:
+        return _hystar(directory, changes)
+    config = HystarConfig.from_dict({**description["config"], **changes})
+    name, settings = description.get("method"), description.get("settings")
+    if not isinstance(name, str) or not isinstance(settings, dict):
+        raise ValueError(f'the description in {directory} must hold "method" and "settings"')
+    try:
+        method = create_method(name, config, settings=settings)
+    except TypeError as error:
+        raise ValueError(f"the description in {directory} has settings {settings} that {name!r} has not") from error
+    _check_weights(description["fingerprints"], method, directory)
+    needed = method.trained()
+    check_tensors(tensors, needed)
+    with torch.no_grad():
+        for key, parameter in needed.items():
+            parameter.copy_(tensors[key])
+    method.train(False)
+    return method
+
+
+def _hystar(directory: str | Path, changes: Mapping[str, Any]) -> HystarMethod:
+    method = HystarMethod(Hystar.from_pretrained(directory, **changes))
+    if method.model.extractor is None:
+        method.name = STATIC
+    method.train(False)
+    return method
+
+
+def _check_weights(trained_on: Mapping[str, Any], method: Method, directory: str | Path) -> None:
+    pretrained = None if method.config is None else method.config.pretrained
+    for part, wanted in trained_on.items():
+        if wanted is not None and method.fingerprints.get(part) not in (None, wanted):
+            raise ValueError(
+                f"the adapter in {directory} was trained on another {part}: pretrained={pretrained!r} gives different "
+                "weights"
+            )
