@@ -213,5 +213,34 @@ def tune(
         run_tuning(output, _console(), steps=chosen, seeds=seeds, pretrained=_pretrained(weights), limit=limit)
 
 
+@app.command()
+def compare(
+    output: Folder = Path("runs/compare"),
+    methods: Annotated[str | None, typer.Option(help="Names separated by commas; by default all.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each trained method, with seeds 0, 1, …")] = 3,
+    tuning_seeds: Annotated[int, typer.Option(min=1, help="Trials of each setting on the validation concepts.")] = 3,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps of each trial and run; by default the demo's.")
+    ] = None,
+    weights: Weights = "packaged",
+    limit: Limit = None,
+) -> None:
+    """Tune, train and evaluate methods with one budget, and print how far each is from Hystar; goes on where it was."""
+    with clear_errors():
+        from hystar_fast.cli.compare import COMPARED, CompareSettings, run_compare
+        from hystar_fast.methods.recipes import DEMO_STEPS
+
+        settings = CompareSettings(
+            output,
+            COMPARED if methods is None else tuple(name.strip() for name in methods.split(",")),
+            DEMO_STEPS if steps is None else steps,
+            range(seeds),
+            range(tuning_seeds),
+            _pretrained(weights),
+            limit,
+        )
+        run_compare(settings, _console())
+
+
 if __name__ == "__main__":
     app()

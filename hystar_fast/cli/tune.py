@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,16 +15,19 @@ from rich.progress import track
 from hystar_fast.cli.report import machine, recalls, source, write_json
 from hystar_fast.methods.interface import count_parameters
 from hystar_fast.methods.recipes import DEMO_STEPS, GRID, TUNING_SEEDS, demo_config
-from hystar_fast.methods.suite import TRAINED, create_hystar, create_method
+from hystar_fast.methods.suite import create_hystar, create_method
 from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.protocol import HARD_STYLES, load_split
 from hystar_fast.train.loop import Recipe, train
+
+Grid = Mapping[str, Sequence[dict[str, float]]]
 
 
 def tune(
     output: Path,
     console: Console,
     *,
+    grid: Grid | None = None,
     steps: int = DEMO_STEPS,
     seeds: Sequence[int] = TUNING_SEEDS,
     pretrained: str | None = "packaged",
@@ -38,6 +41,7 @@ def tune(
     Args:
         output: JSON file of all trials.
         console: where progress and the choice are printed.
+        grid: the settings of each method; by default those of the demo's.
         steps, pretrained, limit: as for the demo.
         seeds: of the training order and of what is drawn at random; every setting runs once with each.
 
@@ -46,6 +50,7 @@ def tune(
     """
     if not seeds:
         raise ValueError("seeds must name at least one seed")
+    grid = GRID if grid is None else grid
     training = load_split("train", limit=limit)
     validation = load_split("val", limit=limit)
     config = demo_config(pretrained)
@@ -60,7 +65,7 @@ def tune(
     }
     about = {**source(), "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine()}
     record: dict[str, Any] = {**about, **setting, "trials": _earlier_trials(output, setting), "chosen": {}}
-    trials = [(seed, name, rates) for seed in seeds for name in TRAINED for rates in GRID[name]]
+    trials = [(seed, name, rates) for seed in seeds for name in grid for rates in grid[name]]
     for seed, name, rates in track(trials, description="trials", console=console):
         key = {"method": name, "learning_rates": rates, "seed": seed}
         if any(key.items() <= trial.items() for trial in record["trials"]):
@@ -77,8 +82,8 @@ def tune(
         record["trials"].append(trial)
         write_json(output, record)
         console.print(f"{name} {rates} seed {seed}: {_score([trial])} in {trial['seconds']} s", highlight=False)
-    for name in TRAINED:
-        record["chosen"][name] = max(GRID[name], key=lambda rates: _score(_of(record["trials"], name, rates)))
+    for name, settings in grid.items():
+        record["chosen"][name] = max(settings, key=lambda rates: _score(_of(record["trials"], name, rates)))
     write_json(output, record)
     console.print(f"CHOSEN = {record['chosen']}", highlight=False)
     return dict(record["chosen"])

@@ -22,6 +22,19 @@ GRID: dict[str, list[dict[str, float]]] = {
     ],
 }
 
+# The same for the baselines that only `hystar-fast compare` trains.
+BASELINE_GRID: dict[str, list[dict[str, float]]] = {
+    name: [{name: rate} for rate in rates]
+    for name, rates in {
+        "ia3": (3e-3, 1e-2, 3e-2, 6e-2, 0.12),
+        "vpt": (1e-3, 3e-3, 1e-2, 3e-2, 0.1),
+        "adaptformer": (1e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2),
+        "ssf": (1e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2),
+        "svft": (1.5e-2, 3e-2, 6e-2, 0.12, 0.24),
+        "last_block": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+    }.items()
+}
+
 CHOSEN: dict[str, dict[str, float]] = {
     "static": {"static": 0.06},
     "lora": {"lora": 0.003},

@@ -1,0 +1,179 @@
+"""``hystar-fast compare``: methods tuned with one budget, trained with several seeds, and set beside each other."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from hystar_fast.cli.compare_table import compare_note, compare_tables, summarise
+from hystar_fast.cli.report import machine, source, write_json
+from hystar_fast.cli.tune import tune
+from hystar_fast.methods.adapter_files import save_method
+from hystar_fast.methods.baselines import BASELINES
+from hystar_fast.methods.interface import count_parameters
+from hystar_fast.methods.recipes import BASELINE_GRID, DEMO_STEPS, GRID, TUNING_SEEDS, demo_config
+from hystar_fast.methods.suite import TRAINED, UNTRAINED, create_hystar, create_method
+from hystar_fast.models.config import HystarConfig
+from hystar_fast.retrieval.evaluate import evaluate, images_to_embed
+from hystar_fast.retrieval.protocol import GALLERY_STYLE, QUERY_STYLES, StyledConcepts, load_split
+from hystar_fast.retrieval.seeds import recorded_ranks
+from hystar_fast.train.loop import Recipe, train
+
+RESULTS_FILE, TUNING_FILE, ADAPTERS = "compare.json", "tuning.json", "adapters"
+COMPARED = (*UNTRAINED, *BASELINES, *TRAINED)
+_GRIDS = {**GRID, **BASELINE_GRID}
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """What is compared, and how long everything trains.
+
+    Attributes:
+        output: folder for ``tuning.json``, ``compare.json`` and the adapters.
+        methods: names from `COMPARED`; the differences are from "hystar", where it is among them.
+        steps: training steps of every trial and of every run.
+        seeds: of the runs on the test split.
+        tuning_seeds: of the trials on the validation split.
+        pretrained: weights of the tiny backbone: "packaged", a path, or None for random ones.
+        limit: use only so many concepts of each split; for trying things out.
+    """
+
+    output: Path
+    methods: Sequence[str] = COMPARED
+    steps: int = DEMO_STEPS
+    seeds: Sequence[int] = TUNING_SEEDS
+    tuning_seeds: Sequence[int] = TUNING_SEEDS
+    pretrained: str | None = "packaged"
+    limit: int | None = None
+
+
+def run_compare(settings: CompareSettings, console: Console) -> dict[str, Any]:
+    """Tune, train and evaluate; print the table and return what ``compare.json`` holds.
+
+    Every trained method gets the same number of settings, steps, pairs and seeds, and its setting is chosen on the
+    validation concepts. Both files are written after every trial, and what they hold is not run again: a run that is
+    stopped goes on where it was and loses at most the trial it was in.
+
+    Raises:
+        ValueError: an unknown method or no seed, an output that is a file, or files of other settings in it.
+    """
+    _check(settings)
+    config = demo_config(settings.pretrained)
+    held_out = load_split("test", limit=settings.limit)
+    record = _record(settings, config, held_out)
+    trained = [name for name in settings.methods if name in _GRIDS]
+    chosen: dict[str, dict[str, float]] = {}
+    if trained:
+        chosen = tune(
+            settings.output / TUNING_FILE,
+            console,
+            grid={name: _GRIDS[name] for name in trained},
+            steps=settings.steps,
+            seeds=settings.tuning_seeds,
+            pretrained=settings.pretrained,
+            limit=settings.limit,
+        )
+    record["chosen"] = {**record["chosen"], **chosen}
+    planned = [_key(name, seed, chosen) for name in settings.methods for seed in _seeds(name, settings.seeds)]
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        overall = progress.add_task("runs", total=len(planned))
+        for key in planned:
+            if not any(key.items() <= run.items() for run in record["runs"]):
+                record["runs"].append(_run(key, settings, config, held_out, progress))
+                write_json(settings.output / RESULTS_FILE, record)
+            progress.advance(overall)
+    kept = [run for run in record["runs"] if any(key.items() <= run.items() for key in planned)]
+    record["summary"] = summarise(kept, held_out)
+    write_json(settings.output / RESULTS_FILE, record)
+    for table in compare_tables(record):
+        console.print(table)
+    console.print(compare_note(record), highlight=False, markup=False)
+    console.print(f"wrote {settings.output}/: {RESULTS_FILE}, {TUNING_FILE}, {ADAPTERS}/")
+    return record
+
+
+def _check(settings: CompareSettings) -> None:
+    unknown = [name for name in settings.methods if name not in COMPARED]
+    if unknown or not settings.methods:
+        raise ValueError(f"methods must be some of {COMPARED}, got {unknown[0] if unknown else 'none'!r}")
+    if len(set(settings.methods)) < len(settings.methods):
+        raise ValueError(f"methods must not repeat a name, got {', '.join(settings.methods)}")
+    if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
+        raise ValueError(f"seeds must be one or more different ones, got {list(settings.seeds)}")
+    if settings.output.exists() and not settings.output.is_dir():
+        raise ValueError(f"output must be a folder, but {settings.output} is a file")
+
+
+def _seeds(name: str, seeds: Sequence[int]) -> Sequence[int]:
+    """What draws nothing at random and trains nothing runs once."""
+    return seeds[:1] if name in UNTRAINED else seeds
+
+
+def _key(name: str, seed: int, chosen: dict[str, dict[str, float]]) -> dict[str, Any]:
+    return {"method": name, "seed": seed, "learning_rates": chosen.get(name, {})}
+
+
+def _record(settings: CompareSettings, config: HystarConfig, held_out: StyledConcepts) -> dict[str, Any]:
+    """The head of the file and the runs that an earlier call left in it."""
+    setting: dict[str, Any] = {
+        "config": config.to_dict(),
+        "steps": settings.steps,
+        "limit": settings.limit,
+        "gallery": {"style": GALLERY_STYLE, "n": len(held_out), "concepts": "test split, all of them"},
+        "queries": {style: len(held_out.rows(style)) for style in QUERY_STYLES},
+    }
+    about = {
+        **source(),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": machine(),
+        "ties": "count against the query",
+        "intervals": "95 %, percentile bootstrap over concepts of the mean over seeds, 2000 resamples",
+        "spread": "standard deviation over seeds",
+    }
+    path = settings.output / RESULTS_FILE
+    earlier: dict[str, Any] = {"runs": [], "chosen": {}}
+    if path.exists():
+        try:
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+            same = all(earlier[name] == value for name, value in setting.items())
+            earlier = {"runs": list(earlier["runs"]), "chosen": dict(earlier["chosen"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"output {path} is there and holds no comparison: {error!r}") from error
+        if not same:
+            raise ValueError(f"output {path} holds runs of other settings; give another folder or remove it")
+    return {**about, **setting, **earlier, "summary": {}}
+
+
+def _run(
+    key: dict[str, Any], settings: CompareSettings, config: HystarConfig, held_out: StyledConcepts, progress: Progress
+) -> dict[str, Any]:
+    name, seed, rates = key["method"], key["seed"], key["learning_rates"]
+    size = sum(count_parameters(create_hystar(config)).values()) if name == "lora" else None
+    method = create_method(name, config, seed=seed, parameters=size)
+    counts = count_parameters(method)
+    run: dict[str, Any] = {**key, "parameters": {"trainable": sum(counts.values()), **counts}}
+    began = time.perf_counter()
+    bars: list[TaskID] = []
+    if rates:
+        bars.append(progress.add_task(f"train {name}, seed {seed}", total=settings.steps))
+        losses = train(
+            method,
+            load_split("train", limit=settings.limit),
+            Recipe(rates, steps=settings.steps, seed=seed),
+            progress=lambda done, loss: progress.update(bars[0], completed=done),
+        )
+        run["loss"] = round(losses[-1], 4) if losses else None
+        save_method(method, settings.output / ADAPTERS / f"{name}-{seed}")
+    bars.append(progress.add_task(f"evaluate {name}, seed {seed}", total=images_to_embed(held_out)))
+    evaluation = evaluate(method, held_out, progress=lambda done: progress.advance(bars[-1], done))
+    for bar in bars:
+        progress.remove_task(bar)
+    return {**run, "ranks": recorded_ranks(evaluation), "seconds": round(time.perf_counter() - began, 1)}

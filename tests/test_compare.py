@@ -1,0 +1,160 @@
+"""Comparing methods: one budget, several seeds, paired differences, and a run that is stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_cli import refused, run
+
+from hystar_fast.cli import compare as module
+from hystar_fast.cli.compare import COMPARED
+from hystar_fast.methods.adapter_files import load_method
+from hystar_fast.methods.baselines import BASELINES
+from hystar_fast.methods.recipes import BASELINE_GRID, GRID
+from hystar_fast.methods.suite import TRAINED
+from hystar_fast.retrieval.evaluate import Evaluation, difference, evaluate
+from hystar_fast.retrieval.metrics import bootstrap_mean
+from hystar_fast.retrieval.protocol import load_split
+from hystar_fast.retrieval.seeds import over_seeds, paired_difference, recorded_ranks, restored
+
+CONCEPTS = 6
+NAMES = ("frozen", "vpt", "hystar")
+
+
+@pytest.fixture(autouse=True)
+def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {name: trials[:2] for name, trials in {**GRID, **BASELINE_GRID}.items()}
+    monkeypatch.setattr("hystar_fast.cli.compare._GRIDS", small)
+
+
+def compare(output: Path, *more: object, methods: str = ",".join(NAMES)) -> Any:
+    arguments = ("--output", output, "--methods", methods, "--steps", 1, "--limit", CONCEPTS, "--weights", "random")
+    return run("compare", *arguments, "--tuning-seeds", 1, "--seeds", 2, *more)
+
+
+def test_every_method_has_a_grid_of_the_same_size_for_its_own_groups():
+    grids = {**GRID, **BASELINE_GRID}
+    assert set(grids) == {*TRAINED, *BASELINES} == set(COMPARED) - {"pixels", "hog", "frozen"}
+    assert len({len(trials) for trials in grids.values()}) == 1
+    for name, trials in BASELINE_GRID.items():
+        assert all(set(trial) == {name} for trial in trials)
+        rates = [trial[name] for trial in trials]
+        assert rates == sorted(rates) and len(set(rates)) == len(rates)
+
+
+def test_the_comparison_says_what_was_done_and_found(tmp_path):
+    result = compare(tmp_path)
+    assert result.exit_code == 0, result.output
+    for name in NAMES:
+        assert name in result.output
+    found = json.loads((tmp_path / "compare.json").read_text())
+    assert [(r["method"], r["seed"]) for r in found["runs"]] == [
+        ("frozen", 0), ("vpt", 0), ("vpt", 1), ("hystar", 0), ("hystar", 1)
+    ]  # fmt: skip
+    tuned = json.loads((tmp_path / "tuning.json").read_text())
+    assert len(tuned["trials"]) == 4
+    assert found["chosen"] == tuned["chosen"]
+    concepts = load_split("test", limit=CONCEPTS)
+    for name in NAMES:
+        entry = found["summary"][name]
+        runs = [restored(r["ranks"], concepts) for r in found["runs"] if r["method"] == name]
+        values = [float((r.ranks["sketch"] < 1).float().mean()) for r in runs]
+        row = entry["recall"]["all"]["sketch"]["R@1"]
+        assert row["value"] == pytest.approx(100 * sum(values) / len(values), abs=0.01)
+        assert (row["deviation"] is None) == (name == "frozen")
+        assert row["low"] <= row["value"] <= row["high"]
+        assert (entry["parameters"]["trainable"] > 0) == (name != "frozen")
+        assert ("difference" in entry) == (name != "hystar")
+    assert str(tmp_path) not in (tmp_path / "compare.json").read_text()
+    again = evaluate(load_method(tmp_path / "adapters" / "vpt-1"), concepts)
+    assert recorded_ranks(again) == found["runs"][2]["ranks"]
+
+
+def test_a_comparison_that_is_stopped_loses_the_run_it_was_in_and_no_other(tmp_path, monkeypatch):
+    whole = tmp_path / "whole"
+    assert compare(whole).exit_code == 0
+    real, done = module.evaluate, []
+
+    def stopped(method: Any, *arguments: Any, **named: Any) -> Evaluation:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(method.name)
+        return real(method, *arguments, **named)
+
+    monkeypatch.setattr(module, "evaluate", stopped)
+    parts = tmp_path / "parts"
+    assert compare(parts).exit_code != 0
+    assert len(json.loads((parts / "compare.json").read_text())["runs"]) == 3
+    done.clear()
+    monkeypatch.setattr(module, "tune", lambda output, *_, **__: json.loads(output.read_text())["chosen"])
+    assert compare(parts).exit_code == 0
+    assert done == ["hystar", "hystar"]
+    one, two = (json.loads((folder / "compare.json").read_text()) for folder in (whole, parts))
+    assert one["summary"] == two["summary"]
+    assert [r["ranks"] for r in one["runs"]] == [r["ranks"] for r in two["runs"]]
+
+
+def test_more_methods_and_seeds_are_added_to_what_is_there(tmp_path):
+    assert compare(tmp_path, methods="frozen,ssf").exit_code == 0
+    first = json.loads((tmp_path / "compare.json").read_text())
+    assert compare(tmp_path, methods="ssf,hystar").exit_code == 0
+    found = json.loads((tmp_path / "compare.json").read_text())
+    assert found["runs"][: len(first["runs"])] == first["runs"]
+    assert list(found["summary"]) == ["ssf", "hystar"]
+    assert set(found["chosen"]) == {"ssf", "hystar"}
+
+
+def test_what_cannot_be_compared_is_named(tmp_path):
+    assert "methods must be some of" in refused("compare", "--methods", "frozen,prefix", "--output", tmp_path)
+    assert "methods must not repeat" in refused("compare", "--methods", "frozen,frozen", "--output", tmp_path)
+    assert compare(tmp_path, methods="frozen").exit_code == 0
+    assert "holds runs of other settings" in refused(
+        "compare", "--methods", "frozen", "--output", tmp_path, "--limit", 5, "--weights", "random"
+    )
+    (tmp_path / "compare.json").write_text("[]")
+    assert "holds no comparison" in refused("compare", "--methods", "frozen", "--output", tmp_path)
+    (tmp_path / "file").write_text("")
+    assert "output must be a folder" in refused("compare", "--output", tmp_path / "file")
+
+
+def made(ranks: list[int], asked: list[int], n: int = 6) -> Evaluation:
+    rows = {"sketch": torch.tensor(asked)}
+    found = {"sketch": torch.tensor(ranks)}
+    return Evaluation(torch.empty(n, 0), rows, {}, found, torch.tensor([True, False] * (n // 2)))
+
+
+def test_means_spreads_and_differences_over_seeds():
+    asked = [0, 1, 2, 4, 5]
+    one, two = made([0, 0, 3, 9, 0], asked), made([0, 2, 3, 9, 0], asked)
+    found = over_seeds([one, two], ("sketch",))
+    assert found is not None and found.deviation is not None
+    assert found.interval.value == pytest.approx((3 / 5 + 2 / 5) / 2)
+    assert found.deviation == pytest.approx(((3 / 5 - 1 / 2) ** 2 + (2 / 5 - 1 / 2) ** 2) ** 0.5)
+    assert found.interval == bootstrap_mean(torch.tensor([[1, 0.5, 0, torch.nan, 0, 1]]))
+    alone = over_seeds([one], ("sketch",), 4)
+    assert alone is not None and alone.deviation is None and alone.interval.value == pytest.approx(4 / 5)
+    unseen = over_seeds([one], ("sketch",), unseen_only=True)
+    assert unseen is not None and unseen.interval.value == pytest.approx(1 / 3)
+    assert paired_difference([one], [two], ("sketch",)) == difference(one, two, ("sketch",))
+    both = paired_difference([one, two], [two], ("sketch",))
+    assert both is not None and both.value == pytest.approx(0.1)
+    assert over_seeds([one], ("text",)) is None
+    assert paired_difference([one], [one], ("text",)) is None
+
+
+def test_runs_on_other_queries_are_refused():
+    one, two = made([0, 0], [0, 1]), made([0, 0], [0, 2])
+    with pytest.raises(ValueError, match="same queries"):
+        over_seeds([one, two], ("sketch",))
+    with pytest.raises(ValueError, match="same queries"):
+        paired_difference([one], [two], ("sketch",))
+    with pytest.raises(ValueError, match="same queries"):
+        over_seeds([one, made([0, 0], [0, 1], 8)], ("sketch",))
+    with pytest.raises(ValueError, match="at least one run"):
+        over_seeds([], ("sketch",))
+    with pytest.raises(ValueError, match="sketch has 2, needs 5"):
+        restored({"sketch": [0, 1]}, load_split("test", limit=5))
