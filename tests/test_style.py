@@ -18,6 +18,7 @@ from transformers import Dinov2Config, Dinov2Model
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.hystar import Hystar
 from hystar_fast.models.style import StyleExtractor, create_style
+from hystar_fast.models.vgg import WIDTHS
 
 
 def images_of(count: int) -> Tensor:
@@ -38,7 +39,7 @@ def write_dino(folder: Path) -> Dinov2Model:
     return network
 
 
-@pytest.mark.parametrize(("style", "dim"), [("dinov2", 768), ("clip", 24), ("vgg", 512)])
+@pytest.mark.parametrize(("style", "dim"), [("dinov2", 768), ("clip", 24), ("vgg", 680)])
 def test_styles_are_unit_vectors_of_frozen_networks(tmp_path: Path, style: str, dim: int) -> None:
     extractor = style_of(tmp_path, style=style, style_pretrained=None).train()
     images = images_of(2).requires_grad_()
@@ -133,8 +134,18 @@ def test_vgg_reads_a_state_dict(tmp_path: Path) -> None:
     images = torch.randn(1, 3, IMAGE_SIZE, IMAGE_SIZE)
     with torch.no_grad():
         seen = F.interpolate(images, (224, 224), mode="bicubic", antialias=True)
-        truth = F.normalize(features(seen).mean((-2, -1)), dim=-1)
-    assert relative_error(extractor(images), truth) < 1e-5
+        parts, x = [], seen
+        for place, layer in enumerate(features):
+            x = layer(x)
+            if place in WIDTHS:
+                mix = extractor.get_buffer(f"mix{place}").double()
+                assert torch.equal(mix.abs(), torch.full_like(mix, x.shape[1] ** -0.5).float().double())
+                flat = x[0].double().flatten(1)
+                part = (mix @ (flat @ flat.T / flat.shape[1]) @ mix.T)[*torch.triu_indices(16, 16)]
+                parts.append((part - part.mean()) / (part.var(correction=0) + 1e-5).sqrt())
+        truth = F.normalize(torch.cat(parts), dim=-1)
+    assert len(parts) == 5
+    assert relative_error(extractor(images)[0].double(), truth) < 1e-4
 
 
 @pytest.mark.parametrize(("style", "pretrained"), [("dinov2", "/no/such/folder"), ("vgg", "NO_SUCH_WEIGHTS")])

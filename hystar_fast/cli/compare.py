@@ -90,12 +90,15 @@ def run_compare(settings: CompareSettings, console: Console) -> dict[str, Any]:
                 record["runs"].append(_run(key, settings, config, held_out, progress))
                 write_json(settings.output / RESULTS_FILE, record)
             progress.advance(overall)
+    record["at_edge"] = sorted(name for name, rates in chosen.items() if _at_edge(name, rates))
     kept = [run for run in record["runs"] if any(key.items() <= run.items() for key in planned)]
     record["summary"] = summarise(kept, held_out)
     write_json(settings.output / RESULTS_FILE, record)
     for table in compare_tables(record):
         console.print(table)
     console.print(compare_note(record), highlight=False, markup=False)
+    if record["at_edge"]:
+        console.print(f"Best at the edge of what was tried: {', '.join(record['at_edge'])}.", highlight=False)
     console.print(f"wrote {settings.output}/: {RESULTS_FILE}, {TUNING_FILE}, {ADAPTERS}/")
     return record
 
@@ -115,6 +118,11 @@ def _check(settings: CompareSettings) -> None:
 def _seeds(name: str, seeds: Sequence[int]) -> Sequence[int]:
     """What draws nothing at random and trains nothing runs once."""
     return seeds[:1] if name in UNTRAINED else seeds
+
+
+def _at_edge(name: str, rates: dict[str, float]) -> bool:
+    """Whether the one rate of a method is the first or last of its grid, so that a better one may lie outside."""
+    return len(rates) == 1 and rates in (_GRIDS[name][0], _GRIDS[name][-1])
 
 
 def _key(name: str, seed: int, chosen: dict[str, dict[str, float]]) -> dict[str, Any]:

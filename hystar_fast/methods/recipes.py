@@ -28,6 +28,7 @@ BASELINE_GRID: dict[str, list[dict[str, float]]] = {
     for name, rates in {
         "ia3": (3e-3, 1e-2, 3e-2, 6e-2, 0.12),
         "vpt": (1e-3, 3e-3, 1e-2, 3e-2, 0.1),
+        "freestyle": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "adaptformer": (1e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2),
         "ssf": (1e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2),
         "svft": (1.5e-2, 3e-2, 6e-2, 0.12, 0.24),

@@ -82,7 +82,8 @@ def _adapted(
             raise ValueError(
                 f"{name} needs a backbone with open_clip's own vision transformer, got {config.backbone!r}"
             )
-        return BASELINES[name](backbone, criterion(config), **settings)
+        weights = {"vgg": config.style_pretrained} if name == "freestyle" and config.style == "vgg" else {}
+        return BASELINES[name](backbone, criterion(config), **weights, **settings)
     if settings:
         return LoRA(backbone, criterion(config), **settings)
     return LoRA(backbone, criterion(config), parameters=parameters)

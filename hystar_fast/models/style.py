@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -13,9 +12,11 @@ from torch import Tensor, nn
 from hystar_fast.models.backbones.base import Backbone
 from hystar_fast.models.config import HystarConfig, resolve_blocks
 from hystar_fast.models.random_weights import repeatable_weights
+from hystar_fast.models.vgg import WIDTHS, gram, vgg_features
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
+_MIXED = 16
 _VISIBLE_SIZE = 224  # what DINOv2 and VGG are evaluated at; DINOv2's own 518 is the grid of its position embeddings
 
 
@@ -110,10 +111,32 @@ class DinoStyle(NetworkStyle):
 
 
 class VggStyle(NetworkStyle):
-    """The last feature map of VGG-16, averaged over positions."""
+    """Gram matrices of VGG-16 at the first rectified convolution of each of its five stages.
+
+    A Gram matrix of 512 channels has 131,328 entries, so each stage's channels are first mixed into 16 by fixed random
+    signs (P F of the maps F, hence P G Pᵀ of their Gram matrix G). The upper triangles are normalised one by one.
+    """
+
+    def __init__(self, network: nn.Sequential, size: int, renormalise: Tensor | None) -> None:
+        super().__init__(network, len(WIDTHS) * _MIXED * (_MIXED + 1) // 2, size, renormalise)
+        generator = torch.Generator().manual_seed(0)
+        for place, width in WIDTHS.items():
+            signs = torch.randint(2, (_MIXED, width), generator=generator, device="cpu").float() * 2 - 1
+            self.register_buffer(f"mix{place}", (signs / width**0.5).to(torch.get_default_device()))
 
     def summarise(self, images: Tensor) -> Tensor:
-        return self.network(images).mean(dim=(-2, -1))
+        parts, x = [], images
+        rows, columns = torch.triu_indices(_MIXED, _MIXED, device=images.device)
+        for place, layer in enumerate(self.network):  # type: ignore[arg-type]
+            x = layer(x)
+            if place in WIDTHS:
+                mix: Tensor = getattr(self, f"mix{place}").to(x.dtype)
+                mixed = torch.einsum("mc,bchw->bmhw", mix, x).float()
+                part = gram(mixed)[:, rows, columns]
+                parts.append(F.layer_norm(part, part.shape[-1:]))
+            if place == max(WIDTHS):
+                break
+        return torch.cat(parts, dim=-1)
 
 
 def create_style(config: HystarConfig, backbone: Backbone) -> StyleExtractor:
@@ -150,20 +173,7 @@ def _create_dino(pretrained: str | None, renormalise: Tensor | None) -> DinoStyl
 
 
 def _create_vgg(pretrained: str | None, renormalise: Tensor | None) -> VggStyle:
-    from torchvision.models.vgg import cfgs, make_layers, vgg16
-
-    if pretrained is not None and not Path(pretrained).is_file():
-        return VggStyle(vgg16(weights=pretrained).features, 512, _VISIBLE_SIZE, renormalise)
-    features = make_layers(cfgs["D"])
-    if pretrained is None:  # the default initialisation halves the signal at every layer and leaves little of the image
-        for layer in features:
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    else:
-        stored = torch.load(pretrained, map_location="cpu", weights_only=True)
-        held = {name: value for name, value in stored.items() if name.startswith("features.")}
-        features.load_state_dict({name.removeprefix("features."): value for name, value in held.items()})
-    return VggStyle(features, 512, _VISIBLE_SIZE, renormalise)
+    return VggStyle(vgg_features(pretrained), _VISIBLE_SIZE, renormalise)
 
 
 def _to_imagenet(backbone: Backbone) -> Tensor:

@@ -1,0 +1,182 @@
+"""FreestyleRet's style prompts: tokens made of each image's Gram matrix, in front of the first and the last block.
+
+Written from the paper (Li et al., FreestyleRet, ECCV 2024) and from what its public code does. Where the two part, or
+one training run has to do what the code does in several, this is what is done here:
+
+- The tokens follow the image, as the paper says. The public code's last version computes them and then uses learned
+  tokens that are the same for all images (it assigns to an attribute of the parameter).
+- The style space: the code first trains with the Gram tokens alone, then takes the mean token of each labelled style as
+  a fixed centre, then trains again. Here k-means over the Gram tokens of the first training batch places the centres,
+  without labels, and they train on with the rest.
+- The Gram matrix is divided by the number of positions; VGG-16 of torchvision up to relu2_1 stands for the normalised
+  VGG-19 (the same layers, of which the code keeps the unused later ones too); CLIP's layer norms stay frozen; the loss
+  is that of all methods here, not a triplet loss.
+
+On ViT-L/14 10,112,772 parameters train here. Table 5 of Hystar counts 476 M, 11.5 % more than CLIP: that is the
+public code with its parts that compute nothing (VGG-19 beyond relu2_1, a second embedding and map, 8,192 in tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from hystar_fast.methods.adapted import Adapted
+from hystar_fast.models.backbones.open_clip import OpenClipBackbone
+from hystar_fast.models.checkpoint import fingerprint
+from hystar_fast.models.random_weights import repeatable_weights
+from hystar_fast.models.vgg import gram, vgg_features
+
+PROMPTS, CENTRES = 4, 4
+_RELU2_1, _CHANNELS, _HALVINGS = 7, 128, 2  # layers kept, their channels, and the reduction of the side
+_EMBEDDED, _GRID = 256, 7  # channels whose Gram matrix is taken, and about how many patches a side
+
+
+class StyleSpace(nn.Module):
+    """s(t) = Σ_k softmax_k(cos(t, c_k)) c_k: the tokens of an image as a mixture of the centres c.
+
+    Args:
+        centres: how many.
+        size: of one image's tokens, flattened.
+    """
+
+    def __init__(self, centres: int, size: int) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.zeros(centres, size))
+
+    @torch.no_grad()
+    def place(self, tokens: Tensor) -> None:
+        """Put the centres where k-means finds them among tokens [n, size], unless they are somewhere already."""
+        if not bool(self.centres.any()):
+            self.centres.copy_(k_means(tokens.float(), len(self.centres)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        centres = self.centres.to(tokens.dtype)
+        weights = (F.normalize(tokens, dim=-1) @ F.normalize(centres, dim=-1).mT).softmax(dim=-1)
+        return weights @ centres
+
+
+def k_means(points: Tensor, centres: int, iterations: int = 20) -> Tensor:
+    """Centres [k, d] of points [n, d] by Lloyd's iteration, which begins with points far from each other.
+
+    Example:
+        >>> k_means(torch.tensor([[0.0], [1.0], [10.0], [11.0]]), 2).sort(0).values.tolist()
+        [[0.5], [10.5]]
+    """
+    found = points[(points - points.mean(0)).square().sum(-1).argmax()][None]
+    while len(found) < centres:
+        found = torch.cat([found, points[torch.cdist(points, found).amin(1).argmax()][None]])
+    for _ in range(iterations):
+        nearest = F.one_hot(torch.cdist(points, found).argmin(1), centres).to(points.dtype)
+        sizes = nearest.sum(0)[:, None]
+        found = torch.where(sizes > 0, nearest.mT @ points / sizes.clamp_min(1), found)
+    return found
+
+
+class StylePrompted(nn.Module):
+    """A CLIP whose image tower reads tokens made of the image's style.
+
+    Args:
+        backbone: the frozen CLIP.
+        prompts: tokens of each of the two kinds.
+        centres: of the style space.
+        vgg: the frozen layers whose maps show the style.
+    """
+
+    def __init__(self, backbone: OpenClipBackbone, prompts: int, centres: int, vgg: nn.Sequential) -> None:
+        super().__init__()
+        self.backbone, self.vgg, self.prompts = backbone, vgg, prompts
+        side, width = min(backbone.image_size) >> (_HALVINGS - 1), backbone.width
+        patch = max(1, side // _GRID)  # 16 at 224 pixels, as published
+        self.embed = nn.Conv2d(_CHANNELS, _EMBEDDED, patch, patch)
+        self.pool = nn.Linear(_EMBEDDED, prompts)
+        self.map = nn.Sequential(nn.Linear(_EMBEDDED, 512), nn.Linear(512, 1024), nn.Linear(1024, width))
+        self.space = StyleSpace(centres, prompts * width)
+        weight = backbone.visual.conv1.weight
+        self.to(weight.device)
+
+    def gram_tokens(self, images: Tensor) -> Tensor:
+        """Tokens [B, prompts, width] of the Gram matrix of preprocessed images."""
+        with torch.no_grad():
+            maps = self.vgg(images.to(next(self.vgg.parameters()).dtype))
+        return self.map(self.pool(gram(self.embed(maps))).mT)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """images [B, 3, H, W] -> [B, D], not normalised."""
+        backbone, count = self.backbone, self.prompts
+        backbone.check_images(images)
+        deep = self.gram_tokens(images)
+        if self.training:
+            self.space.place(deep.flatten(1))
+        shallow = self.space(deep.flatten(1)).view_as(deep)
+        visual = backbone.visual
+        x = visual._embeds(images.to(visual.conv1.weight.dtype))
+        x = _insert(x, shallow)
+        for number, block in enumerate(backbone.blocks, start=1):
+            if number == backbone.depth:
+                x = _insert(x, deep)
+            if backbone.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        pooled, _ = visual._pool(torch.cat([x[:, :1], x[:, 1 + 2 * count :]], dim=1))
+        return pooled if visual.proj is None else pooled @ visual.proj
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """tokens [B, L] -> [B, D], by the untouched tower."""
+        return self.backbone.encode_text(tokens)
+
+
+class StylePrompts(Adapted):
+    """x_1 = [cls, s(t), patches] and x_L = [cls, t, …] with t = map(pool(G(image))), trained with a frozen CLIP.
+
+    It does not start as the frozen model: its tokens take part in attention from the first step. On ViT-L/14 it has
+    10,112,772 parameters.
+
+    Args:
+        backbone: is used in place.
+        criterion: loss of (query, target).
+        prompts: tokens of each kind.
+        centres: of the style space.
+        vgg: weights, see :func:`hystar_fast.models.vgg.vgg_features`; random ones still show texture, though worse.
+
+    Raises:
+        ValueError: `prompts` or `centres` is not positive, or `vgg` names no weights.
+
+    Source: Li et al., FreestyleRet: Retrieving Images from Style-Diversified Queries (ECCV 2024), Section 3, and its
+    public code; the differences are listed at the top of this file.
+    """
+
+    name = "freestyle"
+
+    def __init__(
+        self,
+        backbone: OpenClipBackbone,
+        criterion: Callable[[Tensor, Tensor], Tensor],
+        *,
+        prompts: int = PROMPTS,
+        centres: int = CENTRES,
+        vgg: str | None = None,
+    ) -> None:
+        super().__init__(backbone, criterion)
+        for name, value in (("prompts", prompts), ("centres", centres)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        try:
+            with repeatable_weights():
+                layers = vgg_features(vgg)[:_RELU2_1]
+        except Exception as error:  # loaders of damaged or missing weights raise anything
+            raise ValueError(f"vgg={vgg!r} could not be loaded: {error}") from error
+        self.settings = {"prompts": prompts, "centres": centres}
+        self.fingerprints = {"vgg": fingerprint(layers.state_dict().items())}
+        self.model = StylePrompted(backbone, prompts, centres, layers).eval()
+        self.modules = (self.model,)
+
+
+def _insert(x: Tensor, tokens: Tensor) -> Tensor:
+    """x [B, T, D] with tokens [B, P, D] after its first."""
+    return torch.cat([x[:, :1], tokens.to(x.dtype), x[:, 1:]], dim=1)

@@ -1,0 +1,48 @@
+"""VGG-16's convolutions, and the Gram matrices of their maps that say how a picture is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+WIDTHS = {1: 64, 6: 128, 11: 256, 18: 512, 25: 512}  # the first rectified convolution of each stage, and its channels
+
+
+def vgg_features(pretrained: str | None) -> nn.Sequential:
+    """The convolutional part of VGG-16, frozen.
+
+    Args:
+        pretrained: the name of torchvision weights, a local state dict, or None for random weights.
+
+    Raises:
+        KeyError, OSError, RuntimeError, ValueError: weights that cannot be had or do not fit.
+    """
+    from torchvision.models.vgg import cfgs, make_layers, vgg16
+
+    if pretrained is not None and not Path(pretrained).is_file():
+        return vgg16(weights=pretrained).features.requires_grad_(False).eval()
+    features = make_layers(cfgs["D"])
+    if pretrained is None:  # the default initialisation halves the signal at every layer and leaves little of the image
+        for layer in features:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    else:
+        stored = torch.load(pretrained, map_location="cpu", weights_only=True)
+        held = {name: value for name, value in stored.items() if name.startswith("features.")}
+        features.load_state_dict({name.removeprefix("features."): value for name, value in held.items()})
+    return features.requires_grad_(False).eval()
+
+
+def gram(maps: Tensor) -> Tensor:
+    """G = F Fᵀ / (H W) of maps [B, C, H, W] -> [B, C, C]: which channels answer together, wherever they do.
+
+    Source: Gatys et al., Image Style Transfer Using Convolutional Neural Networks (CVPR 2016), Eq. 3, there without
+    the division.
+
+    >>> gram(torch.ones(1, 2, 3, 3)).tolist()
+    [[[1.0, 1.0], [1.0, 1.0]]]
+    """
+    flat = maps.flatten(2)
+    return flat @ flat.mT / flat.shape[-1]
