@@ -242,5 +242,44 @@ def compare(
         run_compare(settings, _console())
 
 
+@app.command("fewshot")
+def few_shot(
+    data: Annotated[
+        str,
+        typer.Option(help="emoji:subgroup, emoji:group, or a folder of classes (with train/ and test/, or without)."),
+    ] = "emoji:subgroup",
+    methods: Annotated[str, typer.Option(help="Names separated by commas; frozen is zero-shot CLIP.")] = (
+        "frozen,static,lora,hystar"
+    ),
+    shots: Annotated[int, typer.Option(min=1, help="Pictures to train on of each base class.")] = 16,
+    seeds: Annotated[int, typer.Option(min=1, help="Draws of the shots, with seeds 0, 1, …")] = 3,
+    steps: Annotated[int, typer.Option(min=0, help="Training steps.")] = 60,
+    batch_size: Annotated[int, typer.Option(min=2, help="Classes a batch, with one picture each.")] = 48,
+    backbone: Annotated[str, typer.Option(help='"tiny" or "open_clip:<name>".')] = "tiny",
+    weights: Annotated[str, typer.Option(help="Of the backbone: a tag, a file, packaged, or random.")] = "packaged",
+    style: Annotated[
+        str, typer.Option(help="Where the style vector comes from: clip, prefix, dinov2 or vgg.")
+    ] = "clip",
+    template: Annotated[
+        str | None,
+        typer.Option(help='Of class names, with one {}; by default "{}" for emoji, else "a photo of a {}."'),
+    ] = None,
+    tuning: Annotated[Path | None, typer.Option(help="A tuning.json of compare, for its learning rates.")] = None,
+    output: Folder = Path("runs/fewshot"),
+    limit: Annotated[int | None, typer.Option(min=1, help="Test at most so many pictures of each half.")] = None,
+) -> None:
+    """Classify base and new classes after training on a few pictures of the base ones, as CoOp splits them."""
+    with clear_errors():
+        from hystar_fast.cli.few_shot import FewShotSettings, run_few_shot
+        from hystar_fast.models.config import HystarConfig
+
+        config = HystarConfig(backbone=backbone, pretrained=_pretrained(weights), style=style, blocks=None)
+        names = tuple(name.strip() for name in methods.split(","))
+        settings = FewShotSettings(
+            output, data, names, config, template, shots, range(seeds), steps, batch_size, tuning, limit
+        )
+        run_few_shot(settings, _console())
+
+
 if __name__ == "__main__":
     app()

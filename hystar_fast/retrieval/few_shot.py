@@ -1,0 +1,118 @@
+"""Base-to-new classification: which classes train, which pictures of them, and what is right (Table 11 of the paper).
+
+As CoOp's data sets split it: the classes in order, the first half (the larger) is *base* and trains with a few pictures
+a class, the rest is *new* and is never trained. Base pictures are classified among the base classes and new ones among
+the new classes, and H = 2 B N / (B + N) is the harmonic mean of the two accuracies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hystar_fast.data.classes import TEST, TRAIN
+from hystar_fast.data.records import ImageSet, Record
+from hystar_fast.retrieval.metrics import Interval, bootstrap_mean
+
+RESAMPLES = 2000
+SHOTS = 16
+
+
+@dataclass(frozen=True)
+class BaseToNew:
+    """The parts of one data set.
+
+    Attributes:
+        base, new: the names of the classes of each half, in alphabetical order.
+        training: pictures of the base classes to draw shots from.
+        base_test, new_test: what is classified.
+    """
+
+    base: tuple[str, ...]
+    new: tuple[str, ...]
+    training: tuple[Record, ...]
+    base_test: tuple[Record, ...]
+    new_test: tuple[Record, ...]
+
+
+def base_to_new(images: ImageSet) -> BaseToNew:
+    """Split a data set of classes.
+
+    Raises:
+        ValueError: fewer than four classes, so that a half would have nothing to tell apart.
+    """
+    classes = sorted({str(record.category) for record in images.records})
+    if len(classes) < 4:
+        raise ValueError(f"base-to-new needs at least 4 classes, {images.name} has {len(classes)}")
+    middle = (len(classes) + 1) // 2
+    base, new = tuple(classes[:middle]), tuple(classes[middle:])
+    test = images.of_style(TEST)
+    return BaseToNew(
+        base,
+        new,
+        tuple(record for record in images.of_style(TRAIN) if record.category in base),
+        tuple(record for record in test if record.category in base),
+        tuple(record for record in test if record.category in new),
+    )
+
+
+def draw_shots(records: Sequence[Record], shots: int, seed: int) -> list[Record]:
+    """At most `shots` pictures of each class, drawn at random and the same for the same seed.
+
+    Raises:
+        ValueError: `shots` is below 1.
+    """
+    if shots < 1:
+        raise ValueError(f"shots must be at least 1, got {shots}")
+    generator = torch.Generator().manual_seed(seed)
+    drawn: list[Record] = []
+    for name in sorted({str(record.category) for record in records}):
+        held = [record for record in records if record.category == name]
+        drawn += [held[i] for i in torch.randperm(len(held), generator=generator)[:shots].tolist()]
+    return drawn
+
+
+def right(vectors: Tensor, classes: Tensor, wanted: Tensor) -> Tensor:
+    """float64 [n]: 1 where the nearest class of a picture is its own. A tie or a score that is not finite is wrong."""
+    scores = vectors @ classes.mT
+    own = scores.gather(1, wanted[:, None])
+    others = scores.scatter(1, wanted[:, None], -torch.inf)
+    return (own[:, 0] > others.amax(1)).double()
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Accuracy on the base and the new classes and their harmonic mean, with 95 % intervals over the pictures."""
+
+    base: Interval
+    new: Interval
+    harmonic: Interval
+
+
+def accuracies(base: Tensor, new: Tensor) -> Accuracies:
+    """The three figures of pictures that are right [n] (0 to 1, a mean over seeds where there are several).
+
+    The interval of H resamples the pictures of both halves.
+    """
+    sampled = _harmonic(_resampled_means(base, 0), _resampled_means(new, 1))
+    low, high = torch.quantile(sampled, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    value = _harmonic(base.double().mean(), new.double().mean()).item()
+    harmonic = Interval(value, low, high, len(base) + len(new))
+    return Accuracies(bootstrap_mean(base), bootstrap_mean(new), harmonic)
+
+
+def _resampled_means(values: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    means = [
+        values.double()[torch.randint(len(values), (len(values),), generator=generator)].mean()
+        for _ in range(RESAMPLES)
+    ]
+    return torch.stack(means)
+
+
+def _harmonic(a: Tensor, b: Tensor) -> Tensor:
+    total = a + b
+    return torch.where(total > 0, 2 * a * b / total.clamp_min(torch.finfo(total.dtype).tiny), 0.0)

@@ -1,0 +1,83 @@
+"""Training on a few pictures a class: each is drawn towards the embedding of its class's name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+
+from hystar_fast.methods.interface import Method
+from hystar_fast.retrieval.embed import embed_styles, to_float
+from hystar_fast.retrieval.placement import place_randomly
+from hystar_fast.train.loop import Recipe
+from hystar_fast.train.optim import cosine_factor, parameter_groups, set_rates
+
+
+def train_few_shot(
+    method: Method,
+    pictures: Tensor,
+    labels: Tensor,
+    classes: Tensor,
+    recipe: Recipe,
+    *,
+    progress: Callable[[int], object] | None = None,
+) -> list[float]:
+    """Train a method with its own loss on pairs (picture, embedding of its class's name).
+
+    A batch has as many different classes as it holds, one picture of each, so that no two rows of it match: for a
+    contrastive loss this is cross-entropy over the classes of the batch, weighted as the loss weights negatives.
+
+    Args:
+        method: what to train; it is left in evaluation mode.
+        pictures: uint8 [n, 3, H, W].
+        labels: int64 [n], rows of `classes`.
+        classes: [C, D] unit vectors, see :func:`hystar_fast.retrieval.zero_shot.class_embeddings`.
+        recipe: its learning rates, steps, batch size, warm-up, jitter and seed are used.
+        progress: called after every step with the number of steps done.
+
+    Returns:
+        The loss of every step.
+
+    Raises:
+        ValueError: a recipe that does not fit the method, or pictures of fewer than two classes.
+        FloatingPointError: the loss is not finite any more.
+    """
+    present = labels.unique()
+    if len(present) < 2:
+        raise ValueError(f"labels must be of at least 2 classes, got {len(present)}")
+    groups = parameter_groups(method.parameter_groups(), recipe.learning_rates, recipe.weight_decay)
+    if not groups:
+        raise ValueError(f"method {method.name!r} has nothing to train")
+    trainable = [p for group in groups for p in group["params"]]
+    optimizer = AdamW(groups)
+    styles = embed_styles(method, pictures)
+    losses: list[float] = []
+    method.train(True)
+    for step in range(recipe.steps):
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+        rows = _one_a_class(labels, present, recipe.batch_size, generator)
+        images = place_randomly(to_float(pictures[rows]), recipe.jitter, generator)
+        found = method.encode_image(images, None if styles is None else styles[rows])
+        set_rates(optimizer, cosine_factor(step, recipe.steps, recipe.warmup))
+        optimizer.zero_grad(set_to_none=True)
+        loss = method.loss(found, classes[labels[rows]].to(found.dtype))
+        loss.backward()
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise FloatingPointError(f"the loss of {method.name!r} is {losses[-1]} at step {step}: lower its rates")
+        torch.nn.utils.clip_grad_norm_(trainable, recipe.clip_norm)
+        optimizer.step()
+        if progress is not None:
+            progress(step + 1)
+    method.train(False)
+    return losses
+
+
+def _one_a_class(labels: Tensor, present: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Rows of one picture each of up to `size` classes."""
+    chosen = present[torch.randperm(len(present), generator=generator)[:size]]
+    weights = (labels[None] == chosen[:, None]).float()
+    return torch.multinomial(weights, 1, generator=generator).flatten()

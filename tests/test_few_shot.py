@@ -1,0 +1,166 @@
+"""Base-to-new classification: the split, the shots, what is right, the training, and the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from picture_trees import damaged, picture
+from small_clip import small_config, write_small_clip
+from test_cli import refused, run
+
+from hystar_fast.data.classes import open_classes
+from hystar_fast.methods.suite import create_method
+from hystar_fast.retrieval.few_shot import accuracies, base_to_new, draw_shots, right
+from hystar_fast.retrieval.zero_shot import class_embeddings
+from hystar_fast.train.few_shot import train_few_shot
+from hystar_fast.train.loop import Recipe
+
+CLASSES = ("ant", "bee", "cat", "dog", "eel")
+
+
+def tree(root: Path, *, parts: tuple[str, ...] = ("train", "test"), n: int = 5) -> Path:
+    for part in parts:
+        for label, name in enumerate(CLASSES):
+            for i in range(n):
+                picture(root / part / name / f"{i}.png", seed=100 * label + i)
+    return root
+
+
+def test_folders_with_and_without_a_split(tmp_path):
+    images = open_classes(str(tree(tmp_path / "split")))
+    assert len(images.of_style("train")) == len(images.of_style("test")) == 25
+    assert {r.path.split("/")[0] for r in images.of_style("test")} == {"test"}
+    images = open_classes(str(tree(tmp_path / "whole", parts=("",), n=12)))
+    train, test = (set(images.of_style(part)) for part in ("train", "test"))
+    assert len(train) + len(test) == 60 and not train & test
+    assert {r.category for r in train} == {r.category for r in test} == set(CLASSES)
+    again = open_classes(str(tree(tmp_path / "again", parts=("",), n=12)))
+    assert again.records == images.records, "the halves depend on the paths alone"
+    (tmp_path / "split" / "test").rename(tmp_path / "split" / "val")
+    assert len(open_classes(str(tmp_path / "split")).of_style("test")) == 25
+
+
+def test_emoji_classes_test_on_held_out_concepts():
+    images = open_classes("emoji:subgroup")
+    concepts = {part: {r.path.split("/")[-1] for r in images.of_style(part)} for part in ("train", "test")}
+    assert not concepts["train"] & concepts["test"]
+    assert all("-" not in str(r.category) for r in images.records)
+    assert images.read(images.records[0]).size == (64, 64)
+
+
+def test_other_layouts_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"one of \['emoji:group', 'emoji:subgroup'\], got 'emoji:colour'"):
+        open_classes("emoji:colour")
+    with pytest.raises(ValueError, match=r"Expected: <class>/<picture>.*Found: no folder there"):
+        open_classes(str(tmp_path / "nowhere"))
+    picture(tmp_path / "train" / "ant" / "a.png")
+    picture(tmp_path / "test" / "bee" / "a.png")
+    with pytest.raises(ValueError, match="1 classes to train on, 1 to test on, 0 in both"):
+        open_classes(str(tmp_path))
+
+
+def test_the_first_half_of_the_classes_is_base_and_the_larger(tmp_path):
+    parts = base_to_new(open_classes(str(tree(tmp_path))))
+    assert parts.base == ("ant", "bee", "cat") and parts.new == ("dog", "eel")
+    assert {r.category for r in parts.training} == set(parts.base)
+    assert {r.category for r in parts.base_test} == set(parts.base)
+    assert {r.category for r in parts.new_test} == set(parts.new)
+    few = open_classes(str(tree(tmp_path))).select(categories=["ant", "bee", "cat"])
+    with pytest.raises(ValueError, match="at least 4 classes"):
+        base_to_new(few)
+
+
+def test_shots_are_drawn_by_the_seed(tmp_path):
+    records = base_to_new(open_classes(str(tree(tmp_path)))).training
+    drawn = draw_shots(records, 2, 0)
+    assert [r.category for r in drawn] == ["ant"] * 2 + ["bee"] * 2 + ["cat"] * 2
+    assert len(set(drawn)) == 6
+    assert draw_shots(records, 2, 0) == drawn != draw_shots(records, 2, 1)
+    assert set(draw_shots(records, 99, 0)) == set(records)
+    with pytest.raises(ValueError, match="shots must be at least 1"):
+        draw_shots(records, 0, 0)
+
+
+def test_the_nearest_class_is_right_and_a_tie_is_not():
+    classes = torch.eye(3)
+    vectors = torch.tensor([[0.9, 0.1, 0.0], [0.5, 0.5, 0.0], [0.0, 0.2, 0.8], [torch.nan, 0, 0]])
+    assert right(vectors, classes, torch.tensor([0, 0, 1, 0])).tolist() == [1, 0, 0, 0]
+
+
+def test_accuracies_and_their_harmonic_mean():
+    base, new = torch.tensor([1.0] * 30 + [0.0] * 10), torch.tensor([1.0] * 10 + [0.0] * 10)
+    found = accuracies(base, new)
+    assert found.base.value == 0.75 and found.new.value == 0.5
+    assert found.harmonic.value == pytest.approx(2 * 0.75 * 0.5 / 1.25)
+    assert found.harmonic.low < found.harmonic.value < found.harmonic.high
+    # The delta method: var H = (dH/dB)² var B + (dH/dN)² var N.
+    slopes = (2 * 0.5**2 / 1.25**2, 2 * 0.75**2 / 1.25**2)
+    deviation = (slopes[0] ** 2 * 0.75 * 0.25 / 40 + slopes[1] ** 2 * 0.5 * 0.5 / 20) ** 0.5
+    assert (found.harmonic.high - found.harmonic.low) / 3.92 == pytest.approx(deviation, rel=0.15)
+    zero = torch.zeros(5)
+    assert accuracies(zero, zero).harmonic.value == 0 == accuracies(base, zero).harmonic.value
+
+
+def test_training_draws_pictures_to_the_names_of_their_classes(tmp_path):
+    config = small_config(tmp_path)
+    pictures = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(4).repeat(2)
+    method = create_method("last_block", config)
+    classes = class_embeddings(method, ["ant", "bee", "cat", "dog"])
+    seen: list[Any] = []
+    plain = method.loss
+    method.loss = lambda query, target: (seen.append(target), plain(query, target))[1]  # type: ignore[method-assign,func-returns-value]
+    losses = train_few_shot(
+        method, pictures, labels, classes, Recipe({"last_block": 1e-3}, steps=40, batch_size=3, warmup=2, jitter=0.0)
+    )
+    assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
+    for target in seen:
+        rows = [int((classes - row).abs().sum(1).argmin()) for row in target]
+        assert len(rows) == len(set(rows)) == 3
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        train_few_shot(method, pictures, labels * 0, classes, Recipe({"last_block": 1e-3}, steps=1))
+    with pytest.raises(ValueError, match="nothing to train"):
+        train_few_shot(create_method("frozen", config), pictures, labels, classes, Recipe({}, steps=1))
+
+
+def test_the_command_writes_what_it_found(tmp_path):
+    root = tree(tmp_path / "pictures", n=3)
+    damaged(root / "test" / "dog" / "1.png")
+    backbone = write_small_clip(tmp_path / "clip")
+    tuning = tmp_path / "tuning.json"
+    tuning.write_text(json.dumps({"chosen": {"vpt": {"vpt": 0.02}}}))
+    arguments = (
+        "--data",
+        root,
+        "--backbone",
+        backbone,
+        "--weights",
+        "folder",
+        "--shots",
+        2,
+        "--seeds",
+        2,
+        "--steps",
+        1,
+    )
+    result = run(
+        "fewshot", *arguments, "--methods", "frozen,vpt,hystar", "--tuning", tuning, "--output", tmp_path / "out"
+    )
+    assert result.exit_code == 0, result.output
+    assert "skipped 1 pictures" in result.output
+    found = json.loads((tmp_path / "out" / "few_shot.json").read_text())
+    assert found["data"]["base"] == 3 and found["data"]["new"] == 2 and found["data"]["shots"] == 2
+    assert found["template"] == "a photo of a {}."
+    assert found["methods"]["vpt"]["learning_rates"] == {"vpt": 0.02}
+    assert found["methods"]["frozen"]["parameters"] == 0 and found["methods"]["frozen"]["deviation"] is None
+    for entry in found["methods"].values():
+        base, new, harmonic = (entry[part]["value"] for part in ("base", "new", "H"))
+        assert harmonic == pytest.approx(2 * base * new / (base + new) if base + new else 0, abs=0.02)
+    (tmp_path / "tuning.json").write_text("[]")
+    message = refused("fewshot", *arguments, "--tuning", tuning, "--output", tmp_path / "out")
+    assert "tuning must be a tuning.json" in message
+    assert "methods must be some of" in refused("fewshot", "--methods", "pixels", "--output", tmp_path / "out")
