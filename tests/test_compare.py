@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import torch
 from test_cli import refused, run
 
 from hystar_fast.cli import compare as module
-from hystar_fast.cli.compare import COMPARED
+from hystar_fast.methods import variants
 from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.baselines import BASELINES
-from hystar_fast.methods.recipes import BASELINE_GRID, GRID
+from hystar_fast.methods.recipes import BASELINE_GRID, DYNAMIC_GRID, GRID, demo_config
 from hystar_fast.methods.suite import TRAINED
+from hystar_fast.methods.variants import COMPARED, Variant, create_variant
 from hystar_fast.retrieval.evaluate import Evaluation, difference, evaluate
 from hystar_fast.retrieval.metrics import bootstrap_mean
 from hystar_fast.retrieval.protocol import load_split
@@ -27,8 +29,10 @@ NAMES = ("frozen", "vpt", "hystar")
 
 @pytest.fixture(autouse=True)
 def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {name: trials[:2] for name, trials in {**GRID, **BASELINE_GRID}.items()}
-    monkeypatch.setattr("hystar_fast.cli.compare._GRIDS", small)
+    for grids in ("GRID", "BASELINE_GRID"):
+        small = {name: trials[:2] for name, trials in getattr(variants, grids).items()}
+        monkeypatch.setattr(variants, grids, small)
+    monkeypatch.setattr(variants, "DYNAMIC_GRID", DYNAMIC_GRID[:2])
 
 
 def compare(output: Path, *more: object, methods: str = ",".join(NAMES)) -> Any:
@@ -107,6 +111,50 @@ def test_more_methods_and_seeds_are_added_to_what_is_there(tmp_path):
     assert found["runs"][: len(first["runs"])] == first["runs"]
     assert list(found["summary"]) == ["ssf", "hystar"]
     assert set(found["chosen"]) == {"ssf", "hystar"}
+
+
+def test_variants_change_fields_and_the_loss():
+    config = demo_config(None)
+    plain = create_variant("hystar", config)
+    found = create_variant("hystar+blocks=2-3+gamma=10+loss=info_nce", config)
+    assert found.config == dataclasses.replace(config, blocks=(2, 3), gamma=10)
+    pairs = torch.randn(2, 4, 8)
+    cosines = torch.nn.functional.cosine_similarity(pairs[0][:, None], pairs[1][None], dim=-1) / config.temperature
+    expected = torch.nn.functional.cross_entropy(cosines, torch.arange(4))
+    assert found.loss(pairs[0], pairs[1]).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert plain.loss(pairs[0], pairs[1]).item() != pytest.approx(expected.item(), rel=1e-2)
+    assert set(create_variant("hystar+static=false", config).parameter_groups()) == {"dynamic"}
+    assert Variant.parse("hystar+blocks=none").changes == {"blocks": ()}
+    for name in (
+        "hystar",
+        "hystar+static=false",
+        "hystar+design=dynamic-all",
+        "hystar+design=reversed",
+        "vpt",
+        "static",
+    ):
+        groups = set(create_variant(name, config, parameters=9).parameter_groups())
+        assert all(set(rates) == groups for rates in Variant.parse(name).grid()), name
+    assert Variant.parse("frozen").grid() == []
+    for name, message in (
+        ("hystar+colour=red", "must change fields"),
+        ("hystar+gamma", "must change fields"),
+        ("hystar+loss=hinge", "loss must be one of"),
+        ("hystar+blocks=x", "blocks must be numbers"),
+        ("clip", "methods must be some of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Variant.parse(name)
+    with pytest.raises(ValueError, match="does not train"):
+        create_variant("frozen+loss=info_nce", config)
+
+
+def test_a_variant_is_compared_and_its_adapter_kept(tmp_path):
+    result = compare(tmp_path, methods="hystar,hystar+static=false+blocks=1-2")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "compare.json").read_text())["summary"]["hystar+static=false+blocks=1-2"]
+    assert set(found["learning_rates"]) == {"dynamic"} and "difference" in found
+    assert load_method(tmp_path / "adapters" / "hystar+static=false+blocks=1-2-0").config.blocks == (1, 2)  # type: ignore[union-attr]
 
 
 def test_what_cannot_be_compared_is_named(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ from hystar_fast.cli.compare_table import compare_note, compare_tables, summaris
 from hystar_fast.cli.report import machine, source, write_json
 from hystar_fast.cli.tune import tune
 from hystar_fast.methods.adapter_files import save_method
-from hystar_fast.methods.baselines import BASELINES
 from hystar_fast.methods.interface import count_parameters
-from hystar_fast.methods.recipes import BASELINE_GRID, DEMO_STEPS, GRID, TUNING_SEEDS, demo_config
-from hystar_fast.methods.suite import TRAINED, UNTRAINED, create_hystar, create_method
+from hystar_fast.methods.recipes import DEMO_STEPS, TUNING_SEEDS, demo_config
+from hystar_fast.methods.suite import create_hystar
+from hystar_fast.methods.variants import COMPARED, Variant, create_variant
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.retrieval.evaluate import evaluate, images_to_embed
 from hystar_fast.retrieval.protocol import GALLERY_STYLE, QUERY_STYLES, StyledConcepts, load_split
@@ -27,8 +28,7 @@ from hystar_fast.retrieval.seeds import recorded_ranks
 from hystar_fast.train.loop import Recipe, train
 
 RESULTS_FILE, TUNING_FILE, ADAPTERS = "compare.json", "tuning.json", "adapters"
-COMPARED = (*UNTRAINED, *BASELINES, *TRAINED)
-_GRIDS = {**GRID, **BASELINE_GRID}
+_NOT_IN_NAMES = re.compile(r"[^\w+=.-]")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class CompareSettings:
 
     Attributes:
         output: folder for ``tuning.json``, ``compare.json`` and the adapters.
-        methods: names from `COMPARED`; the differences are from "hystar", where it is among them.
+        methods: names from `COMPARED` or of variants (see :mod:`hystar_fast.methods.variants`); the differences are
+            from "hystar", where it is among them.
         steps: training steps of every trial and of every run.
         seeds: of the runs on the test split.
         tuning_seeds: of the trials on the validation split.
@@ -55,7 +56,19 @@ class CompareSettings:
 
 
 def run_compare(settings: CompareSettings, console: Console) -> dict[str, Any]:
-    """Tune, train and evaluate; print the table and return what ``compare.json`` holds.
+    """Do what `compare` does and print the tables."""
+    record = compare(settings, console)
+    for table in compare_tables(record):
+        console.print(table)
+    console.print(compare_note(record), highlight=False, markup=False)
+    if record["at_edge"]:
+        console.print(f"Best at the edge of what was tried: {', '.join(record['at_edge'])}.", highlight=False)
+    console.print(f"wrote {settings.output}/: {RESULTS_FILE}, {TUNING_FILE}, {ADAPTERS}/")
+    return record
+
+
+def compare(settings: CompareSettings, console: Console) -> dict[str, Any]:
+    """Tune, train and evaluate, and return what ``compare.json`` holds.
 
     Every trained method gets the same number of settings, steps, pairs and seeds, and its setting is chosen on the
     validation concepts. Both files are written after every trial, and what they hold is not run again: a run that is
@@ -68,13 +81,14 @@ def run_compare(settings: CompareSettings, console: Console) -> dict[str, Any]:
     config = demo_config(settings.pretrained)
     held_out = load_split("test", limit=settings.limit)
     record = _record(settings, config, held_out)
-    trained = [name for name in settings.methods if name in _GRIDS]
+    grids = {name: Variant.parse(name).grid() for name in settings.methods}
+    trained = [name for name, grid in grids.items() if grid]
     chosen: dict[str, dict[str, float]] = {}
     if trained:
         chosen = tune(
             settings.output / TUNING_FILE,
             console,
-            grid={name: _GRIDS[name] for name in trained},
+            grid={name: grids[name] for name in trained},
             steps=settings.steps,
             seeds=settings.tuning_seeds,
             pretrained=settings.pretrained,
@@ -94,19 +108,19 @@ def run_compare(settings: CompareSettings, console: Console) -> dict[str, Any]:
     kept = [run for run in record["runs"] if any(key.items() <= run.items() for key in planned)]
     record["summary"] = summarise(kept, held_out)
     write_json(settings.output / RESULTS_FILE, record)
-    for table in compare_tables(record):
-        console.print(table)
-    console.print(compare_note(record), highlight=False, markup=False)
-    if record["at_edge"]:
-        console.print(f"Best at the edge of what was tried: {', '.join(record['at_edge'])}.", highlight=False)
-    console.print(f"wrote {settings.output}/: {RESULTS_FILE}, {TUNING_FILE}, {ADAPTERS}/")
     return record
 
 
+def adapter_folder(output: Path, name: str, seed: int) -> Path:
+    """Where a comparison keeps the adapter of one run."""
+    return output / ADAPTERS / f"{_NOT_IN_NAMES.sub('_', name)}-{seed}"
+
+
 def _check(settings: CompareSettings) -> None:
-    unknown = [name for name in settings.methods if name not in COMPARED]
-    if unknown or not settings.methods:
-        raise ValueError(f"methods must be some of {COMPARED}, got {unknown[0] if unknown else 'none'!r}")
+    if not settings.methods:
+        raise ValueError(f"methods must be some of {COMPARED}, got none")
+    for name in settings.methods:
+        Variant.parse(name)
     if len(set(settings.methods)) < len(settings.methods):
         raise ValueError(f"methods must not repeat a name, got {', '.join(settings.methods)}")
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
@@ -117,12 +131,13 @@ def _check(settings: CompareSettings) -> None:
 
 def _seeds(name: str, seeds: Sequence[int]) -> Sequence[int]:
     """What draws nothing at random and trains nothing runs once."""
-    return seeds[:1] if name in UNTRAINED else seeds
+    return seeds if Variant.parse(name).grid() else seeds[:1]
 
 
 def _at_edge(name: str, rates: dict[str, float]) -> bool:
     """Whether the one rate of a method is the first or last of its grid, so that a better one may lie outside."""
-    return len(rates) == 1 and rates in (_GRIDS[name][0], _GRIDS[name][-1])
+    grid = Variant.parse(name).grid()
+    return len(rates) == 1 and rates in (grid[0], grid[-1])
 
 
 def _key(name: str, seed: int, chosen: dict[str, dict[str, float]]) -> dict[str, Any]:
@@ -164,8 +179,8 @@ def _run(
     key: dict[str, Any], settings: CompareSettings, config: HystarConfig, held_out: StyledConcepts, progress: Progress
 ) -> dict[str, Any]:
     name, seed, rates = key["method"], key["seed"], key["learning_rates"]
-    size = sum(count_parameters(create_hystar(config)).values()) if name == "lora" else None
-    method = create_method(name, config, seed=seed, parameters=size)
+    size = sum(count_parameters(create_hystar(config)).values()) if name.startswith("lora") else None
+    method = create_variant(name, config, seed=seed, parameters=size)
     counts = count_parameters(method)
     run: dict[str, Any] = {**key, "parameters": {"trainable": sum(counts.values()), **counts}}
     began = time.perf_counter()
@@ -179,7 +194,7 @@ def _run(
             progress=lambda done, loss: progress.update(bars[0], completed=done),
         )
         run["loss"] = round(losses[-1], 4) if losses else None
-        save_method(method, settings.output / ADAPTERS / f"{name}-{seed}")
+        save_method(method, adapter_folder(settings.output, name, seed))
     bars.append(progress.add_task(f"evaluate {name}, seed {seed}", total=images_to_embed(held_out)))
     evaluation = evaluate(method, held_out, progress=lambda done: progress.advance(bars[-1], done))
     for bar in bars:

@@ -216,7 +216,9 @@ def tune(
 @app.command()
 def compare(
     output: Folder = Path("runs/compare"),
-    methods: Annotated[str | None, typer.Option(help="Names separated by commas; by default all.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Names by commas, perhaps as hystar+gamma=10; by default all.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each trained method, with seeds 0, 1, …")] = 3,
     tuning_seeds: Annotated[int, typer.Option(min=1, help="Trials of each setting on the validation concepts.")] = 3,
     steps: Annotated[
@@ -227,8 +229,9 @@ def compare(
 ) -> None:
     """Tune, train and evaluate methods with one budget, and print how far each is from Hystar; goes on where it was."""
     with clear_errors():
-        from hystar_fast.cli.compare import COMPARED, CompareSettings, run_compare
+        from hystar_fast.cli.compare import CompareSettings, run_compare
         from hystar_fast.methods.recipes import DEMO_STEPS
+        from hystar_fast.methods.variants import COMPARED
 
         settings = CompareSettings(
             output,

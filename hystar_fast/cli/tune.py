@@ -15,7 +15,8 @@ from rich.progress import track
 from hystar_fast.cli.report import machine, recalls, source, write_json
 from hystar_fast.methods.interface import count_parameters
 from hystar_fast.methods.recipes import DEMO_STEPS, GRID, TUNING_SEEDS, demo_config
-from hystar_fast.methods.suite import create_hystar, create_method
+from hystar_fast.methods.suite import create_hystar
+from hystar_fast.methods.variants import create_variant
 from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.protocol import HARD_STYLES, load_split
 from hystar_fast.train.loop import Recipe, train
@@ -41,7 +42,7 @@ def tune(
     Args:
         output: JSON file of all trials.
         console: where progress and the choice are printed.
-        grid: the settings of each method; by default those of the demo's.
+        grid: the settings of each method or variant; by default those of the demo's.
         steps, pretrained, limit: as for the demo.
         seeds: of the training order and of what is drawn at random; every setting runs once with each.
 
@@ -71,7 +72,7 @@ def tune(
         if any(key.items() <= trial.items() for trial in record["trials"]):
             continue
         start = time.perf_counter()
-        method = create_method(name, config, seed=seed, parameters=size)
+        method = create_variant(name, config, seed=seed, parameters=size)
         trial: dict[str, Any] = dict(key)
         try:
             losses = train(method, training, Recipe(rates, steps=steps, seed=seed))

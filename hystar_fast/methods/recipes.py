@@ -22,6 +22,9 @@ GRID: dict[str, list[dict[str, float]]] = {
     ],
 }
 
+# Where only hypernetworks train.
+DYNAMIC_GRID: list[dict[str, float]] = [{"dynamic": rate} for rate in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)]
+
 # The same for the baselines that only `hystar-fast compare` trains.
 BASELINE_GRID: dict[str, list[dict[str, float]]] = {
     name: [{name: rate} for rate in rates]

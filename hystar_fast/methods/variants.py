@@ -1,0 +1,105 @@
+"""Methods with a few settings changed, by one name each: ``hystar+loss=info_nce``, ``hystar+static=false``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from hystar_fast.methods.adapted import Adapted
+from hystar_fast.methods.baselines import BASELINES
+from hystar_fast.methods.hystar import HystarMethod
+from hystar_fast.methods.interface import Method
+from hystar_fast.methods.lora import LoRA
+from hystar_fast.methods.recipes import BASELINE_GRID, DYNAMIC_GRID, GRID
+from hystar_fast.methods.suite import TRAINED, UNTRAINED, create_method
+from hystar_fast.models.config import HystarConfig
+from hystar_fast.nn.losses import LOSSES, create_loss
+
+COMPARED = (*UNTRAINED, *BASELINES, *TRAINED)
+_FIELDS = {field.name for field in fields(HystarConfig)}
+_LOSS = "loss"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method, the fields of the configuration that are changed for it, and its loss.
+
+    Attributes:
+        method: one of `COMPARED`.
+        changes: fields of :class:`HystarConfig`.
+        loss: one of `nn.losses.LOSSES`; None for the configuration's StyleNCE.
+    """
+
+    method: str
+    changes: Mapping[str, Any]
+    loss: str | None
+
+    @classmethod
+    def parse(cls, name: str) -> Variant:
+        """Read ``<method>+<field>=<value>+…``; a list of blocks is written ``blocks=1-2-3``, no block ``blocks=none``.
+
+        Raises:
+            ValueError: an unknown method, field or loss.
+
+        Example:
+            >>> Variant.parse("hystar+blocks=4-5+gamma=10")
+            Variant(method='hystar', changes={'blocks': (4, 5), 'gamma': 10}, loss=None)
+        """
+        method, *parts = name.split("+")
+        if method not in COMPARED:
+            raise ValueError(f"methods must be some of {COMPARED}, perhaps with +field=value, got {name!r}")
+        changes: dict[str, Any] = {}
+        for part in parts:
+            key, _, value = part.partition("=")
+            if key not in (_LOSS, *_FIELDS) or not value:
+                raise ValueError(
+                    f"{name!r} must change fields of HystarConfig or the loss, as field=value, got {part!r}"
+                )
+            changes[key] = _value(key, value)
+        loss = changes.pop(_LOSS, None)
+        if loss is not None and loss not in LOSSES:
+            raise ValueError(f"loss must be one of {LOSSES}, got {loss!r}")
+        return cls(method, changes, loss)
+
+    def grid(self) -> list[dict[str, float]]:
+        """The settings it is tuned on, as many as for any other; none for what does not train."""
+        if self.method in UNTRAINED:
+            return []
+        if self.method == "hystar":
+            if self.changes.get("static") is False or self.changes.get("design") == "dynamic-all":
+                return DYNAMIC_GRID
+            if self.changes.get("blocks") == ():
+                return GRID["static"]
+        return {**GRID, **BASELINE_GRID}[self.method]
+
+
+def create_variant(name: str, config: HystarConfig, *, seed: int = 0, parameters: int | None = None) -> Method:
+    """Build a method by its name or that of a variant; the arguments are those of `create_method`.
+
+    Raises:
+        ValueError: an unknown name, or settings that cannot be.
+        TypeError: a value of the wrong type.
+    """
+    variant = Variant.parse(name)
+    changed = replace(config, **variant.changes)
+    method = create_method(variant.method, changed, seed=seed, parameters=parameters)
+    if variant.loss is not None:
+        if not isinstance(method, (HystarMethod, Adapted, LoRA)):
+            raise ValueError(f"{variant.method} does not train, so it has no loss")
+        options = {field: getattr(changed, field) for field in ("temperature", "gamma", "lam", "epsilon", "n_iter")}
+        method.criterion = create_loss(variant.loss, **options)  # type: ignore[assignment]
+    return method
+
+
+def _value(key: str, text: str) -> Any:
+    if key == "blocks":
+        try:
+            return () if text == "none" else tuple(int(number) for number in text.split("-"))
+        except ValueError as error:
+            raise ValueError(f"blocks must be numbers as in 1-2-3, or none, got {text!r}") from error
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
