@@ -284,5 +284,37 @@ def few_shot(
         run_few_shot(settings, _console())
 
 
+@app.command()
+def reproduce(
+    tables: Annotated[list[str], typer.Argument(help="table1 to table14, or all.")],
+    output: Folder = Path("runs/reproduce"),
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row, with seeds 0, 1, …")] = 3,
+    tuning_seeds: Annotated[int, typer.Option(min=1, help="Trials of each setting on the validation concepts.")] = 3,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps of each trial and run; by default the demo's.")
+    ] = None,
+    weights: Weights = "packaged",
+    vgg: Annotated[str | None, typer.Option(help="Weights of VGG-16, for Table 10.")] = None,
+    dinov2: Annotated[str | None, typer.Option(help="Weights of DINOv2, for Table 10.")] = None,
+    limit: Limit = None,
+) -> None:
+    """Run the rows of the paper's tables on the embedded drawings, beside the paper's figures; goes on where it was."""
+    with clear_errors():
+        from hystar_fast.cli.compare import CompareSettings
+        from hystar_fast.cli.reproduce import ReproduceSettings, run_reproduce, table_numbers
+        from hystar_fast.methods.recipes import DEMO_STEPS
+
+        chosen = DEMO_STEPS if steps is None else steps
+        rows = CompareSettings(
+            output,
+            steps=chosen,
+            seeds=range(seeds),
+            tuning_seeds=range(tuning_seeds),
+            pretrained=_pretrained(weights),
+            limit=limit,
+        )
+        run_reproduce(ReproduceSettings(table_numbers(tables), rows, vgg, dinov2, chosen), _console())
+
+
 if __name__ == "__main__":
     app()

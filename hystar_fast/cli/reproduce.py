@@ -1,0 +1,242 @@
+"""``hystar-fast reproduce``: the rows of a table on the embedded drawings, beside the paper's figures.
+
+Ours and the paper's are never in one column and never subtracted from each other: the data, the backbone and the
+protocol differ. What can be compared is what each says of its own rows, so both have a column "less the reference".
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from hystar_fast.cli.compare import CompareSettings, compare
+from hystar_fast.cli.computation import REPEATS, ROWS, computation
+from hystar_fast.cli.few_shot import FewShotSettings, run_few_shot
+from hystar_fast.cli.report import machine, source, write_json
+from hystar_fast.cli.reproduce_rows import TEXT_PROMPTS, plan
+from hystar_fast.data.paper_tables import TABLES, PaperTable, paper_table
+from hystar_fast.methods.recipes import demo_config
+from hystar_fast.retrieval.protocol import HARD_STYLES
+
+COMPUTATION, FEW_SHOT = 5, 11
+CONFIRMED, OPPOSITE, OPEN = "confirmed", "the opposite", "not told apart"
+_PICTURE_STYLES = ("Art", "Sketch", "Low-Res")
+
+
+@dataclass(frozen=True)
+class ReproduceSettings:
+    """What is reproduced.
+
+    Attributes:
+        tables: numbers of the paper's tables.
+        compare: how the rows are tuned, trained and evaluated; all tables share its folder, so that a row that two
+            tables have runs once.
+        vgg, dinov2: weights of style extractors, for Table 10.
+        few_shot_steps: training steps of Table 11.
+    """
+
+    tables: Sequence[int]
+    compare: CompareSettings
+    vgg: str | None = None
+    dinov2: str | None = None
+    few_shot_steps: int = 60
+
+
+def run_reproduce(settings: ReproduceSettings, console: Console) -> dict[int, dict[str, Any]]:
+    """Run the tables one after the other; each is printed and written to ``table<n>.json`` as it is done.
+
+    Raises:
+        ValueError: a number that is no table's, or what `compare` refuses.
+    """
+    papers = [paper_table(number) for number in settings.tables]
+    results = {}
+    for paper in papers:
+        if paper.number == COMPUTATION:
+            found = _computation(settings, paper, console)
+        elif paper.number == FEW_SHOT:
+            found = _few_shot(settings, paper, console)
+        else:
+            found = _retrieval(settings, paper, console)
+        about = {**source(), "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine()}
+        results[paper.number] = {**about, "table": paper.number, "paper": _source(paper), "note": paper.note, **found}
+        path = settings.compare.output / f"table{paper.number}.json"
+        write_json(path, results[paper.number])
+        _show(results[paper.number], console)
+        console.print(f"wrote {path}\n")
+    return results
+
+
+def verdict(paper: float, low: float, high: float) -> str:
+    """Whether a difference of the paper's rows is found here: the interval of ours lies on its side of zero."""
+    if (high < 0 and paper < 0) or (low > 0 and paper > 0):
+        return CONFIRMED
+    return OPPOSITE if high < 0 or low > 0 else OPEN
+
+
+def picture_mean(table: PaperTable, row: str) -> float | None:
+    """The mean of a row's R@1 over the picture styles Art, Sketch and Low-Res; None for a table without them."""
+    places = [i for i, column in enumerate(table.columns) if column in _PICTURE_STYLES]
+    places = places or [i for i, c in enumerate(table.columns) if c in [f"{style} R@1" for style in _PICTURE_STYLES]]
+    values = [value for i in places if (value := table.rows[row][i]) is not None]
+    return sum(values) / len(values) if len(values) == len(_PICTURE_STYLES) else None
+
+
+def _source(paper: PaperTable) -> str:
+    shown = picture_mean(paper, next(iter(paper.rows))) is not None
+    return "R@1, mean of Art, Sketch and Low-Res: " * shown + paper.source
+
+
+def _retrieval(settings: ReproduceSettings, paper: PaperTable, console: Console) -> dict[str, Any]:
+    planned = plan(paper.number, vgg=settings.vgg, dinov2=settings.dinov2)
+    summary: dict[str, Any] = {}
+    ours = ""
+    if planned.runs:
+        record = compare(replace(settings.compare, methods=tuple(dict.fromkeys(planned.runs.values()))), console)
+        summary = record["summary"]
+        ours = f"R@1, mean of {', '.join(HARD_STYLES)}: embedded drawings, full gallery of {record['gallery']['n']}, "
+        ours += f"{record['steps']} steps of training; ± over seeds, [95 % interval over concepts]"
+    rows = []
+    for name, values in paper.rows.items():
+        row: dict[str, Any] = {"row": name, "paper": dict(zip(paper.columns, values, strict=True))}
+        mean, reference = picture_mean(paper, name), picture_mean(paper, planned.reference)
+        if mean is not None and reference is not None:
+            row |= {"paper_mean": round(mean, 1), "paper_difference": round(mean - reference, 1)}
+        if name in planned.missing:
+            row["missing"] = planned.missing[name]
+        else:
+            entry = summary[planned.runs[name]]
+            row |= {"run": planned.runs[name], "recall": entry["recall"]["all"], "parameters": entry["parameters"]}
+            row |= {"seeds": entry["seeds"], "learning_rates": entry["learning_rates"]}
+            found = entry.get("difference", {}).get("all")
+            if found is not None and name != planned.reference:
+                row["difference"] = found
+                row["verdict"] = verdict(row["paper_difference"], found["low"], found["high"])
+        rows.append(row)
+    return {"ours": ours, "reference": planned.reference, "here": planned.here, "rows": rows}
+
+
+def _computation(settings: ReproduceSettings, paper: PaperTable, console: Console) -> dict[str, Any]:
+    config = demo_config(settings.compare.pretrained)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("embedding", total=len(ROWS) * (REPEATS + 1))
+        found = computation(config, progress=lambda: progress.advance(task))
+    rows = [{**row, "paper": dict(zip(paper.columns, paper.rows[row["row"]], strict=True))} for row in found]
+    ours = "parameters counted on CLIP ViT-L/14; milliseconds a picture of the tiny backbone here, in batches of 16"
+    here = "FreestyleRet's parameters here are those that compute something; see methods/style_prompts.py"
+    return {"ours": ours, "here": here, "rows": rows}
+
+
+def _few_shot(settings: ReproduceSettings, paper: PaperTable, console: Console) -> dict[str, Any]:
+    chosen = FewShotSettings(
+        settings.compare.output / "few_shot",
+        methods=("frozen", "hystar"),
+        config=demo_config(settings.compare.pretrained),
+        seeds=settings.compare.seeds,
+        steps=settings.few_shot_steps,
+        limit=settings.compare.limit,
+    )
+    found = run_few_shot(chosen, console)
+    about = found["data"]
+    rows: list[dict[str, Any]] = [{"row": "CLIP, zero-shot", "paper": {}, "few_shot": found["methods"]["frozen"]}]
+    for name, values in paper.rows.items():
+        row: dict[str, Any] = {"row": name, "paper": dict(zip(paper.columns, values, strict=True))}
+        rows.append(
+            row
+            | ({"missing": TEXT_PROMPTS[name]} if name in TEXT_PROMPTS else {"few_shot": found["methods"]["hystar"]})
+        )
+    ours = f"{about['name']}, {about['base']} base and {about['new']} new classes, {about['shots']} shots"
+    return {
+        "ours": ours,
+        "here": "the paper does not say how Hystar is trained on classes; see docs/comparing.md",
+        "rows": rows,
+    }
+
+
+def _show(result: dict[str, Any], console: Console) -> None:
+    number = result["table"]
+    title = f"Table {number}: {paper_table(number).what}"
+    table = Table(title=title, title_justify="left", header_style="bold", padding=(0, 0))
+    table.add_column("row", overflow="fold")
+    cells = {COMPUTATION: _computation_cells, FEW_SHOT: _few_shot_cells}.get(number, _retrieval_cells)
+    if all("missing" in row for row in result["rows"]):
+        cells = _paper_cells(result)
+    for heading in cells(None):
+        table.add_column(heading, justify="right")
+    for row in result["rows"]:
+        table.add_row(row["row"], *cells(row))
+    console.print(table)
+    for heading in ("ours", "paper", "here", "note"):
+        if result[heading]:
+            console.print(f"{heading}: {result[heading]}", highlight=False, markup=False)
+    for why in dict.fromkeys(row["missing"] for row in result["rows"] if "missing" in row):
+        names = ", ".join(row["row"] for row in result["rows"] if row.get("missing") == why)
+        console.print(f"not run: {names}: {why}", highlight=False, markup=False)
+
+
+def _paper_cells(result: dict[str, Any]) -> Callable[[dict[str, Any] | None], tuple[str, ...]]:
+    columns = list(result["rows"][0]["paper"])
+    return lambda row: tuple(f"paper: {c}" if row is None else _figure(row["paper"][c]) for c in columns)
+
+
+def _figure(value: float | None, form: str = "g") -> str:
+    return "–" if value is None else f"{value:{form}}"
+
+
+def _retrieval_cells(row: dict[str, Any] | None) -> tuple[str, ...]:
+    if row is None:
+        return ("ours", "less reference", "paper", "less reference", "the paper's order")
+    paper = _figure(row.get("paper_mean"), ".1f"), _figure(row.get("paper_difference"), "+.1f")
+    if "missing" in row:
+        return ("–", "–", *paper, "not run")
+    found, difference = row["recall"]["hard_mean"]["R@1"], row.get("difference")
+    spread = "" if found["deviation"] is None else f" ±{found['deviation']:.1f}"
+    bounds = "reference"
+    if difference is not None:
+        bounds = f"{difference['value']:+.1f} \\[{difference['low']:+.1f}, {difference['high']:+.1f}]"
+    return (f"{found['value']:.1f}{spread}", bounds, *paper, row.get("verdict", "–"))
+
+
+def _computation_cells(row: dict[str, Any] | None) -> tuple[str, ...]:
+    if row is None:
+        return tuple(f"{who}: {what}" for what in ("M", "% more", "ms", "% slower") for who in ("ours", "paper"))
+    shown = [_figure(value) for value in row["paper"].values()]
+    ours = (row["parameters"] / 1e6, ".1f"), (row["added_share"], ".2f"), (row["milliseconds"], ".2f")
+    cells = [*(_figure(*pair) for pair in ours), _figure(row["time_increase"], ".0f")]
+    return tuple(cell for pair in zip(cells, shown, strict=True) for cell in pair)
+
+
+def _few_shot_cells(row: dict[str, Any] | None) -> tuple[str, ...]:
+    if row is None:
+        return ("ours: base", "ours: new", "ours: H", "paper: base", "paper: new", "paper: H")
+    cells = ["–"] * 3
+    if "few_shot" in row:
+        found = [row["few_shot"][part] for part in ("base", "new", "H")]
+        cells = [f"{value['value']:.1f} \\[{value['low']:.1f}, {value['high']:.1f}]" for value in found]
+    return (*cells, *(_figure(row["paper"].get(f"Average {part}"), ".2f") for part in ("Base", "New", "H")))
+
+
+def table_numbers(names: Sequence[str]) -> list[int]:
+    """Numbers of ``table1``, ``1`` or ``all``.
+
+    Raises:
+        ValueError: another word.
+
+    Example:
+        >>> table_numbers(["table4", "14"])
+        [4, 14]
+    """
+    if list(names) == ["all"]:
+        return list(TABLES)
+    found = []
+    for name in names:
+        digits = name.removeprefix("table")
+        if not digits.isdigit() or int(digits) not in TABLES:
+            raise ValueError(f"tables must be table{TABLES[0]} to table{TABLES[-1]}, or all, got {name!r}")
+        found.append(int(digits))
+    return found

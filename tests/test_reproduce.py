@@ -1,0 +1,126 @@
+"""Reproducing tables: every row has a run or a reason, nothing mixes protocols, and the tables share their runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_cli import refused, run
+
+from hystar_fast.cli.computation import ROWS, parameters_on_the_papers_backbone
+from hystar_fast.cli.reproduce import (
+    COMPUTATION,
+    CONFIRMED,
+    FEW_SHOT,
+    OPEN,
+    OPPOSITE,
+    picture_mean,
+    table_numbers,
+    verdict,
+)
+from hystar_fast.cli.reproduce_rows import TEXT_PROMPTS, plan
+from hystar_fast.data.paper_tables import TABLES, paper_table
+from hystar_fast.methods import variants
+from hystar_fast.methods.recipes import DYNAMIC_GRID
+from hystar_fast.methods.variants import Variant
+
+PLANNED = [number for number in TABLES if number not in (COMPUTATION, FEW_SHOT)]
+
+
+@pytest.fixture(autouse=True)
+def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    for grids in ("GRID", "BASELINE_GRID"):
+        monkeypatch.setattr(variants, grids, {name: trials[:1] for name, trials in getattr(variants, grids).items()})
+    monkeypatch.setattr(variants, "DYNAMIC_GRID", DYNAMIC_GRID[:1])
+
+
+def reproduce(output: Path, *tables: str) -> str:
+    arguments = ("--steps", 1, "--limit", 6, "--weights", "random", "--seeds", 1, "--tuning-seeds", 1)
+    result = run("reproduce", *tables, "--output", output, *arguments)
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("number", PLANNED)
+@pytest.mark.parametrize("weights", [None, "file"])
+def test_every_row_of_the_paper_has_a_run_or_a_reason(number, weights):
+    found, rows = plan(number, vgg=weights, dinov2=weights), paper_table(number).rows
+    assert set(found.runs) | set(found.missing) == set(rows)
+    assert not set(found.runs) & set(found.missing)
+    assert all(found.missing.values())
+    assert found.reference in rows
+    for name in found.runs.values():
+        Variant.parse(name)
+    if found.runs:
+        assert found.runs[found.reference] == "hystar", "the differences of a comparison are from Hystar"
+        assert picture_mean(paper_table(number), found.reference) is not None
+
+
+def test_the_other_two_tables_name_every_row():
+    assert set(ROWS) == set(paper_table(COMPUTATION).rows)
+    assert {*TEXT_PROMPTS, "Hystar"} == set(paper_table(FEW_SHOT).rows)
+
+
+def test_the_mean_over_pictures_leaves_text_out():
+    assert picture_mean(paper_table(1), "Hystar-CLIP") == pytest.approx((75.2 + 90.2 + 98.0) / 3)
+    assert picture_mean(paper_table(4), "CLIP") == pytest.approx((58.5 + 47.5 + 45.0) / 3)
+    assert picture_mean(paper_table(2), "CLIP") is None
+
+
+def test_verdicts():
+    assert verdict(-3.0, -2.0, -0.5) == CONFIRMED == verdict(1.0, 0.5, 2.0)
+    assert verdict(-3.0, 0.5, 2.0) == OPPOSITE == verdict(1.0, -2.0, -0.5)
+    assert verdict(-3.0, -1.0, 0.5) == OPEN == verdict(-3.0, -1.0, 0.0)
+
+
+def test_a_table_stands_beside_the_papers_with_its_source_and_tables_share_their_runs(tmp_path):
+    shown = reproduce(tmp_path, "table4", "table13")
+    assert "Table 4: DSR; ranked within batches of 24, not over the gallery" in shown
+    assert "full gallery of 6" in shown
+    assert "not run: CLIP, LoRA, VPT, FreestyleRet, Hystar: needs 3,000 pictures" in shown
+    found = json.loads((tmp_path / "table4.json").read_text())
+    assert [row["row"] for row in found["rows"]] == list(paper_table(4).rows)
+    for row in found["rows"]:
+        assert tuple(row["paper"].values()) == paper_table(4).rows[row["row"]]
+        reference = row["row"] == found["reference"]
+        assert ("difference" in row) == ("verdict" in row) == (not reference)
+        if not reference:
+            difference = row["difference"]
+            assert row["verdict"] == verdict(row["paper_difference"], difference["low"], difference["high"])
+    record = json.loads((tmp_path / "compare.json").read_text())
+    assert [entry["method"] for entry in record["runs"]] == list(plan(4).runs.values())
+    shown = reproduce(tmp_path, "table10")
+    again = json.loads((tmp_path / "compare.json").read_text())
+    assert again["runs"] == record["runs"], "both rows of Table 10 that run are rows of Table 4"
+    assert "not run: VGG: needs the extractor's weights: --vgg FILE or a name" in shown
+
+
+def test_table_11_trains_on_base_classes_and_names_what_is_not_here(tmp_path):
+    shown = reproduce(tmp_path, "table11")
+    assert "not run: CoOp, ProGrad, KgCoOp, MaPLe, TCP: a method of learned text prompts" in shown
+    rows = {row["row"]: row for row in json.loads((tmp_path / "table11.json").read_text())["rows"]}
+    assert set(rows) == {"CLIP, zero-shot", *paper_table(11).rows}
+    assert rows["Hystar"]["few_shot"]["H"]["value"] >= 0 and rows["Hystar"]["paper"]["Average H"] == 77.03
+
+
+def test_table_5_counts_on_the_papers_backbone(monkeypatch):
+    found = parameters_on_the_papers_backbone()
+    whole, added = found["Hystar"]
+    table = paper_table(5)
+    assert whole // 10**6 == table.rows["Hystar"][0] == 442
+    millions = [value // 10**6 for value in (whole, found["CLIP"][0])]
+    assert round(100 * (millions[0] - millions[1]) / millions[1], 1) == table.rows["Hystar"][1] == 3.5
+    assert round(100 * added / found["CLIP"][0], 2) == 3.45, "before rounding to millions"
+    for row in ("VPT", "AdaptFormer"):
+        assert found[row][0] // 10**6 == table.rows[row][0]
+    assert found["FreestyleRet"][1] == 10_112_772
+
+
+def test_words_that_are_no_tables_are_refused(tmp_path):
+    assert table_numbers(["all"]) == list(TABLES)
+    assert table_numbers(["table1", "14"]) == [1, 14]
+    for word in ("table15", "figure3", "0"):
+        with pytest.raises(ValueError, match="tables must be table1 to table14, or all"):
+            table_numbers([word])
+    assert "tables must be" in refused("reproduce", "table0", "--output", tmp_path)
