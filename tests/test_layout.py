@@ -35,7 +35,13 @@ MAY_IMPORT = {
     "cli": APPLICATIONS | {"cli", ""},
 }
 # Distribution of an import name, where the two differ.
-DISTRIBUTION = {"PIL": "pillow", "open_clip": "open_clip_torch", "ot": "POT", "skimage": "scikit-image"}
+DISTRIBUTION = {
+    "PIL": "pillow",
+    "open_clip": "open_clip_torch",
+    "ot": "POT",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+}
 
 
 def sources() -> list[Path]:

@@ -316,5 +316,35 @@ def reproduce(
         run_reproduce(ReproduceSettings(table_numbers(tables), rows, vgg, dinov2, chosen), _console())
 
 
+@app.command()
+def figure(
+    numbers: Annotated[list[int], typer.Argument(help="3 and 5 (t-SNE), 6 and 7 (curves of gamma and lambda).")],
+    output: Folder = Path("runs/reproduce"),
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each point of a curve, with seeds 0, 1, …")] = 3,
+    tuning_seeds: Annotated[int, typer.Option(min=1, help="Trials of each setting on the validation concepts.")] = 3,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps of each trial and run; by default the demo's.")
+    ] = None,
+    weights: Weights = "packaged",
+    projection: Annotated[str, typer.Option(help="tsne (needs scikit-learn) or pca.")] = "tsne",
+    limit: Limit = None,
+) -> None:
+    """Draw figures of the paper with the embedded drawings; trains what is not in the folder yet."""
+    with clear_errors():
+        from hystar_fast.cli.compare import CompareSettings
+        from hystar_fast.cli.figures import run_figures
+        from hystar_fast.methods.recipes import DEMO_STEPS
+
+        settings = CompareSettings(
+            output,
+            steps=DEMO_STEPS if steps is None else steps,
+            seeds=range(seeds),
+            tuning_seeds=range(tuning_seeds),
+            pretrained=_pretrained(weights),
+            limit=limit,
+        )
+        run_figures(numbers, settings, _console(), projection=projection)
+
+
 if __name__ == "__main__":
     app()

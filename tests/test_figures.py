@@ -1,0 +1,108 @@
+"""The figures: what is projected and drawn, and that each comes from runs that the tables share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_cli import refused, run
+
+from hystar_fast.cli import figures as module
+from hystar_fast.cli.figures import _middle_features
+from hystar_fast.methods import variants
+from hystar_fast.methods.recipes import demo_config
+from hystar_fast.methods.suite import create_method
+from hystar_fast.retrieval.figures import Cloud, Curve, draw_clouds, draw_sweep, project
+
+
+def drawn(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def clusters(n: int = 20) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    centres = 5 * torch.randn(3, 16, generator=generator)
+    return centres.repeat_interleave(n, 0) + 0.1 * torch.randn(3 * n, 16, generator=generator)
+
+
+def test_tsne_keeps_clusters_apart_and_is_the_same_every_time():
+    pytest.importorskip("sklearn")
+    found = project(clusters(), "tsne")
+    groups = found.reshape(3, 20, 2)
+    spread = (groups - groups.mean(1, keepdim=True)).norm(dim=-1).max()
+    assert torch.pdist(groups.mean(1)).min() > 2 * spread
+    assert torch.equal(found, project(clusters(), "tsne"))
+
+
+def test_the_plane_is_that_of_the_principal_components():
+    points = clusters()
+    found = project(points, "pca")
+    centred = points - points.mean(0)
+    assert torch.allclose(found.norm(dim=0), torch.linalg.svdvals(centred)[:2], rtol=1e-4)
+    with pytest.raises(ValueError, match=r"projection must be one of \('tsne', 'pca'\), got 'umap'"):
+        project(points, "umap")
+    with pytest.raises(ValueError, match="at least 4 points"):
+        project(points[:3], "tsne")
+
+
+def test_clouds_have_every_colour_of_their_labels(tmp_path):
+    labels = ["a"] * 20 + ["b"] * 20 + ["c"] * 20
+    panels = {"one": Cloud(clusters(), labels), "two": Cloud(clusters(), labels)}
+    other = {name: Cloud(cloud.embeddings, ["x"] * 60) for name, cloud in panels.items()}
+    draw_clouds({"style": panels, "class": other}, tmp_path / "clouds.png", "a note", projection="pca")
+    pixels = drawn(tmp_path / "clouds.png")
+    assert pixels.shape[1] > pixels.shape[0] > 800
+    for colour in ("0072b2", "e69f00", "009e73"):
+        wanted = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)])
+        seen = 0.75 * wanted + 0.25 * 255  # the points let a quarter of the white through
+        assert (np.abs(pixels - seen).sum(-1) < 12).sum() > 50, colour
+
+
+def test_a_sweep_goes_through_its_values(tmp_path):
+    settings = (1, 10, 100)
+    low, high = Curve((20.0,) * 3, (19.0,) * 3, (21.0,) * 3), Curve((80.0,) * 3, (79.0,) * 3, (81.0,) * 3)
+    draw_sweep(settings, {"low": low, "high": high}, tmp_path / "sweep.png", "γ", "a note")
+    pixels = drawn(tmp_path / "sweep.png")
+    rows = []
+    for colour in ("0072b2", "e69f00"):
+        wanted = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)])
+        places = (np.abs(pixels - wanted).sum(-1) < 30).sum(1)
+        rows.append(int(places[: int(0.8 * len(places))].argmax()))  # below is the legend
+    assert rows[0] > rows[1] + 100, "20 % lies below 80 %"
+    with pytest.raises(ValueError, match="curves must have 2 points, 'low' has 3"):
+        draw_sweep((1, 2), {"low": low}, tmp_path / "sweep.png", "γ", "")
+
+
+def test_middle_features_are_what_leaves_the_middle_block():
+    images = torch.rand(3, 3, 64, 64)
+    for name in ("frozen", "hystar"):
+        method = create_method(name, demo_config(None))
+        found = _middle_features(method, images)
+        model = method.modules[0]
+        backbone = model.backbone if name == "hystar" else model
+        kept: list[torch.Tensor] = []
+        handle = backbone.blocks[3].ln_1.register_forward_pre_hook(lambda _, args: kept.append(args[0]))  # noqa: B023
+        with torch.no_grad():
+            method.encode_image(images)
+        handle.remove()
+        assert found.shape == (3, 192)
+        assert torch.allclose(found, kept[0].mean(1), atol=1e-5)
+
+
+def test_the_command_draws_what_it_trains(tmp_path, monkeypatch):
+    for grids in ("GRID", "BASELINE_GRID"):
+        monkeypatch.setattr(variants, grids, {n: trials[:1] for n, trials in getattr(variants, grids).items()})
+    monkeypatch.setitem(module.FIGURES, 6, module._sweep("gamma", (10, 80), "γ"))
+    arguments = ("--steps", 1, "--limit", 6, "--weights", "random", "--seeds", 1, "--tuning-seeds", 1)
+    result = run("figure", 5, 6, "--output", tmp_path, "--projection", "pca", *arguments)
+    assert result.exit_code == 0, result.output
+    for number in (5, 6):
+        assert drawn(tmp_path / f"figure{number}.png").std() > 5
+    record = json.loads((tmp_path / "compare.json").read_text())
+    assert [entry["method"] for entry in record["runs"]] == ["hystar", "hystar+gamma=10"], "γ = 80 is Hystar itself"
+    assert "figures must be some of (3, 5, 6, 7), got 4" in refused("figure", 4, "--output", tmp_path)
