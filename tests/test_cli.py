@@ -68,7 +68,9 @@ def test_another_method_trains_by_the_same_command(tmp_path):
     result = run("train", "--output", tmp_path / "run", *sets(*rates))
     assert result.exit_code == 0, result.output
     assert "lora: 2 steps" in result.output
-    assert (tmp_path / "run" / "best.pt").is_file()
+    result = run("eval", "--adapter", tmp_path / "run" / "adapter", "--limit", 3, "--output", tmp_path / "eval")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "eval" / "results.json").read_text())["method"] == "lora"
     assert "must be one that is trained, got 'frozen'" in refused(
         "train", "--output", tmp_path / "other", *sets("model.method=frozen")
     )

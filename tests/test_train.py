@@ -16,9 +16,7 @@ from hystar_fast.retrieval.protocol import StyledConcepts, load_split
 from hystar_fast.train.checkpoint import (
     Progress,
     load_checkpoint,
-    load_parameters,
     save_checkpoint,
-    save_parameters,
 )
 from hystar_fast.train.loop import Recipe, train
 from hystar_fast.train.optim import cosine_factor, parameter_groups, rate_factor, set_rates
@@ -301,18 +299,6 @@ def test_a_checkpoint_whose_writing_stops_half_way_leaves_the_one_before(tmp_pat
     with pytest.raises(OSError, match="no space left"):
         save_checkpoint(path, method, optimizer, Progress(4, [1.0, 2.0, 3.0, 4.0]))
     assert load_checkpoint(path, method, optimizer).step == 3
-
-
-def test_what_trains_can_be_kept_alone(tmp_path):
-    method, other = Linear(), Linear()
-    save_parameters(tmp_path / "best.pt", method)
-    with torch.no_grad():
-        other.weight.zero_()
-    load_parameters(tmp_path / "best.pt", other)
-    assert torch.equal(other.weight, method.weight)
-    optimizer = torch.optim.AdamW(parameter_groups(method.parameter_groups(), RATES))
-    with pytest.raises(ValueError, match="holds parameters alone"):
-        load_checkpoint(tmp_path / "best.pt", method, optimizer)
 
 
 def test_a_constant_schedule_stays_at_the_peak():

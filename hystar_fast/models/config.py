@@ -33,7 +33,7 @@ class HystarConfig:
             for ``"transformers:"`` and ``"albef:"`` anything but None means the weights stored there;
             for ``"tiny"``: ``"packaged"``, a local path, or None.
         style: what the style vector z is made from: ``"dinov2"`` (the paper), ``"clip"`` (the frozen backbone's
-            own image embedding), ``"vgg"`` (mean-pooled VGG-16 features) or ``"prefix"`` (the class token, and each
+            own image embedding), ``"vgg"`` (Gram matrices of VGG-16) or ``"prefix"`` (the class token, and each
             channel's mean and deviation over the patches, where they enter the first modulated block: how a
             picture is drawn, hardly what it shows).
         style_pretrained: for ``"dinov2"`` an id, a local path, or None for small random weights; for ``"vgg"``

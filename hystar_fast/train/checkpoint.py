@@ -47,11 +47,6 @@ def save_checkpoint(path: str | Path, method: Method, optimizer: optim.Optimizer
     _write(Path(path), method, {"progress": vars(progress), "optimizer": optimizer.state_dict()})
 
 
-def save_parameters(path: str | Path, method: Method) -> None:
-    """Write what trains of a method, and nothing else; the file is replaced in one move."""
-    _write(Path(path), method, {})
-
-
 def load_checkpoint(path: str | Path, method: Method, optimizer: optim.Optimizer) -> Progress:
     """Put a checkpoint's parameters and optimiser state back; returns how far the run was.
 
@@ -59,19 +54,8 @@ def load_checkpoint(path: str | Path, method: Method, optimizer: optim.Optimizer
         ValueError: the file is missing or damaged, or belongs to another method or to other shapes.
     """
     saved = _restore(Path(path), method)
-    if "optimizer" not in saved:
-        raise ValueError(f"path {path} holds parameters alone: a run cannot go on from it")
     optimizer.load_state_dict(saved["optimizer"])
     return Progress(**saved["progress"])
-
-
-def load_parameters(path: str | Path, method: Method) -> None:
-    """Put the parameters of a checkpoint, or of what `save_parameters` wrote, into a method.
-
-    Raises:
-        ValueError: as `load_checkpoint`.
-    """
-    _restore(Path(path), method)
 
 
 def _restore(path: Path, method: Method) -> dict[str, Any]:

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from hystar_fast.methods.adapter_files import save_method
 from hystar_fast.methods.hystar import HystarMethod
 from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.suite import create_hystar, create_method
 from hystar_fast.models.backbones import Backbone
 from hystar_fast.nn.losses import create_loss
-from hystar_fast.train.checkpoint import Progress, read_checkpoint, save_parameters
+from hystar_fast.train.checkpoint import Progress, read_checkpoint
 from hystar_fast.train.log import MetricsLog
 from hystar_fast.train.loop import Keeping, fit
 from hystar_fast.train.recipe import Recipe
@@ -20,7 +21,7 @@ from hystar_fast.train.settings_file import to_toml
 from hystar_fast.train.validation import OnDevice, TrainingData, open_training
 from hystar_fast.train.world import chosen_device, join_world, leave_world
 
-CHECKPOINT, ADAPTER, PARAMETERS = "checkpoint.pt", "adapter", "best.pt"
+CHECKPOINT, ADAPTER = "checkpoint.pt", "adapter"
 CONFIG, SKIPPED = "config.toml", "skipped.txt"
 # What may differ where a run goes on: it changes no step that is still to be made, or says how many there are.
 _MAY_CHANGE = ("run.output", "run.device", "run.checkpoint_every", "run.patience", "run.tensorboard", "run.wandb")
@@ -34,8 +35,7 @@ class Trained:
     Attributes:
         method: as it is after the last step.
         progress: the losses, the best validation and what was skipped.
-        wrote: the adapter folder, or the file of another method's parameters: the best on the validation split, the
-            last without one.
+        wrote: the adapter folder: the best on the validation split, the last without one.
         steps: how many there were to do.
     """
 
@@ -54,8 +54,8 @@ def run_training(
 ) -> Trained:
     """Train as the settings say; under torchrun every process calls this, and process 0 writes.
 
-    ``run.output`` gets ``config.toml`` (every setting), ``metrics.jsonl``, ``checkpoint.pt``, ``adapter/`` (of a
-    method that is no Hystar ``best.pt``) and, if pictures could not be read, ``skipped.txt``.
+    ``run.output`` gets ``config.toml`` (every setting), ``metrics.jsonl``, ``checkpoint.pt``, ``adapter/`` and, if
+    pictures could not be read, ``skipped.txt``.
 
     Args:
         settings: what to do.
@@ -81,7 +81,7 @@ def run_training(
             module.to(device)
         placed = OnDevice(method, device)
         recipe, epoch = _recipe(settings, method, data)
-        wrote = output / (ADAPTER if isinstance(method, HystarMethod) else PARAMETERS)
+        wrote = output / ADAPTER
         keeping = Keeping(
             checkpoint=output / CHECKPOINT,
             checkpoint_every=settings.run.checkpoint_every,
@@ -89,7 +89,7 @@ def run_training(
             log=lambda state: _log(settings, output, state),
             validate=None if data.score is None else lambda: data.score(placed),  # type: ignore[misc]
             validate_every=settings.run.validate_every or epoch,
-            keep_best=lambda: _keep(method, wrote),
+            keep_best=lambda: save_method(method, wrote),
             patience=settings.run.patience,
             settings=settings.to_dict(),
         )
@@ -109,7 +109,7 @@ def run_training(
             progress=progress,
         )
         if world.writes and state.best is None:
-            _keep(method, wrote)
+            save_method(method, wrote)
         if world.writes and state.skipped:
             lines = [f"{path}\t{why}\n" for path, why in sorted(state.skipped.items())]
             (output / SKIPPED).write_text("".join(lines), encoding="utf-8")
@@ -152,13 +152,6 @@ def _recipe(settings: Settings, method: Method, data: TrainingData) -> tuple[Rec
         chunk_size=optim.chunk_size,
     )
     return recipe, epoch
-
-
-def _keep(method: Method, path: Path) -> None:
-    if isinstance(method, HystarMethod):
-        method.model.save_pretrained(path)
-    else:
-        save_parameters(path, method)
 
 
 def _log(settings: Settings, output: Path, state: Progress) -> MetricsLog:
