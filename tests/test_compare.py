@@ -124,6 +124,8 @@ def test_variants_change_fields_and_the_loss():
     assert found.loss(pairs[0], pairs[1]).item() == pytest.approx(expected.item(), rel=1e-5)
     assert plain.loss(pairs[0], pairs[1]).item() != pytest.approx(expected.item(), rel=1e-2)
     assert set(create_variant("hystar+static=false", config).parameter_groups()) == {"dynamic"}
+    options = create_variant("hystar+gamma=10+lam=0.5", config).criterion.options  # type: ignore[attr-defined]
+    assert (options["gamma"], options["lam"]) == (10, 0.5)
     assert Variant.parse("hystar+blocks=none").changes == {"blocks": ()}
     for name in (
         "hystar",

@@ -105,4 +105,7 @@ def test_the_command_draws_what_it_trains(tmp_path, monkeypatch):
         assert drawn(tmp_path / f"figure{number}.png").std() > 5
     record = json.loads((tmp_path / "compare.json").read_text())
     assert [entry["method"] for entry in record["runs"]] == ["hystar", "hystar+gamma=10"], "γ = 80 is Hystar itself"
+    assert record["runs"][0]["learning_rates"] == record["runs"][1]["learning_rates"]
+    trials = json.loads((tmp_path / "tuning.json").read_text())["trials"]
+    assert {trial["method"] for trial in trials} == {"hystar"}, "along a curve nothing is tuned again"
     assert "figures must be some of (3, 5, 6, 7), got 4" in refused("figure", 4, "--output", tmp_path)

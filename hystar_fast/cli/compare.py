@@ -44,6 +44,7 @@ class CompareSettings:
         tuning_seeds: of the trials on the validation split.
         pretrained: weights of the tiny backbone: "packaged", a path, or None for random ones.
         limit: use only so many concepts of each split; for trying things out.
+        tune_variants: whether a variant is tuned by itself, or takes the rates of its method where it trains the same.
     """
 
     output: Path
@@ -53,6 +54,13 @@ class CompareSettings:
     tuning_seeds: Sequence[int] = TUNING_SEEDS
     pretrained: str | None = "packaged"
     limit: int | None = None
+    tune_variants: bool = True
+
+    def tuned_as(self, name: str) -> str:
+        """The method or variant whose trials decide the rates of `name`."""
+        variant = Variant.parse(name)
+        alike = variant.grid() == Variant.parse(variant.method).grid()
+        return variant.method if alike and not self.tune_variants else name
 
 
 def run_compare(settings: CompareSettings, console: Console) -> dict[str, Any]:
@@ -81,19 +89,19 @@ def compare(settings: CompareSettings, console: Console) -> dict[str, Any]:
     config = demo_config(settings.pretrained)
     held_out = load_split("test", limit=settings.limit)
     record = _record(settings, config, held_out)
-    grids = {name: Variant.parse(name).grid() for name in settings.methods}
-    trained = [name for name, grid in grids.items() if grid]
+    trained = [name for name in settings.methods if Variant.parse(name).grid()]
     chosen: dict[str, dict[str, float]] = {}
     if trained:
         chosen = tune(
             settings.output / TUNING_FILE,
             console,
-            grid={name: grids[name] for name in trained},
+            grid={tuned: Variant.parse(tuned).grid() for tuned in map(settings.tuned_as, trained)},
             steps=settings.steps,
             seeds=settings.tuning_seeds,
             pretrained=settings.pretrained,
             limit=settings.limit,
         )
+        chosen = {name: chosen[settings.tuned_as(name)] for name in trained}
     record["chosen"] = {**record["chosen"], **chosen}
     planned = [_key(name, seed, chosen) for name in settings.methods for seed in _seeds(name, settings.seeds)]
     columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -82,12 +82,12 @@ def _mixtures(settings: CompareSettings, console: Console, path: Path, projectio
 
 
 def _sweep(field: str, values: Sequence[float], symbol: str) -> Callable[[CompareSettings, Console, Path, str], None]:
-    """Figures 6 and 7: R@1 of each hard style along a setting of StyleNCE, everything else as it is."""
+    """Figures 6 and 7: R@1 of each hard style along a setting of StyleNCE; all else, rates included, is Hystar's."""
 
     def draw(settings: CompareSettings, console: Console, path: Path, projection: str) -> None:
         default = getattr(demo_config(None), field)
         names = ["hystar" if value == default else f"hystar+{field}={value:g}" for value in values]
-        record = compare(replace(settings, methods=tuple(names)), console)
+        record = compare(replace(settings, methods=tuple(names), tune_variants=False), console)
         found = [record["summary"][name]["recall"]["all"] for name in names]
         curves = {style: _curve([rows[style]["R@1"] for rows in found]) for style in HARD_STYLES}
         n, seeds = record["gallery"]["n"], len(settings.seeds)

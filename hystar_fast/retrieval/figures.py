@@ -116,7 +116,7 @@ def draw_clouds(
 
 
 def draw_sweep(settings: Sequence[float], curves: Mapping[str, Curve], path: str | Path, axis: str, note: str) -> None:
-    """A recall along a setting on a logarithmic axis, a curve a query style with its interval as a band.
+    """A recall along a setting on a logarithmic axis, a curve a query style with its interval at every point.
 
     Args:
         settings: the values tried, positive.
@@ -133,7 +133,9 @@ def draw_sweep(settings: Sequence[float], curves: Mapping[str, Curve], path: str
     for (name, curve), colour in zip(curves.items(), _cycle(len(curves)), strict=True):
         if not len(curve.values) == len(curve.low) == len(curve.high) == len(settings):
             raise ValueError(f"curves must have {len(settings)} points, {name!r} has {len(curve.values)}")
-        axes.fill_between(settings, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0)
+        below = [max(0.0, value - low) for value, low in zip(curve.values, curve.low, strict=True)]
+        above = [max(0.0, high - value) for value, high in zip(curve.values, curve.high, strict=True)]
+        axes.errorbar(settings, curve.values, [below, above], fmt="none", ecolor=colour, alpha=0.45, capsize=3)
         axes.plot(settings, curve.values, color=colour, marker="o", markersize=4.5, linewidth=1.8, label=name)
     axes.set_xscale("log")
     axes.set_xticks(list(settings), [f"{value:g}" for value in settings])
