@@ -27,6 +27,7 @@ _COLOURS = (
 )
 _INK, _FAINT, _LINE = "#1f1f1f", "#6b6b6b", "#cccccc"
 _PERPLEXITY = 30.0
+_APART = 1.05  # between the points of two curves at one value, so that their intervals can be told apart
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,15 @@ def draw_sweep(settings: Sequence[float], curves: Mapping[str, Curve], path: str
     """
     figure, grid = _figure(1, 1, (6.4, 4.4))
     axes = grid[0][0]
-    for (name, curve), colour in zip(curves.items(), _cycle(len(curves)), strict=True):
+    for number, (name, curve) in enumerate(curves.items()):
+        colour = _cycle(len(curves))[number]
+        places = [value * _APART ** (number - (len(curves) - 1) / 2) for value in settings]
         if not len(curve.values) == len(curve.low) == len(curve.high) == len(settings):
             raise ValueError(f"curves must have {len(settings)} points, {name!r} has {len(curve.values)}")
         below = [max(0.0, value - low) for value, low in zip(curve.values, curve.low, strict=True)]
         above = [max(0.0, high - value) for value, high in zip(curve.values, curve.high, strict=True)]
-        axes.errorbar(settings, curve.values, [below, above], fmt="none", ecolor=colour, alpha=0.45, capsize=3)
-        axes.plot(settings, curve.values, color=colour, marker="o", markersize=4.5, linewidth=1.8, label=name)
+        axes.errorbar(places, curve.values, [below, above], fmt="none", ecolor=colour, alpha=0.45, capsize=3)
+        axes.plot(places, curve.values, color=colour, marker="o", markersize=4.5, linewidth=1.8, label=name)
     axes.set_xscale("log")
     axes.set_xticks(list(settings), [f"{value:g}" for value in settings])
     axes.minorticks_off()
