@@ -34,7 +34,8 @@ from hystar_fast.retrieval.embed import embed_images, to_float
 from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.metrics import target_ranks
 from hystar_fast.retrieval.protocol import GALLERY_STYLE, HARD_STYLES, IMAGE_STYLES, StyledConcepts, load_split
-from hystar_fast.train.loop import Recipe, train
+from hystar_fast.train.loop import train
+from hystar_fast.train.recipe import Recipe
 
 ByStyle = dict[str, dict[str, Tensor]]  # split -> style -> tensor
 DRAWN = (*IMAGE_STYLES, GALLERY_STYLE)

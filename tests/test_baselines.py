@@ -24,7 +24,8 @@ from hystar_fast.models.backbones.open_clip import OpenClipBackbone
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.tiny import preprocess
 from hystar_fast.retrieval.protocol import load_split
-from hystar_fast.train.loop import Recipe, train
+from hystar_fast.train.loop import train
+from hystar_fast.train.recipe import Recipe
 
 STARTS_ELSEWHERE = ("vpt", "freestyle")
 TABLE_5 = {"vpt": (428, 0.2), "ia3": (427, 0.1), "adaptformer": (429, 0.5)}

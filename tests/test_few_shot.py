@@ -17,7 +17,7 @@ from hystar_fast.methods.suite import create_method
 from hystar_fast.retrieval.few_shot import accuracies, base_to_new, draw_shots, right
 from hystar_fast.retrieval.zero_shot import class_embeddings
 from hystar_fast.train.few_shot import train_few_shot
-from hystar_fast.train.loop import Recipe
+from hystar_fast.train.recipe import Recipe
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel")
 

@@ -19,7 +19,8 @@ from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.tiny import preprocess
 from hystar_fast.models.vgg import vgg_features
 from hystar_fast.retrieval.protocol import load_split
-from hystar_fast.train.loop import Recipe, train
+from hystar_fast.train.loop import train
+from hystar_fast.train.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,10 @@ from hystar_fast.train.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from hystar_fast.train.loop import Recipe, train
+from hystar_fast.train.loop import train
 from hystar_fast.train.optim import cosine_factor, parameter_groups, rate_factor, set_rates
 from hystar_fast.train.pairs import PairImages, PairSampler
+from hystar_fast.train.recipe import Recipe
 from hystar_fast.train.step import pair_loss
 
 STYLES = ("sketch", "outline", "text")

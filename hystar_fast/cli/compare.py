@@ -25,7 +25,8 @@ from hystar_fast.models.config import HystarConfig
 from hystar_fast.retrieval.evaluate import evaluate, images_to_embed
 from hystar_fast.retrieval.protocol import GALLERY_STYLE, QUERY_STYLES, StyledConcepts, load_split
 from hystar_fast.retrieval.seeds import recorded_ranks
-from hystar_fast.train.loop import Recipe, train
+from hystar_fast.train.loop import train
+from hystar_fast.train.recipe import Recipe
 
 RESULTS_FILE, TUNING_FILE, ADAPTERS = "compare.json", "tuning.json", "adapters"
 _NOT_IN_NAMES = re.compile(r"[^\w+=.-]")

@@ -31,8 +31,9 @@ from hystar_fast.retrieval.protocol import (
     StyledConcepts,
     load_split,
 )
-from hystar_fast.train.loop import Recipe, train
+from hystar_fast.train.loop import train
 from hystar_fast.train.pairs import PairImages, PairSampler
+from hystar_fast.train.recipe import Recipe
 from hystar_fast.train.step import pair_loss
 
 INDEX_FOLDER, ADAPTER_FOLDER, RESULTS_FILE = "index", "adapter", "results.json"

@@ -28,7 +28,7 @@ from hystar_fast.retrieval.embed import embed_images
 from hystar_fast.retrieval.few_shot import SHOTS, Accuracies, BaseToNew, accuracies, base_to_new, draw_shots, right
 from hystar_fast.retrieval.zero_shot import TEMPLATES, class_embeddings
 from hystar_fast.train.few_shot import train_few_shot
-from hystar_fast.train.loop import Recipe
+from hystar_fast.train.recipe import Recipe
 
 RESULTS_FILE = "few_shot.json"
 CLASSIFIERS = ("frozen", *TRAINED, *BASELINES)

@@ -163,6 +163,7 @@ def _show(result: dict[str, Any], console: Console) -> None:
     title = f"Table {number}: {paper_table(number).what}"
     table = Table(title=title, title_justify="left", header_style="bold", padding=(0, 0))
     table.add_column("row", overflow="fold")
+    cells: Callable[[dict[str, Any] | None], tuple[str, ...]]
     cells = {COMPUTATION: _computation_cells, FEW_SHOT: _few_shot_cells}.get(number, _retrieval_cells)
     if all("missing" in row for row in result["rows"]):
         cells = _paper_cells(result)

@@ -19,7 +19,8 @@ from hystar_fast.methods.suite import create_hystar
 from hystar_fast.methods.variants import create_variant
 from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.protocol import HARD_STYLES, load_split
-from hystar_fast.train.loop import Recipe, train
+from hystar_fast.train.loop import train
+from hystar_fast.train.recipe import Recipe
 
 Grid = Mapping[str, Sequence[dict[str, float]]]
 

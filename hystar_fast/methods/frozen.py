@@ -24,6 +24,7 @@ class Frozen(Method):
     """
 
     name = "frozen"
+    preprocess: TensorPreprocess
 
     def __init__(
         self, model: nn.Module, preprocess: Callable[[Image.Image], Tensor], tokenizer: Callable[[list[str]], Tensor]

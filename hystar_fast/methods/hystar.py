@@ -35,6 +35,7 @@ class HystarMethod(Method):
     """
 
     name = "hystar"
+    preprocess: TensorPreprocess
 
     def __init__(self, model: Hystar) -> None:
         self.model = model

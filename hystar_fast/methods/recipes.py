@@ -40,9 +40,9 @@ BASELINE_GRID: dict[str, list[dict[str, float]]] = {
 }
 
 CHOSEN: dict[str, dict[str, float]] = {
-    "static": {"static": 0.06},
+    "static": {"static": 0.12},
     "lora": {"lora": 0.003},
-    "hystar": {"static": 0.03, "dynamic": 0.003},
+    "hystar": {"static": 0.06, "dynamic": 0.003},
 }
 
 

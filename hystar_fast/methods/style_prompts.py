@@ -1,10 +1,10 @@
 """FreestyleRet's style prompts: tokens made of each image's Gram matrix, in front of the first and the last block.
 
-Written from the paper (Li et al., FreestyleRet, ECCV 2024) and from what its public code does. Where the two part, or
-one training run has to do what the code does in several, this is what is done here:
+Written from the abstract of Li et al., FreestyleRet (ECCV 2024), and from what its public code does. Where the two
+part, or one training run has to do what the code does in several, this is what is done here:
 
-- The tokens follow the image, as the paper says. The public code's last version computes them and then uses learned
-  tokens that are the same for all images (it assigns to an attribute of the parameter).
+- The tokens follow the image, as the method is described. The public code's last version computes them and then uses
+  learned tokens that are the same for all images (it assigns to an attribute of the parameter).
 - The style space: the code first trains with the Gram tokens alone, then takes the mean token of each labelled style as
   a fixed centre, then trains again. Here k-means over the Gram tokens of the first training batch places the centres,
   without labels, and they train on with the rest.
@@ -147,7 +147,7 @@ class StylePrompts(Adapted):
     Raises:
         ValueError: `prompts` or `centres` is not positive, or `vgg` names no weights.
 
-    Source: Li et al., FreestyleRet: Retrieving Images from Style-Diversified Queries (ECCV 2024), Section 3, and its
+    Source: Li et al., FreestyleRet: Retrieving Images from Style-Diversified Queries (ECCV 2024), and its
     public code; the differences are listed at the top of this file.
     """
 

@@ -89,7 +89,7 @@ def create_variant(name: str, config: HystarConfig, *, seed: int = 0, parameters
         if not isinstance(method, (HystarMethod, Adapted, LoRA)):
             raise ValueError(f"{variant.method} does not train, so it has no loss")
         options = {field: getattr(changed, field) for field in ("temperature", "gamma", "lam", "epsilon", "n_iter")}
-        method.criterion = create_loss(variant.loss, **options)  # type: ignore[assignment]
+        method.criterion = create_loss(variant.loss, **options)
     return method
 
 

@@ -127,7 +127,7 @@ class VggStyle(NetworkStyle):
     def summarise(self, images: Tensor) -> Tensor:
         parts, x = [], images
         rows, columns = torch.triu_indices(_MIXED, _MIXED, device=images.device)
-        for place, layer in enumerate(self.network):  # type: ignore[arg-type]
+        for place, layer in enumerate(self.network.children()):
             x = layer(x)
             if place in WIDTHS:
                 mix: Tensor = getattr(self, f"mix{place}").to(x.dtype)

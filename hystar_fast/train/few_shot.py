@@ -12,8 +12,8 @@ from torch.optim import AdamW
 from hystar_fast.methods.interface import Method
 from hystar_fast.retrieval.embed import embed_styles, to_float
 from hystar_fast.retrieval.placement import place_randomly
-from hystar_fast.train.loop import Recipe
 from hystar_fast.train.optim import cosine_factor, parameter_groups, set_rates
+from hystar_fast.train.recipe import Recipe
 
 
 def train_few_shot(
