@@ -61,11 +61,12 @@ class TileGradient : protected TileSolver<T, Block> {
             values[k] = read_if(own.has(k), matrix + own.first + T::LANE_COLUMNS * k, 0.0f);
     }
 
-    HYSTAR_DEVICE void add_rows(float (&values)[T::ROWS]) {
-        this->template reduce_rows<Sum>(values, shared_.a, [](float sum, int) { return sum; });
+    // Sums over the lane's rows and columns, by way of slots that no lane still reads.
+    HYSTAR_DEVICE void add_rows(float (&values)[T::ROWS], float* slots) {
+        this->template reduce_rows<Sum>(values, slots, [](float sum, int) { return sum; });
     }
-    HYSTAR_DEVICE void add_columns(float (&values)[T::COLUMNS]) {
-        this->template reduce_columns<Sum>(values, shared_.b, [](float sum) { return sum; });
+    HYSTAR_DEVICE void add_columns(float (&values)[T::COLUMNS], float* slots) {
+        this->template reduce_columns<Sum>(values, slots, [](float sum) { return sum; });
     }
 
     // A x for the lane's rows and A' y for its columns, over its own entries.

@@ -16,7 +16,7 @@ template <class T, class Block>
 class TileImplicit : TileGradient<T, Block> {
     using Base = TileGradient<T, Block>;
     using typename Base::Entries;
-    using Base::a_, Base::block_, Base::problem_, Base::upstream_;
+    using Base::a_, Base::block_, Base::problem_, Base::shared_, Base::upstream_;
     using Vector = float[T::COLUMNS];
 
   public:
@@ -29,6 +29,7 @@ class TileImplicit : TileGradient<T, Block> {
         Vector beta = {};
         load();
         float goal = 0;
+#pragma unroll 1
         for (int round = 0; round < 2; ++round) {
             Vector residual;
             remainder(beta, alpha, residual);
@@ -61,17 +62,17 @@ class TileImplicit : TileGradient<T, Block> {
                 weighted_columns_[k] += w;
             }
         }
-        this->add_rows(rows);
-        this->add_rows(weighted_rows_);
-        this->add_columns(columns_);
-        this->add_columns(weighted_columns_);
+        this->add_rows(rows, shared_.u);
+        this->add_rows(weighted_rows_, shared_.a);
+        this->add_columns(columns_, shared_.v);
+        this->add_columns(weighted_columns_, shared_.b);
 #pragma unroll
         for (int i = 0; i < T::ROWS; ++i) inverse_rows_[i] = inverse(rows[i]);
     }
 
     HYSTAR_DEVICE void alphas(const Vector& beta, float (&alpha)[T::ROWS]) {
         this->times(beta, alpha);
-        this->add_rows(alpha);
+        this->add_rows(alpha, shared_.a);
 #pragma unroll
         for (int i = 0; i < T::ROWS; ++i) alpha[i] = (weighted_rows_[i] - alpha[i]) * inverse_rows_[i];
     }
@@ -79,7 +80,7 @@ class TileImplicit : TileGradient<T, Block> {
     HYSTAR_DEVICE void remainder(const Vector& beta, float (&alpha)[T::ROWS], Vector& residual) {
         alphas(beta, alpha);
         this->transposed_times(alpha, residual);
-        this->add_columns(residual);
+        this->add_columns(residual, shared_.b);
 #pragma unroll
         for (int k = 0; k < T::COLUMNS; ++k)
             residual[k] = weighted_columns_[k] - residual[k] - columns_[k] * beta[k];
@@ -108,11 +109,11 @@ class TileImplicit : TileGradient<T, Block> {
         for (int k = 0; k < 2 * problem_.m + 20 && rho > goal; ++k) {
             float rows[T::ROWS];
             this->times(direction, rows);
-            this->add_rows(rows);
+            this->add_rows(rows, shared_.a);
 #pragma unroll
             for (int i = 0; i < T::ROWS; ++i) rows[i] *= inverse_rows_[i];
             this->transposed_times(rows, image);
-            this->add_columns(image);
+            this->add_columns(image, shared_.b);
 #pragma unroll
             for (int c = 0; c < T::COLUMNS; ++c) {
                 preconditioned[c] = columns_[c] * direction[c];

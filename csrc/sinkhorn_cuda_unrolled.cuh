@@ -148,9 +148,9 @@ class TileUnrolled : TileGradient<T, Block> {
                 if (own.has(k)) out[T::LANE_COLUMNS * k] = -upstream_.inverse_epsilon * w[k];
             }
         }
-        this->add_rows(du);
+        this->add_rows(du, shared_.a);
         keep_rows(history_.h(done), du);
-        this->add_columns(dv);
+        this->add_columns(dv, shared_.b);
     }
 
     // Goes back through iteration k. The column sums of R du of the iteration after it are in shared_.b, still to be scaled
@@ -168,7 +168,7 @@ class TileUnrolled : TileGradient<T, Block> {
             for (int c = 0; c < T::COLUMNS; ++c) p[c] *= -factor[c];
         }
         this->times(p, h);
-        this->add_rows(h);
+        this->add_rows(h, shared_.a);
 #pragma unroll
         for (int i = 0; i < T::ROWS; ++i) {
             const float a = history_.a(k)[this->row_slot() + i], du = is_last ? history_.h(k)[this->row_slot() + i] : 0.0f;
@@ -177,7 +177,7 @@ class TileUnrolled : TileGradient<T, Block> {
         block_.sync_warp();
         keep_rows(history_.h(k), h);
         this->transposed_times(h, factor);
-        this->add_columns(factor);
+        this->add_columns(factor, shared_.b);
         keep_columns(history_.b(k), p);  // now, that all have read b
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from tolerance import assert_as_accurate
 from torch import Tensor
 
+from hystar_fast.ops import native
 from hystar_fast.ref.sinkhorn import SinkhornStatus, sinkhorn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -260,6 +262,12 @@ class Host:
             *(ctypes.c_int(number) for number in (n_iter, choice.kind, choice.blocks)),
             ctypes.c_uint64(seed),
         )
+
+
+def argument_counts(prefix: str) -> dict[str, int]:
+    """How many arguments each function of the extension takes whose name starts so; empty where it has no CUDA."""
+    found = {name: function for name, function in vars(native.extension() or object).items() if name.startswith(prefix)}
+    return {name: len(re.findall(r"\w+: ", function.__doc__.splitlines()[0])) for name, function in found.items()}
 
 
 def pretend_cuda(patch: pytest.MonkeyPatch, host: object, *modules: ModuleType) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from sinkhorn_cuda_host import (
     Choice,
     Gpu,
     Host,
+    argument_counts,
     paper_cost,
     pretend_cuda,
 )
@@ -27,7 +27,7 @@ from torch import Tensor
 
 import hystar_fast as hf
 from hystar_fast import ref
-from hystar_fast.ops import native, sinkhorn_cuda, sinkhorn_torch
+from hystar_fast.ops import sinkhorn_cuda, sinkhorn_torch
 from hystar_fast.ref.sinkhorn import SinkhornStatus
 
 GRADS = ("unroll", "implicit")
@@ -217,19 +217,10 @@ def test_the_op_hands_over_what_the_kernels_take(
 
 
 def test_the_emulation_has_the_extension_s_signatures() -> None:
-    module = native.extension()
-    if module is None or not module.cuda_version:
-        pytest.skip("the extension was built for the CPU only")
-    counts = {
-        "forward": 16,
-        "has_gradient": 2,
-        "unrolled_workspace": 4,
-        "unrolled_backward": 12,
-        "implicit_backward": 9,
-    }
-    for name, count in counts.items():
-        signature = getattr(module, f"sinkhorn_cuda_{name}").__doc__.splitlines()[0]
-        assert len(re.findall(r"\w+: ", signature)) == count, signature
+    """Which takes pointers: one argument more or less would read wild memory."""
+    counts = {"workspace": 3, "forward": 16, "has_gradient": 2}
+    counts |= {"unrolled_workspace": 4, "unrolled_backward": 12, "implicit_backward": 9}
+    assert argument_counts("sinkhorn_cuda_") in ({}, {f"sinkhorn_cuda_{name}": count for name, count in counts.items()})
 
 
 @requires_cuda

@@ -1,7 +1,7 @@
 """StyleNCE on CUDA: products in torch, all between them in the extension; float64 in plain torch.
 
-Five launches forward where the plan stays on chip: unit rows, product, cost, plan, loss; three backward: both products and
-one projection.
+Five launches forward where the plan stays on chip: unit rows, product, cost, plan, loss. Three backward: both products
+and one projection.
 """
 
 from __future__ import annotations
