@@ -5,7 +5,7 @@
 // Numerics: with W = P * dplan, a = P 1, b = P' 1,
 //     dK = P * (dplan - alpha_i - beta_j),   alpha = (W 1 - P beta) / a,   W' 1 - P' alpha - diag(b) beta = 0,
 //   where beta is found by conjugate gradients preconditioned by b: a graph Laplacian, singular but consistent, and the
-//   result does not depend on the solution found. In fp32, and then once more from the residual of the equation itself.
+//   result does not depend on the solution found. In fp32, as P is: where that is too little, so were P's own digits.
 #pragma once
 
 #include "sinkhorn_cuda_gradient.cuh"
@@ -26,15 +26,14 @@ class TileImplicit : TileGradient<T, Block> {
     HYSTAR_DEVICE void solve() {
         if (this->has_none()) return;
         float alpha[T::ROWS];
-        Vector beta = {};
+        Vector beta = {}, residual;
         load();
-        float goal = 0;
-#pragma unroll 1
-        for (int round = 0; round < 2; ++round) {
-            Vector residual;
-            remainder(beta, alpha, residual);
-            improve(beta, residual, goal);
-        }
+        alphas(beta, alpha);
+        this->transposed_times(alpha, residual);
+        this->add_columns(residual, shared_.b);
+#pragma unroll
+        for (int k = 0; k < T::COLUMNS; ++k) residual[k] = weighted_columns_[k] - residual[k];
+        solve_for(beta, residual);
         alphas(beta, alpha);
         write(alpha, beta);
         this->leave();
@@ -77,15 +76,6 @@ class TileImplicit : TileGradient<T, Block> {
         for (int i = 0; i < T::ROWS; ++i) alpha[i] = (weighted_rows_[i] - alpha[i]) * inverse_rows_[i];
     }
 
-    HYSTAR_DEVICE void remainder(const Vector& beta, float (&alpha)[T::ROWS], Vector& residual) {
-        alphas(beta, alpha);
-        this->transposed_times(alpha, residual);
-        this->add_columns(residual, shared_.b);
-#pragma unroll
-        for (int k = 0; k < T::COLUMNS; ++k)
-            residual[k] = weighted_columns_[k] - residual[k] - columns_[k] * beta[k];
-    }
-
     // The same number in every lane, as all rows of lanes hold the same columns.
     HYSTAR_DEVICE float dot(const Vector& x, const Vector& y) {
         float total = x[0] * y[0];
@@ -94,8 +84,8 @@ class TileImplicit : TileGradient<T, Block> {
         return reduce_warp<Sum, T::LANE_COLUMNS>(block_, total);
     }
 
-    // Conjugate gradients from `residual`, to a size of `goal`, which the first round sets.
-    HYSTAR_DEVICE void improve(Vector& beta, Vector& residual, float& goal) {
+    // Conjugate gradients from beta = 0, whose residual is the right side.
+    HYSTAR_DEVICE void solve_for(Vector& beta, Vector& residual) {
         Vector direction, image, preconditioned;
         const auto precondition = [&] {
 #pragma unroll
@@ -105,7 +95,7 @@ class TileImplicit : TileGradient<T, Block> {
 #pragma unroll
         for (int k = 0; k < T::COLUMNS; ++k) direction[k] = preconditioned[k];
         float rho = dot(residual, preconditioned);
-        if (goal == 0) goal = rho * SMALL;
+        const float goal = rho * SMALL;
         for (int k = 0; k < 2 * problem_.m + 20 && rho > goal; ++k) {
             float rows[T::ROWS];
             this->times(direction, rows);
@@ -149,7 +139,7 @@ class TileImplicit : TileGradient<T, Block> {
         }
     }
 
-    static constexpr float SMALL = 1e-13f;  // of the squared residual at first: rounding, for fp32
+    static constexpr float SMALL = 1e-13f;  // of the first residual, squared: rounding, for fp32
     static constexpr float FLAT = 1e-6f;
 
     float columns_[T::COLUMNS], weighted_columns_[T::COLUMNS];
