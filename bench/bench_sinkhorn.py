@@ -16,11 +16,14 @@ from harness import DEVICE, OURS, Outputs, compiled, forward, forward_backward, 
 from torch import Tensor
 
 import hystar_fast as hf
+from hystar_fast.ops import sinkhorn_torch
 
 EPSILON, ITERATIONS = 0.05, 50
+IN_TORCH = f"{OURS}, gradient in torch"
 CASES = [(1, 48), (64, 48), (1, 256), (16, 256), (1, 1024), (4, 1024)]
 if DEVICE == "cuda":
     CASES = [(1, 48), (4096, 48), (64, 256), (1, 8192), (1, 1024), (64, 128), (16, 512)]
+BACKWARD_CASES = [(1, 48), (16, 256)] if DEVICE == "cpu" else [(1, 48), (16, 256), (64, 128), (1024, 48)]
 
 
 def half_steps(kernel: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,11 +146,28 @@ def bench_sinkhorn(record: Callable[..., None], quick: bool, batch: int, n: int,
     record("sinkhorn", name, provider, "forward", torch.float32, run, exact, gib=gib(cost), gflop=gflop(cost))
 
 
-@pytest.mark.parametrize(
-    ("grad", "provider"),
-    [("unroll", OURS), ("unroll", "naive torch"), ("implicit", OURS)],  # the plain loop has no implicit gradient
-)
-@pytest.mark.parametrize(("batch", "n"), [(1, 48), (16, 256)], ids=lambda value: str(value))
+def with_gradient_in_torch(cost: Tensor, upstream: Tensor, grad: str) -> Outputs:
+    """Our forward, and the gradient that sizes without a kernel for it take."""
+    unrolls = grad == "unroll"
+    plan, history, info = torch.ops.hystar_fast.sinkhorn_forward(cost, None, EPSILON, ITERATIONS, 0.0, unrolls)
+    if unrolls:
+        arguments = (upstream, plan, cost, None, history, info, EPSILON, ITERATIONS)
+        return [plan, sinkhorn_torch.unrolled_backward(*arguments)]
+    return [plan, sinkhorn_torch.implicit_backward(upstream, plan, info, EPSILON)]
+
+
+# the plain loop has no implicit gradient
+GRADIENTS = [
+    ("unroll", OURS),
+    ("unroll", IN_TORCH),
+    ("unroll", "naive torch"),
+    ("implicit", OURS),
+    ("implicit", IN_TORCH),
+]
+
+
+@pytest.mark.parametrize(("grad", "provider"), GRADIENTS)
+@pytest.mark.parametrize(("batch", "n"), BACKWARD_CASES, ids=lambda value: str(value))
 def bench_sinkhorn_backward(
     record: Callable[..., None], quick: bool, batch: int, n: int, grad: str, provider: str
 ) -> None:
@@ -155,6 +175,8 @@ def bench_sinkhorn_backward(
     cost = cost.detach().requires_grad_()
     function = naive if provider != OURS else lambda cost: hf.sinkhorn(cost, EPSILON, ITERATIONS, grad=grad)
     run = forward_backward(lambda: function(cost), [cost], upstream)
+    if provider == IN_TORCH:
+        run = lambda: with_gradient_in_torch(cost.detach(), upstream, grad)  # noqa: E731
     name = f"{len(cost)} of {cost.shape[1]}x{cost.shape[2]}" + ("" if grad == "unroll" else ", implicit")
     exact = truth if grad == "unroll" else None  # the implicit gradient is that of the converged plan
     record("sinkhorn", name, provider, "forward+backward", torch.float32, run, exact, gib=gib(cost, 5))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import hystar_fast as hf
+from hystar_fast.ops import style_nce_torch
 
 DIMENSION = 768
 EPSILON, ITERATIONS, TEMPERATURE, GAMMA = 0.1, 50, 0.07, 80.0
@@ -45,6 +46,25 @@ def ours(query: Tensor, target: Tensor) -> Tensor:
     return hf.style_nce(query, target)
 
 
+def loss_in_torch(query: Tensor, target: Tensor) -> Outputs:
+    """What runs without our loss kernels: our Sinkhorn and backward, torch for all around them."""
+    arguments = (
+        query.detach(),
+        target.detach(),
+        None,
+        TEMPERATURE,
+        GAMMA,
+        1.0,
+        EPSILON,
+        ITERATIONS,
+        "paper",
+        True,
+        True,
+    )
+    loss, *saved = style_nce_torch.forward(*arguments)
+    return [loss, *style_nce_torch.backward(torch.ones_like(loss), *saved, TEMPERATURE, True, True)]
+
+
 PROVIDERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "InfoNCE": info_nce,
     OURS: ours,
@@ -68,8 +88,10 @@ def case(n: int) -> tuple[Tensor, Tensor, Outputs]:
 
 
 # compiling 50 unrolled iterations is slow, so torch.compile is measured at the paper's batch alone
+IN_TORCH = f"{OURS}, loss in torch"
 SIZES = (48, 256, 1024) if DEVICE == "cpu" else (48, 32768, 256, 1024, 8192)
 CASES = [(n, provider) for n in SIZES for provider in PROVIDERS if n == 48 or "compile" not in provider]
+CASES += [(n, IN_TORCH) for n in SIZES if n <= 1024]
 
 
 @pytest.mark.parametrize(("n", "provider"), CASES)
@@ -77,10 +99,12 @@ def bench_style_nce(record: Callable[..., None], quick: bool, n: int, provider: 
     n = n // 16 if quick else n
     query, target, truth = case(n)
     inputs = [a.detach().requires_grad_() for a in (query, target)]
-    function = PROVIDERS[provider]
+    function = PROVIDERS.get(provider, ours)
     if "compile" in provider:
         function = compiled(function)
     run = forward_backward(lambda: function(*inputs), inputs, torch.ones((), device=DEVICE))
+    if provider == IN_TORCH:
+        run = lambda: loss_in_torch(*inputs)  # noqa: E731
     if "graph" in provider:
         run = graphed(run)
     exact = None if function is info_nce else truth

@@ -10,12 +10,15 @@ import hystar_fast as hf
 
 DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cuda"
 
-for n, m in ((1, 1), (5, 7), (48, 48), (65, 130), (200, 200), (300, 257)):
+for n, m in ((1, 1), (5, 7), (48, 48), (97, 128), (65, 130), (200, 200), (300, 257)):
     cost = torch.rand(3, n, m, device=DEVICE, requires_grad=True)
     for grad in ("unroll", "implicit"):
         hf.sinkhorn(cost, 0.1, 3, grad=grad).sum().backward()
-query = torch.randn(17, 24, device=DEVICE, requires_grad=True)
-hf.style_nce(query, query.detach().flip(0), n_iter=3).backward()
+for n, reduction in ((1, "mean"), (17, "none"), (70, "mean"), (200, "none")):
+    query = torch.randn(n, 24, device=DEVICE, requires_grad=True)
+    mask = torch.rand(n, n, device=DEVICE) < 0.1
+    for weights in ("paper", "uniform"):
+        hf.style_nce(query, query.flip(0), n_iter=3, weights=weights, mask=mask, reduction=reduction).sum().backward()
 for tokens, rank, dtype in (
     (3, 16, torch.float32),
     (130, 33, torch.float32),

@@ -38,5 +38,6 @@ PYBIND11_MODULE(_C, module) {
     hystar_fast::bind_style_nce_cpu(module);
 #ifdef HYSTAR_FAST_CUDA
     hystar_fast::bind_sinkhorn_cuda(module);
+    hystar_fast::bind_style_nce_cuda(module);
 #endif
 }

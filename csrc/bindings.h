@@ -10,6 +10,7 @@ void bind_sinkhorn_cpu(pybind11::module_& module);
 void bind_style_nce_cpu(pybind11::module_& module);
 #ifdef HYSTAR_FAST_CUDA
 void bind_sinkhorn_cuda(pybind11::module_& module);
+void bind_style_nce_cuda(pybind11::module_& module);
 #endif
 
 }  // namespace hystar_fast

@@ -23,46 +23,10 @@ __global__ void __launch_bounds__(T::THREADS, T::BLOCKS) cluster_kernel(const __
 #endif
 }
 
-// A launch of `problems` on clusters of `blocks`. The configuration points into this object.
-class Launch {
-  public:
+struct Kernel {
     template <class T>
-    static Launch of(int64_t problems, int blocks, cudaStream_t stream) {
-        Launch launch;
-        launch.config_.gridDim = dim3(static_cast<unsigned>(problems * blocks));
-        launch.config_.blockDim = dim3(T::THREADS);
-        launch.config_.stream = stream;
-        launch.cluster_.id = cudaLaunchAttributeClusterDimension;
-        launch.cluster_.val.clusterDim.x = static_cast<unsigned>(blocks);
-        launch.cluster_.val.clusterDim.y = launch.cluster_.val.clusterDim.z = 1;
-        return launch;
-    }
-    const cudaLaunchConfig_t* get() {
-        config_.attrs = &cluster_;
-        config_.numAttrs = 1;
-        return &config_;
-    }
-
-  private:
-    cudaLaunchConfig_t config_{};
-    cudaLaunchAttribute cluster_{};
-};
-
-// Whether the current device holds such a cluster; more than 8 blocks have to be allowed first.
-struct Fits {
-    int blocks;
-
-    template <class T>
-    bool launch() const {
-        const auto kernel = cluster_kernel<T>;
-        cudaError_t error = cudaSuccess;
-        if (blocks > 8)
-            error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-        int active = 0;
-        Launch one = Launch::of<T>(1, blocks, nullptr);
-        if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&active, kernel, one.get());
-        if (error != cudaSuccess) cudaGetLastError();  // a refusal is an answer, not an error of the caller's
-        return error == cudaSuccess && active > 0;
+    const void* launch() const {
+        return reinterpret_cast<const void*>(cluster_kernel<T>);
     }
 };
 
@@ -74,7 +38,7 @@ struct Launcher {
 
     template <class T>
     void launch() const {
-        Launch launch = Launch::of<T>(problems, blocks, stream);
+        ClusterLaunch launch(problems, T::THREADS, blocks, stream);
         check(cudaLaunchKernelEx(launch.get(), cluster_kernel<T>, batch), "the launch of the cluster kernel");
     }
 };
@@ -95,24 +59,44 @@ Gpu describe_gpu(int device) {
 
 }  // namespace
 
-Choice choose_here(int64_t batch, int64_t n, int64_t m) {
+Gpu gpu_here() {
     static std::mutex mutex;
     static std::map<int, Gpu> gpus;
-    static std::map<std::tuple<int, int, int>, bool> fits;
     int device = 0;
     if (cudaGetDevice(&device) != cudaSuccess) {
         cudaGetLastError();
-        return choose(batch, n, m, Gpu{0, 0});
+        return {0, 0};
     }
     const std::lock_guard<std::mutex> lock(mutex);
-    auto gpu = gpus.find(device);
-    if (gpu == gpus.end()) gpu = gpus.emplace(device, describe_gpu(device)).first;
-    const Choice choice = choose(batch, n, m, gpu->second);
+    const auto gpu = gpus.find(device);
+    return gpu != gpus.end() ? gpu->second : gpus.emplace(device, describe_gpu(device)).first->second;
+}
+
+// More than 8 blocks have to be allowed first.
+bool cluster_fits_here(const void* kernel, int threads, int blocks) {
+    static std::mutex mutex;
+    static std::map<std::tuple<int, const void*, int>, bool> known;
+    int device = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto key = std::make_tuple(device, kernel, blocks);
+    if (const auto found = known.find(key); found != known.end()) return found->second;
+    if (error == cudaSuccess && blocks > 8)
+        error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    int active = 0;
+    ClusterLaunch one(1, threads, blocks, nullptr);
+    if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&active, kernel, one.get());
+    if (error != cudaSuccess) cudaGetLastError();  // a refusal is an answer, not an error of the caller's
+    return known[key] = error == cudaSuccess && active > 0;
+}
+
+Choice choose_here(int64_t batch, int64_t n, int64_t m) {
+    const Choice choice = choose(batch, n, m, gpu_here());
     if (choice.kind != Choice::CLUSTER) return choice;
-    const auto key = std::make_tuple(device, choice.shape, choice.blocks);
-    auto known = fits.find(key);
-    if (known == fits.end()) known = fits.emplace(key, with_cluster(choice.shape, Fits{choice.blocks})).first;
-    return known->second ? choice : Choice{Choice::STREAM, 0, 0};
+    const void* kernel = with_cluster(choice.shape, Kernel{});
+    constexpr int THREADS = Cluster256::THREADS;
+    static_assert(THREADS == Cluster512::THREADS && THREADS == Cluster768::THREADS);
+    return cluster_fits_here(kernel, THREADS, choice.blocks) ? choice : Choice{Choice::STREAM, 0, 0};
 }
 
 void launch_cluster(const Batch& batch, int64_t problems, const Choice& choice, cudaStream_t stream) {

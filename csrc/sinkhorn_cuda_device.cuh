@@ -29,6 +29,14 @@ struct DeviceBlock {
         if constexpr (WARPS == 1) return __any_sync(0xffffffffu, fact) != 0;
         else return __syncthreads_or(fact) != 0;
     }
+    // Whether this block is the last of `blocks` to count itself; it then sees what the others wrote.
+    __device__ bool arrives_last(int* counter, int blocks) const {
+        __threadfence();
+        sync();
+        const bool last = any(thread() == 0 && atomicAdd(counter, 1) == blocks - 1);
+        __threadfence();
+        return last;
+    }
 };
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -56,7 +64,7 @@ __device__ __noinline__ void settle_apart(const Batch& batch, long long index, i
 
 inline void check(cudaError_t error, const char* what) {
     if (error != cudaSuccess)
-        throw std::runtime_error(std::string("sinkhorn: ") + what + " failed: " + cudaGetErrorString(error));
+        throw std::runtime_error(std::string("hystar_fast: ") + what + " failed: " + cudaGetErrorString(error));
 }
 
 }  // namespace hystar_fast

@@ -124,4 +124,26 @@ constexpr Choice choose(int64_t batch, int64_t n, int64_t m, const Gpu& gpu) {
     return {Choice::STREAM, 0, 0};
 }
 
+// The shapes of the gradients, which need registers beside A: fewer blocks a multiprocessor and fewer rows a block.
+using Gradient48 = Tile<6, 12, 4, 1, 8>;
+using Gradient128 = Tile<8, 8, 16, 8, 1>;
+using GradientCluster = Tile<8, 8, 32, 8, 1, 8>;
+
+// Where the gradients of a problem are taken on chip. STREAM: nowhere, they are left to the caller.
+constexpr Choice choose_gradient(int64_t n, int64_t m, const Gpu& gpu) {
+    if (n <= Gradient128::MAX_ROWS && m <= Gradient128::MAX_COLUMNS) return {Choice::TILE, 0, 1};
+    int blocks = 1;
+    while (blocks * GradientCluster::MAX_ROWS < n && blocks < GradientCluster::CLUSTER) blocks *= 2;
+    const bool fits = n <= blocks * GradientCluster::MAX_ROWS && m <= GradientCluster::MAX_COLUMNS;
+    return fits && blocks <= gpu.cluster ? Choice{Choice::CLUSTER, 0, blocks} : Choice{Choice::STREAM, 0, 0};
+}
+
+// Calls launcher.launch<T>() with the smallest of them that holds N x M.
+template <class Launcher>
+void with_gradient_tile(int64_t n, int64_t m, const Launcher& launcher) {
+    const int64_t size = n > m ? n : m;
+    if (size <= Gradient48::MAX_COLUMNS) launcher.template launch<Gradient48>();
+    else launcher.template launch<Gradient128>();
+}
+
 }  // namespace hystar_fast

@@ -39,7 +39,7 @@ class TileSolver {
         return finish(done);
     }
 
-  private:
+  protected:
     // Where the lane is, computed anew at each use: the registers belong to A.
     HYSTAR_DEVICE int lane_row() const { return block_.lane() / T::LANE_COLUMNS; }
     HYSTAR_DEVICE int lane_column() const { return block_.lane() % T::LANE_COLUMNS; }
@@ -294,8 +294,14 @@ class TileSolver {
         return exponent;
     }
 
-    // Moves the scalings into the potentials and builds A anew from the cost.
+    // Moves the scalings into the potentials and builds A anew.
     HYSTAR_DEVICE void absorb() {
+        move_scalings();
+        rebuild();
+        load_aligned(b_, shared_.b + column_slot());
+    }
+
+    HYSTAR_DEVICE void move_scalings() {
 #pragma unroll
         for (int i = 0; i < T::ROWS; ++i) {
             const float exponent = take_power(scaling_[i]);
@@ -309,6 +315,10 @@ class TileSolver {
                 shared_.b[column_slot() + k] = b_[k];
             }
         }
+    }
+
+    // A of the potentials in shared memory, from the cost.
+    HYSTAR_DEVICE void rebuild() {
         block_.sync();
         load_costs([&](int i, int first, auto& entries) {
             constexpr int COUNT = sizeof(entries) / sizeof(float);
@@ -319,7 +329,6 @@ class TileSolver {
             for (int k = 0; k < COUNT; ++k)
                 entries[k] = power_of_two(problem_.exponent(entries[k], lowest) + (u + v[k]));
         });
-        load_aligned(b_, shared_.b + column_slot());
     }
 
     HYSTAR_DEVICE bool finish(int done) {

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from sinkhorn_cuda_host import Host
 
 settings.register_profile(
     "hystar_fast",
@@ -30,6 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
+    """The CUDA Sinkhorn's block algorithms on the CPU, compiled once a session."""
+    return Host(tmp_path_factory.mktemp("cuda_host"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from tolerance import assert_as_accurate
 from torch import Tensor
 
+from hystar_fast.ops import native
 from hystar_fast.ref.sinkhorn import SinkhornStatus, sinkhorn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,28 +108,41 @@ def check(solved: Solved, cost: Tensor, epsilon: float, n_iter: int, **options: 
     torch.testing.assert_close(rebuilt, truth.masked_fill(~solvable, 0), rtol=1e-5 + 4e-7 * unit.item(), atol=1e-6)
 
 
+def build(folder: Path, stem: str) -> ctypes.CDLL:
+    """The library of tests/cuda_host/<stem>.cpp."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    assert compiler, "a C++ compiler is needed to run the CUDA block algorithms on the CPU"
+    library = folder / f"{stem}_host.so"
+    # contraction is off: nvcc contracts elsewhere than g++ would, and the tests should not depend on where
+    flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
+    flags += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/cuda_host'}"]
+    source = ROOT / f"tests/cuda_host/{stem}.cpp"
+    command = [compiler, *flags, *includes, str(source), "-o", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(library))
+
+
 class Host:
-    """The compiled emulation."""
+    """The compiled emulation. Its `sinkhorn_cuda_*` have the signatures of the extension's."""
 
     def __init__(self, folder: Path) -> None:
-        compiler = shutil.which("g++") or shutil.which("c++")
-        assert compiler, "a C++ compiler is needed to run the CUDA block algorithms on the CPU"
-        library = folder / "sinkhorn_host.so"
-        # contraction is off: nvcc contracts elsewhere than g++ would, and the tests should not depend on where
-        flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
-        flags += ["-Wall", "-Wextra", "-Werror"]
-        includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/cuda_host'}"]
-        source = ROOT / "tests/cuda_host/sinkhorn.cpp"
-        command = [compiler, *flags, "-Wno-unknown-pragmas", *includes, str(source), "-o", str(library)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        self._library = ctypes.CDLL(str(library))
+        self._library = build(folder, "sinkhorn")
 
     def choose(self, batch: int, n: int, m: int, gpu: Gpu) -> Choice:
         """What the dispatch rule says."""
         chosen = (ctypes.c_int * 3)()
         sizes = (ctypes.c_int64(size) for size in (batch, n, m))
         self._library.choose_host(*sizes, *(ctypes.c_int(number) for number in gpu), chosen)
+        return Choice(*chosen)
+
+    def choose_gradient(self, n: int, m: int, gpu: Gpu) -> Choice:
+        """Where the rule takes the gradients of a problem; STREAM: nowhere on chip."""
+        chosen = (ctypes.c_int * 3)()
+        self._library.choose_gradient_host(
+            ctypes.c_int64(n), ctypes.c_int64(m), *(ctypes.c_int(number) for number in gpu), chosen
+        )
         return Choice(*chosen)
 
     def cluster_shapes(self) -> list[ClusterShape]:
@@ -158,13 +176,104 @@ class Host:
         chosen = STREAMING if streaming else choice or self.choose(batch, n, m, H200)
         outputs = [solved.plan, solved.u, solved.v, solved.status, solved.error, solved.iterations]
         pointers = [cost.data_ptr(), 0 if forbidden is None else forbidden.data_ptr(), *(t.data_ptr() for t in outputs)]
+        self._forward(pointers, (batch, n, m), epsilon, n_iter, tol, chosen, seed)
+        return solved
+
+    def gradient(
+        self,
+        given: Tensor,
+        dplan: Tensor,
+        epsilon: float,
+        iterations: Tensor,
+        n_iter: int,
+        *,
+        implicit: bool = False,
+        mask: Tensor | None = None,
+        choice: Choice | None = None,
+        seed: int = 1,
+    ) -> Tensor:
+        """The unrolled gradient from a cost [batch, N, M], or the implicit one from a plan, as an H200 takes it."""
+        given, dplan, iterations = given.float().contiguous(), dplan.float().contiguous(), iterations.int().contiguous()
+        forbidden = None if mask is None else mask.expand_as(given).contiguous()
+        dcost = torch.full_like(given, torch.nan)
+        pointers = [
+            0 if implicit else given.data_ptr(),
+            0 if forbidden is None else forbidden.data_ptr(),
+            given.data_ptr() if implicit else 0,
+            *(tensor.data_ptr() for tensor in (dplan, iterations, dcost)),
+        ]
+        chosen = choice or self.choose_gradient(*given.shape[1:], H200)
+        self._gradient(pointers, tuple(given.shape), epsilon, n_iter, chosen, seed)
+        return dcost
+
+    def sinkhorn_cuda_workspace(self, batch: int, n: int, m: int) -> int:
+        return 4 * batch * (n + m)  # something to look for, though the emulation has its own
+
+    def sinkhorn_cuda_forward(self, *arguments: Any) -> None:
+        *pointers, batch, n, m, epsilon, n_iter, tol, _, workspace = arguments
+        assert workspace
+        self._forward(pointers, (batch, n, m), epsilon, n_iter, tol, self.choose(batch, n, m, H200), 1)
+
+    def sinkhorn_cuda_has_gradient(self, n: int, m: int) -> bool:
+        return self.choose_gradient(n, m, H200).kind != STREAM
+
+    def sinkhorn_cuda_unrolled_workspace(self, batch: int, n: int, m: int, n_iter: int) -> int:
+        return 4 * batch * (n + m) * n_iter
+
+    def sinkhorn_cuda_unrolled_backward(self, *arguments: Any) -> None:
+        cost, mask, dplan, iterations, dcost, batch, n, m, epsilon, n_iter, _, workspace = arguments
+        assert workspace
+        pointers = [cost, mask, 0, dplan, iterations, dcost]
+        self._gradient(pointers, (batch, n, m), epsilon, n_iter, self.choose_gradient(n, m, H200), 1)
+
+    def sinkhorn_cuda_implicit_backward(self, *arguments: Any) -> None:
+        plan, dplan, iterations, dcost, batch, n, m, epsilon, _ = arguments
+        pointers = [0, 0, plan, dplan, iterations, dcost]
+        self._gradient(pointers, (batch, n, m), epsilon, 1, self.choose_gradient(n, m, H200), 1)
+
+    def _forward(
+        self,
+        pointers: list[int],
+        sizes: tuple[int, ...],
+        epsilon: float,
+        n_iter: int,
+        tol: float,
+        choice: Choice,
+        seed: int,
+    ) -> None:
         self._library.sinkhorn_host(
             *(ctypes.c_void_p(pointer) for pointer in pointers),
-            *(ctypes.c_int(size) for size in (batch, n, m)),
+            *(ctypes.c_int(size) for size in sizes),
             ctypes.c_double(epsilon),
             ctypes.c_int(n_iter),
             ctypes.c_double(tol),
-            *(ctypes.c_int(number) for number in chosen),
+            *(ctypes.c_int(number) for number in choice),
             ctypes.c_uint64(seed),
         )
-        return solved
+
+    def _gradient(
+        self, pointers: list[int], sizes: tuple[int, ...], epsilon: float, n_iter: int, choice: Choice, seed: int
+    ) -> None:
+        assert choice.kind != STREAM
+        self._library.sinkhorn_gradient_host(
+            *(ctypes.c_void_p(pointer) for pointer in pointers),
+            *(ctypes.c_int(size) for size in sizes),
+            ctypes.c_double(epsilon),
+            *(ctypes.c_int(number) for number in (n_iter, choice.kind, choice.blocks)),
+            ctypes.c_uint64(seed),
+        )
+
+
+def argument_counts(prefix: str) -> dict[str, int]:
+    """How many arguments each function of the extension takes whose name starts so; empty where it has no CUDA."""
+    found = {name: function for name, function in vars(native.extension() or object).items() if name.startswith(prefix)}
+    return {name: len(re.findall(r"\w+: ", function.__doc__.splitlines()[0])) for name, function in found.items()}
+
+
+def pretend_cuda(patch: pytest.MonkeyPatch, host: object, *modules: ModuleType) -> None:
+    """Let the CUDA implementations of ops in `modules` run on CPU tensors, their kernels by the emulation."""
+    patch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    patch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+    for module in modules:
+        patch.setattr(module, "extension", lambda: host)
+        patch.setattr(module, "cuda_ready", lambda: (True, ""))

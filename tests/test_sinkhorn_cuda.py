@@ -15,12 +15,6 @@ from torch import Tensor
 from hystar_fast.ops import native
 from hystar_fast.ref.sinkhorn import SinkhornStatus
 
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
-    return Host(tmp_path_factory.mktemp("cuda_host"))
-
-
 SIZES = [(1, 1), (2, 2), (5, 7), (17, 17), (32, 32), (31, 48), (48, 48), (64, 64), (65, 33), (100, 100), (130, 127)]
 
 

@@ -26,11 +26,6 @@ from hystar_fast.ref.sinkhorn import SinkhornStatus
 TWO = Choice(CLUSTER, 0, 2)  # blocks of 128 x 256
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
-    return Host(tmp_path_factory.mktemp("cuda_host"))
-
-
 @pytest.mark.parametrize("epsilon", [0.1, 0.02])
 @pytest.mark.parametrize(("n", "m"), [(193, 193), (200, 40), (256, 256), (131, 251)])
 def test_two_blocks_agree_with_the_reference(host: Host, n: int, m: int, epsilon: float) -> None:

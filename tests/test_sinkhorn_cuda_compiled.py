@@ -1,4 +1,4 @@
-"""The CUDA Sinkhorn compiled for every shipped architecture: no spills, registers and shared memory within the GPU."""
+"""The CUDA Sinkhorn and StyleNCE compiled for every shipped architecture: no spills, all within the GPU."""
 
 from __future__ import annotations
 
@@ -12,8 +12,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ("80", "90a", "100", "120")
-TILES, CLUSTER_SHAPES = 6, 3
+SHAPED = {  # kernels of a Tile, and of how many
+    "tile_kernel": 6,
+    "cluster_kernel": 3,
+    "unrolled_kernel": 2,
+    "implicit_kernel": 2,
+    "unrolled_cluster_kernel": 1,
+    "implicit_cluster_kernel": 1,
+}
 STREAM_KERNELS = ("stream_row_kernel", "stream_column_kernel", "stream_plan_kernel", "stream_outcome_kernel")
+NCE_KERNELS = ("normalise_kernel", "cost_kernel", "loss_kernel", "project_kernel")
+SOURCES = ("sinkhorn_cuda", "sinkhorn_cuda_cluster", "sinkhorn_cuda_gradient", "style_nce_cuda")
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 
 
@@ -70,7 +79,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[Resources]:
     gencode = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
     command = ["nvcc", "-std=c++17", "-O3", "--threads=2", *gencode, "-Xptxas=-v", "-c"]
     found: list[Resources] = []
-    for name in ("sinkhorn_cuda", "sinkhorn_cuda_cluster"):
+    for name in SOURCES:
         files = [str(ROOT / f"csrc/{name}.cu"), "-o", str(tmp_path_factory.mktemp("compiled") / f"{name}.o")]
         done = subprocess.run([*command, *files], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -83,16 +92,15 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[Resources]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_fits_and_nothing_spills(kernels: list[Resources], architecture: str) -> None:
     here = [kernel for kernel in kernels if kernel.architecture == architecture]
-    tiles = [kernel for kernel in here if "tile_kernel" in kernel.kernel]
-    clusters = [kernel for kernel in here if "cluster_kernel" in kernel.kernel]
-    assert len(tiles) == TILES and len(clusters) == CLUSTER_SHAPES
-    assert all(any(name in kernel.kernel for kernel in here) for name in STREAM_KERNELS)
+    shaped = {name: [kernel for kernel in here if re.search(rf"\d{name}I", kernel.kernel)] for name in SHAPED}
+    assert {name: len(found) for name, found in shaped.items()} == SHAPED
+    assert all(any(name in kernel.kernel for kernel in here) for name in STREAM_KERNELS + NCE_KERNELS)
     # a called function, `settle`, saves its caller's registers; it runs for a few problems and after their loop
     assert not [kernel for kernel in here if kernel.spilled and kernel.registers]
     if architecture == "80":  # has no clusters: what is compiled there does nothing
+        clusters = [kernel for name in SHAPED if "cluster" in name for kernel in shaped.pop(name)]
         assert all(kernel.registers < 16 and kernel.shared == 0 for kernel in clusters)
-        clusters = []
-    for tile in tiles + clusters:
+    for tile in (kernel for found in shaped.values() for kernel in found):
         shape = re.search(r"4TileILi(\d+)ELi(\d+)ELi(\d+)ELi(\d+)ELi(\d+)ELi(\d+)E", tile.kernel)
         assert shape, tile.kernel
         rows, columns, _, warps, blocks, _ = (int(number) for number in shape.groups())

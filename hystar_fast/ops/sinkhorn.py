@@ -207,7 +207,7 @@ def status() -> list[OpStatus]:
     slow, reason = "torch: logsumexp", why_not() or ""
     cpu = slow if native is None else f"C++: stabilised scaling, {native.sinkhorn_cpu_isas()[0]}"
     ready, cuda_reason = cuda_ready()
-    cuda = "CUDA C++ in float32; float64 and gradients in torch" if ready else slow
+    cuda = "CUDA C++ in float32, gradients where a problem stays on chip; the rest in torch" if ready else slow
     return [
         OpStatus("sinkhorn", "cpu", cpu, reason),
         OpStatus("sinkhorn", "cuda", cuda, "" if ready else cuda_reason),

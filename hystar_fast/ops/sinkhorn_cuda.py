@@ -1,6 +1,11 @@
-"""Sinkhorn on CUDA: the extension's kernel in float32, plain torch for float64 and both gradients."""
+"""Sinkhorn on CUDA: the extension's kernels in float32, plain torch for float64.
+
+Gradients are the extension's where a problem stays on chip, torch's beyond.
+"""
 
 from __future__ import annotations
+
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -46,5 +51,70 @@ def forward(
     return plan, cost.new_empty(0), info
 
 
-unrolled_backward = sinkhorn_torch.unrolled_backward
-implicit_backward = sinkhorn_torch.implicit_backward
+def unrolled_backward(
+    dplan: Tensor,
+    plan: Tensor,
+    cost: Tensor,
+    mask: Tensor | None,
+    history: Tensor,
+    info: Tensor,
+    epsilon: float,
+    n_iter: int,
+) -> Tensor:
+    native = _with_gradient(cost)
+    if native is None:
+        return sinkhorn_torch.unrolled_backward(dplan, plan, cost, mask, history, info, epsilon, n_iter)
+    cost, dplan = cost.contiguous(), dplan.contiguous()
+    n, m = cost.shape[-2:]
+    count = cost.numel() // (n * m)
+    dcost = torch.empty_like(cost)
+    full_mask = None if mask is None else mask.expand(cost.shape).contiguous()
+    with torch.cuda.device(cost.device):
+        size = native.sinkhorn_cuda_unrolled_workspace(count, n, m, n_iter)
+        workspace = cost.new_empty(size, dtype=torch.uint8)
+        native.sinkhorn_cuda_unrolled_backward(
+            cost.data_ptr(),
+            0 if full_mask is None else full_mask.data_ptr(),
+            dplan.data_ptr(),
+            info.data_ptr(),
+            dcost.data_ptr(),
+            count,
+            n,
+            m,
+            epsilon,
+            n_iter,
+            torch.cuda.current_stream().cuda_stream,
+            workspace.data_ptr(),
+        )
+    return dcost
+
+
+def implicit_backward(dplan: Tensor, plan: Tensor, info: Tensor, epsilon: float) -> Tensor:
+    native = _with_gradient(plan)
+    if native is None:
+        return sinkhorn_torch.implicit_backward(dplan, plan, info, epsilon)
+    plan, dplan = plan.contiguous(), dplan.contiguous()
+    n, m = plan.shape[-2:]
+    dcost = torch.empty_like(plan)
+    with torch.cuda.device(plan.device):
+        native.sinkhorn_cuda_implicit_backward(
+            plan.data_ptr(),
+            dplan.data_ptr(),
+            info.data_ptr(),
+            dcost.data_ptr(),
+            plan.numel() // (n * m),
+            n,
+            m,
+            epsilon,
+            torch.cuda.current_stream().cuda_stream,
+        )
+    return dcost
+
+
+def _with_gradient(matrix: Tensor) -> ModuleType | None:
+    """The extension, where it differentiates problems of this dtype and size on this device."""
+    native = extension() if matrix.dtype == torch.float32 and cuda_ready()[0] else None
+    if native is None or matrix.numel() == 0:
+        return None
+    with torch.cuda.device(matrix.device):
+        return native if native.sinkhorn_cuda_has_gradient(*matrix.shape[-2:]) else None

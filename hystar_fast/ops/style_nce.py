@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hystar_fast.ops import style_nce_cpu, style_nce_stream, style_nce_torch
-from hystar_fast.ops.native import extension, why_not
+from hystar_fast.ops import style_nce_cpu, style_nce_cuda, style_nce_stream, style_nce_torch
+from hystar_fast.ops.native import cuda_ready, extension, why_not
 from hystar_fast.ops.status import OpStatus
 
 LIB = torch.library.Library("hystar_fast", "FRAGMENT")
@@ -23,7 +23,7 @@ LIB.define(
     "style_nce_backward(Tensor dloss, Tensor slope, Tensor units, Tensor lengths, float temperature, "
     "bool needs_dquery, bool needs_dtarget) -> (Tensor, Tensor)"
 )
-for _device, _module in (("CPU", style_nce_cpu), ("CUDA", style_nce_torch)):
+for _device, _module in (("CPU", style_nce_cpu), ("CUDA", style_nce_cuda)):
     LIB.impl("style_nce_forward", _module.forward, _device)
     LIB.impl("style_nce_backward", _module.backward, _device)
 
@@ -236,9 +236,11 @@ def status() -> list[OpStatus]:
     """Say what style_nce runs on each device."""
     native, slow = extension(), "torch around hystar_fast.sinkhorn, closed-form backward"
     cpu = slow if native is None else f"C++ with its Sinkhorn, large products in torch, {native.sinkhorn_cpu_isas()[0]}"
+    ready, cuda_reason = cuda_ready()
+    cuda = "CUDA C++ around its Sinkhorn in float32, products in torch; float64 and plan gradients in torch"
     return [
         OpStatus("style_nce", "cpu", cpu, why_not() or ""),
-        OpStatus("style_nce", "cuda", slow, "a kernel fused with its Sinkhorn is not written yet"),
+        OpStatus("style_nce", "cuda", cuda if ready else slow, "" if ready else cuda_reason),
     ]
 
 

@@ -202,6 +202,11 @@ class HostBlock {
         return result;
     }
 
+    bool arrives_last(int* counter, int blocks) {
+        sync();
+        return any(thread() == 0 && (*counter)++ == blocks - 1);
+    }
+
     template <class Kernel>
     void launch(Kernel kernel) {
         fibers_.run([&](int) { kernel(*this); });

@@ -1,7 +1,8 @@
 // The kernels of csrc/sinkhorn_cuda.cu on the CPU: the same block algorithms, blocks run one after the other.
 #include "block.h"
+#include "sinkhorn_cuda_implicit.cuh"
 #include "sinkhorn_cuda_stream.cuh"
-#include "sinkhorn_cuda_tile.cuh"
+#include "sinkhorn_cuda_unrolled.cuh"
 
 using namespace hystar_fast;
 
@@ -73,6 +74,43 @@ void stream(const Batch& batch, int problems, uint64_t seed) {
     }
 }
 
+// One block or cluster takes all problems, as a GPU with a single place for them would.
+struct Gradients {
+    const Batch& batch;
+    const Upstream& upstream;
+    int problems, blocks;
+    bool implicit;
+    uint64_t seed;
+
+    template <class T, class Block, class Own>
+    void solve(Block& block, Own& shared, float* history) const {
+        for (int b = 0; b < problems; ++b) {
+            const Problem problem(batch, b);
+            if (implicit) TileImplicit<T, Block>(block, problem, shared, upstream).solve();
+            else TileUnrolled<T, Block>(block, problem, shared, upstream, history).solve();
+        }
+    }
+
+    template <class T>
+    void launch() const {
+        std::vector<float> history(History<T>::words(batch.n_iter), NAN);
+        Poisoned<typename T::Shared> shared;
+        HostBlock<T::WARPS> on(seed);
+        on.launch([&](auto& block) { solve<T, HostBlock<T::WARPS>>(block, shared.value, history.data()); });
+    }
+
+    template <class T>
+    void launch_cluster() const {
+        const auto words = History<T>::words(batch.n_iter);
+        std::vector<float> histories(words * blocks, NAN);
+        std::vector<Poisoned<typename T::Shared>> shared(blocks);
+        HostCluster<T::WARPS> on(seed, shared);
+        on.launch([&](auto& block) {
+            solve<T, HostCluster<T::WARPS>>(block, shared[block.rank()].value, histories.data() + block.rank() * words);
+        });
+    }
+};
+
 }  // namespace
 
 // How a problem is solved: the kind, shape and blocks of sinkhorn_cuda_shapes.cuh.
@@ -102,4 +140,24 @@ extern "C" void sinkhorn_host(const float* cost, const uint8_t* mask, float* pla
     if (kind == Choice::TILE) with_tile(n, m, Tiles{batch, problems, seed});
     else if (kind == Choice::CLUSTER) with_cluster(shape, Clusters{batch, problems, blocks, seed});
     else stream(batch, problems, seed);
+}
+
+// The kind and blocks of the kernels that take the gradients.
+extern "C" void choose_gradient_host(int64_t n, int64_t m, int multiprocessors, int cluster, int* chosen) {
+    const Choice choice = choose_gradient(n, m, {multiprocessors, cluster});
+    chosen[0] = choice.kind;
+    chosen[1] = choice.shape;
+    chosen[2] = choice.blocks;
+}
+
+// Both gradients: the unrolled one from a cost, the implicit one from a plan, with null for the other.
+extern "C" void sinkhorn_gradient_host(const float* cost, const uint8_t* mask, float* plan, const float* dplan,
+                                       int* iterations, float* dcost, int problems, int n, int m, double epsilon, int n_iter,
+                                       int kind, int blocks, uint64_t seed) {
+    const Batch batch = make_batch(cost, mask, plan, nullptr, nullptr, nullptr, nullptr, iterations, n, m, epsilon,
+                                   n_iter, 0.0);
+    const Upstream upstream{dplan, dcost, static_cast<float>(1 / epsilon)};
+    const Gradients gradients{batch, upstream, problems, blocks, plan != nullptr, seed};
+    if (kind == Choice::TILE) with_gradient_tile(n, m, gradients);
+    else gradients.launch_cluster<GradientCluster>();
 }
