@@ -144,6 +144,11 @@ def test_a_damaged_adapter_and_a_damaged_checkpoint_are_named(trained, tmp_path)
     assert "is a damaged checkpoint" in message
 
 
+def test_a_device_that_is_not_there_is_named(trained, tmp_path):
+    for command in (("eval", "--adapter"), ("embed", tmp_path, "--adapter")):
+        assert "device must be auto, cpu or cuda" in refused(*command, trained / "adapter", "--device", "tape")
+
+
 def test_tuning_tries_the_grid_on_the_validation_concepts_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     from hystar_fast.methods import recipes
 

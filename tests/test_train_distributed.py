@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from hystar_fast.methods.on_device import chosen_device
 from hystar_fast.methods.recipes import demo_config
 from hystar_fast.methods.suite import create_method
 from hystar_fast.nn.losses import create_loss
@@ -24,7 +25,7 @@ from hystar_fast.train.loop import Keeping, fit
 from hystar_fast.train.pairs import PairImages, PairSampler
 from hystar_fast.train.recipe import Recipe
 from hystar_fast.train.step import backward, prepare
-from hystar_fast.train.world import World, chosen_device, join_world, leave_world
+from hystar_fast.train.world import World, join_world, leave_world
 from tests.tolerance import relative_error
 
 pytestmark = pytest.mark.xdist_group("distributed")  # the processes start once, not once a worker

@@ -16,6 +16,7 @@ from hystar_fast.data.open import open_images
 from hystar_fast.data.records import ImageSet
 from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.interface import Method, count_parameters
+from hystar_fast.methods.on_device import chosen_device, placed
 from hystar_fast.methods.suite import UNTRAINED, create_method
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.retrieval.definitions import Metric
@@ -41,6 +42,7 @@ class EvalSettings:
         gallery_style: for style folders, the one that answers.
         categories: a file with one category a line; the others are left out.
         limit: use only so many pictures of each style.
+        device: "auto", "cpu" or "cuda".
     """
 
     output: Path
@@ -56,6 +58,7 @@ class EvalSettings:
     gallery_style: str | None = None
     categories: Path | None = None
     limit: int | None = None
+    device: str = "auto"
 
 
 def run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
@@ -71,9 +74,10 @@ def run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
     metrics = [Metric.parse(name.strip()) for name in settings.metrics.split(",")]
     images = open_images(settings.data, settings.split, gallery_style=settings.gallery_style)
     images = images.select(categories=_listed(settings.categories), limit=settings.limit)
+    device = chosen_device(settings.device)
     method = _method(settings)
     began = time.perf_counter()
-    report = _evaluate(method, images, settings, metrics, console)
+    report = _evaluate(placed(method, device), images, settings, metrics, console)
     console.print(report_table(method.name, report))
     for line in _omissions(report):
         console.print(line, highlight=False)
@@ -165,6 +169,7 @@ def _results(method: Method, report: Report, settings: EvalSettings, seconds: fl
             "of": report.pictures,
             "first": {entry.path: entry.reason for entry in report.skipped[:_NAMED]},
         },
+        "device": str(chosen_device(settings.device)),
         "seconds": seconds,
     }
 

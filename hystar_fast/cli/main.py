@@ -26,6 +26,7 @@ app = typer.Typer(
 Seed = Annotated[int, typer.Option(help="Seed of the training order and of what is drawn at random.")]
 Weights = Annotated[str, typer.Option(help="Weights of the tiny backbone: packaged, random, or a safetensors file.")]
 Limit = Annotated[int | None, typer.Option(min=2, help="Use only so many concepts of each split, to try things out.")]
+Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")]
 Folder = Annotated[Path, typer.Option(help="Folder for everything that is written.")]
 
 
@@ -151,6 +152,7 @@ def evaluate(
     weights: Annotated[str, typer.Option(help="Of frozen: a tag, a file, packaged, or random.")] = "packaged",
     output: Folder = Path("runs/eval"),
     limit: Annotated[int | None, typer.Option(min=1, help="Use only so many pictures of each style.")] = None,
+    device: Device = "auto",
 ) -> None:
     """Evaluate an adapter or a method on a data set, over the full gallery, with 95 % intervals."""
     with clear_errors():
@@ -170,6 +172,7 @@ def evaluate(
             gallery_style=gallery_style,
             categories=categories,
             limit=limit,
+            device=device,
         )
         run_evaluation(settings, _console())
 
@@ -179,13 +182,14 @@ def embed(
     folder: Annotated[Path, typer.Argument(help="A folder of pictures, searched recursively.")],
     adapter: Annotated[Path, typer.Option(help="An adapter that train or demo wrote.")] = Path("runs/demo/adapter"),
     output: Folder = Path("runs/index"),
+    device: Device = "auto",
 ) -> None:
     """Index a folder of pictures, for search --index."""
     with clear_errors():
         from hystar_fast.cli.search import embed_folder
 
         start = time.perf_counter()
-        count = embed_folder(folder, adapter, output)
+        count = embed_folder(folder, adapter, output, device)
         _console().print(f"indexed {count} pictures in {time.perf_counter() - start:.1f} s: {output}")
 
 

@@ -12,6 +12,7 @@ from hystar_fast.cli.demo import ADAPTER_FOLDER, INDEX_FOLDER
 from hystar_fast.data.emoji import EmojiStyles
 from hystar_fast.methods.adapter_files import load_method, save_method
 from hystar_fast.methods.interface import Method
+from hystar_fast.methods.on_device import chosen_device, placed
 from hystar_fast.retrieval.embed import (
     embed_images,
     embed_texts,
@@ -91,11 +92,12 @@ class Searcher:
         return image_to_tensor(load_image(Path(self.index.about["source"]) / item), _PICTURE_SIDE)
 
 
-def embed_folder(folder: Path, adapter: Path, output: Path) -> int:
+def embed_folder(folder: Path, adapter: Path, output: Path, device: str = "auto") -> int:
     """Index all pictures of a folder with a trained adapter; `Searcher.open(output)` reads it. Returns their number."""
+    where = chosen_device(device)
     method = load_method(adapter)
     ids, images = load_folder(folder, method.input_side)
-    embedded = embed_images(method, images)
+    embedded = embed_images(placed(method, where), images)
     bad = (~embedded.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:
         raise ValueError(f"the model gives no finite embedding for {ids[bad[0]]}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from hystar_fast.methods.adapter_files import save_method
 from hystar_fast.methods.hystar import HystarMethod
 from hystar_fast.methods.interface import Method, count_parameters
+from hystar_fast.methods.on_device import chosen_device, placed
 from hystar_fast.methods.suite import create_hystar, create_method
 from hystar_fast.models.backbones import Backbone
 from hystar_fast.nn.losses import create_loss
@@ -18,8 +19,8 @@ from hystar_fast.train.loop import Keeping, fit
 from hystar_fast.train.recipe import Recipe
 from hystar_fast.train.settings import Settings
 from hystar_fast.train.settings_file import to_toml
-from hystar_fast.train.validation import OnDevice, TrainingData, open_training
-from hystar_fast.train.world import chosen_device, join_world, leave_world
+from hystar_fast.train.validation import TrainingData, open_training
+from hystar_fast.train.world import join_world, leave_world
 
 CHECKPOINT, ADAPTER = "checkpoint.pt", "adapter"
 CONFIG, SKIPPED = "config.toml", "skipped.txt"
@@ -77,9 +78,7 @@ def run_training(
         criterion = create_loss(**settings.loss)
         data = open_training(settings.data)
         method = _method(settings)
-        for module in method.modules:
-            module.to(device)
-        placed = OnDevice(method, device)
+        answering = placed(method, device)
         recipe, epoch = _recipe(settings, method, data)
         wrote = output / ADAPTER
         keeping = Keeping(
@@ -87,7 +86,7 @@ def run_training(
             checkpoint_every=settings.run.checkpoint_every,
             resume=resume,
             log=lambda state: _log(settings, output, state),
-            validate=None if data.score is None else lambda: data.score(placed),  # type: ignore[misc]
+            validate=None if data.score is None else lambda: data.score(answering),  # type: ignore[misc]
             validate_every=settings.run.validate_every or epoch,
             keep_best=lambda: save_method(method, wrote),
             patience=settings.run.patience,
@@ -100,7 +99,7 @@ def run_training(
             started(recipe.steps, count_parameters(method))
         state = fit(
             method,
-            lambda: data.pairs(placed),
+            lambda: data.pairs(answering),
             recipe,
             keeping,
             criterion=criterion,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from hystar_fast.data.open import open_images
 from hystar_fast.data.records import ImageSet
@@ -38,31 +35,6 @@ class TrainingData:
     items: int
     pairs: Callable[[Method], Pairs]
     score: Callable[[Method], Scored] | None
-
-
-class OnDevice(Method):
-    """A method that answers where it is asked: what it is given goes to its device, what it gives comes back."""
-
-    def __init__(self, method: Method, device: torch.device) -> None:
-        self.method, self.device = method, device
-        self.name, self.modules = method.name, method.modules
-        if hasattr(method, "preprocess"):
-            self.preprocess = method.preprocess
-
-    def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
-        style = None if style is None else style.to(self.device)
-        return self.method.encode_image(images.to(self.device), style).to(images.device)
-
-    def encode_text(self, texts: Sequence[str]) -> Tensor | None:
-        found = self.method.encode_text(texts)
-        return None if found is None else found.cpu()
-
-    def style(self, images: Tensor) -> Tensor | None:
-        found = self.method.style(images.to(self.device))
-        return None if found is None else found.to(images.device)
-
-    def train(self, mode: bool = True) -> None:
-        self.method.train(mode)
 
 
 def open_training(data: DataSettings) -> TrainingData:

@@ -110,23 +110,3 @@ def leave_world() -> None:
     """Leave the group, if there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def chosen_device(name: str) -> torch.device:
-    """The device of a name; "auto" is CUDA where there is one, and under torchrun each process takes its own GPU.
-
-    Raises:
-        ValueError: no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}") from error
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"device {name!r} needs a GPU that torch can use, and there is none: take cpu or auto")
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
-        torch.cuda.set_device(device)
-    return device
