@@ -148,7 +148,7 @@ def test_variants_change_fields_and_the_loss():
         with pytest.raises(ValueError, match=message):
             Variant.parse(name)
     with pytest.raises(ValueError, match="does not train"):
-        create_variant("frozen+loss=info_nce", config)
+        Variant.parse("frozen+loss=info_nce")
 
 
 def test_a_variant_is_compared_and_its_adapter_kept(tmp_path):
@@ -157,6 +157,35 @@ def test_a_variant_is_compared_and_its_adapter_kept(tmp_path):
     found = json.loads((tmp_path / "compare.json").read_text())["summary"]["hystar+static=false+blocks=1-2"]
     assert set(found["learning_rates"]) == {"dynamic"} and "difference" in found
     assert load_method(tmp_path / "adapters" / "hystar+static=false+blocks=1-2-0").config.blocks == (1, 2)  # type: ignore[union-attr]
+
+
+def test_a_run_that_diverges_leaves_its_method_out_and_stops_no_other(tmp_path, monkeypatch):
+    real = module.train
+
+    def diverges(method: Any, *arguments: Any, **named: Any) -> list[float]:
+        if method.name == "static":
+            raise FloatingPointError("the loss of 'static' is nan")
+        return real(method, *arguments, **named)
+
+    monkeypatch.setattr(module, "train", diverges)
+    result = compare(tmp_path / "out", methods="frozen,static,lora")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert found["diverged"] == ["static"] and set(found["summary"]) == {"frozen", "lora"}
+    assert "static" in result.output
+    assert {"frozen", "static", "lora"} == {entry["method"] for entry in found["runs"]}
+
+
+def test_tuning_keeps_what_an_earlier_call_chose(tmp_path):
+    assert compare(tmp_path / "out", methods="static").exit_code == 0
+    assert compare(tmp_path / "out", methods="lora").exit_code == 0
+    assert set(json.loads((tmp_path / "out" / "tuning.json").read_text())["chosen"]) == {"static", "lora"}
+
+
+def test_variants_that_would_change_nothing_are_refused():
+    for name in ("static+blocks=1", "static+static=false"):
+        with pytest.raises(ValueError, match="cannot change"):
+            Variant.parse(name)
 
 
 def test_what_cannot_be_compared_is_named(tmp_path):

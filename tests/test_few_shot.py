@@ -12,7 +12,9 @@ from picture_trees import damaged, picture
 from small_clip import small_config, write_small_clip
 from test_cli import refused, run
 
+from hystar_fast.cli import few_shot
 from hystar_fast.data.classes import open_classes
+from hystar_fast.methods.recipes import CHOSEN
 from hystar_fast.methods.suite import create_method
 from hystar_fast.retrieval.few_shot import accuracies, base_to_new, draw_shots, right
 from hystar_fast.retrieval.zero_shot import class_embeddings
@@ -127,12 +129,20 @@ def test_training_draws_pictures_to_the_names_of_their_classes(tmp_path):
         train_few_shot(create_method("frozen", config), pictures, labels, classes, Recipe({}, steps=1))
 
 
+def test_a_tuning_that_lacks_a_method_is_refused(tmp_path):
+    tuning = tmp_path / "tuning.json"
+    tuning.write_text('{"chosen": {"static": {"static": 0.1}}}')
+    assert few_shot._rates(tuning, ["frozen", "static"]) == {"static": {"static": 0.1}}
+    with pytest.raises(ValueError, match="has chosen nothing for lora"):
+        few_shot._rates(tuning, ["static", "lora"])
+
+
 def test_the_command_writes_what_it_found(tmp_path):
     root = tree(tmp_path / "pictures", n=3)
     damaged(root / "test" / "dog" / "1.png")
     backbone = write_small_clip(tmp_path / "clip")
     tuning = tmp_path / "tuning.json"
-    tuning.write_text(json.dumps({"chosen": {"vpt": {"vpt": 0.02}}}))
+    tuning.write_text(json.dumps({"chosen": {"vpt": {"vpt": 0.02}, "hystar": CHOSEN["hystar"]}}))
     arguments = (
         "--data",
         root,

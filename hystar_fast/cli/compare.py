@@ -72,6 +72,8 @@ def run_compare(settings: CompareSettings, console: Console) -> dict[str, Any]:
     console.print(compare_note(record), highlight=False, markup=False)
     if record["at_edge"]:
         console.print(f"Best at the edge of what was tried: {', '.join(record['at_edge'])}.", highlight=False)
+    if record["diverged"]:
+        console.print(f"Left out, as a run diverged: {', '.join(record['diverged'])}.", highlight=False)
     console.print(f"wrote {settings.output}/: {RESULTS_FILE}, {TUNING_FILE}, {ADAPTERS}/")
     return record
 
@@ -115,7 +117,8 @@ def compare(settings: CompareSettings, console: Console) -> dict[str, Any]:
             progress.advance(overall)
     record["at_edge"] = sorted(name for name, rates in chosen.items() if _at_edge(name, rates))
     kept = [run for run in record["runs"] if any(key.items() <= run.items() for key in planned)]
-    record["summary"] = summarise(kept, held_out)
+    record["diverged"] = sorted({run["method"] for run in kept if "diverged" in run})
+    record["summary"] = summarise([run for run in kept if run["method"] not in record["diverged"]], held_out)
     write_json(settings.output / RESULTS_FILE, record)
     return record
 
@@ -196,12 +199,16 @@ def _run(
     bars: list[TaskID] = []
     if rates:
         bars.append(progress.add_task(f"train {name}, seed {seed}", total=settings.steps))
-        losses = train(
-            method,
-            load_split("train", limit=settings.limit),
-            Recipe(rates, steps=settings.steps, seed=seed),
-            progress=lambda done, loss: progress.update(bars[0], completed=done),
-        )
+        try:
+            losses = train(
+                method,
+                load_split("train", limit=settings.limit),
+                Recipe(rates, steps=settings.steps, seed=seed),
+                progress=lambda done, loss: progress.update(bars[0], completed=done),
+            )
+        except FloatingPointError as error:
+            progress.remove_task(bars[0])
+            return {**run, "diverged": str(error), "seconds": round(time.perf_counter() - began, 1)}
         run["loss"] = round(losses[-1], 4) if losses else None
         save_method(method, adapter_folder(settings.output, name, seed))
     bars.append(progress.add_task(f"evaluate {name}, seed {seed}", total=images_to_embed(held_out)))

@@ -85,7 +85,7 @@ def run_few_shot(settings: FewShotSettings, console: Console) -> dict[str, Any]:
         parts = BaseToNew(
             parts.base, parts.new, parts.training, _spread(parts.base_test, settings), _spread(parts.new_test, settings)
         )
-    chosen = _rates(settings.tuning)
+    chosen = _rates(settings.tuning, settings.methods)
     skipped: list[Skipped] = []
     results = _header(settings, images, parts)
     with Progress(console=console, transient=True) as progress:
@@ -139,14 +139,18 @@ def _spread(records: Sequence[Record], settings: FewShotSettings) -> tuple[Recor
     return tuple(records[i * len(records) // limit] for i in range(limit))
 
 
-def _rates(tuning: Path | None) -> dict[str, dict[str, float]]:
+def _rates(tuning: Path | None, methods: Sequence[str]) -> dict[str, dict[str, float]]:
     rates = {**{name: grid[len(grid) // 2] for name, grid in BASELINE_GRID.items()}, **CHOSEN}
     if tuning is None:
         return rates
     try:
-        return rates | {str(k): dict(v) for k, v in json.loads(tuning.read_text(encoding="utf-8"))["chosen"].items()}
+        chosen = {str(k): dict(v) for k, v in json.loads(tuning.read_text(encoding="utf-8"))["chosen"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"tuning must be a tuning.json with what was chosen: {error!r}") from error
+    missing = [name for name in methods if name in rates and name not in chosen]
+    if missing:
+        raise ValueError(f"tuning {tuning} has chosen nothing for {', '.join(missing)}")
+    return chosen
 
 
 def _create(name: str, settings: FewShotSettings, seed: int) -> Method:
@@ -166,6 +170,8 @@ def _train(
     shots = draw_shots(parts.training, settings.shots, seed)
     read = list(read_images(images, shots, method.input_side, skipped))
     rows = [row for batch, _ in read for row in batch]
+    if not rows:
+        raise ValueError(f"no training picture of {images.name} can be read")
     labels = torch.tensor([parts.base.index(str(shots[row].category)) for row in rows])
     recipe = Recipe(rates, steps=settings.steps, batch_size=settings.batch_size, seed=seed)
     train_few_shot(

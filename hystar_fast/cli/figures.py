@@ -88,6 +88,8 @@ def _sweep(field: str, values: Sequence[float], symbol: str) -> Callable[[Compar
         default = getattr(demo_config(None), field)
         names = ["hystar" if value == default else f"hystar+{field}={value:g}" for value in values]
         record = compare(replace(settings, methods=tuple(names), tune_variants=False), console)
+        if record["diverged"]:
+            raise ValueError(f"the training of {', '.join(record['diverged'])} diverged: there is no curve to draw")
         found = [record["summary"][name]["recall"]["all"] for name in names]
         curves = {style: _curve([rows[style]["R@1"] for rows in found]) for style in HARD_STYLES}
         n, seeds = record["gallery"]["n"], len(settings.seeds)

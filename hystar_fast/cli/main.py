@@ -305,6 +305,7 @@ def reproduce(
     """Run the rows of the paper's tables on the embedded drawings, beside the paper's figures; goes on where it was."""
     with clear_errors():
         from hystar_fast.cli.compare import CompareSettings
+        from hystar_fast.cli.few_shot import FEW_SHOT_STEPS
         from hystar_fast.cli.reproduce import ReproduceSettings, run_reproduce, table_numbers
         from hystar_fast.methods.recipes import DEMO_STEPS
 
@@ -317,7 +318,10 @@ def reproduce(
             pretrained=_pretrained(weights),
             limit=limit,
         )
-        run_reproduce(ReproduceSettings(table_numbers(tables), rows, vgg, dinov2, chosen), _console())
+        run_reproduce(
+            ReproduceSettings(table_numbers(tables), rows, vgg, dinov2, FEW_SHOT_STEPS if steps is None else steps),
+            _console(),
+        )
 
 
 @app.command()

@@ -109,6 +109,8 @@ def _retrieval(settings: ReproduceSettings, paper: PaperTable, console: Console)
             row |= {"paper_mean": round(mean, 1), "paper_difference": round(mean - reference, 1)}
         if name in planned.missing:
             row["missing"] = planned.missing[name]
+        elif planned.runs[name] not in summary:
+            row["missing"] = "its training diverged here"
         else:
             entry = summary[planned.runs[name]]
             row |= {"run": planned.runs[name], "recall": entry["recall"]["all"], "parameters": entry["parameters"]}

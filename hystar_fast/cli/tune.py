@@ -66,7 +66,7 @@ def tune(
         "seeds": list(seeds),
     }
     about = {**source(), "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine()}
-    record: dict[str, Any] = {**about, **setting, "trials": _earlier_trials(output, setting), "chosen": {}}
+    record: dict[str, Any] = {**about, **setting, **_earlier(output, setting)}
     trials = [(seed, name, rates) for seed in seeds for name in grid for rates in grid[name]]
     for seed, name, rates in track(trials, description="trials", console=console):
         key = {"method": name, "learning_rates": rates, "seed": seed}
@@ -91,18 +91,19 @@ def tune(
     return dict(record["chosen"])
 
 
-def _earlier_trials(output: Path, setting: dict[str, Any]) -> list[dict[str, Any]]:
+def _earlier(output: Path, setting: dict[str, Any]) -> dict[str, Any]:
+    """The trials that an earlier call left in the file, and what it chose."""
     if not output.exists():
-        return []
+        return {"trials": [], "chosen": {}}
     try:
         found = json.loads(output.read_text(encoding="utf-8"))
         same = all(found[name] == value for name, value in setting.items())
-        trials = list(found["trials"])
+        earlier = {"trials": list(found["trials"]), "chosen": dict(found["chosen"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"output {output} is there and holds no trials: {error!r}") from error
     if not same:
         raise ValueError(f"output {output} holds trials of other settings; give another file or remove it")
-    return trials
+    return earlier
 
 
 def _of(trials: list[dict[str, Any]], name: str, rates: dict[str, float]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from hystar_fast.data.records import ImageSet, Record, from_folder, refuse
@@ -20,7 +21,7 @@ def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet
     """List ``<style>/…/<category>/<picture>``; folders between style and category (Sketchy's ``tx_…``) do not count.
 
     The sketches of Sketchy, ``<photo>-<number>``, belong to the photo whose name they carry: where the gallery has a
-    picture of that name and category, they are its instance.
+    picture of that name and category, they are its instance. Where most have no such photo, nobody has an instance.
 
     Args:
         root: the folder, see `LAYOUT`.
@@ -48,6 +49,10 @@ def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet
         for style, pictures in listed.items()
         for path in pictures
     ]
+    # A few sketches that share a photo's name by chance make no pairs of the whole data set.
+    asking = [record for record in records if record.style != gallery]
+    if 2 * sum(record.instance is not None for record in asking) < len(asking):
+        records = [replace(record, instance=None) for record in records]
     return ImageSet(root.name or "folders", gallery, tuple(records), from_folder(root))
 
 

@@ -23,6 +23,7 @@ class Method(ABC):
 
     Attributes:
         name: what it is called in tables and files.
+        begins_with_its_first_batch: whether its first forward pass in training places parameters by the batch it sees.
         modules: what is switched between training and evaluation, and holds what trains.
         preprocess: what makes its backbone's input of the images it gets; None for a system without a backbone.
         config: the description it was built from, where there is one.
@@ -31,6 +32,7 @@ class Method(ABC):
     """
 
     name: str
+    begins_with_its_first_batch: bool = False
     modules: tuple[nn.Module, ...] = ()
     preprocess: TensorPreprocess | None = None
     config: HystarConfig | None = None

@@ -152,6 +152,7 @@ class StylePrompts(Adapted):
     """
 
     name = "freestyle"
+    begins_with_its_first_batch = True
 
     def __init__(
         self,

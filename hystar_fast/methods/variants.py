@@ -61,6 +61,11 @@ class Variant:
         loss = changes.pop(_LOSS, None)
         if loss is not None and loss not in LOSSES:
             raise ValueError(f"loss must be one of {LOSSES}, got {loss!r}")
+        fixed = [field for field in ("blocks", "static") if method == "static" and field in changes]
+        if fixed:
+            raise ValueError(f"{method} cannot change {fixed[0]}, got {name!r}")
+        if loss is not None and method in UNTRAINED:
+            raise ValueError(f"{method} does not train, so it has no loss, got {name!r}")
         return cls(method, changes, loss)
 
     def grid(self) -> list[dict[str, float]]:
@@ -86,8 +91,7 @@ def create_variant(name: str, config: HystarConfig, *, seed: int = 0, parameters
     changed = replace(config, **variant.changes)
     method = create_method(variant.method, changed, seed=seed, parameters=parameters)
     if variant.loss is not None:
-        if not isinstance(method, (HystarMethod, Adapted, LoRA)):
-            raise ValueError(f"{variant.method} does not train, so it has no loss")
+        assert isinstance(method, (HystarMethod, Adapted, LoRA))
         options = {field: getattr(changed, field) for field in ("temperature", "gamma", "lam", "epsilon", "n_iter")}
         method.criterion = create_loss(variant.loss, **options)
     return method

@@ -68,7 +68,7 @@ def train_few_shot(
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             raise FloatingPointError(f"the loss of {method.name!r} is {losses[-1]} at step {step}: lower its rates")
-        torch.nn.utils.clip_grad_norm_(trainable, recipe.clip_norm)
+        torch.nn.utils.clip_grad_norm_(trainable, recipe.clip_norm or math.inf)
         optimizer.step()
         if progress is not None:
             progress(step + 1)

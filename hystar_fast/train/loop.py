@@ -115,6 +115,10 @@ def fit(
         FloatingPointError: the loss or a gradient is not finite any more.
     """
     world = world or World()
+    if method.begins_with_its_first_batch and (world.size > 1 or recipe.chunk_size):
+        raise ValueError(
+            f"method {method.name!r} begins with its whole first batch: train it in one process and without chunk_size"
+        )
     groups = parameter_groups(method.parameter_groups(), recipe.learning_rates, recipe.weight_decay)
     if not groups:
         raise ValueError(f"method {method.name!r} has nothing to train")
@@ -155,14 +159,14 @@ def fit(
                 rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
                 log.write(state.step, "train", {"loss": loss, "gradient_norm": norm, "learning_rate": rates})
             validated = _validated(method, state, recipe, keeping, world, log)
-            if (
-                keeping.checkpoint is not None
-                and world.writes
-                and (validated or state.step % keeping.checkpoint_every == 0 or state.step == recipe.steps)
+            if keeping.checkpoint is not None and (
+                validated or state.step % keeping.checkpoint_every == 0 or state.step == recipe.steps
             ):
-                state.skipped |= data.skipped
-                state.log_size = 0 if log is None else log.secure()
-                save_checkpoint(keeping.checkpoint, method, optimizer, state)
+                for skipped in world.collect(data.skipped):
+                    state.skipped |= skipped
+                if world.writes:
+                    state.log_size = 0 if log is None else log.secure()
+                    save_checkpoint(keeping.checkpoint, method, optimizer, state)
             if progress is not None:
                 progress(state.step, loss)
     finally:

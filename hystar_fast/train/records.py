@@ -38,7 +38,8 @@ class RecordPairs:
         self.skipped: dict[str, str] = {}
         self.text_column = self.styles.index("text") if "text" in self.styles else -2
         gallery = images.of_style(images.gallery_style)
-        by_instance = any(record.instance is not None for record in gallery)
+        asked = [record for record in images.records if record.style in self.styles] or gallery
+        by_instance = any(record.instance is not None for record in asked)
         key: Callable[[Record], str | None] = (lambda r: r.instance) if by_instance else (lambda r: r.category)
         asking: list[dict[str, list[Record]]] = []
         for style in self.styles:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hystar_fast.data.open import open_images
@@ -69,6 +69,8 @@ def _records(data: DataSettings) -> TrainingData:
     held_out: ImageSet | None = None
     if isinstance(data.validation, float):
         training, held_out = hold_out(training, data.validation)
+        asked_too = {record.path for record in held_out.records}  # a picture may stand in several pairs
+        training = replace(training, records=tuple(r for r in training.records if r.path not in asked_too))
     elif data.validation != "none":
         held_out = open_images(data.source, data.validation, gallery_style=gallery_style)
         shared = {record.path for record in training.records} & {record.path for record in held_out.records}
@@ -77,12 +79,20 @@ def _records(data: DataSettings) -> TrainingData:
                 f"data.validation = {data.validation!r} holds {len(shared)} pictures that are trained on, such as "
                 f"{min(shared)}: {training.name} has no such split here; give the share to hold out, such as 0.1"
             )
+    if not any(record.style == training.gallery_style for record in training.records):
+        raise ValueError(f"data.validation = {data.validation!r} leaves no picture of {training.name} to train on")
     training = training.select(limit=limit)
     counted = RecordPairs(training, data.styles)
     styles = counted.styles
     if held_out is None:
         return TrainingData(styles, len(counted), lambda method: _pairs(method, training, styles), None)
     asked = held_out.select(limit=limit)
+    try:
+        RecordPairs(asked, styles)
+    except ValueError as error:
+        raise ValueError(
+            f"data.validation = {data.validation!r} leaves nothing to choose by: {error}; hold out a larger share"
+        ) from error
 
     def score(method: Method) -> Scored:
         report = evaluate_images(method, asked, metrics=[Metric.parse("R@1")])

@@ -1,0 +1,81 @@
+"""What a run is trained on and chosen by, for data sets that invite mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import picture_trees as trees
+import pytest
+
+from hystar_fast.data.open import open_images
+from hystar_fast.methods.suite import create_method
+from hystar_fast.models.config import HystarConfig
+from hystar_fast.retrieval.protocol import load_split
+from hystar_fast.train.loop import train
+from hystar_fast.train.recipe import Recipe
+from hystar_fast.train.records import RecordPairs, hold_out
+from hystar_fast.train.settings import DataSettings
+from hystar_fast.train.validation import open_training
+
+
+def folders(root: Path, sketches: tuple[str, ...]) -> Path:
+    """Two categories of three photos each, and sketches of these names in each."""
+    for category in ("cat", "dog"):
+        for i in range(3):
+            trees.picture(root / "photo" / category / f"p{i}.png", seed=i)
+        for name in sketches:
+            trees.picture(root / "sketch" / category / f"{name}.png", seed=7)
+    return root
+
+
+def test_folders_without_names_in_common_are_pairs_of_a_category(tmp_path):
+    images = open_images(f"folders:{folders(tmp_path, ('a', 'b'))}")
+    assert {record.instance for record in images.records} == {None}
+    pairs = RecordPairs(images, side=16)
+    assert len(pairs) == 6 and pairs.labels is not None
+
+
+def test_one_name_in_common_by_chance_makes_no_instances(tmp_path):
+    images = open_images(f"folders:{folders(tmp_path, ('a', 'b', 'p1'))}")
+    assert len(RecordPairs(images, side=16)) == 6
+    most = open_images(f"folders:{folders(tmp_path / 'other', ('p0', 'p1', 'a'))}")
+    pairs = RecordPairs(most, side=16)
+    assert len(pairs) == 4 and pairs.labels is None
+
+
+def table(path: Path, pairs: list[tuple[str, str]]) -> str:
+    for name in {name for pair in pairs for name in pair}:
+        trees.picture(path.parent / name, seed=len(name))
+    path.write_text("query,target\n" + "".join(f"{query},{target}\n" for query, target in pairs), encoding="utf-8")
+    return f"pairs:{path}"
+
+
+def test_a_share_that_holds_out_no_pair_is_refused_before_training(tmp_path):
+    source = table(tmp_path / "pairs.csv", [(f"q{i}.png", f"t{i}.png") for i in range(4)])
+    with pytest.raises(ValueError, match=r"data\.validation = 1e-09 leaves nothing to choose by"):
+        open_training(DataSettings(source, validation=1e-9))
+
+
+def test_no_picture_of_the_held_out_share_is_trained_on(tmp_path):
+    source = table(tmp_path / "chain.csv", [(f"p{i}.png", f"p{i + 1}.png") for i in range(40)])
+    method = create_method("static", HystarConfig(backbone="tiny", pretrained=None, style="clip", blocks=None))
+    opened = open_training(DataSettings(source, validation=0.2))
+    trained = opened.pairs(method)
+    assert isinstance(trained, RecordPairs)
+    used = {record.path for record in trained.images.records}
+    everything = {record.path for record in open_images(source, "train").records}
+    kept, held_out = hold_out(open_images(source, "train"), 0.2)
+    held = {record.path for record in held_out.records}
+    assert held & {record.path for record in kept.records}, "the chain puts pictures in both"
+    assert used == everything - held and len(trained) >= 2
+    every = [(a, b) for a in ("x.png", "y.png", "z.png") for b in ("x.png", "y.png", "z.png") if a != b]
+    with pytest.raises(ValueError, match="leaves no picture of all to train on"):
+        open_training(DataSettings(table(tmp_path / "all.csv", every), validation=0.9))
+
+
+def test_a_method_that_begins_with_its_whole_first_batch_refuses_chunks():
+    config = HystarConfig(backbone="tiny", pretrained=None, style="clip", blocks=None)
+    method = create_method("freestyle", config)
+    rates = dict.fromkeys(method.parameter_groups(), 1e-3)
+    with pytest.raises(ValueError, match="begins with its whole first batch"):
+        train(method, load_split("train", limit=4), Recipe(rates, steps=1, batch_size=2, chunk_size=2))
