@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -14,12 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from hystar_fast.cli.compare_table import compare_note, compare_tables, summarise
-from hystar_fast.cli.report import machine, source, write_json
+from hystar_fast.cli.report import about, check_output, earlier, is_done, write_json
 from hystar_fast.cli.tune import tune
 from hystar_fast.methods.adapter_files import save_method
 from hystar_fast.methods.interface import count_parameters
 from hystar_fast.methods.recipes import DEMO_STEPS, TUNING_SEEDS, demo_config
-from hystar_fast.methods.suite import create_hystar
+from hystar_fast.methods.suite import hystar_size
 from hystar_fast.methods.variants import COMPARED, Variant, create_variant
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.retrieval.evaluate import evaluate, images_to_embed
@@ -111,7 +110,7 @@ def compare(settings: CompareSettings, console: Console) -> dict[str, Any]:
     with Progress(*columns, console=console) as progress:
         overall = progress.add_task("runs", total=len(planned))
         for key in planned:
-            if not any(key.items() <= run.items() for run in record["runs"]):
+            if not is_done(key, record["runs"]):
                 record["runs"].append(_run(key, settings, config, held_out, progress))
                 write_json(settings.output / RESULTS_FILE, record)
             progress.advance(overall)
@@ -137,8 +136,7 @@ def _check(settings: CompareSettings) -> None:
         raise ValueError(f"methods must not repeat a name, got {', '.join(settings.methods)}")
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
         raise ValueError(f"seeds must be one or more different ones, got {list(settings.seeds)}")
-    if settings.output.exists() and not settings.output.is_dir():
-        raise ValueError(f"output must be a folder, but {settings.output} is a file")
+    check_output(settings.output)
 
 
 def _seeds(name: str, seeds: Sequence[int]) -> Sequence[int]:
@@ -165,33 +163,20 @@ def _record(settings: CompareSettings, config: HystarConfig, held_out: StyledCon
         "gallery": {"style": GALLERY_STYLE, "n": len(held_out), "concepts": "test split, all of them"},
         "queries": {style: len(held_out.rows(style)) for style in QUERY_STYLES},
     }
-    about = {
-        **source(),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": machine(),
+    method = {
         "ties": "count against the query",
         "intervals": "95 %, percentile bootstrap over concepts of the mean over seeds, 2000 resamples",
         "spread": "standard deviation over seeds",
     }
-    path = settings.output / RESULTS_FILE
-    earlier: dict[str, Any] = {"runs": [], "chosen": {}}
-    if path.exists():
-        try:
-            earlier = json.loads(path.read_text(encoding="utf-8"))
-            same = all(earlier[name] == value for name, value in setting.items())
-            earlier = {"runs": list(earlier["runs"]), "chosen": dict(earlier["chosen"])}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"output {path} is there and holds no comparison: {error!r}") from error
-        if not same:
-            raise ValueError(f"output {path} holds runs of other settings; give another folder or remove it")
-    return {**about, **setting, **earlier, "summary": {}}
+    kept = earlier(settings.output / RESULTS_FILE, setting, "runs", holding="comparison", place="folder")
+    return {**about(), **method, **setting, **kept, "summary": {}}
 
 
 def _run(
     key: dict[str, Any], settings: CompareSettings, config: HystarConfig, held_out: StyledConcepts, progress: Progress
 ) -> dict[str, Any]:
     name, seed, rates = key["method"], key["seed"], key["learning_rates"]
-    size = sum(count_parameters(create_hystar(config)).values()) if name.startswith("lora") else None
+    size = hystar_size(config) if name.startswith("lora") else None
     method = create_variant(name, config, seed=seed, parameters=size)
     counts = count_parameters(method)
     run: dict[str, Any] = {**key, "parameters": {"trainable": sum(counts.values()), **counts}}

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from hystar_fast.cli.demo_pictures import draw_answers, draw_map
-from hystar_fast.cli.report import interval, machine, recall_table, recalls, source, write_json
+from hystar_fast.cli.report import about, check_output, interval, recall_table, recalls, write_json
 from hystar_fast.methods.hystar import HystarMethod
 from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.naive import NaiveLoss, measure_step
@@ -80,8 +80,7 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
         ValueError: the output is a file, or a setting is out of range.
     """
     began = time.perf_counter()
-    if settings.output.exists() and not settings.output.is_dir():
-        raise ValueError(f"output must be a folder, but {settings.output} is a file")
+    check_output(settings.output)
     settings.output.mkdir(parents=True, exist_ok=True)
     held_out = load_split("test", limit=settings.limit)
     run = _Run(settings, load_split("train", limit=settings.limit), held_out, displace(held_out, DISPLACEMENT), {})
@@ -215,9 +214,7 @@ def _write_index(run: _Run) -> None:
 def _header(run: _Run, config: dict[str, Any]) -> dict[str, Any]:
     held_out = run.held_out
     return {
-        **source(),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": machine(),
+        **about(),
         "settings": {name: value for name, value in asdict(run.settings).items() if name != "output"},
         "config": config,
         "protocol": {

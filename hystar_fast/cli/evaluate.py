@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from hystar_fast.cli.report import interval, machine, source, write_json
+from hystar_fast.cli.report import check_output, interval, machine, source, write_json
 from hystar_fast.data.open import open_images
 from hystar_fast.data.records import ImageSet
 from hystar_fast.methods.adapter_files import load_method
@@ -69,8 +70,7 @@ def run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
     """
     if settings.split not in ("val", "test"):
         raise ValueError(f"split must be 'val' or 'test', got {settings.split!r}")
-    if settings.output.exists() and not settings.output.is_dir():
-        raise ValueError(f"output must be a folder, but {settings.output} is a file")
+    check_output(settings.output)
     metrics = [Metric.parse(name.strip()) for name in settings.metrics.split(",")]
     images = open_images(settings.data, settings.split, gallery_style=settings.gallery_style)
     images = images.select(categories=_listed(settings.categories), limit=settings.limit)
@@ -81,7 +81,7 @@ def run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
     console.print(report_table(method.name, report))
     for line in _omissions(report):
         console.print(line, highlight=False)
-    results = _results(method, report, settings, round(time.perf_counter() - began, 2))
+    results = _results(method, report, settings, device, round(time.perf_counter() - began, 2))
     write_json(settings.output / RESULTS_FILE, results)
     console.print(f"wrote {settings.output / RESULTS_FILE}")
     return results
@@ -150,7 +150,9 @@ def _omissions(report: Report) -> list[str]:
     return lines
 
 
-def _results(method: Method, report: Report, settings: EvalSettings, seconds: float) -> dict[str, Any]:
+def _results(
+    method: Method, report: Report, settings: EvalSettings, device: torch.device, seconds: float
+) -> dict[str, Any]:
     counts = count_parameters(method)
     return {
         **source(),
@@ -169,7 +171,7 @@ def _results(method: Method, report: Report, settings: EvalSettings, seconds: fl
             "of": report.pictures,
             "first": {entry.path: entry.reason for entry in report.skipped[:_NAMED]},
         },
-        "device": str(chosen_device(settings.device)),
+        "device": str(device),
         "seconds": seconds,
     }
 

@@ -16,13 +16,13 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from hystar_fast.cli.report import interval, machine, source, write_json
+from hystar_fast.cli.report import about, check_output, interval, write_json
 from hystar_fast.data.classes import open_classes
 from hystar_fast.data.records import ImageSet, Record, Skipped, read_images
 from hystar_fast.methods.baselines import BASELINES
 from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.recipes import BASELINE_GRID, CHOSEN, demo_config
-from hystar_fast.methods.suite import TRAINED, create_hystar, create_method
+from hystar_fast.methods.suite import TRAINED, create_method, hystar_size
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.retrieval.embed import embed_images
 from hystar_fast.retrieval.few_shot import SHOTS, Accuracies, BaseToNew, accuracies, base_to_new, draw_shots, right
@@ -77,8 +77,7 @@ def run_few_shot(settings: FewShotSettings, console: Console) -> dict[str, Any]:
     unknown = [name for name in settings.methods if name not in CLASSIFIERS]
     if unknown or not settings.methods or not settings.seeds:
         raise ValueError(f"methods must be some of {CLASSIFIERS} and seeds at least one, got {settings.methods}")
-    if settings.output.exists() and not settings.output.is_dir():
-        raise ValueError(f"output must be a folder, but {settings.output} is a file")
+    check_output(settings.output)
     images = open_classes(settings.data)
     parts = base_to_new(images)
     if settings.limit is not None:
@@ -154,7 +153,7 @@ def _rates(tuning: Path | None, methods: Sequence[str]) -> dict[str, dict[str, f
 
 
 def _create(name: str, settings: FewShotSettings, seed: int) -> Method:
-    size = sum(count_parameters(create_hystar(settings.config)).values()) if name == "lora" else None
+    size = hystar_size(settings.config) if name == "lora" else None
     return create_method(name, settings.config, seed=seed, parameters=size)
 
 
@@ -219,9 +218,7 @@ def _summary(runs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
 
 def _header(settings: FewShotSettings, images: ImageSet, parts: BaseToNew) -> dict[str, Any]:
     return {
-        **source(),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": machine(),
+        **about(),
         "config": settings.config.to_dict(),
         "data": {
             "name": images.name,

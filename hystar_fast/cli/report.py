@@ -6,7 +6,8 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,47 @@ def source() -> dict[str, str | None]:
         )
         commit = found.stdout.strip() or None
     return {"version": hystar_fast.__version__, "commit": commit}
+
+
+def about() -> dict[str, Any]:
+    """What stands first in a results file: the version, the date and the machine."""
+    return {**source(), "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine()}
+
+
+def check_output(folder: Path) -> None:
+    """ValueError if what should become a folder is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output must be a folder, but {folder} is a file")
+
+
+def earlier(path: Path, setting: Mapping[str, Any], entries: str, *, holding: str, place: str) -> dict[str, Any]:
+    """The `entries` that an earlier call left in a file, and what it chose; none where there is no file.
+
+    Args:
+        path: a JSON file.
+        setting: what the file must say, so that its entries belong with new ones.
+        entries: the name of the list.
+        holding, place: for messages: what the file holds, and what to give another of.
+
+    Raises:
+        ValueError: the file is damaged or holds entries of other settings.
+    """
+    if not path.exists():
+        return {entries: [], "chosen": {}}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        same = all(found[name] == value for name, value in setting.items())
+        kept = {entries: list(found[entries]), "chosen": dict(found["chosen"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"output {path} is there and holds no {holding}: {error!r}") from error
+    if not same:
+        raise ValueError(f"output {path} holds {entries} of other settings; give another {place} or remove it")
+    return kept
+
+
+def is_done(key: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether one of the entries has all that `key` says."""
+    return any(key.items() <= entry.items() for entry in entries)
 
 
 def recalls(evaluation: Evaluation) -> dict[str, Any]:

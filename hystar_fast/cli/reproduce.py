@@ -6,7 +6,6 @@ protocol differ. What can be compared is what each says of its own rows, so both
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +17,7 @@ from rich.table import Table
 from hystar_fast.cli.compare import CompareSettings, compare
 from hystar_fast.cli.computation import REPEATS, ROWS, computation
 from hystar_fast.cli.few_shot import FewShotSettings, run_few_shot
-from hystar_fast.cli.report import machine, source, write_json
+from hystar_fast.cli.report import about, write_json
 from hystar_fast.cli.reproduce_rows import TEXT_PROMPTS, plan
 from hystar_fast.data.paper_tables import TABLES, PaperTable, paper_table
 from hystar_fast.methods.recipes import demo_config
@@ -63,8 +62,7 @@ def run_reproduce(settings: ReproduceSettings, console: Console) -> dict[int, di
             found = _few_shot(settings, paper, console)
         else:
             found = _retrieval(settings, paper, console)
-        about = {**source(), "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine()}
-        results[paper.number] = {**about, "table": paper.number, "paper": _source(paper), "note": paper.note, **found}
+        results[paper.number] = {**about(), "table": paper.number, "paper": _source(paper), "note": paper.note, **found}
         path = settings.compare.output / f"table{paper.number}.json"
         write_json(path, results[paper.number])
         _show(results[paper.number], console)

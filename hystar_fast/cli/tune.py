@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from hystar_fast.cli.report import machine, recalls, source, write_json
-from hystar_fast.methods.interface import count_parameters
+from hystar_fast.cli.report import about, earlier, is_done, recalls, write_json
 from hystar_fast.methods.recipes import DEMO_STEPS, GRID, TUNING_SEEDS, demo_config
-from hystar_fast.methods.suite import create_hystar
+from hystar_fast.methods.suite import hystar_size
 from hystar_fast.methods.variants import create_variant
 from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.protocol import HARD_STYLES, load_split
@@ -56,7 +54,7 @@ def tune(
     training = load_split("train", limit=limit)
     validation = load_split("val", limit=limit)
     config = demo_config(pretrained)
-    size = sum(count_parameters(create_hystar(config)).values())
+    size = hystar_size(config)
     setting: dict[str, Any] = {
         "config": config.to_dict(),
         "what": f"largest mean R@1 of {', '.join(HARD_STYLES)} on the validation concepts; R@5 between equals",
@@ -65,12 +63,12 @@ def tune(
         "steps": steps,
         "seeds": list(seeds),
     }
-    about = {**source(), "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine()}
-    record: dict[str, Any] = {**about, **setting, **_earlier(output, setting)}
+    kept = earlier(output, setting, "trials", holding="trials", place="file")
+    record: dict[str, Any] = {**about(), **setting, **kept}
     trials = [(seed, name, rates) for seed in seeds for name in grid for rates in grid[name]]
     for seed, name, rates in track(trials, description="trials", console=console):
         key = {"method": name, "learning_rates": rates, "seed": seed}
-        if any(key.items() <= trial.items() for trial in record["trials"]):
+        if is_done(key, record["trials"]):
             continue
         start = time.perf_counter()
         method = create_variant(name, config, seed=seed, parameters=size)
@@ -89,21 +87,6 @@ def tune(
     write_json(output, record)
     console.print(f"CHOSEN = {record['chosen']}", highlight=False)
     return dict(record["chosen"])
-
-
-def _earlier(output: Path, setting: dict[str, Any]) -> dict[str, Any]:
-    """The trials that an earlier call left in the file, and what it chose."""
-    if not output.exists():
-        return {"trials": [], "chosen": {}}
-    try:
-        found = json.loads(output.read_text(encoding="utf-8"))
-        same = all(found[name] == value for name, value in setting.items())
-        earlier = {"trials": list(found["trials"]), "chosen": dict(found["chosen"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"output {output} is there and holds no trials: {error!r}") from error
-    if not same:
-        raise ValueError(f"output {output} holds trials of other settings; give another file or remove it")
-    return earlier
 
 
 def _of(trials: list[dict[str, Any]], name: str, rates: dict[str, float]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from hystar_fast.methods.baselines import BASELINES
 from hystar_fast.methods.frozen import Frozen
 from hystar_fast.methods.hog import HOG
 from hystar_fast.methods.hystar import HystarMethod, criterion
-from hystar_fast.methods.interface import Method
+from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.lora import LoRA
 from hystar_fast.methods.pixels import Pixels
 from hystar_fast.methods.static_only import StaticOnly
@@ -30,6 +30,11 @@ def create_hystar(config: HystarConfig, *, seed: int = 0) -> HystarMethod:
     """Build Hystar with its hypernetworks drawn from `seed`."""
     torch.manual_seed(seed)
     return HystarMethod(Hystar(config))
+
+
+def hystar_size(config: HystarConfig) -> int:
+    """How many parameters the Hystar of a configuration trains, which LoRA beside it gets too."""
+    return sum(count_parameters(create_hystar(config)).values())
 
 
 def create_method(

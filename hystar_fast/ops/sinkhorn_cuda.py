@@ -17,7 +17,7 @@ from hystar_fast.ops.native import cuda_ready, extension
 def forward(
     cost: Tensor, mask: Tensor | None, epsilon: float, n_iter: int, tol: float, keep_history: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    native = extension() if cost.dtype == torch.float32 and cuda_ready()[0] else None
+    native = _native(cost.dtype)
     if native is None or cost.numel() == 0:
         return sinkhorn_torch.forward(cost, mask, epsilon, n_iter, tol, keep_history)
     cost = cost.contiguous()
@@ -111,9 +111,13 @@ def implicit_backward(dplan: Tensor, plan: Tensor, info: Tensor, epsilon: float)
     return dcost
 
 
+def _native(dtype: torch.dtype) -> ModuleType | None:
+    return extension() if dtype == torch.float32 and cuda_ready()[0] else None
+
+
 def _with_gradient(matrix: Tensor) -> ModuleType | None:
     """The extension, where it differentiates problems of this dtype and size on this device."""
-    native = extension() if matrix.dtype == torch.float32 and cuda_ready()[0] else None
+    native = _native(matrix.dtype)
     if native is None or matrix.numel() == 0:
         return None
     with torch.cuda.device(matrix.device):
