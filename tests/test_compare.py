@@ -12,6 +12,7 @@ import torch
 from test_cli import refused, run
 
 from hystar_fast.cli import compare as module
+from hystar_fast.cli.jobs import run_jobs
 from hystar_fast.methods import variants
 from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.baselines import BASELINES
@@ -238,3 +239,29 @@ def test_runs_on_other_queries_are_refused():
         over_seeds([], ("sketch",))
     with pytest.raises(ValueError, match="sketch has 2, needs 5"):
         restored({"sketch": [0, 1]}, load_split("test", limit=5))
+
+
+def test_jobs_find_what_one_process_finds(tmp_path):
+    names = ["frozen", "static", "static+styles=outline-lowres"]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for folder, jobs in ((alone, 1), (together, 2)):
+        result = compare(folder, "--no-tune-variants", "--jobs", jobs, methods=",".join(names))
+        assert result.exit_code == 0, result.output
+    found = [json.loads((folder / "compare.json").read_text()) for folder in (alone, together)]
+    assert [list(each["summary"]) for each in found] == [names, names]
+    by_run = [{(r["method"], r["seed"]): r["ranks"] for r in each["runs"]} for each in found]
+    assert by_run[0] == by_run[1]
+    assert found[0]["chosen"]["static"] == found[0]["chosen"][names[2]], "the variant takes its method's rate"
+
+
+def test_jobs_raise_what_the_work_raises_and_begin_nothing_more():
+    for jobs in (1, 2):
+        with pytest.raises(ZeroDivisionError):
+            list(run_jobs(_inverse, [0, 0, 0], jobs))
+    assert sorted(run_jobs(_inverse, [1, 2, 4], 2)) == [0.25, 0.5, 1.0]
+    with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
+        list(run_jobs(_inverse, [1], 0))
+
+
+def _inverse(number: int) -> float:
+    return 1 / number

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hystar_fast.cli.compare_table import compare_note, compare_tables, summarise
+from hystar_fast.cli.jobs import run_jobs
 from hystar_fast.cli.report import about, check_output, earlier, is_done, write_json
 from hystar_fast.cli.tune import tune
 from hystar_fast.methods.adapter_files import save_method
@@ -21,7 +22,7 @@ from hystar_fast.methods.recipes import DEMO_STEPS, TUNING_SEEDS, demo_config
 from hystar_fast.methods.suite import hystar_size
 from hystar_fast.methods.variants import COMPARED, Variant, create_variant
 from hystar_fast.models.config import HystarConfig
-from hystar_fast.retrieval.evaluate import evaluate, images_to_embed
+from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.protocol import GALLERY_STYLE, QUERY_STYLES, StyledConcepts, load_split
 from hystar_fast.retrieval.seeds import recorded_ranks
 from hystar_fast.train.loop import train
@@ -45,6 +46,7 @@ class CompareSettings:
         pretrained: weights of the tiny backbone: "packaged", a path, or None for random ones.
         limit: use only so many concepts of each split; for trying things out.
         tune_variants: whether a variant is tuned by itself, or takes the rates of its method where it trains the same.
+        jobs: trials and runs at a time, each in a process of its own.
     """
 
     output: Path
@@ -55,12 +57,20 @@ class CompareSettings:
     pretrained: str | None = "packaged"
     limit: int | None = None
     tune_variants: bool = True
+    jobs: int = 1
 
     def tuned_as(self, name: str) -> str:
         """The method or variant whose trials decide the rates of `name`."""
         variant = Variant.parse(name)
         alike = variant.grid() == Variant.parse(variant.method).grid()
         return variant.method if alike and not self.tune_variants else name
+
+
+@dataclass(frozen=True)
+class _Run:
+    key: dict[str, Any]
+    settings: CompareSettings
+    config: HystarConfig
 
 
 def run_compare(settings: CompareSettings, console: Console) -> dict[str, Any]:
@@ -102,20 +112,22 @@ def compare(settings: CompareSettings, console: Console) -> dict[str, Any]:
             seeds=settings.tuning_seeds,
             pretrained=settings.pretrained,
             limit=settings.limit,
+            jobs=settings.jobs,
         )
         chosen = {name: chosen[settings.tuned_as(name)] for name in trained}
     record["chosen"] = {**record["chosen"], **chosen}
     planned = [_key(name, seed, chosen) for name in settings.methods for seed in _seeds(name, settings.seeds)]
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    new = [_Run(key, settings, config) for key in planned if not is_done(key, record["runs"])]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        overall = progress.add_task("runs", total=len(planned))
-        for key in planned:
-            if not is_done(key, record["runs"]):
-                record["runs"].append(_run(key, settings, config, held_out, progress))
-                write_json(settings.output / RESULTS_FILE, record)
+        overall = progress.add_task("runs", total=len(new))
+        for run in run_jobs(_run, new, settings.jobs):
+            record["runs"].append(run)
+            write_json(settings.output / RESULTS_FILE, record)
             progress.advance(overall)
+            console.print(f"{run['method']}, seed {run['seed']}: {run['seconds']} s", highlight=False)
     record["at_edge"] = sorted(name for name, rates in chosen.items() if _at_edge(name, rates))
-    kept = [run for run in record["runs"] if any(key.items() <= run.items() for key in planned)]
+    kept = [run for key in planned for run in record["runs"] if key.items() <= run.items()]
     record["diverged"] = sorted({run["method"] for run in kept if "diverged" in run})
     record["summary"] = summarise([run for run in kept if run["method"] not in record["diverged"]], held_out)
     write_json(settings.output / RESULTS_FILE, record)
@@ -172,32 +184,21 @@ def _record(settings: CompareSettings, config: HystarConfig, held_out: StyledCon
     return {**about(), **method, **setting, **kept, "summary": {}}
 
 
-def _run(
-    key: dict[str, Any], settings: CompareSettings, config: HystarConfig, held_out: StyledConcepts, progress: Progress
-) -> dict[str, Any]:
-    name, seed, rates = key["method"], key["seed"], key["learning_rates"]
-    size = hystar_size(config) if name.startswith("lora") else None
-    method = create_variant(name, config, seed=seed, parameters=size)
+def _run(run: _Run) -> dict[str, Any]:
+    name, seed, rates = run.key["method"], run.key["seed"], run.key["learning_rates"]
+    settings = run.settings
+    size = hystar_size(run.config) if name.startswith("lora") else None
+    method = create_variant(name, run.config, seed=seed, parameters=size)
     counts = count_parameters(method)
-    run: dict[str, Any] = {**key, "parameters": {"trainable": sum(counts.values()), **counts}}
+    found: dict[str, Any] = {**run.key, "parameters": {"trainable": sum(counts.values()), **counts}}
     began = time.perf_counter()
-    bars: list[TaskID] = []
     if rates:
-        bars.append(progress.add_task(f"train {name}, seed {seed}", total=settings.steps))
+        recipe = Recipe(rates, steps=settings.steps, seed=seed, styles=Variant.parse(name).styles)
         try:
-            losses = train(
-                method,
-                load_split("train", limit=settings.limit),
-                Recipe(rates, steps=settings.steps, seed=seed),
-                progress=lambda done, loss: progress.update(bars[0], completed=done),
-            )
+            losses = train(method, load_split("train", limit=settings.limit), recipe)
         except FloatingPointError as error:
-            progress.remove_task(bars[0])
-            return {**run, "diverged": str(error), "seconds": round(time.perf_counter() - began, 1)}
-        run["loss"] = round(losses[-1], 4) if losses else None
+            return {**found, "diverged": str(error), "seconds": round(time.perf_counter() - began, 1)}
+        found["loss"] = round(losses[-1], 4) if losses else None
         save_method(method, adapter_folder(settings.output, name, seed))
-    bars.append(progress.add_task(f"evaluate {name}, seed {seed}", total=images_to_embed(held_out)))
-    evaluation = evaluate(method, held_out, progress=lambda done: progress.advance(bars[-1], done))
-    for bar in bars:
-        progress.remove_task(bar)
-    return {**run, "ranks": recorded_ranks(evaluation), "seconds": round(time.perf_counter() - began, 1)}
+    evaluation = evaluate(method, load_split("test", limit=settings.limit))
+    return {**found, "ranks": recorded_ranks(evaluation), "seconds": round(time.perf_counter() - began, 1)}

@@ -26,6 +26,10 @@ app = typer.Typer(
 Seed = Annotated[int, typer.Option(help="Seed of the training order and of what is drawn at random.")]
 Weights = Annotated[str, typer.Option(help="Weights of the tiny backbone: packaged, random, or a safetensors file.")]
 Limit = Annotated[int | None, typer.Option(min=2, help="Use only so many concepts of each split, to try things out.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Trainings at a time, each a process with its share of the cores.")]
+TuneVariants = Annotated[
+    bool, typer.Option(help="Tune every variant by itself, or let it take the rates of its method where it can.")
+]
 Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")]
 Folder = Annotated[Path, typer.Option(help="Folder for everything that is written.")]
 
@@ -204,6 +208,7 @@ def tune(
     steps: Annotated[
         int | None, typer.Option(min=0, help="Training steps of each trial; by default the demo's.")
     ] = None,
+    jobs: Jobs = 1,
     weights: Weights = "packaged",
     limit: Limit = None,
 ) -> None:
@@ -214,7 +219,9 @@ def tune(
 
         chosen = DEMO_STEPS if steps is None else steps
         seeds = seed or TUNING_SEEDS
-        run_tuning(output, _console(), steps=chosen, seeds=seeds, pretrained=_pretrained(weights), limit=limit)
+        run_tuning(
+            output, _console(), steps=chosen, seeds=seeds, pretrained=_pretrained(weights), limit=limit, jobs=jobs
+        )
 
 
 @app.command()
@@ -228,6 +235,8 @@ def compare(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps of each trial and run; by default the demo's.")
     ] = None,
+    tune_variants: TuneVariants = True,
+    jobs: Jobs = 1,
     weights: Weights = "packaged",
     limit: Limit = None,
 ) -> None:
@@ -245,6 +254,8 @@ def compare(
             range(tuning_seeds),
             _pretrained(weights),
             limit,
+            tune_variants,
+            jobs,
         )
         run_compare(settings, _console())
 
@@ -297,6 +308,8 @@ def reproduce(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps of each trial and run; by default the demo's.")
     ] = None,
+    tune_variants: TuneVariants = True,
+    jobs: Jobs = 1,
     weights: Weights = "packaged",
     vgg: Annotated[str | None, typer.Option(help="Weights of VGG-16, for Table 10.")] = None,
     dinov2: Annotated[str | None, typer.Option(help="Weights of DINOv2, for Table 10.")] = None,
@@ -317,6 +330,8 @@ def reproduce(
             tuning_seeds=range(tuning_seeds),
             pretrained=_pretrained(weights),
             limit=limit,
+            tune_variants=tune_variants,
+            jobs=jobs,
         )
         run_reproduce(
             ReproduceSettings(table_numbers(tables), rows, vgg, dinov2, FEW_SHOT_STEPS if steps is None else steps),
@@ -333,6 +348,7 @@ def figure(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps of each trial and run; by default the demo's.")
     ] = None,
+    jobs: Jobs = 1,
     weights: Weights = "packaged",
     projection: Annotated[str, typer.Option(help="tsne (needs scikit-learn) or pca.")] = "tsne",
     limit: Limit = None,
@@ -350,6 +366,7 @@ def figure(
             tuning_seeds=range(tuning_seeds),
             pretrained=_pretrained(weights),
             limit=limit,
+            jobs=jobs,
         )
         run_figures(numbers, settings, _console(), projection=projection)
 

@@ -1,4 +1,4 @@
-"""Methods with a few settings changed, by one name each: ``hystar+loss=info_nce``, ``hystar+static=false``."""
+"""Methods with a few settings changed, by one name each: ``hystar+loss=info_nce``, ``lora+styles=outline-lowres``."""
 
 from __future__ import annotations
 
@@ -16,36 +16,39 @@ from hystar_fast.methods.recipes import BASELINE_GRID, DYNAMIC_GRID, GRID
 from hystar_fast.methods.suite import TRAINED, UNTRAINED, create_method
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.nn.losses import LOSSES, create_loss
+from hystar_fast.retrieval.protocol import IMAGE_STYLES
 
 COMPARED = (*UNTRAINED, *BASELINES, *TRAINED)
 _FIELDS = {field.name for field in fields(HystarConfig)}
-_LOSS = "loss"
+_LOSS, _STYLES = "loss", "styles"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A method, the fields of the configuration that are changed for it, and its loss.
+    """A method, the fields of the configuration that are changed for it, its loss and what it is trained on.
 
     Attributes:
         method: one of `COMPARED`.
         changes: fields of :class:`HystarConfig`.
         loss: one of `nn.losses.LOSSES`; None for the configuration's StyleNCE.
+        styles: query styles of the training pairs, so that the others are unseen; by default all.
     """
 
     method: str
     changes: Mapping[str, Any]
-    loss: str | None
+    loss: str | None = None
+    styles: tuple[str, ...] = IMAGE_STYLES
 
     @classmethod
     def parse(cls, name: str) -> Variant:
-        """Read ``<method>+<field>=<value>+…``; a list of blocks is written ``blocks=1-2-3``, no block ``blocks=none``.
+        """Read ``<method>+<field>=<value>+…``; a list is written ``blocks=1-2-3``, no block ``blocks=none``.
 
         Raises:
-            ValueError: an unknown method, field or loss.
+            ValueError: an unknown method, field, loss or style.
 
         Example:
-            >>> Variant.parse("hystar+blocks=4-5+gamma=10")
-            Variant(method='hystar', changes={'blocks': (4, 5), 'gamma': 10}, loss=None)
+            >>> Variant.parse("hystar+blocks=4-5+gamma=10").changes
+            {'blocks': (4, 5), 'gamma': 10}
         """
         method, *parts = name.split("+")
         if method not in COMPARED:
@@ -53,20 +56,21 @@ class Variant:
         changes: dict[str, Any] = {}
         for part in parts:
             key, _, value = part.partition("=")
-            if key not in (_LOSS, *_FIELDS) or not value:
+            if key not in (_LOSS, _STYLES, *_FIELDS) or not value:
                 raise ValueError(
-                    f"{name!r} must change fields of HystarConfig or the loss, as field=value, got {part!r}"
+                    f"{name!r} must change fields of HystarConfig, the loss or the styles trained on, as field=value, "
+                    f"got {part!r}"
                 )
             changes[key] = _value(key, value)
-        loss = changes.pop(_LOSS, None)
+        loss, styles = changes.pop(_LOSS, None), changes.pop(_STYLES, IMAGE_STYLES)
         if loss is not None and loss not in LOSSES:
             raise ValueError(f"loss must be one of {LOSSES}, got {loss!r}")
         fixed = [field for field in ("blocks", "static") if method == "static" and field in changes]
         if fixed:
             raise ValueError(f"{method} cannot change {fixed[0]}, got {name!r}")
-        if loss is not None and method in UNTRAINED:
-            raise ValueError(f"{method} does not train, so it has no loss, got {name!r}")
-        return cls(method, changes, loss)
+        if method in UNTRAINED and (loss is not None or styles != IMAGE_STYLES):
+            raise ValueError(f"{method} does not train, so it has no loss and no styles, got {name!r}")
+        return cls(method, changes, loss, styles)
 
     def grid(self) -> list[dict[str, float]]:
         """The settings it is tuned on, as many as for any other; none for what does not train."""
@@ -98,6 +102,11 @@ def create_variant(name: str, config: HystarConfig, *, seed: int = 0, parameters
 
 
 def _value(key: str, text: str) -> Any:
+    if key == _STYLES:
+        styles = tuple(text.split("-"))
+        if not set(styles) <= set(IMAGE_STYLES) or len(set(styles)) < len(styles):
+            raise ValueError(f"styles must be some of {IMAGE_STYLES} with - between, got {text!r}")
+        return styles
     if key == "blocks":
         try:
             return () if text == "none" else tuple(int(number) for number in text.split("-"))
