@@ -42,10 +42,12 @@ def clip(quick: bool) -> Backbone:
 
 
 @cache
-def hystar(quick: bool, own_style: bool = False, merged: bool = False) -> hf.Hystar:
+def hystar(quick: bool, prefix_style: bool = False, merged: bool = False) -> hf.Hystar:
     """The model on its device; DINOv2 as large as the paper's where there is a GPU."""
     small = {"backbone": "tiny", "blocks": None} if quick else {}
-    if own_style or quick or not GPU:
+    if prefix_style:
+        model = hf.Hystar(config(style="prefix", **small))
+    elif quick or not GPU:
         model = hf.Hystar(config(**small))
     else:
         from transformers import Dinov2Config, Dinov2Model
@@ -79,9 +81,9 @@ def next_style_beside(model: hf.Hystar, batch: Tensor) -> Callable[[], Tensor]:
     return step
 
 
-PROVIDERS = ["CLIP", OURS, "hystar_fast, merged", "authors' path"]
-if GPU:  # the tiny model's style is its own already
-    PROVIDERS += ["hystar_fast, own style", "hystar_fast, style beside", "CLIP, CUDA graph", "hystar_fast, CUDA graph"]
+PROVIDERS = ["CLIP", OURS, "hystar_fast, merged", "hystar_fast, prefix style", "authors' path"]
+if GPU:
+    PROVIDERS += ["hystar_fast, style beside", "CLIP, CUDA graph", "hystar_fast, CUDA graph"]
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
@@ -92,7 +94,7 @@ def bench_encode_image(record: Callable[..., None], quick: bool, count: int, pro
     if provider.startswith("CLIP"):
         function = lambda: clip(quick).encode_image(batch)  # noqa: E731
     else:
-        model = hystar(quick, "own style" in provider, "merged" in provider)
+        model = hystar(quick, "prefix" in provider, "merged" in provider)
         function = next_style_beside(model, batch) if "beside" in provider else lambda: model.encode_image(batch)
     run = forward(function)
     if "graph" in provider:

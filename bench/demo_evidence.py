@@ -113,15 +113,21 @@ def style(seeds: int = 3) -> None:
     frozen = create_method("frozen", config)
     assert isinstance(frozen, Frozen)
     backbone = create_backbone(config)
-    extractors = {f"prefix of {n} blocks": PrefixStyle(backbone, n) for n in range(4)}
+    extractors = {f"prefix of {n} blocks": PrefixStyle(backbone.width, n) for n in range(4)}
     seen = {name: _images(concepts) for name, concepts in splits.items()}
     for name, extractor in (("clip", None), *extractors.items()):
         z = {}
         for split, (images, _) in seen.items():
             batches = [frozen.preprocess(to_float(batch)) for batch in images.split(128)]
-            encode = extractor or (lambda batch: F.normalize(backbone.encode_image(batch), dim=-1))
             with torch.no_grad():
-                z[split] = torch.cat([encode(batch) for batch in batches])
+                z[split] = torch.cat(
+                    [
+                        F.normalize(backbone.encode_image(batch), dim=-1)
+                        if extractor is None
+                        else extractor(backbone.prefix(batch, extractor.blocks))
+                        for batch in batches
+                    ]
+                )
         accuracy, share = probe(z["train"], seen["train"][1], z["val"], seen["val"][1])
         print(f"z = {name}: style read linearly {accuracy:.1f} %, share of variance between styles {share:.3f}")
     vectors = {n: {s: embed_images(frozen, c.images[s]) for s in DRAWN} for n, c in splits.items()}
@@ -224,7 +230,7 @@ def offsets(model: Hystar, concepts: StyledConcepts) -> dict[str, list[float]]:
     """For each modulated block: |Δs_dyn| / |s|, and the part of Δs_dyn that varies from drawing to drawing."""
     assert model.extractor is not None
     images = [to_float(concepts.images[style][concepts.rows(style)]).mul(2).sub(1) for style in DRAWN]
-    z = torch.cat([model.extractor(batch) for batch in torch.cat(images).split(128)])
+    z = torch.cat([model.style(batch) for batch in torch.cat(images).split(128)])
     found = {}
     for number, network in model.hypernetworks.items():
         block: object = model.backbone.blocks[int(number) - 1].attn

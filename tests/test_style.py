@@ -95,6 +95,18 @@ def test_clip_style_is_the_untouched_models_embedding_before_and_after_training(
     assert relative_error(model.merge_static_().style(images), truth) < 1e-5
 
 
+def test_prefix_style_runs_every_block_once_and_changes_none_before_the_first_modulated(tmp_path: Path) -> None:
+    model, images = Hystar(small_config(tmp_path, style="prefix", blocks=(2, 3))), images_of(2)
+    entered: list[int] = []
+    for number, block in enumerate(model.backbone.blocks, start=1):
+        block.get_submodule("mlp").register_forward_pre_hook(lambda *_, number=number: entered.append(number))
+    model.encode_image(images)
+    assert entered == list(range(1, model.backbone.depth + 1))
+    blocks = {int(name.split(".")[5]) for name, _ in model.static_parameters()}
+    assert blocks == set(range(1, model.backbone.depth)), "counted from 0"
+    assert model.encode_image(images_of(0)).shape == (0, 24)
+
+
 @pytest.mark.parametrize("first", [1, 2, 3])
 def test_prefix_style_is_statistics_of_the_tokens_that_enter_the_first_modulated_block(
     tmp_path: Path, first: int

@@ -16,7 +16,7 @@ from hystar_fast.models.authors_checkpoint import AuthorsCheckpoint
 from hystar_fast.models.backbones import Backbone, create_backbone
 from hystar_fast.models.checkpoint import check_tensors, fingerprint, read_adapter, write_adapter
 from hystar_fast.models.config import HystarConfig, resolve_blocks
-from hystar_fast.models.style import StyleExtractor, create_style
+from hystar_fast.models.style import PrefixStyle, StyleExtractor, create_style
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
 from hystar_fast.nn.hypernetwork import Hypernetwork
 
@@ -41,8 +41,11 @@ class Hystar(nn.Module):
 
     Gradients: for the hypernetworks and the static offsets.
 
-    Cost: beyond the backbone, one pass of the style extractor, 4/3 of the FLOPs of each modulated qkv and 5/4 of
-    those of each MLP linear. Building factors every injected weight once; the factors are kept on disk.
+    With ``style="prefix"`` the blocks before the first modulated one have no static offsets: z is read from their
+    tokens on the way, and must not move with training.
+
+    Cost: beyond the backbone, one pass of the style extractor (none for "prefix"), 4/3 of the FLOPs of each modulated
+    qkv and 5/4 of those of each MLP linear. Building factors every injected weight once; the factors are kept on disk.
 
     Raises:
         TypeError, ValueError: naming the field of `config` that cannot be used.
@@ -63,9 +66,10 @@ class Hystar(nn.Module):
         blocks = resolve_blocks(config.blocks, self.backbone.depth, config.backbone)
         self.backbone_parameter_count = sum(parameter.numel() for parameter in self.backbone.parameters())
         self.extractor: StyleExtractor | None = create_style(config, self.backbone) if blocks else None
+        read_by_style = {} if self.extractor is None else self.extractor.state_dict()
         self._fingerprints = {
             "backbone": fingerprint(self.backbone.state_dict().items()),
-            "style": None if self.extractor is None else fingerprint(self.extractor.state_dict().items()),
+            "style": fingerprint(read_by_style.items()) if read_by_style else None,
         }
         self.hypernetworks = nn.ModuleDict()
         self._static_names: tuple[str, ...] = ()
@@ -76,6 +80,7 @@ class Hystar(nn.Module):
         progress = tqdm(desc="Factoring weights", unit="block", total=self.backbone.depth, delay=2.0, leave=False)
         names: list[str] = []
         design = self.config.design
+        untouched = self.extractor.blocks if isinstance(self.extractor, PrefixStyle) else 0
         with progress:
             for number in range(1, self.backbone.depth + 1):
                 if number in blocks and self.extractor is not None:
@@ -85,9 +90,10 @@ class Hystar(nn.Module):
                     if design != "original":
                         rank = self.backbone.inject_dynamic_mlp(number, self.config.rank)
                         self.hypernetworks[_MLP + str(number)] = self._hypernetwork(self.extractor.dim, rank)
-                if self.config.static and design == "original":
+                static = self.config.static and number > untouched
+                if static and design == "original":
                     names += self.backbone.inject_static(number, self.config.rank)
-                if self.config.static and design == "reversed":
+                if static and design == "reversed":
                     names += self.backbone.inject_static_attention(number, self.config.rank)
                 progress.update()
         self._static_names = tuple(names)
@@ -121,8 +127,16 @@ class Hystar(nn.Module):
         """
         if self.extractor is None:
             raise ValueError("blocks=() modulates no block, so this model has no style extractor")
+        return self._read_style(self.extractor, images)[0]
+
+    def _read_style(self, extractor: StyleExtractor, images: Tensor) -> tuple[Tensor, tuple[int, Tensor] | None]:
+        """The style of images and, where it was read on the way, how far the backbone has come with them."""
         self.backbone.check_images(images)
-        return self.extractor(images)
+        if not isinstance(extractor, PrefixStyle) or images.shape[0] == 0:
+            return extractor(images), None
+        with torch.no_grad():
+            tokens = self.backbone.prefix(images, extractor.blocks)
+        return extractor(tokens), (extractor.blocks, tokens)
 
     def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
         """Embed images with the encoder modulated by their style.
@@ -141,8 +155,9 @@ class Hystar(nn.Module):
             if style is not None:
                 raise ValueError("style must be None: blocks=() modulates no block")
             return F.normalize(self.backbone.encode_image(images), dim=-1)
+        begun = None
         if style is None:
-            style = self.extractor(images)
+            style, begun = self._read_style(self.extractor, images)
         else:
             _check_style(style, images.shape[0], self.extractor.dim)
         style = style.to(next(self.hypernetworks.parameters()).dtype)
@@ -150,7 +165,7 @@ class Hystar(nn.Module):
         mlp: dict[int, Tensor] = {}
         for name, network in self.hypernetworks.items():
             (mlp if name.startswith(_MLP) else attention)[int(name.removeprefix(_MLP))] = network(style)
-        return F.normalize(self.backbone.encode_image(images, attention, mlp), dim=-1)
+        return F.normalize(self.backbone.encode_image(images, attention, mlp, begun=begun), dim=-1)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """tokens [B, L], as :attr:`tokenizer` makes them -> [B, D], rows of unit length, by the untouched tower."""
@@ -273,6 +288,8 @@ class Hystar(nn.Module):
         config = HystarConfig(weights="authors") if config is None else config
         if not config.backbone.startswith("open_clip:"):
             raise ValueError(f"config.backbone must be one of open_clip for these checkpoints, got {config.backbone!r}")
+        if config.style == "prefix":
+            raise ValueError('config.style must be that of the checkpoint, "prefix" leaves out static offsets it has')
         model = cls(replace(config, blocks=stored.blocks, rank=stored.rank, **_AUTHORS_DESIGN))
         for name in model._static_names:
             stored.fill_static(name, model.backbone.get_submodule(name))

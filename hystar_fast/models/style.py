@@ -29,14 +29,14 @@ class StyleExtractor(nn.Module, ABC):
     dim: int
 
     @abstractmethod
-    def features(self, images: Tensor) -> Tensor:
-        """images [B, 3, H, W] -> [B, dim], any length."""
+    def features(self, seen: Tensor) -> Tensor:
+        """images [B, 3, H, W], or what else the class says that it reads -> [B, dim], any length."""
 
-    def forward(self, images: Tensor) -> Tensor:
-        if images.shape[0] == 0:
-            return torch.zeros(0, self.dim, device=images.device)
+    def forward(self, seen: Tensor) -> Tensor:
+        if seen.shape[0] == 0:
+            return torch.zeros(0, self.dim, device=seen.device)
         with torch.no_grad():
-            return F.normalize(self.features(images).float(), dim=-1)
+            return F.normalize(self.features(seen).float(), dim=-1)
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
@@ -50,29 +50,32 @@ class BackboneStyle(StyleExtractor):
         self.encoder = backbone.frozen_image_encoder()
         self.dim = backbone.embed_dim
 
-    def features(self, images: Tensor) -> Tensor:
-        return self.encoder(images)
+    def features(self, seen: Tensor) -> Tensor:
+        return self.encoder(seen)
 
 
 class PrefixStyle(StyleExtractor):
-    """Statistics of the tokens that enter the first modulated block, as the frozen backbone makes them.
+    """Statistics of the tokens that enter the first modulated block: the encoder's own, so that no network runs twice.
 
-    The first token (the class token where there is one) and the mean and standard deviation of every channel over the
+    Hystar leaves the blocks before it as they are, static offsets included, so that z does not move with training. The
+    first token (the class token where there is one) and the mean and standard deviation of every channel over the
     others (the diagonal of the centred Gram matrix), each of the three normalised by itself. Where things are, and so
     most of what is shown, is averaged away; line, colour and sharpness are not.
 
+    It is called with the tokens [B, T, width] (see :meth:`Backbone.prefix`), not with images.
+
     Args:
-        backbone: nothing may be injected into it yet.
-        blocks: how many of its blocks come before the first modulated one.
+        width: of the tokens.
+        blocks: how many blocks come before the first modulated one.
     """
 
-    def __init__(self, backbone: Backbone, blocks: int) -> None:
+    def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
-        self.prefix = backbone.frozen_prefix(blocks)
-        self.dim = 3 * backbone.width
+        self.blocks = blocks
+        self.dim = 3 * width
 
-    def features(self, images: Tensor) -> Tensor:
-        tokens = self.prefix(images).float()
+    def features(self, seen: Tensor) -> Tensor:
+        tokens = seen.float()
         patches = tokens[:, 1:]
         parts = (tokens[:, 0], patches.mean(dim=1), patches.std(dim=1, correction=0))
         return torch.cat([F.layer_norm(part, part.shape[-1:]) for part in parts], dim=-1)
@@ -90,8 +93,8 @@ class NetworkStyle(StyleExtractor):
         self.size = size
         self.register_buffer("renormalise", renormalise, persistent=False)
 
-    def features(self, images: Tensor) -> Tensor:
-        images = images.float()
+    def features(self, seen: Tensor) -> Tensor:
+        images = seen.float()
         if images.shape[-2:] != (self.size, self.size):
             images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True)
         if self.renormalise is not None:
@@ -148,7 +151,7 @@ def create_style(config: HystarConfig, backbone: Backbone) -> StyleExtractor:
     if config.style == "clip":
         return BackboneStyle(backbone)
     if config.style == "prefix":
-        return PrefixStyle(backbone, min(resolve_blocks(config.blocks, backbone.depth, config.backbone)) - 1)
+        return PrefixStyle(backbone.width, min(resolve_blocks(config.blocks, backbone.depth, config.backbone)) - 1)
     renormalise = _to_imagenet(backbone) if config.style_normalization == "own" else None
     try:
         with repeatable_weights():

@@ -53,8 +53,8 @@ class Backbone(nn.Module, ABC):
         """The encoder as it was before any injection: images -> unnormalised embeddings; call it before injecting."""
 
     @abstractmethod
-    def frozen_prefix(self, blocks: int) -> nn.Module:
-        """The first `blocks` blocks as they were before any injection: images -> tokens [B, T, width]."""
+    def prefix(self, images: Tensor, blocks: int) -> Tensor:
+        """images [B, 3, H, W] -> the tokens [B, T, width] that the first `blocks` blocks make, without offsets."""
 
     @abstractmethod
     def encode_image(
@@ -62,8 +62,13 @@ class Backbone(nn.Module, ABC):
         images: Tensor,
         delta_s: Mapping[int, Tensor] | None = None,
         mlp_delta_s: Mapping[int, Tensor] | None = None,
+        *,
+        begun: tuple[int, Tensor] | None = None,
     ) -> Tensor:
-        """images [B, 3, H, W], offsets [r] or [B, r] of attention and MLP per 1-based block -> [B, D], any length."""
+        """images [B, 3, H, W], offsets [r] or [B, r] of attention and MLP per 1-based block -> [B, D], any length.
+
+        ``begun`` is (n, tokens): what ``prefix(images, n)`` gave, from where this goes on.
+        """
 
     @abstractmethod
     def encode_text(self, tokens: Tensor) -> Tensor:

@@ -82,18 +82,25 @@ class VisionTower(ABC):
         """The children of `visual` that no image passes."""
         return ()
 
+    def prefix(self, visual: Any, images: Tensor, blocks: int) -> Tensor:
+        """images -> the tokens that the first `blocks` blocks make."""
+        x = self.embed(visual, images)
+        for block in islice(visual.get_submodule(self.blocks_at), blocks):
+            x = self.run_block(block, x, None)
+        return x
+
     def encode(
         self,
         visual: Any,
-        images: Tensor,
+        x: Tensor,
         delta_s: Mapping[int, Tensor],
         mlp_delta_s: Mapping[int, Tensor],
         *,
-        recompute: bool,
+        done: int = 0,
+        recompute: bool = False,
     ) -> Tensor:
-        """images -> embeddings, block n (1-based) with the offsets ``delta_s[n]``, ``mlp_delta_s[n]`` where given."""
-        x = self.embed(visual, images)
-        for number, block in enumerate(visual.get_submodule(self.blocks_at), start=1):
+        """Tokens after `done` blocks -> embeddings; block n (1-based) takes ``delta_s[n]`` and ``mlp_delta_s[n]``."""
+        for number, block in enumerate(visual.get_submodule(self.blocks_at)[done:], start=done + 1):
             offsets = delta_s.get(number), mlp_delta_s.get(number)
             if recompute:
                 x = checkpoint(self.run_block, block, x, *offsets, use_reentrant=False)
@@ -112,21 +119,7 @@ class FrozenTower(nn.Module):
         self.visual = copy.deepcopy(visual, shared | {id(module): None for module in tower.unused(visual)})
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.tower.encode(self.visual, images, {}, {}, recompute=False)
-
-
-class FrozenPrefix(FrozenTower):
-    """The tokens after the first `blocks` blocks of the visual tower as it is now."""
-
-    def __init__(self, tower: VisionTower, visual: nn.Module, blocks: int) -> None:
-        super().__init__(tower, visual)
-        self.blocks = blocks
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.tower.embed(self.visual, images)
-        for block in islice(self.visual.get_submodule(self.tower.blocks_at).children(), self.blocks):
-            x = self.tower.run_block(block, x, None)
-        return x
+        return self.tower.encode(self.visual, self.tower.embed(self.visual, images), {}, {})
 
 
 class TowerBackbone(Backbone):
@@ -179,17 +172,21 @@ class TowerBackbone(Backbone):
     def frozen_image_encoder(self) -> nn.Module:
         return FrozenTower(self.tower, self.visual)
 
-    def frozen_prefix(self, blocks: int) -> nn.Module:
-        return FrozenPrefix(self.tower, self.visual, blocks)
+    def prefix(self, images: Tensor, blocks: int) -> Tensor:
+        self.check_images(images)
+        return self.tower.prefix(self.visual, images, blocks)
 
     def encode_image(
         self,
         images: Tensor,
         delta_s: Mapping[int, Tensor] | None = None,
         mlp_delta_s: Mapping[int, Tensor] | None = None,
+        *,
+        begun: tuple[int, Tensor] | None = None,
     ) -> Tensor:
         self.check_images(images)
         if images.shape[0] == 0:  # patch embeddings cannot tell the shape of nothing
             return images.new_zeros(0, self.embed_dim)
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        return self.tower.encode(self.visual, images, delta_s or {}, mlp_delta_s or {}, recompute=recompute)
+        done, x = begun or (0, self.tower.embed(self.visual, images))
+        return self.tower.encode(self.visual, x, delta_s or {}, mlp_delta_s or {}, done=done, recompute=recompute)
