@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
+from hystar_fast.models.backbones.tower import TowerBackbone
 from hystar_fast.models.config import HystarConfig
 
 IMAGE_SIZE = 32
@@ -38,3 +41,16 @@ def small_config(directory: Path, **fields: Any) -> HystarConfig:
     """A configuration on a small CLIP in `directory`, with the backbone itself as the style unless `fields` say so."""
     backbone = write_small_clip(directory / "clip")
     return HystarConfig(**{"backbone": backbone, "pretrained": "folder", "style": "clip", "blocks": (2, 3), **fields})
+
+
+def spy_on_blocks(backbone: TowerBackbone, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], list[Tensor]]:
+    """What every visual block is given and what it makes, block after block, as long as `monkeypatch` holds."""
+    run_block, seen, made = backbone.tower.run_block, [], []
+
+    def spy(block: Any, x: Tensor, *offsets: Tensor | None) -> Tensor:
+        seen.append(x)
+        made.append(run_block(block, x, *offsets))
+        return made[-1]
+
+    monkeypatch.setattr(backbone.tower, "run_block", spy)
+    return seen, made

@@ -8,7 +8,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from small_clip import small_config
+from small_clip import small_config, spy_on_blocks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -212,22 +212,19 @@ def test_the_last_block_trains_whole_and_alone(config):
     }
 
 
-def test_vpt_gives_every_block_its_own_prompts_and_drops_them_after(config, images):
+def test_vpt_gives_every_block_its_own_prompts_and_drops_them_after(config, images, monkeypatch):
     backbone = create_backbone(config)
     assert isinstance(backbone, OpenClipBackbone)
     prompted = Prompted(backbone, 3)
-    seen, made = [], []
-    handles = [block.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for block in backbone.blocks]
-    handles += [block.register_forward_hook(lambda _, args, out: made.append(out)) for block in backbone.blocks]
+    seen, made = spy_on_blocks(backbone, monkeypatch)
     found = prompted.encode_image(images)
+    monkeypatch.undo()
     assert [x.shape for x in seen] == [(5, 1 + 3 + 16, 32)] * 4
     for x, prompts in zip(seen, prompted.prompts, strict=True):
         assert torch.equal(x[:, 1:4], prompts.expand(5, 3, 32))
     for before, after in zip(made, seen[1:], strict=False):
         assert torch.equal(before[:, 0], after[:, 0])
         assert torch.equal(before[:, 4:], after[:, 4:])
-    for handle in handles:
-        handle.remove()
     visual = backbone.visual
     assert torch.allclose(found, visual.ln_post(made[-1][:, 0]) @ visual.proj, atol=1e-5)
     with torch.no_grad():

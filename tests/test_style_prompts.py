@@ -5,7 +5,7 @@ from __future__ import annotations
 import open_clip
 import pytest
 import torch
-from small_clip import small_config
+from small_clip import small_config, spy_on_blocks
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import vgg19
@@ -83,24 +83,19 @@ def test_tokens_are_the_gram_matrix_of_embedded_vgg_maps_mapped(config, images):
     assert torch.allclose(found[0], pooled, atol=1e-4)
 
 
-def test_style_tokens_enter_the_first_block_and_gram_tokens_the_last(config, images):
+def test_style_tokens_enter_the_first_block_and_gram_tokens_the_last(config, images, monkeypatch):
     method = create(config, prompts=3, centres=2)
     model = model_of(method)
     model.space.place(model.gram_tokens(images).flatten(1))
     deep = model.gram_tokens(images)
     shallow = model.space(deep.flatten(1)).view_as(deep)
-    blocks, seen = model.backbone.blocks, []
-    handles = [block.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for block in blocks]
-    made: list[Tensor] = []
-    handles.append(blocks[-1].register_forward_hook(lambda _, args, out: made.append(out)))
+    seen, made = spy_on_blocks(model.backbone, monkeypatch)
     found = model.encode_image(images)
-    for handle in handles:
-        handle.remove()
     assert [x.shape[1] for x in seen] == [1 + 3 + 16] * 3 + [1 + 3 + 3 + 16]
     assert torch.allclose(seen[0][:, 1:4], shallow, atol=1e-5)
     assert torch.allclose(seen[3][:, 1:4], deep, atol=1e-5)
     visual = model.backbone.visual
-    assert torch.allclose(found, visual.ln_post(made[0][:, 0]) @ visual.proj, atol=1e-5)
+    assert torch.allclose(found, visual.ln_post(made[-1][:, 0]) @ visual.proj, atol=1e-5)
 
 
 def test_gradients_are_the_same_with_checkpointing(config, images):

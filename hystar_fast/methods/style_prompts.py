@@ -113,16 +113,16 @@ class StylePrompted(nn.Module):
         if self.training:
             self.space.place(deep.flatten(1))
         shallow = self.space(deep.flatten(1)).view_as(deep)
-        visual = backbone.visual
+        visual, run_block = backbone.visual, backbone.tower.run_block
         x = visual._embeds(images.to(visual.conv1.weight.dtype))
         x = _insert(x, shallow)
         for number, block in enumerate(backbone.blocks, start=1):
             if number == backbone.depth:
                 x = _insert(x, deep)
             if backbone.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(run_block, block, x, None, use_reentrant=False)
             else:
-                x = block(x)
+                x = run_block(block, x, None)
         pooled, _ = visual._pool(torch.cat([x[:, :1], x[:, 1 + 2 * count :]], dim=1))
         return pooled if visual.proj is None else pooled @ visual.proj
 

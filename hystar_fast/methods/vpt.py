@@ -37,15 +37,16 @@ class Prompted(nn.Module):
         backbone = self.backbone
         backbone.check_images(images)
         visual, count = backbone.visual, self.prompts.shape[1]
+        run_block = backbone.tower.run_block
         x = visual._embeds(images.to(visual.conv1.weight.dtype))
         # What a block makes of its prompts is dropped, and the next block gets its own.
         first, rest = x[:, :1], x[:, 1:]
         for block, prompts in zip(backbone.blocks, self.prompts, strict=True):
             x = torch.cat([first, prompts.expand(len(x), -1, -1).to(x.dtype), rest], dim=1)
             if backbone.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(run_block, block, x, None, use_reentrant=False)
             else:
-                x = block(x)
+                x = run_block(block, x, None)
             first, rest = x[:, :1], x[:, 1 + count :]
         pooled, _ = visual._pool(torch.cat([first, rest], dim=1))
         return pooled if visual.proj is None else pooled @ visual.proj
