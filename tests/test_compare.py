@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +266,45 @@ def test_jobs_raise_what_the_work_raises_and_begin_nothing_more():
     assert sorted(run_jobs(_inverse, [1, 2, 4], 2)) == [0.25, 0.5, 1.0]
     with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
         list(run_jobs(_inverse, [1], 0))
+
+
+def test_jobs_end_with_the_process_that_began_them(tmp_path):
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_compare import _linger\n"
+        "from hystar_fast.cli.jobs import run_jobs\n"
+        "if __name__ == '__main__':\n"
+        "    list(run_jobs(_linger, [sys.argv[2] + '/a', sys.argv[2] + '/b'], 2))\n"
+    )
+    script = tmp_path / "main.py"
+    script.write_text(program)
+    parent = subprocess.Popen([sys.executable, script, Path(__file__).parent, tmp_path])
+    marks = [tmp_path / "a", tmp_path / "b"]
+    _wait_until(lambda: all(mark.exists() and mark.read_text() for mark in marks), 120)
+    parent.kill()
+    parent.wait()
+    for mark in marks:
+        _wait_until(lambda mark=mark: not _runs(mark.read_text()), 20)
+
+
+def _runs(pid: str) -> bool:
+    """Whether the process is there and no zombie."""
+    try:
+        return "\nState:\tZ" not in Path("/proc", pid, "status").read_text()
+    except OSError:
+        return False
+
+
+def _linger(mark: str) -> None:
+    Path(mark).write_text(str(os.getpid()))
+    time.sleep(300)
+
+
+def _wait_until(true: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def _inverse(number: int) -> float:
