@@ -7,14 +7,14 @@ backbone, whose own embedding is its style.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from harness import DEVICE, OURS, Outputs, forward, graphed
+from harness import DEVICE, OURS, PLAN, Outputs, forward, graphed
 from torch import Tensor
 
 import hystar_fast as hf
@@ -22,41 +22,58 @@ from hystar_fast.methods.naive import naive_path
 from hystar_fast.models.backbones import Backbone, create_backbone
 from hystar_fast.ref.style_nce import style_nce
 
-GPU = DEVICE == "cuda"
-NAME = "ViT-L-14" if GPU else "tiny"
+GPU = PLAN == "cuda"
 DTYPE = torch.bfloat16 if GPU else torch.float32
 BATCHES = (48, 1, 8) if GPU else (48,)
+MERGED, PREFIX, FP8, GRAPH = ", merged", ", prefix style", ", fp8", ", CUDA graph"
+AUTHORS, BESIDE = "authors' path", f"{OURS}, style beside"
+PROVIDERS = ["CLIP", OURS, OURS + MERGED, OURS + PREFIX, AUTHORS]
+if GPU:  # those with goals first
+    ours = [OURS, OURS + PREFIX + MERGED, OURS + MERGED, OURS + PREFIX, BESIDE, OURS + FP8, OURS + MERGED + FP8]
+    PROVIDERS = ["CLIP", *ours, *(who + GRAPH for who in ("CLIP", *ours) if who != BESIDE), AUTHORS]
 
 
-def config(**changes: object) -> hf.HystarConfig:
+def name(quick: bool) -> str:
+    return "ViT-L-14" if GPU and not quick else "tiny"
+
+
+def config(quick: bool, **changes: object) -> hf.HystarConfig:
     settings: dict[str, object] = {"backbone": "tiny", "pretrained": None, "style": "clip", "blocks": None}
-    if GPU:
-        settings |= {"backbone": f"open_clip:{NAME}", "blocks": (4, 7, 10, 13)}
+    if GPU and not quick:
+        settings |= {"backbone": f"open_clip:{name(quick)}", "blocks": (4, 7, 10, 13)}
     return hf.HystarConfig(**{**settings, **changes})
 
 
 @cache
 def clip(quick: bool) -> Backbone:
     """The untouched encoder."""
-    return create_backbone(config(**({"backbone": "tiny"} if quick else {}))).to(DEVICE, DTYPE)
+    return create_backbone(config(quick)).to(DEVICE, DTYPE)
 
 
 @cache
-def hystar(quick: bool, prefix_style: bool = False, merged: bool = False) -> hf.Hystar:
-    """The model on its device; DINOv2 as large as the paper's where there is a GPU."""
-    small = {"backbone": "tiny", "blocks": None} if quick else {}
-    if prefix_style:
-        model = hf.Hystar(config(style="prefix", **small))
+def _hystar(quick: bool, prefix: bool, merged: bool, fp8: bool) -> hf.Hystar:
+    if prefix:
+        model = hf.Hystar(config(quick, style="prefix"))
     elif quick or not GPU:
-        model = hf.Hystar(config(**small))
+        model = hf.Hystar(config(quick))
     else:
         from transformers import Dinov2Config, Dinov2Model
 
         with TemporaryDirectory() as folder:
             Dinov2Model(Dinov2Config(image_size=518, patch_size=14)).save_pretrained(folder)
-            model = hf.Hystar(config(style="dinov2", style_pretrained=str(Path(folder))))
+            model = hf.Hystar(config(quick, style="dinov2", style_pretrained=str(Path(folder))))
     model = model.to(DEVICE, DTYPE)
-    return model.merge_static_() if merged else model
+    if merged:
+        model.merge_static_()
+    for layer in model.modules():
+        if fp8 and isinstance(layer, hf.FastSVDLinear):
+            layer.precision = "fp8"
+    return model
+
+
+def hystar(quick: bool, provider: str = OURS) -> hf.Hystar:
+    """The model on its device, as the provider's name says; DINOv2 as large as the paper's where it is not a toy."""
+    return _hystar(quick, PREFIX in provider, MERGED in provider, FP8 in provider)
 
 
 def images(quick: bool, count: int, seed: int = 0) -> Tensor:
@@ -81,30 +98,27 @@ def next_style_beside(model: hf.Hystar, batch: Tensor) -> Callable[[], Tensor]:
     return step
 
 
-PROVIDERS = ["CLIP", OURS, "hystar_fast, merged", "hystar_fast, prefix style", "authors' path"]
-if GPU:
-    PROVIDERS += ["hystar_fast, style beside", "CLIP, CUDA graph", "hystar_fast, CUDA graph"]
-
-
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("count", BATCHES)
 def bench_encode_image(record: Callable[..., None], quick: bool, count: int, provider: str) -> None:
+    if DEVICE == "cpu" and (GRAPH in provider or provider == BESIDE):
+        pytest.skip("streams and graphs are CUDA's")
     count = min(count, 2) if quick else count
     batch = images(quick, count)
+    path: AbstractContextManager[object] = nullcontext()
     if provider.startswith("CLIP"):
         function = lambda: clip(quick).encode_image(batch)  # noqa: E731
     else:
-        model = hystar(quick, "prefix" in provider, "merged" in provider)
-        function = next_style_beside(model, batch) if "beside" in provider else lambda: model.encode_image(batch)
-    run = forward(function)
-    if "graph" in provider:
-        run = graphed(run)
-    path = naive_path(model) if provider == "authors' path" else nullcontext()
+        model = hystar(quick, provider)
+        function = next_style_beside(model, batch) if provider == BESIDE else lambda: model.encode_image(batch)
+        path = naive_path(model) if provider == AUTHORS else path
     with torch.inference_mode(), path:
-        record("model", f"{NAME} B{count}", provider, "forward", DTYPE, run, None, images=count)
+        run = forward(function)
+        run = graphed(run) if GRAPH in provider else run
+        record("model", f"{name(quick)} B{count}", provider, "forward", DTYPE, run, None, images=count)
 
 
-@pytest.mark.parametrize("provider", [OURS, "authors' path"])
+@pytest.mark.parametrize("provider", [OURS, AUTHORS])
 def bench_training_step(record: Callable[..., None], quick: bool, provider: str) -> None:
     """Queries and targets through the encoder, StyleNCE, and the gradients of every trainable parameter."""
     model, count = hystar(quick), 4 if quick else 48
@@ -117,4 +131,5 @@ def bench_training_step(record: Callable[..., None], quick: bool, provider: str)
         return [value, *torch.autograd.grad(value, parameters)]
 
     with nullcontext() if provider == OURS else naive_path(model):
-        record("model", f"{NAME} B{count}, training step", provider, "forward+backward", DTYPE, run, None, images=count)
+        case = f"{name(quick)} B{count}, training step"
+        record("model", case, provider, "forward+backward", DTYPE, run, None, images=count)

@@ -13,7 +13,7 @@ from itertools import product
 
 import pytest
 import torch
-from harness import DEVICE, OURS, Outputs, compiled, forward, forward_backward, graphed
+from harness import DEVICE, OURS, PLAN, Outputs, compiled, forward, forward_backward, graphed
 from torch import Tensor
 
 import hystar_fast as hf
@@ -22,9 +22,9 @@ from hystar_fast.ops import sinkhorn_torch
 EPSILON, ITERATIONS = 0.05, 50
 IN_TORCH = f"{OURS}, gradient in torch"
 CASES = [(1, 48), (64, 48), (1, 256), (16, 256), (1, 1024), (4, 1024)]
-if DEVICE == "cuda":
+if PLAN == "cuda":
     CASES = [(1, 48), (4096, 48), (64, 256), (1, 8192), (1, 1024), (64, 128), (16, 512)]
-BACKWARD_CASES = [(1, 48), (16, 256)] if DEVICE == "cpu" else [(1, 48), (16, 256), (64, 128), (1024, 48)]
+BACKWARD_CASES = [(1, 48), (16, 256)] if PLAN == "cpu" else [(1, 48), (16, 256), (64, 128), (1024, 48)]
 
 
 def half_steps(kernel: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,14 +90,14 @@ def one_pass(cost: Tensor) -> Tensor:
 
 PROVIDERS: dict[str, Callable[[Tensor], Tensor]] = {
     OURS: ours,
-    **({"hystar_fast, CUDA graph": ours} if DEVICE == "cuda" else {}),
+    **({"hystar_fast, CUDA graph": ours} if PLAN == "cuda" else {}),
     "naive torch": naive,
     "reference, eager": reference,
     "naive, torch.compile": naive,
     "POT": pot,
     "POT batch": pot_batch,
 }
-if DEVICE == "cuda":  # geomloss takes seconds a call on a CPU
+if PLAN == "cuda":  # geomloss takes seconds a call on a CPU
     PROVIDERS |= {"geomloss": geomloss, "floor: one pass an iteration": one_pass}
 OTHER = (pot_batch, geomloss, one_pass)  # not the plan of these 50 iterations
 
@@ -125,6 +125,16 @@ def gflop(cost: Tensor) -> float:
     return 4 * cost.numel() * ITERATIONS / 1e9
 
 
+# Lane instructions an entry and iteration on chip, by size: the counting model of docs/algorithms/sinkhorn_cuda.md.
+ISSUED = {48: 245 * 32 / 48**2, 256: 420 * 8 * 32 / (128 * 256)}
+
+
+def issue(cost: Tensor) -> dict[str, float]:
+    """The instructions as if each were a multiply-add, in GFLOP: at the fp32 rate this is the time to issue them."""
+    count = ISSUED.get(cost.shape[1])
+    return {} if count is None else {"issued_gflop": 2 * count * cost.numel() * ITERATIONS / 1e9}
+
+
 # those two take seconds a call at the largest sizes
 SLOW = ("POT", "naive, torch.compile")
 MEASURED = [(*c, who) for c in CASES for who in PROVIDERS if c[0] * c[1] ** 2 < 1 << 23 or who not in SLOW]
@@ -134,6 +144,8 @@ MEASURED = [(*c, who) for c in CASES for who in PROVIDERS if c[0] * c[1] ** 2 < 
 def bench_sinkhorn(record: Callable[..., None], quick: bool, batch: int, n: int, provider: str) -> None:
     if provider == "geomloss":
         pytest.importorskip("geomloss")
+    if "graph" in provider and DEVICE == "cpu":
+        pytest.skip("graphs are CUDA's")
     cost, _, truth = case(*((min(batch, 2), math.isqrt(n)) if quick else (batch, n)))
     function = PROVIDERS[provider]
     if "compile" in provider:
@@ -144,7 +156,8 @@ def bench_sinkhorn(record: Callable[..., None], quick: bool, batch: int, n: int,
     run = forward(lambda: function(cost))
     if "graph" in provider:
         run = graphed(run)
-    record("sinkhorn", name, provider, "forward", torch.float32, run, exact, gib=gib(cost), gflop=gflop(cost))
+    need = {"gib": gib(cost), "gflop": gflop(cost), **issue(cost)}
+    record("sinkhorn", name, provider, "forward", torch.float32, run, exact, **need)
 
 
 def with_gradient_in_torch(cost: Tensor, upstream: Tensor, grad: str) -> Outputs:
@@ -163,7 +176,7 @@ GRADIENTS = [
     for batch, n in BACKWARD_CASES
     for grad, provider in product(("unroll", "implicit"), (OURS, IN_TORCH, "naive torch"))
     if not (grad == "implicit" and provider == "naive torch")
-    and not (DEVICE == "cpu" and provider == IN_TORCH and n > 48)
+    and not (PLAN == "cpu" and provider == IN_TORCH and n > 48)
 ]
 
 
@@ -182,6 +195,19 @@ def bench_sinkhorn_backward(
     record("sinkhorn", name, provider, "forward+backward", torch.float32, run, exact, gib=gib(cost, 5))
 
 
+def points_ours(x: Tensor, y: Tensor) -> Tensor:
+    sinkhorn = hf.sinkhorn if x.dtype == torch.float32 else lambda cost, *rest: naive(cost[None])[0]
+    return sinkhorn(torch.cdist(x, y).square(), EPSILON, ITERATIONS)
+
+
+def points_geomloss(x: Tensor, y: Tensor) -> Tensor:
+    """geomloss's solver for points: it halves the squared distance, anneals, and takes symmetric steps."""
+    from geomloss import SamplesLoss
+
+    options = {"p": 2, "blur": (EPSILON / 2) ** 0.5, "debias": False, "backend": "tensorized", "potentials": True}
+    return SamplesLoss("sinkhorn", **options)(x, y)[0]
+
+
 def points_flash(x: Tensor, y: Tensor) -> Tensor:
     from flash_sinkhorn import SamplesLoss
 
@@ -189,15 +215,18 @@ def points_flash(x: Tensor, y: Tensor) -> Tensor:
     return SamplesLoss(eps=EPSILON, n_iters=ITERATIONS, **options)(x, y)[0]
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="flash-sinkhorn runs on CUDA alone")
-@pytest.mark.parametrize("provider", [OURS, "flash-sinkhorn (potentials)"])
+@pytest.mark.skipif(PLAN == "cpu", reason="flash-sinkhorn runs on CUDA alone")
+@pytest.mark.parametrize("provider", [OURS, "flash-sinkhorn (potentials)", "geomloss (potentials)"])
 @pytest.mark.parametrize("n", [1024, 8192])
 def bench_points(record: Callable[..., None], quick: bool, n: int, provider: str) -> None:
     """Squared distances of 64-dimensional points: ours builds the cost and returns the plan, the peer does neither."""
     if provider != OURS:
-        pytest.importorskip("flash_sinkhorn")
+        pytest.importorskip(provider.split()[0].replace("-", "_"))
+        if DEVICE == "cpu":
+            pytest.skip(f"{provider} takes seconds a call on a CPU, or has none for it")
     generator = torch.Generator().manual_seed(0)
     x, y = (0.1 * torch.randn(64 if quick else n, 64, generator=generator).to(DEVICE) for _ in range(2))
-    build = (lambda: hf.sinkhorn(torch.cdist(x, y).square(), EPSILON, ITERATIONS)) if provider == OURS else None
-    run = forward(build or (lambda: points_flash(x, y)))
-    record("sinkhorn", f"points {len(x)} D64", provider, "forward", torch.float32, run, None)
+    calls = {OURS: points_ours, "flash-sinkhorn (potentials)": points_flash, "geomloss (potentials)": points_geomloss}
+    run = forward(lambda: calls[provider](x, y))
+    truth = [points_ours(x.double(), y.double())] if provider == OURS else None  # the peers return no plan
+    record("sinkhorn", f"points {len(x)} D64", provider, "forward", torch.float32, run, truth)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import pytest
 import svd_linear_cases
 import torch
-from harness import DEVICE, Outputs, Run, forward, forward_backward, graphed, peak_mib
+from harness import DEVICE, OURS, PLAN, Outputs, Row, Run, forward, forward_backward, graphed, peak_mib
 from svd_linear_cases import GRAPH, Case
 from svd_linear_providers import PROVIDERS, Inputs, factored, tf32
 from torch import Tensor
@@ -56,11 +60,14 @@ def prepared(case: Case, provider: str, mode: str) -> tuple[Run, Outputs | None]
     call = who.call if who.prepare is None else who.prepare(inputs)
     if mode == "forward":
         run, exact = forward(lambda: call(arguments)), truth[:1]
+        if who.exact is not None:
+            exact = [who.exact(replace(inputs, x=inputs.x.double(), w=inputs.w.double()))]
     elif mode == "backward":
         run, exact = backward(call(arguments), wanted, dy), truth[1:]
     else:
         run, exact = forward_backward(lambda: call(arguments), wanted, dy), truth
-    return graphed(run) if provider.endswith(GRAPH) else run, exact if who.adaptive else None
+    held = who.adaptive or (who.exact is not None and mode == "forward")
+    return graphed(run) if provider.endswith(GRAPH) else run, exact if held else None
 
 
 def beyond_results(run: Run) -> float:
@@ -70,7 +77,7 @@ def beyond_results(run: Run) -> float:
 
 
 def measurements() -> Iterator[object]:
-    for case in getattr(svd_linear_cases, DEVICE)():
+    for case in getattr(svd_linear_cases, PLAN)():
         for mode in case.modes:
             for provider in case.providers:
                 dtype = str(case.dtype).removeprefix("torch.")
@@ -79,6 +86,8 @@ def measurements() -> Iterator[object]:
 
 @pytest.mark.parametrize(("case", "mode", "provider"), measurements())
 def bench_svd_linear(record: Callable[..., None], quick: bool, case: Case, mode: str, provider: str) -> None:
+    if DEVICE == "cpu" and (provider.endswith(GRAPH) or PROVIDERS[provider.removesuffix(GRAPH)].cuda_only):
+        pytest.skip("runs on CUDA alone")
     case = case.toy() if quick else case
     with tf32(case.dtype), PROVIDERS[provider.removesuffix(GRAPH)].during():
         run, truth = prepared(case, provider, mode)
@@ -88,7 +97,40 @@ def bench_svd_linear(record: Callable[..., None], quick: bool, case: Case, mode:
         moved = [case.batch * case.tokens * width for width in (case.in_features, case.out_features)]
         factors = case.rank * (case.in_features + case.out_features)
         gib = once * (sum(moved) + factors) * case.dtype.itemsize / 2**30  # input, output and factors, each way
-        in_tf32 = DEVICE == "cuda" and case.dtype == torch.float32
+        in_tf32 = PLAN == "cuda" and case.dtype == torch.float32
         need = {} if in_tf32 else {"gflop": gflop, "gib": gib}  # there is no ceiling of TF32 to hold it to
+        if "fp8" in provider:
+            need["rate"] = "float8_e4m3fn"
         name = f"{case} tf32" if in_tf32 else str(case)
         record("svd_linear", name, provider, mode, case.dtype, run, truth, **need, **memory)
+
+
+FIRST_CALL = """
+import sys, time
+import torch
+import hystar_fast as hf
+device, *sizes = sys.argv[1], *map(int, sys.argv[2:])
+batch, tokens, inner, outer, rank = sizes
+x = torch.randn(batch, tokens, inner, device=device, dtype=torch.bfloat16, requires_grad=True)
+u, vh = (torch.randn(*shape, device=device, dtype=torch.bfloat16) for shape in ((outer, rank), (rank, inner)))
+scale = torch.randn(batch, rank, device=device, requires_grad=True)
+(x[:1] @ vh.mT).sum().item()  # the device is awake
+began = time.perf_counter()
+sum(a.sum() for a in torch.autograd.grad(hf.svd_linear(x, u, scale, vh).sum(), (x, scale))).item()
+print(time.perf_counter() - began)
+"""
+
+
+def bench_first_call(keep: Callable[[Row], None], quick: bool, tmp_path: Path) -> None:
+    """Forward and backward in a new process whose kernels have never been compiled."""
+    case = Case(48, 257, 1024, 3072, 1024)
+    case = case.toy() if quick else case
+    sizes = [case.batch, case.tokens, case.in_features, case.out_features, case.rank]
+    command = [sys.executable, "-c", FIRST_CALL, DEVICE, *map(str, sizes)]
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    seconds = float(done.stdout.split()[-1])
+    keep(
+        Row("svd_linear", f"first call {case}", OURS, "forward+backward", "bfloat16", seconds * 1e3, 0.0, 1, 0.0, None)
+    )

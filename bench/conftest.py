@@ -17,6 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import goals
 import harness
 import store
 from parity import check_parity
@@ -29,13 +30,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--quick", action="store_true", help="toy sizes, to test the benchmarks themselves")
     group.addoption("--results", type=Path, default=None, help="where the rows are written (JSON)")
     group.addoption("--append", action="store_true", help="keep the rows of the file that are not measured again")
+    group.addoption("--resume", action="store_true", help="as --append, and rows of these kernels stay as they are")
     group.addoption("--tuned-malloc", action="store_true", help="glibc keeps freed memory: no page faults each call")
-    group.addoption("--profile-ours", action="store_true", help="say in our rows where the time goes")
+    group.addoption("--profile-ours", action="store_true", help="say where the time goes in our rows that have goals")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    names = ("--quick", "--tuned-malloc", "--results", "--append")
-    quick, tuned, path, append = (config.getoption(name) for name in names)
+    names = ("--quick", "--tuned-malloc", "--results", "--append", "--resume")
+    quick, tuned, path, append, resume = (config.getoption(name) for name in names)
     if quick:
         harness.SECONDS_A_PROVIDER = 0.01
     if tuned:
@@ -45,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError("--tuned-malloc needs glibc")
     if path is None and not quick:
         path = store.default_path(tuned)
-    config.stash[RESULTS] = None if path is None else store.ResultsFile(path, store.head(tuned), append)
+    config.stash[RESULTS] = None if path is None else store.ResultsFile(path, store.head(tuned), append or resume)
 
 
 @pytest.fixture(scope="session")
@@ -53,15 +55,27 @@ def quick(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--quick"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def parity_gate() -> None:
+@pytest.fixture(scope="module", autouse=True)
+def parity_gate(request: pytest.FixtureRequest) -> None:
     """No speed is measured on an op that is not right."""
-    check_parity(harness.DEVICE)
+    check_parity(request.module.__name__.removeprefix("bench_"))
 
 
 @pytest.fixture
-def record(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None]:
-    """``record(op, case, provider, mode, dtype, run, truth, **extra)``: measure one provider and keep its row."""
+def keep(request: pytest.FixtureRequest) -> Callable[[harness.Row], None]:
+    """Adds a row to the results file, where there is one."""
+    results = request.config.stash[RESULTS]
+    return lambda row: None if results is None else results.add(row)
+
+
+@pytest.fixture
+def record(benchmark: Any, request: pytest.FixtureRequest, keep: Callable[[harness.Row], None]) -> Callable[..., None]:
+    """``record(op, case, provider, mode, dtype, run, truth, **extra)``: measure one provider and keep its row.
+
+    A row of ours whose error is over `harness.error_limit` fails and is not kept.
+    """
+    config, results = request.config, request.config.stash[RESULTS]
+    resume, profile = config.getoption("--resume"), config.getoption("--profile-ours")
 
     def measured(
         op: str,
@@ -76,12 +90,18 @@ def record(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None
         dtype_name = str(dtype).removeprefix("torch.")
         benchmark.group = f"{op} {case} {dtype_name} {mode}"
         benchmark.name = provider
+        if resume and results is not None and results.is_fresh(op, case, provider, mode, dtype_name):
+            pytest.skip("measured before, with these kernels")
         numbers = harness.measure(benchmark, run, truth)
-        if provider == harness.OURS and request.config.getoption("--profile-ours"):
+        row = harness.Row(op, case, provider, mode, dtype_name, *numbers, extra)
+        limit = harness.error_limit(provider, dtype, case)
+        if provider.startswith(harness.OURS) and row.error is not None and not row.error <= limit:
+            pytest.fail(f"{op} {case} {provider} {mode} is off by {row.error:.2e} (limit {limit:.0e}): no row is kept")
+        extra |= harness.rates(row)
+        wanted = config.getoption("--quick") or goals.has_goal(harness.PLAN, op, case, dtype_name, mode)
+        if profile and provider == harness.OURS and wanted:
             extra["profile"] = harness.where_the_time_goes(run)
-        results = request.config.stash[RESULTS]
-        if results is not None:
-            results.add(harness.Row(op, case, provider, mode, dtype_name, *numbers, extra))
+        keep(row)
 
     return measured
 

@@ -32,7 +32,7 @@ class Goal:
 
     def is_about(self, op: str, case: str, dtype: str, mode: str) -> bool:
         """Whether a row of this case counts for the goal."""
-        return (op, dtype, mode) == (self.op, self.dtype, self.mode) and f"{case} ".startswith(f"{self.case} ")
+        return (op, case, dtype, mode) == (self.op, self.case, self.dtype, self.mode)
 
     def measured(self, rows: Rows) -> float | None:
         """The value, or None where one of its rows has not been measured."""
@@ -57,6 +57,11 @@ def read(device: str) -> Iterator[Goal]:
         common = (entry.get("under"), entry.get("field", "median_ms"), least, limit)
         for one in entry.get("each", [case]):
             yield Goal(entry["what"], op, one, dtype, mode, entry["over"], *common)
+
+
+def has_goal(device: str, op: str, case: str, dtype: str, mode: str) -> bool:
+    """Whether a goal is about this case."""
+    return any(goal.is_about(op, case, dtype, mode) for goal in read(device))
 
 
 def table(device: str, rows: Rows) -> str:

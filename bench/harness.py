@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import itertools
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,11 @@ Run = Callable[[], Outputs]
 
 OURS = "hystar_fast"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SECONDS_A_PROVIDER = 0.7
+# Whose cases are measured. BENCH_PLAN=cuda rehearses a GPU's on a CPU, with --quick at toy sizes.
+PLAN = os.environ.get("BENCH_PLAN", DEVICE)
+SECONDS_A_PROVIDER = 0.7 if DEVICE == "cpu" else 0.25
+LIMITS = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2}  # of ours, against float64
+TF32_LIMIT, FP8_LIMIT = 3e-3, 0.1
 MIN_ROUNDS, MAX_ROUNDS = 3, 200
 
 
@@ -38,6 +43,13 @@ class Row:
     peak_mib: float
     error: float | None
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+def error_limit(provider: str, dtype: torch.dtype, case: str = "") -> float:
+    """The largest relative error that a row of ours may have and still be published."""
+    if "fp8" in provider:
+        return FP8_LIMIT
+    return TF32_LIMIT if "tf32" in case else LIMITS[dtype]
 
 
 def synchronise() -> None:
@@ -100,6 +112,19 @@ def measure(benchmark: Any, run: Run, truth: Outputs | None) -> tuple[float, flo
     benchmark.pedantic(timed, rounds=rounds, iterations=iterations, warmup_rounds=1)
     stats = benchmark.stats.stats
     return stats.median * 1e3, stats.iqr * 1e3, rounds, memory, error
+
+
+def rates(row: Row) -> dict[str, float]:
+    """What the row's demand and its median make: TFLOP/s of products, GB/s of traffic, images a second."""
+    seconds, extra = row.median_ms / 1e3, row.extra
+    found = {}
+    if extra.get("gflop"):
+        found["tflop_per_s"] = round(extra["gflop"] / 1e3 / seconds, 3)
+    if extra.get("gib"):
+        found["gb_per_s"] = round(extra["gib"] * 2**30 / 1e9 / seconds, 1)
+    if extra.get("images"):
+        found["images_per_s"] = round(extra["images"] / seconds, 1)
+    return found
 
 
 def where_the_time_goes(run: Run, most: int = 6) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 The tables (every case; every goal, measured or open) and the pictures go to docs/benchmarks/<stem of the file>.md and
 .png; the cases that a goal is about go between the markers ``<!-- bench:<stem> -->`` and ``<!-- /bench -->`` of
-README.md, too. A row whose kernels have changed since it was measured is marked stale.
+README.md, too. A row whose kernels have changed since it was measured is marked stale. ``python bench/report.py
+--goals`` writes the page of a GPU's goals, all open.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ import store
 from harness import OURS
 
 ROOT = Path(__file__).resolve().parent.parent
+OPEN_GOALS = ROOT / "docs" / "benchmarks" / "cuda-goals.md"
 Rows = list[dict[str, Any]]
 
 
 @cache
 def stale(op: str, commit: str, device: str) -> bool:
     """True when what `op` runs on the device has changed since `commit`, or the commit is unknown here."""
-    command = ["git", "diff", "--quiet", commit, "HEAD", "--", *store.sources(op, device)]
+    if not store.git("rev-parse", "HEAD"):
+        return False  # a copy without its repository: nothing is known, and its rows were just measured there
+    command = ["git", "diff", "--quiet", commit, "--", *store.sources(op, device)]
     return subprocess.run(command, cwd=ROOT, capture_output=True).returncode != 0
 
 
@@ -71,6 +75,12 @@ def milliseconds(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
+def speeds(row: dict[str, Any]) -> str:
+    """What the row says of its rates."""
+    units = {"tflop_per_s": "TFLOP/s", "gb_per_s": "GB/s", "images_per_s": "images/s"}
+    return ", ".join(f"{row['extra'][name]:,.3g} {unit}" for name, unit in units.items() if name in row["extra"])
+
+
 def machine_name(results: dict[str, Any]) -> str:
     where = results["machine"]
     return where.get("gpu") or f"{where['cpu']}, {where['threads']} threads"
@@ -112,6 +122,8 @@ def table(results: dict[str, Any], *, with_goals: bool = False) -> str:
         time = f"{milliseconds(ours['median_ms'])} ({milliseconds(ours['spread_ms'])})"
         share = attained(ours, bandwidth, rates)
         reached = "" if share is None else f"{100 * share:.0f} %"
+        speed = speeds(ours)
+        reached = f"{reached} ({speed})" if reached and speed else reached or speed
         lines.append(
             f"| {op} | {case}, {dtype}, {mode}{mark(ours, results['device'])} | {time} | {reached} "
             f"| {ours['peak_mib']:.0f} | {error} | {others} |"
@@ -122,7 +134,13 @@ def table(results: dict[str, Any], *, with_goals: bool = False) -> str:
 def with_shares(results: dict[str, Any]) -> Rows:
     """The rows, each with the share of the ceiling it attained."""
     limits = ceilings(results["rows"])
-    return [{**row, "attained": attained(row, *limits)} for row in results["rows"]]
+    rate = limits[1].get("float32")
+    found = []
+    for row in results["rows"]:
+        issued = row["extra"].get("issued_gflop")
+        share = None if issued is None or rate is None else issued / rate * 1e3 / float(row["median_ms"])
+        found.append({**row, "attained": attained(row, *limits), "issued": share})
+    return found
 
 
 def text(results: dict[str, Any]) -> str:
@@ -143,6 +161,15 @@ def page(results: dict[str, Any], stem: str) -> str:
     if results["device"] == "cuda":
         pictures += f"\n\n![Roofline]({stem}-roofline.png)"
     return f"# Benchmarks on {machine_name(results)}\n\n{text(results)}\n\n{pictures}\n"
+
+
+def open_goals() -> str:
+    """The page of what a GPU should reach, until a results file of one says what it does."""
+    said = "No GPU has been measured yet: every goal is open. `bench/gpu_session.sh` measures them all in one call, and"
+    said += " writes a page of its own for the GPU it ran on. What the kernels should reach by their counting models is"
+    said += " in [svd_linear](../algorithms/svd_linear.md), [sinkhorn](../algorithms/sinkhorn_cuda.md) and"
+    said += " [style_nce](../algorithms/style_nce.md)."
+    return f"# Goals on a GPU\n\n{said}\n\n{goals.table('cuda', [])}\n"
 
 
 def profiles(rows: Rows, most: int = 8) -> str:
@@ -175,10 +202,10 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--print", action="store_true", help="print the tables and change nothing")
     parser.add_argument("--out", type=Path, help="write report.md and the pictures there, and leave the README alone")
-    parser.add_argument("--goals", choices=("cpu", "cuda"), help="print the goals of a device that was not measured")
+    parser.add_argument("--goals", action="store_true", help=f"write {OPEN_GOALS.name}: the goals of a GPU, all open")
     arguments = parser.parse_args()
     if arguments.goals:
-        print(goals.table(arguments.goals, []))
+        OPEN_GOALS.write_text(open_goals(), encoding="utf-8")
     for path in arguments.results:
         results = json.loads(path.read_text(encoding="utf-8"))
         if arguments.print:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ def ratios(results: dict[str, Any], path: Path) -> None:
         gridspec_kw={"height_ratios": heights},
         squeeze=False,
     )
-    names = list(dict.fromkeys(row["provider"] for row in results["rows"] if row["provider"] != OURS))
-    colours = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))
     for op, panel in zip(ops, panels[:, 0], strict=True):
+        here = (row["provider"] for row in results["rows"] if row["op"] == op and row["provider"] != OURS)
+        colours = dict(zip(dict.fromkeys(here), cycle(plt.get_cmap("tab20").colors), strict=False))
         y, ticks, labels = 0.0, [], []
         for (this, case, dtype, mode), providers in grouped.items():
             if this != op or OURS not in providers or len(providers) < 2:

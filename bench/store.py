@@ -118,6 +118,12 @@ class ResultsFile:
             if all(before.get(name) == value for name, value in described.items()):
                 self.rows = {key(row): row for row in before["rows"]}
 
+    def is_fresh(self, *row_key: str) -> bool:
+        """Whether the file has this row (op, case, provider, mode, dtype) of the kernels as they are now."""
+        row = self.rows.get(row_key)
+        commit, dirty = kernels(row_key[0], self.head["device"])
+        return row is not None and bool(commit) and (row["commit"], row["dirty"], dirty) == (commit, False, False)
+
     def add(self, row: harness.Row) -> None:
         commit, dirty = kernels(row.op, self.head["device"])
         entry = {**asdict(row), "commit": commit, "dirty": dirty, "date": datetime.now(UTC).strftime("%Y-%m-%d")}

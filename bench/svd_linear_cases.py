@@ -26,7 +26,7 @@ FULL = (
     "reference, eager",
     "reference, torch.compile",
 )
-FULL_FORWARD = (*FULL, "hystar_fast, fp8, second product by torch", "peft, a LoRA a sample")
+FULL_FORWARD = (*FULL, "plain linear, fp8", "hystar_fast, fp8, second product by torch", "peft, a LoRA a sample")
 SMALL_RANK = ("plain linear", "two GEMMs", "hystar_fast", "hystar_fast, two kernels", "reference, eager")
 
 

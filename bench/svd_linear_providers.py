@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
@@ -101,6 +101,23 @@ def fp8_then_cublas(a: Inputs) -> Tensor:
     return y.view(*a.x.shape[:-1], y.shape[-1])
 
 
+def plain_fp8(a: Inputs) -> Callable[[Inputs], Tensor]:
+    """The plain layer in fp8 as torch has it, a scale a row and a column; x is quantised at every call."""
+
+    def quantised(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        scale = matrix.float().abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 448.0
+        return (matrix.float() / scale).to(torch.float8_e4m3fn), scale
+
+    weight, w_scale = quantised(a.w)
+
+    def call(b: Inputs) -> Tensor:
+        x, x_scale = quantised(b.x.flatten(0, -2))
+        y = torch._scaled_mm(x, weight.t(), scale_a=x_scale, scale_b=w_scale.t(), out_dtype=b.x.dtype)
+        return y.view(*b.x.shape[:-1], -1)
+
+    return call
+
+
 def lora(a: Inputs) -> Callable[[Inputs], Tensor]:
     """peft's mixed batch: a LoRA of rank 1 a sample, the smallest there is: in + out values, where ours has r."""
     peft = pytest.importorskip("peft")
@@ -123,6 +140,7 @@ class Who:
 
     call: Provider
     adaptive: bool = True  # it computes the modulated layer: its error counts, and delta has a gradient
+    exact: Provider | None = None  # what its forward is held to where it is not that layer
     cuda_only: bool = False
     prepare: Callable[[Inputs], Provider] | None = None
     during: Callable[[], Any] = nullcontext  # entered while it is measured
@@ -147,12 +165,19 @@ PROVIDERS = {
     "hystar_fast, not persistent": Who(ours, cuda_only=True, during=not_persistent),
     "hystar_fast, two kernels": Who(ours, cuda_only=True, during=unfused),
     "hystar_fast, fp8, second product by torch": Who(fp8_then_cublas, cuda_only=True),
+    "plain linear, fp8": Who(plain, adaptive=False, exact=plain, cuda_only=True, prepare=plain_fp8),
     "peft, a LoRA a sample": Who(plain, adaptive=False, prepare=lora),
 }
 
 
-def tf32(dtype: torch.dtype) -> Any:
+@contextmanager
+def tf32(dtype: torch.dtype) -> Iterator[None]:
     """float32 on a GPU runs in TF32, where Triton has a tensor-core path."""
-    if DEVICE == "cpu" or dtype != torch.float32:
-        return nullcontext()
-    return mock.patch.object(torch.backends.cuda.matmul, "fp32_precision", "tf32")
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    if dtype == torch.float32:
+        matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before

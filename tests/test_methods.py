@@ -249,6 +249,17 @@ def test_the_naive_path_computes_the_same_embeddings_and_gradients(config, image
         assert (a - b).norm() <= 1e-4 * b.norm() + 1e-6
 
 
+def test_the_naive_path_runs_in_the_models_precision(config, images):
+    model = create_method("hystar", config).model.to(torch.bfloat16)
+    batch = model.preprocess(images).to(torch.bfloat16) if images.dtype == torch.uint8 else images.to(torch.bfloat16)
+    with torch.no_grad():
+        found = model.encode_image(batch)
+        with naive_path(model):
+            naive = model.encode_image(batch)
+    assert found.dtype == naive.dtype == torch.bfloat16
+    assert (found - naive).float().norm() < 0.05 * found.float().norm()
+
+
 def test_the_naive_path_is_left_as_it_was_found_after_an_error(config):
     model = create_hystar(config).model
     keys = set(model.state_dict())

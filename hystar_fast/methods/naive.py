@@ -32,6 +32,7 @@ class _NaiveLinear(FastSVDLinear):
         offset = self.delta_s_static if delta_s is None else self.delta_s_static + delta_s
         if index is not None:
             offset = offset[index]
+        offset = offset.to(self.u.dtype)
         delta_weight = self.u @ torch.diag_embed(offset) @ self.vh
         if offset.ndim == 1:
             return F.linear(x, self.plain_weight + delta_weight, self.bias)
