@@ -59,6 +59,11 @@ def cases() -> Iterator[tuple[str, torch.dtype, str, int, int, int]]:
         yield "odd many", dtype, "bank", 4, 50, 1021
         yield "odd short", dtype, "sample", 64, 5, 1021
     yield "odd pair", torch.float16, "sample", 2, 257, 1021
+    for dtype in (torch.bfloat16, torch.float16):
+        yield "pair of samples", dtype, "sample", 2, 257, 1024
+
+
+FEW, MANY = 4, 132  # multiprocessors: fewer than there are tiles, so that programs are persistent, and more
 
 
 def record(capability: tuple[int, int]) -> list[tuple[str, Any, dict[str, Any]]]:
@@ -76,18 +81,36 @@ def record(capability: tuple[int, int]) -> list[tuple[str, Any, dict[str, Any]]]
             scale = torch.empty(*{"shared": (), "sample": (batch,), "bank": (8,)}[kind], features)
             index = torch.zeros(batch, dtype=torch.long) if kind == "bank" else None
             options: dict[str, Any] = {"capability": capability, "tf32": dtype == torch.float32}
-            options["multiprocessors"] = 4  # fewer than there are tiles
-            launch.forward(x, scale, factor, index, tokens, True, **options)
-            launch.backward(x, factor, x, scale, index, tokens, True, **options)
+            usual = dtype == torch.bfloat16 and features % 16 == 0
+            for multiprocessors in (FEW, MANY) if usual and name in ("shared", "pair") else (FEW,):
+                options["multiprocessors"] = multiprocessors
+                launch.forward(x, scale, factor, index, tokens, True, **options)
+                launch.backward(x, factor, x, scale, index, tokens, True, **options)
+                if usual and name != "short":  # inference; gradients of x alone, and of the scale alone
+                    launch.forward(x, scale, factor, index, tokens, False, **options)
+                if usual and name == "pair":
+                    launch.backward(x, factor, None, scale, index, tokens, True, **options)
+                    launch.backward(x, factor, x, scale, index, tokens, False, **options)
             for function, arguments in launches:
-                if function is reduce and name != "pair":
+                if function is reduce and name not in ("pair", "pair of samples"):
                     continue  # one kernel, which no case but the presence of an index changes
-                direction = "" if function is reduce else "forward " if arguments["WRITE_H"] else "backward "
-                label = f"{function.__name__} {NAMES[dtype]} {direction}{name}"
+                label = f"{function.__name__} {NAMES[dtype]} {role(arguments)}{name}"
                 key = str([(k, described(v)) for k, v in arguments.items()]) + function.__name__
                 found.setdefault(key, (label, function, arguments))
             launches.clear()
     return list(found.values())
+
+
+def role(arguments: dict[str, Any]) -> str:
+    """What a launch of the GEMM kernel is for; nothing for another kernel."""
+    if "B_BY_COLUMN" not in arguments:
+        return ""
+    if arguments["B_BY_COLUMN"]:
+        said = "forward " if arguments["WRITE_H"] else "inference "
+    else:
+        said = "backward " + "of x " * (not arguments["SUM"])
+        said += "of scale " * (not arguments["WRITE_G"])
+    return said + "persistent " * arguments["PERSISTENT"]
 
 
 def record_fp8(capability: tuple[int, int]) -> list[tuple[str, Any, dict[str, Any]]]:
@@ -114,6 +137,8 @@ def record_fp8(capability: tuple[int, int]) -> list[tuple[str, Any, dict[str, An
             options: dict[str, Any] = {"capability": capability, "multiprocessors": 4}
             g, _ = fp8.first(quantised, x_scale, g_scale, factor, norm, scale, index, tokens, save, **options)
             fp8.second(g, g_scale, factor, norm, norm.bfloat16(), torch.empty_like(x), **options)
+            for columns in (512, 4096) if name == "short" else ():  # a narrower model, and the MLP of a ViT-L
+                fp8.quantise(torch.empty(8, columns, dtype=torch.bfloat16), scale, norm, index, tokens)
         for function, arguments in launches:
             label = {True: " first", False: " second"}.get(arguments.get("MODULATE"), "")
             found.append((f"{function.__name__}{label} {name}", function, arguments))
@@ -132,6 +157,9 @@ def record_fused(capability: tuple[int, int]) -> list[tuple[str, Any, dict[str, 
         ("pair", torch.float32, "bank", 2, 257, 1024, 128),
         ("odd pair", torch.bfloat16, "sample", 2, 257, 1021, 127),
         ("odd short", torch.float32, "shared", 2, 257, 1021, 127),
+        ("tall", torch.bfloat16, "sample", 48, 257, 1024, 64),
+        ("pair", torch.bfloat16, "sample", 2, 257, 1024, 16),
+        ("odd pair", torch.bfloat16, "bank", 2, 257, 1024, 13),
     ):
         x = torch.empty(batch * tokens, features, dtype=dtype)
         u, vh = torch.empty(features, rank, dtype=dtype), torch.empty(rank, features, dtype=dtype)
@@ -146,7 +174,8 @@ def record_fused(capability: tuple[int, int]) -> list[tuple[str, Any, dict[str, 
             h = fused.forward(x, u, scale, vh, u[:, 0].contiguous(), index, tokens, True, x.clone(), **options)
             fused.backward(x, u, h, scale, vh, index, tokens, x.clone(), **options)
         for direction, (function, arguments) in zip(("forward", "backward"), launches, strict=True):
-            found.append((f"{function.__name__} {NAMES[dtype]} {direction} {name}", function, arguments))
+            label = f"{function.__name__} {NAMES[dtype]} {direction} {name} r{rank}"
+            found.append((label, function, arguments))
         launches.clear()
     return found
 
