@@ -32,6 +32,7 @@ CASES = [
     (1, 1, 1, 1, 1, POINTERS),
     (3, 31, 33, 16, 34, POINTERS),
     (3, 45, 40, 136, 56, PERSISTENT),
+    (2, 1100, 16, 16, 16, POINTERS),  # 35 row tiles a sample: dscale is added up in two steps
 ]
 
 
