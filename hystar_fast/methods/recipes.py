@@ -29,13 +29,13 @@ DYNAMIC_GRID: list[dict[str, float]] = [{"dynamic": rate} for rate in (1e-4, 3e-
 BASELINE_GRID: dict[str, list[dict[str, float]]] = {
     name: [{name: rate} for rate in rates]
     for name, rates in {
-        "ia3": (3e-3, 1e-2, 3e-2, 6e-2, 0.12),
+        "ia3": (1e-2, 3e-2, 6e-2, 0.12, 0.24),
         "vpt": (1e-3, 3e-3, 1e-2, 3e-2, 0.1),
-        "freestyle": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+        "freestyle": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
         "adaptformer": (1e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2),
         "ssf": (1e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2),
         "svft": (1.5e-2, 3e-2, 6e-2, 0.12, 0.24),
-        "last_block": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+        "last_block": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
     }.items()
 }
 
