@@ -9,12 +9,13 @@ from PIL import Image
 from hystar_fast.data.domainnet import load_domainnet
 from hystar_fast.data.dsr import load_dsr
 from hystar_fast.data.folders import load_folders
+from hystar_fast.data.icons import load_icons
 from hystar_fast.data.pairs import load_pairs
 from hystar_fast.data.records import ImageSet, Record
 from hystar_fast.data.shards import load_shards
 from hystar_fast.retrieval.protocol import GALLERY_STYLE, IMAGE_STYLES, load_split
 
-KINDS = ("emoji", "dsr", "domainnet", "folders", "pairs", "shards")
+KINDS = ("emoji", "dsr", "domainnet", "folders", "pairs", "shards", "icons")
 
 
 def open_images(data: str, split: str = "test", *, gallery_style: str | None = None) -> ImageSet:
@@ -23,7 +24,7 @@ def open_images(data: str, split: str = "test", *, gallery_style: str | None = N
     Args:
         data: "emoji", "<kind>:<path>" with a kind of `KINDS`, or a path whose kind is recognised by its layout.
         split: "train", "val" or "test" where the data set has splits.
-        gallery_style: for "folders" and "shards", the style that answers.
+        gallery_style: for "folders", "shards" and "icons", the style that answers.
 
     Raises:
         ValueError: an unknown kind, nothing at the path, or another layout than the kind's; the message says what was
@@ -48,6 +49,8 @@ def open_images(data: str, split: str = "test", *, gallery_style: str | None = N
         return load_dsr(path, split)
     if kind == "domainnet":
         return load_domainnet(path, split)
+    if kind == "icons":
+        return load_icons(path, split, gallery_style)
     if kind == "shards":
         return load_shards(path, gallery_style)
     return load_pairs(path) if kind == "pairs" else load_folders(path, gallery_style)
@@ -58,6 +61,8 @@ def _recognised(path: Path, split: str) -> str:
         return "shards" if path.suffix == ".tar" else "pairs"
     if any(path.glob("*.tar")):
         return "shards"
+    if (path / "icons.json").is_file():
+        return "icons"
     if (path / f"{split}.json").is_file() and (path / "images").is_dir():
         return "dsr"
     return "domainnet" if any(path.glob(f"*_{split}.txt")) else "folders"

@@ -10,7 +10,6 @@ The families are npm packages fetched with the ordinary client (``npm pack``) an
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
@@ -23,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from hystar_fast.data.emoji import TILE, EmojiStyles
+from hystar_fast.data.icons import render
 
 # name on npm (under @iconify-json) -> (version, licence). All are redistributable with attribution; none is bundled.
 ICON_FAMILIES = {
@@ -148,25 +147,6 @@ def fetch_family(family: str, version: str, directory: Path) -> dict[str, Any]:
     return icons
 
 
-def render(body: str, width: float, height: float) -> np.ndarray | None:
-    """One icon on white, black where it says currentColor, as uint8 [64, 64, 3]; None if it cannot be rendered."""
-    import resvg_py
-
-    namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    svg = f'<svg {namespaces} viewBox="0 0 {width} {height}">{body.replace("currentColor", "#000")}</svg>'
-    try:
-        png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=TILE, height=TILE, background="white"))
-    except (ValueError, RuntimeError):
-        return None
-    picture = Image.open(io.BytesIO(png)).convert("RGB")
-    if picture.size != (TILE, TILE):
-        canvas = Image.new("RGB", (TILE, TILE), "white")
-        picture.thumbnail((TILE, TILE))
-        canvas.paste(picture, ((TILE - picture.width) // 2, (TILE - picture.height) // 2))
-        picture = canvas
-    return np.asarray(picture)
-
-
 def _icons(family: dict[str, Any]) -> Iterator[tuple[str, str, float, float]]:
     width, height = family.get("width", 16), family.get("height", family.get("width", 16))
     for name, icon in family["icons"].items():
@@ -198,14 +178,14 @@ def build_drawings(cache: Path) -> Drawings:
     for name, (version, _) in tqdm(EMOJI_FAMILIES.items(), desc="emoji families"):
         for icon, body, width, height in _icons(fetch_family(name, version, cache)):
             shown = by_name.get(name_words(icon))
-            if shown is not None and (image := render(body, width, height)) is not None:
+            if shown is not None and (image := render(body, width, height, TILE)) is not None:
                 add(shown.id, name, shown.name, image)
     for name, (version, _) in tqdm(ICON_FAMILIES.items(), desc="icon families"):
         for icon, body, width, height in _icons(fetch_family(name, version, cache)):
             words = name_words(icon)
             if not words or _wrong_size(name, icon) or held_out(icon):
                 continue
-            if (image := render(body, width, height)) is not None:
+            if (image := render(body, width, height, TILE)) is not None:
                 add("icon " + " ".join(sorted(words)), name.removesuffix("-outline"), " ".join(words), image)
     counts: dict[str, int] = defaultdict(int)
     for families in rows.values():
