@@ -16,6 +16,8 @@ import svd_linear_cases
 from harness import relative_error
 from svd_linear_providers import PROVIDERS, tf32
 
+from hystar_fast.nn.factors import svd_factors
+
 LIMIT = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
@@ -81,3 +83,16 @@ def test_the_cpu_measures_what_it_always_has() -> None:
     cases = list(svd_linear_cases.cpu())
     assert [str(case) for case in cases] == ["B16 T257 1024->3072 r1024"] * 2 + ["B16 T257 1024->1024 r1024"] * 2
     assert all(len(case.providers) == 6 and len(case.modes) == 2 for case in cases)
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (5, 12), (7, 7)])
+@pytest.mark.parametrize("rank", [None, 3])
+def test_the_models_quick_factors_are_those_of_the_weight(shape, rank):
+    from bench_model import factors
+
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found, truth = factors(weight, rank), svd_factors(weight, rank)
+    assert torch.allclose((found.u * found.s) @ found.vh, (truth.u * truth.s) @ truth.vh, atol=1e-5)
+    assert torch.allclose(found.s, truth.s, atol=1e-5)
+    for a in (found.u.mT @ found.u, found.vh @ found.vh.mT):
+        assert torch.allclose(a, torch.eye(len(a)), atol=1e-5)
