@@ -50,7 +50,8 @@ def config(quick: bool, **changes: object) -> hf.HystarConfig:
 @cache
 def clip(quick: bool) -> Backbone:
     """The untouched encoder."""
-    return create_backbone(config(quick)).to(DEVICE, DTYPE)
+    with torch.device(DEVICE):  # weights are drawn there
+        return create_backbone(config(quick)).to(DEVICE, DTYPE)
 
 
 def factors(weight: Tensor, rank: int | None = None, **_: object) -> SVDFactors:
@@ -69,7 +70,8 @@ def factors(weight: Tensor, rank: int | None = None, **_: object) -> SVDFactors:
 
 @cache
 def _hystar(quick: bool, prefix: bool, merged: bool, fp8: bool) -> hf.Hystar:
-    with TemporaryDirectory() as folder, mock.patch.object(fast_svd_linear, "svd_factors", factors):
+    patched = mock.patch.object(fast_svd_linear, "svd_factors", factors)
+    with TemporaryDirectory() as folder, torch.device(DEVICE), patched:
         if prefix:
             chosen = config(quick, style="prefix")
         elif quick or not GPU:
