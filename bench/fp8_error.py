@@ -9,9 +9,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from hystar_fast.retrieval.metrics import Interval
 
 E4M3_MAX = 448.0
 Quantise = Callable[[Tensor], Tensor]
@@ -99,7 +102,7 @@ def table(kind: str, tokens: int, in_features: int, out_features: int) -> dict[s
     return {name: ((y.double() - truth).norm() / truth.norm()).item() for name, y in results.items()}
 
 
-def retrieval(adapter: str) -> dict[str, tuple[object, object, object]]:
+def retrieval(adapter: str) -> dict[str, tuple[Interval, Interval, Interval]]:
     """R@1 on the embedded drawings, every FastSVDLinear in full precision and in fp8, and the paired difference."""
     from hystar_fast import FastSVDLinear, Hystar
     from hystar_fast.methods.hystar import HystarMethod
@@ -124,11 +127,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", type=int, nargs=3, default=(1024, 1024, 3072), metavar=("TOKENS", "IN", "OUT"))
     parser.add_argument("--adapter", help="folder of a trained adapter, as hystar-fast demo writes: runs/demo/adapter")
+    parser.add_argument(
+        "--output", type=Path, help="with --adapter: JSON file of the figures, the machine and the commit"
+    )
     arguments = parser.parse_args()
     if arguments.adapter:
+        found = retrieval(arguments.adapter)
         sys.stdout.write("| R@1, % | full precision | fp8 | difference |\n|---|---|---|---|\n")
-        for name, values in retrieval(arguments.adapter).items():
+        for name, values in found.items():
             sys.stdout.write(f"| {name} | " + " | ".join(map(str, values)) + " |\n")
+        if arguments.output is not None:
+            from hystar_fast.cli.report import about, interval, write_json
+
+            columns = ("full precision", "fp8", "difference")
+            figures = {name: dict(zip(columns, map(interval, values), strict=True)) for name, values in found.items()}
+            what = "R@1 in per cent with 95 % intervals; every FastSVDLinear in fp8, emulated on the CPU"
+            write_json(arguments.output, {**about(), "what": what, "adapter": arguments.adapter, "recall": figures})
         return
     shape = arguments.shape
     columns = {kind: table(kind, *shape) for kind in ("normal", "decaying", "outliers")}
