@@ -9,11 +9,19 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from small_clip import IMAGE_SIZE, small_config
 from tolerance import relative_error
 from torch import Tensor
 from torchvision.models.vgg import cfgs, make_layers
-from transformers import Dinov2Config, Dinov2Model
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.hystar import Hystar
@@ -30,12 +38,23 @@ def style_of(tmp_path: Path, **fields: Any) -> StyleExtractor:
     return create_style(config, create_backbone(config))
 
 
-def write_dino(folder: Path) -> Dinov2Model:
+SIZES: dict[str, Any] = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 42,
+    "patch_size": 14,
+}
+
+
+def write_dino(folder: Path, registers: int = 0) -> Any:
     torch.manual_seed(2)
-    network = Dinov2Model(
-        Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=42, patch_size=14)
-    ).eval()
-    network.save_pretrained(folder)
+    network: Any
+    if registers:
+        network = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**SIZES, num_register_tokens=registers))
+    else:
+        network = Dinov2Model(Dinov2Config(**SIZES))
+    network.eval().save_pretrained(folder)
     return network
 
 
@@ -53,8 +72,9 @@ def test_styles_are_unit_vectors_of_frozen_networks(tmp_path: Path, style: str, 
     assert extractor(images_of(0)).shape == (0, dim)
 
 
-def test_dinov2_is_its_class_token_after_the_last_norm(tmp_path: Path) -> None:
-    network = write_dino(tmp_path / "dino")
+@pytest.mark.parametrize("registers", [0, 3])
+def test_dinov2_is_its_class_token_after_the_last_norm(tmp_path: Path, registers: int) -> None:
+    network = write_dino(tmp_path / "dino", registers)
     extractor = style_of(tmp_path, style="dinov2", style_pretrained=str(tmp_path / "dino"))
     images = images_of(2)
     with torch.no_grad():
@@ -164,6 +184,21 @@ def test_vgg_reads_a_state_dict(tmp_path: Path) -> None:
 def test_missing_weights_are_named(tmp_path: Path, style: str, pretrained: str) -> None:
     with pytest.raises(ValueError, match=f"style_pretrained='{pretrained}' .* style='{style}'"):
         style_of(tmp_path, style=style, style_pretrained=pretrained)
+
+
+def test_a_network_that_is_no_dinov2_is_refused(tmp_path: Path) -> None:
+    ViTModel(ViTConfig(**{**SIZES, "intermediate_size": 32})).save_pretrained(tmp_path / "vit")
+    with pytest.raises(ValueError, match=r"style_pretrained='.*vit' .*its type 'vit' is none of dinov2, "):
+        style_of(tmp_path, style="dinov2", style_pretrained=str(tmp_path / "vit"))
+
+
+def test_dinov2_without_all_of_its_weights_is_refused(tmp_path: Path) -> None:
+    write_dino(tmp_path / "dino")
+    file = tmp_path / "dino" / "model.safetensors"
+    kept = {name: value for name, value in load_file(file).items() if "layer.1.attention" not in name}
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"style_pretrained='.*dino' .*its weights lack .*layer\.1\.attention"):
+        style_of(tmp_path, style="dinov2", style_pretrained=str(tmp_path / "dino"))
 
 
 def test_a_foreign_state_dict_is_refused(tmp_path: Path) -> None:

@@ -36,8 +36,9 @@ class HystarConfig:
             own image embedding), ``"vgg"`` (Gram matrices of VGG-16) or ``"prefix"`` (the class token, and each
             channel's mean and deviation over the patches, where they enter the first modulated block: how a
             picture is drawn, hardly what it shows).
-        style_pretrained: for ``"dinov2"`` an id, a local path, or None for small random weights; for ``"vgg"``
-            a torchvision weights name, a local state dict, or None; ``"clip"`` and ``"prefix"`` do not read it.
+        style_pretrained: for ``"dinov2"`` the id or local path of one, with or without registers, or None for small
+            random weights; for ``"vgg"`` a torchvision weights name, a local state dict, or None; ``"clip"`` and
+            ``"prefix"`` do not read it.
         style_normalization: ``"backbone"`` shows the extractor the very pixels the backbone sees (the published
             system); ``"own"`` renormalises them to the statistics the extractor was trained with.
         blocks: 1-based visual blocks the style modulates, their packed qkv weight unless `design` says otherwise. None

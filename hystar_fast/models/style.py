@@ -107,7 +107,7 @@ class NetworkStyle(StyleExtractor):
 
 
 class DinoStyle(NetworkStyle):
-    """The [CLS] token of DINOv2 after its last layer norm."""
+    """The [CLS] token of DINOv2, with or without registers, after its last layer norm."""
 
     def summarise(self, images: Tensor) -> Tensor:
         return self.network(pixel_values=images).last_hidden_state[:, 0]
@@ -164,13 +164,20 @@ def create_style(config: HystarConfig, backbone: Backbone) -> StyleExtractor:
 
 
 def _create_dino(pretrained: str | None, renormalise: Tensor | None) -> DinoStyle:
-    from transformers import Dinov2Config, Dinov2Model
+    from transformers import AutoConfig, Dinov2Config, Dinov2Model, Dinov2WithRegistersModel
 
+    network: Any
     if pretrained is None:  # as wide as the default DINOv2, so that the hypernetworks have the paper's shapes
         network = Dinov2Model(Dinov2Config(hidden_size=768, num_hidden_layers=2, image_size=56, patch_size=14))
     else:
-        network = Dinov2Model.from_pretrained(pretrained)
-    settings: Any = network.config
+        kinds: dict[str, Any] = {"dinov2": Dinov2Model, "dinov2_with_registers": Dinov2WithRegistersModel}
+        kind = AutoConfig.from_pretrained(pretrained).model_type
+        if kind not in kinds:
+            raise ValueError(f"its type {kind!r} is none of {', '.join(kinds)}")
+        network, report = kinds[kind].from_pretrained(pretrained, output_loading_info=True)
+        if report["missing_keys"]:  # transformers draws them at random and only warns
+            raise ValueError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
+    settings = network.config
     size = min(_VISIBLE_SIZE, int(settings.image_size))
     return DinoStyle(network, int(settings.hidden_size), size - size % int(settings.patch_size), renormalise)
 
