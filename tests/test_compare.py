@@ -132,6 +132,10 @@ def test_variants_change_fields_and_the_loss():
     assert set(create_variant("hystar+static=false", config).parameter_groups()) == {"dynamic"}
     options = create_variant("hystar+gamma=10+lam=0.5", config).criterion.options  # type: ignore[attr-defined]
     assert (options["gamma"], options["lam"]) == (10, 0.5)
+    for loss in ("", "+loss=style_nce"):
+        found = create_variant(f"hystar+temperature=0.1+n_iter=9+weights=authors+plan_grad=unroll{loss}", config)
+        kept = {"temperature": 0.1, "n_iter": 9, "weights": "authors", "plan_grad": "unroll", "gamma": config.gamma}
+        assert kept.items() <= found.criterion.options.items(), loss  # type: ignore[attr-defined]
     assert Variant.parse("hystar+blocks=none").changes == {"blocks": ()}
     for name in (
         "hystar",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hystar_fast.nn.losses import LOSSES, InfoNCELoss, MetricLearningLoss, StyleNCELoss, create_loss
+from hystar_fast.nn.losses import LOSSES, InfoNCELoss, MetricLearningLoss, StyleNCELoss, create_loss, loss_options
+from hystar_fast.ops.style_nce import style_nce as op
 from hystar_fast.ref.style_nce import style_nce as reference
 
 N, D = 7, 5
@@ -138,6 +140,18 @@ def test_bad_names_and_options_are_named() -> None:
     with pytest.raises(ValueError, match="name must be 'triplet' or 'circle', got 'square'"):
         MetricLearningLoss("square", margin=0.1)
     assert isinstance(create_loss(gamma="auto"), StyleNCELoss)
+
+
+def test_the_options_are_those_of_style_nce_and_of_the_other_losses() -> None:
+    found = loss_options()
+    own = set(inspect.signature(op).parameters) - {"query", "target", "mask", "reduction"}
+    assert own < set(found) and set(found) - own == {"name", "hardness", "margin", "circle_margin", "circle_scale"}
+    assert found["gamma"] == (float | str, 80.0) and found["n_iter"] == (int, 50) and found["margin"] == (float, 0.2)
+    created = create_loss(**{name: default for name, (_, default) in found.items()})
+    assert isinstance(created, StyleNCELoss) and created.options == StyleNCELoss().options
+    for wrong in ({"reduction": "none"}, {"gama": 1.0}):
+        with pytest.raises(TypeError, match=next(iter(wrong))):
+            create_loss("info_nce", **wrong)
 
 
 @pytest.mark.parametrize("name", ["triplet", "triplet_hard", "circle"])

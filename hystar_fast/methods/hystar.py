@@ -11,20 +11,12 @@ from hystar_fast.methods.inputs import TensorPreprocess
 from hystar_fast.methods.interface import Method
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
-from hystar_fast.nn.losses import StyleNCELoss
+from hystar_fast.nn.losses import StyleNCELoss, style_nce_options
 
 
 def criterion(config: HystarConfig) -> StyleNCELoss:
     """The StyleNCE loss a configuration describes."""
-    return StyleNCELoss(
-        temperature=config.temperature,
-        gamma=config.gamma,
-        lam=config.lam,
-        epsilon=config.epsilon,
-        n_iter=config.n_iter,
-        weights=config.weights,
-        plan_grad=config.plan_grad,
-    )
+    return StyleNCELoss(**style_nce_options(config))
 
 
 class HystarMethod(Method):

@@ -15,7 +15,7 @@ from hystar_fast.methods.lora import LoRA
 from hystar_fast.methods.recipes import BASELINE_GRID, DYNAMIC_GRID, GRID
 from hystar_fast.methods.suite import TRAINED, UNTRAINED, create_method
 from hystar_fast.models.config import HystarConfig
-from hystar_fast.nn.losses import LOSSES, create_loss
+from hystar_fast.nn.losses import LOSSES, create_loss, style_nce_options
 from hystar_fast.retrieval.protocol import IMAGE_STYLES
 
 COMPARED = (*UNTRAINED, *BASELINES, *TRAINED)
@@ -96,8 +96,7 @@ def create_variant(name: str, config: HystarConfig, *, seed: int = 0, parameters
     method = create_method(variant.method, changed, seed=seed, parameters=parameters)
     if variant.loss is not None:
         assert isinstance(method, (HystarMethod, Adapted, LoRA))
-        options = {field: getattr(changed, field) for field in ("temperature", "gamma", "lam", "epsilon", "n_iter")}
-        method.criterion = create_loss(variant.loss, **options)
+        method.criterion = create_loss(variant.loss, **style_nce_options(changed))
     return method
 
 

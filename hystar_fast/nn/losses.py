@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -160,24 +161,18 @@ class MetricLearningLoss(nn.Module):
 def create_loss(
     name: str = "style_nce",
     *,
-    temperature: float = 0.07,
-    gamma: float | str = 80.0,
-    lam: float = 1.0,
-    epsilon: float = 0.1,
-    n_iter: int = 50,
-    weights: str = "paper",
-    plan_grad: str = "none",
     hardness: float = 1.0,
     margin: float = 0.2,
     circle_margin: float = 0.4,
     circle_scale: float = 80.0,
+    **style_nce: Any,
 ) -> nn.Module:
     """A loss by its name (Table 14); each reads the options that are its own and leaves the others.
 
     Args:
-        name: one of ``LOSSES``: ``"style_nce"`` (temperature, gamma, lam, epsilon, n_iter, weights, plan_grad),
-            ``"info_nce"`` (temperature), ``"info_nce_hard"`` (temperature, hardness), ``"triplet"`` and
-            ``"triplet_hard"`` (margin), ``"circle"`` (circle_margin, circle_scale).
+        name: one of ``LOSSES``: ``"style_nce"``, ``"info_nce"`` (temperature), ``"info_nce_hard"`` (temperature,
+            hardness), ``"triplet"`` and ``"triplet_hard"`` (margin), ``"circle"`` (circle_margin, circle_scale).
+        style_nce: the options of :class:`StyleNCELoss`, but for its reduction.
 
     Returns:
         A module of (query, target, mask=None) -> scalar.
@@ -190,23 +185,34 @@ def create_loss(
         >>> create_loss("info_nce", temperature=0.1)
         InfoNCELoss(temperature=0.1, hardness=0.0)
     """
+    weighted = StyleNCELoss(**style_nce, reduction="mean")
     if name == "style_nce":
-        return StyleNCELoss(
-            temperature=temperature,
-            gamma=gamma,
-            lam=lam,
-            epsilon=epsilon,
-            n_iter=n_iter,
-            weights=weights,
-            plan_grad=plan_grad,
-        )
+        return weighted
     if name in ("info_nce", "info_nce_hard"):
-        return InfoNCELoss(temperature=temperature, hardness=hardness if name == "info_nce_hard" else 0.0)
+        hardness = hardness if name == "info_nce_hard" else 0.0
+        return InfoNCELoss(temperature=weighted.options["temperature"], hardness=hardness)
     if name in ("triplet", "triplet_hard"):
         return MetricLearningLoss("triplet", margin=margin, hard=name == "triplet_hard")
     if name == "circle":
         return MetricLearningLoss("circle", margin=circle_margin, scale=circle_scale)
     raise ValueError(f"name must be one of {', '.join(LOSSES)}, got {name!r}")
+
+
+def loss_options() -> dict[str, tuple[Any, Any]]:
+    """Every option of :func:`create_loss` with its type and its default: the name, those of StyleNCE, the others."""
+    own, found = _options(create_loss), _options(StyleNCELoss.__init__)
+    del found["reduction"]
+    return {"name": own.pop("name"), **found, **own}
+
+
+def style_nce_options(source: object) -> dict[str, Any]:
+    """The options of StyleNCE that `create_loss` takes, read from the attributes of `source`, which has them all."""
+    return {name: getattr(source, name) for name in _options(StyleNCELoss.__init__) if name != "reduction"}
+
+
+def _options(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    hints, parameters = get_type_hints(function), inspect.signature(function).parameters
+    return {name: (hints[name], p.default) for name, p in parameters.items() if p.default is not p.empty}
 
 
 def _cosines(query: Tensor, target: Tensor) -> Tensor:

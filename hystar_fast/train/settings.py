@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hystar_fast.models.config import HystarConfig
-from hystar_fast.nn.losses import LOSSES, create_loss
+from hystar_fast.nn.losses import LOSSES, create_loss, loss_options
 from hystar_fast.train.optim import SCHEDULES
 
 # TOML has no null: what stands for None.
@@ -209,16 +208,15 @@ _CONFIG_FIELDS = frozenset(f.name for f in fields(HystarConfig))
 
 
 def _keys() -> dict[str, Key]:
-    loss = {name: (p.annotation, p.default) for name, p in inspect.signature(create_loss).parameters.items()}
-    hints = get_type_hints(create_loss)
+    loss = loss_options()
     found = {"model.method": Key("model.method", (str,), "hystar")}
     for name, kind in get_type_hints(HystarConfig).items():
         if name not in loss:
             # Blocks by depth are the paper's on its backbone, and fit every other one.
             default = None if name == "blocks" else getattr(HystarConfig, name)
             found[f"model.{name}"] = Key(f"model.{name}", _kinds(kind), default)
-    for name, (_, default) in loss.items():
-        found[f"loss.{name}"] = Key(f"loss.{name}", _kinds(hints[name]), default)
+    for name, (kind, default) in loss.items():
+        found[f"loss.{name}"] = Key(f"loss.{name}", _kinds(kind), default)
     for section, settings in _CLASSES.items():
         for entry in fields(settings):
             default = entry.default if entry.default_factory is MISSING else entry.default_factory()
