@@ -7,12 +7,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 from PIL import Image
 from small_clip import small_config
+from test_style import write_dino
 from torch import nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from hystar_fast.methods.frozen import Frozen
 from hystar_fast.methods.hog import HOG
@@ -24,7 +27,7 @@ from hystar_fast.methods.naive import NaiveLoss, measure_step, naive_path
 from hystar_fast.methods.pixels import Pixels
 from hystar_fast.methods.recipes import CHOSEN, DEMO_STEPS, GRID, TUNING_SEEDS, demo_config
 from hystar_fast.methods.static_only import StaticOnly
-from hystar_fast.methods.suite import METHODS, TRAINED, create_hystar, create_method
+from hystar_fast.methods.suite import METHODS, TRAINED, create_hystar, create_method, hystar_size
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.tiny import preprocess as tiny_preprocess
 
@@ -105,6 +108,41 @@ def test_lora_is_as_large_as_asked_to_within_half_a_rank(config):
         count = count_parameters(method)["lora"]
         assert count == per_rank * method.rank
         assert abs(count - wanted) <= per_rank / 2 or method.rank == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"backbone": "tiny", "pretrained": "packaged", "blocks": None},
+        {"blocks": ()},
+        {"static": False, "hypernetwork_width": 5, "hypernetwork_depth": 3},
+        {"design": "dynamic-all", "rank": 7},
+        {"design": "reversed"},
+        {"style": "prefix"},
+        {"style": "vgg", "style_pretrained": None},
+        {"style": "dinov2", "style_pretrained": None},
+        {"style": "dinov2", "style_pretrained": "dino"},
+    ],
+)
+def test_hystar_is_counted_without_weights_as_it_is_with_them(fields, tmp_path):
+    if fields.get("style_pretrained"):
+        write_dino(tmp_path / "dino")
+        fields = {**fields, "style_pretrained": str(tmp_path / "dino")}
+    counted = small_config(tmp_path, **fields)
+    assert hystar_size(counted) == sum(count_parameters(create_hystar(counted)).values()) > 0
+
+
+def test_hystar_is_counted_where_no_weights_can_be_had(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("weights were read or factored")
+
+    monkeypatch.setattr(torch.linalg, "svd", refuse)
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", refuse)
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", refuse)
+    dynamic = 4 * ((768 + 1) * 2048 + (2048 + 1) * 1024)
+    assert hystar_size(HystarConfig()) == dynamic + 24 * 2 * 1024
+    large = replace(HystarConfig(), style_pretrained="facebook/dinov2-with-registers-large")
+    assert hystar_size(large) == hystar_size(HystarConfig()) + 4 * 2048 * (1024 - 768)
 
 
 def test_lora_equals_the_model_with_its_updates_folded_in(config, images):

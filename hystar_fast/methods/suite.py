@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -10,7 +11,7 @@ from hystar_fast.methods.baselines import BASELINES
 from hystar_fast.methods.frozen import Frozen
 from hystar_fast.methods.hog import HOG
 from hystar_fast.methods.hystar import HystarMethod, criterion
-from hystar_fast.methods.interface import Method, count_parameters
+from hystar_fast.methods.interface import Method
 from hystar_fast.methods.lora import LoRA
 from hystar_fast.methods.pixels import Pixels
 from hystar_fast.methods.static_only import StaticOnly
@@ -33,8 +34,14 @@ def create_hystar(config: HystarConfig, *, seed: int = 0) -> HystarMethod:
 
 
 def hystar_size(config: HystarConfig) -> int:
-    """How many parameters the Hystar of a configuration trains, which LoRA beside it gets too."""
-    return sum(count_parameters(create_hystar(config)).values())
+    """How many parameters the Hystar of a configuration trains, which LoRA beside it gets too.
+
+    It is counted on the meta device: no weight is read, and none is factored.
+    """
+    extractor = config.style_pretrained if config.style == "dinov2" else None
+    with torch.device("meta"):
+        model = Hystar(replace(config, pretrained=None, style_pretrained=extractor))
+    return sum(parameter.numel() for parameter in model.trainable_parameters())
 
 
 def create_method(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hystar_fast.models.backbones.base import Backbone
 from hystar_fast.models.config import HystarConfig, resolve_blocks
+from hystar_fast.models.dino import load_dino
 from hystar_fast.models.random_weights import repeatable_weights
 from hystar_fast.models.vgg import WIDTHS, gram, vgg_features
 
@@ -145,6 +146,8 @@ class VggStyle(NetworkStyle):
 def create_style(config: HystarConfig, backbone: Backbone) -> StyleExtractor:
     """The style extractor `config` names. Call it before anything is injected into `backbone`.
 
+    On the meta device a DINOv2 needs no weights, see :func:`hystar_fast.models.dino.load_dino`.
+
     Raises:
         ValueError: naming ``style_pretrained``, when the weights cannot be had.
     """
@@ -164,19 +167,7 @@ def create_style(config: HystarConfig, backbone: Backbone) -> StyleExtractor:
 
 
 def _create_dino(pretrained: str | None, renormalise: Tensor | None) -> DinoStyle:
-    from transformers import AutoConfig, Dinov2Config, Dinov2Model, Dinov2WithRegistersModel
-
-    network: Any
-    if pretrained is None:  # as wide as the default DINOv2, so that the hypernetworks have the paper's shapes
-        network = Dinov2Model(Dinov2Config(hidden_size=768, num_hidden_layers=2, image_size=56, patch_size=14))
-    else:
-        kinds: dict[str, Any] = {"dinov2": Dinov2Model, "dinov2_with_registers": Dinov2WithRegistersModel}
-        kind = AutoConfig.from_pretrained(pretrained).model_type
-        if kind not in kinds:
-            raise ValueError(f"its type {kind!r} is none of {', '.join(kinds)}")
-        network, report = kinds[kind].from_pretrained(pretrained, output_loading_info=True)
-        if report["missing_keys"]:  # transformers draws them at random and only warns
-            raise ValueError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
+    network = load_dino(pretrained)
     settings = network.config
     size = min(_VISIBLE_SIZE, int(settings.image_size))
     return DinoStyle(network, int(settings.hidden_size), size - size % int(settings.patch_size), renormalise)
