@@ -9,10 +9,11 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from small_backbones import OWN_ATTENTION, SIGLIP
+from small_backbones import OWN_ATTENTION, SIGLIP, TEXT
 from small_clip import IMAGE_SIZE, write_small_clip
 from tolerance import relative_error
 from torch import Tensor, nn
+from transformers import RobertaConfig
 
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.backbones.open_clip import OpenClipBackbone
@@ -222,6 +223,35 @@ def test_timm_towers_of_other_kinds_are_refused(tmp_path: Path) -> None:
     clip.visual.trunk.blocks[2] = nn.TransformerEncoderLayer(64, 2)
     with pytest.raises(ValueError, match="timm's pre-norm Block, got TransformerEncoderLayer"):
         OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
+
+
+def test_training_drops_neither_words_nor_patches(tmp_path: Path) -> None:
+    """open_clip's text towers of transformers have dropout, its image towers may drop patches."""
+    sizes = {**TEXT, "hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+    RobertaConfig(**sizes).save_pretrained(tmp_path)
+    vision = {
+        "image_size": IMAGE_SIZE,
+        "layers": 2,
+        "width": 32,
+        "head_width": 8,
+        "patch_size": 8,
+        "patch_dropout": 0.5,
+    }
+    text = {"hf_model_name": str(tmp_path), "hf_model_pretrained": False, "hf_proj_type": "linear"}
+    clip = open_clip.CustomTextCLIP(24, {**vision, "patch_dropout": 0.5}, {**text, "hf_pooler_type": "mean_pooler"})
+    backbone = OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
+    images, tokens = images_of(3), torch.tensor([[4, 5, 6, 3], [4, 7, 8, 3]])
+
+    def outputs() -> list[Tensor]:
+        return [backbone.encode_image(images), backbone.prefix(images, 1), backbone.encode_text(tokens)]
+
+    expected = outputs()
+    nn.Sequential(backbone).train()
+    for trained, evaluated in zip(outputs(), expected, strict=True):
+        assert torch.equal(trained, evaluated)
+    clip.train()
+    assert outputs()[1].shape[1] < expected[1].shape[1], "patches are dropped by a tower in training"
+    assert relative_error(outputs()[2], expected[2]) > 1e-2, "and so are words"
 
 
 def test_image_towers_without_pooling_are_refused(tmp_path: Path) -> None:

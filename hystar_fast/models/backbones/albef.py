@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -148,12 +148,6 @@ class AlbefBackbone(TowerBackbone):
         written = tokens.ne(_PADDING).long()
         states = self.albef.text_encoder(input_ids=tokens, attention_mask=written).last_hidden_state
         return self.albef.text_proj(states[:, 0])
-
-    def train(self, mode: bool = True) -> Self:
-        """The text tower stays in evaluation mode: it is frozen, and BERT has dropout."""
-        super().train(mode)
-        self.albef.text_encoder.eval()
-        return self
 
 
 def load_albef(path: str, pretrained: str | None, image_size: int | None = None) -> AlbefBackbone:

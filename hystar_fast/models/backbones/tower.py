@@ -10,7 +10,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +143,13 @@ class TowerBackbone(Backbone):
     @property
     def blocks(self) -> Sequence[nn.Module]:
         return self.visual.get_submodule(self.tower.blocks_at)
+
+    def train(self, mode: bool = True) -> Self:
+        """It stays in evaluation mode: it is frozen, and libraries drop patches and activations in training.
+
+        What is injected computes the same in both modes.
+        """
+        return super().train(False)
 
     def inject_dynamic(self, number: int, rank: int | None) -> int:
         block = self.blocks[number - 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -179,14 +179,6 @@ class TransformersBackbone(TowerBackbone):
     def encode_text(self, tokens: Tensor) -> Tensor:
         self.check_tokens(tokens)
         return self.tower.encode_text(self.model, tokens)
-
-    def train(self, mode: bool = True) -> Self:
-        """The text tower stays in evaluation mode: it is frozen, and configurations may hold a dropout for it."""
-        super().train(mode)
-        for name in ("text_model", "text_encoder"):
-            if hasattr(self.model, name):
-                getattr(self.model, name).eval()
-        return self
 
 
 def load_transformers(source: str, pretrained: str | None) -> TransformersBackbone:
