@@ -113,7 +113,7 @@ def style(seeds: int = 3) -> None:
     frozen = create_method("frozen", config)
     assert isinstance(frozen, Frozen)
     backbone = create_backbone(config)
-    extractors = {f"prefix of {n} blocks": PrefixStyle(backbone.width, n) for n in range(4)}
+    extractors = {f"prefix of {n} blocks": PrefixStyle(backbone, n) for n in range(4)}
     seen = {name: _images(concepts) for name, concepts in splits.items()}
     for name, extractor in (("clip", None), *extractors.items()):
         z = {}

@@ -20,6 +20,7 @@ from hystar_fast.methods.baselines import BASELINES
 from hystar_fast.methods.suite import create_method
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.backbones.tower import TowerBackbone
+from hystar_fast.models.backbones.transformers import SiglipTower
 from hystar_fast.models.config import HystarConfig, default_blocks
 from hystar_fast.models.hystar import Hystar
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
@@ -200,7 +201,13 @@ def test_blocks_follow_the_depth_and_zero_offsets_give_the_untouched_model(small
 def test_the_prefix_style_is_of_the_tokens_before_the_first_modulated_block(small: Small) -> None:
     model, images = model_of(small, style="prefix", blocks=(2, 3)), images_of(3)
     z = model.style(images)
-    assert z.shape == (3, 3 * small.width) and relative_error(z[:1], z[1:2]) > 1e-3
+    has_class_token = not isinstance(model.backbone.tower, SiglipTower)
+    assert z.shape == (3, (2 + has_class_token) * small.width) and relative_error(z[:1], z[1:2]) > 1e-3
+    assert model.backbone.leading_tokens == (has_class_token, int(has_class_token))
+    patches = model.backbone.prefix(images, 1)[:, has_class_token:]
+    assert patches.shape[1] ** 0.5 % 1 == 0, "a square of patches"
+    mean = F.layer_norm(patches.mean(1), (small.width,))
+    assert relative_error(F.normalize(mean), F.normalize(z[:, -2 * small.width : -small.width])) < 1e-5
     step(model, images, images_of(3))
     with torch.no_grad():
         for parameter in model.trainable_parameters():

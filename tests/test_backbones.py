@@ -8,6 +8,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from small_backbones import OWN_ATTENTION, SIGLIP, TEXT
 from small_clip import IMAGE_SIZE, write_small_clip
@@ -18,6 +19,7 @@ from transformers import RobertaConfig
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.backbones.open_clip import OpenClipBackbone
 from hystar_fast.models.config import HystarConfig
+from hystar_fast.models.style import PrefixStyle
 
 STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -223,6 +225,21 @@ def test_timm_towers_of_other_kinds_are_refused(tmp_path: Path) -> None:
     clip.visual.trunk.blocks[2] = nn.TransformerEncoderLayer(64, 2)
     with pytest.raises(ValueError, match="timm's pre-norm Block, got TransformerEncoderLayer"):
         OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
+
+
+def test_the_prefix_style_without_a_class_token_is_of_the_patches_and_of_no_register(tmp_path: Path) -> None:
+    backbone, _ = backbone_and_clip(tmp_path, timm_model_name="test_vit2", timm_pool="avg", timm_proj="linear")
+    assert backbone.leading_tokens == (False, 1)
+    extractor, tokens = PrefixStyle(backbone, 1), backbone.prefix(images_of(2), 1)
+    assert tokens.shape[1] == 1 + (IMAGE_SIZE // 16) ** 2
+    parts = [tokens[:, 1:].mean(1), tokens[:, 1:].std(1, correction=0)]
+    truth = F.normalize(torch.cat([F.layer_norm(part, (backbone.width,)) for part in parts], 1), dim=1)
+    assert relative_error(extractor(tokens), truth) < 1e-5
+    moved, shifted = tokens.clone(), tokens.clone()
+    moved[:, 0] += torch.randn(backbone.width)
+    shifted[:, 1] += torch.randn(backbone.width)
+    assert torch.equal(extractor(moved), extractor(tokens))
+    assert relative_error(extractor(shifted), extractor(tokens)) > 1e-3
 
 
 def test_training_drops_neither_words_nor_patches(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hystar_fast.methods.hystar import HystarMethod
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.recipes import demo_config
 from hystar_fast.methods.suite import create_method
@@ -92,6 +93,26 @@ def test_recomputing_blocks_changes_no_gradient(chunk_size: int, concepts: Style
     recomputed = gradients(method, lambda: backward(method, inputs, recipe))
     for found, wanted in zip(recomputed, kept, strict=True):
         assert relative_error(found, wanted) < 1e-6
+
+
+def test_a_style_that_is_read_on_the_way_takes_no_pass_of_its_own(concepts: StyledConcepts) -> None:
+    """Data that bring no style vectors, as files do: none is made unless the pictures are then moved."""
+    method = create_method("hystar", replace(demo_config(None), style="prefix", blocks=(2, 4)))
+    assert isinstance(method, HystarMethod)
+    data, recipe = PairImages.of(method, concepts, ("sketch",)), replace(RECIPE, jitter=0.0)
+    batch = PairSampler(concepts, ("sketch",), 6).batch(0)
+    entered: list[int] = []
+    method.model.backbone.blocks[0].get_submodule("mlp").register_forward_pre_hook(lambda *_: entered.append(1))
+    given = prepare(method, data, batch, recipe, 0)
+    data.styles = None
+    bare, moved = (prepare(method, data, batch, r, 0) for r in (recipe, replace(recipe, jitter=0.1)))
+    assert entered == [1], "the moved pictures alone have had a pass"
+    assert given.style is not None and bare.style is None and moved.style is not None
+    torch.testing.assert_close(moved.style, given.style)
+    wanted = gradients(method, lambda: backward(method, given, recipe))
+    found = gradients(method, lambda: backward(method, bare, recipe))
+    for one, other in zip(found, wanted, strict=True):
+        assert relative_error(one, other) < 1e-4
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -11,6 +11,7 @@ from hystar_fast.methods.inputs import TensorPreprocess
 from hystar_fast.methods.interface import Method
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
+from hystar_fast.models.style import PrefixStyle
 from hystar_fast.nn.losses import StyleNCELoss, style_nce_options
 
 
@@ -34,6 +35,7 @@ class HystarMethod(Method):
         self.config = model.config
         self.preprocess = TensorPreprocess(model.preprocess)
         self.criterion = criterion(model.config)
+        self.reads_style_on_the_way = isinstance(model.extractor, PrefixStyle)
         self.modules = (model,)
 
     def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:

@@ -24,6 +24,7 @@ class Method(ABC):
     Attributes:
         name: what it is called in tables and files.
         begins_with_its_first_batch: whether its first forward pass in training places parameters by the batch it sees.
+        reads_style_on_the_way: whether `encode_image` makes the style of its images in the pass that embeds them.
         modules: what is switched between training and evaluation, and holds what trains.
         preprocess: what makes its backbone's input of the images it gets; None for a system without a backbone.
         config: the description it was built from, where there is one.
@@ -33,6 +34,7 @@ class Method(ABC):
 
     name: str
     begins_with_its_first_batch: bool = False
+    reads_style_on_the_way: bool = False
     modules: tuple[nn.Module, ...] = ()
     preprocess: TensorPreprocess | None = None
     config: HystarConfig | None = None

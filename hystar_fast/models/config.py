@@ -33,9 +33,9 @@ class HystarConfig:
             for ``"transformers:"`` and ``"albef:"`` anything but None means the weights stored there;
             for ``"tiny"``: ``"packaged"``, a local path, or None.
         style: what the style vector z is made from: ``"dinov2"`` (the paper), ``"clip"`` (the frozen backbone's
-            own image embedding), ``"vgg"`` (Gram matrices of VGG-16) or ``"prefix"`` (the class token, and each
-            channel's mean and deviation over the patches, where they enter the first modulated block: how a
-            picture is drawn, hardly what it shows).
+            own image embedding), ``"vgg"`` (Gram matrices of VGG-16) or ``"prefix"`` (the class token of
+            a backbone that has one, and each channel's mean and deviation over the patches, where they enter the first
+            modulated block: how a picture is drawn, hardly what it shows).
         style_pretrained: for ``"dinov2"`` the id or local path of one, with or without registers, or None for small
             random weights; for ``"vgg"`` a torchvision weights name, a local state dict, or None; ``"clip"`` and
             ``"prefix"`` do not read it.

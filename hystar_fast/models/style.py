@@ -59,26 +59,28 @@ class PrefixStyle(StyleExtractor):
     """Statistics of the tokens that enter the first modulated block: the encoder's own, so that no network runs twice.
 
     Hystar leaves the blocks before it as they are, static offsets included, so that z does not move with training. The
-    first token (the class token where there is one) and the mean and standard deviation of every channel over the
-    others (the diagonal of the centred Gram matrix), each of the three normalised by itself. Where things are, and so
-    most of what is shown, is averaged away; line, colour and sharpness are not.
+    class token, where there is one, and the mean and standard deviation of every channel over the patches (the diagonal
+    of the centred Gram matrix), each part normalised by itself; registers are left out. Where things are, and so most
+    of what is shown, is averaged away; line, colour and sharpness are not.
 
     It is called with the tokens [B, T, width] (see :meth:`Backbone.prefix`), not with images.
 
     Args:
-        width: of the tokens.
+        backbone: whose tokens they are.
         blocks: how many blocks come before the first modulated one.
     """
 
-    def __init__(self, width: int, blocks: int) -> None:
+    def __init__(self, backbone: Backbone, blocks: int) -> None:
         super().__init__()
         self.blocks = blocks
-        self.dim = 3 * width
+        self.has_class_token, self.leading = backbone.leading_tokens
+        self.dim = (3 if self.has_class_token else 2) * backbone.width
 
     def features(self, seen: Tensor) -> Tensor:
         tokens = seen.float()
-        patches = tokens[:, 1:]
-        parts = (tokens[:, 0], patches.mean(dim=1), patches.std(dim=1, correction=0))
+        patches = tokens[:, self.leading :]
+        parts = [tokens[:, 0]] if self.has_class_token else []
+        parts += [patches.mean(dim=1), patches.std(dim=1, correction=0)]
         return torch.cat([F.layer_norm(part, part.shape[-1:]) for part in parts], dim=-1)
 
 
@@ -154,7 +156,7 @@ def create_style(config: HystarConfig, backbone: Backbone) -> StyleExtractor:
     if config.style == "clip":
         return BackboneStyle(backbone)
     if config.style == "prefix":
-        return PrefixStyle(backbone.width, min(resolve_blocks(config.blocks, backbone.depth, config.backbone)) - 1)
+        return PrefixStyle(backbone, min(resolve_blocks(config.blocks, backbone.depth, config.backbone)) - 1)
     renormalise = _to_imagenet(backbone) if config.style_normalization == "own" else None
     try:
         with repeatable_weights():

@@ -32,7 +32,7 @@ class Inputs:
 
     Attributes:
         images: [Q + b, 3, H, W], the drawn queries and then the targets of the b pairs.
-        style: [Q + b, d] or None.
+        style: [Q + b, d], or None where the method takes none or reads it on the way.
         texts: the written queries.
         order: int64 [b], where the query of each pair is among the drawn ones and, after them, the texts.
         usable: bool [b], False where a picture of the pair could not be read.
@@ -78,12 +78,14 @@ def prepare(
     columns = torch.cat([batch.styles[mine], torch.full_like(pairs, GALLERY)])
     loaded = data.load(rows, columns, torch.cat([batch.draws[mine], batch.draws[pairs]]))
     images = to_float(loaded.images if device is None else loaded.images.to(device))
-    if loaded.styles is None:
-        style = embed_styles(method, images, batch_size=recipe.chunk_size or len(images))
-    else:
-        style = loaded.styles.to(images.device)
     generator = torch.Generator().manual_seed(recipe.seed * 7_368_787 + step)
     placements = draw_placements(len(drawn) + total, recipe.jitter, generator)
+    if loaded.styles is not None:
+        style = loaded.styles.to(images.device)
+    elif placements is None and method.reads_style_on_the_way:
+        style = None  # a pass of its own would make the same; where pictures are placed, style is that of the unplaced
+    else:
+        style = embed_styles(method, images, batch_size=recipe.chunk_size or len(images))
     images = place(images, None if placements is None else placements[pictures])
     written = (batch.styles[part] == data.text_column).nonzero().flatten()
     readable = loaded.readable[len(mine) :].clone()

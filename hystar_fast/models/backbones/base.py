@@ -32,6 +32,11 @@ class Backbone(nn.Module, ABC):
     def blocks(self) -> Sequence[nn.Module]:
         """The visual blocks, first to last."""
 
+    @property
+    @abstractmethod
+    def leading_tokens(self) -> tuple[bool, int]:
+        """Whether the first token is a class token, and how many there are before the patches: it and registers."""
+
     @abstractmethod
     def inject_dynamic(self, number: int, rank: int | None) -> int:
         """Make the packed qkv weight of block `number` (1-based) take offsets; returns how many."""

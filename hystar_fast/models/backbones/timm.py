@@ -42,6 +42,10 @@ class TimmTower(VisionTower):
             if type(block) is not Block:
                 raise ValueError(f"backbone blocks must be timm's pre-norm Block, got {type(block).__name__}")
 
+    def leading_tokens(self, visual: Any) -> tuple[bool, int]:
+        trunk = visual.get_submodule(self.trunk_at)
+        return trunk.cls_token is not None, int(trunk.num_prefix_tokens)
+
     def embed(self, visual: Any, images: Tensor) -> Tensor:
         trunk = visual.get_submodule(self.trunk_at)
         x = trunk.patch_embed(images.to(trunk.patch_embed.proj.weight.dtype))

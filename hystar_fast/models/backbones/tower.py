@@ -39,6 +39,10 @@ class VisionTower(ABC):
     def widths(self, visual: Any) -> tuple[int, int]:
         """The width of the tokens and that of the embeddings."""
 
+    def leading_tokens(self, visual: Any) -> tuple[bool, int]:
+        """Whether the first token is a class token, and how many there are before the patches: it and registers."""
+        return True, 1
+
     @abstractmethod
     def embed(self, visual: Any, images: Tensor) -> Tensor:
         """images [B, 3, H, W] -> tokens [B, T, d] as the first block takes them."""
@@ -143,6 +147,10 @@ class TowerBackbone(Backbone):
     @property
     def blocks(self) -> Sequence[nn.Module]:
         return self.visual.get_submodule(self.tower.blocks_at)
+
+    @property
+    def leading_tokens(self) -> tuple[bool, int]:
+        return self.tower.leading_tokens(self.visual)
 
     def train(self, mode: bool = True) -> Self:
         """It stays in evaluation mode: it is frozen, and libraries drop patches and activations in training.

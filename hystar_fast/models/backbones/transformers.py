@@ -92,6 +92,9 @@ class ClipTower(TransformersTower):
 class SiglipTower(TransformersTower):
     """SiglipModel, which the SigLIP 2 checkpoints of fixed resolution are too."""
 
+    def leading_tokens(self, visual: Any) -> tuple[bool, int]:
+        return False, 0
+
     def check(self, visual: Any) -> None:
         super().check(visual)
         if not hasattr(visual.vision_model, "head"):
