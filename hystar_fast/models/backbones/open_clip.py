@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hystar_fast.nn.attention import SVDAttention, attend
 
 _VISUAL_PARTS = ("conv1", "class_embedding", "positional_embedding", "transformer", "proj", "_embeds", "_pool")
 _BLOCK_PARTS = ("ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2")
+_AT = re.compile(r"@(\d+)(px)?")
 _TINY_MEAN = _TINY_STD = (0.5, 0.5, 0.5)
 
 
@@ -131,7 +133,8 @@ def load_open_clip(name: str, pretrained: str | None, image_size: int | None = N
     """An open_clip model on the default device.
 
     Args:
-        name: a name of ``open_clip.list_models()``, ``local-dir:<path>`` or ``hf-hub:<id>``.
+        name: a name of ``open_clip.list_models()`` (OpenAI's spelling, ``ViT-L/14@336px``, is understood),
+            ``local-dir:<path>`` or ``hf-hub:<id>``.
         pretrained: a tag or a local file; with ``local-dir:`` and ``hf-hub:`` anything but None means the weights
             stored there; None for random weights, the same every time.
         image_size: None for the model's own; open_clip resizes the position embeddings for any other.
@@ -142,7 +145,7 @@ def load_open_clip(name: str, pretrained: str | None, image_size: int | None = N
     if name.startswith(("local-dir:", "hf-hub:")):
         settings |= {"load_weights": pretrained is not None, "require_pretrained": pretrained is not None}
     else:
-        name = name.replace("/", "-")
+        name = _AT.sub(r"-\1", name.replace("/", "-"))
         _check_weights(name, pretrained)
         tag = open_clip.get_pretrained_cfg(name, pretrained or "")
         # On a mismatch open_clip only warns, and then computes with the activation the weights were not trained with.
