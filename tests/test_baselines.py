@@ -102,6 +102,25 @@ def test_sizes_on_the_papers_backbone(name):
         assert round(100 * count / whole, 1) == (share if name != "ia3" else 0.0)
 
 
+def test_the_counts_that_table_5_can_have_of_ia3_are_those_stated():
+    clip: Any = open_clip.create_model("ViT-L-14", device="meta")
+    whole = sum(p.numel() for p in clip.parameters())
+    published, outputs = [], []
+    for transformer in (clip.visual.transformer, clip.transformer):
+        blocks = [(block.attn, block.mlp) for block in transformer.resblocks]
+        published.append(sum(2 * attn.embed_dim + mlp.c_proj.in_features for attn, mlp in blocks))
+        linears = [
+            (attn.in_proj_weight, attn.out_proj.weight, mlp.c_fc.weight, mlp.c_proj.weight) for attn, mlp in blocks
+        ]
+        outputs.append(sum(len(weight) for weights in linears for weight in weights))
+    text = " ".join((baselines.__doc__ or "").split())
+    assert f"= {published[0]:,} numbers" in text and f"they are {sum(published):,}, 0.047 %" in text
+    assert f"{outputs[0]:,} in the image tower, 0.052 %, or {sum(outputs):,} in both, 0.071 %" in text
+    shares = [100 * count / whole for count in (published[0], sum(published), outputs[0], sum(outputs))]
+    assert [f"{share:.1f}" for share in shares] == ["0.0", "0.0", "0.1", "0.1"]
+    assert [f"{share:.3f}" for share in shares[1:]] == ["0.047", "0.052", "0.071"]
+
+
 @pytest.mark.parametrize("name", BASELINES)
 def test_all_but_those_with_tokens_of_their_own_start_as_the_frozen_model_and_none_touches_text(name, config, images):
     frozen, method = create_method("frozen", config), create_method(name, config)

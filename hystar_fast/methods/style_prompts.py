@@ -131,6 +131,21 @@ class StylePrompted(nn.Module):
         return self.backbone.encode_text(tokens)
 
 
+def size_of_the_public_code(model: StylePrompted) -> int:
+    """How many parameters the public code holds beside CLIP, with those that compute nothing: what Table 5 counts.
+
+    A second embedding and map, learned tokens in place of the centres (which are a file there), and all of VGG-19's
+    convolutions after one more that mixes the colours.
+    """
+    from torchvision.models import vgg19
+
+    with torch.device("meta"):
+        unused = [vgg19().features, nn.Conv2d(3, 3, 1), nn.Conv2d(_EMBEDDED, _EMBEDDED, model.embed.kernel_size[0])]
+    tokens = 2 * model.prompts * model.backbone.width
+    held = [model.embed, model.pool, model.map, model.map, *unused]
+    return tokens + sum(parameter.numel() for module in held for parameter in module.parameters())
+
+
 class StylePrompts(Adapted):
     """x_1 = [cls, s(t), patches] and x_L = [cls, t, …] with t = map(pool(G(image))), trained with a frozen CLIP.
 
@@ -174,7 +189,7 @@ class StylePrompts(Adapted):
             raise ValueError(f"vgg={vgg!r} could not be loaded: {error}") from error
         self.settings = {"prompts": prompts, "centres": centres}
         self.fingerprints = {"vgg": fingerprint(layers.state_dict().items())}
-        self.model = StylePrompted(backbone, prompts, centres, layers).eval()
+        self.model: StylePrompted = StylePrompted(backbone, prompts, centres, layers).eval()
         self.modules = (self.model,)
 
 
