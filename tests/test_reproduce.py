@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from small_clip import write_small_clip
 from test_cli import refused, run
 
-from hystar_fast.cli.computation import ROWS, parameters_on_the_papers_backbone
+from hystar_fast.cli import computation
+from hystar_fast.cli.computation import ROWS, freestyle_as_published, parameters_on_the_papers_backbone
 from hystar_fast.cli.reproduce import (
     COMPUTATION,
     CONFIRMED,
@@ -115,6 +117,23 @@ def test_table_5_counts_on_the_papers_backbone(monkeypatch):
     for row in ("VPT", "AdaptFormer"):
         assert found[row][0] // 10**6 == table.rows[row][0]
     assert found["FreestyleRet"][1] == 10_112_772
+    published = freestyle_as_published()
+    assert (found["CLIP"][0] + published) // 10**6 == table.rows["FreestyleRet"][0] == 476
+    assert 11.3 < 100 * published / found["CLIP"][0] < 11.5
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_table_5_times_the_backbone_named_and_prints_both_counts_of_freestyle(tmp_path, monkeypatch, own):
+    monkeypatch.setattr(computation, "BATCH", 2)
+    backbone = write_small_clip(tmp_path / "clip", weights=False) if own else "tiny"
+    shown = reproduce(tmp_path, "table5", *(("--backbone", backbone) if own else ()))
+    found = json.loads((tmp_path / "table5.json").read_text())
+    assert found["backbone"] == backbone
+    assert all(row["milliseconds"] > 0 for row in found["rows"])
+    assert [row["parameters"] // 10**6 for row in found["rows"] if row["row"] == "Hystar"] == [442]
+    row = next(row for row in found["rows"] if row["row"] == "FreestyleRet")
+    assert row["added"] == 10_112_772 and row["with_unused_parts"]["parameters"] // 10**6 == 476
+    assert f"it has {row['with_unused_parts']['parameters'] / 1e6:.1f} M" in shown
 
 
 def test_words_that_are_no_tables_are_refused(tmp_path):

@@ -313,6 +313,9 @@ def reproduce(
     weights: Weights = "packaged",
     vgg: Annotated[str | None, typer.Option(help="Weights of VGG-16, for Table 10.")] = None,
     dinov2: Annotated[str | None, typer.Option(help="Weights of DINOv2, for Table 10.")] = None,
+    backbone: Annotated[
+        str, typer.Option(help="What Table 5 times: tiny, or open_clip:ViT-L-14, say, with random weights.")
+    ] = "tiny",
     limit: Limit = None,
 ) -> None:
     """Run the rows of the paper's tables on the embedded drawings, beside the paper's figures; goes on where it was."""
@@ -333,10 +336,8 @@ def reproduce(
             tune_variants=tune_variants,
             jobs=jobs,
         )
-        run_reproduce(
-            ReproduceSettings(table_numbers(tables), rows, vgg, dinov2, FEW_SHOT_STEPS if steps is None else steps),
-            _console(),
-        )
+        shots = FEW_SHOT_STEPS if steps is None else steps
+        run_reproduce(ReproduceSettings(table_numbers(tables), rows, vgg, dinov2, shots, backbone), _console())
 
 
 @app.command()
