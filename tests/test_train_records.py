@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from hystar_fast.cli.main import app
 from hystar_fast.data.open import open_images
 from hystar_fast.data.records import ImageSet
+from hystar_fast.models.backbones.open_clip import OpenClipTower
 from hystar_fast.train.pairs import GALLERY, PairSampler
 from hystar_fast.train.records import RecordPairs, hold_out
 from hystar_fast.train.run import run_training
@@ -159,6 +161,26 @@ def test_a_run_with_a_held_out_share_chooses_the_best(tmp_path: Path) -> None:
     step = trained.progress.step
     assert step == min(trained.steps, trained.progress.best[1] + 2)
     assert (tmp_path / "run" / "adapter" / "adapter.safetensors").is_file()
+
+
+@pytest.mark.parametrize("method", ["hystar", "vpt"])
+def test_gradient_checkpointing_by_its_key_runs_every_block_again_and_learns_the_same(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, run_block = splits(tmp_path / "DSR", 11), OpenClipTower.run_block
+    losses, runs = {}, {"true": 0, "false": 0}
+    for key in runs:
+
+        def counted(*arguments: Any, key: str = key) -> torch.Tensor:
+            runs[key] += torch.is_grad_enabled()
+            return run_block(*arguments)
+
+        monkeypatch.setattr(OpenClipTower, "run_block", counted)
+        changes = [f"model.method={method}", f"optim.gradient_checkpointing={key}", "data.validation=none"]
+        trained = run_training(read_settings("emoji", settings_of(root, tmp_path / key, *changes)))
+        losses[key] = trained.progress.losses
+    assert runs["true"] == 2 * runs["false"] > 0
+    assert losses["true"] == pytest.approx(losses["false"], rel=1e-5)
 
 
 def test_pictures_read_ahead_are_those_read_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
