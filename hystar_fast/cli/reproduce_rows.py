@@ -76,7 +76,7 @@ _PLANS = {
             "BLIP*": _BLIP,
             "ImageBind": _ADOPTED,
             "LanguageBind": _ADOPTED,
-            "FreestyleRet-BLIP": _BLIP,
+            "FreestyleRet-BLIP": f"{_BLIP} and model.method=freestyle",
             "Hystar-BLIP": _BLIP,
         },
         "Hystar-CLIP",

@@ -7,18 +7,23 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from hystar_fast.methods.frozen import Frozen
-from hystar_fast.models.backbones.open_clip import OpenClipBackbone
+from hystar_fast.models.backbones.tower import TowerBackbone
 
 
 class Adapted(Frozen):
-    """A frozen open_clip model, some parameters of whose image tower train as one group named as the method.
+    """A frozen backbone, some parameters of whose image tower train as one group named as the method.
 
     Args:
         backbone: is changed in place.
         criterion: loss of (query, target).
+
+    Attributes:
+        open_clip_only: whether it knows the parts of open_clip's own vision transformer alone.
     """
 
-    def __init__(self, backbone: OpenClipBackbone, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
+    open_clip_only: bool = False
+
+    def __init__(self, backbone: TowerBackbone, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__(backbone, backbone.preprocess, backbone.tokenizer)
         self.criterion = criterion
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hystar_fast.methods.adapted import Adapted
-from hystar_fast.models.backbones.open_clip import OpenClipBackbone
+from hystar_fast.models.backbones.tower import TowerBackbone
 
 # AdaptFormer's own is 64; Table 5 of the paper compared (0.5 % more parameters on ViT-L/14) allows 39 to 47.
 BOTTLENECK = 40
@@ -63,7 +63,7 @@ class AdaptFormer(Adapted):
     name = "adaptformer"
 
     def __init__(
-        self, backbone: OpenClipBackbone, criterion: Callable[[Tensor, Tensor], Tensor], *, bottleneck: int = BOTTLENECK
+        self, backbone: TowerBackbone, criterion: Callable[[Tensor, Tensor], Tensor], *, bottleneck: int = BOTTLENECK
     ) -> None:
         super().__init__(backbone, criterion)
         if bottleneck < 1:

@@ -49,6 +49,7 @@ class IA3(Adapted):
     """
 
     name = "ia3"
+    open_clip_only = True
 
     def __init__(self, backbone: OpenClipBackbone, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__(backbone, criterion)

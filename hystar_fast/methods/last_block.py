@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from hystar_fast.methods.adapted import Adapted
-from hystar_fast.models.backbones.open_clip import OpenClipBackbone
+from hystar_fast.models.backbones.tower import TowerBackbone
 
 
 class LastBlock(Adapted):
@@ -18,6 +18,6 @@ class LastBlock(Adapted):
 
     name = "last_block"
 
-    def __init__(self, backbone: OpenClipBackbone, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, backbone: TowerBackbone, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__(backbone, criterion)
         backbone.blocks[-1].requires_grad_(True)

@@ -45,6 +45,7 @@ class SSF(Adapted):
     """
 
     name = "ssf"
+    open_clip_only = True
 
     def __init__(self, backbone: OpenClipBackbone, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__(backbone, criterion)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
 from hystar_fast.methods.adapted import Adapted
-from hystar_fast.models.backbones.open_clip import OpenClipBackbone
+from hystar_fast.models.backbones.tower import TowerBackbone
 from hystar_fast.nn.inject import inject
 
 
@@ -25,11 +24,9 @@ class StaticSVD(Adapted):
 
     name = "svft"
 
-    def __init__(self, backbone: OpenClipBackbone, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, backbone: TowerBackbone, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__(backbone, criterion)
         for number in range(1, backbone.depth + 1):
             backbone.inject_static(number, None)
-            backbone.inject_dynamic(number, None)
-            attention: Any = backbone.blocks[number - 1].get_submodule("attn")
-            attention.in_proj.delta_s_static.requires_grad_(True)
-            inject(attention, "out_proj")
+            backbone.inject_static_attention(number, None)
+            inject(backbone.blocks[number - 1].get_submodule(backbone.tower.attention_at), "out_proj")

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from hystar_fast.methods.adapted import Adapted
-from hystar_fast.models.backbones.open_clip import OpenClipBackbone
+from hystar_fast.models.backbones.tower import TowerBackbone
 from hystar_fast.models.checkpoint import fingerprint
 from hystar_fast.models.random_weights import repeatable_weights
 from hystar_fast.models.vgg import gram, vgg_features
@@ -87,7 +87,7 @@ class StylePrompted(nn.Module):
         vgg: the frozen layers whose maps show the style.
     """
 
-    def __init__(self, backbone: OpenClipBackbone, prompts: int, centres: int, vgg: nn.Sequential) -> None:
+    def __init__(self, backbone: TowerBackbone, prompts: int, centres: int, vgg: nn.Sequential) -> None:
         super().__init__()
         self.backbone, self.vgg, self.prompts = backbone, vgg, prompts
         side, width = min(backbone.image_size) >> (_HALVINGS - 1), backbone.width
@@ -96,8 +96,7 @@ class StylePrompted(nn.Module):
         self.pool = nn.Linear(_EMBEDDED, prompts)
         self.map = nn.Sequential(nn.Linear(_EMBEDDED, 512), nn.Linear(512, 1024), nn.Linear(1024, width))
         self.space = StyleSpace(centres, prompts * width)
-        weight = backbone.visual.conv1.weight
-        self.to(weight.device)
+        self.to(next(backbone.parameters()).device)
 
     def gram_tokens(self, images: Tensor) -> Tensor:
         """Tokens [B, prompts, width] of the Gram matrix of preprocessed images."""
@@ -113,18 +112,16 @@ class StylePrompted(nn.Module):
         if self.training:
             self.space.place(deep.flatten(1))
         shallow = self.space(deep.flatten(1)).view_as(deep)
-        visual, run_block = backbone.visual, backbone.tower.run_block
-        x = visual._embeds(images.to(visual.conv1.weight.dtype))
-        x = _insert(x, shallow)
+        visual, tower, leading = backbone.visual, backbone.tower, backbone.leading_tokens[1]
+        x = _insert(tower.embed(visual, images), shallow, leading)
         for number, block in enumerate(backbone.blocks, start=1):
             if number == backbone.depth:
-                x = _insert(x, deep)
+                x = _insert(x, deep, leading)
             if backbone.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(run_block, block, x, None, use_reentrant=False)
+                x = checkpoint(tower.run_block, block, x, None, use_reentrant=False)
             else:
-                x = run_block(block, x, None)
-        pooled, _ = visual._pool(torch.cat([x[:, :1], x[:, 1 + 2 * count :]], dim=1))
-        return pooled if visual.proj is None else pooled @ visual.proj
+                x = tower.run_block(block, x, None)
+        return tower.pool(visual, torch.cat([x[:, :leading], x[:, leading + 2 * count :]], dim=1))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """tokens [B, L] -> [B, D], by the untouched tower."""
@@ -171,7 +168,7 @@ class StylePrompts(Adapted):
 
     def __init__(
         self,
-        backbone: OpenClipBackbone,
+        backbone: TowerBackbone,
         criterion: Callable[[Tensor, Tensor], Tensor],
         *,
         prompts: int = PROMPTS,
@@ -193,6 +190,6 @@ class StylePrompts(Adapted):
         self.modules = (self.model,)
 
 
-def _insert(x: Tensor, tokens: Tensor) -> Tensor:
-    """x [B, T, D] with tokens [B, P, D] after its first."""
-    return torch.cat([x[:, :1], tokens.to(x.dtype), x[:, 1:]], dim=1)
+def _insert(x: Tensor, tokens: Tensor, place: int) -> Tensor:
+    """x [B, T, D] with tokens [B, P, D] after its first `place`."""
+    return torch.cat([x[:, :place], tokens.to(x.dtype), x[:, place:]], dim=1)

@@ -16,7 +16,8 @@ from hystar_fast.methods.lora import LoRA
 from hystar_fast.methods.pixels import Pixels
 from hystar_fast.methods.static_only import StaticOnly
 from hystar_fast.models.backbones import Backbone, create_backbone
-from hystar_fast.models.backbones.open_clip import OpenClipBackbone, OpenClipTower
+from hystar_fast.models.backbones.open_clip import OpenClipTower
+from hystar_fast.models.backbones.tower import TowerBackbone, VisionTower
 from hystar_fast.models.checkpoint import fingerprint
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
@@ -62,8 +63,8 @@ def create_method(
         settings: what a method of this name says it was built with (`Method.settings`), instead of its defaults.
 
     Raises:
-        ValueError: an unknown name, "lora" without a size, or a baseline on a backbone without open_clip's own
-            vision transformer.
+        ValueError: an unknown name, "lora" without a size, or a baseline that needs open_clip's own vision transformer
+            on another backbone.
         TypeError: `settings` that this method does not have.
     """
     torch.manual_seed(seed)
@@ -90,7 +91,8 @@ def _adapted(
     if name == "frozen":
         return Frozen(backbone, backbone.preprocess, backbone.tokenizer)
     if name in BASELINES:
-        if not isinstance(backbone, OpenClipBackbone) or not isinstance(backbone.tower, OpenClipTower):
+        known = OpenClipTower if BASELINES[name].open_clip_only else VisionTower
+        if not isinstance(backbone, TowerBackbone) or not isinstance(backbone.tower, known):
             raise ValueError(
                 f"{name} needs a backbone with open_clip's own vision transformer, got {config.backbone!r}"
             )

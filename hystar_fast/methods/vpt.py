@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hystar_fast.methods.adapted import Adapted
-from hystar_fast.models.backbones.open_clip import OpenClipBackbone
+from hystar_fast.models.backbones.tower import TowerBackbone
 
 # The paper compared does not say how many; Table 5 (0.2 % more parameters on ViT-L/14) allows 27 to 43.
 PROMPTS = 32
@@ -24,10 +24,10 @@ class Prompted(nn.Module):
         prompts: tokens a block.
     """
 
-    def __init__(self, backbone: OpenClipBackbone, prompts: int) -> None:
+    def __init__(self, backbone: TowerBackbone, prompts: int) -> None:
         super().__init__()
         self.backbone = backbone
-        kernel = backbone.visual.conv1.weight
+        kernel = backbone.tower.patch_weight(backbone.visual)
         self.prompts = nn.Parameter(kernel.new_empty(backbone.depth, prompts, backbone.width))
         bound = math.sqrt(6 / (kernel[0].numel() + backbone.width))
         nn.init.uniform_(self.prompts, -bound, bound)
@@ -36,20 +36,19 @@ class Prompted(nn.Module):
         """images [B, 3, H, W] -> [B, D], not normalised."""
         backbone = self.backbone
         backbone.check_images(images)
-        visual, count = backbone.visual, self.prompts.shape[1]
-        run_block = backbone.tower.run_block
-        x = visual._embeds(images.to(visual.conv1.weight.dtype))
+        visual, tower, count = backbone.visual, backbone.tower, self.prompts.shape[1]
+        leading = backbone.leading_tokens[1]
+        x = tower.embed(visual, images)
         # What a block makes of its prompts is dropped, and the next block gets its own.
-        first, rest = x[:, :1], x[:, 1:]
+        first, rest = x[:, :leading], x[:, leading:]
         for block, prompts in zip(backbone.blocks, self.prompts, strict=True):
             x = torch.cat([first, prompts.expand(len(x), -1, -1).to(x.dtype), rest], dim=1)
             if backbone.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(run_block, block, x, None, use_reentrant=False)
+                x = checkpoint(tower.run_block, block, x, None, use_reentrant=False)
             else:
-                x = run_block(block, x, None)
-            first, rest = x[:, :1], x[:, 1 + count :]
-        pooled, _ = visual._pool(torch.cat([first, rest], dim=1))
-        return pooled if visual.proj is None else pooled @ visual.proj
+                x = tower.run_block(block, x, None)
+            first, rest = x[:, :leading], x[:, leading + count :]
+        return tower.pool(visual, torch.cat([first, rest], dim=1))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """tokens [B, L] -> [B, D], by the untouched tower."""
@@ -76,7 +75,7 @@ class VPT(Adapted):
     name = "vpt"
 
     def __init__(
-        self, backbone: OpenClipBackbone, criterion: Callable[[Tensor, Tensor], Tensor], *, prompts: int = PROMPTS
+        self, backbone: TowerBackbone, criterion: Callable[[Tensor, Tensor], Tensor], *, prompts: int = PROMPTS
     ) -> None:
         super().__init__(backbone, criterion)
         if prompts < 1:

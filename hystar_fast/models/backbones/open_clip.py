@@ -48,6 +48,9 @@ class OpenClipTower(VisionTower):
         embed_dim = visual.ln_post.weight.shape[0] if visual.proj is None else visual.proj.shape[1]
         return int(visual.conv1.out_channels), int(embed_dim)
 
+    def patch_weight(self, visual: Any) -> Tensor:
+        return visual.conv1.weight
+
     def embed(self, visual: Any, images: Tensor) -> Tensor:
         return visual._embeds(images.to(visual.conv1.weight.dtype))
 

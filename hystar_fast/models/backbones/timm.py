@@ -46,6 +46,9 @@ class TimmTower(VisionTower):
         trunk = visual.get_submodule(self.trunk_at)
         return trunk.cls_token is not None, int(trunk.num_prefix_tokens)
 
+    def patch_weight(self, visual: Any) -> Tensor:
+        return visual.get_submodule(self.trunk_at).patch_embed.proj.weight
+
     def embed(self, visual: Any, images: Tensor) -> Tensor:
         trunk = visual.get_submodule(self.trunk_at)
         x = trunk.patch_embed(images.to(trunk.patch_embed.proj.weight.dtype))

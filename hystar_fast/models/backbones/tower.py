@@ -44,6 +44,10 @@ class VisionTower(ABC):
         return True, 1
 
     @abstractmethod
+    def patch_weight(self, visual: Any) -> Tensor:
+        """The weight [d, ...] that makes tokens of patches."""
+
+    @abstractmethod
     def embed(self, visual: Any, images: Tensor) -> Tensor:
         """images [B, 3, H, W] -> tokens [B, T, d] as the first block takes them."""
 

@@ -31,6 +31,9 @@ class TransformersTower(VisionTower):
     mlp_parts = ("fc1", "activation_fn", "fc2")
     heads: Sequence[str] = ()
 
+    def patch_weight(self, visual: Any) -> Tensor:
+        return visual.vision_model.embeddings.patch_embedding.weight
+
     def embed(self, visual: Any, images: Tensor) -> Tensor:
         return visual.vision_model.embeddings(images)
 
