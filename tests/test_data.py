@@ -53,7 +53,7 @@ def test_domainnet_lists_its_split_files_by_category(tmp_path):
 
 
 def test_sketchy_matches_sketches_to_the_photo_they_were_drawn_from(tmp_path):
-    found = open_images(str(trees.sketchy(tmp_path)))
+    found = open_images(str(trees.sketchy(tmp_path / "Sketchy")))
     assert found.gallery_style == "photo"
     instances = {record.path.split("/")[-1]: record.instance for record in found.of_style("sketch")}
     assert instances == {
@@ -65,6 +65,17 @@ def test_sketchy_matches_sketches_to_the_photo_they_were_drawn_from(tmp_path):
     }
     assert {record.category for record in found.records} == {"cat", "dog"}
     assert {record.instance for record in found.of_style("photo")} == set(instances.values()) - {None}
+
+
+def test_of_sketchys_renderings_the_standard_one_is_read_and_named(tmp_path):
+    found = open_images(str(trees.sketchy(tmp_path / "Sketchy")))
+    assert found.name == "Sketchy (photo/tx_000000000000, sketch/tx_000000000000)"
+    assert len(found.of_style("photo")) == 4 and len(found.of_style("sketch")) == 5
+    assert {record.path.split("/")[1] for record in found.records} == {"tx_000000000000"}
+    alone = open_images(str(trees.sketchy(tmp_path / "alone", ("tx_000100000000",))))
+    assert alone.name == "alone" and len(alone.records) == 9
+    with pytest.raises(ValueError, match=r"Found: tx_000000001110, tx_000100000000 below photo/, of which none is"):
+        open_images(str(trees.sketchy(tmp_path / "others", ("tx_000100000000", "tx_000000001110"))))
 
 
 def test_folders_take_the_gallery_that_is_named(tmp_path):

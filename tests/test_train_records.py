@@ -65,7 +65,7 @@ def test_categories_say_which_targets_are_no_negatives(tmp_path: Path) -> None:
 
 
 def test_a_picture_nobody_asks_for_is_left_out(tmp_path: Path) -> None:
-    root = picture_trees.sketchy(tmp_path)
+    root = picture_trees.sketchy(tmp_path, ("tx_000100000000",))
     shutil.rmtree(root / "sketch/tx_000100000000/dog")
     pairs = RecordPairs(open_images(f"folders:{root}"), (), SIDE)
     assert [record.category for record in pairs.gallery] == ["cat", "cat"]
@@ -74,6 +74,21 @@ def test_a_picture_nobody_asks_for_is_left_out(tmp_path: Path) -> None:
         RecordPairs(open_images(f"folders:{root}"), ("oil",), SIDE)
     with pytest.raises(ValueError, match=r"has no picture of 'photo' with a query in \('text',\)"):
         RecordPairs(open_images(f"folders:{root}"), ("text",), SIDE)
+
+
+def test_two_copies_of_an_instance_are_no_negatives_of_each_other(tmp_path: Path) -> None:
+    assert RecordPairs(open_images(str(picture_trees.sketchy(tmp_path / "sketchy"))), (), SIDE).labels is None
+    for place in (
+        "photo/a/cup/1.png",
+        "photo/b/cup/1.png",
+        "photo/a/cup/2.png",
+        "sketch/cup/1.png",
+        "sketch/cup/2.png",
+    ):
+        picture_trees.picture(tmp_path / "copies" / place)
+    pairs = RecordPairs(open_images(str(tmp_path / "copies")), (), SIDE)
+    assert [record.instance for record in pairs.gallery] == ["cup/1", "cup/2", "cup/1"]
+    assert pairs.labels is not None and pairs.labels.tolist() == [0, 1, 0]
 
 
 def test_the_sampler_draws_from_what_there_is(tmp_path: Path) -> None:

@@ -14,11 +14,16 @@ LAYOUT = (
     "<style>/…/<category>/<picture> for at least two styles, one of them the gallery (photo, or as named), with "
     "the same names of categories"
 )
-_COPY = re.compile(r"-\d+$")
+STANDARD_RENDERING = "tx_000000000000"
+_COPY, _RENDERING = re.compile(r"-\d+$"), re.compile(r"tx_\d+")
 
 
 def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet:
-    """List ``<style>/…/<category>/<picture>``; folders between style and category (Sketchy's ``tx_…``) do not count.
+    """List ``<style>/…/<category>/<picture>``; folders between style and category do not count.
+
+    Sketchy has every picture several times, rendered in several ways: ``photo/tx_000000000000``,
+    ``photo/tx_000100000000``, …. Where a style has more than one such folder, `STANDARD_RENDERING` alone is read, and
+    the name of the data set says so; for another one, link it into a folder of its own.
 
     The sketches of Sketchy, ``<photo>-<number>``, belong to the photo whose name they carry: where the gallery has a
     picture of that name and category, they are its instance. Where most have no such photo, nobody has an instance.
@@ -36,6 +41,13 @@ def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet
     if gallery not in styles or len(styles) < 2:
         raise refuse("style folders", root, LAYOUT)
     listed = {style: _pictures(root, style) for style in (gallery, *(s for s in styles if s != gallery))}
+    several = {style: _renderings(pictures) for style, pictures in listed.items()}
+    several = {style: names for style, names in several.items() if len(names) > 1}
+    for style, names in several.items():
+        if STANDARD_RENDERING not in names:
+            found = f"{', '.join(sorted(names))} below {style}/, of which none is {STANDARD_RENDERING}: keep one"
+            raise refuse("style folders", root, LAYOUT, found)
+        listed[style] = [path for path in listed[style] if path.parts[1] == STANDARD_RENDERING]
     empty = [style for style, pictures in listed.items() if not pictures]
     if empty:
         raise refuse("style folders", root, LAYOUT, f"no <category>/<picture> below {empty[0]}/")
@@ -53,13 +65,19 @@ def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet
     asking = [record for record in records if record.style != gallery]
     if 2 * sum(record.instance is not None for record in asking) < len(asking):
         records = [replace(record, instance=None) for record in records]
-    return ImageSet(root.name or "folders", gallery, tuple(records), from_folder(root))
+    read = ", ".join(f"{style}/{STANDARD_RENDERING}" for style in several)
+    name = f"{root.name or 'folders'}{f' ({read})' if several else ''}"
+    return ImageSet(name, gallery, tuple(records), from_folder(root))
 
 
 def _pictures(root: Path, style: str) -> list[Path]:
     """The pictures of a style that are in a category, relative to `root`."""
     found = (p.relative_to(root) for p in (root / style).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     return sorted(path for path in found if len(path.parts) >= 3)
+
+
+def _renderings(pictures: list[Path]) -> set[str]:
+    return {path.parts[1] for path in pictures if _RENDERING.fullmatch(path.parts[1])}
 
 
 def _instance(path: Path, answers: set[tuple[str, str]]) -> str | None:

@@ -18,8 +18,9 @@ class RecordPairs:
     """A picture of the gallery and the queries that belong to it.
 
     Where the data set has instances, queries are those of the same instance. Where it has categories alone, they are
-    those of the same category, and `labels` says which targets are therefore no negatives. A picture of the gallery
-    without any query is left out. Pictures that cannot be read are named in `skipped` and their pairs take no part.
+    those of the same category, and `labels` says which targets are therefore no negatives; it does so for copies of one
+    instance too. A picture of the gallery without any query is left out. Pictures that cannot be read are named in
+    `skipped` and their pairs take no part.
 
     Args:
         images: the data set.
@@ -60,8 +61,10 @@ class RecordPairs:
         if not self.gallery:
             raise ValueError(f"{images.name} has no picture of {images.gallery_style!r} with a query in {self.styles}")
         self.texts = [record.caption or "" for record in self.gallery]
-        categories = {name: i for i, name in enumerate(dict.fromkeys(record.category for record in self.gallery))}
-        self.labels = None if by_instance else torch.tensor([categories[record.category] for record in self.gallery])
+        names = [i if (name := key(record)) is None else name for i, record in enumerate(self.gallery)]
+        number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        copies = len(number) < len(names)
+        self.labels = torch.tensor([number[name] for name in names]) if copies or not by_instance else None
 
     def __len__(self) -> int:
         return len(self.gallery)
