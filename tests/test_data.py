@@ -14,6 +14,8 @@ from torchvision.transforms import functional as TF
 
 from hystar_fast.data.open import open_images
 from hystar_fast.data.records import ImageSet, Record, Skipped, from_folder, read_images
+from hystar_fast.methods.inputs import MiddleSquare, TensorPreprocess
+from hystar_fast.models.tiny import preprocess
 from hystar_fast.retrieval.protocol import load_split
 
 
@@ -142,7 +144,7 @@ def test_emoji_are_the_drawings_of_the_protocol():
         rows = split.rows(style)
         assert [record.instance for record in records] == [split.concepts[row].id for row in rows.tolist()]
         skipped: list[Skipped] = []
-        read = torch.cat([part for _, part in read_images(found, records[:5], 64, skipped)])
+        read = torch.cat([part for _, part in read_images(found, records[:5], TensorPreprocess(preprocess), skipped)])
         assert torch.equal(read, split.images[style][rows[:5]])
         assert skipped == []
 
@@ -154,7 +156,7 @@ def test_pictures_that_cannot_be_read_are_skipped_and_named(tmp_path):
     (tmp_path / "sketch/n01/3.png").unlink()
     found = open_images(str(tmp_path))
     skipped: list[Skipped] = []
-    parts = list(read_images(found, found.of_style("sketch"), 8, skipped, batch_size=1))
+    parts = list(read_images(found, found.of_style("sketch"), MiddleSquare(8), skipped, batch_size=1))
     assert [rows for rows, _ in parts] == [[0]]
     assert parts[0][1].shape == (1, 3, 8, 8) and parts[0][1].dtype == torch.uint8
     assert [entry.path for entry in skipped] == [f"sketch/n0{i % 2}/{i}.png" for i in (1, 2, 3)]
@@ -162,10 +164,10 @@ def test_pictures_that_cannot_be_read_are_skipped_and_named(tmp_path):
         assert reason in entry.reason
 
 
-def test_pictures_are_cropped_as_clip_crops_them(tmp_path):
+def test_without_a_backbone_pictures_are_cropped_as_clip_crops_them(tmp_path):
     trees.picture(tmp_path / "wide.png", size=(40, 20))
     images = ImageSet("one", "a", (Record("wide.png", "a"),), from_folder(tmp_path))
-    _, read = next(read_images(images, images.records, 10, []))
+    _, read = next(read_images(images, images.records, MiddleSquare(10), []))
     resized = TF.resize(Image.open(tmp_path / "wide.png"), [10], TF.InterpolationMode.BICUBIC)
     expected = TF.pil_to_tensor(TF.center_crop(resized, [10, 10]))
     assert (read[0].int() - expected.int()).abs().max() <= 1

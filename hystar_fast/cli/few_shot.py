@@ -167,7 +167,7 @@ def _train(
     skipped: list[Skipped],
 ) -> None:
     shots = draw_shots(parts.training, settings.shots, seed)
-    read = list(read_images(images, shots, method.input_side, skipped))
+    read = list(read_images(images, shots, method.reader, skipped))
     rows = [row for batch, _ in read for row in batch]
     if not rows:
         raise ValueError(f"no training picture of {images.name} can be read")
@@ -194,7 +194,7 @@ def _classify(
     for names, records in ((parts.base, parts.base_test), (parts.new, parts.new_test)):
         classes = _classes(method, names, settings)
         marks = []
-        for rows, pictures in read_images(images, records, method.input_side, skipped):
+        for rows, pictures in read_images(images, records, method.reader, skipped):
             wanted = torch.tensor([names.index(str(records[row].category)) for row in rows])
             marks.append(right(embed_images(method, pictures), classes, wanted))
         if not marks:

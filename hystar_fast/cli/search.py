@@ -16,9 +16,9 @@ from hystar_fast.methods.on_device import chosen_device, placed
 from hystar_fast.retrieval.embed import (
     embed_images,
     embed_texts,
-    image_to_tensor,
     load_folder,
     load_image,
+    thumbnail,
 )
 from hystar_fast.retrieval.index import Index
 from hystar_fast.retrieval.pictures import Answer, Question, retrieval_grid
@@ -60,7 +60,7 @@ class Searcher:
 
     def image(self, path: Path, top: int) -> list[Hit]:
         """The `top` answers to a picture file."""
-        picture = image_to_tensor(load_image(path), self.method.input_side)
+        picture = self.method.reader.read(load_image(path))
         return self._hits(embed_images(self.method, picture[None]), top)
 
     def text(self, words: str, top: int) -> list[Hit]:
@@ -81,7 +81,7 @@ class Searcher:
     def picture(self, hits: list[Hit], *, query: Path | None, words: str) -> Image.Image:
         """The query and its answers as one picture."""
         answers = [Answer(self._drawing(hit.id), caption=hit.caption) for hit in hits]
-        shown = None if query is None else image_to_tensor(load_image(query), _PICTURE_SIDE)
+        shown = None if query is None else thumbnail(load_image(query), _PICTURE_SIDE)
         style = "text" if query is None else "picture"
         question = Question(shown, style, words if query is None else query.name, {"answers": answers})
         return retrieval_grid([question], f"First {len(hits)} of {len(self.index)}")
@@ -89,14 +89,14 @@ class Searcher:
     def _drawing(self, item: str) -> Tensor:
         if self.index.about.get("source") == "emoji":
             return EmojiStyles().images(self.index.about["gallery"], [item])[0]
-        return image_to_tensor(load_image(Path(self.index.about["source"]) / item), _PICTURE_SIDE)
+        return thumbnail(load_image(Path(self.index.about["source"]) / item), _PICTURE_SIDE)
 
 
 def embed_folder(folder: Path, adapter: Path, output: Path, device: str = "auto") -> int:
     """Index all pictures of a folder with a trained adapter; `Searcher.open(output)` reads it. Returns their number."""
     where = chosen_device(device)
     method = load_method(adapter)
-    ids, images = load_folder(folder, method.input_side)
+    ids, images = load_folder(folder, method.reader)
     embedded = embed_images(placed(method, where), images)
     bad = (~embedded.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:

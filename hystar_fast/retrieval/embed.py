@@ -11,6 +11,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from hystar_fast.methods.inputs import PictureReader
 from hystar_fast.methods.interface import Method
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"})
@@ -42,8 +43,8 @@ def decode_image(source: str | Path | BinaryIO, name: str) -> Image.Image:
     return canvas.convert("RGB")
 
 
-def image_to_tensor(image: Image.Image, side: int) -> Tensor:
-    """An image as uint8 [3, side, side], padded to a square with white and resized."""
+def thumbnail(image: Image.Image, side: int) -> Tensor:
+    """An image to be looked at, whole, as uint8 [3, side, side]: padded to a square with white and resized."""
     longest = max(image.size)
     square = Image.new("RGB", (longest, longest), "white")
     square.paste(image, ((longest - image.width) // 2, (longest - image.height) // 2))
@@ -51,8 +52,8 @@ def image_to_tensor(image: Image.Image, side: int) -> Tensor:
     return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1)
 
 
-def load_folder(directory: str | Path, side: int) -> tuple[list[str], Tensor]:
-    """All images below a folder: their paths relative to it, sorted, and uint8 [n, 3, side, side].
+def load_folder(directory: str | Path, reader: PictureReader) -> tuple[list[str], Tensor]:
+    """All images below a folder: their paths relative to it, sorted, and uint8 [n, 3, *reader.size].
 
     Raises:
         ValueError: the folder is missing or holds no image, or an image cannot be read.
@@ -66,7 +67,7 @@ def load_folder(directory: str | Path, side: int) -> tuple[list[str], Tensor]:
             f"directory must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}), but {directory} holds none"
         )
     return [p.relative_to(directory).as_posix() for p in paths], torch.stack(
-        [image_to_tensor(load_image(p), side) for p in paths]
+        [reader.read(load_image(p)) for p in paths]
     )
 
 

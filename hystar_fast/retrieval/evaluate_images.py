@@ -163,7 +163,7 @@ class _Run:
     def embed(self, records: Sequence[Record]) -> _Embedded:
         kept: list[Record] = []
         vectors = []
-        batches = read_images(self.images, records, self.method.input_side, self.skipped, batch_size=self.batch_size)
+        batches = read_images(self.images, records, self.method.reader, self.skipped, batch_size=self.batch_size)
         for rows, pictures in batches:
             vectors.append(embed_images(self.method, pictures, batch_size=self.batch_size, progress=self.progress))
             kept += [records[row] for row in rows]

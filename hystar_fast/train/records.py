@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from hystar_fast.data.records import ImageSet, Record, Skipped, read_images
+from hystar_fast.methods.inputs import MiddleSquare, PictureReader
 from hystar_fast.train.pairs import GALLERY, Loaded
+
+_PUBLISHED = MiddleSquare(224)
 
 
 class RecordPairs:
@@ -25,7 +28,7 @@ class RecordPairs:
     Args:
         images: the data set.
         styles: query styles, "text" among them if captions ask; by default every style but the gallery's.
-        side: pixels a side that pictures are cropped and resized to.
+        reader: how a picture becomes a tensor: the `reader` of the method that trains.
 
     Raises:
         ValueError: an unknown style, or no picture with a query.
@@ -33,8 +36,8 @@ class RecordPairs:
 
     reads_files = True
 
-    def __init__(self, images: ImageSet, styles: Sequence[str] = (), side: int = 224) -> None:
-        self.images, self.side = images, side
+    def __init__(self, images: ImageSet, styles: Sequence[str] = (), reader: PictureReader = _PUBLISHED) -> None:
+        self.images, self.reader = images, reader
         self.styles = tuple(styles) or images.styles[1:]
         self.skipped: dict[str, str] = {}
         self.text_column = self.styles.index("text") if "text" in self.styles else -2
@@ -80,10 +83,10 @@ class RecordPairs:
         for concept, column, draw in zip(concepts.tolist(), columns.tolist(), draws.tolist(), strict=True):
             chosen = [self.gallery[concept]] if column == GALLERY else self._queries[concept][column]
             records.append(chosen[int(draw * len(chosen))])
-        pictures = torch.full((len(records), 3, self.side, self.side), 255, dtype=torch.uint8)
+        pictures = torch.full((len(records), 3, *self.reader.size), 255, dtype=torch.uint8)
         readable = torch.zeros(len(records), dtype=torch.bool)
         skipped: list[Skipped] = []
-        for rows, found in read_images(self.images, records, self.side, skipped):
+        for rows, found in read_images(self.images, records, self.reader, skipped):
             pictures[rows] = found
             readable[rows] = True
         self.skipped |= {entry.path: entry.reason for entry in skipped}
