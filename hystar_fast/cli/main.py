@@ -193,8 +193,9 @@ def embed(
         from hystar_fast.cli.search import embed_folder
 
         start = time.perf_counter()
-        count = embed_folder(folder, adapter, output, device)
-        _console().print(f"indexed {count} pictures in {time.perf_counter() - start:.1f} s: {output}")
+        console = _console()
+        count = embed_folder(folder, adapter, output, console, device)
+        console.print(f"indexed {count} pictures in {time.perf_counter() - start:.1f} s: {output}")
 
 
 @app.command()

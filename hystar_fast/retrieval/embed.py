@@ -11,7 +11,6 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from hystar_fast.methods.inputs import PictureReader
 from hystar_fast.methods.interface import Method
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"})
@@ -52,23 +51,21 @@ def thumbnail(image: Image.Image, side: int) -> Tensor:
     return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1)
 
 
-def load_folder(directory: str | Path, reader: PictureReader) -> tuple[list[str], Tensor]:
-    """All images below a folder: their paths relative to it, sorted, and uint8 [n, 3, *reader.size].
+def list_pictures(directory: str | Path) -> list[str]:
+    """All image files below a folder, relative to it and sorted.
 
     Raises:
-        ValueError: the folder is missing or holds no image, or an image cannot be read.
+        ValueError: the folder is missing or holds no image.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise ValueError(f"directory must be a folder of images, but {directory} does not exist or is not a folder")
-    paths = sorted(p for p in directory.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
+    found = sorted(p for p in directory.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
         raise ValueError(
             f"directory must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}), but {directory} holds none"
         )
-    return [p.relative_to(directory).as_posix() for p in paths], torch.stack(
-        [reader.read(load_image(p)) for p in paths]
-    )
+    return [p.relative_to(directory).as_posix() for p in found]
 
 
 def to_float(images: Tensor) -> Tensor:
