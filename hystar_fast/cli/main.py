@@ -342,7 +342,9 @@ def reproduce(
 
 @app.command()
 def figure(
-    numbers: Annotated[list[int], typer.Argument(help="3 and 5 (t-SNE), 6 and 7 (curves of gamma and lambda).")],
+    numbers: Annotated[
+        list[int], typer.Argument(help="3 and 5 (embeddings), 6 and 7 (curves of gamma and lambda), 8 to 11 (answers).")
+    ],
     output: Folder = Path("runs/reproduce"),
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each point of a curve, with seeds 0, 1, …")] = 3,
     tuning_seeds: Annotated[int, typer.Option(min=1, help="Trials of each setting on the validation concepts.")] = 3,
