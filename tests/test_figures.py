@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +33,27 @@ def clusters(n: int = 20) -> torch.Tensor:
     return centres.repeat_interleave(n, 0) + 0.1 * torch.randn(3 * n, 16, generator=generator)
 
 
-def test_tsne_keeps_clusters_apart_and_is_the_same_every_time():
-    pytest.importorskip("sklearn")
-    found = project(clusters(), "tsne")
+@pytest.mark.parametrize(("projection", "module"), [("tsne", "sklearn"), ("umap", "umap")])
+def test_a_projection_keeps_clusters_apart_and_is_the_same_every_time(projection, module):
+    pytest.importorskip(module)
+    found = project(clusters(), projection)
     groups = found.reshape(3, 20, 2)
     spread = (groups - groups.mean(1, keepdim=True)).norm(dim=-1).max()
     assert torch.pdist(groups.mean(1)).min() > 2 * spread
-    assert torch.equal(found, project(clusters(), "tsne"))
+    assert torch.equal(found, project(clusters(), projection))
+
+
+@pytest.mark.parametrize(
+    ("projection", "module", "distribution"),
+    [
+        ("tsne", "sklearn.manifold", "scikit-learn"),
+        ("umap", "umap", "umap-learn"),
+    ],
+)
+def test_a_projection_whose_library_is_missing_says_how_to_get_it(monkeypatch, projection, module, distribution):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError, match=rf"needs {distribution}: pip install 'hystar-fast\[figures\]'"):
+        project(clusters(), projection)
 
 
 def test_the_plane_is_that_of_the_principal_components():
@@ -46,10 +61,11 @@ def test_the_plane_is_that_of_the_principal_components():
     found = project(points, "pca")
     centred = points - points.mean(0)
     assert torch.allclose(found.norm(dim=0), torch.linalg.svdvals(centred)[:2], rtol=1e-4)
-    with pytest.raises(ValueError, match=r"projection must be one of \('tsne', 'pca'\), got 'umap'"):
-        project(points, "umap")
-    with pytest.raises(ValueError, match="at least 4 points"):
-        project(points[:3], "tsne")
+    with pytest.raises(ValueError, match=r"projection must be one of \('tsne', 'umap', 'pca'\), got 'lda'"):
+        project(points, "lda")
+    for projection, name in (("tsne", "t-SNE"), ("umap", "UMAP")):
+        with pytest.raises(ValueError, match=f"{name} needs at least 4 points"):
+            project(points[:3], projection)
 
 
 def test_clouds_have_every_colour_of_their_labels(tmp_path):
@@ -156,3 +172,4 @@ def test_the_command_draws_what_it_trains(tmp_path, monkeypatch):
     trials = json.loads((tmp_path / "tuning.json").read_text())["trials"]
     assert {trial["method"] for trial in trials} == {"hystar"}, "along a curve nothing is tuned again"
     assert "figures must be some of (3, 5, 6, 7, 8, 9, 10, 11), got 4" in refused("figure", 4, "--output", tmp_path)
+    assert "projection must be one of" in refused("figure", 3, "--output", tmp_path, "--projection", "lda")

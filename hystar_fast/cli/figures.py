@@ -18,7 +18,7 @@ from hystar_fast.methods.interface import Method
 from hystar_fast.methods.recipes import demo_config
 from hystar_fast.methods.suite import create_method
 from hystar_fast.retrieval.embed import embed_images, embed_texts, to_float
-from hystar_fast.retrieval.figures import Cloud, Curve, draw_clouds, draw_sweep
+from hystar_fast.retrieval.figures import PROJECTION_NAMES, PROJECTIONS, Cloud, Curve, draw_clouds, draw_sweep
 from hystar_fast.retrieval.pictures import ALIKE, RIGHT, WRONG, Answer, Question, retrieval_sheet
 from hystar_fast.retrieval.protocol import (
     GALLERY_STYLE,
@@ -47,6 +47,8 @@ def run_figures(
     unknown = [number for number in numbers if number not in FIGURES]
     if unknown:
         raise ValueError(f"figures must be some of {tuple(FIGURES)}, got {unknown[0]}")
+    if projection not in PROJECTIONS:
+        raise ValueError(f"projection must be one of {PROJECTIONS}, got {projection!r}")
     paths = []
     for number in numbers:
         path = settings.output / f"figure{number}.png"
@@ -70,7 +72,9 @@ def _embeddings(settings: CompareSettings, console: Console, path: Path, project
             concepts.concepts[row].group.replace("-", " ") for style in found for row in concepts.rows(style).tolist()
         ]
         rows["style"][name], rows["class"][name] = Cloud(vectors, styles), Cloud(vectors, classes)
-    draw_clouds(rows, path, f"Held-out drawings, {_named(projection)} of image embeddings", projection=projection)
+    draw_clouds(
+        rows, path, f"Held-out drawings, {PROJECTION_NAMES[projection]} of image embeddings", projection=projection
+    )
 
 
 def _mixtures(settings: CompareSettings, console: Console, path: Path, projection: str) -> None:
@@ -87,7 +91,9 @@ def _mixtures(settings: CompareSettings, console: Console, path: Path, projectio
         found = {label: _middle_features(method, images) for label, images in parts.items()}
         labels = [label for label, part in found.items() for _ in range(len(part))]
         panels[name] = Cloud(torch.cat(list(found.values())), labels)
-    draw_clouds({"style": panels}, path, f"Features of the middle block, {_named(projection)}", projection=projection)
+    draw_clouds(
+        {"style": panels}, path, f"Features of the middle block, {PROJECTION_NAMES[projection]}", projection=projection
+    )
 
 
 def _sweep(field: str, values: Sequence[float], symbol: str) -> Callable[[CompareSettings, Console, Path, str], None]:
@@ -194,10 +200,6 @@ def _middle_features(method: Method, images: Tensor) -> Tensor:
     finally:
         handle.remove()
     return torch.cat(kept)
-
-
-def _named(projection: str) -> str:
-    return {"tsne": "t-SNE", "pca": "principal plane"}[projection]
 
 
 FIGURES: dict[int, Callable[[CompareSettings, Console, Path, str], None]] = {
