@@ -173,4 +173,6 @@ def test_the_command_writes_what_it_found(tmp_path):
     (tmp_path / "tuning.json").write_text("[]")
     message = refused("fewshot", *arguments, "--tuning", tuning, "--output", tmp_path / "out")
     assert "tuning must be a tuning.json" in message
+    assert found["device"] in ("cpu", "cuda:0")
+    assert "device must be auto, cpu or cuda, got 'tpu'" in refused("fewshot", *arguments, "--device", "tpu")
     assert "methods must be some of" in refused("fewshot", "--methods", "pixels", "--output", tmp_path / "out")
