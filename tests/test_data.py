@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -78,6 +79,33 @@ def test_of_sketchys_renderings_the_standard_one_is_read_and_named(tmp_path):
     assert alone.name == "alone" and len(alone.records) == 9
     with pytest.raises(ValueError, match=r"Found: tx_000000001110, tx_000100000000 below photo/, of which none is"):
         open_images(str(trees.sketchy(tmp_path / "others", ("tx_000100000000", "tx_000000001110"))))
+
+
+def test_tu_berlin_and_quickdraw_are_read_by_category(tmp_path):
+    found = open_images(str(trees.tu_berlin(tmp_path / "TU-Berlin")))
+    assert found.styles == ("photo", "png") and len(found.records) == 8
+    assert found.of_style("png")[2] == Record("png/alarm clock/3.png", "png", "alarm clock")
+    root = trees.quickdraw_extended(tmp_path / "QuickDraw")
+    with pytest.raises(ValueError, match="Found: QuickDraw_images_final/, QuickDraw_sketches_final/"):
+        open_images(str(root))
+    found = open_images(str(root), gallery_style="QuickDraw_images_final")
+    assert found.styles == ("QuickDraw_images_final", "QuickDraw_sketches_final")
+    assert {record.category for record in found.records} == {"bear", "windmill"}
+    assert {record.instance for record in found.records} == {None}
+
+
+def test_googles_strokes_are_refused_with_what_they_are(tmp_path):
+    trees.picture(tmp_path / "photo/cat/1.jpg")
+    for name in ("sketch/cat.ndjson", "sketch/dog.npy"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    for place, found in (
+        (tmp_path, "cat.ndjson and 1 more files like it: strokes or arrays, no pictures"),
+        (tmp_path / "sketch", "cat.ndjson and 1 more files like it: strokes or arrays"),
+        (tmp_path / "sketch/dog.npy", "dog.npy: strokes or arrays, no pictures; draw each into <style>/<category>/"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"Found: {found}")):
+            open_images(str(place))
 
 
 def test_folders_take_the_gallery_that_is_named(tmp_path):

@@ -15,6 +15,7 @@ LAYOUT = (
     "the same names of categories"
 )
 STANDARD_RENDERING = "tx_000000000000"
+STROKES = (".ndjson", ".npy", ".npz", ".bin")  # QuickDraw as Google publishes it: drawings that are no picture files
 _COPY, _RENDERING = re.compile(r"-\d+$"), re.compile(r"tx_\d+")
 
 
@@ -30,7 +31,8 @@ def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet
 
     Args:
         root: the folder, see `LAYOUT`.
-        gallery_style: the folder that answers; by default one of `GALLERY_NAMES`.
+        gallery_style: the folder that answers; by default one of `GALLERY_NAMES`. TU-Berlin's ``png/`` and
+            QuickDraw-Extended's ``QuickDraw_sketches_final/`` ask.
 
     Raises:
         ValueError: the folder has another layout; the message says what was expected and found.
@@ -39,7 +41,7 @@ def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet
     styles = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     gallery = gallery_style or next((name for name in GALLERY_NAMES if name in styles), None)
     if gallery not in styles or len(styles) < 2:
-        raise refuse("style folders", root, LAYOUT)
+        raise refuse("style folders", root, LAYOUT, _strokes(root))
     listed = {style: _pictures(root, style) for style in (gallery, *(s for s in styles if s != gallery))}
     several = {style: _renderings(pictures) for style, pictures in listed.items()}
     several = {style: names for style, names in several.items() if len(names) > 1}
@@ -50,7 +52,8 @@ def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet
         listed[style] = [path for path in listed[style] if path.parts[1] == STANDARD_RENDERING]
     empty = [style for style, pictures in listed.items() if not pictures]
     if empty:
-        raise refuse("style folders", root, LAYOUT, f"no <category>/<picture> below {empty[0]}/")
+        found = _strokes(root / empty[0]) or f"no <category>/<picture> below {empty[0]}/"
+        raise refuse("style folders", root, LAYOUT, found)
     answers = {(path.parent.name, path.stem) for path in listed[gallery]}
     if not {path.parent.name for style in listed if style != gallery for path in listed[style]} & {
         c for c, _ in answers
@@ -74,6 +77,15 @@ def _pictures(root: Path, style: str) -> list[Path]:
     """The pictures of a style that are in a category, relative to `root`."""
     found = (p.relative_to(root) for p in (root / style).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     return sorted(path for path in found if len(path.parts) >= 3)
+
+
+def _strokes(place: Path) -> str | None:
+    """What to say of a file or folder of strokes or bitmaps, None where there are none."""
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix.lower() in STROKES)
+    if not files or files[0].suffix.lower() not in STROKES:
+        return None
+    name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more files like it"
+    return f"{name}: strokes or arrays, no pictures; draw each into <style>/<category>/<picture>.png first"
 
 
 def _renderings(pictures: list[Path]) -> set[str]:
