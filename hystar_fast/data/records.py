@@ -60,6 +60,7 @@ class ImageSet:
         records: all pictures, in the order of the data set.
         read: opens the picture of a record; ValueError if that is not possible.
         skipped: what the loader has left out.
+        classes: the categories in the order of the data set, where it has one of its own.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ImageSet:
     records: tuple[Record, ...]
     read: Callable[[Record], Image.Image]
     skipped: tuple[Skipped, ...] = ()
+    classes: tuple[str, ...] = ()
 
     @property
     def styles(self) -> tuple[str, ...]:
