@@ -53,13 +53,40 @@ def domainnet(root: Path, styles: tuple[str, ...] = ("real", "clipart", "sketch"
     return root
 
 
-def sketchy(root: Path) -> Path:
-    """Sketchy: photos, and numbered sketches of them, below a folder of the kind of alignment."""
-    for category in ("cat", "dog"):
+RENDERINGS = ("tx_000000000000", "tx_000100000000")
+
+
+def sketchy(root: Path, renderings: tuple[str, ...] = RENDERINGS) -> Path:
+    """Sketchy as it unpacks: photos, and numbered sketches of them, each once in every folder of a rendering.
+
+    All renderings of a photo are alike, and so is its sketch.
+    """
+    for rendering in renderings:
+        for number, category in enumerate(("cat", "dog")):
+            for i in range(2):
+                seed = 2 * number + i
+                picture(root / f"photo/{rendering}/{category}/n{i}_{category}.png", seed)
+                picture(root / f"sketch/{rendering}/{category}/n{i}_{category}-{i + 1}.png", seed)
+        picture(root / f"sketch/{rendering}/cat/other.png", seed=9)
+    return root
+
+
+def tu_berlin(root: Path) -> Path:
+    """TU-Berlin as it unpacks, numbered on through the categories, beside photos of the same categories."""
+    for number, category in enumerate(("airplane", "alarm clock")):
         for i in range(2):
-            picture(root / f"photo/tx_000000000000/{category}/n{i}_{category}.jpg", seed=i)
-            picture(root / f"sketch/tx_000100000000/{category}/n{i}_{category}-{i + 1}.png", seed=i)
-    picture(root / "sketch/tx_000100000000/cat/other.png", seed=9)
+            picture(root / f"png/{category}/{2 * number + i + 1}.png", seed=number)
+            picture(root / f"photo/{category}/n0{number}_{i}.jpg", seed=number)
+    (root / "png/filelist.txt").write_text("airplane/1.png\n")
+    return root
+
+
+def quickdraw_extended(root: Path) -> Path:
+    """QuickDraw-Extended as it unpacks: sketches named by key, photos numbered by their source."""
+    for number, category in enumerate(("bear", "windmill")):
+        for i in range(2):
+            picture(root / f"QuickDraw_sketches_final/{category}/5{number}{i}.png", seed=number)
+            picture(root / f"QuickDraw_images_final/{category}/flickr_{i}.jpg", seed=number)
     return root
 
 

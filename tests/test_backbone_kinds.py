@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hystar_fast.methods.baselines import BASELINES
+from hystar_fast.methods.inputs import TensorPreprocess
 from hystar_fast.methods.suite import create_method
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.backbones.tower import TowerBackbone
@@ -340,6 +341,20 @@ def test_prompts_come_after_the_class_token_and_leave_before_pooling(small: Smal
     assert extra > 0
     assert torch.equal(seen[0][:, :leading], tokens[:, :leading])
     assert torch.equal(seen[0][:, leading + extra :], tokens[:, leading:])
+
+
+def test_pictures_are_read_as_the_backbones_own_preprocessing_frames_them(small: Small) -> None:
+    preprocess = backbone_of(small).preprocess
+    reading = TensorPreprocess(preprocess)
+    pixels = torch.randint(256, (20, 40, 3), dtype=torch.uint8)
+    pixels[:, :8], pixels[:, 32:] = 0, 255
+    picture = Image.fromarray(pixels.numpy())
+    read, own = reading.read(picture), preprocess(picture)
+    assert read.dtype == torch.uint8 and tuple(read.shape[1:]) == reading.size
+    eighth_bit = 0.51 / 255 * float(reading.scale.max())  # half a step, and rounding
+    assert (reading(read[None] / 255)[0] - own).abs().max() <= eighth_bit
+    if "siglip" in small.backbone or "blip" in small.backbone or "albef" in small.backbone:
+        assert read[:, :, 0].max() == 0 and read[:, :, -1].min() == 255  # squashed: the margins are there
 
 
 @pytest.mark.parametrize("kind", ["open_clip siglip", "albef"])

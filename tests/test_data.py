@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from torchvision.transforms import functional as TF
 
 from hystar_fast.data.open import open_images
 from hystar_fast.data.records import ImageSet, Record, Skipped, from_folder, read_images
+from hystar_fast.methods.inputs import MiddleSquare, TensorPreprocess
+from hystar_fast.models.tiny import preprocess
 from hystar_fast.retrieval.protocol import load_split
 
 
@@ -53,7 +56,7 @@ def test_domainnet_lists_its_split_files_by_category(tmp_path):
 
 
 def test_sketchy_matches_sketches_to_the_photo_they_were_drawn_from(tmp_path):
-    found = open_images(str(trees.sketchy(tmp_path)))
+    found = open_images(str(trees.sketchy(tmp_path / "Sketchy")))
     assert found.gallery_style == "photo"
     instances = {record.path.split("/")[-1]: record.instance for record in found.of_style("sketch")}
     assert instances == {
@@ -65,6 +68,44 @@ def test_sketchy_matches_sketches_to_the_photo_they_were_drawn_from(tmp_path):
     }
     assert {record.category for record in found.records} == {"cat", "dog"}
     assert {record.instance for record in found.of_style("photo")} == set(instances.values()) - {None}
+
+
+def test_of_sketchys_renderings_the_standard_one_is_read_and_named(tmp_path):
+    found = open_images(str(trees.sketchy(tmp_path / "Sketchy")))
+    assert found.name == "Sketchy (photo/tx_000000000000, sketch/tx_000000000000)"
+    assert len(found.of_style("photo")) == 4 and len(found.of_style("sketch")) == 5
+    assert {record.path.split("/")[1] for record in found.records} == {"tx_000000000000"}
+    alone = open_images(str(trees.sketchy(tmp_path / "alone", ("tx_000100000000",))))
+    assert alone.name == "alone" and len(alone.records) == 9
+    with pytest.raises(ValueError, match=r"Found: tx_000000001110, tx_000100000000 below photo/, of which none is"):
+        open_images(str(trees.sketchy(tmp_path / "others", ("tx_000100000000", "tx_000000001110"))))
+
+
+def test_tu_berlin_and_quickdraw_are_read_by_category(tmp_path):
+    found = open_images(str(trees.tu_berlin(tmp_path / "TU-Berlin")))
+    assert found.styles == ("photo", "png") and len(found.records) == 8
+    assert found.of_style("png")[2] == Record("png/alarm clock/3.png", "png", "alarm clock")
+    root = trees.quickdraw_extended(tmp_path / "QuickDraw")
+    with pytest.raises(ValueError, match="Found: QuickDraw_images_final/, QuickDraw_sketches_final/"):
+        open_images(str(root))
+    found = open_images(str(root), gallery_style="QuickDraw_images_final")
+    assert found.styles == ("QuickDraw_images_final", "QuickDraw_sketches_final")
+    assert {record.category for record in found.records} == {"bear", "windmill"}
+    assert {record.instance for record in found.records} == {None}
+
+
+def test_googles_strokes_are_refused_with_what_they_are(tmp_path):
+    trees.picture(tmp_path / "photo/cat/1.jpg")
+    for name in ("sketch/cat.ndjson", "sketch/dog.npy"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    for place, found in (
+        (tmp_path, "cat.ndjson and 1 more files like it: strokes or arrays, no pictures"),
+        (tmp_path / "sketch", "cat.ndjson and 1 more files like it: strokes or arrays"),
+        (tmp_path / "sketch/dog.npy", "dog.npy: strokes or arrays, no pictures; draw each into <style>/<category>/"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"Found: {found}")):
+            open_images(str(place))
 
 
 def test_folders_take_the_gallery_that_is_named(tmp_path):
@@ -131,7 +172,7 @@ def test_emoji_are_the_drawings_of_the_protocol():
         rows = split.rows(style)
         assert [record.instance for record in records] == [split.concepts[row].id for row in rows.tolist()]
         skipped: list[Skipped] = []
-        read = torch.cat([part for _, part in read_images(found, records[:5], 64, skipped)])
+        read = torch.cat([part for _, part in read_images(found, records[:5], TensorPreprocess(preprocess), skipped)])
         assert torch.equal(read, split.images[style][rows[:5]])
         assert skipped == []
 
@@ -143,7 +184,7 @@ def test_pictures_that_cannot_be_read_are_skipped_and_named(tmp_path):
     (tmp_path / "sketch/n01/3.png").unlink()
     found = open_images(str(tmp_path))
     skipped: list[Skipped] = []
-    parts = list(read_images(found, found.of_style("sketch"), 8, skipped, batch_size=1))
+    parts = list(read_images(found, found.of_style("sketch"), MiddleSquare(8), skipped, batch_size=1))
     assert [rows for rows, _ in parts] == [[0]]
     assert parts[0][1].shape == (1, 3, 8, 8) and parts[0][1].dtype == torch.uint8
     assert [entry.path for entry in skipped] == [f"sketch/n0{i % 2}/{i}.png" for i in (1, 2, 3)]
@@ -151,10 +192,10 @@ def test_pictures_that_cannot_be_read_are_skipped_and_named(tmp_path):
         assert reason in entry.reason
 
 
-def test_pictures_are_cropped_as_clip_crops_them(tmp_path):
+def test_without_a_backbone_pictures_are_cropped_as_clip_crops_them(tmp_path):
     trees.picture(tmp_path / "wide.png", size=(40, 20))
     images = ImageSet("one", "a", (Record("wide.png", "a"),), from_folder(tmp_path))
-    _, read = next(read_images(images, images.records, 10, []))
+    _, read = next(read_images(images, images.records, MiddleSquare(10), []))
     resized = TF.resize(Image.open(tmp_path / "wide.png"), [10], TF.InterpolationMode.BICUBIC)
     expected = TF.pil_to_tensor(TF.center_crop(resized, [10, 10]))
     assert (read[0].int() - expected.int()).abs().max() <= 1

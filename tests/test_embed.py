@@ -11,9 +11,9 @@ from hystar_fast.retrieval.embed import (
     embed_images,
     embed_styles,
     embed_texts,
-    image_to_tensor,
-    load_folder,
+    list_pictures,
     load_image,
+    thumbnail,
 )
 
 
@@ -38,7 +38,7 @@ def test_every_mode_is_read(tmp_path, mode):
 
 
 def test_a_wide_picture_is_padded_with_white_and_not_stretched(picture):
-    tensor = image_to_tensor(Image.new("RGB", (60, 30), "black"), 20)
+    tensor = thumbnail(Image.new("RGB", (60, 30), "black"), 20)
     assert tensor.shape == (3, 20, 20)
     assert tensor[:, 0].min() == 255
     assert tensor[:, 10].max() == 0
@@ -61,20 +61,18 @@ def test_missing_truncated_and_foreign_files_are_named(tmp_path, picture):
         load_image(tmp_path / "empty.png")
 
 
-def test_a_folder_is_read_in_order_with_its_subfolders(tmp_path, picture):
+def test_a_folder_is_listed_in_order_with_its_subfolders(tmp_path, picture):
     (tmp_path / "a").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "a" / "b.JPG")
-    (tmp_path / "notes.txt").write_text("skipped")
-    names, images = load_folder(tmp_path, 16)
-    assert names == ["a/b.JPG", "red.png"]
-    assert images.shape == (2, 3, 16, 16)
+    (tmp_path / "notes.txt").write_text("not listed")
+    assert list_pictures(tmp_path) == ["a/b.JPG", "red.png"]
 
 
 def test_a_folder_without_pictures_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="holds none"):
-        load_folder(tmp_path, 16)
+        list_pictures(tmp_path)
     with pytest.raises(ValueError, match="does not exist"):
-        load_folder(tmp_path / "missing", 16)
+        list_pictures(tmp_path / "missing")
 
 
 def test_batches_do_not_change_the_embeddings_and_progress_counts_them_all():

@@ -137,6 +137,24 @@ def test_categories_are_found_by_any_picture_of_theirs(tmp_path):
     assert value(report, "sketch", "mAP@all") > 0.5
 
 
+def test_on_sketchy_as_it_unpacks_every_sketch_finds_its_photo(tmp_path):
+    report = evaluate_images(Pixels(), open_images(str(trees.sketchy(tmp_path))))
+    assert (report.answers, report.rows[0].n, report.rows[0].unanswerable) == (("photo", 4), 4, 1)
+    assert value(report, "sketch", "R@1") == 1.0
+
+
+def test_every_copy_of_an_instance_in_the_gallery_is_right(tmp_path):
+    for i in range(3):
+        for place in ("photo/first", "photo/second", "sketch"):
+            trees.picture(tmp_path / place / "cup" / f"{i}.png", seed=i)
+    images = open_images(str(tmp_path))
+    report = evaluate_images(Pixels(), images, metrics=[Metric.parse("R@1"), Metric.parse("mAP@all")])
+    assert report.answers == ("photo", 6)
+    assert value(report, "sketch", "R@1") == value(report, "sketch", "mAP@all") == 1.0
+    with pytest.raises(ValueError, match=r"'batch24' needs one picture an instance.*photo/first/cup/0.png and photo/s"):
+        evaluate_images(Pixels(), images, protocol="batch24")
+
+
 def test_classification_takes_the_names_of_the_categories_as_gallery(tmp_path):
     images = open_images(str(trees.domainnet(tmp_path, n=1)))
     report = evaluate_images(Reader.of(images, "category"), images, task="classify", metrics=[Metric.parse("R@1")])

@@ -46,6 +46,69 @@ def test_folders_with_and_without_a_split(tmp_path):
     assert len(open_classes(str(tmp_path / "split")).of_style("test")) == 25
 
 
+def test_the_classes_of_sun397_are_its_leaf_folders_read_as_coop_reads_them(tmp_path):
+    for place in ("a/abbey", "b/barn/indoor", "b/barn/outdoor", "z/zoo"):
+        for i in range(12):
+            picture(tmp_path / "SUN397" / place / f"sun_{i}.png", seed=i)
+    images = open_classes(str(tmp_path / "SUN397"))
+    assert images.classes == ("abbey", "indoor barn", "outdoor barn", "zoo")
+    assert base_to_new(images).new == ("outdoor barn", "zoo")
+    picture(tmp_path / "SUN397/b/barn/stray.png")
+    with pytest.raises(
+        ValueError, match="Found: pictures in b/barn/ and in b/barn/indoor/ below it: which is the class"
+    ):
+        open_classes(str(tmp_path / "SUN397"))
+    for place in ("x/cup", "y/cup"):
+        picture(tmp_path / "twice" / place / "1.png")
+    with pytest.raises(ValueError, match="Found: x/cup/ and y/cup/, which are both “cup”"):
+        open_classes(str(tmp_path / "twice"))
+
+
+def split_file(root: Path) -> Path:
+    """CoOp's: pictures in a folder beside the split, classes not in the order of their names."""
+    lists: dict[str, list[list[Any]]] = {"train": [], "val": [], "test": []}
+    for label, name in enumerate(("zebra", "ant_eater", "cat", "bee")):
+        for i, part in enumerate(lists):
+            picture(root / "pictures" / name / f"{i}.png", seed=label)
+            lists[part].append([f"{name}/{i}.png", label, name])
+    (root / "split_zhou_Animals.json").write_text(json.dumps(lists))
+    return root
+
+
+def test_coops_split_files_say_which_pictures_and_which_order(tmp_path):
+    images = open_classes(str(split_file(tmp_path / "animals")))
+    parts = base_to_new(images)
+    assert (parts.base, parts.new) == (("zebra", "ant eater"), ("cat", "bee"))
+    assert [record.path for record in parts.training] == ["pictures/zebra/0.png", "pictures/ant_eater/0.png"]
+    assert [record.path for record in parts.new_test] == ["pictures/cat/2.png", "pictures/bee/2.png"]
+    assert images.read(parts.training[0]).size == (20, 16)
+    file = tmp_path / "animals/split_zhou_Animals.json"
+    file.rename(tmp_path / "animals/split_zhou_Other.json")
+    file.write_text("{}")
+    with pytest.raises(ValueError, match=r"Found: split_zhou_Animals\.json and split_zhou_Other\.json"):
+        open_classes(str(tmp_path / "animals"))
+    (tmp_path / "animals/split_zhou_Other.json").unlink()
+    with pytest.raises(ValueError, match=r"Expected: one split_zhou_<name>\.json.*of another form: KeyError"):
+        open_classes(str(tmp_path / "animals"))
+    file.write_text(json.dumps({"train": [["lion/1.png", 0, "lion"]], "test": []}))
+    with pytest.raises(ValueError, match=r"with lion/1\.png, which no folder here holds"):
+        open_classes(str(tmp_path / "animals"))
+
+
+def test_imagenets_folders_are_named_by_its_list_in_their_own_order(tmp_path):
+    names = {"n01": "tench", "n02": "maillot", "n03": "maillot", "n04": "ant bear"}
+    for part in ("train", "val"):
+        for folder in names:
+            picture(tmp_path / "images" / part / folder / "1.png")
+    (tmp_path / "classnames.txt").write_text("".join(f"{folder} {name}\n" for folder, name in names.items()))
+    images = open_classes(str(tmp_path))
+    assert images.classes == ("tench", "maillot (n02)", "maillot (n03)", "ant bear")
+    assert {record.path for record in images.of_style("test")} == {f"images/val/{folder}/1.png" for folder in names}
+    (tmp_path / "classnames.txt").write_text("n01 tench\nn02\n")
+    with pytest.raises(ValueError, match="Found: another line 2"):
+        open_classes(str(tmp_path))
+
+
 def test_emoji_classes_test_on_held_out_concepts():
     images = open_classes("emoji:subgroup")
     concepts = {part: {r.path.split("/")[-1] for r in images.of_style(part)} for part in ("train", "test")}
@@ -173,4 +236,6 @@ def test_the_command_writes_what_it_found(tmp_path):
     (tmp_path / "tuning.json").write_text("[]")
     message = refused("fewshot", *arguments, "--tuning", tuning, "--output", tmp_path / "out")
     assert "tuning must be a tuning.json" in message
+    assert found["device"] in ("cpu", "cuda:0")
+    assert "device must be auto, cpu or cuda, got 'tpu'" in refused("fewshot", *arguments, "--device", "tpu")
     assert "methods must be some of" in refused("fewshot", "--methods", "pixels", "--output", tmp_path / "out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ from PIL import Image
 from test_cli import refused, run
 
 from hystar_fast.cli import figures as module
-from hystar_fast.cli.figures import _middle_features
+from hystar_fast.cli.figures import _first_answers, _middle_features
 from hystar_fast.methods import variants
 from hystar_fast.methods.recipes import demo_config
 from hystar_fast.methods.suite import create_method
 from hystar_fast.retrieval.figures import Cloud, Curve, draw_clouds, draw_sweep, project
+from hystar_fast.retrieval.pictures import ALIKE, NEUTRAL, RIGHT, WRONG, Answer, Question, retrieval_sheet
+from hystar_fast.retrieval.protocol import load_split
 
 
 def drawn(path: Path) -> np.ndarray:
@@ -30,13 +33,27 @@ def clusters(n: int = 20) -> torch.Tensor:
     return centres.repeat_interleave(n, 0) + 0.1 * torch.randn(3 * n, 16, generator=generator)
 
 
-def test_tsne_keeps_clusters_apart_and_is_the_same_every_time():
-    pytest.importorskip("sklearn")
-    found = project(clusters(), "tsne")
+@pytest.mark.parametrize(("projection", "module"), [("tsne", "sklearn"), ("umap", "umap")])
+def test_a_projection_keeps_clusters_apart_and_is_the_same_every_time(projection, module):
+    pytest.importorskip(module)
+    found = project(clusters(), projection)
     groups = found.reshape(3, 20, 2)
     spread = (groups - groups.mean(1, keepdim=True)).norm(dim=-1).max()
     assert torch.pdist(groups.mean(1)).min() > 2 * spread
-    assert torch.equal(found, project(clusters(), "tsne"))
+    assert torch.equal(found, project(clusters(), projection))
+
+
+@pytest.mark.parametrize(
+    ("projection", "module", "distribution"),
+    [
+        ("tsne", "sklearn.manifold", "scikit-learn"),
+        ("umap", "umap", "umap-learn"),
+    ],
+)
+def test_a_projection_whose_library_is_missing_says_how_to_get_it(monkeypatch, projection, module, distribution):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError, match=rf"needs {distribution}: pip install 'hystar-fast\[figures\]'"):
+        project(clusters(), projection)
 
 
 def test_the_plane_is_that_of_the_principal_components():
@@ -44,10 +61,11 @@ def test_the_plane_is_that_of_the_principal_components():
     found = project(points, "pca")
     centred = points - points.mean(0)
     assert torch.allclose(found.norm(dim=0), torch.linalg.svdvals(centred)[:2], rtol=1e-4)
-    with pytest.raises(ValueError, match=r"projection must be one of \('tsne', 'pca'\), got 'umap'"):
-        project(points, "umap")
-    with pytest.raises(ValueError, match="at least 4 points"):
-        project(points[:3], "tsne")
+    with pytest.raises(ValueError, match=r"projection must be one of \('tsne', 'umap', 'pca'\), got 'lda'"):
+        project(points, "lda")
+    for projection, name in (("tsne", "t-SNE"), ("umap", "UMAP")):
+        with pytest.raises(ValueError, match=f"{name} needs at least 4 points"):
+            project(points[:3], projection)
 
 
 def test_clouds_have_every_colour_of_their_labels(tmp_path):
@@ -78,6 +96,48 @@ def test_a_sweep_goes_through_its_values(tmp_path):
         draw_sweep((1, 2), {"low": low}, tmp_path / "sweep.png", "γ", "")
 
 
+def test_a_sheet_frames_every_answer_by_what_it_is(tmp_path):
+    grey = torch.full((3, 8, 8), 128, dtype=torch.uint8)
+    answers = [Answer(grey, True), Answer(grey, False, alike=True), Answer(grey, False), Answer(grey)]
+    questions = [
+        Question(grey, "sketch", "a cat", {"frozen": answers, "hystar": answers[::-1]}),
+        Question(None, "text", "a dog", {"frozen": answers[:1] * 4, "hystar": answers[1:2] * 4}),
+    ]
+    retrieval_sheet(questions, "title", ["one", "two"], {RIGHT: "right", ALIKE: "alike"}).save(tmp_path / "sheet.png")
+    pixels = drawn(tmp_path / "sheet.png")
+
+    def frames(colour: str) -> list[tuple[int, int]]:
+        """The (line, place) of the frames of one colour; below the legend, from the top left."""
+        wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+        here = (pixels == wanted).all(-1)
+        tiles = here[:-3, :-3] & here[1:-2, 1:-2] & here[2:-1, 2:-1] & here[3:, 3:]
+        corners = tiles & ~np.roll(here, 1, 0)[:-3, :-3] & ~np.roll(here, 1, 1)[:-3, :-3]
+        return [(int(y), int(x)) for y, x in np.argwhere(corners)]
+
+    right, alike, wrong, neutral = (frames(colour) for colour in (RIGHT, ALIKE, WRONG, NEUTRAL))
+    assert [len(found) for found in (right, alike, wrong, neutral)] == [1 + 2 + 4, 1 + 2 + 4, 2, 2]
+    columns = sorted({x for _, x in right[1:]})
+    assert len(columns) == 4 and right[1][1] == columns[0] and wrong[0][1] == columns[2]
+    assert [x for _, x in neutral] == [columns[3], columns[0]], "the second line is the other way round"
+    with pytest.raises(ValueError, match="all with the same methods"):
+        retrieval_sheet([questions[0], Question(None, "text", "", {"hystar": answers})], "", [], {})
+
+
+def test_a_sheet_asks_at_fixed_places_and_counts_the_subgroup_where_the_paper_does():
+    held_out = load_split("test", ("flat",), limit=40)
+    method = create_method("pixels", demo_config(None))
+    found = _first_answers(method, held_out, [("flat", 3), ("flat", 17)], True)
+    assert [len(answers) for answers in found] == [10, 10]
+    named = {concept.name: concept for concept in held_out.concepts}
+    for row, answers in zip((3, 17), found, strict=True):
+        asked = held_out.concepts[row]
+        assert [answer.right for answer in answers] == [answer.caption == asked.name for answer in answers]
+        assert [answer.alike for answer in answers] == [named[a.caption].subgroup == asked.subgroup for a in answers]
+    assert not any(
+        answer.alike for answers in _first_answers(method, held_out, [("flat", 3)], False) for answer in answers
+    )
+
+
 def test_middle_features_are_what_leaves_the_middle_block():
     images = torch.rand(3, 3, 64, 64)
     for name in ("frozen", "hystar"):
@@ -98,14 +158,18 @@ def test_the_command_draws_what_it_trains(tmp_path, monkeypatch):
     for grids in ("GRID", "BASELINE_GRID"):
         monkeypatch.setattr(variants, grids, {n: trials[:1] for n, trials in getattr(variants, grids).items()})
     monkeypatch.setitem(module.FIGURES, 6, module._sweep("gamma", (10, 80), "γ"))
+    monkeypatch.setattr(module, "_CLOUD_METHODS", ("frozen", "hystar"))
     arguments = ("--steps", 1, "--limit", 6, "--weights", "random", "--seeds", 1, "--tuning-seeds", 1)
-    result = run("figure", 5, 6, "--output", tmp_path, "--projection", "pca", *arguments)
+    result = run("figure", 5, 6, 8, 10, "--output", tmp_path, "--projection", "pca", *arguments)
     assert result.exit_code == 0, result.output
-    for number in (5, 6):
+    for number in (5, 6, 8, 10):
         assert drawn(tmp_path / f"figure{number}.png").std() > 5
     record = json.loads((tmp_path / "compare.json").read_text())
-    assert [entry["method"] for entry in record["runs"]] == ["hystar", "hystar+gamma=10"], "γ = 80 is Hystar itself"
+    assert [entry["method"] for entry in record["runs"]] == ["hystar", "hystar+gamma=10", "frozen"], (
+        "γ = 80 is Hystar itself"
+    )
     assert record["runs"][0]["learning_rates"] == record["runs"][1]["learning_rates"]
     trials = json.loads((tmp_path / "tuning.json").read_text())["trials"]
     assert {trial["method"] for trial in trials} == {"hystar"}, "along a curve nothing is tuned again"
-    assert "figures must be some of (3, 5, 6, 7), got 4" in refused("figure", 4, "--output", tmp_path)
+    assert "figures must be some of (3, 5, 6, 7, 8, 9, 10, 11), got 4" in refused("figure", 4, "--output", tmp_path)
+    assert "projection must be one of" in refused("figure", 3, "--output", tmp_path, "--projection", "lda")

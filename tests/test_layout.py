@@ -41,6 +41,7 @@ DISTRIBUTION = {
     "ot": "POT",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
+    "umap": "umap-learn",
 }
 
 

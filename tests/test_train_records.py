@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from hystar_fast.cli.main import app
 from hystar_fast.data.open import open_images
 from hystar_fast.data.records import ImageSet
+from hystar_fast.methods.inputs import MiddleSquare
 from hystar_fast.models.backbones.open_clip import OpenClipTower
 from hystar_fast.train.pairs import GALLERY, PairSampler
 from hystar_fast.train.records import RecordPairs, hold_out
@@ -28,6 +29,7 @@ from hystar_fast.train.validation import open_training
 from tests import picture_trees
 
 SIDE = 16
+READER = MiddleSquare(SIDE)
 
 
 def load(pairs: RecordPairs, concept: int, column: int, draw: float = 0.0) -> Tensor:
@@ -46,7 +48,7 @@ def file(path: Path) -> Tensor:
 def test_instances_pair_with_their_own_pictures(tmp_path: Path) -> None:
     root = picture_trees.dsr(tmp_path, n=4)
     (root / "sketch" / "n01" / "1.png").unlink()
-    pairs = RecordPairs(open_images(f"dsr:{root}"), ["sketch", "text"], SIDE)
+    pairs = RecordPairs(open_images(f"dsr:{root}"), ["sketch", "text"], READER)
     assert len(pairs) == 4 and pairs.labels is None and pairs.text_column == 1
     assert pairs.texts[2] == "picture number 2"
     assert torch.equal(load(pairs, 2, 0), file(root / "sketch" / "n00" / "2.png"))
@@ -58,7 +60,7 @@ def test_instances_pair_with_their_own_pictures(tmp_path: Path) -> None:
 
 def test_categories_say_which_targets_are_no_negatives(tmp_path: Path) -> None:
     root = picture_trees.domainnet(tmp_path, n=3)
-    pairs = RecordPairs(open_images(f"domainnet:{root}"), (), SIDE)
+    pairs = RecordPairs(open_images(f"domainnet:{root}"), (), READER)
     assert pairs.styles == ("clipart", "sketch") and len(pairs) == 6
     assert pairs.labels is not None and pairs.labels.tolist() == [0, 0, 0, 1, 1, 1]
     for number, draw in enumerate((0.0, 0.34, 0.99)):  # one of the three of its category
@@ -67,20 +69,35 @@ def test_categories_say_which_targets_are_no_negatives(tmp_path: Path) -> None:
 
 
 def test_a_picture_nobody_asks_for_is_left_out(tmp_path: Path) -> None:
-    root = picture_trees.sketchy(tmp_path)
+    root = picture_trees.sketchy(tmp_path, ("tx_000100000000",))
     shutil.rmtree(root / "sketch/tx_000100000000/dog")
-    pairs = RecordPairs(open_images(f"folders:{root}"), (), SIDE)
+    pairs = RecordPairs(open_images(f"folders:{root}"), (), READER)
     assert [record.category for record in pairs.gallery] == ["cat", "cat"]
     assert [len(pairs.rows(style)) for style in pairs.styles] == [2]
     with pytest.raises(ValueError, match=r"style must be one of"):
-        RecordPairs(open_images(f"folders:{root}"), ("oil",), SIDE)
+        RecordPairs(open_images(f"folders:{root}"), ("oil",), READER)
     with pytest.raises(ValueError, match=r"has no picture of 'photo' with a query in \('text',\)"):
-        RecordPairs(open_images(f"folders:{root}"), ("text",), SIDE)
+        RecordPairs(open_images(f"folders:{root}"), ("text",), READER)
+
+
+def test_two_copies_of_an_instance_are_no_negatives_of_each_other(tmp_path: Path) -> None:
+    assert RecordPairs(open_images(str(picture_trees.sketchy(tmp_path / "sketchy"))), (), READER).labels is None
+    for place in (
+        "photo/a/cup/1.png",
+        "photo/b/cup/1.png",
+        "photo/a/cup/2.png",
+        "sketch/cup/1.png",
+        "sketch/cup/2.png",
+    ):
+        picture_trees.picture(tmp_path / "copies" / place)
+    pairs = RecordPairs(open_images(str(tmp_path / "copies")), (), READER)
+    assert [record.instance for record in pairs.gallery] == ["cup/1", "cup/2", "cup/1"]
+    assert pairs.labels is not None and pairs.labels.tolist() == [0, 1, 0]
 
 
 def test_the_sampler_draws_from_what_there_is(tmp_path: Path) -> None:
     root = picture_trees.dsr(tmp_path, n=6)
-    pairs = RecordPairs(open_images(f"dsr:{root}"), (), SIDE)
+    pairs = RecordPairs(open_images(f"dsr:{root}"), (), READER)
     sampler = PairSampler(pairs, pairs.styles, 4, seed=1)
     first = sampler.batch(0)
     assert len(set(first.concepts.tolist())) == 4 and bool(((first.draws >= 0) & (first.draws < 1)).all())

@@ -72,7 +72,7 @@ def embedding_times(config: HystarConfig, *, progress: Callable[[], object] | No
     for row, name in ROWS.items():
         methods[row] = create_method(name, config)
         progress()
-    side = next(iter(methods.values())).input_side
+    side = next(iter(methods.values())).reader.size[0]
     images = torch.rand(BATCH, 3, side, side, generator=torch.Generator().manual_seed(0))
     taken: dict[str, list[float]] = {row: [] for row in methods}
     for repeat in range(REPEATS + 1):

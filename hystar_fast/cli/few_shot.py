@@ -21,6 +21,7 @@ from hystar_fast.data.classes import open_classes
 from hystar_fast.data.records import ImageSet, Record, Skipped, read_images
 from hystar_fast.methods.baselines import BASELINES
 from hystar_fast.methods.interface import Method, count_parameters
+from hystar_fast.methods.on_device import chosen_device, placed
 from hystar_fast.methods.recipes import BASELINE_GRID, CHOSEN, demo_config
 from hystar_fast.methods.suite import TRAINED, create_method, hystar_size
 from hystar_fast.models.config import HystarConfig
@@ -53,6 +54,7 @@ class FewShotSettings:
         tuning: a ``tuning.json`` of `hystar-fast compare` whose learning rates are taken; else the demo's, and for the
             other baselines the middle of their grid.
         limit: test at most so many pictures of each half.
+        device: "auto", "cpu" or "cuda".
     """
 
     output: Path
@@ -66,6 +68,7 @@ class FewShotSettings:
     batch_size: int = 48
     tuning: Path | None = None
     limit: int | None = None
+    device: str = "auto"
 
 
 def run_few_shot(settings: FewShotSettings, console: Console) -> dict[str, Any]:
@@ -78,6 +81,7 @@ def run_few_shot(settings: FewShotSettings, console: Console) -> dict[str, Any]:
     if unknown or not settings.methods or not settings.seeds:
         raise ValueError(f"methods must be some of {CLASSIFIERS} and seeds at least one, got {settings.methods}")
     check_output(settings.output)
+    device = chosen_device(settings.device)
     images = open_classes(settings.data)
     parts = base_to_new(images)
     if settings.limit is not None:
@@ -86,7 +90,7 @@ def run_few_shot(settings: FewShotSettings, console: Console) -> dict[str, Any]:
         )
     chosen = _rates(settings.tuning, settings.methods)
     skipped: list[Skipped] = []
-    results = _header(settings, images, parts)
+    results = _header(settings, images, parts) | {"device": str(device)}
     with Progress(console=console, transient=True) as progress:
         runs = [
             (name, s) for name in settings.methods for s in (settings.seeds[:1] if name == "frozen" else settings.seeds)
@@ -100,8 +104,9 @@ def run_few_shot(settings: FewShotSettings, console: Console) -> dict[str, Any]:
             entry = results["methods"].setdefault(name, {"parameters": sum(count_parameters(method).values())})
             if name in chosen:
                 entry["learning_rates"] = chosen[name]
-                _train(method, images, parts, settings, chosen[name], seed, skipped)
-            found.setdefault(name, []).append(_classify(method, images, parts, settings, skipped))
+                _train(method, images, parts, settings, chosen[name], seed, skipped, device)
+            answering = placed(method, device)
+            found.setdefault(name, []).append(_classify(answering, images, parts, settings, skipped))
             entry.setdefault("seconds", []).append(round(time.perf_counter() - began, 1))
             entry |= _summary(found[name])
             results["skipped"] = len({entry.path for entry in skipped})
@@ -165,17 +170,17 @@ def _train(
     rates: dict[str, float],
     seed: int,
     skipped: list[Skipped],
+    device: torch.device,
 ) -> None:
     shots = draw_shots(parts.training, settings.shots, seed)
-    read = list(read_images(images, shots, method.input_side, skipped))
+    read = list(read_images(images, shots, method.reader, skipped))
     rows = [row for batch, _ in read for row in batch]
     if not rows:
         raise ValueError(f"no training picture of {images.name} can be read")
     labels = torch.tensor([parts.base.index(str(shots[row].category)) for row in rows])
     recipe = Recipe(rates, steps=settings.steps, batch_size=settings.batch_size, seed=seed)
-    train_few_shot(
-        method, torch.cat([pictures for _, pictures in read]), labels, _classes(method, parts.base, settings), recipe
-    )
+    classes = _classes(placed(method, device), parts.base, settings)
+    train_few_shot(method, torch.cat([pictures for _, pictures in read]), labels, classes, recipe, device=device)
 
 
 def _template(settings: FewShotSettings) -> str:
@@ -194,7 +199,7 @@ def _classify(
     for names, records in ((parts.base, parts.base_test), (parts.new, parts.new_test)):
         classes = _classes(method, names, settings)
         marks = []
-        for rows, pictures in read_images(images, records, method.input_side, skipped):
+        for rows, pictures in read_images(images, records, method.reader, skipped):
             wanted = torch.tensor([names.index(str(records[row].category)) for row in rows])
             marks.append(right(embed_images(method, pictures), classes, wanted))
         if not marks:

@@ -1,4 +1,4 @@
-"""``hystar-fast figure``: the paper's Figures 3, 5, 6 and 7 on the embedded drawings."""
+"""``hystar-fast figure``: the paper's Figures 3 and 5 to 11 on the embedded drawings."""
 
 from __future__ import annotations
 
@@ -17,14 +17,23 @@ from hystar_fast.methods.hystar import HystarMethod
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.recipes import demo_config
 from hystar_fast.methods.suite import create_method
-from hystar_fast.retrieval.embed import embed_images, to_float
-from hystar_fast.retrieval.figures import Cloud, Curve, draw_clouds, draw_sweep
-from hystar_fast.retrieval.protocol import HARD_STYLES, IMAGE_STYLES, load_split
+from hystar_fast.retrieval.embed import embed_images, embed_texts, to_float
+from hystar_fast.retrieval.figures import PROJECTION_NAMES, PROJECTIONS, Cloud, Curve, draw_clouds, draw_sweep
+from hystar_fast.retrieval.pictures import ALIKE, RIGHT, WRONG, Answer, Question, retrieval_sheet
+from hystar_fast.retrieval.protocol import (
+    GALLERY_STYLE,
+    HARD_STYLES,
+    IMAGE_STYLES,
+    QUERY_STYLES,
+    StyledConcepts,
+    load_split,
+)
 
 GAMMAS = (1, 10, 30, 50, 80, 120, 200, 500)  # Section G.1
 LAMBDAS = (0.1, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0)  # Section G.2
 _CLOUD_METHODS = ("frozen", "freestyle", "hystar")
 _MIXED = ("twemoji", "sketch")
+_ANSWERS, _QUESTIONS = 10, 6  # of a sheet: the paper's top 10, and as many questions as stay legible
 
 
 def run_figures(
@@ -38,6 +47,8 @@ def run_figures(
     unknown = [number for number in numbers if number not in FIGURES]
     if unknown:
         raise ValueError(f"figures must be some of {tuple(FIGURES)}, got {unknown[0]}")
+    if projection not in PROJECTIONS:
+        raise ValueError(f"projection must be one of {PROJECTIONS}, got {projection!r}")
     paths = []
     for number in numbers:
         path = settings.output / f"figure{number}.png"
@@ -61,7 +72,9 @@ def _embeddings(settings: CompareSettings, console: Console, path: Path, project
             concepts.concepts[row].group.replace("-", " ") for style in found for row in concepts.rows(style).tolist()
         ]
         rows["style"][name], rows["class"][name] = Cloud(vectors, styles), Cloud(vectors, classes)
-    draw_clouds(rows, path, f"Held-out drawings, {_named(projection)} of image embeddings", projection=projection)
+    draw_clouds(
+        rows, path, f"Held-out drawings, {PROJECTION_NAMES[projection]} of image embeddings", projection=projection
+    )
 
 
 def _mixtures(settings: CompareSettings, console: Console, path: Path, projection: str) -> None:
@@ -78,7 +91,9 @@ def _mixtures(settings: CompareSettings, console: Console, path: Path, projectio
         found = {label: _middle_features(method, images) for label, images in parts.items()}
         labels = [label for label, part in found.items() for _ in range(len(part))]
         panels[name] = Cloud(torch.cat(list(found.values())), labels)
-    draw_clouds({"style": panels}, path, f"Features of the middle block, {_named(projection)}", projection=projection)
+    draw_clouds(
+        {"style": panels}, path, f"Features of the middle block, {PROJECTION_NAMES[projection]}", projection=projection
+    )
 
 
 def _sweep(field: str, values: Sequence[float], symbol: str) -> Callable[[CompareSettings, Console, Path, str], None]:
@@ -101,6 +116,67 @@ def _sweep(field: str, values: Sequence[float], symbol: str) -> Callable[[Compar
 
 def _curve(rows: Sequence[dict[str, Any]]) -> Curve:
     return Curve(*([row[part] for row in rows] for part in ("value", "low", "high")))
+
+
+def _sheet(
+    number: int, styles: Sequence[str], *, categories: bool
+) -> Callable[[CompareSettings, Console, Path, str], None]:
+    """Figures 8 to 11: the first answers of the frozen backbone, FreestyleRet and Hystar, framed right or wrong.
+
+    The questions stand at fixed places of the held-out list. Where the paper's sheet shows DomainNet, whose right
+    answers are a category, another concept of the right one's subgroup has a frame of its own.
+    """
+
+    def draw(settings: CompareSettings, console: Console, path: Path, projection: str) -> None:
+        held_out = load_split("test", styles, limit=settings.limit)
+        compare(replace(settings, methods=_CLOUD_METHODS, seeds=settings.seeds[:1]), console)
+        asked = [
+            (style, int(rows[(2 * (column + len(styles) * turn) + 1) * len(rows) // (2 * _QUESTIONS)]))
+            for column, style in enumerate(styles)
+            for rows in (held_out.rows(style),)
+            for turn in range(_QUESTIONS // len(styles))
+        ]
+        found = {name: _first_answers(_trained(name, settings), held_out, asked, categories) for name in _CLOUD_METHODS}
+        questions = [
+            Question(
+                image=None if style == "text" else held_out.images[style][row],
+                style=style,
+                caption=held_out.concepts[row].name,
+                answers={name: answers[i] for name, answers in found.items()},
+            )
+            for i, (style, row) in enumerate(asked)
+        ]
+        legend = {RIGHT: "the right concept"}
+        legend |= {ALIKE: "another of its subgroup", WRONG: "another subgroup"} if categories else {WRONG: "another"}
+        notes = [f"Queries at fixed places of the held-out list, not selected; training of seed {settings.seeds[0]}."]
+        unseen = [style for style in styles if style not in QUERY_STYLES]
+        if unseen:
+            notes.append(f"No method was trained on queries of {' and '.join(unseen)}.")
+        first = min(_ANSWERS, len(held_out))
+        title = f"Figure {number} with the embedded drawings: first {first} of {len(held_out)}"
+        retrieval_sheet(questions, title, notes, legend).save(path)
+
+    return draw
+
+
+def _first_answers(
+    method: Method, held_out: StyledConcepts, asked: Sequence[tuple[str, int]], categories: bool
+) -> list[list[Answer]]:
+    """The first answers to each (style, concept)."""
+    pictures, concepts = held_out.images[GALLERY_STYLE], held_out.concepts
+    gallery = embed_images(method, pictures)
+    rows = []
+    for style, row in asked:
+        if style == "text":
+            query = embed_texts(method, [concepts[row].name])
+            if query is None:
+                raise ValueError(f"method {method.name!r} takes no text")
+        else:
+            query = embed_images(method, held_out.images[style][row][None])
+        order = (gallery @ query[0]).sort(descending=True, stable=True).indices[:_ANSWERS].tolist()
+        alike = [categories and concepts[i].subgroup == concepts[row].subgroup for i in order]
+        rows.append([Answer(pictures[i], i == row, concepts[i].name, a) for i, a in zip(order, alike, strict=True)])
+    return rows
 
 
 def _trained(name: str, settings: CompareSettings) -> Method:
@@ -126,13 +202,13 @@ def _middle_features(method: Method, images: Tensor) -> Tensor:
     return torch.cat(kept)
 
 
-def _named(projection: str) -> str:
-    return {"tsne": "t-SNE", "pca": "principal plane"}[projection]
-
-
 FIGURES: dict[int, Callable[[CompareSettings, Console, Path, str], None]] = {
     3: _embeddings,
     5: _mixtures,
     6: _sweep("gamma", GAMMAS, "γ"),
     7: _sweep("lam", LAMBDAS, "λ"),
+    8: _sheet(8, ("sketch", "lowres", "text"), categories=False),  # DSR: sketch, low resolution, text
+    9: _sheet(9, ("twemoji", "sketch"), categories=True),  # DomainNet: clipart, sketch
+    10: _sheet(10, ("photo3d", "outline"), categories=True),  # painting, quickdraw
+    11: _sheet(11, ("flat",), categories=True),  # infograph
 }

@@ -30,6 +30,7 @@ Jobs = Annotated[int, typer.Option(min=1, help="Trainings at a time, each a proc
 TuneVariants = Annotated[
     bool, typer.Option(help="Tune every variant by itself, or let it take the rates of its method where it can.")
 ]
+BACKBONES = "tiny, open_clip:<name>, transformers:<id or path> or albef:<path>"
 Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")]
 Folder = Annotated[Path, typer.Option(help="Folder for everything that is written.")]
 
@@ -152,7 +153,7 @@ def evaluate(
     ] = "R@1,R@5",
     gallery_style: Annotated[str | None, typer.Option(help="For style folders, the one that answers.")] = None,
     categories: Annotated[Path | None, typer.Option(help="File of the categories to keep, one a line.")] = None,
-    backbone: Annotated[str, typer.Option(help='Of frozen: "tiny" or "open_clip:<name>".')] = "tiny",
+    backbone: Annotated[str, typer.Option(help=f"Of frozen: {BACKBONES}.")] = "tiny",
     weights: Annotated[str, typer.Option(help="Of frozen: a tag, a file, packaged, or random.")] = "packaged",
     output: Folder = Path("runs/eval"),
     limit: Annotated[int | None, typer.Option(min=1, help="Use only so many pictures of each style.")] = None,
@@ -193,8 +194,9 @@ def embed(
         from hystar_fast.cli.search import embed_folder
 
         start = time.perf_counter()
-        count = embed_folder(folder, adapter, output, device)
-        _console().print(f"indexed {count} pictures in {time.perf_counter() - start:.1f} s: {output}")
+        console = _console()
+        count = embed_folder(folder, adapter, output, console, device)
+        console.print(f"indexed {count} pictures in {time.perf_counter() - start:.1f} s: {output}")
 
 
 @app.command()
@@ -273,7 +275,7 @@ def few_shot(
     seeds: Annotated[int, typer.Option(min=1, help="Draws of the shots, with seeds 0, 1, …")] = 3,
     steps: Annotated[int, typer.Option(min=0, help="Training steps.")] = 60,
     batch_size: Annotated[int, typer.Option(min=2, help="Classes a batch, with one picture each.")] = 48,
-    backbone: Annotated[str, typer.Option(help='"tiny" or "open_clip:<name>".')] = "tiny",
+    backbone: Annotated[str, typer.Option(help=f"{BACKBONES}.")] = "tiny",
     weights: Annotated[str, typer.Option(help="Of the backbone: a tag, a file, packaged, or random.")] = "packaged",
     style: Annotated[
         str, typer.Option(help="Where the style vector comes from: clip, prefix, dinov2 or vgg.")
@@ -285,6 +287,7 @@ def few_shot(
     tuning: Annotated[Path | None, typer.Option(help="A tuning.json of compare, for its learning rates.")] = None,
     output: Folder = Path("runs/fewshot"),
     limit: Annotated[int | None, typer.Option(min=1, help="Test at most so many pictures of each half.")] = None,
+    device: Device = "auto",
 ) -> None:
     """Classify base and new classes after training on a few pictures of the base ones, as CoOp splits them."""
     with clear_errors():
@@ -294,7 +297,7 @@ def few_shot(
         config = HystarConfig(backbone=backbone, pretrained=_pretrained(weights), style=style, blocks=None)
         names = tuple(name.strip() for name in methods.split(","))
         settings = FewShotSettings(
-            output, data, names, config, template, shots, range(seeds), steps, batch_size, tuning, limit
+            output, data, names, config, template, shots, range(seeds), steps, batch_size, tuning, limit, device
         )
         run_few_shot(settings, _console())
 
@@ -342,7 +345,9 @@ def reproduce(
 
 @app.command()
 def figure(
-    numbers: Annotated[list[int], typer.Argument(help="3 and 5 (t-SNE), 6 and 7 (curves of gamma and lambda).")],
+    numbers: Annotated[
+        list[int], typer.Argument(help="3 and 5 (embeddings), 6 and 7 (curves of gamma and lambda), 8 to 11 (answers).")
+    ],
     output: Folder = Path("runs/reproduce"),
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each point of a curve, with seeds 0, 1, …")] = 3,
     tuning_seeds: Annotated[int, typer.Option(min=1, help="Trials of each setting on the validation concepts.")] = 3,
@@ -351,7 +356,9 @@ def figure(
     ] = None,
     jobs: Jobs = 1,
     weights: Weights = "packaged",
-    projection: Annotated[str, typer.Option(help="tsne (needs scikit-learn) or pca.")] = "tsne",
+    projection: Annotated[
+        str, typer.Option(help="tsne (needs scikit-learn), umap (needs umap-learn) or pca.")
+    ] = "tsne",
     limit: Limit = None,
 ) -> None:
     """Draw figures of the paper with the embedded drawings; trains what is not in the folder yet."""

@@ -5,25 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor
 
 from hystar_fast.cli.demo import ADAPTER_FOLDER, INDEX_FOLDER
 from hystar_fast.data.emoji import EmojiStyles
+from hystar_fast.data.records import ImageSet, Record, Skipped, from_folder, read_images
 from hystar_fast.methods.adapter_files import load_method, save_method
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.on_device import chosen_device, placed
 from hystar_fast.retrieval.embed import (
     embed_images,
     embed_texts,
-    image_to_tensor,
-    load_folder,
+    list_pictures,
     load_image,
+    thumbnail,
 )
 from hystar_fast.retrieval.index import Index
 from hystar_fast.retrieval.pictures import Answer, Question, retrieval_grid
 
 _PICTURE_SIDE = 64
+_NAMED = 20  # of the pictures that cannot be read
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Searcher:
 
     def image(self, path: Path, top: int) -> list[Hit]:
         """The `top` answers to a picture file."""
-        picture = image_to_tensor(load_image(path), self.method.input_side)
+        picture = self.method.reader.read(load_image(path))
         return self._hits(embed_images(self.method, picture[None]), top)
 
     def text(self, words: str, top: int) -> list[Hit]:
@@ -81,7 +86,7 @@ class Searcher:
     def picture(self, hits: list[Hit], *, query: Path | None, words: str) -> Image.Image:
         """The query and its answers as one picture."""
         answers = [Answer(self._drawing(hit.id), caption=hit.caption) for hit in hits]
-        shown = None if query is None else image_to_tensor(load_image(query), _PICTURE_SIDE)
+        shown = None if query is None else thumbnail(load_image(query), _PICTURE_SIDE)
         style = "text" if query is None else "picture"
         question = Question(shown, style, words if query is None else query.name, {"answers": answers})
         return retrieval_grid([question], f"First {len(hits)} of {len(self.index)}")
@@ -89,18 +94,45 @@ class Searcher:
     def _drawing(self, item: str) -> Tensor:
         if self.index.about.get("source") == "emoji":
             return EmojiStyles().images(self.index.about["gallery"], [item])[0]
-        return image_to_tensor(load_image(Path(self.index.about["source"]) / item), _PICTURE_SIDE)
+        return thumbnail(load_image(Path(self.index.about["source"]) / item), _PICTURE_SIDE)
 
 
-def embed_folder(folder: Path, adapter: Path, output: Path, device: str = "auto") -> int:
-    """Index all pictures of a folder with a trained adapter; `Searcher.open(output)` reads it. Returns their number."""
+def embed_folder(folder: Path, adapter: Path, output: Path, console: Console, device: str = "auto") -> int:
+    """Index the pictures of a folder with a trained adapter, batch by batch; `Searcher.open(output)` reads it.
+
+    What cannot be read is left out, named and counted on the console and in the index's `about`.
+
+    Returns:
+        How many pictures the index has.
+
+    Raises:
+        ValueError: the folder or the adapter cannot be used, no picture can be read, or one has no finite embedding.
+    """
     where = chosen_device(device)
+    paths = list_pictures(folder)
     method = load_method(adapter)
-    ids, images = load_folder(folder, method.input_side)
-    embedded = embed_images(placed(method, where), images)
-    bad = (~embedded.isfinite().all(dim=1)).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(f"the model gives no finite embedding for {ids[bad[0]]}")
-    Index(embedded, ids, {"source": str(folder.resolve()), "captions": ids}).save(output / INDEX_FOLDER)
+    answering = placed(method, where)
+    pictures = ImageSet(folder.name, "", tuple(Record(path, "") for path in paths), from_folder(folder))
+    skipped: list[Skipped] = []
+    ids: list[str] = []
+    embedded: list[Tensor] = []
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(f"embed {folder}", total=len(paths))
+        for rows, batch in read_images(pictures, pictures.records, method.reader, skipped):
+            vectors = embed_images(answering, batch)
+            bad = (~vectors.isfinite().all(dim=1)).nonzero().flatten().tolist()
+            if bad:
+                raise ValueError(f"the model gives no finite embedding for {paths[rows[bad[0]]]}")
+            ids += [paths[row] for row in rows]
+            embedded.append(vectors)
+            progress.update(task, completed=len(ids) + len(skipped))
+    if not ids:
+        raise ValueError(f"none of the {len(paths)} pictures of {folder} can be read, the first: {skipped[0].reason}")
+    left_out = {"n": len(skipped), "of": len(paths), "first": {e.path: e.reason for e in skipped[:_NAMED]}}
+    about = {"source": str(folder.resolve()), "captions": ids, "skipped": left_out}
+    Index(torch.cat(embedded), ids, about).save(output / INDEX_FOLDER)
     save_method(method, output / ADAPTER_FOLDER)
+    if skipped:
+        first = f"{skipped[0].path}: {skipped[0].reason}"
+        console.print(f"skipped {len(skipped)} of {len(paths)} pictures, the first: {first}", highlight=False)
     return len(ids)

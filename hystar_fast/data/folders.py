@@ -14,18 +14,25 @@ LAYOUT = (
     "<style>/…/<category>/<picture> for at least two styles, one of them the gallery (photo, or as named), with "
     "the same names of categories"
 )
-_COPY = re.compile(r"-\d+$")
+STANDARD_RENDERING = "tx_000000000000"
+STROKES = (".ndjson", ".npy", ".npz", ".bin")  # QuickDraw as Google publishes it: drawings that are no picture files
+_COPY, _RENDERING = re.compile(r"-\d+$"), re.compile(r"tx_\d+")
 
 
 def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet:
-    """List ``<style>/…/<category>/<picture>``; folders between style and category (Sketchy's ``tx_…``) do not count.
+    """List ``<style>/…/<category>/<picture>``; folders between style and category do not count.
+
+    Sketchy has every picture several times, rendered in several ways: ``photo/tx_000000000000``,
+    ``photo/tx_000100000000``, …. Where a style has more than one such folder, `STANDARD_RENDERING` alone is read, and
+    the name of the data set says so; for another one, link it into a folder of its own.
 
     The sketches of Sketchy, ``<photo>-<number>``, belong to the photo whose name they carry: where the gallery has a
     picture of that name and category, they are its instance. Where most have no such photo, nobody has an instance.
 
     Args:
         root: the folder, see `LAYOUT`.
-        gallery_style: the folder that answers; by default one of `GALLERY_NAMES`.
+        gallery_style: the folder that answers; by default one of `GALLERY_NAMES`. TU-Berlin's ``png/`` and
+            QuickDraw-Extended's ``QuickDraw_sketches_final/`` ask.
 
     Raises:
         ValueError: the folder has another layout; the message says what was expected and found.
@@ -34,11 +41,19 @@ def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet
     styles = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     gallery = gallery_style or next((name for name in GALLERY_NAMES if name in styles), None)
     if gallery not in styles or len(styles) < 2:
-        raise refuse("style folders", root, LAYOUT)
+        raise refuse("style folders", root, LAYOUT, _strokes(root))
     listed = {style: _pictures(root, style) for style in (gallery, *(s for s in styles if s != gallery))}
+    several = {style: _renderings(pictures) for style, pictures in listed.items()}
+    several = {style: names for style, names in several.items() if len(names) > 1}
+    for style, names in several.items():
+        if STANDARD_RENDERING not in names:
+            found = f"{', '.join(sorted(names))} below {style}/, of which none is {STANDARD_RENDERING}: keep one"
+            raise refuse("style folders", root, LAYOUT, found)
+        listed[style] = [path for path in listed[style] if path.parts[1] == STANDARD_RENDERING]
     empty = [style for style, pictures in listed.items() if not pictures]
     if empty:
-        raise refuse("style folders", root, LAYOUT, f"no <category>/<picture> below {empty[0]}/")
+        found = _strokes(root / empty[0]) or f"no <category>/<picture> below {empty[0]}/"
+        raise refuse("style folders", root, LAYOUT, found)
     answers = {(path.parent.name, path.stem) for path in listed[gallery]}
     if not {path.parent.name for style in listed if style != gallery for path in listed[style]} & {
         c for c, _ in answers
@@ -53,13 +68,28 @@ def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet
     asking = [record for record in records if record.style != gallery]
     if 2 * sum(record.instance is not None for record in asking) < len(asking):
         records = [replace(record, instance=None) for record in records]
-    return ImageSet(root.name or "folders", gallery, tuple(records), from_folder(root))
+    read = ", ".join(f"{style}/{STANDARD_RENDERING}" for style in several)
+    name = f"{root.name or 'folders'}{f' ({read})' if several else ''}"
+    return ImageSet(name, gallery, tuple(records), from_folder(root))
 
 
 def _pictures(root: Path, style: str) -> list[Path]:
     """The pictures of a style that are in a category, relative to `root`."""
     found = (p.relative_to(root) for p in (root / style).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     return sorted(path for path in found if len(path.parts) >= 3)
+
+
+def _strokes(place: Path) -> str | None:
+    """What to say of a file or folder of strokes or bitmaps, None where there are none."""
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix.lower() in STROKES)
+    if not files or files[0].suffix.lower() not in STROKES:
+        return None
+    name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more files like it"
+    return f"{name}: strokes or arrays, no pictures; draw each into <style>/<category>/<picture>.png first"
+
+
+def _renderings(pictures: list[Path]) -> set[str]:
+    return {path.parts[1] for path in pictures if _RENDERING.fullmatch(path.parts[1])}
 
 
 def _instance(path: Path, answers: set[tuple[str, str]]) -> str | None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from hystar_fast.data.domainnet import load_domainnet
 from hystar_fast.data.dsr import load_dsr
-from hystar_fast.data.folders import load_folders
+from hystar_fast.data.folders import STROKES, load_folders
 from hystar_fast.data.icons import load_icons
 from hystar_fast.data.pairs import load_pairs
 from hystar_fast.data.records import ImageSet, Record
@@ -57,6 +57,8 @@ def open_images(data: str, split: str = "test", *, gallery_style: str | None = N
 
 
 def _recognised(path: Path, split: str) -> str:
+    if path.suffix.lower() in STROKES:
+        return "folders"
     if path.is_file():
         return "shards" if path.suffix == ".tar" else "pairs"
     if any(path.glob("*.tar")):

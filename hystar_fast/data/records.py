@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from hystar_fast.methods.inputs import PictureReader
 from hystar_fast.retrieval.embed import load_image
 
 _READERS = 8
@@ -60,6 +60,7 @@ class ImageSet:
         records: all pictures, in the order of the data set.
         read: opens the picture of a record; ValueError if that is not possible.
         skipped: what the loader has left out.
+        classes: the categories in the order of the data set, where it has one of its own.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ImageSet:
     records: tuple[Record, ...]
     read: Callable[[Record], Image.Image]
     skipped: tuple[Skipped, ...] = ()
+    classes: tuple[str, ...] = ()
 
     @property
     def styles(self) -> tuple[str, ...]:
@@ -121,26 +123,31 @@ def from_folder(root: Path) -> Callable[[Record], Image.Image]:
 
 
 def read_images(
-    images: ImageSet, records: Sequence[Record], side: int, skipped: list[Skipped], *, batch_size: int = 128
+    images: ImageSet,
+    records: Sequence[Record],
+    reader: PictureReader,
+    skipped: list[Skipped],
+    *,
+    batch_size: int = 128,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Read pictures in batches, as CLIP's preprocessing crops them: the middle square, resized bicubically.
+    """Read pictures in batches.
 
     Args:
         images: the data set the records are of.
         records: what to read.
-        side: pixels a side.
+        reader: how a picture becomes a tensor: the `reader` of the method that gets them.
         skipped: gets an entry for each picture that cannot be read.
         batch_size: records a batch; a batch with unreadable pictures is smaller.
 
     Yields:
-        The positions in `records` of the pictures of a batch, and uint8 [n, 3, side, side]; no empty batch.
+        The positions in `records` of the pictures of a batch, and uint8 [n, 3, *reader.size]; no empty batch.
     """
     with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as readers:
         for start in range(0, len(records), batch_size):
             rows, tensors = [], []
             batch = records[start : start + batch_size]
             # Decoding lets other threads run, and the order is that of the records.
-            for row, found in enumerate(readers.map(lambda record: _read(images, record, side), batch), start):
+            for row, found in enumerate(readers.map(lambda record: _read(images, record, reader), batch), start):
                 if isinstance(found, Skipped):
                     skipped.append(found)
                 else:
@@ -150,13 +157,12 @@ def read_images(
                 yield rows, torch.stack(tensors)
 
 
-def _read(images: ImageSet, record: Record, side: int) -> Tensor | Skipped:
+def _read(images: ImageSet, record: Record, reader: PictureReader) -> Tensor | Skipped:
     try:
         picture = images.read(record)
     except ValueError as error:
         return Skipped(record.path, str(error))
-    square = ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)
+    return reader.read(picture)
 
 
 def refuse(name: str, root: Path, expected: str, found: str | None = None) -> ValueError:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
-from hystar_fast.methods.inputs import TensorPreprocess
+from hystar_fast.methods.inputs import MiddleSquare, PictureReader, TensorPreprocess
 from hystar_fast.models.config import HystarConfig
 
 _DEFAULT_SIDE = 64
@@ -42,9 +42,9 @@ class Method(ABC):
     fingerprints: Mapping[str, str | None] = MappingProxyType({})
 
     @property
-    def input_side(self) -> int:
-        """Pixels a side at which pictures are best read for it."""
-        return _DEFAULT_SIDE if self.preprocess is None else self.preprocess.size[0]
+    def reader(self) -> PictureReader:
+        """Reads pictures as its backbone frames them: crops them to the middle square, or squashes them to one."""
+        return MiddleSquare(_DEFAULT_SIDE) if self.preprocess is None else self.preprocess
 
     @abstractmethod
     def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:

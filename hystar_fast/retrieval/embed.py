@@ -42,8 +42,8 @@ def decode_image(source: str | Path | BinaryIO, name: str) -> Image.Image:
     return canvas.convert("RGB")
 
 
-def image_to_tensor(image: Image.Image, side: int) -> Tensor:
-    """An image as uint8 [3, side, side], padded to a square with white and resized."""
+def thumbnail(image: Image.Image, side: int) -> Tensor:
+    """An image to be looked at, whole, as uint8 [3, side, side]: padded to a square with white and resized."""
     longest = max(image.size)
     square = Image.new("RGB", (longest, longest), "white")
     square.paste(image, ((longest - image.width) // 2, (longest - image.height) // 2))
@@ -51,23 +51,21 @@ def image_to_tensor(image: Image.Image, side: int) -> Tensor:
     return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1)
 
 
-def load_folder(directory: str | Path, side: int) -> tuple[list[str], Tensor]:
-    """All images below a folder: their paths relative to it, sorted, and uint8 [n, 3, side, side].
+def list_pictures(directory: str | Path) -> list[str]:
+    """All image files below a folder, relative to it and sorted.
 
     Raises:
-        ValueError: the folder is missing or holds no image, or an image cannot be read.
+        ValueError: the folder is missing or holds no image.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise ValueError(f"directory must be a folder of images, but {directory} does not exist or is not a folder")
-    paths = sorted(p for p in directory.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
+    found = sorted(p for p in directory.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
         raise ValueError(
             f"directory must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}), but {directory} holds none"
         )
-    return [p.relative_to(directory).as_posix() for p in paths], torch.stack(
-        [image_to_tensor(load_image(p), side) for p in paths]
-    )
+    return [p.relative_to(directory).as_posix() for p in found]
 
 
 def to_float(images: Tensor) -> Tensor:

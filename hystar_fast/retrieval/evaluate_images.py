@@ -86,8 +86,9 @@ def evaluate_images(
     Args:
         method: the system.
         images: the data set.
-        task: "instance" (the query's own picture is right), "category" (Table 2), or "classify" (class names are the
-            gallery, Table 3); by default "instance" where the data set has instances, else "category".
+        task: "instance" (the query's own picture is right, and so is a copy of it), "category" (Table 2), or
+            "classify" (class names are the gallery, Table 3); by default "instance" where the data set has any, else
+            "category".
         protocol: "full", or "batch24" (instances only; its own cut-offs instead of `metrics`).
         metrics: definitions, see :mod:`hystar_fast.retrieval.definitions`.
         batch_size: images a forward pass.
@@ -120,6 +121,38 @@ def evaluate_images(
 
 
 @dataclass(frozen=True)
+class _Instances:
+    """A gallery in which instances are looked for.
+
+    Attributes:
+        gallery: what answers.
+        place: instance -> its first entry of the gallery.
+        numbers: int64 [M], the same for all entries of one instance: each of them is right.
+    """
+
+    gallery: _Embedded
+    place: dict[str, int]
+    numbers: Tensor
+
+    @classmethod
+    def of(cls, gallery: _Embedded) -> _Instances:
+        place: dict[str, int] = {}
+        for i, record in enumerate(gallery.records):
+            if record.instance is not None:
+                place.setdefault(record.instance, i)
+        return cls(gallery, place, _numbers([record.instance for record in gallery.records]))
+
+    def check_single(self, what: str) -> None:
+        """ValueError if an instance has several entries."""
+        for i, record in enumerate(self.gallery.records):
+            if record.instance is not None and self.place[record.instance] != i:
+                first = self.gallery.records[self.place[record.instance]].path
+                raise ValueError(
+                    f"{what} needs one picture an instance in the gallery, but {first} and {record.path} are one"
+                )
+
+
+@dataclass(frozen=True)
 class _Run:
     method: Method
     images: ImageSet
@@ -130,7 +163,7 @@ class _Run:
     def embed(self, records: Sequence[Record]) -> _Embedded:
         kept: list[Record] = []
         vectors = []
-        batches = read_images(self.images, records, self.method.input_side, self.skipped, batch_size=self.batch_size)
+        batches = read_images(self.images, records, self.method.reader, self.skipped, batch_size=self.batch_size)
         for rows, pictures in batches:
             vectors.append(embed_images(self.method, pictures, batch_size=self.batch_size, progress=self.progress))
             kept += [records[row] for row in rows]
@@ -164,24 +197,24 @@ class _Run:
         return rows, ("class names", len(names))
 
     def instances(self, gallery: _Embedded, metrics: Sequence[Metric] | None) -> list[Row]:
-        """Queries with one right picture; `metrics` None means the batch24 protocol."""
-        place: dict[str, int] = {}
-        for i, record in enumerate(gallery.records):
-            if record.instance is not None:
-                place.setdefault(record.instance, i)
+        """Queries for one picture, of which the gallery may hold copies; `metrics` None means the batch24 protocol."""
+        answering = _Instances.of(gallery)
+        if metrics is None:
+            answering.check_single("protocol 'batch24'")
         rows = []
         for style, asked in self.queries():
-            rows.append(_answers(style, asked, None, gallery, place, metrics))
+            rows.append(_answers(style, asked, None, answering, metrics))
             captioned = [i for i, record in enumerate(asked.records) if record.caption]
             words = self._texts([asked.records[i] for i in captioned])
             if words is not None:
+                answering.check_single("retrieval by picture and text together")
                 part = _Embedded(tuple(asked.records[i] for i in captioned), asked.vectors[captioned])
                 for combine in COMBINATIONS:
                     name = f"{style}+text, {_JOINT[combine]}"
-                    rows.append(_answers(name, part, (words.vectors, combine), gallery, place, metrics))
+                    rows.append(_answers(name, part, (words.vectors, combine), answering, metrics))
         words = self._texts([record for record in gallery.records if record.caption])
         if words is not None:
-            rows.append(_answers("text", words, None, gallery, place, metrics))
+            rows.append(_answers("text", words, None, answering, metrics))
         return rows
 
     def _texts(self, records: Sequence[Record]) -> _Embedded | None:
@@ -193,11 +226,11 @@ def _answers(
     name: str,
     asked: _Embedded,
     text: tuple[Tensor, str] | None,
-    gallery: _Embedded,
-    place: dict[str, int],
+    answering: _Instances,
     metrics: Sequence[Metric] | None,
 ) -> Row:
-    """The row of queries with one right picture each: `text` asks with them, by the rule it is paired with."""
+    """The row of queries for one instance each: `text` asks with them, by the rule it is paired with."""
+    gallery, place = answering.gallery, answering.place
     answered = [i for i, record in enumerate(asked.records) if record.instance in place]
     targets = torch.tensor([place[str(asked.records[i].instance)] for i in answered], dtype=torch.int64)
     queries = _like(asked, gallery)[answered]
@@ -208,8 +241,8 @@ def _answers(
         values = {label: bootstrap_mean((ranks < k).double()) for label, k in CUTOFFS.items()}
         return Row(name, len(ranks), missing, dict(values))
     if words is None:
-        right = torch.arange(len(gallery.records))
-        measured = measure(queries, gallery.vectors, targets, right, metrics)
+        numbers = answering.numbers
+        measured = measure(queries, gallery.vectors, numbers[targets], numbers, metrics)
     else:
         ranks = joint_ranks(queries, words, gallery.vectors, targets, combine=combine)[:, None] + 1
         ones = torch.ones(len(ranks), dtype=torch.int64)

@@ -26,7 +26,7 @@ class BaseToNew:
     """The parts of one data set.
 
     Attributes:
-        base, new: the names of the classes of each half, in alphabetical order.
+        base, new: the names of the classes of each half, in the order of the data set, else in alphabetical order.
         training: pictures of the base classes to draw shots from.
         base_test, new_test: what is classified.
     """
@@ -44,7 +44,8 @@ def base_to_new(images: ImageSet) -> BaseToNew:
     Raises:
         ValueError: fewer than four classes, so that a half would have nothing to tell apart.
     """
-    classes = sorted({str(record.category) for record in images.records})
+    held = {str(record.category) for record in images.records}
+    classes = [name for name in images.classes if name in held] or sorted(held)
     if len(classes) < 4:
         raise ValueError(f"base-to-new needs at least 4 classes, {images.name} has {len(classes)}")
     middle = (len(classes) + 1) // 2

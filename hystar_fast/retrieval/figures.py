@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hystar_fast.retrieval.pictures import principal_plane
 
-PROJECTIONS = ("tsne", "pca")
+PROJECTIONS = ("tsne", "umap", "pca")
+PROJECTION_NAMES = {"tsne": "t-SNE", "umap": "UMAP", "pca": "principal plane"}
 _COLOURS = (
     "#0072b2",
     "#e69f00",
@@ -26,7 +27,7 @@ _COLOURS = (
     "#b08060",
 )
 _INK, _FAINT, _LINE = "#1f1f1f", "#6b6b6b", "#cccccc"
-_PERPLEXITY = 30.0
+_PERPLEXITY, _NEIGHBOURS = 30.0, 15
 _APART = 1.05  # between the points of two curves at one value, so that their intervals can be told apart
 
 
@@ -48,11 +49,16 @@ class Curve:
 
 
 def project(embeddings: Tensor, projection: str = "tsne", *, seed: int = 0) -> Tensor:
-    """Points [n, 2] of embeddings [n, D] by t-SNE (scikit-learn, from its principal plane) or in the principal plane.
+    """Points [n, 2] of embeddings [n, D] by t-SNE, by UMAP, or in the principal plane, from which the other two start.
+
+    Args:
+        embeddings: compared by their cosine in t-SNE and UMAP.
+        projection: "tsne" (scikit-learn), "umap" (umap-learn) or "pca".
+        seed: of what t-SNE and UMAP draw.
 
     Raises:
         ValueError: another projection, or too few points.
-        ModuleNotFoundError: t-SNE without scikit-learn.
+        ModuleNotFoundError: t-SNE without scikit-learn, UMAP without umap-learn.
     """
     if projection not in PROJECTIONS:
         raise ValueError(f"projection must be one of {PROJECTIONS}, got {projection!r}")
@@ -60,7 +66,11 @@ def project(embeddings: Tensor, projection: str = "tsne", *, seed: int = 0) -> T
     if projection == "pca":
         return plane
     if len(embeddings) < 4:
-        raise ValueError(f"t-SNE needs at least 4 points, got {len(embeddings)}")
+        raise ValueError(f"{PROJECTION_NAMES[projection]} needs at least 4 points, got {len(embeddings)}")
+    return (_tsne if projection == "tsne" else _umap)(embeddings.float(), plane, seed)
+
+
+def _tsne(embeddings: Tensor, plane: Tensor, seed: int) -> Tensor:
     try:
         from sklearn.manifold import TSNE
     except ModuleNotFoundError as error:
@@ -69,10 +79,21 @@ def project(embeddings: Tensor, projection: str = "tsne", *, seed: int = 0) -> T
         ) from error
     start = (plane / plane[:, 0].std().clamp_min(1e-12) * 1e-4).numpy()
     perplexity = min(_PERPLEXITY, (len(embeddings) - 1) / 3)
-    found = TSNE(init=start, perplexity=perplexity, metric="cosine", random_state=seed).fit_transform(
-        embeddings.float().numpy()
-    )
-    return torch.from_numpy(found)
+    tsne = TSNE(init=start, perplexity=perplexity, metric="cosine", random_state=seed)
+    return torch.from_numpy(tsne.fit_transform(embeddings.numpy()))
+
+
+def _umap(embeddings: Tensor, plane: Tensor, seed: int) -> Tensor:
+    try:
+        from umap import UMAP
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "UMAP needs umap-learn: pip install 'hystar-fast[figures]', or take the projection pca", name="umap"
+        ) from error
+    start = (10 * plane / plane.abs().max().clamp_min(1e-12)).numpy()
+    neighbours = min(_NEIGHBOURS, len(embeddings) - 1)
+    umap = UMAP(n_neighbors=neighbours, init=start, metric="cosine", random_state=seed, n_jobs=1)
+    return torch.from_numpy(umap.fit_transform(embeddings.numpy()))
 
 
 def draw_clouds(

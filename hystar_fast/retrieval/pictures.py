@@ -10,18 +10,33 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-RIGHT, WRONG, NEUTRAL = "#1a9641", "#d7191c", "#8c8c8c"
+RIGHT, ALIKE, WRONG, NEUTRAL = "#1a9641", "#f2a900", "#d7191c", "#8c8c8c"
 _TILE, _GAP, _FRAME, _LABEL, _SIDE_GAP = 72, 8, 4, 34, 26
 _INK, _FAINT = "#1f1f1f", "#6b6b6b"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One retrieved picture; `right` is None where nobody knows."""
+    """One retrieved picture.
+
+    Attributes:
+        image: uint8 or floating point [3, H, W].
+        right: None where nobody knows.
+        caption: what it is.
+        alike: whether it is of the right one's category, where that is to be told apart.
+    """
 
     image: Tensor
     right: bool | None = None
     caption: str = ""
+    alike: bool = False
+
+    @property
+    def colour(self) -> str:
+        """Of its frame."""
+        if self.right is None:
+            return NEUTRAL
+        return RIGHT if self.right else ALIKE if self.alike else WRONG
 
 
 @dataclass(frozen=True)
@@ -71,16 +86,56 @@ def retrieval_grid(questions: Sequence[Question], title: str, note: str = "") ->
         y = top + _LABEL + i * row_height
         _label(draw, question, left, y, name_width - _GAP)
         x = left + name_width
-        if question.image is None:
-            _wrap(draw, f"“{question.caption}”", (x, y + 4), _TILE, 12, _INK, lines=4)
-        else:
-            _paste(canvas, draw, question.image, x, y, "#c8c8c8", 1)
+        _ask(canvas, draw, question, x, y)
         x += step + _SIDE_GAP
         for answers, extent in zip(question.answers.values(), widths, strict=True):
             for j, answer in enumerate(answers):
-                colour = NEUTRAL if answer.right is None else RIGHT if answer.right else WRONG
-                _paste(canvas, draw, answer.image, x + j * step, y, colour, _FRAME)
+                _paste(canvas, draw, answer.image, x + j * step, y, answer.colour, _FRAME)
             x += extent
+    return canvas
+
+
+def retrieval_sheet(
+    questions: Sequence[Question], title: str, notes: Sequence[str], legend: Mapping[str, str]
+) -> Image.Image:
+    """A block a question, a line a method: for more answers than `retrieval_grid` has room for beside each other.
+
+    Args:
+        questions: all with the same methods.
+        title: heading.
+        notes: lines below it.
+        legend: colour of a frame -> what it says.
+
+    Raises:
+        ValueError: there is no question, or their methods differ.
+    """
+    if not questions or any([*question.answers] != [*questions[0].answers] for question in questions):
+        raise ValueError("questions must be at least one, all with the same methods")
+    step, row_height, left = _TILE + _GAP, _TILE + _GAP, 2 * _GAP
+    label, method = 110, 90
+    first = left + label + step + method
+    count = max(len(answers) for question in questions for answers in question.answers.values())
+    block = len(questions[0].answers) * row_height + 2 * _GAP
+    top = 48 + 18 * len(notes) + 34
+    canvas = Image.new("RGB", (first + count * step + _GAP, top + len(questions) * block), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((left, 12), title, fill=_INK, font=_font(20))
+    for i, note in enumerate(notes):
+        draw.text((left, 42 + 18 * i), note, fill=_FAINT, font=_font(13))
+    x, y = left, 48 + 18 * len(notes)
+    for colour, meaning in legend.items():
+        draw.rectangle((x, y, x + 15, y + 15), outline=colour, width=_FRAME)
+        draw.text((x + 22, y), meaning, fill=_INK, font=_font(13))
+        x += 46 + round(draw.textlength(meaning, font=_font(13)))
+    for i, question in enumerate(questions):
+        y = top + i * block
+        draw.line((left, y - _GAP, canvas.width - _GAP, y - _GAP), fill="#e3e3e3")
+        _label(draw, question, left, y, label - _GAP)
+        _ask(canvas, draw, question, left + label, y)
+        for line, (name, answers) in enumerate(question.answers.items()):
+            draw.text((left + label + step, y + line * row_height + _TILE // 2 - 9), name, fill=_INK, font=_font(14))
+            for j, answer in enumerate(answers):
+                _paste(canvas, draw, answer.image, first + j * step, y + line * row_height, answer.colour, _FRAME)
     return canvas
 
 
@@ -132,6 +187,13 @@ def embedding_map(panels: Mapping[str, Mapping[str, Tensor]], path: str | Path, 
     if note:
         figure.suptitle(note, fontsize=10, color=_FAINT)
     figure.savefig(path, dpi=120)
+
+
+def _ask(canvas: Image.Image, draw: ImageDraw.ImageDraw, question: Question, x: int, y: int) -> None:
+    if question.image is None:
+        _wrap(draw, f"“{question.caption}”", (x, y + 4), _TILE, 12, _INK, lines=4)
+    else:
+        _paste(canvas, draw, question.image, x, y, "#c8c8c8", 1)
 
 
 def _label(draw: ImageDraw.ImageDraw, question: Question, x: int, y: int, width: int) -> None:

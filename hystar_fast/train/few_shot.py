@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from hystar_fast.methods.interface import Method
+from hystar_fast.methods.on_device import placed
 from hystar_fast.retrieval.embed import embed_styles, to_float
 from hystar_fast.retrieval.placement import place_randomly
 from hystar_fast.train.optim import cosine_factor, parameter_groups, set_rates
@@ -23,6 +24,7 @@ def train_few_shot(
     classes: Tensor,
     recipe: Recipe,
     *,
+    device: torch.device | str = "cpu",
     progress: Callable[[int], object] | None = None,
 ) -> list[float]:
     """Train a method with its own loss on pairs (picture, embedding of its class's name).
@@ -36,6 +38,7 @@ def train_few_shot(
         labels: int64 [n], rows of `classes`.
         classes: [C, D] unit vectors, see :func:`hystar_fast.retrieval.zero_shot.class_embeddings`.
         recipe: its learning rates, steps, batch size, warm-up, jitter and seed are used.
+        device: where the modules of `method` are; `pictures` and `classes` may be elsewhere.
         progress: called after every step with the number of steps done.
 
     Returns:
@@ -53,17 +56,18 @@ def train_few_shot(
         raise ValueError(f"method {method.name!r} has nothing to train")
     trainable = [p for group in groups for p in group["params"]]
     optimizer = AdamW(groups)
-    styles = embed_styles(method, pictures)
+    device = torch.device(device)
+    styles = embed_styles(placed(method, device), pictures)
     losses: list[float] = []
     method.train(True)
     for step in range(recipe.steps):
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         rows = _one_a_class(labels, present, recipe.batch_size, generator)
         images = place_randomly(to_float(pictures[rows]), recipe.jitter, generator)
-        found = method.encode_image(images, None if styles is None else styles[rows])
+        found = method.encode_image(images.to(device), None if styles is None else styles[rows].to(device))
         set_rates(optimizer, cosine_factor(step, recipe.steps, recipe.warmup))
         optimizer.zero_grad(set_to_none=True)
-        loss = method.loss(found, classes[labels[rows]].to(found.dtype))
+        loss = method.loss(found, classes[labels[rows]].to(found))
         loss.backward()
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):

@@ -11,20 +11,24 @@ import torch
 from torch import Tensor
 
 from hystar_fast.data.records import ImageSet, Record, Skipped, read_images
+from hystar_fast.methods.inputs import MiddleSquare, PictureReader
 from hystar_fast.train.pairs import GALLERY, Loaded
+
+_PUBLISHED = MiddleSquare(224)
 
 
 class RecordPairs:
     """A picture of the gallery and the queries that belong to it.
 
     Where the data set has instances, queries are those of the same instance. Where it has categories alone, they are
-    those of the same category, and `labels` says which targets are therefore no negatives. A picture of the gallery
-    without any query is left out. Pictures that cannot be read are named in `skipped` and their pairs take no part.
+    those of the same category, and `labels` says which targets are therefore no negatives; it does so for copies of one
+    instance too. A picture of the gallery without any query is left out. Pictures that cannot be read are named in
+    `skipped` and their pairs take no part.
 
     Args:
         images: the data set.
         styles: query styles, "text" among them if captions ask; by default every style but the gallery's.
-        side: pixels a side that pictures are cropped and resized to.
+        reader: how a picture becomes a tensor: the `reader` of the method that trains.
 
     Raises:
         ValueError: an unknown style, or no picture with a query.
@@ -32,8 +36,8 @@ class RecordPairs:
 
     reads_files = True
 
-    def __init__(self, images: ImageSet, styles: Sequence[str] = (), side: int = 224) -> None:
-        self.images, self.side = images, side
+    def __init__(self, images: ImageSet, styles: Sequence[str] = (), reader: PictureReader = _PUBLISHED) -> None:
+        self.images, self.reader = images, reader
         self.styles = tuple(styles) or images.styles[1:]
         self.skipped: dict[str, str] = {}
         self.text_column = self.styles.index("text") if "text" in self.styles else -2
@@ -60,8 +64,10 @@ class RecordPairs:
         if not self.gallery:
             raise ValueError(f"{images.name} has no picture of {images.gallery_style!r} with a query in {self.styles}")
         self.texts = [record.caption or "" for record in self.gallery]
-        categories = {name: i for i, name in enumerate(dict.fromkeys(record.category for record in self.gallery))}
-        self.labels = None if by_instance else torch.tensor([categories[record.category] for record in self.gallery])
+        names = [i if (name := key(record)) is None else name for i, record in enumerate(self.gallery)]
+        number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        copies = len(number) < len(names)
+        self.labels = torch.tensor([number[name] for name in names]) if copies or not by_instance else None
 
     def __len__(self) -> int:
         return len(self.gallery)
@@ -77,10 +83,10 @@ class RecordPairs:
         for concept, column, draw in zip(concepts.tolist(), columns.tolist(), draws.tolist(), strict=True):
             chosen = [self.gallery[concept]] if column == GALLERY else self._queries[concept][column]
             records.append(chosen[int(draw * len(chosen))])
-        pictures = torch.full((len(records), 3, self.side, self.side), 255, dtype=torch.uint8)
+        pictures = torch.full((len(records), 3, *self.reader.size), 255, dtype=torch.uint8)
         readable = torch.zeros(len(records), dtype=torch.bool)
         skipped: list[Skipped] = []
-        for rows, found in read_images(self.images, records, self.side, skipped):
+        for rows, found in read_images(self.images, records, self.reader, skipped):
             pictures[rows] = found
             readable[rows] = True
         self.skipped |= {entry.path: entry.reason for entry in skipped}

@@ -103,8 +103,7 @@ def _records(data: DataSettings) -> TrainingData:
 
 
 def _pairs(method: Method, images: ImageSet, styles: tuple[str, ...]) -> RecordPairs:
-    preprocess: Any = getattr(method, "preprocess", None)
-    return RecordPairs(images, styles, 224 if preprocess is None else preprocess.size[0])
+    return RecordPairs(images, styles, method.reader)
 
 
 def _mean(recall: dict[str, float]) -> Scored:
