@@ -6,6 +6,7 @@
 #include "sinkhorn_cuda_cluster.h"
 #include "sinkhorn_cuda_device.cuh"
 #include "sinkhorn_cuda_stream.cuh"
+#include "sinkhorn_cuda_sweep.h"
 #include "sinkhorn_cuda_tile.cuh"
 
 namespace hystar_fast {
@@ -78,6 +79,10 @@ void launch_stream(const Batch& batch, int64_t problems, float* workspace, cudaS
     }
     stream_plan_kernel<<<rows, StreamBlock::THREADS, 0, stream>>>(batch, workspace);
     check(cudaGetLastError(), "the launch of the plan kernel");
+}
+
+void launch_outcome(const Batch& batch, int64_t problems, float* workspace, cudaStream_t stream) {
+    const auto count = static_cast<unsigned>(problems);
     stream_outcome_kernel<<<count, StreamBlock::THREADS, 0, stream>>>(batch, workspace);
     check(cudaGetLastError(), "the launch of the outcome kernel");
 }
@@ -85,9 +90,12 @@ void launch_stream(const Batch& batch, int64_t problems, float* workspace, cudaS
 }  // namespace
 
 int64_t sinkhorn_cuda_workspace(int64_t batch, int64_t n, int64_t m) {
-    const int64_t words = Workspace::words(static_cast<int>(n), static_cast<int>(m));
-    const bool streams = choose_here(batch, n, m).kind == Choice::STREAM;
-    return streams ? batch * words * static_cast<int64_t>(sizeof(float)) : 0;
+    const Choice choice = choose_here(batch, n, m);
+    const int rows = static_cast<int>(n), columns = static_cast<int>(m);
+    const int64_t words = choice.kind == Choice::SWEEP    ? sweep_words(batch, rows, columns, choice)
+                          : choice.kind == Choice::STREAM ? batch * Workspace::words(rows, columns)
+                                                          : 0;
+    return words * static_cast<int64_t>(sizeof(float));
 }
 
 void sinkhorn_cuda_forward(uintptr_t cost, uintptr_t mask, uintptr_t plan, uintptr_t u, uintptr_t v, uintptr_t status,
@@ -95,7 +103,7 @@ void sinkhorn_cuda_forward(uintptr_t cost, uintptr_t mask, uintptr_t plan, uintp
                            int64_t n_iter, double tol, uintptr_t stream, uintptr_t workspace) {
     if (batch == 0 || n == 0 || m == 0) return;
     const Choice choice = choose_here(batch, n, m);
-    if (choice.kind == Choice::STREAM && workspace == 0)
+    if ((choice.kind == Choice::STREAM || choice.kind == Choice::SWEEP) && workspace == 0)
         throw std::runtime_error("sinkhorn: this size needs a workspace");
     const Batch all = make_batch(reinterpret_cast<const float*>(cost), reinterpret_cast<const uint8_t*>(mask),
                                  reinterpret_cast<float*>(plan), reinterpret_cast<float*>(u),
@@ -103,6 +111,10 @@ void sinkhorn_cuda_forward(uintptr_t cost, uintptr_t mask, uintptr_t plan, uintp
                                  reinterpret_cast<float*>(error), reinterpret_cast<int*>(iterations),
                                  static_cast<int>(n), static_cast<int>(m), epsilon, static_cast<int>(n_iter), tol);
     const auto on = reinterpret_cast<cudaStream_t>(stream);
+    if (choice.kind == Choice::SWEEP) {
+        float* rows = launch_sweep(all, batch, choice, reinterpret_cast<float*>(workspace), on);
+        return launch_outcome(all, batch, rows, on);
+    }
     // a grid's y ends at 65535; its x, the blocks' on chip, at 2^31 - 1
     const int64_t at_once = choice.kind == Choice::STREAM ? 65535 : 0x7fffffff / choice.blocks;
     for (int64_t first = 0; first < batch; first += at_once) {
@@ -115,6 +127,7 @@ void sinkhorn_cuda_forward(uintptr_t cost, uintptr_t mask, uintptr_t plan, uintp
         } else {
             float* part_of_workspace = reinterpret_cast<float*>(workspace) + first * Workspace::words(all.n, all.m);
             launch_stream(part, problems, part_of_workspace, on);
+            launch_outcome(part, problems, part_of_workspace, on);
         }
     }
 }

@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "sinkhorn_cuda_device.cuh"
+#include "sinkhorn_cuda_sweep.h"
 #include "sinkhorn_cuda_tile.cuh"
 
 namespace hystar_fast {
@@ -54,7 +55,10 @@ Gpu describe_gpu(int device) {
     const int major = attribute(cudaDevAttrComputeCapabilityMajor, device);
     const int largest = major == 9 || major == 10 ? 16 : 8;
     return {attribute(cudaDevAttrMultiProcessorCount, device),
-            attribute(cudaDevAttrClusterLaunch, device) != 0 ? largest : 0};
+            attribute(cudaDevAttrClusterLaunch, device) != 0 ? largest : 0,
+            attribute(cudaDevAttrCooperativeLaunch, device) != 0
+                ? attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)
+                : 0};
 }
 
 }  // namespace
@@ -65,7 +69,7 @@ Gpu gpu_here() {
     int device = 0;
     if (cudaGetDevice(&device) != cudaSuccess) {
         cudaGetLastError();
-        return {0, 0};
+        return {0, 0, 0};
     }
     const std::lock_guard<std::mutex> lock(mutex);
     const auto gpu = gpus.find(device);
@@ -91,12 +95,16 @@ bool cluster_fits_here(const void* kernel, int threads, int blocks) {
 }
 
 Choice choose_here(int64_t batch, int64_t n, int64_t m) {
-    const Choice choice = choose(batch, n, m, gpu_here());
-    if (choice.kind != Choice::CLUSTER) return choice;
-    const void* kernel = with_cluster(choice.shape, Kernel{});
-    constexpr int THREADS = Cluster256::THREADS;
-    static_assert(THREADS == Cluster512::THREADS && THREADS == Cluster768::THREADS);
-    return cluster_fits_here(kernel, THREADS, choice.blocks) ? choice : Choice{Choice::STREAM, 0, 0};
+    const Gpu gpu = gpu_here();
+    Choice choice = choose(batch, n, m, gpu);
+    if (choice.kind == Choice::CLUSTER) {
+        const void* kernel = with_cluster(choice.shape, Kernel{});
+        constexpr int THREADS = Cluster256::THREADS;
+        static_assert(THREADS == Cluster512::THREADS && THREADS == Cluster768::THREADS);
+        if (cluster_fits_here(kernel, THREADS, choice.blocks)) return choice;
+        choice = choose_off_chip(batch, n, m, gpu);
+    }
+    return choice.kind == Choice::SWEEP && !sweep_fits_here(choice.shape) ? Choice{Choice::STREAM, 0, 0} : choice;
 }
 
 void launch_cluster(const Batch& batch, int64_t problems, const Choice& choice, cudaStream_t stream) {

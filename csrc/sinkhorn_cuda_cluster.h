@@ -37,7 +37,7 @@ Gpu gpu_here();
 // Whether the current device holds a cluster of this kernel.
 bool cluster_fits_here(const void* kernel, int threads, int blocks);
 
-// What `choose` says on the current device; streaming if the device cannot hold a cluster of that size after all.
+// What `choose` says on the current device; off chip if it cannot hold a cluster of that size after all.
 Choice choose_here(int64_t batch, int64_t n, int64_t m);
 
 void launch_cluster(const Batch& batch, int64_t problems, const Choice& choice, cudaStream_t stream);

@@ -55,6 +55,31 @@ struct DeviceCluster : DeviceBlock<WARPS> {
 };
 #endif
 
+// A block of a cooperative launch, whose blocks can meet.
+template <int WARPS>
+struct DeviceGrid : DeviceBlock<WARPS> {
+    __device__ int rank() const { return static_cast<int>(blockIdx.x); }
+    __device__ int blocks() const { return static_cast<int>(gridDim.x); }
+    __device__ void sync_grid() const { cooperative_groups::this_grid().sync(); }
+    // From global to shared memory, 4 or 16 bytes; it is there when its group has been waited for.
+    template <class Vector>
+    __device__ void copy_async(Vector* to, const float* from) const {
+        const auto at = static_cast<unsigned>(__cvta_generic_to_shared(to));
+        if constexpr (sizeof(Vector) == 16)
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+        else
+            asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(at), "l"(from) : "memory");
+    }
+    __device__ void commit_copies() const { asm volatile("cp.async.commit_group;" ::: "memory"); }
+    // Until at most `but` groups, up to 7, are under way; the instruction wants a constant.
+    template <int MOST = 7>
+    __device__ void wait_for_copies(int but) const {
+        if constexpr (MOST > 0)
+            if (but < MOST) return wait_for_copies<MOST - 1>(but);
+        asm volatile("cp.async.wait_group %0;" ::"n"(MOST) : "memory");
+    }
+};
+
 // Rare and long, so it is a call: inlined it would cost the loop around it registers.
 template <int WARPS>
 __device__ __noinline__ void settle_apart(const Batch& batch, long long index, int* words) {

@@ -1,5 +1,5 @@
-// The shapes in which a Sinkhorn problem lives on chip, in one block or in a cluster of them, and the choice between
-// these and streaming. Plain constants and one pure function: no CUDA in here.
+// The shapes in which a Sinkhorn problem lives on chip, in one block or in a cluster of them, those in which a grid sweeps
+// over it, and the choice between these and streaming. Plain constants and pure functions: no CUDA in here.
 #pragma once
 
 #include "sinkhorn_cuda_settle.cuh"
@@ -95,19 +95,74 @@ auto with_cluster(int shape, const Launcher& launcher) {
     return launcher.template launch<Cluster768>();
 }
 
+// A sweeping block: teams of TEAM_WARPS warps with a row each, COLUMNS entries of it a thread, in vectors of VECTOR.
+template <int TEAM_WARPS_, int VECTOR_>
+struct SweepShape {
+    static constexpr int WARPS = 16, THREADS = 32 * WARPS, COLUMNS = 16, SLOT = THREADS * COLUMNS;
+    static constexpr int TEAM_WARPS = TEAM_WARPS_, TEAM_THREADS = 32 * TEAM_WARPS, TEAMS = WARPS / TEAM_WARPS;
+    static constexpr int VECTOR = VECTOR_, PIECES = COLUMNS / VECTOR, MAX_COLUMNS = TEAM_THREADS * COLUMNS;
+    static constexpr float FAR = 16777216.0f;  // no scaling passes 2^24 max(N, M)
+
+    struct alignas(16) Shared {
+        float box[2][WARPS];  // a number a warp, to its team
+        float scratch[THREADS];
+        float columns[TEAMS > 1 ? MAX_COLUMNS : 1];  // of all teams
+    };
+};
+constexpr int SWEEP_TEAMS[] = {1, 4, 16};  // in warps, of the shapes in order
+constexpr int sweep_columns(int shape) { return SweepShape<1, 4>::MAX_COLUMNS * SWEEP_TEAMS[shape]; }
+
+// Calls launcher.launch<S>() with that shape, in vectors of four or of one.
+template <class Launcher>
+auto with_sweep(int shape, bool vectors, const Launcher& launcher) {
+    if (shape == 0 && vectors) return launcher.template launch<SweepShape<SWEEP_TEAMS[0], 4>>();
+    if (shape == 0) return launcher.template launch<SweepShape<SWEEP_TEAMS[0], 1>>();
+    if (shape == 1 && vectors) return launcher.template launch<SweepShape<SWEEP_TEAMS[1], 4>>();
+    if (shape == 1) return launcher.template launch<SweepShape<SWEEP_TEAMS[1], 1>>();
+    if (vectors) return launcher.template launch<SweepShape<SWEEP_TEAMS[2], 4>>();
+    return launcher.template launch<SweepShape<SWEEP_TEAMS[2], 1>>();
+}
+
+// Whether rows can be read as vectors of four.
+inline bool has_vectors(const Batch& batch) {
+    const auto from = reinterpret_cast<uintptr_t>(batch.cost) | reinterpret_cast<uintptr_t>(batch.plan);
+    return batch.m % 4 == 0 && from % 16 == 0;
+}
+
 // What the choice knows of a GPU.
 struct Gpu {
     int multiprocessors;
     int cluster;  // most blocks of a cluster, 0 without clusters
+    int shared;   // bytes of shared memory of a block whose grid has barriers, 0 where there are none
 };
 struct Choice {
-    enum Kind : int { TILE, CLUSTER, STREAM } kind;
-    int shape, blocks;  // CLUSTER: of CLUSTER_SHAPES, and the blocks a problem takes
+    enum Kind : int { TILE, CLUSTER, STREAM, SWEEP } kind;
+    int shape, blocks;  // CLUSTER: of CLUSTER_SHAPES, and the blocks of a problem; SWEEP: of SWEEP_TEAMS, and of the grid
 };
 
-// Tiles up to 192, then the narrowest shape that holds the problem, else streaming. An on-chip iteration costs the same
-// however full the block is, about 0.05 clocks of a multiprocessor an entry, streaming about 0.4: a problem that leaves
-// nine tenths of its blocks empty streams, unless the whole batch runs at once, where the launches of streaming decide.
+// How many slots the ring of a sweep has: what shared memory holds, and no more than waiting for copies can count.
+constexpr int sweep_stages(const Gpu& gpu, int shape) {
+    const int fixed = static_cast<int>(shape == 0   ? sizeof(SweepShape<SWEEP_TEAMS[0], 1>::Shared)
+                                       : shape == 1 ? sizeof(SweepShape<SWEEP_TEAMS[1], 1>::Shared)
+                                                    : sizeof(SweepShape<SWEEP_TEAMS[2], 1>::Shared));
+    const int stages = (gpu.shared - fixed) / static_cast<int>(sizeof(float) * SweepShape<1, 1>::SLOT);
+    return stages < 8 ? stages : 8;
+}
+
+// A sweep, or streaming where it cannot be. Both begin an iteration for about 5 us, the one with two barriers of the
+// grid, the other with two launches; a sweep then reads N M entries and not 2 N M, but hands on about four numbers a
+// column for every problem and block (partial sums and scalings, written and read), so a problem has to have 16 rows.
+constexpr Choice choose_off_chip(int64_t batch, int64_t n, int64_t m, const Gpu& gpu) {
+    int shape = 0;
+    while (shape < 2 && m > sweep_columns(shape)) ++shape;
+    if (m > sweep_columns(shape) || n < 16 || n > 1 << 24 || sweep_stages(gpu, shape) < 2) return {Choice::STREAM, 0, 0};
+    const int64_t teams = SweepShape<1, 1>::WARPS / SWEEP_TEAMS[shape], steps = batch * ((n + teams - 1) / teams);
+    return {Choice::SWEEP, shape, static_cast<int>(steps < gpu.multiprocessors ? steps : gpu.multiprocessors)};
+}
+
+// Tiles up to 192, then the narrowest shape that holds the problem, else off chip. An on-chip iteration costs the same
+// however full the block is, about 0.05 clocks of a multiprocessor an entry, off chip 0.2 and more: a problem that leaves
+// nine tenths of its blocks empty is not taken on chip, unless the whole batch runs at once, where launches decide.
 constexpr Choice choose(int64_t batch, int64_t n, int64_t m, const Gpu& gpu) {
     if (n <= TileLargest::MAX_ROWS && m <= TileLargest::MAX_COLUMNS) return {Choice::TILE, 0, 1};
     int index = 0;
@@ -117,11 +172,12 @@ constexpr Choice choose(int64_t batch, int64_t n, int64_t m, const Gpu& gpu) {
         if (n <= blocks * shape.rows && m <= shape.columns && blocks <= gpu.cluster) {
             const bool at_once = batch * blocks <= gpu.multiprocessors;
             const bool full = 10 * n * m >= static_cast<int64_t>(blocks) * shape.rows * shape.columns;
-            return {at_once || full ? Choice::CLUSTER : Choice::STREAM, index, blocks};
+            if (at_once || full) return {Choice::CLUSTER, index, blocks};
+            break;
         }
         ++index;
     }
-    return {Choice::STREAM, 0, 0};
+    return choose_off_chip(batch, n, m, gpu);
 }
 
 // The shapes of the gradients, which need registers beside A: fewer blocks a multiprocessor and fewer rows a block.

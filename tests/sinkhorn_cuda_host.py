@@ -25,27 +25,29 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Gpu(NamedTuple):
-    """What the dispatch rule knows of a GPU: its multiprocessors and the most blocks of a cluster."""
+    """What the dispatch rule knows of a GPU: its multiprocessors, the most blocks of a cluster, a block's memory."""
 
     multiprocessors: int
     cluster: int
+    shared: int
 
 
-A100 = Gpu(108, 0)
-H200 = Gpu(132, 16)
-RTX_5090 = Gpu(170, 8)
-NO_GPU = Gpu(0, 0)
+A100 = Gpu(108, 0, 163 << 10)
+H200 = Gpu(132, 16, 227 << 10)
+RTX_5090 = Gpu(170, 8, 99 << 10)
+NO_BARRIERS = Gpu(132, 16, 0)
+NO_GPU = Gpu(0, 0, 0)
 
 
 class Choice(NamedTuple):
-    """A kernel: its kind, the shape of a cluster and how many blocks a problem takes."""
+    """A kernel: its kind, the shape of a cluster or a sweep, and how many blocks a problem or the grid takes."""
 
     kind: int
     shape: int
     blocks: int
 
 
-TILE, CLUSTER, STREAM = range(3)
+TILE, CLUSTER, STREAM, SWEEP = range(4)
 STREAMING = Choice(STREAM, 0, 0)
 
 

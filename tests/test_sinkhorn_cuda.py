@@ -191,12 +191,13 @@ def to_cpu(solved: Solved) -> Solved:
     return Solved(**{name: tensor.cpu() for name, tensor in vars(solved).items()})
 
 
+LARGER = [(192, 192), (193, 193), (200, 40), (5, 700), (256, 256), (512, 512), (513, 511), (700, 768), (1024, 1024)]
+OFF_CHIP = [(1100, 37), (1100, 2048), (300, 2049), (150, 8191), (60, 8192), (20, 8193)]
+
+
 @requires_cuda
 @pytest.mark.parametrize("epsilon", [0.1, 0.02])
-@pytest.mark.parametrize(
-    ("n", "m"),
-    [*SIZES, (192, 192), (193, 193), (200, 40), (5, 700), (256, 256), (512, 512), (513, 511), (700, 768), (1024, 1024)],
-)
+@pytest.mark.parametrize(("n", "m"), [*SIZES, *LARGER, *OFF_CHIP])
 def test_the_gpu_agrees_with_the_reference(n: int, m: int, epsilon: float) -> None:
     cost = paper_cost(3, n, m)
     check(to_cpu(on_gpu(cost, epsilon, 50)), cost, epsilon, 50)
@@ -214,7 +215,7 @@ def test_the_gpu_contains_problems_without_a_plan(size: int) -> None:
 
 
 @requires_cuda
-@pytest.mark.parametrize("size", [48, 100, 300, 1100])
+@pytest.mark.parametrize("size", [48, 100, 300, 1100, 1101])
 def test_the_gpu_is_deterministic_and_its_launches_can_be_captured(size: int) -> None:
     cost = paper_cost(64, size, size).cuda()
     first = on_gpu(cost, 0.05, 50)

@@ -22,7 +22,8 @@ SHAPED = {  # kernels of a Tile, and of how many
 }
 STREAM_KERNELS = ("stream_row_kernel", "stream_column_kernel", "stream_plan_kernel", "stream_outcome_kernel")
 NCE_KERNELS = ("normalise_kernel", "cost_kernel", "loss_kernel", "project_kernel")
-SOURCES = ("sinkhorn_cuda", "sinkhorn_cuda_cluster", "sinkhorn_cuda_gradient", "style_nce_cuda")
+SOURCES = ("sinkhorn_cuda", "sinkhorn_cuda_cluster", "sinkhorn_cuda_gradient", "sinkhorn_cuda_sweep", "style_nce_cuda")
+BLOCK_MEMORY = {"80": 163 << 10, "90a": 227 << 10, "100": 227 << 10, "120": 99 << 10}  # of one block, when it asks
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 
 
@@ -107,3 +108,16 @@ def test_every_kernel_fits_and_nothing_spills(kernels: list[Resources], architec
         assert rows * columns < tile.registers  # A lives in registers
         assert blocks * 32 * warps * tile.registers <= 65536
         assert tile.shared <= 48 * 1024 and blocks * (tile.shared + 1024) <= 100 * 1024  # sm_120 has 100 KiB
+
+
+@needs_nvcc
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_sweeping_block_fills_a_multiprocessor_and_no_more(kernels: list[Resources], architecture: str) -> None:
+    """16 warps, and a ring of at least two slots of 32 KiB: in the widest shape as many as the memory has."""
+    here = [kernel for kernel in kernels if kernel.architecture == architecture and "sweep_kernel" in kernel.kernel]
+    shapes = {re.search(r"SweepShapeILi(\d+)ELi(\d+)E", kernel.kernel).groups(): kernel for kernel in here}
+    assert set(shapes) == {(teams, vector) for teams in ("1", "4", "16") for vector in ("1", "4")}
+    for (teams, _), kernel in shapes.items():
+        assert kernel.registers * 512 <= 65536 and kernel.stack == 0
+        slots = (BLOCK_MEMORY[architecture] - kernel.shared) // (32 << 10)
+        assert slots >= (BLOCK_MEMORY[architecture] >> 15 if teams == "16" else 2)

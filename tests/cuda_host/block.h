@@ -14,6 +14,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <random>
@@ -250,6 +251,54 @@ class HostCluster : public HostBlock<WARPS> {
     int blocks_;
     char* memory_;
     size_t size_;
+};
+
+// The blocks of a grid that can meet; the twin of DeviceGrid. An asynchronous copy happens at once or when it is waited
+// for, as drawn.
+template <int WARPS>
+class HostGrid : public HostBlock<WARPS> {
+  public:
+    HostGrid(uint64_t seed, int blocks)
+        : HostBlock<WARPS>(seed, blocks), grid_{HostBlock<WARPS>::THREADS * blocks}, blocks_(blocks), random_(seed),
+          copies_(HostBlock<WARPS>::THREADS * blocks) {}
+
+    int blocks() const { return blocks_; }
+    void sync_grid() { this->fibers_.meet(grid_); }
+    template <class Vector>
+    void copy_async(Vector* to, const float* from) {
+        if (reinterpret_cast<uintptr_t>(to) % sizeof(Vector) != 0 || reinterpret_cast<uintptr_t>(from) % sizeof(Vector) != 0)
+            give_up("copy between places that are not aligned", 1);
+        Copy copy{reinterpret_cast<char*>(to), reinterpret_cast<const char*>(from), sizeof(Vector)};
+        if (random_() % 2 == 0) copy.run();
+        else mine().back().push_back(copy);
+    }
+    void commit_copies() { mine().emplace_back(); }
+    void wait_for_copies(int but) {
+        auto& groups = mine();
+        while (static_cast<int>(groups.size()) > but + 1) {
+            for (Copy& copy : groups.front()) copy.run();
+            groups.pop_front();
+        }
+    }
+    template <class Kernel>
+    void launch(Kernel kernel) {
+        for (auto& groups : copies_) groups.assign(1, {});
+        this->fibers_.run([&](int) { kernel(*this); });
+    }
+
+  private:
+    struct Copy {
+        char* to;
+        const char* from;
+        size_t bytes;
+        void run() { std::memcpy(to, from, bytes); }
+    };
+    std::deque<std::vector<Copy>>& mine() { return copies_[this->fibers_.current()]; }
+
+    Fibers::Meeting grid_;
+    int blocks_;
+    std::mt19937_64 random_;
+    std::vector<std::deque<std::vector<Copy>>> copies_;  // of a thread: committed groups, and the one being filled
 };
 
 // Shared memory as a kernel finds it.

@@ -2,6 +2,7 @@
 #include "block.h"
 #include "sinkhorn_cuda_implicit.cuh"
 #include "sinkhorn_cuda_stream.cuh"
+#include "sinkhorn_cuda_sweep.cuh"
 #include "sinkhorn_cuda_unrolled.cuh"
 
 using namespace hystar_fast;
@@ -74,6 +75,40 @@ void stream(const Batch& batch, int problems, uint64_t seed) {
     }
 }
 
+// The whole batch on a grid. How many slots the ring has is drawn too.
+struct Sweeps {
+    const Batch& batch;
+    int problems, blocks;
+    uint64_t seed;
+
+    template <class S>
+    void launch() const {
+        const int stages = 2 + static_cast<int>(seed % 3);
+        std::vector<float> memory(SweepWorkspace::words(problems, batch.n, batch.m, blocks), NAN);
+        const SweepWorkspace work(memory.data(), batch, problems, blocks);
+        std::vector<Poisoned<typename S::Shared>> shared(blocks);
+        std::vector<float> rings(static_cast<size_t>(blocks) * stages * S::SLOT, NAN);
+        HostGrid<S::WARPS> on(seed, blocks);
+        on.launch([&](auto& block) {
+            float* ring = rings.data() + block.rank() * stages * S::SLOT;
+            Sweeper<S, HostGrid<S::WARPS>>(block, batch, work, shared[block.rank()].value, ring, stages).solve();
+        });
+        outcome(work.rows);
+    }
+    void outcome(float* rows) const {
+        constexpr int WARPS = 8;
+        HostBlock<WARPS> on(seed);
+        for (int b = 0; b < problems; ++b) {
+            const Problem problem(batch, b);
+            const Workspace work(rows, problem, b);
+            Poisoned<float[WARPS]> scratch;
+            on.launch([&](auto& block) {
+                if (stream_outcome(block, problem, work, scratch.value)) settle(block, problem, work.settling);
+            });
+        }
+    }
+};
+
 // One block or cluster takes all problems, as a GPU with a single place for them would.
 struct Gradients {
     const Batch& batch;
@@ -114,8 +149,8 @@ struct Gradients {
 }  // namespace
 
 // How a problem is solved: the kind, shape and blocks of sinkhorn_cuda_shapes.cuh.
-extern "C" void choose_host(int64_t problems, int64_t n, int64_t m, int multiprocessors, int cluster, int* chosen) {
-    const Choice choice = choose(problems, n, m, {multiprocessors, cluster});
+extern "C" void choose_host(int64_t problems, int64_t n, int64_t m, int multiprocessors, int cluster, int memory, int* chosen) {
+    const Choice choice = choose(problems, n, m, {multiprocessors, cluster, memory});
     chosen[0] = choice.kind;
     chosen[1] = choice.shape;
     chosen[2] = choice.blocks;
@@ -139,12 +174,13 @@ extern "C" void sinkhorn_host(const float* cost, const uint8_t* mask, float* pla
         make_batch(cost, mask, plan, u, v, status, error, iterations, n, m, epsilon, n_iter, tol);
     if (kind == Choice::TILE) with_tile(n, m, Tiles{batch, problems, seed});
     else if (kind == Choice::CLUSTER) with_cluster(shape, Clusters{batch, problems, blocks, seed});
+    else if (kind == Choice::SWEEP) with_sweep(shape, has_vectors(batch), Sweeps{batch, problems, blocks, seed});
     else stream(batch, problems, seed);
 }
 
 // The kind and blocks of the kernels that take the gradients.
-extern "C" void choose_gradient_host(int64_t n, int64_t m, int multiprocessors, int cluster, int* chosen) {
-    const Choice choice = choose_gradient(n, m, {multiprocessors, cluster});
+extern "C" void choose_gradient_host(int64_t n, int64_t m, int multiprocessors, int cluster, int memory, int* chosen) {
+    const Choice choice = choose_gradient(n, m, {multiprocessors, cluster, memory});
     chosen[0] = choice.kind;
     chosen[1] = choice.shape;
     chosen[2] = choice.blocks;
