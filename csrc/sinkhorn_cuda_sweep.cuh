@@ -97,8 +97,7 @@ class Sweeper : public SweepPath<S, Block> {
 #pragma unroll
         for (int k = 0; k < S::PIECES; ++k) {
             Piece b{};
-            if (PASS != Pass::FIRST && k_ > 0 && has(k))
-                b = *piece_at(scalings, k);
+            if (PASS != Pass::FIRST && k_ > 0 && has(k)) b = *piece_at(scalings, k);
 #pragma unroll
             for (int e = 0; e < S::VECTOR; ++e) {
                 const int at = k * S::VECTOR + e;
