@@ -11,15 +11,11 @@ from test_cli import refused, run
 from hystar_fast.cli.computation import ROWS, parameters_on_the_papers_backbone
 from hystar_fast.cli.reproduce import (
     COMPUTATION,
-    CONFIRMED,
     FEW_SHOT,
-    OPEN,
-    OPPOSITE,
-    picture_mean,
     table_numbers,
-    verdict,
 )
 from hystar_fast.cli.reproduce_rows import TEXT_PROMPTS, plan
+from hystar_fast.cli.verdicts import CONFIRMED, OPEN, OPPOSITE, picture_mean, verdict
 from hystar_fast.data.paper_tables import TABLES, paper_table
 from hystar_fast.methods import variants
 from hystar_fast.methods.recipes import DYNAMIC_GRID

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from hystar_fast.cli.claims import GAMMAS, LAMBDAS
 from hystar_fast.cli.compare import CompareSettings, adapter_folder, compare
 from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.hystar import HystarMethod
@@ -21,8 +22,6 @@ from hystar_fast.retrieval.embed import embed_images, to_float
 from hystar_fast.retrieval.figures import Cloud, Curve, draw_clouds, draw_sweep
 from hystar_fast.retrieval.protocol import HARD_STYLES, IMAGE_STYLES, load_split
 
-GAMMAS = (1, 10, 30, 50, 80, 120, 200, 500)  # Section G.1
-LAMBDAS = (0.1, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0)  # Section G.2
 _CLOUD_METHODS = ("frozen", "freestyle", "hystar")
 _MIXED = ("twemoji", "sketch")
 

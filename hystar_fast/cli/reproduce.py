@@ -19,13 +19,12 @@ from hystar_fast.cli.computation import REPEATS, ROWS, computation
 from hystar_fast.cli.few_shot import FewShotSettings, run_few_shot
 from hystar_fast.cli.report import about, write_json
 from hystar_fast.cli.reproduce_rows import TEXT_PROMPTS, plan
+from hystar_fast.cli.verdicts import picture_mean, verdict
 from hystar_fast.data.paper_tables import TABLES, PaperTable, paper_table
 from hystar_fast.methods.recipes import demo_config
 from hystar_fast.retrieval.protocol import HARD_STYLES
 
 COMPUTATION, FEW_SHOT = 5, 11
-CONFIRMED, OPPOSITE, OPEN = "confirmed", "the opposite", "not told apart"
-_PICTURE_STYLES = ("Art", "Sketch", "Low-Res")
 
 
 @dataclass(frozen=True)
@@ -68,21 +67,6 @@ def run_reproduce(settings: ReproduceSettings, console: Console) -> dict[int, di
         _show(results[paper.number], console)
         console.print(f"wrote {path}\n")
     return results
-
-
-def verdict(paper: float, low: float, high: float) -> str:
-    """Whether a difference of the paper's rows is found here: the interval of ours lies on its side of zero."""
-    if (high < 0 and paper < 0) or (low > 0 and paper > 0):
-        return CONFIRMED
-    return OPPOSITE if high < 0 or low > 0 else OPEN
-
-
-def picture_mean(table: PaperTable, row: str) -> float | None:
-    """The mean of a row's R@1 over the picture styles Art, Sketch and Low-Res; None for a table without them."""
-    places = [i for i, column in enumerate(table.columns) if column in _PICTURE_STYLES]
-    places = places or [i for i, c in enumerate(table.columns) if c in [f"{style} R@1" for style in _PICTURE_STYLES]]
-    values = [value for i in places if (value := table.rows[row][i]) is not None]
-    return sum(values) / len(values) if len(values) == len(_PICTURE_STYLES) else None
 
 
 def _source(paper: PaperTable) -> str:
