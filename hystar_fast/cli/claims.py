@@ -211,7 +211,8 @@ def _unseen_styles(names: Sequence[str], styles: tuple[str, ...], headline: Sequ
     """Hystar trained without a query style and asked in it, against the others trained alike."""
     left_out = [tuple(style for style in styles if style != unseen) for unseen in headline]
     trained = [variant for name in names if (variant := Variant.parse(name)).method == "hystar"]
-    left_out += [v.styles for v in trained if not v.changes and v.loss is None and set(v.styles) < set(styles)]
+    plain = [variant.styles or styles for variant in trained if not variant.changes and variant.loss is None]
+    left_out += [seen for seen in plain if set(seen) < set(styles)]
     for seen in dict.fromkeys(left_out):
         suffix = f"+styles={'-'.join(seen)}"
         for unseen in (style for style in styles if style not in seen):

@@ -3,15 +3,69 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from hystar_fast.cli.errors import clear_errors
-from hystar_fast.cli.options import Folder, Jobs, Limit, TuneVariants, Weights, pretrained
+from hystar_fast.cli.options import (
+    BackboneName,
+    BatchSize,
+    Blocks,
+    Data,
+    Folder,
+    Jobs,
+    Limit,
+    ProtocolName,
+    RunsOn,
+    Steps,
+    Style,
+    StylePretrained,
+    TestData,
+    TuneVariants,
+    Weights,
+    numbers,
+    pretrained,
+)
+
+if TYPE_CHECKING:
+    from hystar_fast.cli.source import Source
 
 app = typer.Typer()
+
+
+def source_of(
+    data: str,
+    limit: int | None,
+    protocol: str,
+    backbone: str,
+    weights: str,
+    style: str,
+    style_pretrained: str | None,
+    blocks: str | None,
+    device: str | None,
+    batch_size: int,
+) -> Source:
+    """What the options of a command say of the data and the backbone.
+
+    Raises:
+        ValueError: words that are no blocks.
+    """
+    from hystar_fast.cli.source import Source
+
+    return Source(
+        data,
+        limit,
+        protocol,
+        backbone,
+        pretrained(weights),
+        style,
+        style_pretrained,
+        numbers(blocks),
+        device,
+        batch_size,
+    )
 
 
 @app.command()
@@ -22,21 +76,25 @@ def tune(
     seed: Annotated[
         list[int] | None, typer.Option(help="A seed of every trial; several times for several. By default 0, 1 and 2.")
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=0, help="Training steps of each trial; by default the demo's.")
-    ] = None,
+    steps: Steps = None,
     jobs: Jobs = 1,
+    data: Data = "emoji",
+    backbone: BackboneName = "tiny",
     weights: Weights = "packaged",
+    style: Style = "clip",
+    style_pretrained: StylePretrained = None,
+    blocks: Blocks = None,
+    device: RunsOn = None,
+    batch_size: BatchSize = 48,
     limit: Limit = None,
 ) -> None:
-    """Choose the demo's learning rates on the validation concepts, with the same trials for every method."""
+    """Choose learning rates on the validation part, with the same trials for every method."""
     with clear_errors():
         from hystar_fast.cli.tune import tune as run_tuning
-        from hystar_fast.methods.recipes import DEMO_STEPS, TUNING_SEEDS
+        from hystar_fast.methods.recipes import TUNING_SEEDS
 
-        chosen = DEMO_STEPS if steps is None else steps
-        seeds = seed or TUNING_SEEDS
-        run_tuning(output, Console(), steps=chosen, seeds=seeds, pretrained=pretrained(weights), limit=limit, jobs=jobs)
+        source = source_of(data, limit, "full", backbone, weights, style, style_pretrained, blocks, device, batch_size)
+        run_tuning(output, Console(), steps=steps, seeds=seed or TUNING_SEEDS, source=source, jobs=jobs)
 
 
 @app.command()
@@ -47,31 +105,30 @@ def compare(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each trained method, with seeds 0, 1, …")] = 3,
     tuning_seeds: Annotated[int, typer.Option(min=1, help="Trials of each setting on the validation concepts.")] = 3,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps of each trial and run; by default the demo's.")
-    ] = None,
+    steps: Steps = None,
     tune_variants: TuneVariants = True,
     jobs: Jobs = 1,
+    data: Data = "emoji",
+    backbone: BackboneName = "tiny",
     weights: Weights = "packaged",
+    style: Style = "clip",
+    style_pretrained: StylePretrained = None,
+    blocks: Blocks = None,
+    protocol: ProtocolName = "full",
+    device: RunsOn = None,
+    batch_size: BatchSize = 48,
     limit: Limit = None,
 ) -> None:
     """Tune, train and evaluate methods with one budget, and print how far each is from Hystar; goes on where it was."""
     with clear_errors():
         from hystar_fast.cli.compare import CompareSettings, run_compare
-        from hystar_fast.methods.recipes import DEMO_STEPS
         from hystar_fast.methods.variants import COMPARED
 
-        settings = CompareSettings(
-            output,
-            COMPARED if methods is None else tuple(name.strip() for name in methods.split(",")),
-            DEMO_STEPS if steps is None else steps,
-            range(seeds),
-            range(tuning_seeds),
-            pretrained(weights),
-            limit,
-            tune_variants,
-            jobs,
+        source = source_of(
+            data, limit, protocol, backbone, weights, style, style_pretrained, blocks, device, batch_size
         )
+        names = COMPARED if methods is None else tuple(name.strip() for name in methods.split(","))
+        settings = CompareSettings(output, names, steps, range(seeds), range(tuning_seeds), source, tune_variants, jobs)
         run_compare(settings, Console())
 
 
@@ -120,38 +177,45 @@ def reproduce(
     output: Folder = Path("runs/reproduce"),
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each row, with seeds 0, 1, …")] = 3,
     tuning_seeds: Annotated[int, typer.Option(min=1, help="Trials of each setting on the validation concepts.")] = 3,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps of each trial and run; by default the demo's.")
-    ] = None,
+    steps: Steps = None,
     tune_variants: TuneVariants = True,
     jobs: Jobs = 1,
+    data: Data = "emoji",
+    test_data: TestData = None,
+    backbone: BackboneName = "tiny",
     weights: Weights = "packaged",
+    style: Style = "clip",
+    style_pretrained: StylePretrained = None,
+    blocks: Blocks = None,
+    protocol: ProtocolName = "full",
+    device: RunsOn = None,
+    batch_size: BatchSize = 48,
     vgg: Annotated[str | None, typer.Option(help="Weights of VGG-16, for Table 10.")] = None,
     dinov2: Annotated[str | None, typer.Option(help="Weights of DINOv2, for Table 10.")] = None,
+    classes: Annotated[str, typer.Option(help="Data of Table 11, as of fewshot.")] = "emoji:subgroup",
     limit: Limit = None,
 ) -> None:
-    """Run the rows of the paper's tables on the embedded drawings, beside the paper's figures; goes on where it was."""
+    """Run the rows of the paper's tables, by default on the embedded drawings, beside its figures."""
     with clear_errors():
         from hystar_fast.cli.compare import CompareSettings
         from hystar_fast.cli.few_shot import FEW_SHOT_STEPS
         from hystar_fast.cli.reproduce import ReproduceSettings, run_reproduce, table_numbers
-        from hystar_fast.methods.recipes import DEMO_STEPS
 
-        chosen = DEMO_STEPS if steps is None else steps
+        source = source_of(
+            data, limit, protocol, backbone, weights, style, style_pretrained, blocks, device, batch_size
+        )
         rows = CompareSettings(
             output,
-            steps=chosen,
+            steps=steps,
             seeds=range(seeds),
             tuning_seeds=range(tuning_seeds),
-            pretrained=pretrained(weights),
-            limit=limit,
+            source=source,
             tune_variants=tune_variants,
             jobs=jobs,
+            test_data=test_data,
         )
-        run_reproduce(
-            ReproduceSettings(table_numbers(tables), rows, vgg, dinov2, FEW_SHOT_STEPS if steps is None else steps),
-            Console(),
-        )
+        few_shot_steps = FEW_SHOT_STEPS if steps is None else steps
+        run_reproduce(ReproduceSettings(table_numbers(tables), rows, vgg, dinov2, few_shot_steps, classes), Console())
 
 
 @app.command()
@@ -160,28 +224,30 @@ def figure(
     output: Folder = Path("runs/reproduce"),
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each point of a curve, with seeds 0, 1, …")] = 3,
     tuning_seeds: Annotated[int, typer.Option(min=1, help="Trials of each setting on the validation concepts.")] = 3,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps of each trial and run; by default the demo's.")
-    ] = None,
+    steps: Steps = None,
     jobs: Jobs = 1,
+    data: Data = "emoji",
+    backbone: BackboneName = "tiny",
     weights: Weights = "packaged",
+    style: Style = "clip",
+    style_pretrained: StylePretrained = None,
+    blocks: Blocks = None,
+    protocol: ProtocolName = "full",
+    device: RunsOn = None,
+    batch_size: BatchSize = 48,
     projection: Annotated[str, typer.Option(help="tsne (needs scikit-learn) or pca.")] = "tsne",
     limit: Limit = None,
 ) -> None:
-    """Draw figures of the paper with the embedded drawings; trains what is not in the folder yet."""
+    """Draw figures of the paper ; trains what is not in the folder yet."""
     with clear_errors():
         from hystar_fast.cli.compare import CompareSettings
         from hystar_fast.cli.figures import run_figures
-        from hystar_fast.methods.recipes import DEMO_STEPS
 
+        source = source_of(
+            data, limit, protocol, backbone, weights, style, style_pretrained, blocks, device, batch_size
+        )
         settings = CompareSettings(
-            output,
-            steps=DEMO_STEPS if steps is None else steps,
-            seeds=range(seeds),
-            tuning_seeds=range(tuning_seeds),
-            pretrained=pretrained(weights),
-            limit=limit,
-            jobs=jobs,
+            output, steps=steps, seeds=range(seeds), tuning_seeds=range(tuning_seeds), source=source, jobs=jobs
         )
         run_figures(numbers, settings, Console(), projection=projection)
 

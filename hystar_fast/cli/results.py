@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hystar_fast.cli.claims import claims, judge
-from hystar_fast.cli.compare import RESULTS_FILE, TUNING_FILE
-from hystar_fast.cli.compare_table import REFERENCE, summarise
+from hystar_fast.cli.compare import RESULTS_FILE, TUNING_FILE, asked_in
+from hystar_fast.cli.compare_table import REFERENCE, USUAL_CUTOFFS, summarise
 from hystar_fast.cli.report import interval
-from hystar_fast.data.paper_tables import TABLES
+from hystar_fast.data.paper_tables import TABLES, paper_table
 from hystar_fast.methods.variants import Variant
 from hystar_fast.retrieval.evaluate import Evaluation
 from hystar_fast.retrieval.protocol import HARD_STYLES, IMAGE_STYLES, load_split
@@ -44,11 +44,12 @@ class Results:
     @property
     def headline(self) -> tuple[str, ...]:
         """The query styles whose mean is the headline."""
-        return HARD_STYLES
+        return tuple(self.record.get("headline", HARD_STYLES))
 
     def judged(self) -> list[dict[str, Any]]:
         """Every statement of the paper with its verdict."""
-        found = claims(list(self.evaluations), styles=IMAGE_STYLES, headline=self.headline)
+        styles = tuple(self.record.get("headline", IMAGE_STYLES))
+        found = claims(list(self.evaluations), styles=styles, headline=self.headline)
         return [judge(claim, self.evaluations, self.headline) for claim in found] + self._judged_tables()
 
     def differences(self) -> dict[str, dict[str, dict[str, float | int]]]:
@@ -71,7 +72,7 @@ class Results:
         """The verdicts of the tables that are not retrieval by one query."""
         return [
             {
-                "subject": f"Table {number}: {table['what']}",
+                "subject": f"Table {number}: {paper_table(number).what}",
                 "what": f"{row['row']} {'above' if row['paper_difference'] > 0 else 'below'} {table['reference']}",
                 "source": f"Table {number}",
                 "runs": [row["run"], REFERENCE],
@@ -80,7 +81,7 @@ class Results:
                 "verdict": row["verdict"],
             }
             for number, table in self.tables.items()
-            if table.get("zero_shot")
+            if table.get("task")
             for row in table["rows"]
             if "verdict" in row
         ]
@@ -96,14 +97,16 @@ def read_results(folder: Path) -> Results:
     tuning = _json(folder / TUNING_FILE) if (folder / TUNING_FILE).exists() else None
     tables = {n: _json(path) for n in TABLES if (path := folder / f"table{n}.json").exists()}
     try:
-        chosen, asked = record["chosen"], load_split("test", limit=record["limit"])
+        chosen, asked = record["chosen"], asked_in(record) or load_split("test", limit=record["limit"])
         kept = [run for run in record["runs"] if run["learning_rates"] == chosen.get(run["method"], {})]
         diverged = {run["method"] for run in kept if "diverged" in run}
         runs = [run for run in kept if run["method"] not in diverged]
         evaluations: dict[str, list[Evaluation]] = {}
         for run in runs:
             evaluations.setdefault(run["method"], []).append(restored(run["ranks"], asked))
-        return Results(record, tuning, tables, runs, summarise(runs, asked), evaluations)
+        headline, cutoffs = record.get("headline", HARD_STYLES), record.get("cutoffs", USUAL_CUTOFFS)
+        summary = summarise(runs, asked, headline, list(record["queries"]), cutoffs)
+        return Results(record, tuning, tables, runs, summary, evaluations)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / RESULTS_FILE} holds no comparison: {error!r}") from error
 

@@ -12,7 +12,9 @@ from hystar_fast.cli.claims import NOT_RUN, NOT_TESTABLE, UNTESTABLE
 from hystar_fast.cli.report import write_json
 from hystar_fast.cli.results import UNSEEN, Results, read_results
 from hystar_fast.cli.verdicts import CONFIRMED, OPEN, OPPOSITE
+from hystar_fast.methods.recipes import demo_config
 from hystar_fast.methods.variants import Variant
+from hystar_fast.retrieval.evaluate_images import PROTOCOLS
 
 VERDICTS = (CONFIRMED, OPPOSITE, OPEN, NOT_RUN, NOT_TESTABLE)
 CLAIMS_FILE = "claims.json"
@@ -61,12 +63,28 @@ def commands(results: Results) -> list[str]:
         for name in results.summary
         if name not in tuned and Variant.parse(name).grid() and Variant.parse(name).method != name
     ]
-    options = f" --steps {record['steps']}" + f" --limit {record['limit']}" * (record["limit"] is not None)
+    options = (
+        _source_options(record)
+        + f" --steps {record['steps']}"
+        + f" --limit {record['limit']}" * (record["limit"] is not None)
+    )
     options += f" --seeds {max(len(entry['seeds']) for entry in results.summary.values())}"
     options += f" --tuning-seeds {len(tuning['seeds'])}" if tuning else ""
     groups = [([name for name in results.summary if name not in borrowed], ""), (borrowed, " --no-tune-variants")]
     begins = f"hystar-fast compare --output FOLDER{options}"
     return [f"{begins}{more} --methods {','.join(names)}" for names, more in groups if names]
+
+
+def _source_options(record: Mapping[str, Any]) -> str:
+    """The options of other data and another backbone than the demo's."""
+    config, usual = record["config"], demo_config().to_dict()
+    changed = {name: config[name] for name in ("backbone", "style", "style_pretrained") if config[name] != usual[name]}
+    words = f" --data {record.get('data')}:ROOT" * ("data" in record)
+    words += f" --protocol {record.get('protocol')}" * ("protocol" in record)
+    words += "".join(f" --{name.replace('_', '-')} {value}" for name, value in changed.items())
+    words += f" --weights {config['pretrained'] or 'random'}" * (config["pretrained"] != usual["pretrained"])
+    words += f" --blocks {'-'.join(map(str, config['blocks'] or ()))}" * (config["blocks"] != usual["blocks"])
+    return words + f" --batch-size {record.get('batch_size')}" * ("batch_size" in record)
 
 
 def _what_was_run(results: Results) -> str:
@@ -79,13 +97,15 @@ def _what_was_run(results: Results) -> str:
     tried = ""
     if tuning:
         tried = f" ({len(trials)} trials, {len(tuning['seeds'])} seed{'s' * (len(tuning['seeds']) > 1)} each)"
+    protocol = PROTOCOLS[record.get("protocol", "full")]
+    data = record.get("data", "embedded drawings")
     lines = [
-        f"Data: gallery of {record['gallery']['n']} ({record['gallery']['concepts']}); queries: {asked}. Backbone: "
-        f"{config['backbone']}, weights {config['pretrained']}, style {config['style']}. Every method that trains: "
-        f"{record['steps']} steps; learning rates chosen on the validation split{tried}.",
-        f"R@1 in per cent over the whole gallery; ties {record['ties']}. ± is the {record['spread']}. [ ] is the "
-        f"interval: {record['intervals']}. It says how much the choice of queries matters, and nothing of the seeds; "
-        "differences are paired, on the same queries.",
+        f"Data: {data}, gallery of {record['gallery']['n']} ({record['gallery']['concepts']}); queries: {asked}. "
+        f"Backbone: {config['backbone']}, weights {config['pretrained']}, style {config['style']}. Every method that "
+        f"trains: {record['steps']} steps; learning rates chosen on the validation split{tried}.",
+        f"R@1 in per cent, {protocol}; ties {record['ties']}. ± is the {record['spread']}. [ ] is the interval: "
+        f"{record['intervals']}. It says how much the choice of queries matters, and nothing of the seeds; differences "
+        "are paired, on the same queries.",
         f"Hardware: {machine['processor']}, {machine['cores']} cores, {machine['system']}; torch {versions['torch']}, "
         f"Python {machine['python']}. hystar-fast {record['version']}, commit {record['commit']}, "
         f"{record['date'][:10]}. {seconds / 3600:.1f} hours of training and evaluation, added up over {len(trials)} "
@@ -135,7 +155,7 @@ def _statements(judged: Sequence[Mapping[str, Any]]) -> list[str]:
         "## The paper's statements",
         f"A statement is {CONFIRMED} if the 95 % interval of the paired difference lies on the paper's side of zero, "
         f"it is {OPPOSITE} if it lies on the other side, and the two are {OPEN} if it holds zero. The paper's own "
-        "difference is of other data, another backbone and batches of 24: its sign alone is compared. "
+        "difference is of DSR, CLIP ViT-L/14 and batches of 24: its sign alone is compared. "
         f"{summary}. Of {len(tested)} intervals some {len(tested) / 20:.0f} would miss zero by chance alone.",
     ]
     for subject in dict.fromkeys(row["subject"] for row in tested):
@@ -148,9 +168,14 @@ def _statements(judged: Sequence[Mapping[str, Any]]) -> list[str]:
     missing = [row for row in judged if row["verdict"] == NOT_RUN]
     if missing:
         names = dict.fromkeys(name for row in missing for name in row["why"].split(", "))
-        words = "\n".join(f"- {row['what']} ({row['source']}): no run of {_code(row['why'])}" for row in missing)
+        lines = []
+        for subject in dict.fromkeys(row["subject"] for row in missing):
+            rows = [row for row in missing if row["subject"] == subject]
+            runs = dict.fromkeys(name for row in rows for name in row["why"].split(", "))
+            count = f"{len(rows)} statement{'s' * (len(rows) > 1)}"
+            lines.append(f"- {subject}, {count}: no run of {_listed(runs)}")
         run = f"hystar-fast compare --output FOLDER --methods {','.join(names)}"
-        parts.append(f"### Not run\n\n{words}\n\n```sh\n{run}\n```")
+        parts.append("### Not run\n\n" + "\n".join(lines) + f"\n\n```sh\n{run}\n```")
     untestable = [(f"{r['what']} ({r['source']})", r["why"]) for r in judged if r["verdict"] == NOT_TESTABLE]
     parts.append("### Not testable here\n\n" + _table(["statement", "why"], [*untestable, *UNTESTABLE]))
     return parts
@@ -204,10 +229,6 @@ def _signed(value: float | None) -> str:
 
 def _said(row: Mapping[str, Any]) -> str:
     return row["verdict"] if row["verdict"] == OPEN else f"**{row['verdict']}**"
-
-
-def _code(names: str) -> str:
-    return ", ".join(f"`{name}`" for name in names.split(", "))
 
 
 def _listed(names: Iterable[str]) -> str:
