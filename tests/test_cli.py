@@ -153,7 +153,7 @@ def test_tuning_tries_the_grid_on_the_validation_concepts_and_goes_on_where_it_s
     from hystar_fast.methods import recipes
 
     small = {name: trials[:1] for name, trials in recipes.GRID.items()}
-    monkeypatch.setattr("hystar_fast.cli.tune.GRID", small)
+    monkeypatch.setattr("hystar_fast.methods.variants.GRID", small)
     path = tmp_path / "tuning.json"
     arguments = ("--output", path, "--steps", 1, "--limit", 5, "--weights", "random", "--seed", 3, "--seed", 4)
     result = run("tune", *arguments)

@@ -17,7 +17,9 @@ import torch
 from test_cli import refused, run
 
 from hystar_fast.cli import compare as module
+from hystar_fast.cli.emoji_parts import EmojiParts
 from hystar_fast.cli.jobs import run_jobs
+from hystar_fast.cli.report import about
 from hystar_fast.methods import variants
 from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.baselines import BASELINES
@@ -88,15 +90,15 @@ def test_the_comparison_says_what_was_done_and_found(tmp_path):
 def test_a_comparison_that_is_stopped_loses_the_run_it_was_in_and_no_other(tmp_path, monkeypatch):
     whole = tmp_path / "whole"
     assert compare(whole).exit_code == 0
-    real, done = module.evaluate, []
+    real, done = EmojiParts.test, []
 
-    def stopped(method: Any, *arguments: Any, **named: Any) -> Evaluation:
+    def stopped(parts: EmojiParts, method: Any, device: torch.device) -> Any:
         if len(done) == 3:
             raise KeyboardInterrupt
         done.append(method.name)
-        return real(method, *arguments, **named)
+        return real(parts, method, device)
 
-    monkeypatch.setattr(module, "evaluate", stopped)
+    monkeypatch.setattr(EmojiParts, "test", stopped)
     parts = tmp_path / "parts"
     assert compare(parts).exit_code != 0
     assert len(json.loads((parts / "compare.json").read_text())["runs"]) == 3
@@ -170,14 +172,14 @@ def test_a_variant_is_compared_and_its_adapter_kept(tmp_path):
 
 
 def test_a_run_that_diverges_leaves_its_method_out_and_stops_no_other(tmp_path, monkeypatch):
-    real = module.train
+    real = EmojiParts.train
 
-    def diverges(method: Any, *arguments: Any, **named: Any) -> list[float]:
+    def diverges(parts: EmojiParts, method: Any, recipe: Any, device: torch.device) -> list[float]:
         if method.name == "static":
             raise FloatingPointError("the loss of 'static' is nan")
-        return real(method, *arguments, **named)
+        return real(parts, method, recipe, device)
 
-    monkeypatch.setattr(module, "train", diverges)
+    monkeypatch.setattr(EmojiParts, "train", diverges)
     result = compare(tmp_path / "out", methods="frozen,static,lora")
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "out" / "compare.json").read_text())
@@ -248,6 +250,24 @@ def test_runs_on_other_queries_are_refused():
         over_seeds([], ("sketch",))
     with pytest.raises(ValueError, match="sketch has 2, needs 5"):
         restored({"sketch": [0, 1]}, load_split("test", limit=5))
+
+
+def test_a_folder_of_before_there_was_other_data_is_continued(tmp_path):
+    """Its files say nothing of data, protocol or batch size: they are those of the demo."""
+    assert compare(tmp_path, methods="frozen,ssf").exit_code == 0
+    record = json.loads((tmp_path / "compare.json").read_text())
+    assert list(record) == [
+        *about(), "ties", "intervals", "spread", "config", "steps", "limit", "gallery", "queries", "runs", "chosen",
+        "summary", "at_edge", "diverged",
+    ]  # fmt: skip
+    tuning = json.loads((tmp_path / "tuning.json").read_text())
+    assert not {"data", "protocol", "batch_size"} & set(tuning)
+    assert compare(tmp_path, methods="frozen,ssf,hystar").exit_code == 0
+    assert json.loads((tmp_path / "compare.json").read_text())["runs"][:3] == record["runs"]
+    for option in (("--batch-size", 4), ("--blocks", "2-3")):
+        message = refused("compare", "--methods", "frozen,ssf", "--output", tmp_path, "--limit", CONCEPTS, "--steps", 1,
+                          "--weights", "random", "--tuning-seeds", 1, *option)  # fmt: skip
+        assert "of other settings" in message
 
 
 def test_jobs_find_what_one_process_finds(tmp_path):

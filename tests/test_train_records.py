@@ -175,6 +175,8 @@ def test_a_run_with_a_held_out_share_chooses_the_best(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     scores = [(line["score"], -line["step"]) for line in lines if line["kind"] == "validation"]
     assert trained.progress.best == (max(scores)[0], -max(scores)[1])
+    low, high = trained.progress.best_interval
+    assert low <= trained.progress.best[0] <= high
     step = trained.progress.step
     assert step == min(trained.steps, trained.progress.best[1] + 2)
     assert (tmp_path / "run" / "adapter" / "adapter.safetensors").is_file()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hystar_fast.cli.compare_table import compare_note, compare_tables, summarise
 from hystar_fast.cli.jobs import run_jobs
 from hystar_fast.cli.report import about, check_output, earlier, is_done, write_json
+from hystar_fast.cli.source import USUAL, Parts, Source
 from hystar_fast.cli.tune import tune
 from hystar_fast.methods.adapter_files import save_method
 from hystar_fast.methods.interface import count_parameters
-from hystar_fast.methods.recipes import DEMO_STEPS, TUNING_SEEDS, demo_config
+from hystar_fast.methods.recipes import TUNING_SEEDS
 from hystar_fast.methods.suite import hystar_size
 from hystar_fast.methods.variants import COMPARED, Variant, create_variant
-from hystar_fast.models.config import HystarConfig
-from hystar_fast.retrieval.evaluate import evaluate
-from hystar_fast.retrieval.protocol import GALLERY_STYLE, QUERY_STYLES, StyledConcepts, load_split
-from hystar_fast.retrieval.seeds import recorded_ranks
-from hystar_fast.train.loop import train
-from hystar_fast.train.recipe import Recipe
+from hystar_fast.retrieval.asked import Asked
 
 RESULTS_FILE, TUNING_FILE, ADAPTERS = "compare.json", "tuning.json", "adapters"
 _NOT_IN_NAMES = re.compile(r"[^\w+=.-]")
@@ -40,24 +36,24 @@ class CompareSettings:
         output: folder for ``tuning.json``, ``compare.json`` and the adapters.
         methods: names from `COMPARED` or of variants (see :mod:`hystar_fast.methods.variants`); the differences are
             from "hystar", where it is among them.
-        steps: training steps of every trial and of every run.
+        steps: training steps of every trial and of every run; None for the data's.
         seeds: of the runs on the test split.
         tuning_seeds: of the trials on the validation split.
-        pretrained: weights of the tiny backbone: "packaged", a path, or None for random ones.
-        limit: use only so many concepts of each split; for trying things out.
+        source: the data, the backbone and the protocol.
+        test_data: other data that Tables 2 and 3 ask the adapters about; None for the test part of `source`.
         tune_variants: whether a variant is tuned by itself, or takes the rates of its method where it trains the same.
         jobs: trials and runs at a time, each in a process of its own.
     """
 
     output: Path
     methods: Sequence[str] = COMPARED
-    steps: int = DEMO_STEPS
+    steps: int | None = None
     seeds: Sequence[int] = TUNING_SEEDS
     tuning_seeds: Sequence[int] = TUNING_SEEDS
-    pretrained: str | None = "packaged"
-    limit: int | None = None
+    source: Source = field(default_factory=Source)
     tune_variants: bool = True
     jobs: int = 1
+    test_data: str | None = None
 
     def tuned_as(self, name: str) -> str:
         """The method or variant whose trials decide the rates of `name`."""
@@ -70,7 +66,7 @@ class CompareSettings:
 class _Run:
     key: dict[str, Any]
     settings: CompareSettings
-    config: HystarConfig
+    steps: int
 
 
 def run_compare(settings: CompareSettings, console: Console) -> dict[str, Any]:
@@ -97,39 +93,44 @@ def compare(settings: CompareSettings, console: Console) -> dict[str, Any]:
     Raises:
         ValueError: an unknown method or no seed, an output that is a file, or files of other settings in it.
     """
-    _check(settings)
-    config = demo_config(settings.pretrained)
-    held_out = load_split("test", limit=settings.limit)
-    record = _record(settings, config, held_out)
+    source = settings.source
+    parts = source.parts()
+    _check(settings, parts)
+    steps = parts.steps(source.batch_size) if settings.steps is None else settings.steps
+    record = _record(settings, parts, steps)
     trained = [name for name in settings.methods if Variant.parse(name).grid()]
     chosen: dict[str, dict[str, float]] = {}
     if trained:
         chosen = tune(
             settings.output / TUNING_FILE,
             console,
-            grid={tuned: Variant.parse(tuned).grid() for tuned in map(settings.tuned_as, trained)},
-            steps=settings.steps,
+            grid={tuned: Variant.parse(tuned).grid(source.backbone) for tuned in map(settings.tuned_as, trained)},
+            steps=steps,
             seeds=settings.tuning_seeds,
-            pretrained=settings.pretrained,
-            limit=settings.limit,
+            source=source,
             jobs=settings.jobs,
         )
         chosen = {name: chosen[settings.tuned_as(name)] for name in trained}
     record["chosen"] = {**record["chosen"], **chosen}
     planned = [_key(name, seed, chosen) for name in settings.methods for seed in _seeds(name, settings.seeds)]
-    new = [_Run(key, settings, config) for key in planned if not is_done(key, record["runs"])]
+    new = [_Run(key, settings, steps) for key in planned if not is_done(key, record["runs"])]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         overall = progress.add_task("runs", total=len(new))
-        for run in run_jobs(_run, new, settings.jobs):
+        for run, asked in run_jobs(_run, new, settings.jobs):
             record["runs"].append(run)
+            if asked is not None:
+                record["asked"] = (asked.joined(before) if (before := asked_in(record)) else asked).to_dict()
             write_json(settings.output / RESULTS_FILE, record)
             progress.advance(overall)
             console.print(f"{run['method']}, seed {run['seed']}: {run['seconds']} s", highlight=False)
-    record["at_edge"] = sorted(name for name, rates in chosen.items() if _at_edge(name, rates))
+    record["at_edge"] = sorted(name for name, rates in chosen.items() if _at_edge(name, rates, source.backbone))
     kept = [run for key in planned for run in record["runs"] if key.items() <= run.items()]
     record["diverged"] = sorted({run["method"] for run in kept if "diverged" in run})
-    record["summary"] = summarise([run for run in kept if run["method"] not in record["diverged"]], held_out)
+    kept = [run for run in kept if run["method"] not in record["diverged"]]
+    record["summary"] = summarise(
+        kept, parts.queries(asked_in(record)), parts.headline, list(record["queries"]), parts.cutoffs
+    )
     write_json(settings.output / RESULTS_FILE, record)
     return record
 
@@ -139,11 +140,18 @@ def adapter_folder(output: Path, name: str, seed: int) -> Path:
     return output / ADAPTERS / f"{_NOT_IN_NAMES.sub('_', name)}-{seed}"
 
 
-def _check(settings: CompareSettings) -> None:
+def asked_in(record: Mapping[str, Any]) -> Asked | None:
+    """Which queries the ranks of a ``compare.json`` belong to, where the file says it."""
+    return Asked.from_dict(record["asked"]) if "asked" in record else None
+
+
+def _check(settings: CompareSettings, parts: Parts) -> None:
     if not settings.methods:
         raise ValueError(f"methods must be some of {COMPARED}, got none")
     for name in settings.methods:
-        Variant.parse(name)
+        unknown = [style for style in Variant.parse(name).styles or () if style not in parts.styles]
+        if unknown:
+            raise ValueError(f"styles must be some of {parts.styles} with - between, got {unknown[0]!r} in {name!r}")
     if len(set(settings.methods)) < len(settings.methods):
         raise ValueError(f"methods must not repeat a name, got {', '.join(settings.methods)}")
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
@@ -156,9 +164,9 @@ def _seeds(name: str, seeds: Sequence[int]) -> Sequence[int]:
     return seeds if Variant.parse(name).grid() else seeds[:1]
 
 
-def _at_edge(name: str, rates: dict[str, float]) -> bool:
+def _at_edge(name: str, rates: dict[str, float], backbone: str) -> bool:
     """Whether the one rate of a method is the first or last of its grid, so that a better one may lie outside."""
-    grid = Variant.parse(name).grid()
+    grid = Variant.parse(name).grid(backbone)
     return len(rates) == 1 and rates in (grid[0], grid[-1])
 
 
@@ -166,39 +174,41 @@ def _key(name: str, seed: int, chosen: dict[str, dict[str, float]]) -> dict[str,
     return {"method": name, "seed": seed, "learning_rates": chosen.get(name, {})}
 
 
-def _record(settings: CompareSettings, config: HystarConfig, held_out: StyledConcepts) -> dict[str, Any]:
+def _record(settings: CompareSettings, parts: Parts, steps: int) -> dict[str, Any]:
     """The head of the file and the runs that an earlier call left in it."""
     setting: dict[str, Any] = {
-        "config": config.to_dict(),
-        "steps": settings.steps,
-        "limit": settings.limit,
-        "gallery": {"style": GALLERY_STYLE, "n": len(held_out), "concepts": "test split, all of them"},
-        "queries": {style: len(held_out.rows(style)) for style in QUERY_STYLES},
+        "config": settings.source.config().to_dict(),
+        "steps": steps,
+        "limit": settings.source.limit,
+        **parts.setting(),
+        **settings.source.options(),
     }
     method = {
         "ties": "count against the query",
         "intervals": "95 %, percentile bootstrap over concepts of the mean over seeds, 2000 resamples",
         "spread": "standard deviation over seeds",
     }
-    kept = earlier(settings.output / RESULTS_FILE, setting, "runs", holding="comparison", place="folder")
+    path = settings.output / RESULTS_FILE
+    kept = earlier(path, setting, "runs", holding="comparison", place="folder", usual=USUAL)
     return {**about(), **method, **setting, **kept, "summary": {}}
 
 
-def _run(run: _Run) -> dict[str, Any]:
+def _run(run: _Run) -> tuple[dict[str, Any], Asked | None]:
     name, seed, rates = run.key["method"], run.key["seed"], run.key["learning_rates"]
-    settings = run.settings
-    size = hystar_size(run.config) if name.startswith("lora") else None
-    method = create_variant(name, run.config, seed=seed, parameters=size)
+    source = run.settings.source
+    parts, config, device = source.parts(), source.config(), source.place()
+    size = hystar_size(config) if name.startswith("lora") else None
+    method = create_variant(name, config, seed=seed, parameters=size)
     counts = count_parameters(method)
     found: dict[str, Any] = {**run.key, "parameters": {"trainable": sum(counts.values()), **counts}}
     began = time.perf_counter()
     if rates:
-        recipe = Recipe(rates, steps=settings.steps, seed=seed, styles=Variant.parse(name).styles)
+        styles = Variant.parse(name).styles or parts.styles
         try:
-            losses = train(method, load_split("train", limit=settings.limit), recipe)
+            losses = parts.train(method, parts.recipe(rates, run.steps, seed, styles, source.batch_size), device)
         except FloatingPointError as error:
-            return {**found, "diverged": str(error), "seconds": round(time.perf_counter() - began, 1)}
+            return {**found, "diverged": str(error), "seconds": round(time.perf_counter() - began, 1)}, None
         found["loss"] = round(losses[-1], 4) if losses else None
-        save_method(method, adapter_folder(settings.output, name, seed))
-    evaluation = evaluate(method, load_split("test", limit=settings.limit))
-    return {**found, "ranks": recorded_ranks(evaluation), "seconds": round(time.perf_counter() - began, 1)}
+        save_method(method, adapter_folder(run.settings.output, name, seed))
+    ranks, asked = parts.test(method, device)
+    return {**found, "ranks": ranks, "seconds": round(time.perf_counter() - began, 1)}, asked

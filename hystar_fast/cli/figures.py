@@ -1,7 +1,8 @@
-"""``hystar-fast figure``: the paper's Figures 3 and 5 to 11 on the embedded drawings."""
+"""``hystar-fast figure``: the paper's Figures 3 and 5 to 11 on the embedded drawings; 3, 6 and 7 on other data, too."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from hystar_fast.cli.claims import GAMMAS, LAMBDAS
 from hystar_fast.cli.compare import CompareSettings, adapter_folder, compare
+from hystar_fast.data.emoji import EmojiStyles
+from hystar_fast.data.records import ImageSet, read_images
 from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.hystar import HystarMethod
 from hystar_fast.methods.interface import Method
-from hystar_fast.methods.recipes import demo_config
 from hystar_fast.methods.suite import create_method
 from hystar_fast.retrieval.embed import embed_images, embed_texts, to_float
 from hystar_fast.retrieval.figures import PROJECTION_NAMES, PROJECTIONS, Cloud, Curve, draw_clouds, draw_sweep
@@ -23,15 +26,13 @@ from hystar_fast.retrieval.pictures import ALIKE, RIGHT, WRONG, Answer, Question
 from hystar_fast.retrieval.protocol import (
     GALLERY_STYLE,
     HARD_STYLES,
-    IMAGE_STYLES,
     QUERY_STYLES,
     StyledConcepts,
     load_split,
 )
 
-GAMMAS = (1, 10, 30, 50, 80, 120, 200, 500)  # Section G.1
-LAMBDAS = (0.1, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0)  # Section G.2
 _CLOUD_METHODS = ("frozen", "freestyle", "hystar")
+_CLASSES, _PICTURES = 9, 200  # of other data, and of each style
 _MIXED = ("twemoji", "sketch")
 _ANSWERS, _QUESTIONS = 10, 6  # of a sheet: the paper's top 10, and as many questions as stay legible
 
@@ -59,27 +60,43 @@ def run_figures(
 
 
 def _embeddings(settings: CompareSettings, console: Console, path: Path, projection: str) -> None:
-    """Figure 3: held-out drawings by style and by class, in the frozen backbone, FreestyleRet and Hystar."""
-    concepts = load_split("test", limit=settings.limit)
+    """Figure 3: pictures that ask, by style and by class, in the frozen backbone, FreestyleRet and Hystar."""
+    images = _some(settings.source.parts().images())
     compare(replace(settings, methods=_CLOUD_METHODS, seeds=settings.seeds[:1]), console)
+    asked = [record for style in images.styles[1:] for record in images.of_style(style)]
     rows: dict[str, dict[str, Cloud]] = {"style": {}, "class": {}}
     for name in _CLOUD_METHODS:
         method = _trained(name, settings)
-        found = {s: embed_images(method, concepts.images[s][concepts.rows(s)]) for s in IMAGE_STYLES}
-        vectors = torch.cat(list(found.values()))
-        styles = [style for style, part in found.items() for _ in range(len(part))]
-        classes = [
-            concepts.concepts[row].group.replace("-", " ") for style in found for row in concepts.rows(style).tolist()
-        ]
-        rows["style"][name], rows["class"][name] = Cloud(vectors, styles), Cloud(vectors, classes)
-    draw_clouds(
-        rows, path, f"Held-out drawings, {PROJECTION_NAMES[projection]} of image embeddings", projection=projection
-    )
+        vectors, styles, classes = [], [], []
+        for places, pictures in read_images(images, asked, method.reader, []):
+            vectors.append(embed_images(method, pictures))
+            styles += [asked[place].style for place in places]
+            classes += [asked[place].category or "no category" for place in places]
+        if not vectors:
+            raise ValueError(f"no picture of {images.name} that asks can be read")
+        rows["style"][name], rows["class"][name] = Cloud(torch.cat(vectors), styles), Cloud(torch.cat(vectors), classes)
+    note = f"{_shown(images)}, {PROJECTION_NAMES[projection]} of image embeddings"
+    draw_clouds(rows, path, note, projection=projection)
+
+
+def _some(images: ImageSet) -> ImageSet:
+    """All of the embedded drawings, by their group; of other data as much as a picture can show."""
+    if images.name == "emoji":
+        drawings = EmojiStyles()
+        groups = [drawings.concept(str(record.instance)).group.replace("-", " ") for record in images.records]
+        found = [replace(record, category=group) for record, group in zip(images.records, groups, strict=True)]
+        numbered = {(new.style, new.instance): old for new, old in zip(found, images.records, strict=True)}
+        return replace(images, records=tuple(found), read=lambda r: images.read(numbered[r.style, r.instance]))
+    counted = Counter(record.category for record in images.records if record.category is not None)
+    largest = [name for name, _ in counted.most_common(_CLASSES)]
+    return images.select(categories=largest or None, limit=_PICTURES)
 
 
 def _mixtures(settings: CompareSettings, console: Console, path: Path, projection: str) -> None:
     """Figure 5: middle-block features of two styles and of their mixture, the mean of the two pictures."""
-    concepts = load_split("test", limit=settings.limit)
+    if settings.source.data != "emoji":
+        raise ValueError(f"figure 5 mixes two styles of the embedded drawings, got data {settings.source.data!r}")
+    concepts = load_split("test", limit=settings.source.limit)
     compare(replace(settings, methods=("hystar",), seeds=settings.seeds[:1]), console)
     first, second = _MIXED
     both = concepts.present[first] & concepts.present[second]
@@ -100,15 +117,19 @@ def _sweep(field: str, values: Sequence[float], symbol: str) -> Callable[[Compar
     """Figures 6 and 7: R@1 of each hard style along a setting of StyleNCE; all else, rates included, is Hystar's."""
 
     def draw(settings: CompareSettings, console: Console, path: Path, projection: str) -> None:
-        default = getattr(demo_config(None), field)
+        default = getattr(settings.source.config(), field)
         names = ["hystar" if value == default else f"hystar+{field}={value:g}" for value in values]
         record = compare(replace(settings, methods=tuple(names), tune_variants=False), console)
         if record["diverged"]:
             raise ValueError(f"the training of {', '.join(record['diverged'])} diverged: there is no curve to draw")
         found = [record["summary"][name]["recall"]["all"] for name in names]
-        curves = {style: _curve([rows[style]["R@1"] for rows in found]) for style in HARD_STYLES}
+        headline = record.get("headline", HARD_STYLES)
+        curves = {style: _curve([rows[style]["R@1"] for rows in found]) for style in headline}
         n, seeds = record["gallery"]["n"], len(settings.seeds)
-        note = f"Embedded drawings, full gallery of {n}, mean of {seeds} seed{'s' * (seeds > 1)} with 95 % intervals"
+        where = f"{record.get('data', 'Embedded drawings')}, full gallery of {n}"
+        if "protocol" in record:
+            where = f"{record['data']}, {record['gallery']['concepts']}"
+        note = f"{where}, mean of {seeds} seed{'s' * (seeds > 1)} with 95 % intervals"
         draw_sweep(values, curves, path, symbol, note)
 
     return draw
@@ -128,7 +149,11 @@ def _sheet(
     """
 
     def draw(settings: CompareSettings, console: Console, path: Path, projection: str) -> None:
-        held_out = load_split("test", styles, limit=settings.limit)
+        if settings.source.data != "emoji":
+            raise ValueError(
+                f"figure {number} is drawn with the embedded drawings alone, not with {settings.source.data}"
+            )
+        held_out = load_split("test", styles, limit=settings.source.limit)
         compare(replace(settings, methods=_CLOUD_METHODS, seeds=settings.seeds[:1]), console)
         asked = [
             (style, int(rows[(2 * (column + len(styles) * turn) + 1) * len(rows) // (2 * _QUESTIONS)]))
@@ -181,7 +206,7 @@ def _first_answers(
 
 def _trained(name: str, settings: CompareSettings) -> Method:
     if name == "frozen":
-        return create_method(name, demo_config(settings.pretrained))
+        return create_method(name, settings.source.config())
     return load_method(adapter_folder(settings.output, name, settings.seeds[0]))
 
 
@@ -200,6 +225,10 @@ def _middle_features(method: Method, images: Tensor) -> Tensor:
     finally:
         handle.remove()
     return torch.cat(kept)
+
+
+def _shown(images: ImageSet) -> str:
+    return "Held-out drawings" if images.name == "emoji" else images.name
 
 
 FIGURES: dict[int, Callable[[CompareSettings, Console, Path, str], None]] = {

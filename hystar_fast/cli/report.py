@@ -63,13 +63,22 @@ def check_output(folder: Path) -> None:
         raise ValueError(f"output must be a folder, but {folder} is a file")
 
 
-def earlier(path: Path, setting: Mapping[str, Any], entries: str, *, holding: str, place: str) -> dict[str, Any]:
+def earlier(
+    path: Path,
+    setting: Mapping[str, Any],
+    entries: str,
+    *,
+    holding: str,
+    place: str,
+    usual: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """The `entries` that an earlier call left in a file, and what it chose; none where there is no file.
 
     Args:
         path: a JSON file.
         setting: what the file must say, so that its entries belong with new ones.
         entries: the name of the list.
+        usual: what the file means where it, or `setting`, does not say.
         holding, place: for messages: what the file holds, and what to give another of.
 
     Raises:
@@ -79,8 +88,11 @@ def earlier(path: Path, setting: Mapping[str, Any], entries: str, *, holding: st
         return {entries: [], "chosen": {}}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        same = all(found[name] == value for name, value in setting.items())
+        usual = usual or {}
+        same = all(found[name] == value for name, value in setting.items() if name not in usual)
+        same &= all(found.get(name, value) == setting.get(name, value) for name, value in usual.items())
         kept = {entries: list(found[entries]), "chosen": dict(found["chosen"])}
+        kept |= {name: found[name] for name in ("asked",) if name in found}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"output {path} is there and holds no {holding}: {error!r}") from error
     if not same:
@@ -93,14 +105,14 @@ def is_done(key: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> boo
     return any(key.items() <= entry.items() for entry in entries)
 
 
-def recalls(evaluation: Evaluation) -> dict[str, Any]:
+def recalls(evaluation: Evaluation, hard: Sequence[str] = HARD_STYLES) -> dict[str, Any]:
     """R@1 and R@5 with intervals: by style, over the hard styles, and the same for the unseen subgroups."""
     found: dict[str, Any] = {}
     for part, unseen_only in (("all", False), ("unseen_subgroups", True)):
         if unseen_only and not bool(evaluation.unseen.any()):
             continue
         rows = {style: _cutoffs(evaluation, [style], unseen_only) for style in evaluation.ranks}
-        rows["hard_mean"] = _cutoffs(evaluation, HARD_STYLES, unseen_only)
+        rows["hard_mean"] = _cutoffs(evaluation, hard, unseen_only)
         found[part] = {name: row for name, row in rows.items() if row is not None}
     return found
 

@@ -1,7 +1,8 @@
-"""``hystar-fast reproduce``: the rows of a table on the embedded drawings, beside the paper's figures.
+"""``hystar-fast reproduce``: the rows of a table on the embedded drawings or on other data, beside the paper's figures.
 
-Ours and the paper's are never in one column and never subtracted from each other: the data, the backbone and the
-protocol differ. What can be compared is what each says of its own rows, so both have a column "less the reference".
+Ours and the paper's are never in one column and never subtracted from each other: unless the data are DSR and the
+protocol is batch24, which is then said, data and protocol differ. What can always be compared is what each says of its
+own rows, so both have a column "less the reference".
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ from rich.progress import Progress
 from rich.table import Table
 
 from hystar_fast.cli.compare import CompareSettings, compare
+from hystar_fast.cli.compare_table import bounded, recall_cell
+from hystar_fast.cli.compare_tasks import evaluate_task
 from hystar_fast.cli.computation import BATCH, STEPS, computation
+from hystar_fast.cli.extractor_times import extractor_times
 from hystar_fast.cli.few_shot import FewShotSettings, run_few_shot
-from hystar_fast.cli.report import about, write_json
+from hystar_fast.cli.report import about, interval, write_json
 from hystar_fast.cli.reproduce_rows import TEXT_PROMPTS, plan
-from hystar_fast.data.paper_tables import TABLES, PaperTable, paper_table
-from hystar_fast.methods.recipes import demo_config
-from hystar_fast.retrieval.protocol import HARD_STYLES
+from hystar_fast.cli.results import read_results
+from hystar_fast.cli.verdicts import headline_mean, headline_of, verdict
+from hystar_fast.data.paper_tables import BATCH24, TABLES, PaperTable, paper_table
+from hystar_fast.retrieval.seeds import paired_difference
 
-COMPUTATION, FEW_SHOT = 5, 11
-CONFIRMED, OPPOSITE, OPEN = "confirmed", "the opposite", "not told apart"
-_PICTURE_STYLES = ("Art", "Sketch", "Low-Res")
+COMPUTATION, EXTRACTORS, FEW_SHOT = 5, 10, 11
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class ReproduceSettings:
             tables have runs once.
         vgg, dinov2: weights of style extractors, for Table 10.
         few_shot_steps: training steps of Table 11.
-        backbone: whose embedding Table 5 times; another than "tiny" has random weights.
+        classes: data of Table 11, see :func:`hystar_fast.data.classes.open_classes`.
     """
 
     tables: Sequence[int]
@@ -46,7 +49,7 @@ class ReproduceSettings:
     vgg: str | None = None
     dinov2: str | None = None
     few_shot_steps: int = 60
-    backbone: str = "tiny"
+    classes: str = "emoji:subgroup"
 
 
 def run_reproduce(settings: ReproduceSettings, console: Console) -> dict[int, dict[str, Any]]:
@@ -64,7 +67,13 @@ def run_reproduce(settings: ReproduceSettings, console: Console) -> dict[int, di
             found = _few_shot(settings, paper, console)
         else:
             found = _retrieval(settings, paper, console)
-        results[paper.number] = {**about(), "table": paper.number, "paper": _source(paper), "note": paper.note, **found}
+        results[paper.number] = {
+            **about(),
+            "table": paper.number,
+            "paper": headline_of(paper) + paper.source,
+            "note": paper.note,
+            **found,
+        }
         path = settings.compare.output / f"table{paper.number}.json"
         write_json(path, results[paper.number])
         _show(results[paper.number], console)
@@ -72,61 +81,88 @@ def run_reproduce(settings: ReproduceSettings, console: Console) -> dict[int, di
     return results
 
 
-def verdict(paper: float, low: float, high: float) -> str:
-    """Whether a difference of the paper's rows is found here: the interval of ours lies on its side of zero."""
-    if (high < 0 and paper < 0) or (low > 0 and paper > 0):
-        return CONFIRMED
-    return OPPOSITE if high < 0 or low > 0 else OPEN
-
-
-def picture_mean(table: PaperTable, row: str) -> float | None:
-    """The mean of a row's R@1 over the picture styles Art, Sketch and Low-Res; None for a table without them."""
-    places = [i for i, column in enumerate(table.columns) if column in _PICTURE_STYLES]
-    places = places or [i for i, c in enumerate(table.columns) if c in [f"{style} R@1" for style in _PICTURE_STYLES]]
-    values = [value for i in places if (value := table.rows[row][i]) is not None]
-    return sum(values) / len(values) if len(values) == len(_PICTURE_STYLES) else None
-
-
-def _source(paper: PaperTable) -> str:
-    shown = picture_mean(paper, next(iter(paper.rows))) is not None
-    return "R@1, mean of Art, Sketch and Low-Res: " * shown + paper.source
-
-
 def _retrieval(settings: ReproduceSettings, paper: PaperTable, console: Console) -> dict[str, Any]:
     planned = plan(paper.number, vgg=settings.vgg, dinov2=settings.dinov2)
     summary: dict[str, Any] = {}
-    ours = ""
+    ours, runs = "", list[str]()
     if planned.runs:
-        record = compare(replace(settings.compare, methods=tuple(dict.fromkeys(planned.runs.values()))), console)
-        summary = record["summary"]
-        ours = f"R@1, mean of {', '.join(HARD_STYLES)}: embedded drawings, full gallery of {record['gallery']['n']}, "
-        ours += f"{record['steps']} steps of training; ± over seeds, [95 % interval over concepts]"
+        runs = [*planned.runs.values(), *(run for run, _ in planned.extra.values())]
+        record = compare(replace(settings.compare, methods=tuple(dict.fromkeys(runs))), console)
+        found = evaluate_task(planned.task, settings.compare, record, console) if planned.task else record
+        summary = found["summary"]
+        ours = _ours(settings, paper, planned.task, found, record)
     rows = []
     for name, values in paper.rows.items():
         row: dict[str, Any] = {"row": name, "paper": dict(zip(paper.columns, values, strict=True))}
-        mean, reference = picture_mean(paper, name), picture_mean(paper, planned.reference)
+        mean, reference = headline_mean(paper, name), headline_mean(paper, planned.reference)
         if mean is not None and reference is not None:
             row |= {"paper_mean": round(mean, 1), "paper_difference": round(mean - reference, 1)}
         if name in planned.missing:
             row["missing"] = planned.missing[name]
-        elif planned.runs[name] not in summary:
-            row["missing"] = "its training diverged here"
         else:
-            entry = summary[planned.runs[name]]
-            row |= {"run": planned.runs[name], "recall": entry["recall"]["all"], "parameters": entry["parameters"]}
-            row |= {"seeds": entry["seeds"], "learning_rates": entry["learning_rates"]}
-            found = entry.get("difference", {}).get("all")
-            if found is not None and name != planned.reference:
-                row["difference"] = found
-                row["verdict"] = verdict(row["paper_difference"], found["low"], found["high"])
+            row |= _found(planned.runs[name], summary, name != planned.reference)
+        if "difference" in row:
+            row["verdict"] = verdict(row["paper_difference"], row["difference"]["low"], row["difference"]["high"])
         rows.append(row)
-    return {"ours": ours, "reference": planned.reference, "here": planned.here, "rows": rows}
+    for name, (run, than) in planned.extra.items():
+        row = {"row": name, "paper": {}, **_found(run, summary, than == planned.reference)}
+        if than != planned.reference and "recall" in row and planned.extra[than][0] in summary:
+            row |= {"than": than, "difference": _between(run, planned.extra[than][0], settings)}
+        rows.append(row)
+    result: dict[str, Any] = {
+        "ours": ours,
+        "reference": planned.reference,
+        "here": planned.here,
+        "task": planned.task,
+        "rows": rows,
+    }
+    if paper.number == EXTRACTORS:
+        with console.status("timing the extractors"):
+            result["milliseconds"] = extractor_times(sorted(set(runs)), settings.compare.source.config())
+    return result
+
+
+def _between(run: str, other: str, settings: ReproduceSettings) -> dict[str, float | int]:
+    """The paired difference of two runs of the comparison."""
+    results = read_results(settings.compare.output)
+    found = paired_difference(results.evaluations[run], results.evaluations[other], results.headline)
+    assert found is not None
+    return interval(found)
+
+
+def _found(run: str, summary: dict[str, Any], compared: bool) -> dict[str, Any]:
+    """What a run has shown, and its difference from the reference where it is `compared` with it."""
+    if run not in summary:
+        return {"missing": "its training diverged here"}
+    entry = summary[run]
+    row = {"run": run, "recall": entry["recall"]["all"], "parameters": entry["parameters"]}
+    row |= {"seeds": entry["seeds"], "learning_rates": entry["learning_rates"]}
+    found = entry.get("difference", {}).get("all")
+    return row if found is None or not compared else {**row, "difference": found}
+
+
+def _ours(
+    settings: ReproduceSettings, paper: PaperTable, task: str, found: dict[str, Any], record: dict[str, Any]
+) -> str:
+    """What our figures are of, and whether they may be compared with the paper's."""
+    source = settings.compare.source
+    data = found.get("data", "emoji")
+    batches = source.protocol == BATCH24 and task in ("", "joint")
+    gallery = found["gallery"] if task else record["gallery"]["n"]
+    headline = found.get("headline", source.parts().headline)
+    ours = f"{'accuracy' if task == 'classify' else 'R@1'}, mean of {', '.join(headline)}: "
+    ours += "embedded drawings" if data == "emoji" else data
+    ours += ", ranked within batches of 24" if batches else f", full gallery of {gallery}"
+    ours += f", {record['steps']} steps of training; ± over seeds, [95 % interval over concepts]"
+    if batches and paper.protocol == BATCH24 and data == paper.data:
+        ours += f"; data and protocol are the paper's, so the two may be compared (backbone here: {source.backbone})"
+    return ours
 
 
 def _computation(settings: ReproduceSettings, paper: PaperTable, console: Console) -> dict[str, Any]:
-    config = demo_config(settings.compare.pretrained)
-    if settings.backbone != config.backbone:
-        config = replace(config, backbone=settings.backbone, pretrained=None)
+    config = settings.compare.source.config()
+    if config.backbone != "tiny" and config.pretrained == "packaged":
+        config = replace(config, pretrained=None)  # times do not depend on the weights
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("embedding", total=STEPS)
         found = computation(config, progress=lambda: progress.advance(task))
@@ -142,11 +178,12 @@ def _computation(settings: ReproduceSettings, paper: PaperTable, console: Consol
 def _few_shot(settings: ReproduceSettings, paper: PaperTable, console: Console) -> dict[str, Any]:
     chosen = FewShotSettings(
         settings.compare.output / "few_shot",
+        data=settings.classes,
         methods=("frozen", "hystar"),
-        config=demo_config(settings.compare.pretrained),
+        config=settings.compare.source.config(),
         seeds=settings.compare.seeds,
         steps=settings.few_shot_steps,
-        limit=settings.compare.limit,
+        limit=settings.compare.source.limit,
     )
     found = run_few_shot(chosen, console)
     about = found["data"]
@@ -182,6 +219,17 @@ def _show(result: dict[str, Any], console: Console) -> None:
     for heading in ("ours", "paper", "here", "note"):
         if result[heading]:
             console.print(f"{heading}: {result[heading]}", highlight=False, markup=False)
+    for row in result["rows"]:
+        if "than" in row:
+            console.print(f"{row['row']}: less {row['than']}", highlight=False, markup=False)
+    if "milliseconds" in result:
+        costs = (
+            f"{name} {ms['median']:.2f} [{ms['low']:.2f}, {ms['high']:.2f}]"
+            for name, ms in result["milliseconds"].items()
+        )
+        console.print(
+            f"ms a picture here, median [fastest, slowest]: {'; '.join(costs)}", highlight=False, markup=False
+        )
     for why in dict.fromkeys(row["missing"] for row in result["rows"] if "missing" in row):
         names = ", ".join(row["row"] for row in result["rows"] if row.get("missing") == why)
         console.print(f"not run: {names}: {why}", highlight=False, markup=False)
@@ -202,12 +250,9 @@ def _retrieval_cells(row: dict[str, Any] | None) -> tuple[str, ...]:
     paper = _figure(row.get("paper_mean"), ".1f"), _figure(row.get("paper_difference"), "+.1f")
     if "missing" in row:
         return ("–", "–", *paper, "not run")
-    found, difference = row["recall"]["hard_mean"]["R@1"], row.get("difference")
-    spread = "" if found["deviation"] is None else f" ±{found['deviation']:.1f}"
-    bounds = "reference"
-    if difference is not None:
-        bounds = f"{difference['value']:+.1f} \\[{difference['low']:+.1f}, {difference['high']:+.1f}]"
-    return (f"{found['value']:.1f}{spread}", bounds, *paper, row.get("verdict", "–"))
+    difference = row.get("difference")
+    less = "reference" if difference is None else bounded(difference, "+.1f")
+    return (recall_cell(row["recall"].get("hard_mean")), less, *paper, row.get("verdict", "–"))
 
 
 def _computation_cells(row: dict[str, Any] | None) -> tuple[str, ...]:

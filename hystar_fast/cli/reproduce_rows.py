@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _BLIP = "needs BLIP's weights: train with model.backbone=transformers:<BLIP for retrieval>"
 _ADOPTED = "the paper took these figures from FreestyleRet; the model is no part of this package"
 _TEXT_PROMPTS = "a method of learned text prompts, no part of this package"
 _SAME = "on the tiny backbone's six blocks the same as 4, 7, 10, 13"
-_EVAL = "needs DomainNet and adapters trained on DSR: hystar-fast eval --data domainnet:ROOT --adapter FOLDER --task"
-_JOINT = "needs DSR: hystar-fast eval --data dsr:ROOT --adapter FOLDER --protocol batch24 prints the rows with +text"
+_PROMPT_TUNED = "the prompt tuning of FreestyleRet's comparison, of which the paper says no more"
+_ZERO_SHOT = {"CLIP": "frozen", "LoRA": "lora", "VPT": "vpt", "FreestyleRet": "freestyle", "Hystar": "hystar"}
+_SUBGROUPS = "on the embedded drawings the categories are their subgroups, in styles all of which were trained on"
+_LATER, _PREFIX = "CLIP(self), blocks 2, 4, 6", "hystar+style=prefix+blocks=2-4-6"
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,16 @@ class Plan:
         missing: row of the paper -> what it would need.
         reference: the row the others are compared with.
         here: how the rows differ from the paper's, beyond data and backbone.
+        task: what the adapters are asked: "" for one picture by one query, else as `compare_tasks` says.
+        extra: row of our own -> its run, and the row it is compared with.
     """
 
     runs: Mapping[str, str]
     missing: Mapping[str, str]
     reference: str
     here: str = ""
+    task: str = ""
+    extra: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def plan(number: int, *, vgg: str | None = None, dinov2: str | None = None) -> Plan:
@@ -50,7 +56,12 @@ def _extractors(vgg: str | None, dinov2: str | None) -> Plan:
         else:
             runs[row] = f"hystar+style={style}+style_pretrained={weights}"
     return Plan(
-        runs, missing, "CLIP(self)", "VGG is Gram matrices of five stages; the paper does not name its features"
+        runs,
+        missing,
+        "CLIP(self)",
+        "VGG is Gram matrices of five stages; the paper does not name its features. prefix reads the style from the "
+        "encoder's own tokens before its first modulated block, in one pass",
+        extra={_LATER: ("hystar+blocks=2-4-6", "CLIP(self)"), "prefix, blocks 2, 4, 6": (_PREFIX, _LATER)},
     )
 
 
@@ -72,7 +83,7 @@ _PLANS = {
             "Hystar-CLIP": "hystar",
         },
         {
-            "CLIP*": "the prompt tuning of FreestyleRet's comparison, of which the paper says no more",
+            "CLIP*": _PROMPT_TUNED,
             "BLIP*": _BLIP,
             "ImageBind": _ADOPTED,
             "LanguageBind": _ADOPTED,
@@ -82,8 +93,8 @@ _PLANS = {
         "Hystar-CLIP",
         "every method trains with StyleNCE; FreestyleRet reads random VGG weights",
     ),
-    2: _all(_METHODS, f"{_EVAL} category", "Hystar"),
-    3: _all(_METHODS, f"{_EVAL} classify", "Hystar"),
+    2: Plan(_ZERO_SHOT, {}, "Hystar", _SUBGROUPS, task="category"),
+    3: Plan(_ZERO_SHOT, {}, "Hystar", f"{_SUBGROUPS}, and the names stand alone", task="classify"),
     4: Plan(
         {
             "CLIP": "frozen",
@@ -104,7 +115,14 @@ _PLANS = {
         {},
         "Original Design",
     ),
-    7: _all(("CLIP*", "LoRA", "VPT", "FreestyleRet", "Hystar"), _JOINT, "Hystar"),
+    7: Plan(
+        {row: run for row, run in _ZERO_SHOT.items() if row != "CLIP"},
+        {"CLIP*": _PROMPT_TUNED},
+        "Hystar",
+        "the larger similarity decides, as the paper says",
+        task="joint",
+        extra={"CLIP, as it is": ("frozen", "Hystar")},
+    ),
     8: Plan(
         {"4, 7, 10, 13": "hystar", "1": "hystar+blocks=1", "16, 19, 22, 24": "hystar+blocks=4-5-6"},
         dict.fromkeys(("4-12", "4, 6, 8, 10, 12", "4, 8, 12"), _SAME),

@@ -35,8 +35,11 @@ def _report(trained: Trained, console: Console) -> None:
     last = f", loss {state.losses[-1]:.3f}" if state.losses else ""
     best = ""
     if state.best is not None:
-        best = f"; best on validation: R@1 {100 * state.best[0]:.1f} after step {state.best[1]}"
-    console.print(f"{state.step} steps{last}{best}; wrote {trained.wrote}", highlight=False)
+        bounds = (
+            "" if state.best_interval is None else " [{:.1f}, {:.1f}]".format(*(100 * b for b in state.best_interval))
+        )
+        best = f"; best on validation: R@1 {100 * state.best[0]:.1f}{bounds} after step {state.best[1]}"
+    console.print(f"{state.step} steps{last}{best}; wrote {trained.wrote}", highlight=False, markup=False)
     if state.skipped:
         first = next(iter(state.skipped.items()))
         console.print(f"{len(state.skipped)} pictures could not be read, such as {first[0]}: {first[1]}")

@@ -39,6 +39,30 @@ BASELINE_GRID: dict[str, list[dict[str, float]]] = {
     }.items()
 }
 
+# With any other backbone than the tiny one: the paper's rates of Hystar first (Section 4.1), the others spread around
+# what their own papers train at. A best rate at an edge is named below the table of a comparison.
+LARGE_GRID: dict[str, list[dict[str, float]]] = {
+    "hystar": [
+        {"static": static, "dynamic": dynamic}
+        for static, dynamic in ((1e-3, 1e-5), (3e-4, 1e-5), (3e-3, 1e-5), (1e-3, 3e-6), (1e-3, 3e-5))
+    ],
+    "dynamic": [{"dynamic": rate} for rate in (1e-6, 3e-6, 1e-5, 3e-5, 1e-4)],
+    **{
+        name: [{name: rate} for rate in rates]
+        for name, rates in {
+            "static": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+            "lora": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+            "ia3": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+            "vpt": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+            "freestyle": (3e-6, 1e-5, 3e-5, 1e-4, 3e-4),
+            "adaptformer": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+            "ssf": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+            "svft": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+            "last_block": (1e-6, 3e-6, 1e-5, 3e-5, 1e-4),
+        }.items()
+    },
+}
+
 CHOSEN: dict[str, dict[str, float]] = {
     "static": {"static": 0.12},
     "lora": {"lora": 0.003},

@@ -12,11 +12,10 @@ from hystar_fast.methods.baselines import BASELINES
 from hystar_fast.methods.hystar import HystarMethod
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.lora import LoRA
-from hystar_fast.methods.recipes import BASELINE_GRID, DYNAMIC_GRID, GRID
+from hystar_fast.methods.recipes import BASELINE_GRID, DYNAMIC_GRID, GRID, LARGE_GRID
 from hystar_fast.methods.suite import TRAINED, UNTRAINED, create_method
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.nn.losses import LOSSES, create_loss, style_nce_options
-from hystar_fast.retrieval.protocol import IMAGE_STYLES
 
 COMPARED = (*UNTRAINED, *BASELINES, *TRAINED)
 _FIELDS = {field.name for field in fields(HystarConfig)}
@@ -31,20 +30,20 @@ class Variant:
         method: one of `COMPARED`.
         changes: fields of :class:`HystarConfig`.
         loss: one of `nn.losses.LOSSES`; None for the configuration's StyleNCE.
-        styles: query styles of the training pairs, so that the others are unseen; by default all.
+        styles: query styles of the training pairs, so that the others are unseen; None for all that the data has.
     """
 
     method: str
     changes: Mapping[str, Any]
     loss: str | None = None
-    styles: tuple[str, ...] = IMAGE_STYLES
+    styles: tuple[str, ...] | None = None
 
     @classmethod
     def parse(cls, name: str) -> Variant:
         """Read ``<method>+<field>=<value>+…``; a list is written ``blocks=1-2-3``, no block ``blocks=none``.
 
         Raises:
-            ValueError: an unknown method, field, loss or style.
+            ValueError: an unknown method, field or loss. Which styles there are is the data's to say.
 
         Example:
             >>> Variant.parse("hystar+blocks=4-5+gamma=10").changes
@@ -62,26 +61,32 @@ class Variant:
                     f"got {part!r}"
                 )
             changes[key] = _value(key, value)
-        loss, styles = changes.pop(_LOSS, None), changes.pop(_STYLES, IMAGE_STYLES)
+        loss, styles = changes.pop(_LOSS, None), changes.pop(_STYLES, None)
         if loss is not None and loss not in LOSSES:
             raise ValueError(f"loss must be one of {LOSSES}, got {loss!r}")
         fixed = [field for field in ("blocks", "static") if method == "static" and field in changes]
         if fixed:
             raise ValueError(f"{method} cannot change {fixed[0]}, got {name!r}")
-        if method in UNTRAINED and (loss is not None or styles != IMAGE_STYLES):
+        if method in UNTRAINED and (loss is not None or styles is not None):
             raise ValueError(f"{method} does not train, so it has no loss and no styles, got {name!r}")
         return cls(method, changes, loss, styles)
 
-    def grid(self) -> list[dict[str, float]]:
-        """The settings it is tuned on, as many as for any other; none for what does not train."""
+    def grid(self, backbone: str = "tiny") -> list[dict[str, float]]:
+        """The settings it is tuned on, as many as for any other; none for what does not train.
+
+        Args:
+            backbone: of the configuration; all but the tiny one have rates of their own.
+        """
         if self.method in UNTRAINED:
             return []
+        tiny = {**GRID, **BASELINE_GRID, "dynamic": DYNAMIC_GRID}
+        grids = tiny if self.changes.get("backbone", backbone) == "tiny" else LARGE_GRID
         if self.method == "hystar":
             if self.changes.get("static") is False or self.changes.get("design") == "dynamic-all":
-                return DYNAMIC_GRID
+                return grids["dynamic"]
             if self.changes.get("blocks") == ():
-                return GRID["static"]
-        return {**GRID, **BASELINE_GRID}[self.method]
+                return grids["static"]
+        return grids[self.method]
 
 
 def create_variant(name: str, config: HystarConfig, *, seed: int = 0, parameters: int | None = None) -> Method:
@@ -103,8 +108,8 @@ def create_variant(name: str, config: HystarConfig, *, seed: int = 0, parameters
 def _value(key: str, text: str) -> Any:
     if key == _STYLES:
         styles = tuple(text.split("-"))
-        if not set(styles) <= set(IMAGE_STYLES) or len(set(styles)) < len(styles):
-            raise ValueError(f"styles must be some of {IMAGE_STYLES} with - between, got {text!r}")
+        if not all(styles) or len(set(styles)) < len(styles):
+            raise ValueError(f"styles must be different names with - between, got {text!r}")
         return styles
     if key == "blocks":
         try:

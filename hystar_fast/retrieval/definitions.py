@@ -126,10 +126,12 @@ class Measured:
     Attributes:
         values: metric -> float64 [N], nan for queries without a relevant item.
         gallery: the size of the gallery.
+        first: int64 [N], the rank of the best relevant item counted from 1; 0 for queries without one.
     """
 
     values: dict[Metric, Tensor]
     gallery: int
+    first: Tensor
 
     @property
     def unanswerable(self) -> int:
@@ -167,7 +169,10 @@ def measure(
         raise ValueError("metrics must name at least one metric")
     blocks = relevant_ranks(queries, gallery, query_labels, gallery_labels, block=block, query_block=query_block)
     parts: dict[Metric, list[Tensor]] = {metric: [torch.empty(0, dtype=torch.float64)] for metric in metrics}
+    first = [torch.empty(0, dtype=torch.int64)]
     for ranks, counts in blocks:
-        for metric, values in parts.items():
-            values.append(metric.values(ranks, counts, len(gallery)).cpu())
-    return Measured({metric: torch.cat(values) for metric, values in parts.items()}, len(gallery))
+        first.append(ranks[:, 0].cpu() if ranks.shape[1] else torch.zeros(len(ranks), dtype=torch.int64))
+        for metric, found in parts.items():
+            found.append(metric.values(ranks, counts, len(gallery)).cpu())
+    values = {metric: torch.cat(found) for metric, found in parts.items()}
+    return Measured(values, len(gallery), torch.cat(first))

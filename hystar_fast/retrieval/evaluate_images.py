@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from hystar_fast.retrieval.definitions import Measured, Metric, measure
 from hystar_fast.retrieval.embed import embed_images, embed_texts
 from hystar_fast.retrieval.joint import COMBINATIONS, joint_ranks
 from hystar_fast.retrieval.metrics import Interval, bootstrap_mean
-from hystar_fast.retrieval.zero_shot import class_embeddings, numbered
+from hystar_fast.retrieval.zero_shot import TEMPLATES, class_embeddings, numbered
 
 TASKS = ("instance", "category", "classify")
 PROTOCOLS = {"full": "full: ranked over the whole gallery", "batch24": LABEL}
@@ -32,12 +32,16 @@ class Row:
         n: queries with an answer in the gallery; the means are over these.
         unanswerable: queries without one, left out.
         values: name of the metric -> its mean with a 95 % interval; None if no query has an answer.
+        ranks: int64 [n], the rank of the best right answer, 0 being the first.
+        asked: the records of these n queries; of words, those whose captions they are.
     """
 
     queries: str
     n: int
     unanswerable: int
     values: dict[str, Interval | None]
+    ranks: Tensor
+    asked: tuple[Record, ...]
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ def evaluate_images(
     task: str | None = None,
     protocol: str = "full",
     metrics: Sequence[Metric] = DEFAULT_METRICS,
+    templates: Sequence[str] = TEMPLATES,
     batch_size: int = 128,
     progress: Callable[[int], object] | None = None,
 ) -> Report:
@@ -91,6 +96,7 @@ def evaluate_images(
             "category".
         protocol: "full", or "batch24" (instances only; its own cut-offs instead of `metrics`).
         metrics: definitions, see :mod:`hystar_fast.retrieval.definitions`.
+        templates: of the names of classes, each with one ``{}``; for "classify".
         batch_size: images a forward pass.
         progress: called with the number of pictures done after every batch.
 
@@ -106,7 +112,7 @@ def evaluate_images(
         raise ValueError(f"protocol 'batch24' is defined for task 'instance' alone, got task {chosen!r}")
     run = _Run(method, images, batch_size, progress, [])
     if chosen == "classify":
-        rows, answers = run.classify(metrics)
+        rows, answers = run.classify(metrics, templates)
     else:
         gallery = run.embed(images.of_style(images.gallery_style))
         if not gallery.records:
@@ -178,14 +184,15 @@ class _Run:
         for style, asked in self.queries():
             numbers = _numbers([record.category for record in (*gallery.records, *asked.records)])
             right, wanted = numbers[: len(gallery.records)], numbers[len(gallery.records) :]
-            rows.append(_row(style, measure(_like(asked, gallery), gallery.vectors, wanted, right, metrics)))
+            measured = measure(_like(asked, gallery), gallery.vectors, wanted, right, metrics)
+            rows.append(_row(style, measured, asked.records))
         return rows
 
-    def classify(self, metrics: Sequence[Metric]) -> tuple[list[Row], tuple[str, int]]:
+    def classify(self, metrics: Sequence[Metric], templates: Sequence[str]) -> tuple[list[Row], tuple[str, int]]:
         names, _ = numbered([record.category for record in self.images.records if record.category is not None])
         if not names:
             raise ValueError(f"{self.images.name} has no categories to classify into")
-        classes = class_embeddings(self.method, names).float()
+        classes = class_embeddings(self.method, names, templates).float()
         number = {name: i for i, name in enumerate(names)}
         rows = []
         for style in self.images.styles:
@@ -193,7 +200,7 @@ class _Run:
             if asked.records:
                 wanted = torch.tensor([number[str(record.category)] for record in asked.records])
                 measured = measure(asked.vectors, classes, wanted, torch.arange(len(names)), metrics)
-                rows.append(_row(style, measured))
+                rows.append(_row(style, measured, asked.records))
         return rows, ("class names", len(names))
 
     def instances(self, gallery: _Embedded, metrics: Sequence[Metric] | None) -> list[Row]:
@@ -236,24 +243,27 @@ def _answers(
     queries = _like(asked, gallery)[answered]
     words, combine = (None, "similarity") if text is None else (text[0][answered], text[1])
     missing = len(asked.records) - len(answered)
+    records = tuple(asked.records[i] for i in answered)
     if metrics is None:
         ranks = batch24_ranks(queries, gallery.vectors, targets, text=words, combine=combine)
         values = {label: bootstrap_mean((ranks < k).double()) for label, k in CUTOFFS.items()}
-        return Row(name, len(ranks), missing, dict(values))
+        return Row(name, len(ranks), missing, dict(values), ranks, records[: len(ranks)])
     if words is None:
         numbers = answering.numbers
         measured = measure(queries, gallery.vectors, numbers[targets], numbers, metrics)
     else:
         ranks = joint_ranks(queries, words, gallery.vectors, targets, combine=combine)[:, None] + 1
         ones = torch.ones(len(ranks), dtype=torch.int64)
-        measured = Measured({m: m.values(ranks, ones, len(gallery.records)) for m in metrics}, len(gallery.records))
-    row = _row(name, measured)
-    return Row(name, row.n, missing, row.values)
+        values_of = {m: m.values(ranks, ones, len(gallery.records)) for m in metrics}
+        measured = Measured(values_of, len(gallery.records), ranks[:, 0])
+    return replace(_row(name, measured, records), unanswerable=missing)
 
 
-def _row(name: str, measured: Measured) -> Row:
-    n = len(next(iter(measured.values.values()))) - measured.unanswerable
-    return Row(name, n, measured.unanswerable, {str(m): measured.interval(m) for m in measured.values})
+def _row(name: str, measured: Measured, records: Sequence[Record]) -> Row:
+    answered = measured.first > 0
+    values = {str(m): measured.interval(m) for m in measured.values}
+    asked = tuple(record for record, kept in zip(records, answered.tolist(), strict=True) if kept)
+    return Row(name, len(asked), measured.unanswerable, values, measured.first[answered] - 1, asked)
 
 
 def _like(asked: _Embedded, gallery: _Embedded) -> Tensor:

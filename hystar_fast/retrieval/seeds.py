@@ -5,13 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import stdev
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from hystar_fast.retrieval.evaluate import Evaluation
 from hystar_fast.retrieval.metrics import Interval, bootstrap_mean
-from hystar_fast.retrieval.protocol import HARD_STYLES, StyledConcepts
+from hystar_fast.retrieval.protocol import HARD_STYLES
+
+
+class Queries(Protocol):
+    """The queries that ranks on record belong to, numbered by the things they ask for."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def unseen(self) -> Tensor:
+        """bool: the things of a kind that nothing was trained on."""
+
+    def rows(self, style: str) -> Tensor:
+        """int64: the things asked for in `style`, in the order of the ranks."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,7 @@ def recorded_ranks(evaluation: Evaluation) -> dict[str, list[int]]:
     return {style: ranks.tolist() for style, ranks in evaluation.ranks.items()}
 
 
-def restored(ranks: Mapping[str, Sequence[int]], concepts: StyledConcepts) -> Evaluation:
+def restored(ranks: Mapping[str, Sequence[int]], concepts: Queries) -> Evaluation:
     """An evaluation without embeddings from its recorded ranks on the same concepts.
 
     Raises:

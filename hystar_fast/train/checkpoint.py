@@ -29,6 +29,7 @@ class Progress:
         step: steps done.
         losses: the loss of each.
         best: the largest score on the validation split, and the step it was reached at; None before the first.
+        best_interval: the ends of its 95 % interval.
         log_size: bytes of the metrics log that belong to these steps.
         skipped: pictures that could not be read, and why.
         settings: what the run was told, so that another run does not go on from it by mistake.
@@ -37,6 +38,7 @@ class Progress:
     step: int = 0
     losses: list[float] = field(default_factory=list)
     best: tuple[float, int] | None = None
+    best_interval: tuple[float, float] | None = None
     log_size: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)

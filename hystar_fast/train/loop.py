@@ -200,7 +200,8 @@ def _validated(
         return False
     if state.step != recipe.steps and not (keeping.validate_every and state.step % keeping.validate_every == 0):
         return False
-    score = 0.0
+    score: float = 0.0
+    figures: dict[str, Any] = {}
     if world.writes:
         score, figures = keeping.validate()
         if log is not None:
@@ -208,6 +209,8 @@ def _validated(
     score = world.agree(score)
     if state.best is None or score > state.best[0]:
         state.best = (score, state.step)
+        bounds = figures.get("interval")
+        state.best_interval = None if bounds is None else (bounds["low"], bounds["high"])
         if world.writes and keeping.keep_best is not None:
             keeping.keep_best()
     method.train(True)

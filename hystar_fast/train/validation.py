@@ -9,10 +9,13 @@ from typing import Any
 from hystar_fast.data.open import open_images
 from hystar_fast.data.records import ImageSet
 from hystar_fast.methods.interface import Method
+from hystar_fast.retrieval.asked import Asked
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.evaluate_images import evaluate_images
+from hystar_fast.retrieval.metrics import Interval
 from hystar_fast.retrieval.protocol import IMAGE_STYLES, QUERY_STYLES, load_split
+from hystar_fast.retrieval.seeds import restored
 from hystar_fast.train.pairs import PairImages, Pairs
 from hystar_fast.train.records import RecordPairs, hold_out
 from hystar_fast.train.settings import DataSettings
@@ -28,7 +31,8 @@ class TrainingData:
         styles: the query styles.
         items: how many pictures of the gallery are trained on.
         pairs: opens the training pairs for a method.
-        score: the mean R@1 over the query styles on the validation split, and each style's; None without the split.
+        score: the mean R@1 over the query styles on the validation split, each style's, and the 95 % interval of the
+            mean; None without the split.
     """
 
     styles: tuple[str, ...]
@@ -57,7 +61,8 @@ def _emoji(data: DataSettings) -> TrainingData:
 
     def score(method: Method) -> Scored:
         found = evaluate(method, load_split("val", wanted, limit=limit), styles=styles)
-        return _mean({style: float((ranks < 1).double().mean()) for style, ranks in found.ranks.items()})
+        recall = {style: float((ranks < 1).double().mean()) for style, ranks in found.ranks.items()}
+        return _mean(recall, found.mean_recall(list(found.ranks), 1))
 
     chosen_by = None if data.validation == "none" else score
     return TrainingData(styles, len(training), lambda method: PairImages.of(method, training, styles), chosen_by)
@@ -96,8 +101,10 @@ def _records(data: DataSettings) -> TrainingData:
 
     def score(method: Method) -> Scored:
         report = evaluate_images(method, asked, metrics=[Metric.parse("R@1")])
-        found = {row.queries: row.values["R@1"] for row in report.rows if row.queries in styles}
-        return _mean({style: value.value for style, value in found.items() if value is not None})
+        rows = [row for row in report.rows if row.queries in styles and row.n]
+        evaluation = restored({row.queries: row.ranks.tolist() for row in rows}, Asked.of(asked, rows))
+        recall = {row.queries: value.value for row in rows if (value := row.values["R@1"]) is not None}
+        return _mean(recall, evaluation.mean_recall(list(evaluation.ranks), 1) if rows else None)
 
     return TrainingData(styles, len(counted), lambda method: _pairs(method, training, styles), score)
 
@@ -106,7 +113,7 @@ def _pairs(method: Method, images: ImageSet, styles: tuple[str, ...]) -> RecordP
     return RecordPairs(images, styles, method.reader)
 
 
-def _mean(recall: dict[str, float]) -> Scored:
-    if not recall:
+def _mean(recall: dict[str, float], interval: Interval | None) -> Scored:
+    if not recall or interval is None:
         raise ValueError("the validation split has no query that can be answered: set data.validation = 'none'")
-    return sum(recall.values()) / len(recall), {"R@1": recall}
+    return sum(recall.values()) / len(recall), {"R@1": recall, "interval": {"low": interval.low, "high": interval.high}}

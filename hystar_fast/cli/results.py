@@ -1,0 +1,126 @@
+"""What a folder of `compare` and `reproduce` holds, read back and judged: methods, statements of the paper, tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hystar_fast.cli.claims import claims, judge
+from hystar_fast.cli.compare import RESULTS_FILE, TUNING_FILE, asked_in
+from hystar_fast.cli.compare_table import REFERENCE, USUAL_CUTOFFS, summarise
+from hystar_fast.cli.report import interval
+from hystar_fast.data.paper_tables import TABLES, paper_table
+from hystar_fast.methods.variants import Variant
+from hystar_fast.retrieval.evaluate import Evaluation
+from hystar_fast.retrieval.protocol import HARD_STYLES, IMAGE_STYLES, load_split
+from hystar_fast.retrieval.seeds import paired_difference, restored
+
+UNSEEN = "unseen subgroups"
+
+
+@dataclass(frozen=True)
+class Results:
+    """A folder of results.
+
+    Attributes:
+        record: ``compare.json``.
+        tuning: ``tuning.json``; None where nothing was tuned.
+        tables: number -> ``table<n>.json``, those that are there.
+        runs: the runs with the rates that were chosen, the methods in the order they were first run.
+        summary: method or variant -> what `summarise` says of it.
+        evaluations: method or variant -> its runs.
+    """
+
+    record: Mapping[str, Any]
+    tuning: Mapping[str, Any] | None
+    tables: Mapping[int, Mapping[str, Any]]
+    runs: Sequence[Mapping[str, Any]]
+    summary: Mapping[str, Any]
+    evaluations: Mapping[str, Sequence[Evaluation]]
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """The query styles whose mean is the headline."""
+        return tuple(self.record.get("headline", HARD_STYLES))
+
+    def judged(self) -> list[dict[str, Any]]:
+        """Every statement of the paper with its verdict."""
+        styles = tuple(self.record.get("headline", IMAGE_STYLES))
+        found = claims(list(self.evaluations), styles=styles, headline=self.headline)
+        return [judge(claim, self.evaluations, self.headline) for claim in found] + self._judged_tables()
+
+    def differences(self) -> dict[str, dict[str, dict[str, float | int]]]:
+        """Method (no variant of Hystar) -> queries -> Hystar less it, in per cent with the paired interval."""
+        ours = self.evaluations.get(REFERENCE, ())
+        found: dict[str, dict[str, dict[str, float | int]]] = {}
+        for name, evaluations in self.evaluations.items():
+            if name == REFERENCE or not ours or _is_variant(name):
+                continue
+            kinds = [style for style in self.record["queries"] if style in evaluations[0].ranks]
+            asked = [("mean of " + ", ".join(self.headline), self.headline, False)]
+            asked += [(kind, (kind,), False) for kind in kinds]
+            if bool(ours[0].unseen.any()):
+                asked.append((UNSEEN, self.headline, True))
+            pairs = ((what, paired_difference(ours, evaluations, styles, unseen_only=u)) for what, styles, u in asked)
+            found[name] = {what: interval(value) for what, value in pairs if value is not None}
+        return found
+
+    def _judged_tables(self) -> list[dict[str, Any]]:
+        """The verdicts of the tables that are not retrieval by one query."""
+        return [
+            {
+                "subject": f"Table {number}: {paper_table(number).what}",
+                "what": f"{row['row']} {'above' if row['paper_difference'] > 0 else 'below'} {table['reference']}",
+                "source": f"Table {number}",
+                "runs": [row["run"], REFERENCE],
+                "paper_difference": row["paper_difference"],
+                "difference": row["difference"],
+                "verdict": row["verdict"],
+            }
+            for number, table in self.tables.items()
+            if table.get("task")
+            for row in table["rows"]
+            if "verdict" in row
+        ]
+
+
+def read_results(folder: Path) -> Results:
+    """Read a folder that `compare`, `reproduce` and `figure` have written into; its runs may come from several calls.
+
+    Raises:
+        ValueError: there is no comparison in it, or it is damaged.
+    """
+    record = _json(folder / RESULTS_FILE)
+    tuning = _json(folder / TUNING_FILE) if (folder / TUNING_FILE).exists() else None
+    tables = {n: _json(path) for n in TABLES if (path := folder / f"table{n}.json").exists()}
+    try:
+        chosen, asked = record["chosen"], asked_in(record) or load_split("test", limit=record["limit"])
+        kept = [run for run in record["runs"] if run["learning_rates"] == chosen.get(run["method"], {})]
+        diverged = {run["method"] for run in kept if "diverged" in run}
+        runs = [run for run in kept if run["method"] not in diverged]
+        evaluations: dict[str, list[Evaluation]] = {}
+        for run in runs:
+            evaluations.setdefault(run["method"], []).append(restored(run["ranks"], asked))
+        headline, cutoffs = record.get("headline", HARD_STYLES), record.get("cutoffs", USUAL_CUTOFFS)
+        summary = summarise(runs, asked, headline, list(record["queries"]), cutoffs)
+        return Results(record, tuning, tables, runs, summary, evaluations)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / RESULTS_FILE} holds no comparison: {error!r}") from error
+
+
+def _json(path: Path) -> Any:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        needed = f"{path.parent} must be a folder that `hystar-fast compare` wrote into"
+        raise ValueError(f"{needed}, but {path.name} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold an object, got a {type(found).__name__}")
+    return found
+
+
+def _is_variant(name: str) -> bool:
+    return Variant.parse(name).method != name

@@ -1,0 +1,156 @@
+"""The page of results: verdicts follow from the ranks of a folder, and everything that was not run says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_cli import refused, run
+
+from hystar_fast.cli.claims import NOT_RUN, NOT_TESTABLE, claims, judge
+from hystar_fast.cli.report import about
+from hystar_fast.cli.verdicts import CONFIRMED, OPEN, OPPOSITE
+from hystar_fast.methods.recipes import demo_config
+from hystar_fast.methods.variants import Variant
+from hystar_fast.retrieval.protocol import HARD_STYLES, QUERY_STYLES, StyledConcepts, load_split
+from hystar_fast.retrieval.seeds import restored
+
+CONCEPTS = 40
+WITHOUT_SKETCH = "+styles=outline-lowres-twemoji"
+RIGHT = {
+    "frozen": 0.5,
+    "hystar": 0.5,
+    "lora": 1.0,
+    "vpt": 0.0,
+    "hystar+loss=info_nce": 1.0,
+    f"hystar{WITHOUT_SKETCH}": 1.0,
+    f"lora{WITHOUT_SKETCH}": 0.0,
+}
+
+
+def ranks(concepts: StyledConcepts, share: float) -> dict[str, list[int]]:
+    """Every second query is right, or all, or none."""
+    every = {0.0: 0, 0.5: 2, 1.0: 1}[share]
+    return {
+        style: [0 if every and int(row) % every == 0 else 3 for row in concepts.rows(style)] for style in QUERY_STYLES
+    }
+
+
+@pytest.fixture(scope="module")
+def concepts() -> StyledConcepts:
+    return load_split("test", limit=CONCEPTS)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, concepts: StyledConcepts) -> Path:
+    """What `compare` leaves, the summary being of its last call alone, as when a folder is added to."""
+    chosen = {name: {"rate": 0.1} for name in RIGHT if name != "frozen"}
+    runs: list[dict[str, Any]] = [
+        {
+            "method": name,
+            "seed": seed,
+            "learning_rates": chosen.get(name, {}),
+            "parameters": {"trainable": 10 * (name in chosen)},
+            "seconds": 30.0,
+            "ranks": ranks(concepts, share),
+        }
+        for name, share in RIGHT.items()
+        for seed in ((0, 1) if name in chosen else (0,))
+    ]
+    runs.append({**runs[1], "learning_rates": {"rate": 9.0}, "ranks": ranks(concepts, 1.0)})
+    runs.append({"method": "ssf", "seed": 0, "learning_rates": {"rate": 0.1}, "diverged": "nan", "seconds": 1.0})
+    record = {
+        **about(),
+        "ties": "count against the query",
+        "intervals": "95 %",
+        "spread": "standard deviation over seeds",
+        "config": demo_config().to_dict(),
+        "steps": 120,
+        "limit": CONCEPTS,
+        "gallery": {"style": "noto", "n": CONCEPTS, "concepts": "test split, all of them"},
+        "queries": {style: len(concepts.rows(style)) for style in QUERY_STYLES},
+        "runs": runs,
+        "chosen": {**chosen, "ssf": {"rate": 0.1}},
+        "summary": {},
+    }
+    (tmp_path / "compare.json").write_text(json.dumps(record))
+    trials = [{"method": name, "seconds": 60.0} for name in ("hystar", "lora", "vpt")]
+    (tmp_path / "tuning.json").write_text(json.dumps({"trials": trials, "seeds": [0], "chosen": chosen}))
+    return tmp_path
+
+
+def judged(folder: Path) -> dict[tuple[str | None, str | None], dict[str, Any]]:
+    """(run, other) -> the first statement about the two."""
+    result = run("claims", folder)
+    assert result.exit_code == 0, result.output
+    found: dict[tuple[str | None, str | None], dict[str, Any]] = {}
+    for row in json.loads((folder / "claims.json").read_text()):
+        found.setdefault(tuple(row["runs"]), row)
+    return found
+
+
+def test_verdicts_follow_from_the_ranks(folder):
+    found = judged(folder)
+    assert found["hystar", "vpt"]["verdict"] == CONFIRMED
+    assert found["hystar", "vpt"]["difference"]["value"] == pytest.approx(50, abs=5)
+    assert found["hystar", "lora"]["verdict"] == OPPOSITE
+    assert found["hystar", "frozen"]["verdict"] == OPEN
+    assert found["hystar", "hystar+loss=info_nce"]["verdict"] == OPPOSITE
+    assert found[f"hystar{WITHOUT_SKETCH}", f"lora{WITHOUT_SKETCH}"]["verdict"] == CONFIRMED
+    assert found["hystar", "ssf"]["verdict"] == NOT_RUN, "its training diverged"
+    assert found["hystar", "hystar+gamma=1"]["verdict"] == NOT_RUN
+    assert all(row["difference"]["low"] <= row["difference"]["high"] for row in found.values() if "difference" in row)
+
+
+def test_the_page_has_everything_with_its_interval(folder):
+    judged(folder)
+    page = (folder / "results.md").read_text()
+    assert str(folder) not in page
+    for words in (
+        "--methods frozen,hystar,lora,vpt",
+        "--no-tune-variants --methods hystar+loss=info_nce",
+        "| `lora` | 10 | rate 0.1 | 2 | 100.0 ±0.0 [100.0, 100.0] |",
+        "## Where Hystar does not win",
+        "- mean of outline, sketch, lowres: behind `lora`; not told apart from `frozen`.",
+        "| Hystar-CLIP above LoRA | Table 1 | +15.7 |",
+        "- Hystar against other methods, 3 statements: no run of `ia3`, `adaptformer`, `ssf`",
+        "needs the extractor's weights",
+        "**the opposite**",
+    ):
+        assert words in page, words
+
+
+def test_a_table_of_zero_shot_rows_adds_its_verdicts(folder):
+    row: dict[str, Any] = {"row": "LoRA", "run": "lora", "paper_difference": -11.2, "verdict": CONFIRMED}
+    row["difference"] = {"value": -1.0, "low": -2.0, "high": -0.5}
+    table = {"task": "category", "reference": "Hystar", "rows": [row, {"row": "CLIP"}]}
+    (folder / "table2.json").write_text(json.dumps(table))
+    judged(folder)
+    page = (folder / "results.md").read_text()
+    assert "| LoRA below Hystar | Table 2 | -11.2 | -1.0 [-2.0, -0.5] | **confirmed** |" in page
+
+
+def test_every_statement_names_runs_there_can_be_or_says_why_not(concepts):
+    found = claims()
+    for claim in found:
+        for name in (claim.run, claim.other):
+            if name is None:
+                assert claim.why
+            else:
+                Variant.parse(name)
+    weights = claims(["hystar+style=vgg+style_pretrained=vgg.pth"])
+    assert sum(claim.run is None for claim in weights) == sum(claim.run is None for claim in found) - 1
+    mine = {"hystar": [restored(ranks(concepts, 1.0), concepts)], "static": [restored(ranks(concepts, 0.0), concepts)]}
+    missing = judge(next(claim for claim in found if claim.run is None), mine, HARD_STYLES)
+    assert missing["verdict"] == NOT_TESTABLE and missing["why"]
+    claim = next(claim for claim in found if (claim.run, claim.other) == ("hystar", "static"))
+    assert judge(claim, mine, HARD_STYLES)["verdict"] == CONFIRMED
+
+
+def test_what_is_no_folder_of_results_is_named(tmp_path, folder):
+    assert "compare.json cannot be read" in refused("claims", tmp_path / "nothing")
+    assert "page must be a file" in refused("claims", folder, "--page", tmp_path)
+    (folder / "compare.json").write_text("{}")
+    assert "holds no comparison" in refused("claims", folder)
