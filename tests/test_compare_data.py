@@ -11,18 +11,21 @@ import pytest
 import torch
 from test_cli import refused, run
 
+from hystar_fast.cli.emoji_parts import EmojiParts
 from hystar_fast.cli.record_parts import EPOCHS, RecordParts
+from hystar_fast.cli.source import Source
 from hystar_fast.data.open import open_images
 from hystar_fast.data.paper_tables import paper_table
 from hystar_fast.data.records import ImageSet, Record
 from hystar_fast.methods import variants
 from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.pixels import Pixels
-from hystar_fast.methods.recipes import DYNAMIC_GRID
+from hystar_fast.methods.recipes import DEMO_STEPS, DYNAMIC_GRID, demo_config
 from hystar_fast.methods.variants import Variant
 from hystar_fast.retrieval.asked import Asked
 from hystar_fast.retrieval.evaluate_images import evaluate_images
 from hystar_fast.retrieval.seeds import over_seeds, restored
+from hystar_fast.train.recipe import Recipe
 
 BASE = ("--steps", 1, "--seeds", 2, "--tuning-seeds", 1, "--weights", "random", "--batch-size", 4, "--device", "cpu")
 
@@ -178,6 +181,12 @@ def test_ranks_agree_with_the_metrics_of_their_row(dsr):
             value = row.values["R@5"]
             assert value is not None and len(row.ranks) == len(row.asked) == row.n
             assert float((row.ranks < 5).double().mean()) == pytest.approx(value.value)
+
+
+def test_the_embedded_drawings_train_as_the_demo_does():
+    found = EmojiParts().recipe({"static": 0.1}, 5, 1, EmojiParts.styles, 48)
+    assert found == Recipe({"static": 0.1}, steps=5, seed=1) and EmojiParts().steps(48) == DEMO_STEPS
+    assert Source().config() == demo_config() and Source().place() == torch.device("cpu")
 
 
 def test_a_larger_backbone_is_tuned_around_the_papers_rates():

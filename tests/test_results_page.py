@@ -115,7 +115,7 @@ def test_the_page_has_everything_with_its_interval(folder):
         "## Where Hystar does not win",
         "- mean of outline, sketch, lowres: behind `lora`; not told apart from `frozen`.",
         "| Hystar-CLIP above LoRA | Table 1 | +15.7 |",
-        "- Hystar against other methods, 3 statements: no run of `ia3`, `adaptformer`, `ssf`",
+        "- Hystar against other methods, 4 statements: no run of `ia3`, `adaptformer`, `ssf`, `freestyle`",
         "needs the extractor's weights",
         "**the opposite**",
     ):
