@@ -11,6 +11,8 @@ from test_cli import refused, run
 
 from hystar_fast.cli.claims import NOT_RUN, NOT_TESTABLE, claims, judge
 from hystar_fast.cli.report import about
+from hystar_fast.cli.results import read_results
+from hystar_fast.cli.results_page import markdown
 from hystar_fast.cli.verdicts import CONFIRMED, OPEN, OPPOSITE
 from hystar_fast.methods.recipes import demo_config
 from hystar_fast.methods.variants import Variant
@@ -154,3 +156,11 @@ def test_what_is_no_folder_of_results_is_named(tmp_path, folder):
     assert "page must be a file" in refused("claims", folder, "--page", tmp_path)
     (folder / "compare.json").write_text("{}")
     assert "holds no comparison" in refused("claims", folder)
+
+
+def test_the_committed_page_is_that_of_the_committed_runs():
+    place = Path(__file__).resolve().parent.parent / "docs" / "results"
+    results = read_results(place / "comparison")
+    found = results.judged()
+    assert found == json.loads((place / "comparison" / "claims.json").read_text(encoding="utf-8"))
+    assert markdown(results, found) == (place / "comparison.md").read_text(encoding="utf-8")
