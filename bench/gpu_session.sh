@@ -103,6 +103,12 @@ for stem in "${compiling[@]}"; do
     measure 45 "$stem" -k compile
 done
 measure 300 svd_linear -k "not compile and not first_call" # what is left of its cases
+table5=("$python" -m hystar_fast.cli.main reproduce table5 --output "$out")
+if [ -n "$rehearse" ]; then
+    step 120 "table 5" "${table5[@]}" --weights random
+else
+    step 120 "table 5" "${table5[@]}" --backbone open_clip:ViT-L-14 --device cuda
+fi
 deadline=$((deadline + report_seconds))
 step $((deadline - SECONDS)) "report" "$python" bench/report.py --out "$out" "$results"
 exit $status

@@ -165,14 +165,16 @@ def _computation(settings: ReproduceSettings, paper: PaperTable, console: Consol
         config = replace(config, pretrained=None)  # times do not depend on the weights
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("embedding", total=STEPS)
-        found = computation(config, progress=lambda: progress.advance(task))
+        device = settings.compare.source.place()
+        found = computation(config, device=device, progress=lambda: progress.advance(task))
     rows = [{**row, "paper": dict(zip(paper.columns, paper.rows[row["row"]], strict=True))} for row in found]
     ours = f"parameters counted on CLIP ViT-L/14; milliseconds a picture of {config.backbone}, in batches of {BATCH}"
+    ours += f" on {device.type}"
     ours += ", Hystar's style being the backbone's own embedding"
     unused = next(row["with_unused_parts"] for row in found if row["row"] == "FreestyleRet")
     here = "FreestyleRet's parameters here are those that compute something; with the parts that its public code holds "
     here += f"and never uses it has {unused['parameters'] / 1e6:.1f} M, {unused['added_share']:.2f} % more than CLIP"
-    return {"backbone": config.backbone, "ours": ours, "here": here, "rows": rows}
+    return {"backbone": config.backbone, "device": device.type, "ours": ours, "here": here, "rows": rows}
 
 
 def _few_shot(settings: ReproduceSettings, paper: PaperTable, console: Console) -> dict[str, Any]:
@@ -184,6 +186,7 @@ def _few_shot(settings: ReproduceSettings, paper: PaperTable, console: Console) 
         seeds=settings.compare.seeds,
         steps=settings.few_shot_steps,
         limit=settings.compare.source.limit,
+        device=str(settings.compare.source.place()),
     )
     found = run_few_shot(chosen, console)
     about = found["data"]
