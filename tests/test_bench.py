@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
@@ -62,9 +63,9 @@ def test_every_row_is_whole_and_right(results: Path) -> None:
     assert found["machine"]["cpu"] and found["versions"]["torch"]
     for row in found["rows"]:
         assert row["commit"] and row["date"]
-        assert row["median_ms"] > 0 and row["rounds"] >= 3
-        limit = 3e-2 if row["dtype"] == "bfloat16" else 1e-3
-        assert row["error"] is None or row["error"] < limit, row
+        assert row["median_ms"] > 0 and row["rounds"] >= (1 if row["case"].startswith("first call") else 3)
+        if row["error"] is not None and row["provider"].startswith(harness.OURS):
+            assert row["error"] <= harness.error_limit(row["provider"], getattr(torch, row["dtype"]), row["case"]), row
 
 
 def test_report_fills_the_readme(results: Path, tmp_path: Path) -> None:
@@ -76,7 +77,8 @@ def test_report_fills_the_readme(results: Path, tmp_path: Path) -> None:
     assert "old" not in text and text.startswith("before") and text.endswith("after\n")
     assert "docs/benchmarks/cpu.md" in text and "goals" in text
     page = report.page(found, "cpu")
-    assert "authors' path" in page and "POT" in page and page.count("| svd_linear |") == 8
+    ours = [row for row in found["rows"] if (row["op"], row["provider"]) == ("svd_linear", harness.OURS)]
+    assert "authors' path" in page and "POT" in page and page.count("| svd_linear |") == len(ours) > 30
 
 
 def test_the_readme_shows_the_cases_that_have_goals() -> None:
