@@ -88,14 +88,13 @@ def test_another_image_size_resizes_the_position_embeddings(tmp_path: Path) -> N
     assert relative_error(backbone.encode_image(images), truth.encode_image(images)) < 1e-5
 
 
-def test_patch_dropout_is_honoured_in_training_alone(tmp_path: Path) -> None:
+def test_patch_dropout_drops_nothing_of_a_frozen_tower(tmp_path: Path) -> None:
     backbone, clip = backbone_and_clip(tmp_path, patch_dropout=0.5)
     images = images_of(2)
-    assert relative_error(backbone.encode_image(images), clip.encode_image(images)) < 1e-5
-    torch.manual_seed(3)
-    dropped = backbone.train().encode_image(images)
-    torch.manual_seed(3)
-    assert relative_error(dropped, clip.train().encode_image(images)) < 1e-5
+    expected = clip.encode_image(images)
+    assert relative_error(backbone.encode_image(images), expected) < 1e-5
+    assert relative_error(backbone.train().encode_image(images), expected) < 1e-5
+    assert relative_error(clip.train().encode_image(images), expected) > 1e-2
 
 
 def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone(tmp_path: Path) -> None:
