@@ -8,6 +8,7 @@ import picture_trees as trees
 import pytest
 
 from hystar_fast.data.open import open_images
+from hystar_fast.methods.inputs import MiddleSquare
 from hystar_fast.methods.suite import create_method
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.retrieval.protocol import load_split
@@ -31,15 +32,15 @@ def folders(root: Path, sketches: tuple[str, ...]) -> Path:
 def test_folders_without_names_in_common_are_pairs_of_a_category(tmp_path):
     images = open_images(f"folders:{folders(tmp_path, ('a', 'b'))}")
     assert {record.instance for record in images.records} == {None}
-    pairs = RecordPairs(images, side=16)
+    pairs = RecordPairs(images, reader=MiddleSquare(16))
     assert len(pairs) == 6 and pairs.labels is not None
 
 
 def test_one_name_in_common_by_chance_makes_no_instances(tmp_path):
     images = open_images(f"folders:{folders(tmp_path, ('a', 'b', 'p1'))}")
-    assert len(RecordPairs(images, side=16)) == 6
+    assert len(RecordPairs(images, reader=MiddleSquare(16))) == 6
     most = open_images(f"folders:{folders(tmp_path / 'other', ('p0', 'p1', 'a'))}")
-    pairs = RecordPairs(most, side=16)
+    pairs = RecordPairs(most, reader=MiddleSquare(16))
     assert len(pairs) == 4 and pairs.labels is None
 
 
