@@ -120,7 +120,7 @@ def compare(settings: CompareSettings, console: Console) -> dict[str, Any]:
         for run, asked in run_jobs(_run, new, settings.jobs):
             record["runs"].append(run)
             if asked is not None:
-                record["asked"] = (asked.joined(before) if (before := asked_in(record)) else asked).to_dict()
+                record["asked"] = joined_asked(record, asked)
             write_json(settings.output / RESULTS_FILE, record)
             progress.advance(overall)
             console.print(f"{run['method']}, seed {run['seed']}: {run['seconds']} s", highlight=False)
@@ -143,6 +143,16 @@ def adapter_folder(output: Path, name: str, seed: int) -> Path:
 def asked_in(record: Mapping[str, Any]) -> Asked | None:
     """Which queries the ranks of a ``compare.json`` belong to, where the file says it."""
     return Asked.from_dict(record["asked"]) if "asked" in record else None
+
+
+def joined_asked(record: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of the queries once a run has `asked` them.
+
+    Raises:
+        ValueError: they are not those of earlier runs.
+    """
+    new, before = Asked.from_dict(asked), asked_in(record)
+    return (new if before is None else new.joined(before)).to_dict()
 
 
 def _check(settings: CompareSettings, parts: Parts) -> None:
@@ -193,7 +203,8 @@ def _record(settings: CompareSettings, parts: Parts, steps: int) -> dict[str, An
     return {**about(), **method, **setting, **kept, "summary": {}}
 
 
-def _run(run: _Run) -> tuple[dict[str, Any], Asked | None]:
+def _run(run: _Run) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """A run and the queries it was asked, without tensors: they travel between processes."""
     name, seed, rates = run.key["method"], run.key["seed"], run.key["learning_rates"]
     source = run.settings.source
     parts, config, device = source.parts(), source.config(), source.place()
@@ -211,4 +222,5 @@ def _run(run: _Run) -> tuple[dict[str, Any], Asked | None]:
         found["loss"] = round(losses[-1], 4) if losses else None
         save_method(method, adapter_folder(run.settings.output, name, seed))
     ranks, asked = parts.test(method, device)
-    return {**found, "ranks": ranks, "seconds": round(time.perf_counter() - began, 1)}, asked
+    found |= {"ranks": ranks, "seconds": round(time.perf_counter() - began, 1)}
+    return found, None if asked is None else asked.to_dict()

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from hystar_fast.cli.compare import CompareSettings, adapter_folder, asked_in
+from hystar_fast.cli.compare import CompareSettings, adapter_folder, asked_in, joined_asked
 from hystar_fast.cli.compare_table import USUAL_CUTOFFS, summarise
 from hystar_fast.cli.few_shot import PLAIN
 from hystar_fast.cli.jobs import run_jobs
@@ -86,7 +86,7 @@ def evaluate_task(task: str, settings: CompareSettings, record: Mapping[str, Any
     ]
     for ranks, asked in track(run_jobs(_evaluate, new, settings.jobs), task, total=len(new), console=console):
         found["runs"].append(ranks)
-        found["asked"] = (asked.joined(before) if (before := asked_in(found)) else asked).to_dict()
+        found["asked"] = joined_asked(found, asked)
         write_json(path, found)
     kept = [
         {**run, "parameters": record["summary"][run["method"]]["parameters"]}
@@ -106,7 +106,7 @@ def evaluate_task(task: str, settings: CompareSettings, record: Mapping[str, Any
     return found
 
 
-def _evaluate(run: _Evaluated) -> tuple[dict[str, Any], Asked]:
+def _evaluate(run: _Evaluated) -> tuple[dict[str, Any], dict[str, Any]]:
     images = _images(run.data, run.source)
     method = placed(_method(run), run.source.place())
     joint = run.task == JOINT
@@ -120,7 +120,7 @@ def _evaluate(run: _Evaluated) -> tuple[dict[str, Any], Asked]:
     rows = [row for row in report.rows if row.n and (not joint or row.queries.endswith(("text", _SUFFIX)))]
     if joint and not any(row.queries.endswith(_SUFFIX) for row in rows):
         raise ValueError(f"method {run.key['method']!r} or {images.name} has no words to ask with")
-    return {**run.key, "ranks": {row.queries: row.ranks.tolist() for row in rows}}, Asked.of(images, rows)
+    return {**run.key, "ranks": {row.queries: row.ranks.tolist() for row in rows}}, Asked.of(images, rows).to_dict()
 
 
 def _method(run: _Evaluated) -> Method:
