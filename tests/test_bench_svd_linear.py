@@ -21,7 +21,7 @@ from hystar_fast.nn.factors import svd_factors
 LIMIT = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
-@pytest.mark.parametrize("case", svd_linear_cases.cuda(), ids=str)
+@pytest.mark.parametrize("case", list(svd_linear_cases.cuda()), ids=str)
 def test_every_case_runs_and_is_right(case: svd_linear_cases.Case) -> None:
     for mode in case.modes:
         for provider in case.providers:

@@ -199,7 +199,8 @@ def test_pairs_that_cannot_be_read_are_left_out_of_the_loss(concepts: StyledConc
     backward(method, prepare(method, holes, batch, recipe, 0), recipe, criterion=criterion)
     query, target, mask = seen[0]
     rows = torch.tensor([1, 3, 4, 6])
-    assert torch.equal(target, method.encode_image(concepts.images["noto"][rows] / 255))
+    # All six were encoded, so a product of another shape, which need not round alike.
+    assert relative_error(target, method.encode_image(concepts.images["noto"][rows] / 255)) < 1e-6
     assert torch.equal(query[2], method.encode_text([concepts.texts[4]])[0])
     assert mask.nonzero().tolist() == [[1, 2], [2, 1]]  # concepts 3 and 4 are of one label
     holes.unreadable = tuple(range(24))  # type: ignore[assignment]
