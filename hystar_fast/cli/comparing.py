@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,86 +30,16 @@ from hystar_fast.cli.options import (
     numbers,
     pretrained,
 )
+from hystar_fast.cli.sharing import shares
 
 if TYPE_CHECKING:
+    from hystar_fast.cli.compare import CompareSettings
     from hystar_fast.cli.source import Source
 
 app = typer.Typer()
 
 
 def source_of(
-    data: str,
-    limit: int | None,
-    protocol: str,
-    backbone: str,
-    weights: str,
-    style: str,
-    style_pretrained: str | None,
-    blocks: str | None,
-    device: str | None,
-    batch_size: int,
-) -> Source:
-    """What the options of a command say of the data and the backbone.
-
-    Raises:
-        ValueError: words that are no blocks.
-    """
-    from hystar_fast.cli.source import Source
-
-    return Source(
-        data,
-        limit,
-        protocol,
-        backbone,
-        pretrained(weights),
-        style,
-        style_pretrained,
-        numbers(blocks),
-        device,
-        batch_size,
-    )
-
-
-@app.command()
-def tune(
-    output: Annotated[Path, typer.Option(help="JSON file of all trials; those it holds are not run again.")] = Path(
-        "runs/demo_tuning.json"
-    ),
-    seed: Annotated[
-        list[int] | None, typer.Option(help="A seed of every trial; several times for several. By default 0, 1 and 2.")
-    ] = None,
-    steps: Steps = None,
-    jobs: Jobs = 1,
-    data: Data = "emoji",
-    backbone: BackboneName = "tiny",
-    weights: Weights = "packaged",
-    style: Style = "clip",
-    style_pretrained: StylePretrained = None,
-    blocks: Blocks = None,
-    device: RunsOn = None,
-    batch_size: BatchSize = 48,
-    limit: Limit = None,
-) -> None:
-    """Choose learning rates on the validation part, with the same trials for every method."""
-    with clear_errors():
-        from hystar_fast.cli.tune import tune as run_tuning
-        from hystar_fast.methods.recipes import TUNING_SEEDS
-
-        source = source_of(data, limit, "full", backbone, weights, style, style_pretrained, blocks, device, batch_size)
-        run_tuning(output, Console(), steps=steps, seeds=seed or TUNING_SEEDS, source=source, jobs=jobs)
-
-
-@app.command()
-def compare(
-    output: Folder = Path("runs/compare"),
-    methods: Annotated[
-        str | None, typer.Option(help="Names by commas, perhaps as hystar+gamma=10; by default all.")
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each trained method, with seeds 0, 1, …")] = 3,
-    tuning_seeds: Annotated[int, typer.Option(min=1, help="Trials of each setting on the validation concepts.")] = 3,
-    steps: Steps = None,
-    tune_variants: TuneVariants = True,
-    jobs: Jobs = 1,
     data: Data = "emoji",
     backbone: BackboneName = "tiny",
     weights: Weights = "packaged",
@@ -119,21 +50,89 @@ def compare(
     device: RunsOn = None,
     batch_size: BatchSize = 48,
     limit: Limit = None,
+) -> Source:
+    """What a comparison is made on.
+
+    Raises:
+        ValueError: words that are no blocks.
+    """
+    from hystar_fast.cli.source import Source
+
+    chosen = pretrained(weights)
+    return Source(data, limit, protocol, backbone, chosen, style, style_pretrained, numbers(blocks), device, batch_size)
+
+
+@shares("source", source_of)
+def settings_of(
+    output: Folder = Path("runs/reproduce"),
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, row or point, with seeds 0, 1, …")] = 3,
+    tuning_seeds: Annotated[int, typer.Option(min=1, help="Trials of each setting on the validation concepts.")] = 3,
+    steps: Steps = None,
+    tune_variants: TuneVariants = True,
+    jobs: Jobs = 1,
+    *,
+    source: Source,
+) -> CompareSettings:
+    """How methods are tuned, trained and evaluated.
+
+    Raises:
+        ValueError: words that are no blocks.
+    """
+    from hystar_fast.cli.compare import CompareSettings
+
+    return CompareSettings(
+        output,
+        steps=steps,
+        seeds=range(seeds),
+        tuning_seeds=range(tuning_seeds),
+        source=source,
+        tune_variants=tune_variants,
+        jobs=jobs,
+    )
+
+
+@app.command()
+@clear_errors()
+@shares("source", source_of, without=("protocol",))
+def tune(
+    output: Annotated[Path, typer.Option(help="JSON file of all trials; those it holds are not run again.")] = Path(
+        "runs/demo_tuning.json"
+    ),
+    seed: Annotated[
+        list[int] | None, typer.Option(help="A seed of every trial; several times for several. By default 0, 1 and 2.")
+    ] = None,
+    steps: Steps = None,
+    jobs: Jobs = 1,
+    *,
+    source: Source,
+) -> None:
+    """Choose learning rates on the validation part, with the same trials for every method."""
+    from hystar_fast.cli.tune import tune as run_tuning
+    from hystar_fast.methods.recipes import TUNING_SEEDS
+
+    run_tuning(output, Console(), steps=steps, seeds=seed or TUNING_SEEDS, source=source, jobs=jobs)
+
+
+@app.command()
+@clear_errors()
+@shares("settings", settings_of, output=Path("runs/compare"))
+def compare(
+    methods: Annotated[
+        str | None, typer.Option(help="Names by commas, perhaps as hystar+gamma=10; by default all.")
+    ] = None,
+    *,
+    settings: CompareSettings,
 ) -> None:
     """Tune, train and evaluate methods with one budget, and print how far each is from Hystar; goes on where it was."""
-    with clear_errors():
-        from hystar_fast.cli.compare import CompareSettings, run_compare
-        from hystar_fast.methods.variants import COMPARED
+    from hystar_fast.cli.compare import run_compare
 
-        source = source_of(
-            data, limit, protocol, backbone, weights, style, style_pretrained, blocks, device, batch_size
-        )
-        names = COMPARED if methods is None else tuple(name.strip() for name in methods.split(","))
-        settings = CompareSettings(output, names, steps, range(seeds), range(tuning_seeds), source, tune_variants, jobs)
-        run_compare(settings, Console())
+    if methods is not None:
+        settings = replace(settings, methods=tuple(name.strip() for name in methods.split(",")))
+    run_compare(settings, Console())
 
 
 @app.command("fewshot")
+@clear_errors()
 def few_shot(
     data: Annotated[
         str,
@@ -147,10 +146,8 @@ def few_shot(
     steps: Annotated[int, typer.Option(min=0, help="Training steps.")] = 60,
     batch_size: Annotated[int, typer.Option(min=2, help="Classes a batch, with one picture each.")] = 48,
     backbone: BackboneName = "tiny",
-    weights: Annotated[str, typer.Option(help="Of the backbone: a tag, a file, packaged, or random.")] = "packaged",
-    style: Annotated[
-        str, typer.Option(help="Where the style vector comes from: clip, prefix, dinov2 or vgg.")
-    ] = "clip",
+    weights: Weights = "packaged",
+    style: Style = "clip",
     template: Annotated[
         str | None,
         typer.Option(help='Of class names, with one {}; by default "{}" for emoji, else "a photo of a {}."'),
@@ -161,104 +158,57 @@ def few_shot(
     device: Device = "auto",
 ) -> None:
     """Classify base and new classes after training on a few pictures of the base ones, as CoOp splits them."""
-    with clear_errors():
-        from hystar_fast.cli.few_shot import FewShotSettings, run_few_shot
-        from hystar_fast.models.config import HystarConfig
+    from hystar_fast.cli.few_shot import FewShotSettings, run_few_shot
+    from hystar_fast.models.config import HystarConfig
 
-        config = HystarConfig(backbone=backbone, pretrained=pretrained(weights), style=style, blocks=None)
-        names = tuple(name.strip() for name in methods.split(","))
-        settings = FewShotSettings(
-            output, data, names, config, template, shots, range(seeds), steps, batch_size, tuning, limit, device
-        )
-        run_few_shot(settings, Console())
+    config = HystarConfig(backbone=backbone, pretrained=pretrained(weights), style=style, blocks=None)
+    names = tuple(name.strip() for name in methods.split(","))
+    settings = FewShotSettings(
+        output, data, names, config, template, shots, range(seeds), steps, batch_size, tuning, limit, device
+    )
+    run_few_shot(settings, Console())
 
 
 @app.command()
+@clear_errors()
+@shares("settings", settings_of)
 def reproduce(
     tables: Annotated[list[str], typer.Argument(help="table1 to table14, or all.")],
-    output: Folder = Path("runs/reproduce"),
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row, with seeds 0, 1, …")] = 3,
-    tuning_seeds: Annotated[int, typer.Option(min=1, help="Trials of each setting on the validation concepts.")] = 3,
-    steps: Steps = None,
-    tune_variants: TuneVariants = True,
-    jobs: Jobs = 1,
-    data: Data = "emoji",
+    settings: CompareSettings,
     test_data: TestData = None,
-    backbone: BackboneName = "tiny",
-    weights: Weights = "packaged",
-    style: Style = "clip",
-    style_pretrained: StylePretrained = None,
-    blocks: Blocks = None,
-    protocol: ProtocolName = "full",
-    device: RunsOn = None,
-    batch_size: BatchSize = 48,
     vgg: Annotated[str | None, typer.Option(help="Weights of VGG-16, for Table 10.")] = None,
     dinov2: Annotated[str | None, typer.Option(help="Weights of DINOv2, for Table 10.")] = None,
     classes: Annotated[str, typer.Option(help="Data of Table 11, as of fewshot.")] = "emoji:subgroup",
-    limit: Limit = None,
 ) -> None:
     """Run the rows of the paper's tables, by default on the embedded drawings, beside its figures."""
-    with clear_errors():
-        from hystar_fast.cli.compare import CompareSettings
-        from hystar_fast.cli.few_shot import FEW_SHOT_STEPS
-        from hystar_fast.cli.reproduce import ReproduceSettings, run_reproduce, table_numbers
+    from hystar_fast.cli.few_shot import FEW_SHOT_STEPS
+    from hystar_fast.cli.reproduce import ReproduceSettings, run_reproduce, table_numbers
 
-        source = source_of(
-            data, limit, protocol, backbone, weights, style, style_pretrained, blocks, device, batch_size
-        )
-        rows = CompareSettings(
-            output,
-            steps=steps,
-            seeds=range(seeds),
-            tuning_seeds=range(tuning_seeds),
-            source=source,
-            tune_variants=tune_variants,
-            jobs=jobs,
-            test_data=test_data,
-        )
-        few_shot_steps = FEW_SHOT_STEPS if steps is None else steps
-        run_reproduce(ReproduceSettings(table_numbers(tables), rows, vgg, dinov2, few_shot_steps, classes), Console())
+    rows = replace(settings, test_data=test_data)
+    few_shot_steps = FEW_SHOT_STEPS if settings.steps is None else settings.steps
+    run_reproduce(ReproduceSettings(table_numbers(tables), rows, vgg, dinov2, few_shot_steps, classes), Console())
 
 
 @app.command()
+@clear_errors()
+@shares("settings", settings_of, without=("tune_variants",))
 def figure(
     numbers: Annotated[
         list[int], typer.Argument(help="3 and 5 (embeddings), 6 and 7 (curves of gamma and lambda), 8 to 11 (answers).")
     ],
-    output: Folder = Path("runs/reproduce"),
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each point of a curve, with seeds 0, 1, …")] = 3,
-    tuning_seeds: Annotated[int, typer.Option(min=1, help="Trials of each setting on the validation concepts.")] = 3,
-    steps: Steps = None,
-    jobs: Jobs = 1,
-    data: Data = "emoji",
-    backbone: BackboneName = "tiny",
-    weights: Weights = "packaged",
-    style: Style = "clip",
-    style_pretrained: StylePretrained = None,
-    blocks: Blocks = None,
-    protocol: ProtocolName = "full",
-    device: RunsOn = None,
-    batch_size: BatchSize = 48,
+    settings: CompareSettings,
     projection: Annotated[
         str, typer.Option(help="tsne (needs scikit-learn), umap (needs umap-learn) or pca.")
     ] = "tsne",
-    limit: Limit = None,
 ) -> None:
     """Draw figures of the paper; trains what is not in the folder yet."""
-    with clear_errors():
-        from hystar_fast.cli.compare import CompareSettings
-        from hystar_fast.cli.figures import run_figures
+    from hystar_fast.cli.figures import run_figures
 
-        source = source_of(
-            data, limit, protocol, backbone, weights, style, style_pretrained, blocks, device, batch_size
-        )
-        settings = CompareSettings(
-            output, steps=steps, seeds=range(seeds), tuning_seeds=range(tuning_seeds), source=source, jobs=jobs
-        )
-        run_figures(numbers, settings, Console(), projection=projection)
+    run_figures(numbers, settings, Console(), projection=projection)
 
 
 @app.command()
+@clear_errors()
 def claims(
     folder: Annotated[Path, typer.Argument(help="A folder that compare, reproduce or figure wrote into.")] = Path(
         "runs/compare"
@@ -266,7 +216,6 @@ def claims(
     page: Annotated[Path | None, typer.Option(help="The Markdown file; by default results.md in the folder.")] = None,
 ) -> None:
     """Judge the paper's statements by the paired intervals of a folder, and write them with its tables as a page."""
-    with clear_errors():
-        from hystar_fast.cli.results_page import write_page
+    from hystar_fast.cli.results_page import write_page
 
-        write_page(folder, folder / "results.md" if page is None else page, Console())
+    write_page(folder, folder / "results.md" if page is None else page, Console())

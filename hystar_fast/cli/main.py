@@ -14,7 +14,7 @@ from rich.table import Table
 import hystar_fast
 from hystar_fast.cli import comparing
 from hystar_fast.cli.errors import clear_errors
-from hystar_fast.cli.options import BACKBONES, Device, Folder, Limit, Seed, Weights, pretrained
+from hystar_fast.cli.options import BACKBONES, Device, Folder, Limit, ProtocolName, Seed, Weights, pretrained
 from hystar_fast.ops.status import info as op_info
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 
 
 @app.command()
+@clear_errors()
 def demo(
     output: Folder = Path("runs/demo"),
     seed: Seed = 0,
@@ -37,15 +38,15 @@ def demo(
     limit: Limit = None,
 ) -> None:
     """Train on the embedded drawings, compare with the baselines on held-out concepts, and keep the results."""
-    with clear_errors():
-        from hystar_fast.cli.demo import DemoSettings, run_demo
-        from hystar_fast.methods.recipes import DEMO_STEPS
+    from hystar_fast.cli.demo import DemoSettings, run_demo
+    from hystar_fast.methods.recipes import DEMO_STEPS
 
-        chosen = DEMO_STEPS if steps is None else steps
-        run_demo(DemoSettings(output, seed, chosen, pretrained=pretrained(weights), limit=limit), Console())
+    chosen = DEMO_STEPS if steps is None else steps
+    run_demo(DemoSettings(output, seed, chosen, pretrained=pretrained(weights), limit=limit), Console())
 
 
 @app.command()
+@clear_errors()
 def search(
     query: Annotated[Path | None, typer.Option(help="A picture: a sketch, a drawing, a thumbnail.")] = None,
     text: Annotated[str | None, typer.Option(help="Words, instead of a picture.")] = None,
@@ -54,41 +55,41 @@ def search(
     picture: Annotated[Path | None, typer.Option(help="Also draw query and answers into this PNG.")] = None,
 ) -> None:
     """Answer a picture or words from the gallery that demo or embed indexed."""
-    with clear_errors():
-        if (query is None) == (text is None):
-            raise ValueError("give exactly one of --query and --text")
-        if query is not None and not query.is_file():
-            raise ValueError(f"--query must be an image file, but {query} does not exist or is not a file")
-        from hystar_fast.cli.search import Searcher
+    if (query is None) == (text is None):
+        raise ValueError("give exactly one of --query and --text")
+    if query is not None and not query.is_file():
+        raise ValueError(f"--query must be an image file, but {query} does not exist or is not a file")
+    from hystar_fast.cli.search import Searcher
 
-        searcher = Searcher.open(demo)
-        hits = searcher.image(query, top) if query is not None else searcher.text(text or "", top)
-        asked = str(query) if query is not None else f"“{text}”"
-        table = Table(title=f"{asked}: first {len(hits)} of {len(searcher.index)}", title_justify="left")
-        for heading, side in (("", "right"), ("cosine", "right"), ("id", "left"), ("what", "left")):
-            table.add_column(heading, justify=side)  # type: ignore[arg-type]
-        for hit in hits:
-            table.add_row(str(hit.place), f"{hit.score:.3f}", hit.id, hit.caption)
-        Console().print(table)
-        if picture is not None:
-            searcher.picture(hits, query=query, words=text or "").save(picture)
-            Console().print(f"wrote {picture}")
+    searcher = Searcher.open(demo)
+    hits = searcher.image(query, top) if query is not None else searcher.text(text or "", top)
+    asked = str(query) if query is not None else f"“{text}”"
+    table = Table(title=f"{asked}: first {len(hits)} of {len(searcher.index)}", title_justify="left")
+    for heading, side in (("", "right"), ("cosine", "right"), ("id", "left"), ("what", "left")):
+        table.add_column(heading, justify=side)  # type: ignore[arg-type]
+    for hit in hits:
+        table.add_row(str(hit.place), f"{hit.score:.3f}", hit.id, hit.caption)
+    Console().print(table)
+    if picture is not None:
+        searcher.picture(hits, query=query, words=text or "").save(picture)
+        Console().print(f"wrote {picture}")
 
 
 @app.command()
+@clear_errors()
 def info() -> None:
     """Say which implementation of each op runs here, and why a faster one does not."""
-    with clear_errors():
-        table = Table(title=f"hystar-fast {hystar_fast.__version__}", title_justify="left")
-        rows = op_info()
-        for heading in ("op", "device", "implementation", "why not a faster one"):
-            table.add_column(heading, overflow="fold")
-        for row in rows:
-            table.add_row(row["op"], row["device"], row["implementation"], row["reason"] or "–")
-        Console().print(table)
+    table = Table(title=f"hystar-fast {hystar_fast.__version__}", title_justify="left")
+    rows = op_info()
+    for heading in ("op", "device", "implementation", "why not a faster one"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(row["op"], row["device"], row["implementation"], row["reason"] or "–")
+    Console().print(table)
 
 
 @app.command()
+@clear_errors()
 def train(
     config: Annotated[
         str, typer.Argument(help="A TOML file, or settings that are shipped: emoji (the embedded drawings) or paper.")
@@ -100,15 +101,15 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")] = False,
 ) -> None:
     """Train Hystar, or a method it is compared with; writes an adapter, a checkpoint and a log (docs/training.md)."""
-    with clear_errors():
-        from hystar_fast.cli.train import train_from
+    from hystar_fast.cli.train import train_from
 
-        changes = [*(set_ or ()), *(() if output is None else (f"run.output={output}",))]
-        # of the processes torchrun starts, the first one speaks
-        train_from(config, changes, Console(quiet=os.environ.get("RANK", "0") != "0"), resume=resume)
+    changes = [*(set_ or ()), *(() if output is None else (f"run.output={output}",))]
+    # of the processes torchrun starts, the first one speaks
+    train_from(config, changes, Console(quiet=os.environ.get("RANK", "0") != "0"), resume=resume)
 
 
 @app.command("eval")
+@clear_errors()
 def evaluate(
     adapter: Annotated[Path, typer.Option(help="An adapter that train or demo wrote.")] = Path("runs/demo/adapter"),
     method: Annotated[
@@ -124,9 +125,7 @@ def evaluate(
     task: Annotated[
         str | None, typer.Option(help="instance, category or classify; by default instance where the data has any.")
     ] = None,
-    protocol: Annotated[
-        str, typer.Option(help="full, or batch24: the published one, in batches of 24 instead of the gallery.")
-    ] = "full",
+    protocol: ProtocolName = "full",
     metrics: Annotated[
         str,
         typer.Option(
@@ -143,29 +142,29 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Evaluate an adapter or a method on a data set, over the full gallery, with 95 % intervals."""
-    with clear_errors():
-        from hystar_fast.cli.evaluate import EvalSettings, run_evaluation
+    from hystar_fast.cli.evaluate import EvalSettings, run_evaluation
 
-        settings = EvalSettings(
-            output=output,
-            adapter=adapter,
-            method=method,
-            backbone=backbone,
-            pretrained=pretrained(weights),
-            data=data,
-            split=split,
-            task=task,
-            protocol=protocol,
-            metrics=metrics,
-            gallery_style=gallery_style,
-            categories=categories,
-            limit=limit,
-            device=device,
-        )
-        run_evaluation(settings, Console())
+    settings = EvalSettings(
+        output=output,
+        adapter=adapter,
+        method=method,
+        backbone=backbone,
+        pretrained=pretrained(weights),
+        data=data,
+        split=split,
+        task=task,
+        protocol=protocol,
+        metrics=metrics,
+        gallery_style=gallery_style,
+        categories=categories,
+        limit=limit,
+        device=device,
+    )
+    run_evaluation(settings, Console())
 
 
 @app.command()
+@clear_errors()
 def embed(
     folder: Annotated[Path, typer.Argument(help="A folder of pictures, searched recursively.")],
     adapter: Annotated[Path, typer.Option(help="An adapter that train or demo wrote.")] = Path("runs/demo/adapter"),
@@ -173,13 +172,12 @@ def embed(
     device: Device = "auto",
 ) -> None:
     """Index a folder of pictures, for search --index."""
-    with clear_errors():
-        from hystar_fast.cli.search import embed_folder
+    from hystar_fast.cli.search import embed_folder
 
-        start = time.perf_counter()
-        console = Console()
-        count = embed_folder(folder, adapter, output, console, device)
-        console.print(f"indexed {count} pictures in {time.perf_counter() - start:.1f} s: {output}")
+    start = time.perf_counter()
+    console = Console()
+    count = embed_folder(folder, adapter, output, console, device)
+    console.print(f"indexed {count} pictures in {time.perf_counter() - start:.1f} s: {output}")
 
 
 app.add_typer(comparing.app)
