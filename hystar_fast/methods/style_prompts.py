@@ -23,7 +23,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from hystar_fast.methods.adapted import Adapted
 from hystar_fast.models.backbones.tower import TowerBackbone
@@ -117,10 +116,7 @@ class StylePrompted(nn.Module):
         for number, block in enumerate(backbone.blocks, start=1):
             if number == backbone.depth:
                 x = _insert(x, deep, leading)
-            if backbone.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(tower.run_block, block, x, None, use_reentrant=False)
-            else:
-                x = tower.run_block(block, x, None)
+            x = tower.pass_block(block, x, None, recompute=backbone.recomputes)
         return tower.pool(visual, torch.cat([x[:, :leading], x[:, leading + 2 * count :]], dim=1))
 
     def encode_text(self, tokens: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from hystar_fast.methods.adapted import Adapted
 from hystar_fast.models.backbones.tower import TowerBackbone
@@ -43,10 +42,7 @@ class Prompted(nn.Module):
         first, rest = x[:, :leading], x[:, leading:]
         for block, prompts in zip(backbone.blocks, self.prompts, strict=True):
             x = torch.cat([first, prompts.expand(len(x), -1, -1).to(x.dtype), rest], dim=1)
-            if backbone.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(tower.run_block, block, x, None, use_reentrant=False)
-            else:
-                x = tower.run_block(block, x, None)
+            x = tower.pass_block(block, x, None, recompute=backbone.recomputes)
             first, rest = x[:, :leading], x[:, leading + count :]
         return tower.pool(visual, torch.cat([first, rest], dim=1))
 

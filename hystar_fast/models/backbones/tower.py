@@ -55,6 +55,14 @@ class VisionTower(ABC):
     def run_block(self, block: Any, x: Tensor, delta_s: Tensor | None, mlp_delta_s: Tensor | None = None) -> Tensor:
         """x [B, T, d] -> [B, T, d], attention and MLP of `block` with their offsets where given."""
 
+    def pass_block(
+        self, block: Any, x: Tensor, delta_s: Tensor | None, mlp_delta_s: Tensor | None = None, *, recompute: bool
+    ) -> Tensor:
+        """`run_block`; with `recompute` the backward pass runs it again instead of having kept what is inside."""
+        if recompute:
+            return checkpoint(self.run_block, block, x, delta_s, mlp_delta_s, use_reentrant=False)
+        return self.run_block(block, x, delta_s, mlp_delta_s)
+
     def parts_of(self, mlp: Any) -> list[tuple[str, nn.Module]]:
         """What `mlp` runs one after the other.
 
@@ -109,11 +117,7 @@ class VisionTower(ABC):
     ) -> Tensor:
         """Tokens after `done` blocks -> embeddings; block n (1-based) takes ``delta_s[n]`` and ``mlp_delta_s[n]``."""
         for number, block in enumerate(visual.get_submodule(self.blocks_at)[done:], start=done + 1):
-            offsets = delta_s.get(number), mlp_delta_s.get(number)
-            if recompute:
-                x = checkpoint(self.run_block, block, x, *offsets, use_reentrant=False)
-            else:
-                x = self.run_block(block, x, *offsets)
+            x = self.pass_block(block, x, delta_s.get(number), mlp_delta_s.get(number), recompute=recompute)
         return self.pool(visual, x)
 
 
@@ -151,6 +155,11 @@ class TowerBackbone(Backbone):
     @property
     def blocks(self) -> Sequence[nn.Module]:
         return self.visual.get_submodule(self.tower.blocks_at)
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether blocks are run with `recompute` now."""
+        return self.gradient_checkpointing and torch.is_grad_enabled()
 
     @property
     def leading_tokens(self) -> tuple[bool, int]:
@@ -206,6 +215,5 @@ class TowerBackbone(Backbone):
         self.check_images(images)
         if images.shape[0] == 0:  # patch embeddings cannot tell the shape of nothing
             return images.new_zeros(0, self.embed_dim)
-        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         done, x = begun or (0, self.tower.embed(self.visual, images))
-        return self.tower.encode(self.visual, x, delta_s or {}, mlp_delta_s or {}, done=done, recompute=recompute)
+        return self.tower.encode(self.visual, x, delta_s or {}, mlp_delta_s or {}, done=done, recompute=self.recomputes)
