@@ -73,21 +73,23 @@ def sketchy(root: Path, renderings: tuple[str, ...] = RENDERINGS) -> Path:
 
 def tu_berlin(root: Path) -> Path:
     """TU-Berlin as it unpacks, numbered on through the categories, beside photos of the same categories."""
-    for number, category in enumerate(("airplane", "alarm clock")):
-        for i in range(2):
-            picture(root / f"png/{category}/{2 * number + i + 1}.png", seed=number)
-            picture(root / f"photo/{category}/n0{number}_{i}.jpg", seed=number)
+    _two_of_each(root, ("airplane", "alarm clock"), "png/{category}/{count}.png", "photo/{category}/n0{number}_{i}.jpg")
     (root / "png/filelist.txt").write_text("airplane/1.png\n")
     return root
 
 
 def quickdraw_extended(root: Path) -> Path:
     """QuickDraw-Extended as it unpacks: sketches named by key, photos numbered by their source."""
-    for number, category in enumerate(("bear", "windmill")):
-        for i in range(2):
-            picture(root / f"QuickDraw_sketches_final/{category}/5{number}{i}.png", seed=number)
-            picture(root / f"QuickDraw_images_final/{category}/flickr_{i}.jpg", seed=number)
+    sketch, photo = "sketches_final/{category}/5{number}{i}.png", "images_final/{category}/flickr_{i}.jpg"
+    _two_of_each(root, ("bear", "windmill"), f"QuickDraw_{sketch}", f"QuickDraw_{photo}")
     return root
+
+
+def _two_of_each(root: Path, categories: tuple[str, ...], *paths: str) -> None:
+    for number, category in enumerate(categories):
+        for i in range(2):
+            for path in paths:
+                picture(root / path.format(category=category, number=number, i=i, count=2 * number + i + 1), number)
 
 
 def shards(root: Path, n: int = 2, styles: tuple[str, ...] = ("photo", "sketch")) -> Path:

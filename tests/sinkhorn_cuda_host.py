@@ -181,6 +181,12 @@ class Host:
         self._forward(pointers, (batch, n, m), epsilon, n_iter, tol, chosen, seed)
         return solved
 
+    def check_order(self, cost: Tensor, epsilon: float, n_iter: int, **options: Any) -> None:
+        """Solve it with the threads in several orders, which must give the same to the last bit."""
+        first, *others = (self(cost, epsilon, n_iter, seed=seed, **options) for seed in (1, 20, 300))
+        for other in others:
+            assert all(torch.equal(getattr(first, name), getattr(other, name)) for name in vars(first))
+
     def gradient(
         self,
         given: Tensor,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,19 @@ def project(embeddings: Tensor, projection: str = "tsne", *, seed: int = 0) -> T
     return (_tsne if projection == "tsne" else _umap)(embeddings.float(), plane, seed)
 
 
-def _tsne(embeddings: Tensor, plane: Tensor, seed: int) -> Tensor:
+@contextmanager
+def _needed_by(what: str, package: str) -> Iterator[None]:
     try:
-        from sklearn.manifold import TSNE
+        yield
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "t-SNE needs scikit-learn: pip install 'hystar-fast[figures]', or take the projection pca", name="sklearn"
+            f"{what} needs {package}: pip install 'hystar-fast[figures]', or take the projection pca", name=error.name
         ) from error
+
+
+def _tsne(embeddings: Tensor, plane: Tensor, seed: int) -> Tensor:
+    with _needed_by("t-SNE", "scikit-learn"):
+        from sklearn.manifold import TSNE
     start = (plane / plane[:, 0].std().clamp_min(1e-12) * 1e-4).numpy()
     perplexity = min(_PERPLEXITY, (len(embeddings) - 1) / 3)
     tsne = TSNE(init=start, perplexity=perplexity, metric="cosine", random_state=seed)
@@ -84,12 +91,8 @@ def _tsne(embeddings: Tensor, plane: Tensor, seed: int) -> Tensor:
 
 
 def _umap(embeddings: Tensor, plane: Tensor, seed: int) -> Tensor:
-    try:
+    with _needed_by("UMAP", "umap-learn"):
         from umap import UMAP
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "UMAP needs umap-learn: pip install 'hystar-fast[figures]', or take the projection pca", name="umap"
-        ) from error
     start = (10 * plane / plane.abs().max().clamp_min(1e-12)).numpy()
     neighbours = min(_NEIGHBOURS, len(embeddings) - 1)
     umap = UMAP(n_neighbors=neighbours, init=start, metric="cosine", random_state=seed, n_jobs=1)
