@@ -23,7 +23,7 @@ from hystar_fast.methods.frozen import Frozen
 from hystar_fast.methods.hystar import HystarMethod, criterion
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.recipes import demo_config
-from hystar_fast.methods.suite import create_method, hystar_size
+from hystar_fast.methods.suite import create_method
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
@@ -187,8 +187,7 @@ def _method(kind: str, config: HystarConfig, seed: int, splits: list[StyledConce
         method.loss = criterion(config)  # type: ignore[method-assign]
         return method
     if kind in ("static", "lora"):
-        size = hystar_size(config)
-        return create_method(kind, config, seed=seed, parameters=size)
+        return create_method(kind, config, seed=seed)
     torch.manual_seed(seed)
     hystar = HystarMethod(Hystar(replace(config, style="prefix" if kind == "prefix" else "clip")))
     if kind in ("shuffled", "mean", "oracle"):

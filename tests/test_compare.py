@@ -147,7 +147,7 @@ def test_variants_change_fields_and_the_loss():
         "vpt",
         "static",
     ):
-        groups = set(create_variant(name, config, parameters=9).parameter_groups())
+        groups = set(create_variant(name, config).parameter_groups())
         assert all(set(rates) == groups for rates in Variant.parse(name).grid()), name
     assert Variant.parse("frozen").grid() == []
     for name, message in (

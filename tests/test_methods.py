@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from hystar_fast.methods.frozen import Frozen
 from hystar_fast.methods.hog import HOG
-from hystar_fast.methods.hystar import HystarMethod
+from hystar_fast.methods.hystar import HystarMethod, criterion
 from hystar_fast.methods.inputs import TensorPreprocess
 from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.lora import LoRA
@@ -28,6 +28,7 @@ from hystar_fast.methods.pixels import Pixels
 from hystar_fast.methods.recipes import CHOSEN, DEMO_STEPS, GRID, TUNING_SEEDS, demo_config
 from hystar_fast.methods.static_only import StaticOnly
 from hystar_fast.methods.suite import METHODS, TRAINED, create_hystar, create_method, hystar_size
+from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.tiny import preprocess as tiny_preprocess
 
@@ -182,7 +183,7 @@ def test_lora_equals_the_model_with_its_updates_folded_in(config, images):
 def test_the_demo_compares_adapters_of_equal_size():
     config = demo_config(None)
     hystar = sum(count_parameters(create_hystar(config)).values())
-    lora = sum(count_parameters(create_method("lora", config, parameters=hystar)).values())
+    lora = sum(count_parameters(create_method("lora", config)).values())
     assert lora == pytest.approx(hystar, rel=0.02)
 
 
@@ -226,11 +227,11 @@ def test_two_groups_may_not_share_a_parameter():
         count_parameters(Doubled())
 
 
-def test_unknown_methods_and_lora_without_a_size_are_named(config):
+def test_unknown_methods_and_sizes_that_cannot_be_are_named(config):
     with pytest.raises(ValueError, match="name must be one of"):
         create_method("magic", config)
     with pytest.raises(ValueError, match="lora needs parameters"):
-        create_method("lora", config)
+        LoRA(create_backbone(config), criterion(config))
     with pytest.raises(ValueError, match="parameters must be at least 1, got 0"):
         create_method("lora", config, parameters=0)
     with pytest.raises(ValueError, match="side must be at least 1"):

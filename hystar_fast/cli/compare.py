@@ -20,7 +20,6 @@ from hystar_fast.cli.tune import tune
 from hystar_fast.methods.adapter_files import save_method
 from hystar_fast.methods.interface import count_parameters
 from hystar_fast.methods.recipes import TUNING_SEEDS
-from hystar_fast.methods.suite import hystar_size
 from hystar_fast.methods.variants import COMPARED, Variant, create_variant
 from hystar_fast.retrieval.asked import Asked
 
@@ -207,9 +206,8 @@ def _run(run: _Run) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """A run and the queries it was asked, without tensors: they travel between processes."""
     name, seed, rates = run.key["method"], run.key["seed"], run.key["learning_rates"]
     source = run.settings.source
-    parts, config, device = source.parts(), source.config(), source.place()
-    size = hystar_size(config) if name.startswith("lora") else None
-    method = create_variant(name, config, seed=seed, parameters=size)
+    parts, device = source.parts(), source.place()
+    method = create_variant(name, source.config(), seed=seed)
     counts = count_parameters(method)
     found: dict[str, Any] = {**run.key, "parameters": {"trainable": sum(counts.values()), **counts}}
     began = time.perf_counter()

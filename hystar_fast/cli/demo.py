@@ -87,10 +87,9 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
     config = demo_config(settings.pretrained)
     run.results = _header(run, config.to_dict())
     hystar = create_hystar(config, seed=settings.seed)
-    size = sum(count_parameters(hystar).values())
     with _progress(console) as progress:
         for name in METHODS:
-            method = hystar if name == "hystar" else create_method(name, config, seed=settings.seed, parameters=size)
+            method = hystar if name == "hystar" else create_method(name, config, seed=settings.seed)
             _train_and_evaluate(run, name, method, progress)
             run.write()
         hystar.model.save_pretrained(settings.output / ADAPTER_FOLDER)

@@ -10,13 +10,13 @@ from typing import Any
 
 from hystar_fast.cli.claims import claims, judge
 from hystar_fast.cli.compare import RESULTS_FILE, TUNING_FILE, asked_in
-from hystar_fast.cli.compare_table import REFERENCE, USUAL_CUTOFFS, summarise
-from hystar_fast.cli.report import interval
+from hystar_fast.cli.compare_table import REFERENCE, summarise
+from hystar_fast.cli.report import USUAL_CUTOFFS, interval
 from hystar_fast.data.paper_tables import TABLES, paper_table
-from hystar_fast.methods.variants import Variant
+from hystar_fast.methods.variants import is_variant
 from hystar_fast.retrieval.evaluate import Evaluation
 from hystar_fast.retrieval.protocol import HARD_STYLES, IMAGE_STYLES, load_split
-from hystar_fast.retrieval.seeds import paired_difference, restored
+from hystar_fast.retrieval.seeds import Queries, paired_difference, restored
 
 UNSEEN = "unseen subgroups"
 
@@ -57,7 +57,7 @@ class Results:
         ours = self.evaluations.get(REFERENCE, ())
         found: dict[str, dict[str, dict[str, float | int]]] = {}
         for name, evaluations in self.evaluations.items():
-            if name == REFERENCE or not ours or _is_variant(name):
+            if name == REFERENCE or not ours or is_variant(name):
                 continue
             kinds = [style for style in self.record["queries"] if style in evaluations[0].ranks]
             asked = [("mean of " + ", ".join(self.headline), self.headline, False)]
@@ -87,6 +87,28 @@ class Results:
         ]
 
 
+def queries_in(record: Mapping[str, Any]) -> Queries:
+    """What the ranks of a ``compare.json`` belong to."""
+    return asked_in(record) or load_split("test", limit=record["limit"])
+
+
+def chosen_runs(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The runs of a ``compare.json`` with the rates that were chosen, but for methods of which one diverged."""
+    chosen = record["chosen"]
+    kept = [run for run in record["runs"] if run["learning_rates"] == chosen.get(run["method"], {})]
+    diverged = {run["method"] for run in kept if "diverged" in run}
+    return [run for run in kept if run["method"] not in diverged]
+
+
+def evaluations_in(record: Mapping[str, Any]) -> dict[str, list[Evaluation]]:
+    """Method or variant -> those runs of a ``compare.json``."""
+    queries = queries_in(record)
+    found: dict[str, list[Evaluation]] = {}
+    for run in chosen_runs(record):
+        found.setdefault(run["method"], []).append(restored(run["ranks"], queries))
+    return found
+
+
 def read_results(folder: Path) -> Results:
     """Read a folder that `compare`, `reproduce` and `figure` have written into; its runs may come from several calls.
 
@@ -97,16 +119,10 @@ def read_results(folder: Path) -> Results:
     tuning = _json(folder / TUNING_FILE) if (folder / TUNING_FILE).exists() else None
     tables = {n: _json(path) for n in TABLES if (path := folder / f"table{n}.json").exists()}
     try:
-        chosen, asked = record["chosen"], asked_in(record) or load_split("test", limit=record["limit"])
-        kept = [run for run in record["runs"] if run["learning_rates"] == chosen.get(run["method"], {})]
-        diverged = {run["method"] for run in kept if "diverged" in run}
-        runs = [run for run in kept if run["method"] not in diverged]
-        evaluations: dict[str, list[Evaluation]] = {}
-        for run in runs:
-            evaluations.setdefault(run["method"], []).append(restored(run["ranks"], asked))
+        runs = chosen_runs(record)
         headline, cutoffs = record.get("headline", HARD_STYLES), record.get("cutoffs", USUAL_CUTOFFS)
-        summary = summarise(runs, asked, headline, list(record["queries"]), cutoffs)
-        return Results(record, tuning, tables, runs, summary, evaluations)
+        summary = summarise(runs, queries_in(record), headline, list(record["queries"]), cutoffs)
+        return Results(record, tuning, tables, runs, summary, evaluations_in(record))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / RESULTS_FILE} holds no comparison: {error!r}") from error
 
@@ -120,7 +136,3 @@ def _json(path: Path) -> Any:
     if not isinstance(found, dict):
         raise ValueError(f"{path} must hold an object, got a {type(found).__name__}")
     return found
-
-
-def _is_variant(name: str) -> bool:
-    return Variant.parse(name).method != name

@@ -13,7 +13,7 @@ from hystar_fast.cli.report import write_json
 from hystar_fast.cli.results import UNSEEN, Results, read_results
 from hystar_fast.cli.verdicts import CONFIRMED, OPEN, OPPOSITE
 from hystar_fast.methods.recipes import demo_config
-from hystar_fast.methods.variants import Variant
+from hystar_fast.methods.variants import Variant, is_variant
 from hystar_fast.retrieval.evaluate_images import PROTOCOLS
 
 VERDICTS = (CONFIRMED, OPPOSITE, OPEN, NOT_RUN, NOT_TESTABLE)
@@ -41,14 +41,8 @@ def write_page(folder: Path, page: Path, console: Console) -> list[dict[str, Any
 
 def markdown(results: Results, judged: Sequence[Mapping[str, Any]]) -> str:
     """The page."""
-    parts = [
-        "# Results",
-        _what_was_run(results),
-        "## Methods",
-        _methods(results, [name for name in results.summary if not _changed(name)]),
-        _queries(results, [name for name in results.summary if not _changed(name)]),
-    ]
-    variants = [name for name in results.summary if _changed(name)]
+    plain, variants = ([n for n in results.summary if is_variant(n) == changed] for changed in (False, True))
+    parts = ["# Results", _what_was_run(results), "## Methods", _methods(results, plain), _queries(results, plain)]
     if variants:
         parts += ["## Variants", _methods(results, variants), _queries(results, variants)]
     return "\n\n".join([*parts, *_statements(judged), *_not_winning(results)]) + "\n"
@@ -59,9 +53,7 @@ def commands(results: Results) -> list[str]:
     record, tuning = results.record, results.tuning or {}
     tuned = {trial["method"] for trial in tuning.get("trials", ())}
     borrowed = [
-        name
-        for name in results.summary
-        if name not in tuned and Variant.parse(name).grid() and Variant.parse(name).method != name
+        name for name in results.summary if name not in tuned and Variant.parse(name).grid() and is_variant(name)
     ]
     options = (
         _source_options(record)
@@ -204,10 +196,6 @@ def _not_winning(results: Results) -> list[str]:
 
 def _holds_zero(found: Mapping[str, Any]) -> bool:
     return bool(found["low"] <= 0 <= found["high"])
-
-
-def _changed(name: str) -> bool:
-    return Variant.parse(name).method != name
 
 
 def _counts(judged: Sequence[Mapping[str, Any]]) -> dict[str, int]:

@@ -16,7 +16,7 @@ from hystar_fast.cli.jobs import run_jobs
 from hystar_fast.cli.report import about, earlier, is_done, write_json
 from hystar_fast.cli.source import USUAL, Source
 from hystar_fast.methods.recipes import TUNING_SEEDS
-from hystar_fast.methods.suite import TRAINED, hystar_size
+from hystar_fast.methods.suite import TRAINED
 from hystar_fast.methods.variants import Variant, create_variant
 
 Grid = Mapping[str, Sequence[dict[str, float]]]
@@ -26,7 +26,6 @@ Grid = Mapping[str, Sequence[dict[str, float]]]
 class _Trial:
     key: dict[str, Any]
     source: Source
-    size: int
     steps: int
 
 
@@ -62,7 +61,6 @@ def tune(
     source = source or Source()
     grid = {name: Variant.parse(name).grid(source.backbone) for name in TRAINED} if grid is None else grid
     config, parts = source.config(), source.parts()
-    size = hystar_size(config)
     steps = parts.steps(source.batch_size) if steps is None else steps
     setting: dict[str, Any] = {
         "config": config.to_dict(),
@@ -80,7 +78,7 @@ def tune(
         for name in grid
         for rates in grid[name]
     ]
-    new = [_Trial(key, source, size, steps) for key in keys if not is_done(key, record["trials"])]
+    new = [_Trial(key, source, steps) for key in keys if not is_done(key, record["trials"])]
     for trial in track(run_jobs(_try, new, jobs), description="trials", total=len(new), console=console):
         record["trials"].append(trial)
         write_json(output, record)
@@ -97,7 +95,7 @@ def _try(trial: _Trial) -> dict[str, Any]:
     name, rates, seed = trial.key["method"], trial.key["learning_rates"], trial.key["seed"]
     start = time.perf_counter()
     parts, device = trial.source.parts(), trial.source.place()
-    method = create_variant(name, trial.source.config(), seed=seed, parameters=trial.size)
+    method = create_variant(name, trial.source.config(), seed=seed)
     found: dict[str, Any] = dict(trial.key)
     try:
         styles = Variant.parse(name).styles or parts.styles

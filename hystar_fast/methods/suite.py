@@ -59,14 +59,15 @@ def create_method(
         name: one of `METHODS` or `BASELINES`.
         config: the Hystar it is, or is compared with: the backbone, the loss, the style.
         seed: of what is drawn at random (hypernetworks, LoRA, prompts).
-        parameters: for "lora", how many parameters to train, for example those of Hystar.
+        parameters: for "lora", how many parameters to train; by default as many as Hystar.
         settings: what a method of this name says it was built with (`Method.settings`), instead of its defaults.
 
     Raises:
-        ValueError: an unknown name, "lora" without a size, or a baseline that needs open_clip's own vision transformer
-            on another backbone.
+        ValueError: an unknown name, or a baseline that needs open_clip's own vision transformer on another backbone.
         TypeError: `settings` that this method does not have.
     """
+    if name == "lora" and parameters is None and not settings:
+        parameters = hystar_size(config)
     torch.manual_seed(seed)
     if name == "pixels":
         return Pixels()

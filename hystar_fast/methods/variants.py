@@ -89,8 +89,13 @@ class Variant:
         return grids[self.method]
 
 
-def create_variant(name: str, config: HystarConfig, *, seed: int = 0, parameters: int | None = None) -> Method:
-    """Build a method by its name or that of a variant; the arguments are those of `create_method`.
+def is_variant(name: str) -> bool:
+    """Whether a name changes something of its method."""
+    return Variant.parse(name).method != name
+
+
+def create_variant(name: str, config: HystarConfig, *, seed: int = 0) -> Method:
+    """Build a method by its name or that of a variant, which changes `config`; see `create_method`.
 
     Raises:
         ValueError: an unknown name, or settings that cannot be.
@@ -98,7 +103,7 @@ def create_variant(name: str, config: HystarConfig, *, seed: int = 0, parameters
     """
     variant = Variant.parse(name)
     changed = replace(config, **variant.changes)
-    method = create_method(variant.method, changed, seed=seed, parameters=parameters)
+    method = create_method(variant.method, changed, seed=seed)
     if variant.loss is not None:
         assert isinstance(method, (HystarMethod, Adapted, LoRA))
         method.criterion = create_loss(variant.loss, **style_nce_options(changed))

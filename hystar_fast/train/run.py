@@ -10,7 +10,7 @@ from hystar_fast.methods.adapter_files import save_method
 from hystar_fast.methods.hystar import HystarMethod
 from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.on_device import chosen_device, placed
-from hystar_fast.methods.suite import create_method, hystar_size
+from hystar_fast.methods.suite import create_method
 from hystar_fast.models.backbones import Backbone
 from hystar_fast.nn.losses import create_loss
 from hystar_fast.train.checkpoint import Progress, read_checkpoint
@@ -118,10 +118,7 @@ def run_training(
 
 
 def _method(settings: Settings) -> Method:
-    parameters = None
-    if settings.method == "lora":  # as many as the Hystar it is compared with
-        parameters = hystar_size(settings.model)
-    method = create_method(settings.method, settings.model, seed=settings.run.seed, parameters=parameters)
+    method = create_method(settings.method, settings.model, seed=settings.run.seed)
     if not method.parameter_groups():
         raise ValueError(f"model.method must be one that is trained, got {settings.method!r}")
     if settings.optim.gradient_checkpointing:
