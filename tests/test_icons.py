@@ -29,8 +29,8 @@ def family(root: Path, names: int = 40, **metadata: Any) -> Path:
         "old": {"body": "<path/>", "hidden": True},
         "old-bold": {"body": "<path/>"},
     }
-    icons["torn-bold"] = {"body": "<rect"}
-    icons["torn"] = icons["thing-0"]
+    icons["cracked-bold"] = {"body": "<rect"}
+    icons["cracked"] = icons["thing-0"]
     root.mkdir(exist_ok=True)
     (root / "icons.json").write_text(json.dumps({"prefix": "own", "icons": icons, "width": 16, "height": 16}))
     (root / "metadata.json").write_text(json.dumps({"suffixes": SUFFIXES, **metadata}))
@@ -47,7 +47,7 @@ def test_every_icon_of_several_weights_is_in_one_split(tmp_path):
             asked = [record.instance for record in found.of_style(style)]
             assert set(asked) <= {record.instance for record in found.of_style("regular")}
         seen += [record.instance for record in found.of_style("regular") if record.instance is not None]
-    assert sorted(seen) == sorted([*(f"thing-{number}" for number in range(40)), "torn"])
+    assert sorted(seen) == sorted([*(f"thing-{number}" for number in range(40)), "cracked"])
     assert open_images(str(root), "test").of_style("bold")[0].caption == found.of_style("bold")[0].caption
     assert open_images(str(root), "test", gallery_style="bold").gallery_style == "bold"
 
@@ -62,8 +62,8 @@ def test_icons_are_drawn_black_on_white_and_a_broken_one_is_an_error(tmp_path):
     assert (pixels[unit * (top + 1), unit * (left + 1)] == 0).all() and (pixels[-1, -1] == 255).all()
     assert (pixels == 0).all(axis=2).sum() == 6 * 9 * unit * unit
     held_out = open_images(f"icons:{tmp_path}/own", "test")
-    with pytest.raises(ValueError, match="torn-bold cannot be rendered"):
-        held_out.read(next(record for record in held_out.records if record.path == "torn-bold"))
+    with pytest.raises(ValueError, match="cracked-bold cannot be rendered"):
+        held_out.read(next(record for record in held_out.records if record.path == "cracked-bold"))
 
 
 @pytest.mark.parametrize(
@@ -98,4 +98,4 @@ def test_a_family_is_evaluated_and_its_broken_icon_counted(tmp_path):
     result = run("eval", "--data", f"icons:{root}", "--method", "pixels", "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert "torn-bold" in json.dumps(found["skipped"])
+    assert "cracked-bold" in json.dumps(found["skipped"])

@@ -7,13 +7,12 @@ from typing import Any
 
 from rich.table import Table
 
-from hystar_fast.cli.report import interval
+from hystar_fast.cli.report import USUAL_CUTOFFS, interval
 from hystar_fast.retrieval.evaluate import Evaluation
 from hystar_fast.retrieval.protocol import HARD_STYLES, QUERY_STYLES
 from hystar_fast.retrieval.seeds import Queries, Spread, over_seeds, paired_difference, restored
 
 REFERENCE = "hystar"
-USUAL_CUTOFFS: Mapping[str, int] = {"R@1": 1, "R@5": 5}
 
 
 def summarise(

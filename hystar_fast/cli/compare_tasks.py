@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import track
 
 from hystar_fast.cli.compare import CompareSettings, adapter_folder, asked_in, joined_asked
-from hystar_fast.cli.compare_table import USUAL_CUTOFFS, summarise
+from hystar_fast.cli.compare_table import summarise
 from hystar_fast.cli.few_shot import PLAIN
 from hystar_fast.cli.jobs import run_jobs
-from hystar_fast.cli.report import about, earlier, is_done, write_json
+from hystar_fast.cli.report import USUAL_CUTOFFS, about, earlier, is_done, write_json
 from hystar_fast.cli.source import Source
 from hystar_fast.data.open import open_images
 from hystar_fast.data.records import ImageSet
@@ -24,7 +24,7 @@ from hystar_fast.methods.interface import Method
 from hystar_fast.methods.on_device import placed
 from hystar_fast.methods.suite import UNTRAINED
 from hystar_fast.methods.variants import Variant, create_variant
-from hystar_fast.retrieval.asked import Asked
+from hystar_fast.retrieval.asked import recorded
 from hystar_fast.retrieval.evaluate_images import PROTOCOLS, evaluate_images
 from hystar_fast.retrieval.zero_shot import TEMPLATES
 
@@ -120,7 +120,8 @@ def _evaluate(run: _Evaluated) -> tuple[dict[str, Any], dict[str, Any]]:
     rows = [row for row in report.rows if row.n and (not joint or row.queries.endswith(("text", _SUFFIX)))]
     if joint and not any(row.queries.endswith(_SUFFIX) for row in rows):
         raise ValueError(f"method {run.key['method']!r} or {images.name} has no words to ask with")
-    return {**run.key, "ranks": {row.queries: row.ranks.tolist() for row in rows}}, Asked.of(images, rows).to_dict()
+    ranks, asked = recorded(images, rows)
+    return {**run.key, "ranks": ranks}, asked.to_dict()
 
 
 def _method(run: _Evaluated) -> Method:

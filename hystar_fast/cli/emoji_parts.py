@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hystar_fast.cli.report import recalls
+from hystar_fast.cli.report import USUAL_CUTOFFS, recalls
 from hystar_fast.data.open import open_images
 from hystar_fast.data.records import ImageSet
 from hystar_fast.methods.interface import Method
@@ -24,7 +24,7 @@ from hystar_fast.retrieval.protocol import (
     load_split,
 )
 from hystar_fast.retrieval.seeds import recorded_ranks
-from hystar_fast.train.loop import Keeping, fit, train
+from hystar_fast.train.loop import Keeping, fit
 from hystar_fast.train.pairs import PairImages
 from hystar_fast.train.recipe import Recipe
 
@@ -38,7 +38,7 @@ class EmojiParts:
 
     styles: tuple[str, ...] = IMAGE_STYLES
     headline: tuple[str, ...] = HARD_STYLES
-    cutoffs: Mapping[str, int] = {"R@1": 1, "R@5": 5}
+    cutoffs: Mapping[str, int] = USUAL_CUTOFFS
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
@@ -64,12 +64,9 @@ class EmojiParts:
         return Recipe(rates, steps=steps, batch_size=size, seed=seed, styles=tuple(styles))
 
     def train(self, method: Method, recipe: Recipe, device: torch.device) -> list[float]:
-        concepts = self._split("train")
-        if device.type == "cpu":
-            return train(method, concepts, recipe)
-        answering = placed(method, device)
-        pairs = PairImages.of(answering, concepts, recipe.styles)
-        return fit(method, lambda: pairs, recipe, Keeping(), device=device).losses
+        answering, concepts = placed(method, device), self._split("train")
+        pairs = lambda: PairImages.of(answering, concepts, recipe.styles)  # noqa: E731
+        return fit(method, pairs, recipe, Keeping(), device=device).losses
 
     def validate(self, method: Method, device: torch.device) -> dict[str, Any]:
         found: dict[str, Any] = recalls(self._evaluated(method, "val", device))["all"]
@@ -88,4 +85,4 @@ class EmojiParts:
         return load_split(split, limit=self.limit)
 
     def _evaluated(self, method: Method, split: str, device: torch.device) -> Evaluation:
-        return evaluate(method if device.type == "cpu" else placed(method, device), self._split(split))
+        return evaluate(placed(method, device), self._split(split))

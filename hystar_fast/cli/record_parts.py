@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
-from hystar_fast.cli.report import recalls
+from hystar_fast.cli.report import USUAL_CUTOFFS, recalls
 from hystar_fast.data.open import open_images
 from hystar_fast.data.records import ImageSet
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.on_device import placed
-from hystar_fast.retrieval.asked import Asked
+from hystar_fast.retrieval.asked import Asked, recorded
 from hystar_fast.retrieval.batch24 import BATCH, CUTOFFS
 from hystar_fast.retrieval.evaluate_images import PROTOCOLS, evaluate_images
 from hystar_fast.retrieval.seeds import restored
@@ -46,17 +45,17 @@ class RecordParts:
         self.protocol = protocol
         training, held_out, test = _divided(data)
         self.training, self.held_out, self._test = (part.select(limit=limit) for part in (training, held_out, test))
-        self.styles = RecordPairs(self.training).styles
-        asking = [style for style in self._test.styles[1:] if style in self.styles]
-        self.headline = tuple(asking)
+        trained = RecordPairs(self.training)
+        self.styles, self._trained = trained.styles, len(trained)
+        self.headline = tuple(style for style in self._test.styles[1:] if style in self.styles)
         for part, what in ((self.held_out, "choose by"), (self._test, "ask")):
             try:
                 RecordPairs(part, self.styles)
             except ValueError as error:
                 raise ValueError(f"{data} leaves nothing to {what}: {error}") from error
-        self.cutoffs: Mapping[str, int] = {"R@1": 1, "R@5": 5}
+        self.cutoffs: Mapping[str, int] = USUAL_CUTOFFS
         if protocol == "batch24":
-            self.cutoffs = dict(zip(("R@1", "R@5"), CUTOFFS.values(), strict=True))
+            self.cutoffs = dict(zip(USUAL_CUTOFFS, CUTOFFS.values(), strict=True))
 
     def setting(self) -> dict[str, Any]:
         test = self._test
@@ -81,12 +80,11 @@ class RecordParts:
             "data": self.training.name,
             "what": f"largest mean R@1 of {', '.join(self.styles)} on pictures held out; R@5 between equals",
             "gallery": len(self.held_out.of_style(self.held_out.gallery_style)),
-            "training_concepts": len(RecordPairs(self.training, self.styles)),
+            "training_concepts": self._trained,
         }
 
     def steps(self, batch_size: int) -> int:
-        pictures = len(RecordPairs(self.training, self.styles))
-        return EPOCHS * max(1, pictures // min(batch_size, pictures))
+        return EPOCHS * max(1, self._trained // min(batch_size, self._trained))
 
     def recipe(self, rates: Mapping[str, float], steps: int, seed: int, styles: Sequence[str], size: int) -> Recipe:
         return Recipe(
@@ -115,13 +113,13 @@ class RecordParts:
             raise ValueError(
                 f"no held-out query of {self.held_out.name} can be answered: there is nothing to choose by"
             )
-        evaluation = restored({row.queries: row.ranks.tolist() for row in rows}, Asked.of(self.held_out, rows))
+        evaluation = restored(*recorded(self.held_out, rows))
         found: dict[str, Any] = recalls(evaluation, list(evaluation.ranks))["all"]
         return found
 
     def test(self, method: Method, device: torch.device) -> tuple[dict[str, list[int]], Asked | None]:
         report = evaluate_images(placed(method, device), self._test, protocol=self.protocol)
-        return {row.queries: row.ranks.tolist() for row in report.rows}, Asked.of(self._test, report.rows)
+        return recorded(self._test, report.rows)
 
     def queries(self, asked: Asked | None) -> Asked:
         return asked or Asked(0, {})
@@ -138,13 +136,7 @@ def _divided(data: str) -> tuple[ImageSet, ImageSet, ImageSet]:
         test, held_out = hold_out(rest, VALIDATION)
     else:
         training, held_out = hold_out(training, VALIDATION)
-    return _without(training, held_out, test), _without(held_out, test), test
-
-
-def _without(images: ImageSet, *others: ImageSet) -> ImageSet:
-    """A picture may stand in several pairs, and so in two parts: it stays in the later one."""
-    taken = {record.path for other in others for record in other.records}
-    kept = tuple(record for record in images.records if record.path not in taken)
-    if not any(record.style == images.gallery_style for record in kept):
-        raise ValueError(f"{images.name} has too few pictures to train on, to choose by and to ask")
-    return replace(images, records=kept)
+    for part in (training, held_out, test):
+        if not part.has_gallery:
+            raise ValueError(f"{part.name} has too few pictures to train on, to choose by and to ask")
+    return training, held_out, test

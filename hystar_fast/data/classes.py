@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
-from hystar_fast.data.records import ImageSet, Record, from_folder, refuse
+from hystar_fast.data.records import ImageSet, Record, from_folder, place_by_hash, refuse
 from hystar_fast.retrieval.embed import IMAGE_SUFFIXES
 from hystar_fast.retrieval.protocol import GALLERY_STYLE, IMAGE_STYLES, StyledConcepts, load_split
 
@@ -89,13 +90,15 @@ def _listed(root: Path, folder: Path, style: str, names: dict[str, str]) -> list
                 "class folders", root, LAYOUT, f"pictures in {above}/ and in {place}/ below it: which is the class?"
             )
     lettered = all(len(place.parts) > 1 and len(place.parts[0]) == 1 for place in held)
+    shared = Counter(names.values())
     category: dict[Path, str] = {}
     for place in held:
         words = place.parts[1:] if lettered else place.parts
         name = names.get(place.name, " ".join(reversed(words)))
         # two of ImageNet's classes may be named alike, and are two classes all the same
-        category[place] = f"{name} ({place.name})" if list(names.values()).count(name) > 1 else name
-    twice = [place for place, name in category.items() if list(category.values()).count(name) > 1]
+        category[place] = f"{name} ({place.name})" if shared[name] > 1 else name
+    counted = Counter(category.values())
+    twice = [place for place, name in category.items() if counted[name] > 1]
     if twice:
         found_twice = f"{' and '.join(f'{place}/' for place in twice[:2])}, which are both “{category[twice[0]]}”"
         raise refuse("class folders", root, LAYOUT, found_twice)
@@ -144,8 +147,7 @@ def _coop(root: Path, splits: Sequence[Path]) -> ImageSet:
 
 
 def _halved(record: Record) -> Record:
-    digest = hashlib.blake2b(record.path.encode(), digest_size=1).digest()
-    return Record(record.path, TEST if digest[0] % 2 else TRAIN, record.category)
+    return replace(record, style=TEST if place_by_hash(record.path) < 0.5 else TRAIN)
 
 
 def _emoji(what: str) -> ImageSet:

@@ -6,7 +6,6 @@ A family is a package of Iconify's, unpacked: ``npm pack @iconify-json/ph && tar
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hystar_fast.data.records import ImageSet, Record, refuse
+from hystar_fast.data.records import ImageSet, Record, place_by_hash, refuse
 
 LAYOUT = "icons.json and metadata.json with suffixes of two styles at least, as in the npm package @iconify-json/ph"
 SIDE = 224  # pixels of a rendered icon
@@ -117,7 +116,7 @@ def _read(root: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _split(base: str) -> str:
-    place = int.from_bytes(hashlib.sha256(base.encode()).digest()[:4], "big") / 2**32
+    place = place_by_hash(base)
     for name, share in _SHARES.items():
         if place < share:
             return name

@@ -6,6 +6,7 @@ be read is left out, and named and counted in `Skipped`: a data set with holes g
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +75,11 @@ class ImageSet:
     def styles(self) -> tuple[str, ...]:
         """The styles, the gallery's first and the others in the order of the records."""
         return tuple(dict.fromkeys((self.gallery_style, *(record.style for record in self.records))))
+
+    @property
+    def has_gallery(self) -> bool:
+        """Whether any picture is of the gallery's style."""
+        return any(record.style == self.gallery_style for record in self.records)
 
     def of_style(self, style: str) -> tuple[Record, ...]:
         """The records of one style.
@@ -163,6 +169,11 @@ def _read(images: ImageSet, record: Record, reader: PictureReader) -> Tensor | S
     except ValueError as error:
         return Skipped(record.path, str(error))
     return reader.read(picture)
+
+
+def place_by_hash(name: str) -> float:
+    """Where a name falls in [0, 1): everywhere the same, so that shares of a data set can be taken without a file."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
 
 
 def refuse(name: str, root: Path, expected: str, found: str | None = None) -> ValueError:

@@ -71,6 +71,11 @@ class Asked:
         return Asked(self.count, {**other.numbers, **self.numbers})
 
 
+def recorded(images: ImageSet, rows: Sequence[Row]) -> tuple[dict[str, list[int]], Asked]:
+    """The ranks of every kind of query in an evaluation, and which queries they are: what `restored` takes."""
+    return {row.queries: row.ranks.tolist() for row in rows}, Asked.of(images, rows)
+
+
 def _numbered(images: ImageSet) -> tuple[dict[Record, int], int]:
     numbers: dict[tuple[str, int], int] = {}
     seen: dict[tuple[str, str], int] = defaultdict(int)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hystar_fast.data.records import ImageSet, Record, Skipped, read_images
+from hystar_fast.data.records import ImageSet, Record, Skipped, place_by_hash, read_images
 from hystar_fast.methods.inputs import MiddleSquare, PictureReader
 from hystar_fast.train.pairs import GALLERY, Loaded
 
@@ -96,7 +95,8 @@ class RecordPairs:
 def hold_out(images: ImageSet, share: float) -> tuple[ImageSet, ImageSet]:
     """Split a data set in two, the second with about `share` of the instances (without them: of the pictures).
 
-    What is held out depends on the names alone, by their hash: it is the same on every machine and for every seed.
+    What is held out depends on the names alone, by their hash: it is the same on every machine and for every seed. A
+    picture that stands in several pairs, and would be in both parts, is in the second alone.
 
     Raises:
         ValueError: `share` does not lie between 0 and 1.
@@ -110,9 +110,7 @@ def hold_out(images: ImageSet, share: float) -> tuple[ImageSet, ImageSet]:
     if not 0 < share < 1:
         raise ValueError(f"a share that is held out must lie between 0 and 1, got {share}")
 
-    def held(record: Record) -> bool:
-        digest = hashlib.blake2b((record.instance or record.path).encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") / 2**64 < share
-
-    kept = tuple(record for record in images.records if not held(record))
-    return replace(images, records=kept), replace(images, records=tuple(r for r in images.records if held(r)))
+    held = tuple(record for record in images.records if place_by_hash(record.instance or record.path) < share)
+    taken = {record.path for record in held}
+    kept = tuple(record for record in images.records if record.path not in taken)
+    return replace(images, records=kept), replace(images, records=held)

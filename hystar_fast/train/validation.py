@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from hystar_fast.data.open import open_images
 from hystar_fast.data.records import ImageSet
 from hystar_fast.methods.interface import Method
-from hystar_fast.retrieval.asked import Asked
+from hystar_fast.retrieval.asked import recorded
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.evaluate_images import evaluate_images
@@ -74,8 +74,6 @@ def _records(data: DataSettings) -> TrainingData:
     held_out: ImageSet | None = None
     if isinstance(data.validation, float):
         training, held_out = hold_out(training, data.validation)
-        asked_too = {record.path for record in held_out.records}  # a picture may stand in several pairs
-        training = replace(training, records=tuple(r for r in training.records if r.path not in asked_too))
     elif data.validation != "none":
         held_out = open_images(data.source, data.validation, gallery_style=gallery_style)
         shared = {record.path for record in training.records} & {record.path for record in held_out.records}
@@ -84,7 +82,7 @@ def _records(data: DataSettings) -> TrainingData:
                 f"data.validation = {data.validation!r} holds {len(shared)} pictures that are trained on, such as "
                 f"{min(shared)}: {training.name} has no such split here; give the share to hold out, such as 0.1"
             )
-    if not any(record.style == training.gallery_style for record in training.records):
+    if not training.has_gallery:
         raise ValueError(f"data.validation = {data.validation!r} leaves no picture of {training.name} to train on")
     training = training.select(limit=limit)
     counted = RecordPairs(training, data.styles)
@@ -102,7 +100,7 @@ def _records(data: DataSettings) -> TrainingData:
     def score(method: Method) -> Scored:
         report = evaluate_images(method, asked, metrics=[Metric.parse("R@1")])
         rows = [row for row in report.rows if row.queries in styles and row.n]
-        evaluation = restored({row.queries: row.ranks.tolist() for row in rows}, Asked.of(asked, rows))
+        evaluation = restored(*recorded(asked, rows))
         recall = {row.queries: value.value for row in rows if (value := row.values["R@1"]) is not None}
         return _mean(recall, evaluation.mean_recall(list(evaluation.ranks), 1) if rows else None)
 
