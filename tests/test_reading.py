@@ -19,6 +19,7 @@ from hystar_fast.data.records import read_images
 from hystar_fast.methods.inputs import TensorPreprocess
 from hystar_fast.methods.interface import Method
 from hystar_fast.models import tiny
+from hystar_fast.retrieval import embed_records
 from hystar_fast.retrieval.embed import to_float
 from hystar_fast.retrieval.evaluate_images import evaluate_images
 from hystar_fast.train.settings import DataSettings
@@ -90,12 +91,12 @@ def test_embedding_a_folder_skips_names_and_counts_what_it_cannot_read_and_keeps
     witness = Witness(squashed)
     batches: list[int] = []
 
-    def in_twos(*arguments):
+    def in_twos(*arguments, batch_size):
         for rows, pictures in read_images(*arguments, batch_size=2):
             batches.append(len(witness.seen))  # what was embedded before this batch was read
             yield rows, pictures
 
-    monkeypatch.setattr(search, "read_images", in_twos)
+    monkeypatch.setattr(embed_records, "read_images", in_twos)
     monkeypatch.setattr(search, "load_method", lambda folder: witness)
     monkeypatch.setattr(search, "save_method", lambda method, folder: Path(folder).mkdir())
     console = Console(record=True, width=200)

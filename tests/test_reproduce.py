@@ -9,7 +9,7 @@ import pytest
 from small_clip import write_small_clip
 from test_cli import refused, run
 
-from hystar_fast.cli import computation
+from hystar_fast.cli import timing
 from hystar_fast.cli.computation import ROWS, freestyle_as_published, parameters_on_the_papers_backbone
 from hystar_fast.cli.report import interval
 from hystar_fast.cli.reproduce import (
@@ -142,7 +142,7 @@ def test_table_5_counts_on_the_papers_backbone(monkeypatch):
 
 @pytest.mark.parametrize("own", [False, True])
 def test_table_5_times_the_backbone_named_and_prints_both_counts_of_freestyle(tmp_path, monkeypatch, own):
-    monkeypatch.setattr(computation, "BATCH", 2)
+    monkeypatch.setattr(timing, "BATCH", 2)
     backbone = write_small_clip(tmp_path / "clip", weights=False) if own else "tiny"
     shown = reproduce(tmp_path, "table5", *(("--backbone", backbone) if own else ()))
     found = json.loads((tmp_path / "table5.json").read_text())

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from hystar_fast.cli.timing import Cost
 from hystar_fast.methods.baselines import BASELINES
-from hystar_fast.methods.interface import Method, count_parameters
-from hystar_fast.methods.on_device import placed
+from hystar_fast.methods.interface import count_parameters
 from hystar_fast.methods.style_prompts import StylePrompts, size_of_the_public_code
-from hystar_fast.methods.suite import create_method
 from hystar_fast.models.backbones.open_clip import load_open_clip
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
@@ -28,9 +25,6 @@ ROWS = {
     "Hystar": "hystar",
 }
 PAPER_BACKBONE = "ViT-L-14"
-_CPU = torch.device("cpu")
-BATCH, REPEATS = 16, 7
-STEPS = len(ROWS) * (1 + 1 + REPEATS)  # each is built, warmed up, and timed
 
 
 def parameters_on_the_papers_backbone() -> dict[str, tuple[int, int]]:
@@ -56,55 +50,9 @@ def freestyle_as_published() -> int:
     return size_of_the_public_code(method.model)
 
 
-def embedding_times(
-    config: HystarConfig, *, device: torch.device = _CPU, progress: Callable[[], object] | None = None
-) -> dict[str, float]:
-    """Row -> milliseconds a picture of embedding a batch of 16 with this configuration's backbone on this machine.
-
-    The median of repeats that take turns, so that a machine that slows down slows all of them.
-
-    Args:
-        config: of a backbone with open_clip's own vision transformer; on a large one Hystar's weights take minutes
-            to factor the first time.
-        device: where it is embedded, the pictures being there.
-        progress: called `STEPS` times.
-
-    Raises:
-        ValueError: another backbone.
-    """
-    progress = progress or (lambda: None)
-    methods: dict[str, Method] = {}
-    for row, name in ROWS.items():
-        methods[row] = placed(create_method(name, config), device)
-        progress()
-    side = next(iter(methods.values())).reader.size[0]
-    images = torch.rand(BATCH, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
-    taken: dict[str, list[float]] = {row: [] for row in methods}
-    for repeat in range(REPEATS + 1):
-        for row, method in methods.items():
-            seconds = _once(method, images)
-            if repeat:  # the first warms up
-                taken[row].append(seconds)
-            progress()
-    return {row: 1000 * statistics.median(values) / BATCH for row, values in taken.items()}
-
-
-@torch.inference_mode()
-def _once(method: Method, images: torch.Tensor) -> float:
-    method.train(False)
-    wait = torch.cuda.synchronize if images.is_cuda else lambda: None
-    wait()
-    began = time.perf_counter()
-    method.encode_image(images)
-    wait()
-    return time.perf_counter() - began
-
-
-def computation(
-    config: HystarConfig, *, device: torch.device = _CPU, progress: Callable[[], object] | None = None
-) -> list[dict[str, Any]]:
-    """The rows of Table 5 as JSON: parameters on ViT-L/14, and times here."""
-    sizes, times = parameters_on_the_papers_backbone(), embedding_times(config, device=device, progress=progress)
+def computation(times: Mapping[str, Cost]) -> list[dict[str, Any]]:
+    """The rows of Table 5 as JSON: parameters on ViT-L/14, and the `times` measured here, by row."""
+    sizes = parameters_on_the_papers_backbone()
     plain, published = sizes["CLIP"][0], freestyle_as_published()
     unused = {"parameters": plain + published, "added": published, "added_share": _share(published, plain)}
     return [
@@ -114,8 +62,8 @@ def computation(
             "parameters": whole,
             "added": added,
             "added_share": _share(added, plain),
-            "milliseconds": round(times[row], 3),
-            "time_increase": round(100 * (times[row] / times["CLIP"] - 1), 1),
+            "milliseconds": round(times[row].median, 3),
+            "time_increase": round(100 * (times[row].median / times["CLIP"].median - 1), 1),
             **({"with_unused_parts": unused} if row == "FreestyleRet" else {}),
         }
         for row, (whole, added) in sizes.items()

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from hystar_fast.cli.report import check_output, interval, machine, source, write_json
+from hystar_fast.cli.report import about, check_output, interval, left_out, write_json
 from hystar_fast.data.open import open_images
 from hystar_fast.data.records import ImageSet
 from hystar_fast.methods.adapter_files import load_method
@@ -24,7 +24,6 @@ from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.evaluate_images import Report, Row, evaluate_images
 
 RESULTS_FILE = "results.json"
-_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -155,8 +154,7 @@ def _results(
 ) -> dict[str, Any]:
     counts = count_parameters(method)
     return {
-        **source(),
-        "machine": machine(),
+        **about(),
         "method": method.name,
         "parameters": {"trainable": sum(counts.values()), **counts},
         "data": {"name": report.data, "source": settings.data, "split": settings.split, "limit": settings.limit},
@@ -166,11 +164,7 @@ def _results(
         "intervals": "95 %, percentile bootstrap over queries, 2000 resamples",
         "ties": "count against the query",
         "queries": {row.queries: _values(row) for row in report.rows},
-        "skipped": {
-            "n": len(report.skipped),
-            "of": report.pictures,
-            "first": {entry.path: entry.reason for entry in report.skipped[:_NAMED]},
-        },
+        "skipped": left_out(report.skipped, report.pictures),
         "device": str(device),
         "seconds": seconds,
     }

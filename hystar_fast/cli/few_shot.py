@@ -16,6 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
+from hystar_fast.cli.compare_table import bounded
 from hystar_fast.cli.report import about, check_output, interval, write_json
 from hystar_fast.data.classes import open_classes
 from hystar_fast.data.records import ImageSet, Record, Skipped, read_images
@@ -23,9 +24,9 @@ from hystar_fast.methods.baselines import BASELINES
 from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.on_device import chosen_device, placed
 from hystar_fast.methods.recipes import BASELINE_GRID, CHOSEN, demo_config
-from hystar_fast.methods.suite import TRAINED, create_method, hystar_size
+from hystar_fast.methods.suite import TRAINED, create_method
 from hystar_fast.models.config import HystarConfig
-from hystar_fast.retrieval.embed import embed_images
+from hystar_fast.retrieval.embed_records import embed_records
 from hystar_fast.retrieval.few_shot import SHOTS, Accuracies, BaseToNew, accuracies, base_to_new, draw_shots, right
 from hystar_fast.retrieval.zero_shot import TEMPLATES, class_embeddings
 from hystar_fast.train.few_shot import train_few_shot
@@ -100,7 +101,7 @@ def run_few_shot(settings: FewShotSettings, console: Console) -> dict[str, Any]:
         for name, seed in runs:
             progress.update(overall, description=f"{name}, seed {seed}")
             began = time.perf_counter()
-            method = _create(name, settings, seed)
+            method = create_method(name, settings.config, seed=seed)
             entry = results["methods"].setdefault(name, {"parameters": sum(count_parameters(method).values())})
             if name in chosen:
                 entry["learning_rates"] = chosen[name]
@@ -130,9 +131,7 @@ def few_shot_table(results: dict[str, Any]) -> Table:
     for heading in ("trained", "base", "new", "H", "± H"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, entry in results["methods"].items():
-        cells = [
-            f"{v['value']:.1f} \\[{v['low']:.1f}, {v['high']:.1f}]" for v in (entry[p] for p in ("base", "new", "H"))
-        ]
+        cells = [bounded(entry[part], ".1f") for part in ("base", "new", "H")]
         deviation = entry["deviation"]
         table.add_row(name, f"{entry['parameters']:,}", *cells, "–" if deviation is None else f"{deviation:.1f}")
     return table
@@ -155,11 +154,6 @@ def _rates(tuning: Path | None, methods: Sequence[str]) -> dict[str, dict[str, f
     if missing:
         raise ValueError(f"tuning {tuning} has chosen nothing for {', '.join(missing)}")
     return chosen
-
-
-def _create(name: str, settings: FewShotSettings, seed: int) -> Method:
-    size = hystar_size(settings.config) if name == "lora" else None
-    return create_method(name, settings.config, seed=seed, parameters=size)
 
 
 def _train(
@@ -198,13 +192,11 @@ def _classify(
     found = []
     for names, records in ((parts.base, parts.base_test), (parts.new, parts.new_test)):
         classes = _classes(method, names, settings)
-        marks = []
-        for rows, pictures in read_images(images, records, method.reader, skipped):
-            wanted = torch.tensor([names.index(str(records[row].category)) for row in rows])
-            marks.append(right(embed_images(method, pictures), classes, wanted))
-        if not marks:
+        tested = embed_records(method, images, records, skipped)
+        if not tested.records:
             raise ValueError(f"no test picture of {images.name} can be read")
-        found.append(torch.cat(marks))
+        wanted = torch.tensor([names.index(str(record.category)) for record in tested.records])
+        found.append(right(tested.vectors, classes, wanted))
     return found[0], found[1]
 
 

@@ -15,12 +15,13 @@ from torch import Tensor
 from hystar_fast.cli.claims import GAMMAS, LAMBDAS
 from hystar_fast.cli.compare import CompareSettings, adapter_folder, compare
 from hystar_fast.data.emoji import EmojiStyles
-from hystar_fast.data.records import ImageSet, read_images
+from hystar_fast.data.records import ImageSet
 from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.hystar import HystarMethod
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.suite import create_method
 from hystar_fast.retrieval.embed import embed_images, embed_texts, to_float
+from hystar_fast.retrieval.embed_records import embed_records
 from hystar_fast.retrieval.figures import PROJECTION_NAMES, PROJECTIONS, Cloud, Curve, draw_clouds, draw_sweep
 from hystar_fast.retrieval.pictures import ALIKE, RIGHT, WRONG, Answer, Question, retrieval_sheet
 from hystar_fast.retrieval.protocol import (
@@ -67,14 +68,11 @@ def _embeddings(settings: CompareSettings, console: Console, path: Path, project
     rows: dict[str, dict[str, Cloud]] = {"style": {}, "class": {}}
     for name in _CLOUD_METHODS:
         method = _trained(name, settings)
-        vectors, styles, classes = [], [], []
-        for places, pictures in read_images(images, asked, method.reader, []):
-            vectors.append(embed_images(method, pictures))
-            styles += [asked[place].style for place in places]
-            classes += [asked[place].category or "no category" for place in places]
-        if not vectors:
+        found = embed_records(method, images, asked, [])
+        if not found.records:
             raise ValueError(f"no picture of {images.name} that asks can be read")
-        rows["style"][name], rows["class"][name] = Cloud(torch.cat(vectors), styles), Cloud(torch.cat(vectors), classes)
+        rows["style"][name] = Cloud(found.vectors, [record.style for record in found.records])
+        rows["class"][name] = Cloud(found.vectors, [record.category or "no category" for record in found.records])
     note = f"{_shown(images)}, {PROJECTION_NAMES[projection]} of image embeddings"
     draw_clouds(rows, path, note, projection=projection)
 

@@ -16,12 +16,14 @@ import torch
 from rich.table import Table
 
 import hystar_fast
+from hystar_fast.data.records import Skipped
 from hystar_fast.retrieval.evaluate import Evaluation
 from hystar_fast.retrieval.metrics import Interval
 from hystar_fast.retrieval.protocol import HARD_STYLES, QUERY_STYLES
 from hystar_fast.train.step import multiplies_bf16
 
-_CUTOFFS = (1, 5)
+_NAMED = 20  # of the pictures that cannot be read
+USUAL_CUTOFFS: Mapping[str, int] = {"R@1": 1, "R@5": 5}
 
 
 def machine() -> dict[str, Any]:
@@ -55,6 +57,11 @@ def source() -> dict[str, str | None]:
 def about() -> dict[str, Any]:
     """What stands first in a results file: the version, the date and the machine."""
     return {**source(), "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine()}
+
+
+def left_out(skipped: Sequence[Skipped], pictures: int) -> dict[str, Any]:
+    """How many of so many pictures could not be read, and why the first of them."""
+    return {"n": len(skipped), "of": pictures, "first": {entry.path: entry.reason for entry in skipped[:_NAMED]}}
 
 
 def check_output(folder: Path) -> None:
@@ -160,11 +167,11 @@ def _cell(row: dict[str, Any]) -> str:
 
 def _cutoffs(evaluation: Evaluation, styles: Sequence[str], unseen_only: bool) -> dict[str, Any] | None:
     row: dict[str, Any] = {}
-    for k in _CUTOFFS:
+    for name, k in USUAL_CUTOFFS.items():
         found = evaluation.mean_recall(styles, k, unseen_only=unseen_only)
         if found is None:
             return None
-        row[f"R@{k}"] = interval(found)
+        row[name] = interval(found)
     hits = evaluation.hits(styles, 1, unseen_only=unseen_only)
     row["n"] = 0 if hits is None else int(hits.isfinite().sum())
     return row

@@ -7,25 +7,28 @@ own rows, so both have a column "less the reference".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from hystar_fast.cli.compare import CompareSettings, compare
 from hystar_fast.cli.compare_table import bounded, recall_cell
 from hystar_fast.cli.compare_tasks import evaluate_task
-from hystar_fast.cli.computation import BATCH, STEPS, computation
-from hystar_fast.cli.extractor_times import extractor_times
+from hystar_fast.cli.computation import ROWS, computation
 from hystar_fast.cli.few_shot import FewShotSettings, run_few_shot
 from hystar_fast.cli.report import about, interval, write_json
 from hystar_fast.cli.reproduce_rows import TEXT_PROMPTS, plan
-from hystar_fast.cli.results import read_results
+from hystar_fast.cli.results import evaluations_in
+from hystar_fast.cli.timing import BATCH, embedding_times
 from hystar_fast.cli.verdicts import headline_mean, headline_of, verdict
 from hystar_fast.data.paper_tables import BATCH24, TABLES, PaperTable, paper_table
+from hystar_fast.methods.suite import create_method
+from hystar_fast.methods.variants import create_variant
+from hystar_fast.retrieval.protocol import HARD_STYLES
 from hystar_fast.retrieval.seeds import paired_difference
 
 COMPUTATION, EXTRACTORS, FEW_SHOT = 5, 10, 11
@@ -84,6 +87,7 @@ def run_reproduce(settings: ReproduceSettings, console: Console) -> dict[int, di
 def _retrieval(settings: ReproduceSettings, paper: PaperTable, console: Console) -> dict[str, Any]:
     planned = plan(paper.number, vgg=settings.vgg, dinov2=settings.dinov2)
     summary: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     ours, runs = "", list[str]()
     if planned.runs:
         runs = [*planned.runs.values(), *(run for run, _ in planned.extra.values())]
@@ -107,7 +111,7 @@ def _retrieval(settings: ReproduceSettings, paper: PaperTable, console: Console)
     for name, (run, than) in planned.extra.items():
         row = {"row": name, "paper": {}, **_found(run, summary, than == planned.reference)}
         if than != planned.reference and "recall" in row and planned.extra[than][0] in summary:
-            row |= {"than": than, "difference": _between(run, planned.extra[than][0], settings)}
+            row |= {"than": than, "difference": _between(run, planned.extra[than][0], record)}
         rows.append(row)
     result: dict[str, Any] = {
         "ours": ours,
@@ -117,15 +121,17 @@ def _retrieval(settings: ReproduceSettings, paper: PaperTable, console: Console)
         "rows": rows,
     }
     if paper.number == EXTRACTORS:
-        with console.status("timing the extractors"):
-            result["milliseconds"] = extractor_times(sorted(set(runs)), settings.compare.source.config())
+        source = settings.compare.source
+        timed = {run: partial(create_variant, run, source.config()) for run in sorted(set(runs))}
+        costs = embedding_times(timed, source.place(), console)
+        result["milliseconds"] = {run: asdict(cost) for run, cost in costs.items()}
     return result
 
 
-def _between(run: str, other: str, settings: ReproduceSettings) -> dict[str, float | int]:
+def _between(run: str, other: str, record: Mapping[str, Any]) -> dict[str, float | int]:
     """The paired difference of two runs of the comparison."""
-    results = read_results(settings.compare.output)
-    found = paired_difference(results.evaluations[run], results.evaluations[other], results.headline)
+    evaluations = evaluations_in(record)
+    found = paired_difference(evaluations[run], evaluations[other], record.get("headline", HARD_STYLES))
     assert found is not None
     return interval(found)
 
@@ -163,10 +169,9 @@ def _computation(settings: ReproduceSettings, paper: PaperTable, console: Consol
     config = settings.compare.source.config()
     if config.backbone != "tiny" and config.pretrained == "packaged":
         config = replace(config, pretrained=None)  # times do not depend on the weights
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("embedding", total=STEPS)
-        device = settings.compare.source.place()
-        found = computation(config, device=device, progress=lambda: progress.advance(task))
+    device = settings.compare.source.place()
+    timed = {row: partial(create_method, name, config) for row, name in ROWS.items()}
+    found = computation(embedding_times(timed, device, console))
     rows = [{**row, "paper": dict(zip(paper.columns, paper.rows[row["row"]], strict=True))} for row in found]
     ours = f"parameters counted on CLIP ViT-L/14; milliseconds a picture of {config.backbone}, in batches of {BATCH}"
     ours += f" on {device.type}"
@@ -272,8 +277,7 @@ def _few_shot_cells(row: dict[str, Any] | None) -> tuple[str, ...]:
         return ("ours: base", "ours: new", "ours: H", "paper: base", "paper: new", "paper: H")
     cells = ["–"] * 3
     if "few_shot" in row:
-        found = [row["few_shot"][part] for part in ("base", "new", "H")]
-        cells = [f"{value['value']:.1f} \\[{value['low']:.1f}, {value['high']:.1f}]" for value in found]
+        cells = [bounded(row["few_shot"][part], ".1f") for part in ("base", "new", "H")]
     return (*cells, *(_figure(row["paper"].get(f"Average {part}"), ".2f") for part in ("Base", "New", "H")))
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
 from hystar_fast.cli.demo import ADAPTER_FOLDER, INDEX_FOLDER
+from hystar_fast.cli.report import left_out
 from hystar_fast.data.emoji import EmojiStyles
-from hystar_fast.data.records import ImageSet, Record, Skipped, from_folder, read_images
+from hystar_fast.data.records import ImageSet, Record, Skipped, from_folder
 from hystar_fast.methods.adapter_files import load_method, save_method
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.on_device import chosen_device, placed
@@ -24,11 +24,11 @@ from hystar_fast.retrieval.embed import (
     load_image,
     thumbnail,
 )
+from hystar_fast.retrieval.embed_records import embed_records
 from hystar_fast.retrieval.index import Index
 from hystar_fast.retrieval.pictures import Answer, Question, retrieval_grid
 
 _PICTURE_SIDE = 64
-_NAMED = 20  # of the pictures that cannot be read
 
 
 @dataclass(frozen=True)
@@ -114,23 +114,18 @@ def embed_folder(folder: Path, adapter: Path, output: Path, console: Console, de
     answering = placed(method, where)
     pictures = ImageSet(folder.name, "", tuple(Record(path, "") for path in paths), from_folder(folder))
     skipped: list[Skipped] = []
-    ids: list[str] = []
-    embedded: list[Tensor] = []
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(f"embed {folder}", total=len(paths))
-        for rows, batch in read_images(pictures, pictures.records, method.reader, skipped):
-            vectors = embed_images(answering, batch)
-            bad = (~vectors.isfinite().all(dim=1)).nonzero().flatten().tolist()
-            if bad:
-                raise ValueError(f"the model gives no finite embedding for {paths[rows[bad[0]]]}")
-            ids += [paths[row] for row in rows]
-            embedded.append(vectors)
-            progress.update(task, completed=len(ids) + len(skipped))
-    if not ids:
+        advance = lambda done: progress.advance(task, done)  # noqa: E731
+        found = embed_records(answering, pictures, pictures.records, skipped, progress=advance)
+    if not found.records:
         raise ValueError(f"none of the {len(paths)} pictures of {folder} can be read, the first: {skipped[0].reason}")
-    left_out = {"n": len(skipped), "of": len(paths), "first": {e.path: e.reason for e in skipped[:_NAMED]}}
-    about = {"source": str(folder.resolve()), "captions": ids, "skipped": left_out}
-    Index(torch.cat(embedded), ids, about).save(output / INDEX_FOLDER)
+    bad = (~found.vectors.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"the model gives no finite embedding for {found.records[bad[0]].path}")
+    ids = [record.path for record in found.records]
+    about = {"source": str(folder.resolve()), "captions": ids, "skipped": left_out(skipped, len(paths))}
+    Index(found.vectors, ids, about).save(output / INDEX_FOLDER)
     save_method(method, output / ADAPTER_FOLDER)
     if skipped:
         first = f"{skipped[0].path}: {skipped[0].reason}"

@@ -1,17 +1,18 @@
-"""What each style extractor costs: milliseconds a picture of embedding a batch, extractor and encoder together."""
+"""What methods cost: milliseconds a picture of embedding a batch, style extractor and encoder together."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
+from rich.console import Console
+from rich.progress import Progress
 
 from hystar_fast.methods.interface import Method
-from hystar_fast.methods.variants import create_variant
-from hystar_fast.models.config import HystarConfig
+from hystar_fast.methods.on_device import placed
 
 BATCH, REPEATS = 16, 7
 
@@ -30,43 +31,55 @@ class Cost:
     high: float
 
 
-def extractor_times(
-    names: Sequence[str], config: HystarConfig, *, repeats: int = REPEATS
-) -> dict[str, dict[str, float]]:
-    """Variant -> its cost in milliseconds a picture, on the CPU in batches of 16, untrained.
+def embedding_times(
+    methods: Mapping[str, Callable[[], Method]],
+    device: torch.device,
+    console: Console,
+    *,
+    repeats: int = REPEATS,
+) -> dict[str, Cost]:
+    """Name -> what it costs, untrained, on random pictures in batches of 16 that are on the device already.
 
-    The variants take turns, so that a machine that slows down slows all of them; a first turn warms up.
+    The methods take turns, so that a machine that slows down slows all of them; a first turn warms up.
 
     Args:
-        names: methods or variants of `hystar-fast compare`.
-        config: what they change.
+        methods: name -> builds it; on a large backbone Hystar's weights take minutes to factor the first time.
+        device: where they run.
+        console: where progress is shown.
         repeats: turns that count.
 
     Raises:
-        ValueError: a name that cannot be built, or no repeat.
+        ValueError: a method that cannot be built, or no repeat.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
-    methods = {name: create_variant(name, config) for name in names}
-    taken: dict[str, list[float]] = {name: [] for name in names}
-    pictures = _pictures(methods)
-    for turn in range(repeats + 1):
-        for name, method in methods.items():
-            milliseconds = _once(method, pictures[method.reader.size[0]])
-            if turn:
-                taken[name].append(milliseconds / BATCH)
-    return {name: asdict(Cost(statistics.median(found), min(found), max(found))) for name, found in taken.items()}
+    taken: dict[str, list[float]] = {name: [] for name in methods}
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("embedding", total=len(methods) * (repeats + 2))
+        built: dict[str, Method] = {}
+        for name, build in methods.items():
+            built[name] = placed(build(), device)
+            progress.advance(task)
+        pictures = {size: _pictures(size).to(device) for size in {method.reader.size for method in built.values()}}
+        for turn in range(repeats + 1):
+            for name, method in built.items():
+                milliseconds = _once(method, pictures[method.reader.size]) / BATCH
+                if turn:
+                    taken[name].append(milliseconds)
+                progress.advance(task)
+    return {name: Cost(statistics.median(found), min(found), max(found)) for name, found in taken.items()}
 
 
-def _pictures(methods: Mapping[str, Method]) -> dict[int, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    sides = {method.reader.size[0] for method in methods.values()}
-    return {side: torch.rand(BATCH, 3, side, side, generator=generator) for side in sides}
+def _pictures(size: tuple[int, int]) -> torch.Tensor:
+    return torch.rand(BATCH, 3, *size, generator=torch.Generator().manual_seed(0))
 
 
 @torch.inference_mode()
 def _once(method: Method, pictures: torch.Tensor) -> float:
     method.train(False)
+    wait = torch.cuda.synchronize if pictures.is_cuda else lambda: None
+    wait()
     began = time.perf_counter()
     method.encode_image(pictures)
+    wait()
     return 1000 * (time.perf_counter() - began)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hystar_fast.data.records import ImageSet, Record, Skipped, read_images
+from hystar_fast.data.records import ImageSet, Record, Skipped
 from hystar_fast.methods.interface import Method
 from hystar_fast.retrieval.batch24 import BATCH, CUTOFFS, LABEL, batch24_ranks
 from hystar_fast.retrieval.definitions import Measured, Metric, measure
-from hystar_fast.retrieval.embed import embed_images, embed_texts
+from hystar_fast.retrieval.embed import embed_texts
+from hystar_fast.retrieval.embed_records import Embedded, embed_records
 from hystar_fast.retrieval.joint import COMBINATIONS, joint_ranks
 from hystar_fast.retrieval.metrics import Interval, bootstrap_mean
 from hystar_fast.retrieval.zero_shot import TEMPLATES, class_embeddings, numbered
@@ -65,14 +66,6 @@ class Report:
     rows: tuple[Row, ...]
     pictures: int
     skipped: tuple[Skipped, ...]
-
-
-@dataclass(frozen=True)
-class _Embedded:
-    """The records that could be read, and their embeddings [n, D]."""
-
-    records: tuple[Record, ...]
-    vectors: Tensor
 
 
 def evaluate_images(
@@ -136,12 +129,12 @@ class _Instances:
         numbers: int64 [M], the same for all entries of one instance: each of them is right.
     """
 
-    gallery: _Embedded
+    gallery: Embedded
     place: dict[str, int]
     numbers: Tensor
 
     @classmethod
-    def of(cls, gallery: _Embedded) -> _Instances:
+    def of(cls, gallery: Embedded) -> _Instances:
         place: dict[str, int] = {}
         for i, record in enumerate(gallery.records):
             if record.instance is not None:
@@ -166,20 +159,16 @@ class _Run:
     progress: Callable[[int], object] | None
     skipped: list[Skipped]
 
-    def embed(self, records: Sequence[Record]) -> _Embedded:
-        kept: list[Record] = []
-        vectors = []
-        batches = read_images(self.images, records, self.method.reader, self.skipped, batch_size=self.batch_size)
-        for rows, pictures in batches:
-            vectors.append(embed_images(self.method, pictures, batch_size=self.batch_size, progress=self.progress))
-            kept += [records[row] for row in rows]
-        return _Embedded(tuple(kept), torch.cat(vectors).float() if vectors else torch.empty(0, 0))
+    def embed(self, records: Sequence[Record]) -> Embedded:
+        return embed_records(
+            self.method, self.images, records, self.skipped, batch_size=self.batch_size, progress=self.progress
+        )
 
-    def queries(self) -> list[tuple[str, _Embedded]]:
+    def queries(self) -> list[tuple[str, Embedded]]:
         asking = [style for style in self.images.styles if style != self.images.gallery_style]
         return [(style, self.embed(self.images.of_style(style))) for style in asking]
 
-    def categories(self, gallery: _Embedded, metrics: Sequence[Metric]) -> list[Row]:
+    def categories(self, gallery: Embedded, metrics: Sequence[Metric]) -> list[Row]:
         rows = []
         for style, asked in self.queries():
             numbers = _numbers([record.category for record in (*gallery.records, *asked.records)])
@@ -203,7 +192,7 @@ class _Run:
                 rows.append(_row(style, measured, asked.records))
         return rows, ("class names", len(names))
 
-    def instances(self, gallery: _Embedded, metrics: Sequence[Metric] | None) -> list[Row]:
+    def instances(self, gallery: Embedded, metrics: Sequence[Metric] | None) -> list[Row]:
         """Queries for one picture, of which the gallery may hold copies; `metrics` None means the batch24 protocol."""
         answering = _Instances.of(gallery)
         if metrics is None:
@@ -215,7 +204,7 @@ class _Run:
             words = self._texts([asked.records[i] for i in captioned])
             if words is not None:
                 answering.check_single("retrieval by picture and text together")
-                part = _Embedded(tuple(asked.records[i] for i in captioned), asked.vectors[captioned])
+                part = Embedded(tuple(asked.records[i] for i in captioned), asked.vectors[captioned])
                 for combine in COMBINATIONS:
                     name = f"{style}+text, {_JOINT[combine]}"
                     rows.append(_answers(name, part, (words.vectors, combine), answering, metrics))
@@ -224,14 +213,14 @@ class _Run:
             rows.append(_answers("text", words, None, answering, metrics))
         return rows
 
-    def _texts(self, records: Sequence[Record]) -> _Embedded | None:
+    def _texts(self, records: Sequence[Record]) -> Embedded | None:
         found = embed_texts(self.method, [str(record.caption) for record in records])
-        return None if found is None else _Embedded(tuple(records), found.float())
+        return None if found is None else Embedded(tuple(records), found.float())
 
 
 def _answers(
     name: str,
-    asked: _Embedded,
+    asked: Embedded,
     text: tuple[Tensor, str] | None,
     answering: _Instances,
     metrics: Sequence[Metric] | None,
@@ -266,7 +255,7 @@ def _row(name: str, measured: Measured, records: Sequence[Record]) -> Row:
     return Row(name, len(asked), measured.unanswerable, values, measured.first[answered] - 1, asked)
 
 
-def _like(asked: _Embedded, gallery: _Embedded) -> Tensor:
+def _like(asked: Embedded, gallery: Embedded) -> Tensor:
     """The queries' vectors, of the gallery's width even where no query could be read."""
     return asked.vectors if asked.records else gallery.vectors[:0]
 
