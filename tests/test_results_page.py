@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_cli import refused, run
 
+from hystar_fast.cli import figures, results
 from hystar_fast.cli.claims import NOT_RUN, NOT_TESTABLE, claims, judge
 from hystar_fast.cli.report import about
 from hystar_fast.cli.results import read_results
@@ -134,6 +136,18 @@ def test_a_table_of_zero_shot_rows_adds_its_verdicts(folder):
     assert "| LoRA below Hystar | Table 2 | -11.2 | -1.0 [-2.0, -0.5] | **confirmed** |" in page
 
 
+def test_figures_of_the_folder_are_shown(tmp_path, folder):
+    assert tuple(figures.FIGURES) == results.FIGURES
+    for number in (3, 8):
+        (folder / f"figure{number}.png").touch()
+    page = tmp_path / "pages" / "results.md"
+    result = run("claims", folder, "--page", page)
+    assert result.exit_code == 0, result.output
+    links = re.findall(r"!\[Figure (\d)\]\((.*)\)", page.read_text(encoding="utf-8"))
+    assert [number for number, _ in links] == ["3", "8"]
+    assert all((page.parent / link).samefile(folder / f"figure{number}.png") for number, link in links)
+
+
 def test_every_statement_names_runs_there_can_be_or_says_why_not(concepts):
     found = claims()
     for claim in found:
@@ -160,7 +174,8 @@ def test_what_is_no_folder_of_results_is_named(tmp_path, folder):
 
 def test_the_committed_page_is_that_of_the_committed_runs():
     place = Path(__file__).resolve().parent.parent / "docs" / "results"
-    results = read_results(place / "comparison")
-    found = results.judged()
+    read = read_results(place / "comparison")
+    found = read.judged()
     assert found == json.loads((place / "comparison" / "claims.json").read_text(encoding="utf-8"))
-    assert markdown(results, found) == (place / "comparison.md").read_text(encoding="utf-8")
+    pictures = {number: f"comparison/{path.name}" for number, path in read.pictures.items()}
+    assert markdown(read, found, pictures) == (place / "comparison.md").read_text(encoding="utf-8")

@@ -177,7 +177,7 @@ def _sheet(
             notes.append(f"No method was trained on queries of {' and '.join(unseen)}.")
         first = min(_ANSWERS, len(held_out))
         title = f"Figure {number} with the embedded drawings: first {first} of {len(held_out)}"
-        retrieval_sheet(questions, title, notes, legend).save(path)
+        retrieval_sheet(questions, title, notes, legend).quantize(256).save(path, optimize=True)
 
     return draw
 

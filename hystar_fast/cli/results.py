@@ -19,6 +19,7 @@ from hystar_fast.retrieval.protocol import HARD_STYLES, IMAGE_STYLES, load_split
 from hystar_fast.retrieval.seeds import Queries, paired_difference, restored
 
 UNSEEN = "unseen subgroups"
+FIGURES = (3, 5, 6, 7, 8, 9, 10, 11)
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Results:
         runs: the runs with the rates that were chosen, the methods in the order they were first run.
         summary: method or variant -> what `summarise` says of it.
         evaluations: method or variant -> its runs.
+        pictures: number -> ``figure<n>.png``, those that are there.
     """
 
     record: Mapping[str, Any]
@@ -40,6 +42,7 @@ class Results:
     runs: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Any]
     evaluations: Mapping[str, Sequence[Evaluation]]
+    pictures: Mapping[int, Path]
 
     @property
     def headline(self) -> tuple[str, ...]:
@@ -118,11 +121,12 @@ def read_results(folder: Path) -> Results:
     record = _json(folder / RESULTS_FILE)
     tuning = _json(folder / TUNING_FILE) if (folder / TUNING_FILE).exists() else None
     tables = {n: _json(path) for n in TABLES if (path := folder / f"table{n}.json").exists()}
+    pictures = {n: path for n in FIGURES if (path := folder / f"figure{n}.png").exists()}
     try:
         runs = chosen_runs(record)
         headline, cutoffs = record.get("headline", HARD_STYLES), record.get("cutoffs", USUAL_CUTOFFS)
         summary = summarise(runs, queries_in(record), headline, list(record["queries"]), cutoffs)
-        return Results(record, tuning, tables, runs, summary, evaluations_in(record))
+        return Results(record, tuning, tables, runs, summary, evaluations_in(record), pictures)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / RESULTS_FILE} holds no comparison: {error!r}") from error
 

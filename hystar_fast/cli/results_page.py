@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,17 @@ from hystar_fast.retrieval.evaluate_images import PROTOCOLS
 
 VERDICTS = (CONFIRMED, OPPOSITE, OPEN, NOT_RUN, NOT_TESTABLE)
 CLAIMS_FILE = "claims.json"
+_SHEET = "the first ten answers of three methods to queries at fixed places of the held-out list, in"
+_SHOWN = {
+    3: "pictures that ask, by style and by class",
+    5: "features of the middle block of two styles and of their mixture, the mean of the two pictures",
+    6: "R@1 along γ",
+    7: "R@1 along λ",
+    8: f"{_SHEET} three kinds of query",
+    9: f"{_SHEET} two styles; another concept of the right subgroup has a frame of its own",
+    10: f"{_SHEET} two styles; another concept of the right subgroup has a frame of its own",
+    11: f"{_SHEET} one style",
+}
 
 
 def write_page(folder: Path, page: Path, console: Console) -> list[dict[str, Any]]:
@@ -31,7 +43,8 @@ def write_page(folder: Path, page: Path, console: Console) -> list[dict[str, Any
     results = read_results(folder)
     judged = results.judged()
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(markdown(results, judged), encoding="utf-8")
+    pictures = {number: os.path.relpath(path, page.parent) for number, path in results.pictures.items()}
+    page.write_text(markdown(results, judged, pictures), encoding="utf-8")
     write_json(folder / CLAIMS_FILE, judged)
     counts = _counts(judged)
     console.print("; ".join(f"{word}: {counts[word]}" for word in VERDICTS), highlight=False)
@@ -39,13 +52,15 @@ def write_page(folder: Path, page: Path, console: Console) -> list[dict[str, Any
     return judged
 
 
-def markdown(results: Results, judged: Sequence[Mapping[str, Any]]) -> str:
-    """The page."""
+def markdown(results: Results, judged: Sequence[Mapping[str, Any]], pictures: Mapping[int, str]) -> str:
+    """The page; `pictures` leads from it to the figures that have been drawn, by number."""
     plain, variants = ([n for n in results.summary if is_variant(n) == changed] for changed in (False, True))
     parts = ["# Results", _what_was_run(results), "## Methods", _methods(results, plain), _queries(results, plain)]
     if variants:
         parts += ["## Variants", _methods(results, variants), _queries(results, variants)]
-    return "\n\n".join([*parts, *_statements(judged), *_not_winning(results)]) + "\n"
+    figures = [f"![Figure {number}]({path})\n\nFigure {number}: {_SHOWN[number]}." for number, path in pictures.items()]
+    parts += [*_statements(judged), *_not_winning(results), *(["## Figures", *figures] if figures else [])]
+    return "\n\n".join(parts) + "\n"
 
 
 def commands(results: Results) -> list[str]:
