@@ -131,8 +131,11 @@ def test_a_table_of_zero_shot_rows_adds_its_verdicts(folder):
     row["difference"] = {"value": -1.0, "low": -2.0, "high": -0.5}
     table = {"task": "category", "reference": "Hystar", "rows": [row, {"row": "CLIP"}]}
     (folder / "table2.json").write_text(json.dumps(table))
+    costs = {"hystar": {"median": 1.5, "low": 1.25, "high": 2.0}}
+    (folder / "table10.json").write_text(json.dumps({"rows": [], "milliseconds": costs}))
     judged(folder)
     page = (folder / "results.md").read_text()
+    assert "| `hystar` | 1.50 [1.25, 2.00] |" in page
     assert "| LoRA below Hystar | Table 2 | -11.2 | -1.0 [-2.0, -0.5] | **confirmed** |" in page
 
 

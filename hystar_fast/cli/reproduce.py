@@ -21,7 +21,7 @@ from hystar_fast.cli.compare_tasks import evaluate_task
 from hystar_fast.cli.computation import ROWS, computation
 from hystar_fast.cli.few_shot import FewShotSettings, run_few_shot
 from hystar_fast.cli.report import about, interval, write_json
-from hystar_fast.cli.reproduce_rows import TEXT_PROMPTS, plan
+from hystar_fast.cli.reproduce_rows import EXTRACTORS, TEXT_PROMPTS, plan
 from hystar_fast.cli.results import evaluations_in
 from hystar_fast.cli.timing import BATCH, embedding_times
 from hystar_fast.cli.verdicts import headline_mean, headline_of, verdict
@@ -31,7 +31,7 @@ from hystar_fast.methods.variants import create_variant
 from hystar_fast.retrieval.protocol import HARD_STYLES
 from hystar_fast.retrieval.seeds import paired_difference
 
-COMPUTATION, EXTRACTORS, FEW_SHOT = 5, 10, 11
+COMPUTATION, FEW_SHOT = 5, 11
 
 
 @dataclass(frozen=True)

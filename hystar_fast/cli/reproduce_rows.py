@@ -12,6 +12,7 @@ _SAME = "on the tiny backbone's six blocks the same as 4, 7, 10, 13"
 _PROMPT_TUNED = "the prompt tuning of FreestyleRet's comparison, of which the paper says no more"
 _ZERO_SHOT = {"CLIP": "frozen", "LoRA": "lora", "VPT": "vpt", "FreestyleRet": "freestyle", "Hystar": "hystar"}
 _SUBGROUPS = "on the embedded drawings the categories are their subgroups, in styles all of which were trained on"
+EXTRACTORS = 10  # the table that compares them
 _LATER, _PREFIX = "CLIP(self), blocks 2, 4, 6", "hystar+style=prefix+blocks=2-4-6"
 
 
@@ -43,7 +44,7 @@ def plan(number: int, *, vgg: str | None = None, dinov2: str | None = None) -> P
         number: 1 to 14, but for 5 and 11, which are measured in their own ways.
         vgg, dinov2: weights of the style extractors, for Table 10.
     """
-    if number == 10:
+    if number == EXTRACTORS:
         return _extractors(vgg, dinov2)
     return _PLANS[number]
 

@@ -11,7 +11,9 @@ from rich.console import Console
 
 from hystar_fast.cli.claims import NOT_RUN, NOT_TESTABLE, UNTESTABLE
 from hystar_fast.cli.report import write_json
+from hystar_fast.cli.reproduce_rows import EXTRACTORS
 from hystar_fast.cli.results import UNSEEN, Results, read_results
+from hystar_fast.cli.timing import BATCH, REPEATS
 from hystar_fast.cli.verdicts import CONFIRMED, OPEN, OPPOSITE
 from hystar_fast.methods.recipes import demo_config
 from hystar_fast.methods.variants import Variant, is_variant
@@ -58,6 +60,9 @@ def markdown(results: Results, judged: Sequence[Mapping[str, Any]], pictures: Ma
     parts = ["# Results", _what_was_run(results), "## Methods", _methods(results, plain), _queries(results, plain)]
     if variants:
         parts += ["## Variants", _methods(results, variants), _queries(results, variants)]
+    costs = results.tables.get(EXTRACTORS, {}).get("milliseconds")
+    if costs:
+        parts += ["## Cost of the style extractors", _costs(costs)]
     figures = [f"![Figure {number}]({path})\n\nFigure {number}: {_SHOWN[number]}." for number, path in pictures.items()]
     parts += [*_statements(judged), *_not_winning(results), *(["## Figures", *figures] if figures else [])]
     return "\n\n".join(parts) + "\n"
@@ -152,6 +157,12 @@ def _queries(results: Results, names: Sequence[str]) -> str:
         found = results.summary[name]["recall"]["all"]
         rows.append([f"`{name}`", *(_bounded(found[kind]["R@1"]) if kind in found else "–" for kind in kinds)])
     return "R@1 by query.\n\n" + _table(["method", *kinds], rows)
+
+
+def _costs(costs: Mapping[str, Mapping[str, float]]) -> str:
+    rows = [[f"`{name}`", f"{ms['median']:.2f} [{ms['low']:.2f}, {ms['high']:.2f}]"] for name, ms in costs.items()]
+    what = f"Milliseconds a picture in batches of {BATCH}, untrained: median, fastest and slowest of {REPEATS} turns."
+    return f"{what}\n\n" + _table(["method", "ms a picture"], rows)
 
 
 def _statements(judged: Sequence[Mapping[str, Any]]) -> list[str]:
