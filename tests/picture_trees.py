@@ -85,6 +85,15 @@ def quickdraw_extended(root: Path) -> Path:
     return root
 
 
+def pairs(root: Path, names: list[tuple[str, str]]) -> Path:
+    """A table of (query, target) and its pictures; returns the table."""
+    for name in {name for pair in names for name in pair}:
+        picture(root / name, seed=len(name))
+    table = root / "pairs.csv"
+    table.write_text("query,target\n" + "".join(f"{query},{target}\n" for query, target in names), encoding="utf-8")
+    return table
+
+
 def _two_of_each(root: Path, categories: tuple[str, ...], *paths: str) -> None:
     for number, category in enumerate(categories):
         for i in range(2):

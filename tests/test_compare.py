@@ -23,8 +23,9 @@ from hystar_fast.cli.report import about
 from hystar_fast.methods import variants
 from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.baselines import BASELINES
+from hystar_fast.methods.interface import count_parameters
 from hystar_fast.methods.recipes import BASELINE_GRID, DYNAMIC_GRID, GRID, demo_config
-from hystar_fast.methods.suite import TRAINED
+from hystar_fast.methods.suite import TRAINED, create_method, hystar_size
 from hystar_fast.methods.variants import COMPARED, Variant, create_variant
 from hystar_fast.retrieval.evaluate import Evaluation, difference, evaluate
 from hystar_fast.retrieval.metrics import bootstrap_mean
@@ -149,6 +150,8 @@ def test_variants_change_fields_and_the_loss():
     ):
         groups = set(create_variant(name, config).parameter_groups())
         assert all(set(rates) == groups for rates in Variant.parse(name).grid()), name
+    sizes = {count_parameters(create_variant(name, config))["lora"] for name in ("lora", "lora+blocks=1")}
+    assert sizes == {count_parameters(create_method("lora", config, parameters=hystar_size(config)))["lora"]}
     assert Variant.parse("frozen").grid() == []
     for name, message in (
         ("hystar+colour=red", "must change fields"),

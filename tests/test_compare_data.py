@@ -12,7 +12,7 @@ import torch
 from test_cli import refused, run
 
 from hystar_fast.cli.emoji_parts import EmojiParts
-from hystar_fast.cli.record_parts import EPOCHS, RecordParts
+from hystar_fast.cli.record_parts import EPOCHS, TEST, RecordParts
 from hystar_fast.cli.source import Source
 from hystar_fast.data.open import open_images
 from hystar_fast.data.paper_tables import paper_table
@@ -26,6 +26,7 @@ from hystar_fast.retrieval.asked import Asked
 from hystar_fast.retrieval.evaluate_images import evaluate_images
 from hystar_fast.retrieval.seeds import over_seeds, restored
 from hystar_fast.train.recipe import Recipe
+from hystar_fast.train.records import hold_out
 
 BASE = ("--steps", 1, "--seeds", 2, "--tuning-seeds", 1, "--weights", "random", "--batch-size", 4, "--device", "cpu")
 
@@ -60,6 +61,14 @@ def test_the_parts_of_a_data_set_share_no_picture(dsr, tmp_path):
     whole = RecordParts(f"folders:{tmp_path / 'folders'}")
     found = [{record.path for record in part.records} for part in (whole.training, whole.held_out, whole.images())]
     assert all(found) and len(set.union(*found)) == sum(map(len, found)) == 160
+    chain = trees.pairs(tmp_path / "chain", [(f"p{i}.png", f"p{i + 1}.png") for i in range(120)])
+    linked = RecordParts(f"pairs:{chain}")
+    found = [{record.path for record in part.records} for part in (linked.training, linked.held_out, linked.images())]
+    assert all(found) and len(set.union(*found)) == sum(map(len, found))
+    # a picture of two pairs is in one part, and what is asked in the end loses none to the others
+    assert linked.images().records == hold_out(open_images(f"pairs:{chain}", "test"), TEST)[1].records
+    with pytest.raises(ValueError, match="too few pictures to train on, to choose by and to ask"):
+        RecordParts(f"pairs:{trees.pairs(tmp_path / 'few', [('a.png', 'b.png')])}")
     with pytest.raises(ValueError, match="protocol must be one of"):
         RecordParts(f"dsr:{dsr}", protocol="batch48")
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from test_cli import run
 
+from hystar_fast.cli.record_parts import RecordParts
 from hystar_fast.data.icons import SIDE
 from hystar_fast.data.open import open_images
 
@@ -29,8 +30,8 @@ def family(root: Path, names: int = 40, **metadata: Any) -> Path:
         "old": {"body": "<path/>", "hidden": True},
         "old-bold": {"body": "<path/>"},
     }
-    icons["cracked-bold"] = {"body": "<rect"}
-    icons["cracked"] = icons["thing-0"]
+    icons["torn-bold"] = {"body": "<rect"}
+    icons["torn"] = icons["thing-0"]
     root.mkdir(exist_ok=True)
     (root / "icons.json").write_text(json.dumps({"prefix": "own", "icons": icons, "width": 16, "height": 16}))
     (root / "metadata.json").write_text(json.dumps({"suffixes": SUFFIXES, **metadata}))
@@ -47,7 +48,7 @@ def test_every_icon_of_several_weights_is_in_one_split(tmp_path):
             asked = [record.instance for record in found.of_style(style)]
             assert set(asked) <= {record.instance for record in found.of_style("regular")}
         seen += [record.instance for record in found.of_style("regular") if record.instance is not None]
-    assert sorted(seen) == sorted([*(f"thing-{number}" for number in range(40)), "cracked"])
+    assert sorted(seen) == sorted([*(f"thing-{number}" for number in range(40)), "torn"])
     assert open_images(str(root), "test").of_style("bold")[0].caption == found.of_style("bold")[0].caption
     assert open_images(str(root), "test", gallery_style="bold").gallery_style == "bold"
 
@@ -62,8 +63,8 @@ def test_icons_are_drawn_black_on_white_and_a_broken_one_is_an_error(tmp_path):
     assert (pixels[unit * (top + 1), unit * (left + 1)] == 0).all() and (pixels[-1, -1] == 255).all()
     assert (pixels == 0).all(axis=2).sum() == 6 * 9 * unit * unit
     held_out = open_images(f"icons:{tmp_path}/own", "test")
-    with pytest.raises(ValueError, match="cracked-bold cannot be rendered"):
-        held_out.read(next(record for record in held_out.records if record.path == "cracked-bold"))
+    with pytest.raises(ValueError, match="torn-bold cannot be rendered"):
+        held_out.read(next(record for record in held_out.records if record.path == "torn-bold"))
 
 
 @pytest.mark.parametrize(
@@ -93,9 +94,15 @@ def test_wrong_arguments_and_a_missing_renderer_are_named(tmp_path, monkeypatch)
         open_images(f"icons:{root}")
 
 
+def test_a_family_is_divided_into_parts_to_train_on_to_choose_by_and_to_ask(tmp_path):
+    parts = RecordParts(f"icons:{family(tmp_path / 'own', names=100)}")
+    found = [{record.instance for record in part.records} for part in (parts.training, parts.held_out, parts.images())]
+    assert all(len(names) > 5 for names in found) and len(set.union(*found)) == sum(map(len, found))
+
+
 def test_a_family_is_evaluated_and_its_broken_icon_counted(tmp_path):
     root = family(tmp_path / "own", names=60)
     result = run("eval", "--data", f"icons:{root}", "--method", "pixels", "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert "cracked-bold" in json.dumps(found["skipped"])
+    assert "torn-bold" in json.dumps(found["skipped"])

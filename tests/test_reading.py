@@ -19,7 +19,7 @@ from hystar_fast.data.records import read_images
 from hystar_fast.methods.inputs import TensorPreprocess
 from hystar_fast.methods.interface import Method
 from hystar_fast.models import tiny
-from hystar_fast.retrieval import embed_records
+from hystar_fast.retrieval import embedded
 from hystar_fast.retrieval.embed import to_float
 from hystar_fast.retrieval.evaluate_images import evaluate_images
 from hystar_fast.train.settings import DataSettings
@@ -96,7 +96,7 @@ def test_embedding_a_folder_skips_names_and_counts_what_it_cannot_read_and_keeps
             batches.append(len(witness.seen))  # what was embedded before this batch was read
             yield rows, pictures
 
-    monkeypatch.setattr(embed_records, "read_images", in_twos)
+    monkeypatch.setattr(embedded, "read_images", in_twos)
     monkeypatch.setattr(search, "load_method", lambda folder: witness)
     monkeypatch.setattr(search, "save_method", lambda method, folder: Path(folder).mkdir())
     console = Console(record=True, width=200)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from test_cli import refused, run
 
-from hystar_fast.cli import figures, results
+from hystar_fast.cli import figures, results, results_page
 from hystar_fast.cli.claims import NOT_RUN, NOT_TESTABLE, claims, judge
 from hystar_fast.cli.report import about
 from hystar_fast.cli.results import read_results
@@ -132,7 +132,8 @@ def test_a_table_of_zero_shot_rows_adds_its_verdicts(folder):
     table = {"task": "category", "reference": "Hystar", "rows": [row, {"row": "CLIP"}]}
     (folder / "table2.json").write_text(json.dumps(table))
     costs = {"hystar": {"median": 1.5, "low": 1.25, "high": 2.0}}
-    (folder / "table10.json").write_text(json.dumps({"rows": [], "milliseconds": costs}))
+    timed = {"device": "cpu", "batch": 16, "turns": 7}
+    (folder / "table10.json").write_text(json.dumps({**about(), "rows": [], "timed": timed, "milliseconds": costs}))
     judged(folder)
     page = (folder / "results.md").read_text()
     assert "| `hystar` | 1.50 [1.25, 2.00] |" in page
@@ -140,10 +141,10 @@ def test_a_table_of_zero_shot_rows_adds_its_verdicts(folder):
 
 
 def test_figures_of_the_folder_are_shown(tmp_path, folder):
-    assert tuple(figures.FIGURES) == results.FIGURES
+    assert tuple(figures.FIGURES) == results.FIGURES == tuple(results_page.SHOWN)
     for number in (3, 8):
         (folder / f"figure{number}.png").touch()
-    page = tmp_path / "pages" / "results.md"
+    page = tmp_path / "my pages" / "results.md"
     result = run("claims", folder, "--page", page)
     assert result.exit_code == 0, result.output
     links = re.findall(r"!\[Figure (\d)\]\((.*)\)", page.read_text(encoding="utf-8"))

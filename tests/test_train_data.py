@@ -44,21 +44,14 @@ def test_one_name_in_common_by_chance_makes_no_instances(tmp_path):
     assert len(pairs) == 4 and pairs.labels is None
 
 
-def table(path: Path, pairs: list[tuple[str, str]]) -> str:
-    for name in {name for pair in pairs for name in pair}:
-        trees.picture(path.parent / name, seed=len(name))
-    path.write_text("query,target\n" + "".join(f"{query},{target}\n" for query, target in pairs), encoding="utf-8")
-    return f"pairs:{path}"
-
-
 def test_a_share_that_holds_out_no_pair_is_refused_before_training(tmp_path):
-    source = table(tmp_path / "pairs.csv", [(f"q{i}.png", f"t{i}.png") for i in range(4)])
+    source = f"pairs:{trees.pairs(tmp_path, [(f'q{i}.png', f't{i}.png') for i in range(4)])}"
     with pytest.raises(ValueError, match=r"data\.validation = 1e-09 leaves nothing to choose by"):
         open_training(DataSettings(source, validation=1e-9))
 
 
 def test_no_picture_of_the_held_out_share_is_trained_on(tmp_path):
-    source = table(tmp_path / "chain.csv", [(f"p{i}.png", f"p{i + 1}.png") for i in range(40)])
+    source = f"pairs:{trees.pairs(tmp_path / 'chain', [(f'p{i}.png', f'p{i + 1}.png') for i in range(40)])}"
     method = create_method("static", HystarConfig(backbone="tiny", pretrained=None, style="clip", blocks=None))
     opened = open_training(DataSettings(source, validation=0.2))
     trained = opened.pairs(method)
@@ -70,8 +63,8 @@ def test_no_picture_of_the_held_out_share_is_trained_on(tmp_path):
     assert {r.path for r in kept.records} == {r.path for r in images.records} - held
     assert trained.images.records == kept.records and len(trained) >= 2
     every = [(a, b) for a in ("x.png", "y.png", "z.png") for b in ("x.png", "y.png", "z.png") if a != b]
-    with pytest.raises(ValueError, match="leaves no picture of all to train on"):
-        open_training(DataSettings(table(tmp_path / "all.csv", every), validation=0.9))
+    with pytest.raises(ValueError, match="leaves no picture of pairs to train on"):
+        open_training(DataSettings(f"pairs:{trees.pairs(tmp_path / 'all', every)}", validation=0.9))
 
 
 def test_a_method_that_begins_with_its_whole_first_batch_refuses_chunks():

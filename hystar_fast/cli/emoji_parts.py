@@ -65,8 +65,9 @@ class EmojiParts:
 
     def train(self, method: Method, recipe: Recipe, device: torch.device) -> list[float]:
         answering, concepts = placed(method, device), self._split("train")
-        pairs = lambda: PairImages.of(answering, concepts, recipe.styles)  # noqa: E731
-        return fit(method, pairs, recipe, Keeping(), device=device).losses
+        return fit(
+            method, lambda: PairImages.of(answering, concepts, recipe.styles), recipe, Keeping(), device=device
+        ).losses
 
     def validate(self, method: Method, device: torch.device) -> dict[str, Any]:
         found: dict[str, Any] = recalls(self._evaluated(method, "val", device))["all"]

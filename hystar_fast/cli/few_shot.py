@@ -26,7 +26,7 @@ from hystar_fast.methods.on_device import chosen_device, placed
 from hystar_fast.methods.recipes import BASELINE_GRID, CHOSEN, demo_config
 from hystar_fast.methods.suite import TRAINED, create_method
 from hystar_fast.models.config import HystarConfig
-from hystar_fast.retrieval.embed_records import embed_records
+from hystar_fast.retrieval.embedded import embed_records
 from hystar_fast.retrieval.few_shot import SHOTS, Accuracies, BaseToNew, accuracies, base_to_new, draw_shots, right
 from hystar_fast.retrieval.zero_shot import TEMPLATES, class_embeddings
 from hystar_fast.train.few_shot import train_few_shot

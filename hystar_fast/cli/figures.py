@@ -21,7 +21,7 @@ from hystar_fast.methods.hystar import HystarMethod
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.suite import create_method
 from hystar_fast.retrieval.embed import embed_images, embed_texts, to_float
-from hystar_fast.retrieval.embed_records import embed_records
+from hystar_fast.retrieval.embedded import embed_records
 from hystar_fast.retrieval.figures import PROJECTION_NAMES, PROJECTIONS, Cloud, Curve, draw_clouds, draw_sweep
 from hystar_fast.retrieval.pictures import ALIKE, RIGHT, WRONG, Answer, Question, retrieval_sheet
 from hystar_fast.retrieval.protocol import (
@@ -177,7 +177,7 @@ def _sheet(
             notes.append(f"No method was trained on queries of {' and '.join(unseen)}.")
         first = min(_ANSWERS, len(held_out))
         title = f"Figure {number} with the embedded drawings: first {first} of {len(held_out)}"
-        retrieval_sheet(questions, title, notes, legend).quantize(256).save(path, optimize=True)
+        retrieval_sheet(questions, title, notes, legend).save(path, optimize=True)
 
     return draw
 

@@ -133,7 +133,7 @@ def _divided(data: str) -> tuple[ImageSet, ImageSet, ImageSet]:
     training, test = (open_images(data, split) for split in ("train", "test"))
     if {record.path for record in training.records} & {record.path for record in test.records}:
         training, rest = hold_out(test, VALIDATION + TEST)
-        test, held_out = hold_out(rest, VALIDATION)
+        held_out, test = hold_out(rest, TEST)
     else:
         training, held_out = hold_out(training, VALIDATION)
     for part in (training, held_out, test):

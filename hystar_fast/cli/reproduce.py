@@ -22,8 +22,8 @@ from hystar_fast.cli.computation import ROWS, computation
 from hystar_fast.cli.few_shot import FewShotSettings, run_few_shot
 from hystar_fast.cli.report import about, interval, write_json
 from hystar_fast.cli.reproduce_rows import EXTRACTORS, TEXT_PROMPTS, plan
-from hystar_fast.cli.results import evaluations_in
-from hystar_fast.cli.timing import BATCH, embedding_times
+from hystar_fast.cli.results import chosen_runs, evaluations_of, queries_in
+from hystar_fast.cli.timing import BATCH, REPEATS, embedding_times
 from hystar_fast.cli.verdicts import headline_mean, headline_of, verdict
 from hystar_fast.data.paper_tables import BATCH24, TABLES, PaperTable, paper_table
 from hystar_fast.methods.suite import create_method
@@ -124,13 +124,14 @@ def _retrieval(settings: ReproduceSettings, paper: PaperTable, console: Console)
         source = settings.compare.source
         timed = {run: partial(create_variant, run, source.config()) for run in sorted(set(runs))}
         costs = embedding_times(timed, source.place(), console)
+        result["timed"] = {"device": source.place().type, "batch": BATCH, "turns": REPEATS}
         result["milliseconds"] = {run: asdict(cost) for run, cost in costs.items()}
     return result
 
 
 def _between(run: str, other: str, record: Mapping[str, Any]) -> dict[str, float | int]:
     """The paired difference of two runs of the comparison."""
-    evaluations = evaluations_in(record)
+    evaluations = evaluations_of(chosen_runs(record), queries_in(record))
     found = paired_difference(evaluations[run], evaluations[other], record.get("headline", HARD_STYLES))
     assert found is not None
     return interval(found)

@@ -103,11 +103,10 @@ def chosen_runs(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [run for run in kept if run["method"] not in diverged]
 
 
-def evaluations_in(record: Mapping[str, Any]) -> dict[str, list[Evaluation]]:
-    """Method or variant -> those runs of a ``compare.json``."""
-    queries = queries_in(record)
+def evaluations_of(runs: Sequence[Mapping[str, Any]], queries: Queries) -> dict[str, list[Evaluation]]:
+    """Method or variant -> its runs."""
     found: dict[str, list[Evaluation]] = {}
-    for run in chosen_runs(record):
+    for run in runs:
         found.setdefault(run["method"], []).append(restored(run["ranks"], queries))
     return found
 
@@ -123,10 +122,10 @@ def read_results(folder: Path) -> Results:
     tables = {n: _json(path) for n in TABLES if (path := folder / f"table{n}.json").exists()}
     pictures = {n: path for n in FIGURES if (path := folder / f"figure{n}.png").exists()}
     try:
-        runs = chosen_runs(record)
+        runs, queries = chosen_runs(record), queries_in(record)
         headline, cutoffs = record.get("headline", HARD_STYLES), record.get("cutoffs", USUAL_CUTOFFS)
-        summary = summarise(runs, queries_in(record), headline, list(record["queries"]), cutoffs)
-        return Results(record, tuning, tables, runs, summary, evaluations_in(record), pictures)
+        summary = summarise(runs, queries, headline, list(record["queries"]), cutoffs)
+        return Results(record, tuning, tables, runs, summary, evaluations_of(runs, queries), pictures)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / RESULTS_FILE} holds no comparison: {error!r}") from error
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from rich.console import Console
 
@@ -13,7 +14,6 @@ from hystar_fast.cli.claims import NOT_RUN, NOT_TESTABLE, UNTESTABLE
 from hystar_fast.cli.report import write_json
 from hystar_fast.cli.reproduce_rows import EXTRACTORS
 from hystar_fast.cli.results import UNSEEN, Results, read_results
-from hystar_fast.cli.timing import BATCH, REPEATS
 from hystar_fast.cli.verdicts import CONFIRMED, OPEN, OPPOSITE
 from hystar_fast.methods.recipes import demo_config
 from hystar_fast.methods.variants import Variant, is_variant
@@ -22,7 +22,7 @@ from hystar_fast.retrieval.evaluate_images import PROTOCOLS
 VERDICTS = (CONFIRMED, OPPOSITE, OPEN, NOT_RUN, NOT_TESTABLE)
 CLAIMS_FILE = "claims.json"
 _SHEET = "the first ten answers of three methods to queries at fixed places of the held-out list, in"
-_SHOWN = {
+SHOWN = {
     3: "pictures that ask, by style and by class",
     5: "features of the middle block of two styles and of their mixture, the mean of the two pictures",
     6: "R@1 along γ",
@@ -45,7 +45,9 @@ def write_page(folder: Path, page: Path, console: Console) -> list[dict[str, Any
     results = read_results(folder)
     judged = results.judged()
     page.parent.mkdir(parents=True, exist_ok=True)
-    pictures = {number: os.path.relpath(path, page.parent) for number, path in results.pictures.items()}
+    pictures = {
+        number: quote(Path(os.path.relpath(path, page.parent)).as_posix()) for number, path in results.pictures.items()
+    }
     page.write_text(markdown(results, judged, pictures), encoding="utf-8")
     write_json(folder / CLAIMS_FILE, judged)
     counts = _counts(judged)
@@ -60,10 +62,9 @@ def markdown(results: Results, judged: Sequence[Mapping[str, Any]], pictures: Ma
     parts = ["# Results", _what_was_run(results), "## Methods", _methods(results, plain), _queries(results, plain)]
     if variants:
         parts += ["## Variants", _methods(results, variants), _queries(results, variants)]
-    costs = results.tables.get(EXTRACTORS, {}).get("milliseconds")
-    if costs:
-        parts += ["## Cost of the style extractors", _costs(costs)]
-    figures = [f"![Figure {number}]({path})\n\nFigure {number}: {_SHOWN[number]}." for number, path in pictures.items()]
+    if "milliseconds" in results.tables.get(EXTRACTORS, {}):
+        parts += ["## Cost of the style extractors", _costs(results.tables[EXTRACTORS])]
+    figures = [f"![Figure {number}]({path})\n\nFigure {number}: {SHOWN[number]}." for number, path in pictures.items()]
     parts += [*_statements(judged), *_not_winning(results), *(["## Figures", *figures] if figures else [])]
     return "\n\n".join(parts) + "\n"
 
@@ -159,9 +160,13 @@ def _queries(results: Results, names: Sequence[str]) -> str:
     return "R@1 by query.\n\n" + _table(["method", *kinds], rows)
 
 
-def _costs(costs: Mapping[str, Mapping[str, float]]) -> str:
-    rows = [[f"`{name}`", f"{ms['median']:.2f} [{ms['low']:.2f}, {ms['high']:.2f}]"] for name, ms in costs.items()]
-    what = f"Milliseconds a picture in batches of {BATCH}, untrained: median, fastest and slowest of {REPEATS} turns."
+def _costs(table: Mapping[str, Any]) -> str:
+    timed, machine, found = table["timed"], table["machine"], table["milliseconds"].items()
+    rows = [[f"`{name}`", f"{ms['median']:.2f} [{ms['low']:.2f}, {ms['high']:.2f}]"] for name, ms in found]
+    what = (
+        f"Milliseconds a picture in batches of {timed['batch']}, untrained: median, fastest and slowest of "
+        f"{timed['turns']} turns, on {timed['device']} ({machine['processor']}, {machine['torch_threads']} threads)."
+    )
     return f"{what}\n\n" + _table(["method", "ms a picture"], rows)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
@@ -24,7 +25,7 @@ from hystar_fast.retrieval.embed import (
     load_image,
     thumbnail,
 )
-from hystar_fast.retrieval.embed_records import embed_records
+from hystar_fast.retrieval.embedded import embed_batches
 from hystar_fast.retrieval.index import Index
 from hystar_fast.retrieval.pictures import Answer, Question, retrieval_grid
 
@@ -114,18 +115,21 @@ def embed_folder(folder: Path, adapter: Path, output: Path, console: Console, de
     answering = placed(method, where)
     pictures = ImageSet(folder.name, "", tuple(Record(path, "") for path in paths), from_folder(folder))
     skipped: list[Skipped] = []
+    ids: list[str] = []
+    embedded: list[Tensor] = []
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(f"embed {folder}", total=len(paths))
-        advance = lambda done: progress.advance(task, done)  # noqa: E731
-        found = embed_records(answering, pictures, pictures.records, skipped, progress=advance)
-    if not found.records:
+        for batch in embed_batches(answering, pictures, pictures.records, skipped):
+            bad = (~batch.vectors.isfinite().all(dim=1)).nonzero().flatten().tolist()
+            if bad:
+                raise ValueError(f"the model gives no finite embedding for {batch.records[bad[0]].path}")
+            ids += [record.path for record in batch.records]
+            embedded.append(batch.vectors)
+            progress.update(task, completed=len(ids) + len(skipped))
+    if not ids:
         raise ValueError(f"none of the {len(paths)} pictures of {folder} can be read, the first: {skipped[0].reason}")
-    bad = (~found.vectors.isfinite().all(dim=1)).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(f"the model gives no finite embedding for {found.records[bad[0]].path}")
-    ids = [record.path for record in found.records]
     about = {"source": str(folder.resolve()), "captions": ids, "skipped": left_out(skipped, len(paths))}
-    Index(found.vectors, ids, about).save(output / INDEX_FOLDER)
+    Index(torch.cat(embedded), ids, about).save(output / INDEX_FOLDER)
     save_method(method, output / ADAPTER_FOLDER)
     if skipped:
         first = f"{skipped[0].path}: {skipped[0].reason}"

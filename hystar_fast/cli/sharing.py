@@ -16,10 +16,13 @@ def shares(
     """A decorator: instead of `parameter` a function takes the options of `make`, and gets what that makes of them.
 
     Args:
-        parameter: of the function.
+        parameter: of the function; its annotation is a plain name, which need not be imported at run time.
         make: all its parameters have defaults; one that is shared, too, may be among the decorated.
         without: options of `make` that stay at their defaults.
         defaults: other defaults than those of `make`.
+
+    Raises:
+        TypeError: `make` has no option of a name in `without` or `defaults`.
 
     Example:
         >>> def pair(first: int = 1, second: int = 2) -> tuple[int, int]:
@@ -30,9 +33,13 @@ def shares(
         >>> total(scale=10, first=3), list(inspect.signature(total).parameters)
         (80, ['scale', 'first', 'second'])
     """
+    parameters = _parameters(make)
+    unknown = {*without, *defaults} - {option.name for option in parameters}
+    if unknown:
+        raise TypeError(f"{make.__name__} has no option {', '.join(sorted(unknown))}")
     options = {
         option.name: option.replace(default=defaults.get(option.name, option.default))
-        for option in _parameters(make)
+        for option in parameters
         if option.name not in without
     }
 

@@ -35,8 +35,6 @@ def embedding_times(
     methods: Mapping[str, Callable[[], Method]],
     device: torch.device,
     console: Console,
-    *,
-    repeats: int = REPEATS,
 ) -> dict[str, Cost]:
     """Name -> what it costs, untrained, on random pictures in batches of 16 that are on the device already.
 
@@ -46,22 +44,19 @@ def embedding_times(
         methods: name -> builds it; on a large backbone Hystar's weights take minutes to factor the first time.
         device: where they run.
         console: where progress is shown.
-        repeats: turns that count.
 
     Raises:
-        ValueError: a method that cannot be built, or no repeat.
+        ValueError: a method that cannot be built.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
     taken: dict[str, list[float]] = {name: [] for name in methods}
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("embedding", total=len(methods) * (repeats + 2))
+        task = progress.add_task("embedding", total=len(methods) * (REPEATS + 2))
         built: dict[str, Method] = {}
         for name, build in methods.items():
             built[name] = placed(build(), device)
             progress.advance(task)
         pictures = {size: _pictures(size).to(device) for size in {method.reader.size for method in built.values()}}
-        for turn in range(repeats + 1):
+        for turn in range(REPEATS + 1):
             for name, method in built.items():
                 milliseconds = _once(method, pictures[method.reader.size]) / BATCH
                 if turn:

@@ -147,7 +147,7 @@ def _coop(root: Path, splits: Sequence[Path]) -> ImageSet:
 
 
 def _halved(record: Record) -> Record:
-    return replace(record, style=TEST if place_by_hash(record.path) < 0.5 else TRAIN)
+    return replace(record, style=TEST if place_by_hash(record.path, "classes") < 0.5 else TRAIN)
 
 
 def _emoji(what: str) -> ImageSet:

@@ -116,7 +116,7 @@ def _read(root: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _split(base: str) -> str:
-    place = place_by_hash(base)
+    place = place_by_hash(base, "icons")
     for name, share in _SHARES.items():
         if place < share:
             return name

@@ -171,9 +171,13 @@ def _read(images: ImageSet, record: Record, reader: PictureReader) -> Tensor | S
     return reader.read(picture)
 
 
-def place_by_hash(name: str) -> float:
-    """Where a name falls in [0, 1): everywhere the same, so that shares of a data set can be taken without a file."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
+def place_by_hash(name: str, purpose: str = "") -> float:
+    """Where a name falls in [0, 1): everywhere the same, so that shares of a data set can be taken without a file.
+
+    Shares of shares need different purposes: what fell below 0.2 for one of them always falls below 0.2 for that one.
+    """
+    digest = hashlib.blake2b(name.encode(), digest_size=8, person=purpose.encode())
+    return int.from_bytes(digest.digest(), "big") / 2**64
 
 
 def refuse(name: str, root: Path, expected: str, found: str | None = None) -> ValueError:

@@ -13,7 +13,7 @@ from hystar_fast.methods.hystar import HystarMethod
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.lora import LoRA
 from hystar_fast.methods.recipes import BASELINE_GRID, DYNAMIC_GRID, GRID, LARGE_GRID
-from hystar_fast.methods.suite import TRAINED, UNTRAINED, create_method
+from hystar_fast.methods.suite import TRAINED, UNTRAINED, create_method, hystar_size
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.nn.losses import LOSSES, create_loss, style_nce_options
 
@@ -97,13 +97,16 @@ def is_variant(name: str) -> bool:
 def create_variant(name: str, config: HystarConfig, *, seed: int = 0) -> Method:
     """Build a method by its name or that of a variant, which changes `config`; see `create_method`.
 
+    A variant of LoRA is as large as the Hystar of `config`.
+
     Raises:
         ValueError: an unknown name, or settings that cannot be.
         TypeError: a value of the wrong type.
     """
     variant = Variant.parse(name)
     changed = replace(config, **variant.changes)
-    method = create_method(variant.method, changed, seed=seed)
+    size = hystar_size(config) if variant.method == "lora" else None
+    method = create_method(variant.method, changed, seed=seed, parameters=size)
     if variant.loss is not None:
         assert isinstance(method, (HystarMethod, Adapted, LoRA))
         method.criterion = create_loss(variant.loss, **style_nce_options(changed))

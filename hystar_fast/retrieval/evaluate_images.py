@@ -13,7 +13,7 @@ from hystar_fast.methods.interface import Method
 from hystar_fast.retrieval.batch24 import BATCH, CUTOFFS, LABEL, batch24_ranks
 from hystar_fast.retrieval.definitions import Measured, Metric, measure
 from hystar_fast.retrieval.embed import embed_texts
-from hystar_fast.retrieval.embed_records import Embedded, embed_records
+from hystar_fast.retrieval.embedded import Embedded, embed_records
 from hystar_fast.retrieval.joint import COMBINATIONS, joint_ranks
 from hystar_fast.retrieval.metrics import Interval, bootstrap_mean
 from hystar_fast.retrieval.zero_shot import TEMPLATES, class_embeddings, numbered

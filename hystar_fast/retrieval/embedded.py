@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +42,18 @@ def embed_records(
     """
     kept: list[Record] = []
     vectors = []
+    for batch in embed_batches(method, images, records, skipped, batch_size=batch_size):
+        kept += batch.records
+        vectors.append(batch.vectors)
+        if progress is not None:
+            progress(len(batch.records))
+    return Embedded(tuple(kept), torch.cat(vectors) if vectors else torch.empty(0, 0))
+
+
+def embed_batches(
+    method: Method, images: ImageSet, records: Sequence[Record], skipped: list[Skipped], *, batch_size: int = 128
+) -> Iterator[Embedded]:
+    """What `embed_records` gives in one piece, batch by batch; no batch is empty."""
     for rows, pictures in read_images(images, records, method.reader, skipped, batch_size=batch_size):
-        vectors.append(embed_images(method, pictures, batch_size=batch_size, progress=progress))
-        kept += [records[row] for row in rows]
-    return Embedded(tuple(kept), torch.cat(vectors).float() if vectors else torch.empty(0, 0))
+        vectors = embed_images(method, pictures, batch_size=batch_size)
+        yield Embedded(tuple(records[row] for row in rows), vectors.float())
