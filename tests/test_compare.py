@@ -239,6 +239,11 @@ def test_means_spreads_and_differences_over_seeds():
     assert both is not None and both.value == pytest.approx(0.1)
     assert over_seeds([one], ("text",)) is None
     assert paired_difference([one], [one], ("text",)) is None
+    # of runs by seed, those of the same seeds
+    assert paired_difference({0: one, 1: two}, {1: two}, ("sketch",)) == paired_difference([two], [two], ("sketch",))
+    assert paired_difference({0: one, 1: two}, [two], ("sketch",)) == both
+    with pytest.raises(ValueError, match=r"a seed in common, got \[0\] and \[1\]"):
+        paired_difference({0: one}, {1: two}, ("sketch",))
 
 
 def test_runs_on_other_queries_are_refused():

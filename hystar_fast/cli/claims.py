@@ -15,9 +15,8 @@ from hystar_fast.cli.reproduce_rows import plan
 from hystar_fast.cli.verdicts import picture_mean, verdict
 from hystar_fast.data.paper_tables import paper_table
 from hystar_fast.methods.variants import Variant
-from hystar_fast.retrieval.evaluate import Evaluation
 from hystar_fast.retrieval.protocol import HARD_STYLES, IMAGE_STYLES
-from hystar_fast.retrieval.seeds import paired_difference
+from hystar_fast.retrieval.seeds import Runs, paired_difference
 
 NOT_RUN, NOT_TESTABLE = "not run", "not testable here"
 GAMMAS = (1, 10, 30, 50, 80, 120, 200, 500)  # Section G.1
@@ -152,7 +151,7 @@ def claims(
     return found
 
 
-def judge(claim: Claim, evaluations: Mapping[str, Sequence[Evaluation]], headline: Sequence[str]) -> dict[str, Any]:
+def judge(claim: Claim, evaluations: Mapping[str, Runs], headline: Sequence[str]) -> dict[str, Any]:
     """The verdict on a statement, from the paired interval of its two runs.
 
     Args:

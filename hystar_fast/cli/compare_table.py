@@ -8,9 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from hystar_fast.cli.report import USUAL_CUTOFFS, interval
-from hystar_fast.retrieval.evaluate import Evaluation
 from hystar_fast.retrieval.protocol import HARD_STYLES, QUERY_STYLES
-from hystar_fast.retrieval.seeds import Queries, Spread, over_seeds, paired_difference, restored
+from hystar_fast.retrieval.seeds import Queries, Runs, Spread, over_seeds, paired_difference, runs_by_method
 
 REFERENCE = "hystar"
 
@@ -35,13 +34,11 @@ def summarise(
         method -> {"parameters", "learning_rates", "seeds", "recall": {part: {kind: {"R@k": …}}}, "difference"}, in per
         cent, where a difference is this method less Hystar.
     """
-    by_method: dict[str, list[Evaluation]] = {}
+    by_method = runs_by_method(runs, queries)
     about: dict[str, Any] = {}
     for run in runs:
-        name = run["method"]
-        by_method.setdefault(name, []).append(restored(run["ranks"], queries))
         entry = about.setdefault(
-            name, {"parameters": run["parameters"], "learning_rates": run["learning_rates"], "seeds": []}
+            run["method"], {"parameters": run["parameters"], "learning_rates": run["learning_rates"], "seeds": []}
         )
         entry["seeds"].append(run["seed"])
     parts = ("all", "unseen_subgroups") if bool(queries.unseen.any()) else ("all",)
@@ -120,7 +117,7 @@ def _table(title: str, *headings: str) -> Table:
 
 
 def _recalls(
-    evaluations: Sequence[Evaluation],
+    evaluations: Runs,
     groups: Mapping[str, Sequence[str]],
     cutoffs: Mapping[str, int],
     unseen_only: bool,

@@ -22,14 +22,14 @@ from hystar_fast.cli.computation import ROWS, computation
 from hystar_fast.cli.few_shot import FewShotSettings, run_few_shot
 from hystar_fast.cli.report import about, interval, write_json
 from hystar_fast.cli.reproduce_rows import EXTRACTORS, TEXT_PROMPTS, plan
-from hystar_fast.cli.results import chosen_runs, evaluations_of, queries_in
+from hystar_fast.cli.results import chosen_runs, queries_in
 from hystar_fast.cli.timing import BATCH, REPEATS, embedding_times
 from hystar_fast.cli.verdicts import headline_mean, headline_of, verdict
 from hystar_fast.data.paper_tables import BATCH24, TABLES, PaperTable, paper_table
 from hystar_fast.methods.suite import create_method
 from hystar_fast.methods.variants import create_variant
 from hystar_fast.retrieval.protocol import HARD_STYLES
-from hystar_fast.retrieval.seeds import paired_difference
+from hystar_fast.retrieval.seeds import paired_difference, runs_by_method
 
 COMPUTATION, FEW_SHOT = 5, 11
 
@@ -131,7 +131,7 @@ def _retrieval(settings: ReproduceSettings, paper: PaperTable, console: Console)
 
 def _between(run: str, other: str, record: Mapping[str, Any]) -> dict[str, float | int]:
     """The paired difference of two runs of the comparison."""
-    evaluations = evaluations_of(chosen_runs(record), queries_in(record))
+    evaluations = runs_by_method(chosen_runs(record), queries_in(record))
     found = paired_difference(evaluations[run], evaluations[other], record.get("headline", HARD_STYLES))
     assert found is not None
     return interval(found)

@@ -14,9 +14,8 @@ from hystar_fast.cli.compare_table import REFERENCE, summarise
 from hystar_fast.cli.report import USUAL_CUTOFFS, interval
 from hystar_fast.data.paper_tables import TABLES, paper_table
 from hystar_fast.methods.variants import is_variant
-from hystar_fast.retrieval.evaluate import Evaluation
 from hystar_fast.retrieval.protocol import HARD_STYLES, IMAGE_STYLES, load_split
-from hystar_fast.retrieval.seeds import Queries, paired_difference, restored
+from hystar_fast.retrieval.seeds import Queries, Runs, all_of, paired_difference, runs_by_method
 
 UNSEEN = "unseen subgroups"
 FIGURES = (3, 5, 6, 7, 8, 9, 10, 11)
@@ -41,7 +40,7 @@ class Results:
     tables: Mapping[int, Mapping[str, Any]]
     runs: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Any]
-    evaluations: Mapping[str, Sequence[Evaluation]]
+    evaluations: Mapping[str, Runs]
     pictures: Mapping[int, Path]
 
     @property
@@ -62,7 +61,7 @@ class Results:
         for name, evaluations in self.evaluations.items():
             if name == REFERENCE or not ours or is_variant(name):
                 continue
-            kinds = [style for style in self.record["queries"] if style in evaluations[0].ranks]
+            kinds = [style for style in self.record["queries"] if style in all_of(evaluations)[0].ranks]
             asked = [("mean of " + ", ".join(self.headline), self.headline, False)]
             asked += [(kind, (kind,), False) for kind in kinds]
             if bool(ours[0].unseen.any()):
@@ -103,14 +102,6 @@ def chosen_runs(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [run for run in kept if run["method"] not in diverged]
 
 
-def evaluations_of(runs: Sequence[Mapping[str, Any]], queries: Queries) -> dict[str, list[Evaluation]]:
-    """Method or variant -> its runs."""
-    found: dict[str, list[Evaluation]] = {}
-    for run in runs:
-        found.setdefault(run["method"], []).append(restored(run["ranks"], queries))
-    return found
-
-
 def read_results(folder: Path) -> Results:
     """Read a folder that `compare`, `reproduce` and `figure` have written into; its runs may come from several calls.
 
@@ -125,7 +116,7 @@ def read_results(folder: Path) -> Results:
         runs, queries = chosen_runs(record), queries_in(record)
         headline, cutoffs = record.get("headline", HARD_STYLES), record.get("cutoffs", USUAL_CUTOFFS)
         summary = summarise(runs, queries, headline, list(record["queries"]), cutoffs)
-        return Results(record, tuning, tables, runs, summary, evaluations_of(runs, queries), pictures)
+        return Results(record, tuning, tables, runs, summary, runs_by_method(runs, queries), pictures)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / RESULTS_FILE} holds no comparison: {error!r}") from error
 

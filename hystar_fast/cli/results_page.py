@@ -70,22 +70,29 @@ def markdown(results: Results, judged: Sequence[Mapping[str, Any]], pictures: Ma
 
 
 def commands(results: Results) -> list[str]:
-    """The `hystar-fast compare` commands that make these runs; variants not tuned by themselves come apart."""
+    """The `hystar-fast compare` commands that make these runs.
+
+    Variants that were not tuned by themselves, and those with fewer seeds, come apart.
+    """
     record, tuning = results.record, results.tuning or {}
     tuned = {trial["method"] for trial in tuning.get("trials", ())}
-    borrowed = [
-        name for name in results.summary if name not in tuned and Variant.parse(name).grid() and is_variant(name)
-    ]
+    most = max(len(entry["seeds"]) for entry in results.summary.values())
+    groups: dict[tuple[bool, int], list[str]] = {}
+    for name, entry in results.summary.items():
+        trained = bool(Variant.parse(name).grid())
+        borrowed = trained and is_variant(name) and name not in tuned
+        groups.setdefault((borrowed, len(entry["seeds"]) if trained else most), []).append(name)
     options = (
         _source_options(record)
         + f" --steps {record['steps']}"
         + f" --limit {record['limit']}" * (record["limit"] is not None)
     )
-    options += f" --seeds {max(len(entry['seeds']) for entry in results.summary.values())}"
     options += f" --tuning-seeds {len(tuning['seeds'])}" if tuning else ""
-    groups = [([name for name in results.summary if name not in borrowed], ""), (borrowed, " --no-tune-variants")]
-    begins = f"hystar-fast compare --output FOLDER{options}"
-    return [f"{begins}{more} --methods {','.join(names)}" for names, more in groups if names]
+    return [
+        f"hystar-fast compare --output FOLDER{options} --seeds {seeds}{' --no-tune-variants' * borrowed} "
+        f"--methods {','.join(names)}"
+        for (borrowed, seeds), names in sorted(groups.items(), key=lambda group: (group[0][0], -group[0][1]))
+    ]
 
 
 def _source_options(record: Mapping[str, Any]) -> str:
@@ -118,7 +125,7 @@ def _what_was_run(results: Results) -> str:
         f"trains: {record['steps']} steps; learning rates chosen on the validation split{tried}.",
         f"R@1 in per cent, {protocol}; ties {record['ties']}. ± is the {record['spread']}. [ ] is the interval: "
         f"{record['intervals']}. It says how much the choice of queries matters, and nothing of the seeds; differences "
-        "are paired, on the same queries.",
+        "are paired, on the same queries and seeds.",
         f"Hardware: {machine['processor']}, {machine['cores']} cores, {machine['system']}; torch {versions['torch']}, "
         f"Python {machine['python']}. hystar-fast {record['version']}, commit {record['commit']}, "
         f"{record['date'][:10]}. {seconds / 3600:.1f} hours of training and evaluation, added up over {len(trials)} "

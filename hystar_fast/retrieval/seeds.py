@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import stdev
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,10 @@ class Queries(Protocol):
         """int64: the things asked for in `style`, in the order of the ranks."""
 
 
+Runs = Sequence[Evaluation] | Mapping[int, Evaluation]
+"""The runs of one method: by seed, or in a list where no seed decides anything, as without training."""
+
+
 @dataclass(frozen=True)
 class Spread:
     """A recall of several runs.
@@ -45,7 +49,7 @@ class Spread:
 
 
 def over_seeds(
-    runs: Sequence[Evaluation], styles: Sequence[str] = HARD_STYLES, k: int = 1, *, unseen_only: bool = False
+    runs: Runs, styles: Sequence[str] = HARD_STYLES, k: int = 1, *, unseen_only: bool = False
 ) -> Spread | None:
     """The mean R@k over `styles` and runs; None if a style is not asked or not answered.
 
@@ -60,8 +64,8 @@ def over_seeds(
 
 
 def paired_difference(
-    ours: Sequence[Evaluation],
-    other: Sequence[Evaluation],
+    ours: Runs,
+    other: Runs,
     styles: Sequence[str] = HARD_STYLES,
     k: int = 1,
     *,
@@ -69,14 +73,27 @@ def paired_difference(
 ) -> Interval | None:
     """The difference of two methods' mean R@k over their seeds on the same queries, concepts being resampled.
 
+    Where both have runs by seed, those of the seeds that both have are compared: a seed decides the order of training
+    and what is drawn at random for either.
+
     Raises:
-        ValueError: there is no run, or two runs did not ask the same queries.
+        ValueError: there is no run, no seed that both have, or two runs did not ask the same queries.
     """
+    if isinstance(ours, Mapping) and isinstance(other, Mapping):
+        common = [seed for seed in ours if seed in other]
+        if not common:
+            raise ValueError(f"two methods need a seed in common, got {[*ours]} and {[*other]}")
+        ours, other = ([runs[seed] for seed in common] for runs in (ours, other))
     a, b = _hits(ours, styles, k, unseen_only), _hits(other, styles, k, unseen_only)
     if a is None or b is None:
         return None
     _check_same(torch.stack([a[0], b[0]]))
     return bootstrap_mean(a.mean(0) - b.mean(0))
+
+
+def all_of(runs: Runs) -> list[Evaluation]:
+    """The runs, whatever their seeds."""
+    return list(runs.values() if isinstance(runs, Mapping) else runs)
 
 
 def recorded_ranks(evaluation: Evaluation) -> dict[str, list[int]]:
@@ -98,11 +115,24 @@ def restored(ranks: Mapping[str, Sequence[int]], concepts: Queries) -> Evaluatio
     return Evaluation(torch.empty(len(concepts), 0), rows, {}, tensors, concepts.unseen)
 
 
-def _hits(runs: Sequence[Evaluation], styles: Sequence[str], k: int, unseen_only: bool) -> Tensor | None:
+def runs_by_method(runs: Sequence[Mapping[str, Any]], queries: Queries) -> dict[str, Runs]:
+    """Method or variant -> its runs, from entries with "method", "seed", "learning_rates" and "ranks".
+
+    Those without learning rates were not trained, and no seed decides anything.
+    """
+    found: dict[str, dict[int, Evaluation]] = {}
+    trained: set[str] = set()
+    for run in runs:
+        found.setdefault(run["method"], {})[run["seed"]] = restored(run["ranks"], queries)
+        trained |= {run["method"]} if run["learning_rates"] else set()
+    return {name: by_seed if name in trained else all_of(by_seed) for name, by_seed in found.items()}
+
+
+def _hits(runs: Runs, styles: Sequence[str], k: int, unseen_only: bool) -> Tensor | None:
     """[runs, styles, concepts]."""
     if not runs:
         raise ValueError("needs at least one run")
-    tables = [run.hits(styles, k, unseen_only=unseen_only) for run in runs]
+    tables = [run.hits(styles, k, unseen_only=unseen_only) for run in all_of(runs)]
     found = [table for table in tables if table is not None]
     if len(found) < len(tables) or not found[0].shape[1]:
         return None
