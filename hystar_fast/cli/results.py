@@ -18,7 +18,18 @@ from hystar_fast.retrieval.protocol import HARD_STYLES, IMAGE_STYLES, load_split
 from hystar_fast.retrieval.seeds import Queries, Runs, all_of, paired_difference, runs_by_method
 
 UNSEEN = "unseen subgroups"
-FIGURES = (3, 5, 6, 7, 8, 9, 10, 11)
+_SHEET = "the first ten answers of three methods to queries at fixed places of the held-out list, in"
+FIGURES = {
+    3: "pictures that ask, by style and by class",
+    5: "features of the middle block of two styles and of their mixture, the mean of the two pictures",
+    6: "R@1 along γ",
+    7: "R@1 along λ",
+    8: f"{_SHEET} three kinds of query",
+    9: f"{_SHEET} two styles; another concept of the right subgroup has a frame of its own",
+    10: f"{_SHEET} two styles; another concept of the right subgroup has a frame of its own",
+    11: f"{_SHEET} one style",
+}
+"""What each figure of the paper shows here."""
 
 
 @dataclass(frozen=True)

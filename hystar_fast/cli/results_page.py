@@ -13,7 +13,7 @@ from rich.console import Console
 from hystar_fast.cli.claims import NOT_RUN, NOT_TESTABLE, UNTESTABLE
 from hystar_fast.cli.report import write_json
 from hystar_fast.cli.reproduce_rows import EXTRACTORS
-from hystar_fast.cli.results import UNSEEN, Results, read_results
+from hystar_fast.cli.results import FIGURES, UNSEEN, Results, read_results
 from hystar_fast.cli.verdicts import CONFIRMED, OPEN, OPPOSITE
 from hystar_fast.methods.recipes import demo_config
 from hystar_fast.methods.variants import Variant, is_variant
@@ -21,17 +21,6 @@ from hystar_fast.retrieval.evaluate_images import PROTOCOLS
 
 VERDICTS = (CONFIRMED, OPPOSITE, OPEN, NOT_RUN, NOT_TESTABLE)
 CLAIMS_FILE = "claims.json"
-_SHEET = "the first ten answers of three methods to queries at fixed places of the held-out list, in"
-SHOWN = {
-    3: "pictures that ask, by style and by class",
-    5: "features of the middle block of two styles and of their mixture, the mean of the two pictures",
-    6: "R@1 along γ",
-    7: "R@1 along λ",
-    8: f"{_SHEET} three kinds of query",
-    9: f"{_SHEET} two styles; another concept of the right subgroup has a frame of its own",
-    10: f"{_SHEET} two styles; another concept of the right subgroup has a frame of its own",
-    11: f"{_SHEET} one style",
-}
 
 
 def write_page(folder: Path, page: Path, console: Console) -> list[dict[str, Any]]:
@@ -64,7 +53,9 @@ def markdown(results: Results, judged: Sequence[Mapping[str, Any]], pictures: Ma
         parts += ["## Variants", _methods(results, variants), _queries(results, variants)]
     if "milliseconds" in results.tables.get(EXTRACTORS, {}):
         parts += ["## Cost of the style extractors", _costs(results.tables[EXTRACTORS])]
-    figures = [f"![Figure {number}]({path})\n\nFigure {number}: {SHOWN[number]}." for number, path in pictures.items()]
+    figures = [
+        f"![Figure {number}]({path})\n\nFigure {number}: {FIGURES[number]}." for number, path in pictures.items()
+    ]
     parts += [*_statements(judged), *_not_winning(results), *(["## Figures", *figures] if figures else [])]
     return "\n\n".join(parts) + "\n"
 
