@@ -51,7 +51,7 @@ def markdown(results: Results, judged: Sequence[Mapping[str, Any]], pictures: Ma
     parts = ["# Results", _what_was_run(results), "## Methods", _methods(results, plain), _queries(results, plain)]
     if variants:
         parts += ["## Variants", _methods(results, variants), _queries(results, variants)]
-    if "milliseconds" in results.tables.get(EXTRACTORS, {}):
+    if "timed" in results.tables.get(EXTRACTORS, {}):
         parts += ["## Cost of the style extractors", _costs(results.tables[EXTRACTORS])]
     figures = [
         f"![Figure {number}]({path})\n\nFigure {number}: {FIGURES[number]}." for number, path in pictures.items()
