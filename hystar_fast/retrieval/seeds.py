@@ -120,11 +120,10 @@ def runs_by_method(runs: Sequence[Mapping[str, Any]], queries: Queries) -> dict[
 
     Those without learning rates were not trained, and no seed decides anything.
     """
+    trained = {run["method"] for run in runs if run["learning_rates"]}
     found: dict[str, dict[int, Evaluation]] = {}
-    trained: set[str] = set()
     for run in runs:
         found.setdefault(run["method"], {})[run["seed"]] = restored(run["ranks"], queries)
-        trained |= {run["method"]} if run["learning_rates"] else set()
     return {name: by_seed if name in trained else all_of(by_seed) for name, by_seed in found.items()}
 
 
