@@ -16,9 +16,7 @@ from tolerance import relative_error
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hystar_fast.methods.baselines import BASELINES
 from hystar_fast.methods.inputs import TensorPreprocess
-from hystar_fast.methods.suite import create_method
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.backbones.tower import TowerBackbone
 from hystar_fast.models.backbones.transformers import SiglipTower
@@ -282,17 +280,6 @@ def test_half_precision_and_empty_batches(small: Small) -> None:
     assert (half.encode_image(images).float() * expected).sum(-1).min() > 0.97
 
 
-def test_lora_starts_as_the_frozen_model_and_trains_every_matrix_of_the_blocks(small: Small) -> None:
-    config = HystarConfig(backbone=small.backbone, pretrained=small.pretrained)
-    lora, pixels = create_method("lora", config, parameters=1), torch.rand(3, 3, IMAGE_SIZE, IMAGE_SIZE)
-    assert relative_error(lora.encode_image(pixels), create_method("frozen", config).encode_image(pixels)) < 1e-5
-    loss = lora.loss(lora.encode_image(pixels), lora.encode_image(pixels.flip(0)))
-    loss.backward()
-    trained = lora.parameter_groups()["lora"]
-    assert len(trained) in (2 * 4 * small.depth, 2 * 6 * small.depth)  # qkv packed or split, output, two of the MLP
-    assert all(b.grad is not None and b.grad.any() for b in trained[1::2])
-
-
 def test_preprocess_and_tokenizer_feed_the_encoders(small: Small) -> None:
     backbone = backbone_of(small)
     image = backbone.preprocess(Image.new("RGB", (50, 40), (255, 0, 51)))
@@ -303,44 +290,6 @@ def test_preprocess_and_tokenizer_feed_the_encoders(small: Small) -> None:
     tokens = [backbone.tokenizer(texts) for texts in ("cat", ["a " * 200, "cat"])]
     assert tokens[0].shape[0] == 1 and tokens[1].shape[0] == 2 and tokens[0].shape[1] == tokens[1].shape[1]
     assert backbone.encode_text(tokens[1]).shape == (2, small.embed_dim)
-
-
-@pytest.mark.parametrize("name", [name for name, method in BASELINES.items() if not method.open_clip_only])
-def test_baselines_train_all_they_have_on_every_backbone(small: Small, name: str) -> None:
-    config = HystarConfig(backbone=small.backbone, pretrained=small.pretrained)
-    method, pixels = create_method(name, config), torch.rand(3, 3, IMAGE_SIZE, IMAGE_SIZE)
-    plain = create_method("frozen", config).encode_image(pixels)
-    assert (relative_error(method.encode_image(pixels), plain) < 1e-5) == (name not in ("vpt", "freestyle"))
-    trained = method.parameter_groups()[name]
-    with torch.no_grad():
-        for parameter in trained:
-            parameter.add_(torch.randn_like(parameter), alpha=0.02)
-    found = method.encode_image(pixels)
-    assert relative_error(found, plain) > 1e-3
-    (found * torch.randn_like(found)).sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
-    assert sum(bool(p.grad.any()) for p in trained) >= len(trained) - 1  # of keys a bias moves no attention
-
-
-@pytest.mark.parametrize("name", ["vpt", "freestyle"])
-def test_prompts_come_after_the_class_token_and_leave_before_pooling(small: Small, name: str) -> None:
-    """Blocks that do nothing to a token make the prompts matter to nothing."""
-    config = HystarConfig(backbone=small.backbone, pretrained=small.pretrained)
-    method, images = create_method(name, config), images_of(2)
-    backbone = method.model.backbone  # type: ignore[attr-defined]
-    seen: list[Tensor] = []
-
-    def untouched(_: Any, x: Tensor, *__: Any) -> Tensor:
-        seen.append(x)
-        return x
-
-    backbone.tower.run_block = untouched
-    assert torch.equal(method.model.encode_image(images), backbone.encode_image(images))  # type: ignore[attr-defined]
-    leading, tokens = backbone.leading_tokens[1], backbone.tower.embed(backbone.visual, images)
-    extra = seen[0].shape[1] - tokens.shape[1]
-    assert extra > 0
-    assert torch.equal(seen[0][:, :leading], tokens[:, :leading])
-    assert torch.equal(seen[0][:, leading + extra :], tokens[:, leading:])
 
 
 def test_pictures_are_read_as_the_backbones_own_preprocessing_frames_them(small: Small) -> None:
@@ -355,12 +304,3 @@ def test_pictures_are_read_as_the_backbones_own_preprocessing_frames_them(small:
     assert (reading(read[None] / 255)[0] - own).abs().max() <= eighth_bit
     if "siglip" in small.backbone or "blip" in small.backbone or "albef" in small.backbone:
         assert read[:, :, 0].max() == 0 and read[:, :, -1].min() == 255  # squashed: the margins are there
-
-
-@pytest.mark.parametrize("kind", ["open_clip siglip", "albef"])
-def test_baselines_of_open_clips_own_tower_refuse_others(kind: str, tmp_path: Path) -> None:
-    small = WRITERS[kind](tmp_path)
-    config = HystarConfig(backbone=small.backbone, pretrained=small.pretrained)
-    for name in ("ia3", "ssf"):
-        with pytest.raises(ValueError, match=f"{name} needs a backbone with open_clip's own vision transformer"):
-            create_method(name, config)

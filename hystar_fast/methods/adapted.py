@@ -16,12 +16,7 @@ class Adapted(Frozen):
     Args:
         backbone: is changed in place.
         criterion: loss of (query, target).
-
-    Attributes:
-        open_clip_only: whether it knows the parts of open_clip's own vision transformer alone.
     """
-
-    open_clip_only: bool = False
 
     def __init__(self, backbone: TowerBackbone, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__(backbone, backbone.preprocess, backbone.tokenizer)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hystar_fast.methods.adapted import Adapted
-from hystar_fast.models.backbones.open_clip import OpenClipBackbone
+from hystar_fast.models.backbones.tower import Affine, TowerBackbone
 
 
 class _KeyValueScale(nn.Module):
@@ -25,6 +24,17 @@ class _KeyValueScale(nn.Module):
     def forward(self, packed: Tensor) -> Tensor:
         scale = torch.cat([torch.ones_like(self.keys), self.keys, self.values])
         return packed * (scale if packed.ndim == 1 else scale[:, None])
+
+
+class _OutputScale(nn.Module):
+    """The weight or bias of keys, or of values, with its rows rescaled."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(weight.new_ones(weight.shape[0]))
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        return tensor * (self.scale if tensor.ndim == 1 else self.scale[:, None])
 
 
 class _InputScale(nn.Module):
@@ -49,15 +59,23 @@ class IA3(Adapted):
     """
 
     name = "ia3"
-    open_clip_only = True
 
-    def __init__(self, backbone: OpenClipBackbone, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, backbone: TowerBackbone, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__(backbone, criterion)
+        tower = backbone.tower
         for block in backbone.blocks:
-            attention: Any = block.get_submodule("attn")
-            projection: Any = block.get_submodule("mlp.c_proj")
-            scale = _KeyValueScale(attention.in_proj_weight)
-            for name in ("in_proj_weight", "in_proj_bias"):
-                if getattr(attention, name) is not None:
-                    parametrize.register_parametrization(attention, name, scale)
-            parametrize.register_parametrization(projection, "weight", _InputScale(projection.weight))
+            maps = tower.projections(block.get_submodule(tower.attention_at))
+            if len(maps) == 1:
+                _rescale(maps[0], _KeyValueScale)
+            else:
+                for split in maps[1:]:  # keys and values
+                    _rescale(split, _OutputScale)
+            parts = [part for _, part in tower.parts_of(block.get_submodule("mlp")) if isinstance(part, nn.Linear)]
+            parametrize.register_parametrization(parts[-1], "weight", _InputScale(parts[-1].weight))
+
+
+def _rescale(place: Affine, kind: Callable[[Tensor], nn.Module]) -> None:
+    scale = kind(getattr(place.module, place.weight))
+    for name in (place.weight, place.bias):
+        if getattr(place.module, name) is not None:
+            parametrize.register_parametrization(place.module, name, scale)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hystar_fast.methods.adapted import Adapted
-from hystar_fast.models.backbones.open_clip import OpenClipBackbone
+from hystar_fast.models.backbones.tower import Affine, TowerBackbone
 
 
 class _Scaled(nn.Module):
@@ -37,6 +37,8 @@ class _ScaledAndShifted(nn.Module):
 class SSF(Adapted):
     """y = γ ⊙ x + β after the patch embedding and every layer norm and linear map of the image tower.
 
+    A head that pools tokens and the projection into the space of the texts are not among them.
+
     As each operation is affine in its weight and bias, γ and β are folded into them, as the paper does for
     inference. It starts as the frozen model: γ is one and β zero (the public code draws both with a deviation of 0.02
     around that). On ViT-L/14 it has 546,816 parameters.
@@ -45,25 +47,26 @@ class SSF(Adapted):
     """
 
     name = "ssf"
-    open_clip_only = True
 
-    def __init__(self, backbone: OpenClipBackbone, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, backbone: TowerBackbone, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__(backbone, criterion)
-        visual = backbone.visual
-        for module in (visual.conv1, visual.ln_pre, visual.ln_post):
-            if not isinstance(module, nn.Identity):
-                _scale_and_shift(module)
+        tower = backbone.tower
+        around = tower.around_blocks(backbone.visual)
+        places = [Affine(module) for module in around if not isinstance(module, nn.Identity)]
         for block in backbone.blocks:
-            _scale_and_shift(block.get_submodule("attn"), "in_proj_weight", "in_proj_bias")
-            for name in ("ln_1", "attn.out_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"):
-                _scale_and_shift(block.get_submodule(name))
+            attention = block.get_submodule(tower.attention_at)
+            maps = [Affine(module) for module in block.modules() if isinstance(module, (nn.LayerNorm, nn.Linear))]
+            places += dict.fromkeys([*tower.projections(attention), *maps])
+        for place in places:
+            _scale_and_shift(place)
 
 
-def _scale_and_shift(module: nn.Module, weight: str = "weight", bias: str = "bias") -> None:
+def _scale_and_shift(place: Affine) -> None:
+    module, weight, bias = place
     value: Tensor = getattr(module, weight)
     scale = nn.Parameter(value.new_ones(value.shape[0]))
     parametrize.register_parametrization(module, weight, _Scaled(scale))
-    if getattr(module, bias) is None:
+    if getattr(module, bias, None) is None:
         setattr(module, bias, nn.Parameter(value.new_zeros(value.shape[0])))
     else:
         parametrize.register_parametrization(module, bias, _ScaledAndShifted(scale))

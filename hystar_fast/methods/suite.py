@@ -15,9 +15,8 @@ from hystar_fast.methods.interface import Method
 from hystar_fast.methods.lora import LoRA
 from hystar_fast.methods.pixels import Pixels
 from hystar_fast.methods.static_only import StaticOnly
-from hystar_fast.models.backbones import Backbone, create_backbone
-from hystar_fast.models.backbones.open_clip import OpenClipTower
-from hystar_fast.models.backbones.tower import TowerBackbone, VisionTower
+from hystar_fast.models.backbones import create_backbone
+from hystar_fast.models.backbones.tower import TowerBackbone
 from hystar_fast.models.checkpoint import fingerprint
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
@@ -63,7 +62,7 @@ def create_method(
         settings: what a method of this name says it was built with (`Method.settings`), instead of its defaults.
 
     Raises:
-        ValueError: an unknown name, or a baseline that needs open_clip's own vision transformer on another backbone.
+        ValueError: an unknown name, or a backbone that cannot be had or adapted.
         TypeError: `settings` that this method does not have.
     """
     if name == "lora" and parameters is None and not settings:
@@ -87,16 +86,11 @@ def create_method(
 
 
 def _adapted(
-    name: str, backbone: Backbone, config: HystarConfig, parameters: int | None, settings: Mapping[str, int]
+    name: str, backbone: TowerBackbone, config: HystarConfig, parameters: int | None, settings: Mapping[str, int]
 ) -> Frozen:
     if name == "frozen":
         return Frozen(backbone, backbone.preprocess, backbone.tokenizer)
     if name in BASELINES:
-        known = OpenClipTower if BASELINES[name].open_clip_only else VisionTower
-        if not isinstance(backbone, TowerBackbone) or not isinstance(backbone.tower, known):
-            raise ValueError(
-                f"{name} needs a backbone with open_clip's own vision transformer, got {config.backbone!r}"
-            )
         weights = {"vgg": config.style_pretrained} if name == "freestyle" and config.style == "vgg" else {}
         return BASELINES[name](backbone, criterion(config), **weights, **settings)
     if settings:

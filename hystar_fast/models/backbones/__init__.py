@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from hystar_fast.models.backbones.base import Backbone
+from hystar_fast.models.backbones.tower import TowerBackbone
 from hystar_fast.models.config import HystarConfig
 
 __all__ = ["Backbone", "create_backbone"]
 
 
-def create_backbone(config: HystarConfig) -> Backbone:
+def create_backbone(config: HystarConfig) -> TowerBackbone:
     """The frozen backbone `config` names, in evaluation mode.
 
     Raises:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hystar_fast.models.backbones.timm import TimmTower
-from hystar_fast.models.backbones.tower import TowerBackbone, VisionTower
+from hystar_fast.models.backbones.tower import Affine, TowerBackbone, VisionTower
 from hystar_fast.models.random_weights import repeatable_weights
 from hystar_fast.nn.attention import SVDAttention, attend
 
@@ -79,6 +79,12 @@ class OpenClipTower(VisionTower):
         packed = nn.Linear(in_features, out_features, attention.in_proj_bias is not None, device="meta")
         packed.weight, packed.bias = attention.in_proj_weight, attention.in_proj_bias
         return SVDAttention.from_linears([packed], attention.out_proj, attention.num_heads, rank)
+
+    def projections(self, attention: Any) -> list[Affine]:
+        return [Affine(attention, "in_proj_weight", "in_proj_bias")]
+
+    def around_blocks(self, visual: Any) -> list[nn.Module]:
+        return [visual.conv1, visual.ln_pre, visual.ln_post]
 
 
 class OpenClipBackbone(TowerBackbone):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hystar_fast.models.backbones.tower import VisionTower
+from hystar_fast.models.backbones.tower import Affine, VisionTower
 from hystar_fast.nn.attention import SVDAttention
 
 _TRUNK_PARTS = ("patch_embed", "_pos_embed", "patch_drop", "norm_pre", "blocks", "norm", "forward_head")
@@ -78,6 +78,13 @@ class TimmTower(VisionTower):
         if attention.attn_drop.p or attention.proj_drop.p:
             raise ValueError("blocks must have no dropout in their attention to be modulated")
         return SVDAttention.from_linears([attention.qkv], attention.proj, attention.num_heads, rank)
+
+    def projections(self, attention: Any) -> list[Affine]:
+        return [Affine(attention.qkv)]
+
+    def around_blocks(self, visual: Any) -> list[nn.Module]:
+        trunk = visual.get_submodule(self.trunk_at)
+        return [trunk.patch_embed.proj, trunk.patch_embed.norm, trunk.norm_pre, trunk.norm, trunk.fc_norm]
 
     def widths(self, visual: Any) -> tuple[int, int]:
         """Embeddings are as wide as the last linear layer after pooling, or as the tokens where there is none."""

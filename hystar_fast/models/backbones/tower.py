@@ -10,7 +10,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,14 @@ from torch.utils.checkpoint import checkpoint
 from hystar_fast.models.backbones.base import Backbone
 from hystar_fast.nn.attention import SVDAttention
 from hystar_fast.nn.inject import inject
+
+
+class Affine(NamedTuple):
+    """An affine map by where its tensors are: the weight has its outputs first, the bias may be None."""
+
+    module: nn.Module
+    weight: str = "weight"
+    bias: str = "bias"
 
 
 class VisionTower(ABC):
@@ -93,6 +101,14 @@ class VisionTower(ABC):
     @abstractmethod
     def modulated(self, attention: Any, rank: int | None) -> SVDAttention:
         """The attention of a block in the form that takes offsets; ValueError where it has none."""
+
+    @abstractmethod
+    def projections(self, attention: Any) -> list[Affine]:
+        """What makes queries, keys and values in a block as the library built it: three maps, or one of all three."""
+
+    @abstractmethod
+    def around_blocks(self, visual: Any) -> list[nn.Module]:
+        """The patch embedding and the norms before and after the blocks; not the head that pools, nor a projection."""
 
     def unused(self, visual: Any) -> Sequence[nn.Module]:
         """The children of `visual` that no image passes."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hystar_fast.models.backbones.processors import ProcessorPreprocess, load_preprocess, load_tokenizer
-from hystar_fast.models.backbones.tower import TowerBackbone, VisionTower
+from hystar_fast.models.backbones.tower import Affine, TowerBackbone, VisionTower
 from hystar_fast.models.random_weights import repeatable_weights
 from hystar_fast.nn.attention import SVDAttention, attend
 
@@ -43,6 +43,12 @@ class TransformersTower(VisionTower):
 
     def modulated(self, attention: Any, rank: int | None) -> SVDAttention:
         return SVDAttention.from_linears(_projections(attention), _output(attention), attention.num_heads, rank)
+
+    def projections(self, attention: Any) -> list[Affine]:
+        return [Affine(layer) for layer in _projections(attention)]
+
+    def around_blocks(self, visual: Any) -> list[nn.Module]:
+        return [visual.vision_model.embeddings.patch_embedding, visual.vision_model.post_layernorm]
 
     def unused(self, visual: Any) -> Sequence[nn.Module]:
         return [child for name, child in visual.named_children() if name not in ("vision_model", *self.heads)]
@@ -84,6 +90,9 @@ class ClipTower(TransformersTower):
 
     def embed(self, visual: Any, images: Tensor) -> Tensor:
         return visual.vision_model.pre_layrnorm(super().embed(visual, images))
+
+    def around_blocks(self, visual: Any) -> list[nn.Module]:
+        return [*super().around_blocks(visual), visual.vision_model.pre_layrnorm]
 
     def pool(self, visual: Any, x: Tensor) -> Tensor:
         return visual.visual_projection(visual.vision_model.post_layernorm(x[:, 0]))
