@@ -24,6 +24,7 @@ STREAM_KERNELS = ("stream_row_kernel", "stream_column_kernel", "stream_plan_kern
 NCE_KERNELS = ("normalise_kernel", "cost_kernel", "loss_kernel", "project_kernel")
 SOURCES = ("sinkhorn_cuda", "sinkhorn_cuda_cluster", "sinkhorn_cuda_gradient", "sinkhorn_cuda_sweep", "style_nce_cuda")
 BLOCK_MEMORY = {"80": 163 << 10, "90a": 227 << 10, "100": 227 << 10, "120": 99 << 10}  # of one block, when it asks
+pytestmark = pytest.mark.xdist_group("cuda resources")  # all sources are compiled once, not once a worker
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 
 
