@@ -118,7 +118,7 @@ def test_tables_on_dsr_and_domainnet_run_by_the_same_command(dsr, tmp_path):
                  "--test-data", f"domainnet:{tmp_path / 'DomainNet'}", "--no-tune-variants", *BASE)  # fmt: skip
     assert result.exit_code == 0, result.output
     shown = " ".join(result.output.split())
-    assert "data and protocol are the paper's, so the two may be compared (backbone here: tiny)" in shown
+    assert "; backbone tiny; data and protocol are the paper's, so the two may be compared" in shown
     table = json.loads((out / "table3.json").read_text())
     assert "may be compared" not in table["ours"] and "DomainNet, full gallery of 2" in table["ours"]
     for row in table["rows"]:

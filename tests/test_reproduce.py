@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from small_backbones import WRITERS
 from small_clip import write_small_clip
 from test_cli import refused, run
 
@@ -17,7 +18,7 @@ from hystar_fast.cli.reproduce import (
     FEW_SHOT,
     table_numbers,
 )
-from hystar_fast.cli.reproduce_rows import TEXT_PROMPTS, plan
+from hystar_fast.cli.reproduce_rows import TEXT_PROMPTS, Base, plan
 from hystar_fast.cli.verdicts import CONFIRMED, OPEN, OPPOSITE, headline_mean, picture_mean, verdict
 from hystar_fast.data.paper_tables import TABLES, paper_table
 from hystar_fast.methods import variants
@@ -27,11 +28,22 @@ from hystar_fast.retrieval.protocol import load_split
 from hystar_fast.retrieval.seeds import paired_difference, restored
 
 PLANNED = [number for number in TABLES if number not in (COMPUTATION, FEW_SHOT)]
+LATE = "hystar+blocks=3-4"
+LARGE = Base(depth=24, rank=1024, style="dinov2")
+BASES = {
+    "tiny": Base(),
+    "ViT-L/14": LARGE,
+    "SigLIP": Base(depth=12, rank=768),
+    "BLIP": Base("blip", 12, 768),
+    "ALBEF": Base("albef", 12, 768, "vgg"),
+    "prefix": Base(depth=12, rank=768, style="prefix"),
+    "other blocks": Base(blocks=(2, 4)),
+}
 
 
 @pytest.fixture(autouse=True)
 def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
-    for grids in ("GRID", "BASELINE_GRID"):
+    for grids in ("GRID", "BASELINE_GRID", "LARGE_GRID"):
         monkeypatch.setattr(variants, grids, {name: trials[:1] for name, trials in getattr(variants, grids).items()})
     monkeypatch.setattr(variants, "DYNAMIC_GRID", DYNAMIC_GRID[:1])
 
@@ -44,9 +56,10 @@ def reproduce(output: Path, *tables: str) -> str:
 
 
 @pytest.mark.parametrize("number", PLANNED)
+@pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("weights", [None, "file"])
-def test_every_row_of_the_paper_has_a_run_or_a_reason(number, weights):
-    found, rows = plan(number, vgg=weights, dinov2=weights), paper_table(number).rows
+def test_every_row_of_the_paper_has_a_run_or_a_reason(number, base, weights):
+    found, rows = plan(number, BASES[base], vgg=weights, dinov2=weights), paper_table(number).rows
     assert set(found.runs) | set(found.missing) == set(rows)
     assert not set(found.runs) & set(found.missing)
     assert all(found.missing.values())
@@ -58,7 +71,70 @@ def test_every_row_of_the_paper_has_a_run_or_a_reason(number, weights):
         assert headline_mean(paper_table(number), found.reference) is not None
     for name, than in found.extra.values():
         Variant.parse(name)
-        assert than in found.extra or than == found.reference
+        assert than in found.extra or than in found.runs
+
+
+def test_layers_and_widths_are_the_papers_on_its_backbone_and_in_proportion_on_others():
+    assert plan(8, LARGE).runs == {
+        "4, 7, 10, 13": "hystar",
+        "4-12": "hystar+blocks=4-5-6-7-8-9-10-11-12",
+        "4, 6, 8, 10, 12": "hystar+blocks=4-6-8-10-12",
+        "4, 8, 12": "hystar+blocks=4-8-12",
+        "1": "hystar+blocks=1",
+        "16, 19, 22, 24": "hystar+blocks=16-19-22-24",
+    }
+    assert [run.partition("=")[2] for run in plan(9, LARGE).runs.values()] == ["1024", "", "4096", "1", "3"]
+    assert not plan(8, LARGE).here and not plan(9, LARGE).here
+    assert plan(8).runs["16, 19, 22, 24"] == "hystar+blocks=4-5-6"
+    assert plan(8).missing["4, 8, 12"] == "of 6 blocks the same as 4, 7, 10, 13"
+    assert plan(8, BASES["SigLIP"]).missing["4, 6, 8, 10, 12"] == "of 12 blocks the same as 4-12"
+    assert plan(9).runs["768-4096-1024"] == "hystar+hypernetwork_width=768"
+
+
+def test_extractors_are_compared_with_that_of_the_backbone_asked_for():
+    found = plan(10, LARGE, vgg="vgg.pth")
+    assert (found.reference, found.runs["DINOv2"], found.runs["CLIP(self)"]) == (
+        "DINOv2",
+        "hystar",
+        "hystar+style=clip",
+    )
+    assert found.runs["VGG"] == "hystar+style=vgg+style_pretrained=vgg.pth"
+    assert found.extra == {"prefix": ("hystar+style=prefix", "CLIP(self)")}
+    assert "--style must be one of clip, vgg, dinov2" in plan(10, BASES["prefix"]).missing["VGG"]
+
+
+def test_freestyleret_reads_the_weights_that_are_there():
+    assert "reads random VGG weights" in plan(2).here
+    found = plan(2, vgg="vgg.pth")
+    assert found.runs["FreestyleRet"] == "freestyle+style=vgg+style_pretrained=vgg.pth" and "random" not in found.here
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "ours", "judged"),
+    [
+        (
+            "transformers blip",
+            1,
+            {"FreestyleRet-BLIP": "freestyle", "Hystar-BLIP": "hystar", "BLIP, as it is": "frozen"},
+            "freestyle",
+        ),
+        ("albef", 12, {"ALBEF": "frozen", "Hystar": "hystar"}, "frozen"),
+        ("transformers siglip", 8, {"4, 7, 10, 13": "hystar", "1": "hystar+blocks=1", "16, 19, 22, 24": LATE}, LATE),
+    ],
+)
+def test_rows_are_those_of_the_backbone(kind, number, ours, judged, tmp_path):
+    small = WRITERS[kind](tmp_path / "backbone")
+    arguments = ("--backbone", small.backbone, "--steps", 1, "--limit", 4, "--seeds", 1, "--tuning-seeds", 1)
+    result = run("reproduce", f"table{number}", *arguments, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    table = json.loads((tmp_path / "out" / f"table{number}.json").read_text())
+    assert {row["row"]: row["run"] for row in table["rows"] if "run" in row} == ours
+    assert f"backbone {small.backbone}" in table["ours"]
+    result = run("claims", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    claims = json.loads((tmp_path / "out" / "claims.json").read_text())
+    tested = [claim["runs"] for claim in claims if claim["source"] == f"Table {number}" and "difference" in claim]
+    assert ["hystar", judged] in tested
 
 
 def test_the_other_two_tables_name_every_row():

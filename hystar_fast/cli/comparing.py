@@ -176,7 +176,7 @@ def reproduce(
     tables: Annotated[list[str], typer.Argument(help="table1 to table14, or all.")],
     settings: CompareSettings,
     test_data: TestData = None,
-    vgg: Annotated[str | None, typer.Option(help="Weights of VGG-16, for Table 10.")] = None,
+    vgg: Annotated[str | None, typer.Option(help="Weights of VGG-16, for Table 10 and FreestyleRet.")] = None,
     dinov2: Annotated[str | None, typer.Option(help="Weights of DINOv2, for Table 10.")] = None,
     classes: Annotated[str, typer.Option(help="Data of Table 11, as of fewshot.")] = "emoji:subgroup",
 ) -> None:

@@ -21,7 +21,7 @@ from hystar_fast.cli.compare_tasks import evaluate_task
 from hystar_fast.cli.computation import ROWS, computation
 from hystar_fast.cli.few_shot import FewShotSettings, run_few_shot
 from hystar_fast.cli.report import about, interval, write_json
-from hystar_fast.cli.reproduce_rows import EXTRACTORS, TEXT_PROMPTS, plan
+from hystar_fast.cli.reproduce_rows import EXTRACTORS, TEXT_PROMPTS, Base, plan
 from hystar_fast.cli.results import chosen_runs, queries_in
 from hystar_fast.cli.timing import BATCH, REPEATS, embedding_times
 from hystar_fast.cli.verdicts import headline_mean, headline_of, verdict
@@ -42,7 +42,8 @@ class ReproduceSettings:
         tables: numbers of the paper's tables.
         compare: how the rows are tuned, trained and evaluated; all tables share its folder, so that a row that two
             tables have runs once.
-        vgg, dinov2: weights of style extractors, for Table 10.
+        vgg: weights of VGG-16, for Table 10 and FreestyleRet.
+        dinov2: weights of DINOv2, for Table 10.
         few_shot_steps: training steps of Table 11.
         classes: data of Table 11, see :func:`hystar_fast.data.classes.open_classes`.
     """
@@ -85,12 +86,14 @@ def run_reproduce(settings: ReproduceSettings, console: Console) -> dict[int, di
 
 
 def _retrieval(settings: ReproduceSettings, paper: PaperTable, console: Console) -> dict[str, Any]:
-    planned = plan(paper.number, vgg=settings.vgg, dinov2=settings.dinov2)
+    base = Base.of(settings.compare.source.config())
+    planned = plan(paper.number, base, vgg=settings.vgg, dinov2=settings.dinov2)
+    known = {**planned.runs, **{name: run for name, (run, _) in planned.extra.items()}}
     summary: dict[str, Any] = {}
     record: dict[str, Any] = {}
     ours, runs = "", list[str]()
     if planned.runs:
-        runs = [*planned.runs.values(), *(run for run, _ in planned.extra.values())]
+        runs = list(known.values())
         record = compare(replace(settings.compare, methods=tuple(dict.fromkeys(runs))), console)
         found = evaluate_task(planned.task, settings.compare, record, console) if planned.task else record
         summary = found["summary"]
@@ -110,8 +113,8 @@ def _retrieval(settings: ReproduceSettings, paper: PaperTable, console: Console)
         rows.append(row)
     for name, (run, than) in planned.extra.items():
         row = {"row": name, "paper": {}, **_found(run, summary, than == planned.reference)}
-        if than != planned.reference and "recall" in row and planned.extra[than][0] in summary:
-            row |= {"than": than, "difference": _between(run, planned.extra[than][0], record)}
+        if than != planned.reference and "recall" in row and known[than] in summary:
+            row |= {"than": than, "difference": _between(run, known[than], record)}
         rows.append(row)
     result: dict[str, Any] = {
         "ours": ours,
@@ -161,8 +164,9 @@ def _ours(
     ours += "embedded drawings" if data == "emoji" else data
     ours += ", ranked within batches of 24" if batches else f", full gallery of {gallery}"
     ours += f", {record['steps']} steps of training; ± over seeds, [95 % interval over concepts]"
+    ours += f"; backbone {source.backbone}"
     if batches and paper.protocol == BATCH24 and data == paper.data:
-        ours += f"; data and protocol are the paper's, so the two may be compared (backbone here: {source.backbone})"
+        ours += "; data and protocol are the paper's, so the two may be compared"
     return ours
 
 

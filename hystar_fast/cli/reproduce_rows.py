@@ -1,19 +1,67 @@
-"""Which run stands for which row of the paper's tables on the embedded drawings, and what the others would need."""
+"""Which run stands for which row of the paper's tables on a backbone, and what the others would need."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-_BLIP = "needs BLIP's weights: train with model.backbone=transformers:<BLIP for retrieval>"
+import torch
+
+from hystar_fast.models.backbones import create_backbone
+from hystar_fast.models.config import HystarConfig, default_blocks
+
+CLIP, BLIP, ALBEF = "clip", "blip", "albef"
+_NEEDS_CLIP = "its backbone is CLIP: --backbone open_clip:<name>, or the packaged one"
+_NEEDS_BLIP = "its backbone is BLIP: --backbone transformers:<BLIP for retrieval>"
+_NEEDS_ALBEF = "its backbone is ALBEF: --backbone albef:<checkpoint>"
 _ADOPTED = "the paper took these figures from FreestyleRet; the model is no part of this package"
 _TEXT_PROMPTS = "a method of learned text prompts, no part of this package"
-_SAME = "on the tiny backbone's six blocks the same as 4, 7, 10, 13"
 _PROMPT_TUNED = "the prompt tuning of FreestyleRet's comparison, of which the paper says no more"
-_ZERO_SHOT = {"CLIP": "frozen", "LoRA": "lora", "VPT": "vpt", "FreestyleRet": "freestyle", "Hystar": "hystar"}
+_FREESTYLE = "freestyle"
+_ZERO_SHOT = {"CLIP": "frozen", "LoRA": "lora", "VPT": "vpt", "FreestyleRet": _FREESTYLE, "Hystar": "hystar"}
 _SUBGROUPS = "on the embedded drawings the categories are their subgroups, in styles all of which were trained on"
-EXTRACTORS = 10  # the table that compares them
-_LATER, _PREFIX = "CLIP(self), blocks 2, 4, 6", "hystar+style=prefix+blocks=2-4-6"
+LAYERS, WIDTHS, EXTRACTORS = 8, 9, 10  # the tables of injection layers, of hypernetworks, of style extractors
+_PAPERS_DEPTH, _PAPERS_RANK, _PAPERS_BLOCKS = 24, 1024, "4, 7, 10, 13"
+_BLOCKS = {
+    "4-12": range(4, 13),
+    "4, 6, 8, 10, 12": (4, 6, 8, 10, 12),
+    "4, 8, 12": (4, 8, 12),
+    "1": (1,),
+    "16, 19, 22, 24": (16, 19, 22, 24),
+}
+
+
+@dataclass(frozen=True)
+class Base:
+    """The backbone that a table is run on, as far as the rows depend on it.
+
+    Attributes:
+        family: "clip" (SigLIP and the packaged backbone too), "blip" or "albef".
+        depth: visual blocks.
+        rank: of the modulated weights.
+        style: where Hystar's style vector comes from unless a variant says otherwise.
+        blocks: the modulated blocks, where they are not the default of the depth.
+    """
+
+    family: str = CLIP
+    depth: int = 6
+    rank: int = 192
+    style: str = "clip"
+    blocks: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, config: HystarConfig) -> Base:
+        """The base of a configuration; no weight is read.
+
+        Raises:
+            ValueError: there is no such backbone.
+        """
+        blocks = config.blocks
+        if config.backbone == "tiny":
+            return cls(style=config.style, blocks=blocks)
+        with torch.device("meta"):
+            backbone = create_backbone(replace(config, pretrained=None))
+        return cls(backbone.family, backbone.depth, backbone.width, config.style, blocks)
 
 
 @dataclass(frozen=True)
@@ -37,33 +85,99 @@ class Plan:
     extra: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
-def plan(number: int, *, vgg: str | None = None, dinov2: str | None = None) -> Plan:
+def plan(number: int, base: Base | None = None, *, vgg: str | None = None, dinov2: str | None = None) -> Plan:
     """The plan of a table.
 
     Args:
         number: 1 to 14, but for 5 and 11, which are measured in their own ways.
-        vgg, dinov2: weights of the style extractors, for Table 10.
+        base: what it is run on; None for the packaged backbone.
+        vgg: weights of VGG-16, for Table 10 and for FreestyleRet's style prompts.
+        dinov2: weights of DINOv2, for Table 10.
     """
+    base = base or Base()
+    if number == LAYERS:
+        return _layers(base)
     if number == EXTRACTORS:
-        return _extractors(vgg, dinov2)
-    return _PLANS[number]
+        return _extractors(base, vgg, dinov2)
+    if number == WIDTHS:
+        return _widths(base.rank)
+    found = _OF_A_FAMILY.get((number, base.family), _PLANS[number])
+    row = next((row for row, run in found.runs.items() if run == _FREESTYLE), None)
+    if row is None:
+        return found
+    if vgg is None:
+        return replace(found, here="; ".join(filter(None, (found.here, "FreestyleRet reads random VGG weights"))))
+    return replace(found, runs={**found.runs, row: f"{_FREESTYLE}+style=vgg+style_pretrained={vgg}"})
 
 
-def _extractors(vgg: str | None, dinov2: str | None) -> Plan:
-    runs, missing = {"Static Only": "static+loss=info_nce", "CLIP(self)": "hystar"}, {}
+def _layers(base: Base) -> Plan:
+    ours = default_blocks(base.depth)
+    if base.blocks not in (None, ours):
+        return _all((_PAPERS_BLOCKS, *_BLOCKS), "it varies the blocks, so --blocks must be left out", _PAPERS_BLOCKS)
+    runs, missing = {_PAPERS_BLOCKS: "hystar"}, {}
+    rows = {ours: _PAPERS_BLOCKS}
+    for row, papers in _BLOCKS.items():
+        blocks = tuple(sorted({max(1, round(block * base.depth / _PAPERS_DEPTH)) for block in papers}))
+        if blocks in rows:
+            missing[row] = f"of {base.depth} blocks the same as {rows[blocks]}"
+        else:
+            rows[blocks], runs[row] = row, f"hystar+blocks={'-'.join(map(str, blocks))}"
+    here = f"blocks in proportion to the depth: {_listed(ours)} of {base.depth} for {_PAPERS_BLOCKS} of {_PAPERS_DEPTH}"
+    return Plan(runs, missing, _PAPERS_BLOCKS, "" if base.depth == _PAPERS_DEPTH else here)
+
+
+def _widths(rank: int) -> Plan:
+    here = f"hidden widths of once, twice and four times the rank, which is {rank} here"
+    return Plan(
+        {
+            "768-1024-1024": f"hystar+hypernetwork_width={rank}",
+            "768-2048-1024": "hystar",
+            "768-4096-1024": f"hystar+hypernetwork_width={4 * rank}",
+            "768-1024": "hystar+hypernetwork_depth=1",
+            "768-2048-2048-1024": "hystar+hypernetwork_depth=3",
+        },
+        {},
+        "768-2048-1024",
+        "" if rank == _PAPERS_RANK else here,
+    )
+
+
+def _extractors(base: Base, vgg: str | None, dinov2: str | None) -> Plan:
+    itself = {"clip": "CLIP(self)", "vgg": "VGG", "dinov2": "DINOv2"}
+    if base.style not in itself:
+        why = f"it compares extractors, so --style must be one of {', '.join(itself)}"
+        return _all(("Static Only", *itself.values()), why, "DINOv2")
+    runs, missing = {"Static Only": "static+loss=info_nce", "CLIP(self)": "hystar+style=clip"}, {}
     for row, style, weights in (("VGG", "vgg", vgg), ("DINOv2", "dinov2", dinov2)):
+        if base.style == style:
+            continue
         if weights is None:
             missing[row] = f"needs the extractor's weights: --{style} FILE" + " or a name" * (style == "vgg")
         else:
             runs[row] = f"hystar+style={style}+style_pretrained={weights}"
+    runs[itself[base.style]] = "hystar"
+    first = (base.blocks or default_blocks(base.depth))[:1]
+    extra = {"prefix": ("hystar+style=prefix", "CLIP(self)")}
+    if first == (1,):  # before the first block there are no tokens to read a style from
+        blocks = (base.depth // 3, 2 * base.depth // 3, base.depth)
+        later = f"CLIP(self), blocks {_listed(blocks)}"
+        suffix = f"+blocks={'-'.join(map(str, blocks))}"
+        extra = {
+            later: (runs["CLIP(self)"] + suffix, "CLIP(self)"),
+            f"prefix, blocks {_listed(blocks)}": (f"hystar+style=prefix{suffix}", later),
+        }
     return Plan(
         runs,
         missing,
-        "CLIP(self)",
+        itself[base.style],
         "VGG is Gram matrices of five stages; the paper does not name its features. prefix reads the style from the "
         "encoder's own tokens before its first modulated block, in one pass",
-        extra={_LATER: ("hystar+blocks=2-4-6", "CLIP(self)"), "prefix, blocks 2, 4, 6": (_PREFIX, _LATER)},
+        extra=extra,
     )
+
+
+def _listed(blocks: Sequence[int]) -> str:
+    return ", ".join(map(str, blocks))
 
 
 def _all(number_of_rows: tuple[str, ...], why: str, reference: str) -> Plan:
@@ -80,19 +194,19 @@ _PLANS = {
             "(IA)³": "ia3",
             "AdaptFormer": "adaptformer",
             "SSF": "ssf",
-            "FreestyleRet-CLIP": "freestyle",
+            "FreestyleRet-CLIP": _FREESTYLE,
             "Hystar-CLIP": "hystar",
         },
         {
             "CLIP*": _PROMPT_TUNED,
-            "BLIP*": _BLIP,
+            "BLIP*": _PROMPT_TUNED,
             "ImageBind": _ADOPTED,
             "LanguageBind": _ADOPTED,
-            "FreestyleRet-BLIP": f"{_BLIP} and model.method=freestyle",
-            "Hystar-BLIP": _BLIP,
+            "FreestyleRet-BLIP": _NEEDS_BLIP,
+            "Hystar-BLIP": _NEEDS_BLIP,
         },
         "Hystar-CLIP",
-        "every method trains with StyleNCE; FreestyleRet reads random VGG weights",
+        "every method trains with StyleNCE",
     ),
     2: Plan(_ZERO_SHOT, {}, "Hystar", _SUBGROUPS, task="category"),
     3: Plan(_ZERO_SHOT, {}, "Hystar", f"{_SUBGROUPS}, and the names stand alone", task="classify"),
@@ -124,25 +238,7 @@ _PLANS = {
         task="joint",
         extra={"CLIP, as it is": ("frozen", "Hystar")},
     ),
-    8: Plan(
-        {"4, 7, 10, 13": "hystar", "1": "hystar+blocks=1", "16, 19, 22, 24": "hystar+blocks=4-5-6"},
-        dict.fromkeys(("4-12", "4, 6, 8, 10, 12", "4, 8, 12"), _SAME),
-        "4, 7, 10, 13",
-        "blocks in proportion to the depth: 1, 2, 3 of six for 4, 7, 10, 13 of 24",
-    ),
-    9: Plan(
-        {
-            "768-1024-1024": "hystar+hypernetwork_width=192",
-            "768-2048-1024": "hystar",
-            "768-4096-1024": "hystar+hypernetwork_width=768",
-            "768-1024": "hystar+hypernetwork_depth=1",
-            "768-2048-2048-1024": "hystar+hypernetwork_depth=3",
-        },
-        {},
-        "768-2048-1024",
-        "hidden widths of once, twice and four times the rank, which is 192 on the tiny backbone",
-    ),
-    12: _all(("ALBEF", "Hystar"), "needs ALBEF's checkpoint and DSR: train with model.backbone=albef:<path>", "Hystar"),
+    12: _all(("ALBEF", "Hystar"), _NEEDS_ALBEF, "Hystar"),
     13: _all(
         _METHODS, "needs 3,000 pictures that the authors made with Stable Diffusion and did not publish", "Hystar"
     ),
@@ -158,5 +254,18 @@ _PLANS = {
         {},
         "StyleNCE loss",
     ),
+}
+_OF_BLIP = ("FreestyleRet-BLIP", "Hystar-BLIP")
+_OF_A_FAMILY = {
+    (1, BLIP): Plan(
+        dict(zip(_OF_BLIP, (_FREESTYLE, "hystar"), strict=True)),
+        dict.fromkeys(_PLANS[1].runs, _NEEDS_CLIP)
+        | {row: why for row, why in _PLANS[1].missing.items() if row not in _OF_BLIP},
+        "Hystar-BLIP",
+        _PLANS[1].here,
+        extra={"BLIP, as it is": ("frozen", "Hystar-BLIP")},
+    ),
+    (1, ALBEF): Plan({}, {**dict.fromkeys(_PLANS[1].runs, _NEEDS_CLIP), **_PLANS[1].missing}, "Hystar-CLIP"),
+    (12, ALBEF): Plan({"ALBEF": "frozen", "Hystar": "hystar"}, {}, "Hystar"),
 }
 TEXT_PROMPTS = dict.fromkeys(("CoOp", "ProGrad", "KgCoOp", "MaPLe", "TCP"), _TEXT_PROMPTS)

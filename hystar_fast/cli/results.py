@@ -12,8 +12,10 @@ from hystar_fast.cli.claims import claims, judge
 from hystar_fast.cli.compare import RESULTS_FILE, TUNING_FILE, asked_in
 from hystar_fast.cli.compare_table import REFERENCE, summarise
 from hystar_fast.cli.report import USUAL_CUTOFFS, interval
+from hystar_fast.cli.reproduce_rows import Base
 from hystar_fast.data.paper_tables import TABLES, paper_table
 from hystar_fast.methods.variants import is_variant
+from hystar_fast.models.config import HystarConfig
 from hystar_fast.retrieval.protocol import HARD_STYLES, IMAGE_STYLES, load_split
 from hystar_fast.retrieval.seeds import Queries, Runs, all_of, paired_difference, runs_by_method
 
@@ -62,7 +64,8 @@ class Results:
     def judged(self) -> list[dict[str, Any]]:
         """Every statement of the paper with its verdict."""
         styles = tuple(self.record.get("headline", IMAGE_STYLES))
-        found = claims(list(self.evaluations), styles=styles, headline=self.headline)
+        base = Base.of(HystarConfig.from_dict(self.record["config"]))
+        found = claims(list(self.evaluations), styles=styles, headline=self.headline, base=base)
         return [judge(claim, self.evaluations, self.headline) for claim in found] + self._judged_tables()
 
     def differences(self) -> dict[str, dict[str, dict[str, float | int]]]:

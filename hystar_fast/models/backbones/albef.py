@@ -102,6 +102,8 @@ class Albef(nn.Module):
 class AlbefTower(TimmTower):
     """The image embedding is the projected class token after the last norm."""
 
+    family = "albef"
+
     def __init__(self) -> None:
         super().__init__("visual_encoder", "vision_proj")
 

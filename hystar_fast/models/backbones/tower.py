@@ -35,6 +35,7 @@ class VisionTower(ABC):
     Every method takes ``visual``, the module that holds the tensors: the backbone's own, or a frozen twin of it.
     """
 
+    family: str = "clip"
     blocks_at: str
     attention_at: str = "attn"
     mlp_parts: tuple[str, ...] = ()  # what an MLP runs one after the other, a linear first; () for all its children
@@ -171,6 +172,11 @@ class TowerBackbone(Backbone):
     @property
     def blocks(self) -> Sequence[nn.Module]:
         return self.visual.get_submodule(self.tower.blocks_at)
+
+    @property
+    def family(self) -> str:
+        """ "clip" (whatever learned pictures and texts by contrast alone), "blip" or "albef"."""
+        return self.tower.family
 
     @property
     def recomputes(self) -> bool:

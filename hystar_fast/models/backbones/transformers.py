@@ -138,6 +138,7 @@ class Siglip2Tower(SiglipTower):
 class BlipTower(TransformersTower):
     """BlipForImageTextRetrieval: the embeddings of its contrastive heads; the matching head stays as it is."""
 
+    family = "blip"
     heads = ("vision_proj",)
 
     def pool(self, visual: Any, x: Tensor) -> Tensor:
