@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from test_cli import refused, run
 
 from hystar_fast.cli import figures, results
 from hystar_fast.cli.claims import NOT_RUN, NOT_TESTABLE, claims, judge
+from hystar_fast.cli.compare import at_edge
 from hystar_fast.cli.report import about
 from hystar_fast.cli.results import read_results
 from hystar_fast.cli.results_page import markdown
@@ -80,7 +82,12 @@ def folder(tmp_path: Path, concepts: StyledConcepts) -> Path:
         "summary": {},
     }
     (tmp_path / "compare.json").write_text(json.dumps(record))
-    trials = [{"method": name, "seconds": 60.0} for name in ("hystar", "lora", "vpt")]
+    tried = {"hystar": (0.05, 0.1, 0.2), "lora": (0.05, 0.1), "vpt": (0.1, 0.2)}
+    trials = [
+        {"method": name, "seconds": 60.0, "learning_rates": {"rate": rate}}
+        for name, rates in tried.items()
+        for rate in rates
+    ]
     (tmp_path / "tuning.json").write_text(json.dumps({"trials": trials, "seeds": [0], "chosen": chosen}))
     return tmp_path
 
@@ -126,10 +133,57 @@ def test_the_page_has_everything_with_its_interval(folder):
         assert words in page, words
 
 
+def test_the_page_says_what_was_tried_at_which_commits_and_how_to_go_on(folder):
+    record = json.loads((folder / "compare.json").read_text())
+    record |= {"commit": "aaa", "data": "DSR", "headline": ["art"], "cutoffs": {"R@1": 1, "R@5": 4}}
+    read = read_results(folder)
+    read = replace(read, record=record, runs=[{**read.runs[0], "commit": "bbb"}, *read.runs[1:]])
+    page = markdown(read, read.judged(), {})
+    assert f"commits bbb (1 runs), aaa ({len(read.runs) - 1} runs)" in page
+    tried = "7 trials: 2 settings a method, 1 seed each; 3 of `hystar`; best at the lowest or highest tried: "
+    assert f"{tried}rate of `lora`, rate of `vpt`" in page
+    assert "| R@5 (4 places) |" in page
+    missing = re.search(r"### Not run.*?```sh\n(.*?)\n```", page, re.DOTALL)
+    assert missing and f" --data dsr:ROOT --steps 120 --limit {CONCEPTS} --tuning-seeds 1 --no-tune" in missing[1]
+
+
+def test_of_settings_that_are_as_good_the_best_is_compared(concepts):
+    claim = next(claim for claim in claims() if claim.other == "hystar+lam=5")
+    runs = {"hystar": 0.0, "hystar+lam=2": 1.0, "hystar+lam=5": 0.5}
+    evaluations = {name: [restored(ranks(concepts, share), concepts)] for name, share in runs.items()}
+    found = judge(claim, evaluations, HARD_STYLES)
+    assert found["runs"] == ["hystar+lam=2", "hystar+lam=5"] and found["verdict"] == CONFIRMED
+    assert found["what"].endswith("the best of them above λ = 5 (here `hystar+lam=2`)")
+    del evaluations["hystar+lam=2"]
+    found = judge(claim, evaluations, HARD_STYLES)
+    assert found["runs"][0] == "hystar" and found["verdict"] == OPPOSITE
+
+
+def test_rates_at_an_edge_are_found_in_each_group():
+    tried = [{"static": s, "dynamic": d} for s, d in ((1, 2), (2, 1), (2, 2), (2, 3), (3, 2))]
+    assert at_edge({"static": 1, "dynamic": 2}, tried) == ["static"]
+    assert at_edge({"static": 2, "dynamic": 3}, tried) == ["dynamic"]
+    assert at_edge({"static": 2, "dynamic": 2}, tried) == []
+    assert at_edge({"rate": 1}, [{"rate": 1}]) == [], "of one there is no edge"
+
+
+def test_words_and_a_picture_are_compared_with_the_words_alone(folder, concepts):
+    together = "sketch+text, max"
+    asked = {"count": 3, "numbers": {"text": [0, 1, 2], together: [1, 2]}}
+    found = {"method": "hystar", "learning_rates": {"rate": 1}, "ranks": {"text": [0, 3, 3], together: [0, 0]}}
+    runs = [{**found, "seed": seed} for seed in (0, 1)]
+    joint = {"runs": runs, "asked": asked, "headline": [together], "summary": {"hystar": {}}}
+    (folder / "task-joint.json").write_text(json.dumps(joint))
+    row = read_results(folder).judged()[-1]
+    assert row["what"] == "Hystar asked with picture and words above words alone"
+    assert row["paper_difference"] == 19.0 and row["difference"]["value"] == 100.0 and row["verdict"] == CONFIRMED
+
+
 def test_a_table_of_zero_shot_rows_adds_its_verdicts(folder):
     row: dict[str, Any] = {"row": "LoRA", "run": "lora", "paper_difference": -11.2, "verdict": CONFIRMED}
     row["difference"] = {"value": -1.0, "low": -2.0, "high": -0.5}
     table = {"task": "category", "reference": "Hystar", "rows": [row, {"row": "CLIP"}]}
+    table |= {"ours": "R@1 of all", "here": "in styles that were trained on"}
     (folder / "table2.json").write_text(json.dumps(table))
     costs = {"hystar": {"median": 1.5, "low": 1.25, "high": 2.0}}
     timed = {"device": "cpu", "batch": 16, "turns": 7}
@@ -137,6 +191,7 @@ def test_a_table_of_zero_shot_rows_adds_its_verdicts(folder):
     judged(folder)
     page = (folder / "results.md").read_text()
     assert "| `hystar` | 1.50 [1.25, 2.00] |" in page
+    assert "Ours: R@1 of all; in styles that were trained on.\n\n| statement |" in page
     assert "| LoRA below Hystar | Table 2 | -11.2 | -1.0 [-2.0, -0.5] | **confirmed** |" in page
 
 

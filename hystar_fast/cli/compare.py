@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hystar_fast.cli.compare_table import compare_note, compare_tables, summarise
 from hystar_fast.cli.jobs import run_jobs
-from hystar_fast.cli.report import about, check_output, earlier, is_done, write_json
+from hystar_fast.cli.report import about, check_output, commit, earlier, is_done, write_json
 from hystar_fast.cli.source import USUAL, Parts, Source
 from hystar_fast.cli.tune import tune
 from hystar_fast.methods.adapter_files import save_method
@@ -123,7 +123,8 @@ def compare(settings: CompareSettings, console: Console) -> dict[str, Any]:
             write_json(settings.output / RESULTS_FILE, record)
             progress.advance(overall)
             console.print(f"{run['method']}, seed {run['seed']}: {run['seconds']} s", highlight=False)
-    record["at_edge"] = sorted(name for name, rates in chosen.items() if _at_edge(name, rates, source.backbone))
+    grids = {name: Variant.parse(settings.tuned_as(name)).grid(source.backbone) for name in chosen}
+    record["at_edge"] = sorted(name for name, rates in chosen.items() if at_edge(rates, grids[name]))
     kept = [run for key in planned for run in record["runs"] if key.items() <= run.items()]
     record["diverged"] = sorted({run["method"] for run in kept if "diverged" in run})
     kept = [run for run in kept if run["method"] not in record["diverged"]]
@@ -173,10 +174,14 @@ def _seeds(name: str, seeds: Sequence[int]) -> Sequence[int]:
     return seeds if Variant.parse(name).grid() else seeds[:1]
 
 
-def _at_edge(name: str, rates: dict[str, float], backbone: str) -> bool:
-    """Whether the one rate of a method is the first or last of its grid, so that a better one may lie outside."""
-    grid = Variant.parse(name).grid(backbone)
-    return len(rates) == 1 and rates in (grid[0], grid[-1])
+def at_edge(rates: Mapping[str, float], tried: Sequence[Mapping[str, float]]) -> list[str]:
+    """The parameter groups whose rate is the lowest or highest of those tried, so that a better one may lie outside."""
+    found = []
+    for group, rate in rates.items():
+        values = [trial[group] for trial in tried]
+        if len(set(values)) > 1 and rate in (min(values), max(values)):
+            found.append(group)
+    return found
 
 
 def _key(name: str, seed: int, chosen: dict[str, dict[str, float]]) -> dict[str, Any]:
@@ -209,7 +214,7 @@ def _run(run: _Run) -> tuple[dict[str, Any], dict[str, Any] | None]:
     parts, device = source.parts(), source.place()
     method = create_variant(name, source.config(), seed=seed)
     counts = count_parameters(method)
-    found: dict[str, Any] = {**run.key, "parameters": {"trainable": sum(counts.values()), **counts}}
+    found: dict[str, Any] = {**run.key, "commit": commit(), "parameters": {"trainable": sum(counts.values()), **counts}}
     began = time.perf_counter()
     if rates:
         styles = Variant.parse(name).styles or parts.styles

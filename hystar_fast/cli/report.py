@@ -8,6 +8,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,19 +40,19 @@ def machine() -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=1)
+def commit() -> str | None:
+    """The git commit of the package where it runs from a checkout, as it was when this process first asked."""
+    root = Path(hystar_fast.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+
+
 def source() -> dict[str, str | None]:
     """The version of the package, and its git commit where it runs from a checkout."""
-    root = Path(hystar_fast.__file__).resolve().parent.parent
-    commit = None
-    if (root / ".git").exists():
-        found = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        commit = found.stdout.strip() or None
-    return {"version": hystar_fast.__version__, "commit": commit}
+    return {"version": hystar_fast.__version__, "commit": commit()}
 
 
 def about() -> dict[str, Any]:

@@ -17,17 +17,18 @@ from rich.table import Table
 
 from hystar_fast.cli.compare import CompareSettings, compare
 from hystar_fast.cli.compare_table import bounded, recall_cell
-from hystar_fast.cli.compare_tasks import evaluate_task
+from hystar_fast.cli.compare_tasks import CATEGORY, CLASSIFY, JOINT, evaluate_task
 from hystar_fast.cli.computation import ROWS, computation
 from hystar_fast.cli.few_shot import FewShotSettings, run_few_shot
-from hystar_fast.cli.report import about, interval, write_json
-from hystar_fast.cli.reproduce_rows import EXTRACTORS, TEXT_PROMPTS, Base, plan
+from hystar_fast.cli.report import USUAL_CUTOFFS, about, interval, write_json
+from hystar_fast.cli.reproduce_rows import EXTRACTORS, TEXT_PROMPTS, Base, Plan, plan
 from hystar_fast.cli.results import chosen_runs, queries_in
 from hystar_fast.cli.timing import BATCH, REPEATS, embedding_times
 from hystar_fast.cli.verdicts import headline_mean, headline_of, verdict
 from hystar_fast.data.paper_tables import BATCH24, TABLES, PaperTable, paper_table
 from hystar_fast.methods.suite import create_method
 from hystar_fast.methods.variants import create_variant
+from hystar_fast.retrieval.evaluate_images import PROTOCOLS
 from hystar_fast.retrieval.protocol import HARD_STYLES
 from hystar_fast.retrieval.seeds import paired_difference, runs_by_method
 
@@ -87,17 +88,19 @@ def run_reproduce(settings: ReproduceSettings, console: Console) -> dict[int, di
 
 def _retrieval(settings: ReproduceSettings, paper: PaperTable, console: Console) -> dict[str, Any]:
     base = Base.of(settings.compare.source.config())
+    parts = settings.compare.source.parts()
     planned = plan(paper.number, base, vgg=settings.vgg, dinov2=settings.dinov2)
     known = {**planned.runs, **{name: run for name, (run, _) in planned.extra.items()}}
     summary: dict[str, Any] = {}
     record: dict[str, Any] = {}
-    ours, runs = "", list[str]()
+    ours, here, runs = "", planned.here, list[str]()
     if planned.runs:
         runs = list(known.values())
         record = compare(replace(settings.compare, methods=tuple(dict.fromkeys(runs))), console)
         found = evaluate_task(planned.task, settings.compare, record, console) if planned.task else record
         summary = found["summary"]
         ours = _ours(settings, paper, planned.task, found, record)
+        here = "; ".join(filter(None, (_besides(settings, planned, found), planned.here)))
     rows = []
     for name, values in paper.rows.items():
         row: dict[str, Any] = {"row": name, "paper": dict(zip(paper.columns, values, strict=True))}
@@ -119,8 +122,10 @@ def _retrieval(settings: ReproduceSettings, paper: PaperTable, console: Console)
     result: dict[str, Any] = {
         "ours": ours,
         "reference": planned.reference,
-        "here": planned.here,
+        "here": here,
         "task": planned.task,
+        "protocol": PROTOCOLS[settings.compare.source.protocol if planned.task in ("", JOINT) else "full"],
+        "cutoffs": dict(parts.cutoffs if planned.task in ("", JOINT) else USUAL_CUTOFFS),
         "rows": rows,
     }
     if paper.number == EXTRACTORS:
@@ -165,9 +170,17 @@ def _ours(
     ours += ", ranked within batches of 24" if batches else f", full gallery of {gallery}"
     ours += f", {record['steps']} steps of training; ± over seeds, [95 % interval over concepts]"
     ours += f"; backbone {source.backbone}"
-    if batches and paper.protocol == BATCH24 and data == paper.data:
+    if batches and paper.protocol == BATCH24 and data == paper.data and source.limit is None:
         ours += "; data and protocol are the paper's, so the two may be compared"
     return ours
+
+
+def _besides(settings: ReproduceSettings, planned: Plan, found: Mapping[str, Any]) -> str:
+    """What is asked of the adapters here that the paper does not ask."""
+    if found.get("data", "emoji") == "emoji":
+        return planned.on_emoji
+    trained_on = planned.task in (CATEGORY, CLASSIFY) and settings.compare.test_data is None
+    return "the categories are those of the training data, in styles that were trained on" * trained_on
 
 
 def _computation(settings: ReproduceSettings, paper: PaperTable, console: Console) -> dict[str, Any]:
@@ -179,11 +192,12 @@ def _computation(settings: ReproduceSettings, paper: PaperTable, console: Consol
     found = computation(embedding_times(timed, device, console))
     rows = [{**row, "paper": dict(zip(paper.columns, paper.rows[row["row"]], strict=True))} for row in found]
     ours = f"parameters counted on CLIP ViT-L/14; milliseconds a picture of {config.backbone}, in batches of {BATCH}"
-    ours += f" on {device.type}"
-    ours += ", Hystar's style being the backbone's own embedding"
+    ours += f" on {device.type}, Hystar's style being {config.style}"
     unused = next(row["with_unused_parts"] for row in found if row["row"] == "FreestyleRet")
     here = "FreestyleRet's parameters here are those that compute something; with the parts that its public code holds "
-    here += f"and never uses it has {unused['parameters'] / 1e6:.1f} M, {unused['added_share']:.2f} % more than CLIP"
+    here += f"and never uses it has {unused['parameters'] / 1e6:.1f} M, {unused['added_share']:.2f} % more than CLIP. "
+    here += "(IA)³ rescales keys, values and inner activations of the image tower; the paper does not say what it "
+    here += "rescales, and a scale of every output of every linear layer of both towers would be 0.07 %"
     return {"backbone": config.backbone, "device": device.type, "ours": ours, "here": here, "rows": rows}
 
 
@@ -229,6 +243,9 @@ def _show(result: dict[str, Any], console: Console) -> None:
     for row in result["rows"]:
         table.add_row(row["row"], *cells(row))
     console.print(table)
+    if cells is _retrieval_cells:
+        console.print(_by_query(result))
+        console.print(_papers_own(result))
     for heading in ("ours", "paper", "here", "note"):
         if result[heading]:
             console.print(f"{heading}: {result[heading]}", highlight=False, markup=False)
@@ -246,6 +263,32 @@ def _show(result: dict[str, Any], console: Console) -> None:
     for why in dict.fromkeys(row["missing"] for row in result["rows"] if "missing" in row):
         names = ", ".join(row["row"] for row in result["rows"] if row.get("missing") == why)
         console.print(f"not run: {names}: {why}", highlight=False, markup=False)
+
+
+def _by_query(result: dict[str, Any]) -> Table:
+    """Our R@1 in every kind of query, and how many parameters train."""
+    found = [row for row in result["rows"] if "recall" in row]
+    kinds = list(dict.fromkeys(kind for row in found for kind in row["recall"] if kind != "hard_mean"))
+    table = Table(title="ours, by query", title_justify="left", header_style="bold", padding=(0, 0))
+    table.add_column("row", overflow="fold")
+    for heading in (*kinds, "trained"):
+        table.add_column(heading, justify="right")
+    for row in found:
+        cells = (recall_cell(row["recall"].get(kind), "\n") for kind in kinds)
+        table.add_row(row["row"], *cells, f"{row['parameters']['trainable']:,}")
+    return table
+
+
+def _papers_own(result: dict[str, Any]) -> Table:
+    """Every figure that the paper prints in this table."""
+    rows = [row for row in result["rows"] if row["paper"]]
+    table = Table(title="the paper's figures", title_justify="left", header_style="bold", padding=(0, 0))
+    table.add_column("row", overflow="fold")
+    for column in rows[0]["paper"]:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(row["row"], *(_figure(value) for value in row["paper"].values()))
+    return table
 
 
 def _paper_cells(result: dict[str, Any]) -> Callable[[dict[str, Any] | None], tuple[str, ...]]:

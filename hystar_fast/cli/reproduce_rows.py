@@ -74,6 +74,7 @@ class Plan:
         reference: the row the others are compared with.
         here: how the rows differ from the paper's, beyond data and backbone.
         task: what the adapters are asked: "" for one picture by one query, else as `compare_tasks` says.
+        on_emoji: how they differ besides on the embedded drawings.
         extra: row of our own -> its run, and the row it is compared with.
     """
 
@@ -82,6 +83,7 @@ class Plan:
     reference: str
     here: str = ""
     task: str = ""
+    on_emoji: str = ""
     extra: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
@@ -208,8 +210,8 @@ _PLANS = {
         "Hystar-CLIP",
         "every method trains with StyleNCE",
     ),
-    2: Plan(_ZERO_SHOT, {}, "Hystar", _SUBGROUPS, task="category"),
-    3: Plan(_ZERO_SHOT, {}, "Hystar", f"{_SUBGROUPS}, and the names stand alone", task="classify"),
+    2: Plan(_ZERO_SHOT, {}, "Hystar", task="category", on_emoji=_SUBGROUPS),
+    3: Plan(_ZERO_SHOT, {}, "Hystar", task="classify", on_emoji=f"{_SUBGROUPS}, and the names stand alone"),
     4: Plan(
         {
             "CLIP": "frozen",

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from hystar_fast.cli.claims import claims, judge
-from hystar_fast.cli.compare import RESULTS_FILE, TUNING_FILE, asked_in
+from hystar_fast.cli.compare import RESULTS_FILE, TUNING_FILE, asked_in, at_edge
 from hystar_fast.cli.compare_table import REFERENCE, summarise
 from hystar_fast.cli.report import USUAL_CUTOFFS, interval
 from hystar_fast.cli.reproduce_rows import Base
+from hystar_fast.cli.verdicts import headline_mean, paper_figure, verdict
 from hystar_fast.data.paper_tables import TABLES, paper_table
 from hystar_fast.methods.variants import is_variant
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.retrieval.protocol import HARD_STYLES, IMAGE_STYLES, load_split
 from hystar_fast.retrieval.seeds import Queries, Runs, all_of, paired_difference, runs_by_method
 
-UNSEEN = "unseen subgroups"
+UNSEEN, REFERENCE_ROW = "unseen subgroups", "Hystar"
+JOINT_FILE = "task-joint.json"
 _SHEET = "the first ten answers of three methods to queries at fixed places of the held-out list, in"
 FIGURES = {
     3: "pictures that ask, by style and by class",
@@ -46,6 +48,7 @@ class Results:
         summary: method or variant -> what `summarise` says of it.
         evaluations: method or variant -> its runs.
         pictures: number -> ``figure<n>.png``, those that are there.
+        joint: ``task-joint.json``; None where pictures and words have not asked together.
     """
 
     record: Mapping[str, Any]
@@ -55,6 +58,7 @@ class Results:
     summary: Mapping[str, Any]
     evaluations: Mapping[str, Runs]
     pictures: Mapping[int, Path]
+    joint: Mapping[str, Any] | None = None
 
     @property
     def headline(self) -> tuple[str, ...]:
@@ -66,7 +70,18 @@ class Results:
         styles = tuple(self.record.get("headline", IMAGE_STYLES))
         base = Base.of(HystarConfig.from_dict(self.record["config"]))
         found = claims(list(self.evaluations), styles=styles, headline=self.headline, base=base)
-        return [judge(claim, self.evaluations, self.headline) for claim in found] + self._judged_tables()
+        judged = [judge(claim, self.evaluations, self.headline) for claim in found]
+        return [*judged, *self._judged_tables(), *self._judged_joint()]
+
+    def edges(self) -> dict[str, list[str]]:
+        """Method -> the parameter groups whose chosen rate is the lowest or highest of those tried."""
+        tried: dict[str, list[Mapping[str, float]]] = {}
+        for trial in (self.tuning or {}).get("trials", ()):
+            tried.setdefault(trial["method"], []).append(trial["learning_rates"])
+        found = {
+            name: at_edge(self.record["chosen"][name], rates) for name, rates in tried.items() if name in self.summary
+        }
+        return {name: groups for name, groups in found.items() if groups}
 
     def differences(self) -> dict[str, dict[str, dict[str, float | int]]]:
         """Method (no variant of Hystar) -> queries -> Hystar less it, in per cent with the paired interval."""
@@ -89,6 +104,7 @@ class Results:
         return [
             {
                 "subject": f"Table {number}: {paper_table(number).what}",
+                "here": "; ".join(filter(None, (table["ours"], table["here"]))),
                 "what": f"{row['row']} {'above' if row['paper_difference'] > 0 else 'below'} {table['reference']}",
                 "source": f"Table {number}",
                 "runs": [row["run"], REFERENCE],
@@ -101,6 +117,30 @@ class Results:
             for row in table["rows"]
             if "verdict" in row
         ]
+
+    def _judged_joint(self) -> list[dict[str, Any]]:
+        """Whether a picture and words together find more than the words alone, as Section C says of Hystar."""
+        if self.joint is None or REFERENCE not in self.joint["summary"]:
+            return []
+        asked = asked_in(self.joint)
+        assert asked is not None
+        ours = runs_by_method([run for run in self.joint["runs"] if run["method"] == REFERENCE], asked)[REFERENCE]
+        found = paired_difference(ours, ours, self.joint["headline"], other_styles=("text",))
+        if found is None:
+            return []
+        paper = paper_table(7)
+        printed = headline_mean(paper, REFERENCE_ROW), paper_figure(paper_table(1), f"{REFERENCE_ROW}-CLIP", "Text R@1")
+        assert printed[0] is not None
+        difference, gain = interval(found), round(printed[0] - printed[1], 1)
+        row = {
+            "subject": f"Table 7: {paper.what}",
+            "what": "Hystar asked with picture and words above words alone",
+            "source": "Table 7",
+            "runs": [REFERENCE, REFERENCE],
+            "paper_difference": gain,
+            "difference": difference,
+        }
+        return [{**row, "verdict": verdict(gain, difference["low"], difference["high"])}]
 
 
 def queries_in(record: Mapping[str, Any]) -> Queries:
@@ -130,7 +170,8 @@ def read_results(folder: Path) -> Results:
         runs, queries = chosen_runs(record), queries_in(record)
         headline, cutoffs = record.get("headline", HARD_STYLES), record.get("cutoffs", USUAL_CUTOFFS)
         summary = summarise(runs, queries, headline, list(record["queries"]), cutoffs)
-        return Results(record, tuning, tables, runs, summary, runs_by_method(runs, queries), pictures)
+        joint = _json(folder / JOINT_FILE) if (folder / JOINT_FILE).exists() else None
+        return Results(record, tuning, tables, runs, summary, runs_by_method(runs, queries), pictures, joint)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / RESULTS_FILE} holds no comparison: {error!r}") from error
 

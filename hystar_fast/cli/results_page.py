@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from urllib.parse import quote
 from rich.console import Console
 
 from hystar_fast.cli.claims import NOT_RUN, NOT_TESTABLE, UNTESTABLE
-from hystar_fast.cli.report import write_json
+from hystar_fast.cli.report import USUAL_CUTOFFS, write_json
 from hystar_fast.cli.reproduce_rows import EXTRACTORS
 from hystar_fast.cli.results import FIGURES, UNSEEN, Results, read_results
 from hystar_fast.cli.verdicts import CONFIRMED, OPEN, OPPOSITE
+from hystar_fast.data.open import KINDS
 from hystar_fast.methods.recipes import demo_config
 from hystar_fast.methods.variants import Variant, is_variant
 from hystar_fast.retrieval.evaluate_images import PROTOCOLS
@@ -56,46 +58,61 @@ def markdown(results: Results, judged: Sequence[Mapping[str, Any]], pictures: Ma
     figures = [
         f"![Figure {number}]({path})\n\nFigure {number}: {FIGURES[number]}." for number, path in pictures.items()
     ]
-    parts += [*_statements(judged), *_not_winning(results), *(["## Figures", *figures] if figures else [])]
+    parts += [*_statements(results, judged), *_not_winning(results), *(["## Figures", *figures] if figures else [])]
     return "\n\n".join(parts) + "\n"
 
 
 def commands(results: Results) -> list[str]:
-    """The `hystar-fast compare` commands that make these runs.
+    """The commands that make these runs, tables and figures.
 
     Variants that were not tuned by themselves, and those with fewer seeds, come apart.
     """
-    record, tuning = results.record, results.tuning or {}
-    tuned = {trial["method"] for trial in tuning.get("trials", ())}
+    tuned = {trial["method"] for trial in (results.tuning or {}).get("trials", ())}
     most = max(len(entry["seeds"]) for entry in results.summary.values())
     groups: dict[tuple[bool, int], list[str]] = {}
     for name, entry in results.summary.items():
         trained = bool(Variant.parse(name).grid())
         borrowed = trained and is_variant(name) and name not in tuned
         groups.setdefault((borrowed, len(entry["seeds"]) if trained else most), []).append(name)
-    options = (
-        _source_options(record)
-        + f" --steps {record['steps']}"
-        + f" --limit {record['limit']}" * (record["limit"] is not None)
-    )
-    options += f" --tuning-seeds {len(tuning['seeds'])}" if tuning else ""
-    return [
+    options = _options(results)
+    found = [
         f"hystar-fast compare --output FOLDER{options} --seeds {seeds}{' --no-tune-variants' * borrowed} "
         f"--methods {','.join(names)}"
         for (borrowed, seeds), names in sorted(groups.items(), key=lambda group: (group[0][0], -group[0][1]))
     ]
+    borrows = " --no-tune-variants" * any(borrowed for borrowed, _ in groups)
+    if results.tables:
+        numbers = " ".join(f"table{number}" for number in results.tables)
+        found.append(f"hystar-fast reproduce {numbers} --output FOLDER{options} --seeds {most}{borrows}")
+    if results.pictures:
+        numbers = " ".join(map(str, results.pictures))
+        found.append(f"hystar-fast figure {numbers} --output FOLDER{options} --seeds {most}")
+    return found
+
+
+def _options(results: Results) -> str:
+    """The options that all commands of a folder share."""
+    record, tuning = results.record, results.tuning
+    options = _source_options(record) + f" --steps {record['steps']}"
+    options += f" --limit {record['limit']}" * (record["limit"] is not None)
+    return options + (f" --tuning-seeds {len(tuning['seeds'])}" if tuning else "")
 
 
 def _source_options(record: Mapping[str, Any]) -> str:
     """The options of other data and another backbone than the demo's."""
     config, usual = record["config"], demo_config().to_dict()
     changed = {name: config[name] for name in ("backbone", "style", "style_pretrained") if config[name] != usual[name]}
-    words = f" --data {record.get('data')}:ROOT" * ("data" in record)
+    words = f" --data {_data_option(record['data'])}" if "data" in record else ""
     words += f" --protocol {record.get('protocol')}" * ("protocol" in record)
     words += "".join(f" --{name.replace('_', '-')} {value}" for name, value in changed.items())
     words += f" --weights {config['pretrained'] or 'random'}" * (config["pretrained"] != usual["pretrained"])
     words += f" --blocks {'-'.join(map(str, config['blocks'] or ()))}" * (config["blocks"] != usual["blocks"])
     return words + f" --batch-size {record.get('batch_size')}" * ("batch_size" in record)
+
+
+def _data_option(name: str) -> str:
+    """How `--data` names a data set; where its name is that of no kind, it was a folder or a file."""
+    return f"{name.lower()}:ROOT" if name.lower() in KINDS else "PATH"
 
 
 def _what_was_run(results: Results) -> str:
@@ -107,7 +124,7 @@ def _what_was_run(results: Results) -> str:
     config = record["config"]
     tried = ""
     if tuning:
-        tried = f" ({len(trials)} trials, {len(tuning['seeds'])} seed{'s' * (len(tuning['seeds']) > 1)} each)"
+        tried = f" ({_tried(results)})"
     protocol = PROTOCOLS[record.get("protocol", "full")]
     data = record.get("data", "embedded drawings")
     lines = [
@@ -118,12 +135,36 @@ def _what_was_run(results: Results) -> str:
         f"{record['intervals']}. It says how much the choice of queries matters, and nothing of the seeds; differences "
         "are paired, on the same queries and seeds.",
         f"Hardware: {machine['processor']}, {machine['cores']} cores, {machine['system']}; torch {versions['torch']}, "
-        f"Python {machine['python']}. hystar-fast {record['version']}, commit {record['commit']}, "
+        f"Python {machine['python']}. hystar-fast {record['version']}, {_commits(results)}; last on "
         f"{record['date'][:10]}. {seconds / 3600:.1f} hours of training and evaluation, added up over {len(trials)} "
         f"trials and {len(results.runs)} runs, some of which may have run side by side.",
         "```sh\n" + "\n".join(commands(results)) + "\n```",
     ]
     return "\n\n".join(lines)
+
+
+def _tried(results: Results) -> str:
+    """How many settings every method had, and which was best at the edge of them."""
+    assert results.tuning is not None
+    trials, seeds = results.tuning["trials"], len(results.tuning["seeds"])
+    counts = Counter(trial["method"] for trial in trials)
+    groups: dict[int, list[str]] = {}
+    for name, count in counts.items():
+        groups.setdefault(count // seeds, []).append(name)
+    usual = max(groups, key=lambda settings: len(groups[settings]))
+    words = f"{len(trials)} trials: {usual} settings a method, {seeds} seed{'s' * (seeds > 1)} each"
+    for settings, names in sorted(groups.items()):
+        words += f"; {settings} of {_listed(names)}" * (settings != usual)
+    edges = [f"{' and '.join(groups)} of `{name}`" for name, groups in results.edges().items()]
+    return words + f"; best at the lowest or highest tried: {', '.join(edges)}" * bool(edges)
+
+
+def _commits(results: Results) -> str:
+    """The commits that the runs were made at; a run that does not say was made at the head's."""
+    counts = Counter(run.get("commit") or results.record["commit"] for run in results.runs)
+    if len(counts) == 1:
+        return f"commit {next(iter(counts))}"
+    return "commits " + ", ".join(f"{name} ({count} runs)" for name, count in counts.items())
 
 
 def _methods(results: Results, names: Sequence[str]) -> str:
@@ -144,9 +185,18 @@ def _methods(results: Results, names: Sequence[str]) -> str:
             "–" if unseen is None else _bounded(unseen["R@1"]),
             f"{sum(seconds) / len(seconds):.0f}",
         ])  # fmt: skip
-    headings = ["method", "trained", "learning rates", "seeds", "R@1", "R@5", "R@1 less Hystar", f"R@1, {UNSEEN}"]
+    places = results.record.get("cutoffs", USUAL_CUTOFFS)["R@5"]
+    r5 = "R@5" if places == 5 else f"R@5 ({places} places)"
+    headings = ["method", "trained", "learning rates", "seeds", "R@1", r5, "R@1 less Hystar", f"R@1, {UNSEEN}"]
     headings.append("s a run")
-    return f"Mean of {', '.join(results.headline)}.\n\n" + _table(headings, rows)
+    random = [name for name in names if _reads_random_vgg(name, results.record["config"])]
+    note = f"\n\n{_listed(random)}: with random weights of VGG-16, of which none are packaged." if random else ""
+    return f"Mean of {', '.join(results.headline)}.\n\n" + _table(headings, rows) + note
+
+
+def _reads_random_vgg(name: str, config: Mapping[str, Any]) -> bool:
+    variant = Variant.parse(name)
+    return variant.method == "freestyle" and {**config, **variant.changes}["style"] != "vgg"
 
 
 def _queries(results: Results, names: Sequence[str]) -> str:
@@ -168,7 +218,7 @@ def _costs(table: Mapping[str, Any]) -> str:
     return f"{what}\n\n" + _table(["method", "ms a picture"], rows)
 
 
-def _statements(judged: Sequence[Mapping[str, Any]]) -> list[str]:
+def _statements(results: Results, judged: Sequence[Mapping[str, Any]]) -> list[str]:
     counts = _counts(judged)
     tested = [row for row in judged if "difference" in row]
     summary = "; ".join(f"{word}: {counts[word]}" for word in VERDICTS if counts[word])
@@ -185,7 +235,9 @@ def _statements(judged: Sequence[Mapping[str, Any]]) -> list[str]:
             for row in tested
             if row["subject"] == subject
         ]
-        parts.append(f"### {subject}\n\n" + _table(["statement", "where", "paper", "here", "verdict"], rows))
+        asked = dict.fromkeys(row["here"] for row in tested if row["subject"] == subject and row.get("here"))
+        note = "".join(f"Ours: {words}.\n\n" for words in asked)
+        parts.append(f"### {subject}\n\n{note}" + _table(["statement", "where", "paper", "here", "verdict"], rows))
     missing = [row for row in judged if row["verdict"] == NOT_RUN]
     if missing:
         names = dict.fromkeys(name for row in missing for name in row["why"].split(", "))
@@ -195,7 +247,8 @@ def _statements(judged: Sequence[Mapping[str, Any]]) -> list[str]:
             runs = dict.fromkeys(name for row in without for name in row["why"].split(", "))
             count = f"{len(without)} statement{'s' * (len(without) > 1)}"
             lines.append(f"- {subject}, {count}: no run of {_listed(runs)}")
-        run = f"hystar-fast compare --output FOLDER --methods {','.join(names)}"
+        borrows = " --no-tune-variants" * any("--no-tune-variants" in command for command in commands(results))
+        run = f"hystar-fast compare --output FOLDER{_options(results)}{borrows} --methods {','.join(names)}"
         parts.append("### Not run\n\n" + "\n".join(lines) + f"\n\n```sh\n{run}\n```")
     untestable = [(f"{r['what']} ({r['source']})", r["why"]) for r in judged if r["verdict"] == NOT_TESTABLE]
     parts.append("### Not testable here\n\n" + _table(["statement", "why"], [*untestable, *UNTESTABLE]))

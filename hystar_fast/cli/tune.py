@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from hystar_fast.cli.jobs import run_jobs
-from hystar_fast.cli.report import about, earlier, is_done, write_json
+from hystar_fast.cli.report import about, commit, earlier, is_done, write_json
 from hystar_fast.cli.source import USUAL, Source
 from hystar_fast.methods.recipes import TUNING_SEEDS
 from hystar_fast.methods.suite import TRAINED
@@ -96,7 +96,7 @@ def _try(trial: _Trial) -> dict[str, Any]:
     start = time.perf_counter()
     parts, device = trial.source.parts(), trial.source.place()
     method = create_variant(name, trial.source.config(), seed=seed)
-    found: dict[str, Any] = dict(trial.key)
+    found: dict[str, Any] = {**trial.key, "commit": commit()}
     try:
         styles = Variant.parse(name).styles or parts.styles
         losses = parts.train(method, parts.recipe(rates, trial.steps, seed, styles, trial.source.batch_size), device)

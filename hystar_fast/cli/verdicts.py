@@ -15,6 +15,14 @@ def verdict(paper: float, low: float, high: float) -> str:
     return OPPOSITE if high < 0 or low > 0 else OPEN
 
 
+def paper_figure(table: PaperTable, row: str, column: str) -> float:
+    """One figure of the paper; ValueError where the table has no such column or no figure there."""
+    found = table.rows[row][table.columns.index(column)]
+    if found is None:
+        raise ValueError(f"Table {table.number} has no figure of {row} in {column}")
+    return found
+
+
 def picture_mean(table: PaperTable, row: str) -> float | None:
     """The mean of a row's R@1 over the picture styles Art, Sketch and Low-Res; None for a table without them."""
     places = [i for i, column in enumerate(table.columns) if column in _PICTURE_STYLES]
