@@ -224,6 +224,10 @@ def no_json(root: Path) -> None:
     (trees.dsr(root) / "test.json").write_text("{")
 
 
+def no_split(root: Path) -> None:
+    (trees.dsr(root) / "test.json").rename(root / "train.json")
+
+
 def old_records(root: Path) -> None:
     (trees.dsr(root) / "test.json").write_text(json.dumps([{"image_path": "a/b.jpg"}]))
 
@@ -263,6 +267,8 @@ def strangers(root: Path) -> None:
     [
         ("dsr", no_images, "Found: art/, mosaic/, pictures/, sketch/, test.json, text/"),
         ("dsr", no_json, "Found: test.json that is no json"),
+        ("dsr", no_split, "and test.json: a list"),
+        ("dsr", no_split, "Found: no test.json, but train.json"),
         ("dsr", old_records, "Found: record 0 of test.json is {'image_path': 'a/b.jpg'}"),
         ("dsr", moved, "Found: none of the 1 pictures listed, the first being images/elsewhere/b.jpg"),
         ("domainnet", no_gallery, "Found: split files of clipart, sketch, none of real"),

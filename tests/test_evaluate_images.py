@@ -194,11 +194,31 @@ def test_on_the_emoji_it_is_the_demos_evaluation():
         ({"task": "category", "protocol": "batch24"}, "defined for task 'instance' alone"),
         ({"task": "classify"}, "takes no text"),
         ({"protocol": "batch24"}, "at least 24 for the batch24 protocol, got 6"),
+        (
+            {"protocol": "batch24", "metrics": [Metric.parse("mAP@all")]},
+            r"metrics cannot .* its own, R@1 of 24 and R@5 of 24 \(4 places\); got mAP@all",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(dsr, arguments, message):
     with pytest.raises(ValueError, match=message):
         evaluate_images(Pixels(), dsr, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("task", "record", "message"),
+    [
+        ("instance", Record("a", "photo", "cat"), "has none; it has categories, for task 'category' or 'classify'"),
+        ("category", Record("a", "photo", None, "a"), "has none; it has instances, for task 'instance'"),
+        ("classify", Record("a", "photo", None, "a"), "has none; it has instances, for task 'instance'"),
+        (None, Record("a", "photo"), "task 'category' needs categories, and few has none; it has no instances either"),
+    ],
+)
+def test_a_task_the_data_say_nothing_of_is_refused_with_the_one_that_fits(task, record, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_images(
+            Pixels(), ImageSet("few", "photo", (record,), lambda record: Image.new("RGB", (4, 4))), task=task
+        )
 
 
 def test_a_gallery_that_cannot_be_read_is_refused(tmp_path):
@@ -243,7 +263,13 @@ def test_the_command_keeps_the_categories_of_a_file(tmp_path):
 
 
 def test_the_command_refuses_what_it_cannot_use(tmp_path):
+    trees.domainnet(tmp_path / "domainnet")
+    message = refused("eval", "--method", "pixels", "--task", "instance", "--data", f"domainnet:{tmp_path}/domainnet")
+    assert "task 'instance' needs instances, and DomainNet has none; it has categories, for task 'category'" in message
     assert "must be one that needs no training" in refused("eval", "--method", "lora")
+    assert "metrics cannot be chosen with protocol 'batch24'" in refused(
+        "eval", "--method", "pixels", "--protocol", "batch24", "--metrics", "R@10"
+    )
     assert "must name its definition" in refused("eval", "--method", "pixels", "--metrics", "R@1,mAP@200")
     assert "there is nothing at" in refused("eval", "--method", "pixels", "--data", "dsr:/nowhere")
     assert "one category a line" in refused("eval", "--method", "pixels", "--categories", tmp_path)

@@ -50,6 +50,27 @@ def test_a_share_that_holds_out_no_pair_is_refused_before_training(tmp_path):
         open_training(DataSettings(source, validation=1e-9))
 
 
+def dsr(root: Path) -> str:
+    """Ten pictures with a training split."""
+    trees.dsr(root, n=10)
+    (root / "test.json").rename(root / "train.json")
+    return f"dsr:{root}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"styles": ["cubism"]}, r"style must be one of \('images', 'art', 'sketch', 'mosaic'\) of DSR, got 'cubism'"),
+        ({"styles": ["images"]}, r"styles must be styles that ask, \('art', 'sketch', 'mosaic', 'text'\) of DSR"),
+        ({"validation": 1e-9}, "nothing to choose by: DSR has no picture of 'images', the style that answers"),
+        ({"validation": "val"}, r"data\.validation = 'val' must be a split.*Found: no val\.json, but train\.json"),
+    ],
+)
+def test_a_bad_style_or_part_of_a_small_data_set_is_named(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        open_training(DataSettings(dsr(tmp_path), **{"validation": 0.3, **settings}))
+
+
 def test_no_picture_of_the_held_out_share_is_trained_on(tmp_path):
     source = f"pairs:{trees.pairs(tmp_path / 'chain', [(f'p{i}.png', f'p{i + 1}.png') for i in range(40)])}"
     method = create_method("static", HystarConfig(backbone="tiny", pretrained=None, style="clip", blocks=None))

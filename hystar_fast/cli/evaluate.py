@@ -38,7 +38,7 @@ class EvalSettings:
         data: see :func:`hystar_fast.data.open.open_images`.
         split: "val" or "test".
         task, protocol: see :func:`hystar_fast.retrieval.evaluate_images.evaluate_images`.
-        metrics: names, separated by commas.
+        metrics: names, separated by commas; None for those of the protocol.
         gallery_style: for style folders, the one that answers.
         categories: a file with one category a line; the others are left out.
         limit: use only so many pictures of each style.
@@ -54,7 +54,7 @@ class EvalSettings:
     split: str = "test"
     task: str | None = None
     protocol: str = "full"
-    metrics: str = "R@1,R@5"
+    metrics: str | None = None
     gallery_style: str | None = None
     categories: Path | None = None
     limit: int | None = None
@@ -70,7 +70,9 @@ def run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
     if settings.split not in ("val", "test"):
         raise ValueError(f"split must be 'val' or 'test', got {settings.split!r}")
     check_output(settings.output)
-    metrics = [Metric.parse(name.strip()) for name in settings.metrics.split(",")]
+    metrics = None
+    if settings.metrics is not None:
+        metrics = [Metric.parse(name.strip()) for name in settings.metrics.split(",")]
     images = open_images(settings.data, settings.split, gallery_style=settings.gallery_style)
     images = images.select(categories=_listed(settings.categories), limit=settings.limit)
     device = chosen_device(settings.device)
@@ -104,7 +106,7 @@ def report_table(name: str, report: Report) -> Table:
 
 
 def _evaluate(
-    method: Method, images: ImageSet, settings: EvalSettings, metrics: list[Metric], console: Console
+    method: Method, images: ImageSet, settings: EvalSettings, metrics: list[Metric] | None, console: Console
 ) -> Report:
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(f"embed {images.name}", total=len(images.records))

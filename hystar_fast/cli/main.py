@@ -127,12 +127,12 @@ def evaluate(
     ] = None,
     protocol: ProtocolName = "full",
     metrics: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="R@k, mAP@all, mAP@k:positives|capped|found, each also :interpolated, "
-            "Prec@k:k|gallery|positives; by commas."
+            "Prec@k:k|gallery|positives; by commas. By default R@1,R@5; batch24 has its own."
         ),
-    ] = "R@1,R@5",
+    ] = None,
     gallery_style: Annotated[str | None, typer.Option(help="For style folders, the one that answers.")] = None,
     categories: Annotated[Path | None, typer.Option(help="File of the categories to keep, one a line.")] = None,
     backbone: Annotated[str, typer.Option(help=f"Of frozen: {BACKBONES}.")] = "tiny",

@@ -26,7 +26,7 @@ def load_domainnet(root: str | Path, split: str = "test", styles: Sequence[str] 
         ValueError: the folder has another layout, or a label stands for two categories; the message says what was
             expected and found.
     """
-    root = Path(root)
+    root, layout = Path(root), LAYOUT.replace("<split>", split)
     listed = sorted(p.name.removesuffix(f"_{split}.txt") for p in root.glob(f"*_{split}.txt"))
     wanted = listed if styles is None else [GALLERY_STYLE, *(style for style in styles if style != GALLERY_STYLE)]
     missing = [style for style in (GALLERY_STYLE, *wanted) if style not in listed]
@@ -34,14 +34,14 @@ def load_domainnet(root: str | Path, split: str = "test", styles: Sequence[str] 
         found = (
             None if not listed else f"split files of {', '.join(listed)}" + f", none of {missing[0]}" * bool(missing)
         )
-        raise refuse("DomainNet", root, LAYOUT, found)
+        raise refuse("DomainNet", root, layout, found)
     names: dict[str, str] = {}
     records = [
         record
         for style in dict.fromkeys((GALLERY_STYLE, *wanted))
         for record in _lines(root, style, root / f"{style}_{split}.txt", names)
     ]
-    check_some_exist("DomainNet", root, records, LAYOUT)
+    check_some_exist("DomainNet", root, records, layout)
     return ImageSet("DomainNet", GALLERY_STYLE, tuple(records), from_folder(root))
 
 

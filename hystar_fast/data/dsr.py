@@ -23,37 +23,41 @@ def load_dsr(root: str | Path, split: str = "test") -> ImageSet:
 
     Args:
         root: the folder, see `LAYOUT`.
-        split: the name of the json file.
+        split: the name of the json file, which the layout calls ``<split>``.
 
     Raises:
         ValueError: the folder has another layout; the message says what was expected and found.
     """
     root = Path(root)
     annotations = root / f"{split}.json"
+    layout = LAYOUT.replace("<split>", split)
     styles = [style for style in QUERY_STYLES if (root / style).is_dir()]
-    if not annotations.is_file() or not (root / "images").is_dir() or not styles:
-        raise refuse("DSR", root, LAYOUT)
+    if not (root / "images").is_dir() or not styles:
+        raise refuse("DSR", root, layout)
+    if not annotations.is_file():
+        others = " and ".join(sorted(path.name for path in root.glob("*.json")))
+        raise refuse("DSR", root, layout, f"no {annotations.name}" + (others and f", but {others}"))
     skipped: list[Skipped] = []
     records: dict[str, list[Record]] = {style: [] for style in ("images", *styles)}
-    for entry in _entries(root, annotations):
+    for entry in _entries(root, annotations, layout):
         caption = _caption(root, entry["caption"], skipped) if "caption" in entry else None
         image = entry["image"]
         for style, listed in records.items():
             listed.append(Record(f"{style}/{image}", style, image.split("/")[0], image, caption))
-    check_some_exist("DSR", root, records["images"], LAYOUT)
+    check_some_exist("DSR", root, records["images"], layout)
     return ImageSet("DSR", "images", tuple(r for s in records.values() for r in s), from_folder(root), tuple(skipped))
 
 
-def _entries(root: Path, annotations: Path) -> list[dict[str, Any]]:
+def _entries(root: Path, annotations: Path, layout: str) -> list[dict[str, Any]]:
     try:
         entries = json.loads(annotations.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise refuse("DSR", root, LAYOUT, f"{annotations.name} that is no json: {error}") from error
+        raise refuse("DSR", root, layout, f"{annotations.name} that is no json: {error}") from error
     if not isinstance(entries, list) or not entries:
-        raise refuse("DSR", root, LAYOUT, f"{annotations.name} that is no list of records")
+        raise refuse("DSR", root, layout, f"{annotations.name} that is no list of records")
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or "/" not in entry["image"]:
-            raise refuse("DSR", root, LAYOUT, f"record {number} of {annotations.name} is {str(entry)[:80]}")
+            raise refuse("DSR", root, layout, f"record {number} of {annotations.name} is {str(entry)[:80]}")
     return entries
 
 

@@ -88,6 +88,8 @@ class ImageSet:
             ValueError: there is none.
         """
         found = tuple(record for record in self.records if record.style == style)
+        if not found and style in self.styles:
+            raise ValueError(f"{self.name} has no picture of {style!r}, the style that answers, in this part")
         if not found:
             raise ValueError(f"style must be one of {self.styles} of {self.name}, got {style!r}")
         return found

@@ -74,7 +74,7 @@ def evaluate_images(
     *,
     task: str | None = None,
     protocol: str = "full",
-    metrics: Sequence[Metric] = DEFAULT_METRICS,
+    metrics: Sequence[Metric] | None = None,
     templates: Sequence[str] = TEMPLATES,
     batch_size: int = 128,
     progress: Callable[[int], object] | None = None,
@@ -87,14 +87,16 @@ def evaluate_images(
         task: "instance" (the query's own picture is right, and so is a copy of it), "category" (Table 2), or
             "classify" (class names are the gallery, Table 3); by default "instance" where the data set has any, else
             "category".
-        protocol: "full", or "batch24" (instances only; its own cut-offs instead of `metrics`).
-        metrics: definitions, see :mod:`hystar_fast.retrieval.definitions`.
+        protocol: "full", or "batch24" (instances only).
+        metrics: definitions, see :mod:`hystar_fast.retrieval.definitions`; by default `DEFAULT_METRICS`. "batch24" has
+            cut-offs of its own and takes none.
         templates: of the names of classes, each with one ``{}``; for "classify".
         batch_size: images a forward pass.
         progress: called with the number of pictures done after every batch.
 
     Raises:
-        ValueError: an unknown task or protocol, one the data set or the method has nothing for, or no readable gallery.
+        ValueError: an unknown task or protocol, one the data set or the method has nothing for, metrics for "batch24",
+            or no readable gallery.
     """
     chosen = task or ("instance" if any(record.instance for record in images.records) else "category")
     if chosen not in TASKS or protocol not in PROTOCOLS:
@@ -103,6 +105,13 @@ def evaluate_images(
         )
     if protocol == "batch24" and chosen != "instance":
         raise ValueError(f"protocol 'batch24' is defined for task 'instance' alone, got task {chosen!r}")
+    if protocol == "batch24" and metrics is not None:
+        raise ValueError(
+            f"metrics cannot be chosen with protocol 'batch24', which has its own, {' and '.join(CUTOFFS)}; got "
+            f"{', '.join(map(str, metrics))}"
+        )
+    _check_task(chosen, images)
+    metrics = DEFAULT_METRICS if metrics is None else metrics
     run = _Run(method, images, batch_size, progress, [])
     if chosen == "classify":
         rows, answers = run.classify(metrics, templates)
@@ -117,6 +126,21 @@ def evaluate_images(
             rows = run.instances(gallery, None if protocol == "batch24" else metrics)
     skipped = (*images.skipped, *run.skipped)
     return Report(images.name, chosen, PROTOCOLS[protocol], answers, tuple(rows), len(images.records), skipped)
+
+
+def _check_task(task: str, images: ImageSet) -> None:
+    """ValueError if nothing could be right: the data set does not say what the task asks for."""
+    has = {
+        "instances": any(record.instance is not None for record in images.records),
+        "categories": any(record.category is not None for record in images.records),
+    }
+    needed = "instances" if task == "instance" else "categories"
+    if has[needed]:
+        return
+    fitting = {"instances": "task 'instance'", "categories": "task 'category' or 'classify'"}
+    other = next(what for what in has if what != needed)
+    there = f"{other}, for {fitting[other]}" if has[other] else f"no {other} either"
+    raise ValueError(f"task {task!r} needs {needed}, and {images.name} has none; it has {there}")
 
 
 @dataclass(frozen=True)

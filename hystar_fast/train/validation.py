@@ -75,7 +75,13 @@ def _records(data: DataSettings) -> TrainingData:
     if isinstance(data.validation, float):
         training, held_out = hold_out(training, data.validation)
     elif data.validation != "none":
-        held_out = open_images(data.source, data.validation, gallery_style=gallery_style)
+        try:
+            held_out = open_images(data.source, data.validation, gallery_style=gallery_style)
+        except ValueError as error:
+            raise ValueError(
+                f"data.validation = {data.validation!r} must be a split of {training.name} that can be opened, 'none' "
+                f"or the share to hold out, such as 0.1: {error}"
+            ) from error
         shared = {record.path for record in training.records} & {record.path for record in held_out.records}
         if shared:
             raise ValueError(
