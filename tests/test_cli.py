@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import typer.main
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+import hystar_fast
 from hystar_fast.cli.main import app
 from hystar_fast.data.emoji import EmojiStyles
 
@@ -43,6 +46,42 @@ def test_help_names_every_command():
     shown = run("--help").output
     for command in ("demo", "search", "info", "train", "eval", "embed", "tune"):
         assert command in shown
+
+
+def test_help_shows_every_option_whole_at_80_columns():
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for name, command in commands.items():
+        shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80"}).output
+        assert max(map(len, shown.splitlines())) <= 80
+        assert re.findall(r"--[\w-]*(?:…|\.\.\.)", shown) == []
+        for option in command.params:
+            for word in (*option.opts, *option.secondary_opts):
+                assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w…-])", shown), f"{name} {word}"
+
+
+def test_the_list_of_commands_has_whole_sentences():
+    shown = " ".join(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).output.split())
+    assert "..." not in shown.partition("Commands:")[2]
+    assert "as CoOp splits them." in shown
+
+
+def test_version():
+    assert run("--version").output == f"hystar-fast {hystar_fast.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "command", [("tune",), ("compare",), ("fewshot",), ("reproduce", "table4"), ("reproduce", "table11"), ("figure", 3)]
+)
+def test_vgg_as_the_style_needs_its_weights(command, tmp_path):
+    message = refused(*command, "--style", "vgg", "--output", tmp_path / "out")
+    assert message == "error: --style vgg needs --style-pretrained: a torchvision weights name or a file"
+
+
+def test_vgg_in_the_settings_of_a_training_needs_its_weights(tmp_path):
+    message = refused("train", "--output", tmp_path / "run", *sets("model.style=vgg"))
+    assert 'model.style = "vgg" needs model.style_pretrained: a torchvision weights name, a file or "random"' in message
+    result = run("train", "--output", tmp_path / "run", *sets("model.style=vgg", "model.style_pretrained=random"))
+    assert result.exit_code == 0, result.output
 
 
 def test_info_lists_every_op_on_both_devices():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ from small_clip import small_config, write_small_clip
 from test_cli import refused, run
 
 from hystar_fast.cli import few_shot
+from hystar_fast.cli.reproduce import _few_shot_cells
+from hystar_fast.cli.source import Source
 from hystar_fast.data.classes import open_classes
-from hystar_fast.methods.recipes import CHOSEN
-from hystar_fast.methods.suite import create_method
+from hystar_fast.methods.baselines import BASELINES
+from hystar_fast.methods.recipes import CHOSEN, untuned_rates
+from hystar_fast.methods.suite import TRAINED, create_method
+from hystar_fast.models.vgg import vgg_features
 from hystar_fast.retrieval.few_shot import accuracies, base_to_new, draw_shots, right
 from hystar_fast.retrieval.zero_shot import class_embeddings
 from hystar_fast.train.few_shot import train_few_shot
@@ -195,9 +200,61 @@ def test_training_draws_pictures_to_the_names_of_their_classes(tmp_path):
 def test_a_tuning_that_lacks_a_method_is_refused(tmp_path):
     tuning = tmp_path / "tuning.json"
     tuning.write_text('{"chosen": {"static": {"static": 0.1}}}')
-    assert few_shot._rates(tuning, ["frozen", "static"]) == {"static": {"static": 0.1}}
+    settings = few_shot.FewShotSettings(tmp_path, methods=("frozen", "static"), tuning=tuning)
+    assert few_shot._rates(settings) == {"static": ({"static": 0.1}, f"chosen in {tuning}")}
     with pytest.raises(ValueError, match="has chosen nothing for lora"):
-        few_shot._rates(tuning, ["static", "lora"])
+        few_shot._rates(replace(settings, methods=("static", "lora")))
+
+
+def test_without_a_tuning_the_tiny_backbone_has_the_demos_rates_and_others_the_papers():
+    tiny, large = untuned_rates("tiny"), untuned_rates("open_clip:ViT-L-14")
+    assert {name: tiny[name] for name in CHOSEN} == {name: (CHOSEN[name], "chosen for the demo") for name in CHOSEN}
+    assert large["hystar"] == ({"static": 1e-3, "dynamic": 1e-5}, "the paper's")
+    assert large["static"][0] == {"static": 1e-3} and large["lora"][0] == {"lora": 3e-4}
+    assert set(tiny) == set(large) == {*TRAINED, *BASELINES}
+    for name in CHOSEN:
+        assert all(tiny[name][0][group] >= 10 * rate for group, rate in large[name][0].items())
+
+
+def test_table_11_takes_the_rates_tuned_in_its_folder_and_the_papers_columns_of_its_data(tmp_path):
+    backbone = write_small_clip(tmp_path / "clip")
+    arguments = ("table11", "--backbone", backbone, "--weights", "folder", "--steps", 1, "--seeds", 1,
+                 "--output", tmp_path / "out")  # fmt: skip
+
+    def reproduced(name: str) -> tuple[str, dict[str, Any]]:
+        result = run("reproduce", *arguments, "--classes", tree(tmp_path / name, n=2))
+        assert result.exit_code == 0, result.output
+        return " ".join(result.output.split()), json.loads((tmp_path / "out" / "table11.json").read_text())
+
+    shown, found = reproduced("classes")
+    assert found["columns"] == "Average" and "74.70" in shown
+    assert found["rows"][-1]["few_shot"]["learning_rates"] == {"static": 1e-3, "dynamic": 1e-5}
+    assert found["here"].endswith("its learning rates here: the paper's")
+    config = Source(backbone=backbone, pretrained="folder").config().to_dict()
+    tuning = {"config": config, "chosen": {"hystar": {"static": 0.02, "dynamic": 0.004}}}
+    (tmp_path / "out" / "tuning.json").write_text(json.dumps(tuning))
+    shown, found = reproduced("Sun397_pictures")
+    assert found["columns"] == "SUN397" and "78.41" in shown and "74.70" not in shown
+    assert _few_shot_cells(found)(None)[3:] == ("paper, SUN397 base", "paper, SUN397 new", "paper, SUN397 H")
+    assert found["rows"][-1]["few_shot"]["learning_rates"] == {"static": 0.02, "dynamic": 0.004}
+    assert f"hystar static 0.02, dynamic 0.004 (chosen in {tmp_path}/out/tuning.json)" in shown
+    tuning["config"] = {**config, "blocks": [1]}
+    (tmp_path / "out" / "tuning.json").write_text(json.dumps(tuning))
+    shown, found = reproduced("imagenet")
+    assert found["columns"] == "ImageNet" and "70.98" in shown
+    assert found["rows"][-1]["few_shot"]["rates_from"] == "the paper's", "another model was tuned there"
+
+
+def test_style_and_blocks_are_those_asked_for(tmp_path):
+    torch.save({f"features.{name}": value for name, value in vgg_features(None).state_dict().items()}, tmp_path / "vgg")
+    arguments = ("--data", tree(tmp_path / "pictures", n=2), "--backbone", write_small_clip(tmp_path / "clip"),
+                 "--weights", "folder", "--methods", "hystar", "--seeds", 1, "--steps", 1)  # fmt: skip
+    result = run("fewshot", *arguments, "--style", "vgg", "--style-pretrained", tmp_path / "vgg", "--blocks", "2-4",
+                 "--output", tmp_path / "out")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    config = json.loads((tmp_path / "out" / "few_shot.json").read_text())["config"]
+    assert (config["style"], config["style_pretrained"], config["blocks"]) == ("vgg", str(tmp_path / "vgg"), [2, 4])
+    assert "learning rates: hystar static 0.001, dynamic 1e-05 (the paper's)" in " ".join(result.output.split())
 
 
 def test_the_command_writes_what_it_found(tmp_path):

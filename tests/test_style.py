@@ -180,6 +180,13 @@ def test_vgg_reads_a_state_dict(tmp_path: Path) -> None:
     assert relative_error(extractor(images)[0].double(), truth) < 1e-4
 
 
+def test_vgg_has_no_default_weights(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r'style="vgg" needs style_pretrained: .*got the default, .facebook/dinov2-base'
+    ):
+        style_of(tmp_path, style="vgg")
+
+
 @pytest.mark.parametrize(("style", "pretrained"), [("dinov2", "/no/such/folder"), ("vgg", "NO_SUCH_WEIGHTS")])
 def test_missing_weights_are_named(tmp_path: Path, style: str, pretrained: str) -> None:
     with pytest.raises(ValueError, match=f"style_pretrained='{pretrained}' .* style='{style}'"):

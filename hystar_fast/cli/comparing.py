@@ -106,7 +106,7 @@ def tune(
     *,
     source: Source,
 ) -> None:
-    """Choose learning rates on the validation part, with the same trials for every method."""
+    """Choose learning rates of static, lora and hystar on the validation part, with the same number of trials each."""
     from hystar_fast.cli.tune import tune as run_tuning
     from hystar_fast.methods.recipes import TUNING_SEEDS
 
@@ -133,6 +133,7 @@ def compare(
 
 @app.command("fewshot")
 @clear_errors()
+@shares("source", source_of, without=("data", "protocol", "device", "batch_size", "limit"))
 def few_shot(
     data: Annotated[
         str,
@@ -145,26 +146,29 @@ def few_shot(
     seeds: Annotated[int, typer.Option(min=1, help="Draws of the shots, with seeds 0, 1, …")] = 3,
     steps: Annotated[int, typer.Option(min=0, help="Training steps.")] = 60,
     batch_size: Annotated[int, typer.Option(min=2, help="Classes a batch, with one picture each.")] = 48,
-    backbone: BackboneName = "tiny",
-    weights: Weights = "packaged",
-    style: Style = "clip",
+    *,
+    source: Source,
     template: Annotated[
         str | None,
         typer.Option(help='Of class names, with one {}; by default "{}" for emoji, else "a photo of a {}."'),
     ] = None,
-    tuning: Annotated[Path | None, typer.Option(help="A tuning.json of compare, for its learning rates.")] = None,
+    tuning: Annotated[
+        Path | None,
+        typer.Option(
+            help="A tuning.json of compare, for its learning rates; by default those of the demo with tiny, else the "
+            "paper's of Hystar and the middle of each other method's grid."
+        ),
+    ] = None,
     output: Folder = Path("runs/fewshot"),
     limit: Annotated[int | None, typer.Option(min=1, help="Test at most so many pictures of each half.")] = None,
     device: Device = "auto",
 ) -> None:
     """Classify base and new classes after training on a few pictures of the base ones, as CoOp splits them."""
     from hystar_fast.cli.few_shot import FewShotSettings, run_few_shot
-    from hystar_fast.models.config import HystarConfig
 
-    config = HystarConfig(backbone=backbone, pretrained=pretrained(weights), style=style, blocks=None)
     names = tuple(name.strip() for name in methods.split(","))
     settings = FewShotSettings(
-        output, data, names, config, template, shots, range(seeds), steps, batch_size, tuning, limit, device
+        output, data, names, source.config(), template, shots, range(seeds), steps, batch_size, tuning, limit, device
     )
     run_few_shot(settings, Console())
 

@@ -23,7 +23,7 @@ from hystar_fast.data.records import ImageSet, Record, Skipped, read_images
 from hystar_fast.methods.baselines import BASELINES
 from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.on_device import chosen_device, placed
-from hystar_fast.methods.recipes import BASELINE_GRID, CHOSEN, demo_config
+from hystar_fast.methods.recipes import demo_config, untuned_rates
 from hystar_fast.methods.suite import TRAINED, create_method
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.retrieval.embedded import embed_records
@@ -52,8 +52,8 @@ class FewShotSettings:
         shots: pictures a base class.
         seeds: of the shots and of the training.
         steps, batch_size: of the training.
-        tuning: a ``tuning.json`` of `hystar-fast compare` whose learning rates are taken; else the demo's, and for the
-            other baselines the middle of their grid.
+        tuning: a ``tuning.json`` of `hystar-fast compare` whose learning rates are taken; else those of
+            :func:`hystar_fast.methods.recipes.untuned_rates`.
         limit: test at most so many pictures of each half.
         device: "auto", "cpu" or "cuda".
     """
@@ -89,7 +89,7 @@ def run_few_shot(settings: FewShotSettings, console: Console) -> dict[str, Any]:
         parts = BaseToNew(
             parts.base, parts.new, parts.training, _spread(parts.base_test, settings), _spread(parts.new_test, settings)
         )
-    chosen = _rates(settings.tuning, settings.methods)
+    chosen = _rates(settings)
     skipped: list[Skipped] = []
     results = _header(settings, images, parts) | {"device": str(device)}
     with Progress(console=console, transient=True) as progress:
@@ -104,8 +104,8 @@ def run_few_shot(settings: FewShotSettings, console: Console) -> dict[str, Any]:
             method = create_method(name, settings.config, seed=seed)
             entry = results["methods"].setdefault(name, {"parameters": sum(count_parameters(method).values())})
             if name in chosen:
-                entry["learning_rates"] = chosen[name]
-                _train(method, images, parts, settings, chosen[name], seed, skipped, device)
+                entry["learning_rates"], entry["rates_from"] = chosen[name]
+                _train(method, images, parts, settings, chosen[name][0], seed, skipped, device)
             answering = placed(method, device)
             found.setdefault(name, []).append(_classify(answering, images, parts, settings, skipped))
             entry.setdefault("seconds", []).append(round(time.perf_counter() - began, 1))
@@ -114,10 +114,21 @@ def run_few_shot(settings: FewShotSettings, console: Console) -> dict[str, Any]:
             write_json(settings.output / RESULTS_FILE, results)
             progress.advance(overall)
     console.print(few_shot_table(results))
+    if any(name in chosen for name in settings.methods):
+        console.print(_rates_taken(results), highlight=False, markup=False)
     if results["skipped"]:
         console.print(f"skipped {results['skipped']} pictures that cannot be read, the first: {skipped[0].path}")
     console.print(f"wrote {settings.output / RESULTS_FILE}")
     return results
+
+
+def has_chosen(tuning: Path, config: HystarConfig, methods: Sequence[str]) -> bool:
+    """Whether a ``tuning.json`` is there, is of this configuration and has learning rates for these methods."""
+    try:
+        record = json.loads(tuning.read_text(encoding="utf-8"))
+        return bool(record["config"] == config.to_dict() and set(methods) <= set(record["chosen"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def few_shot_table(results: dict[str, Any]) -> Table:
@@ -142,18 +153,30 @@ def _spread(records: Sequence[Record], settings: FewShotSettings) -> tuple[Recor
     return tuple(records[i * len(records) // limit] for i in range(limit))
 
 
-def _rates(tuning: Path | None, methods: Sequence[str]) -> dict[str, dict[str, float]]:
-    rates = {**{name: grid[len(grid) // 2] for name, grid in BASELINE_GRID.items()}, **CHOSEN}
+def _rates_taken(results: dict[str, Any]) -> str:
+    """The learning rates of each method, and where they come from."""
+    taken: dict[str, list[str]] = {}
+    for name, entry in results["methods"].items():
+        if "learning_rates" in entry:
+            rates = entry["learning_rates"].items()
+            shown = ", ".join(f"{rate:g}" if group == name else f"{group} {rate:g}" for group, rate in rates)
+            taken.setdefault(entry["rates_from"], []).append(f"{name} {shown}")
+    return "learning rates: " + "; ".join(f"{', '.join(shown)} ({why})" for why, shown in taken.items())
+
+
+def _rates(settings: FewShotSettings) -> dict[str, tuple[dict[str, float], str]]:
+    """The learning rates of each trained method, and where they come from."""
+    rates, tuning = untuned_rates(settings.config.backbone), settings.tuning
     if tuning is None:
         return rates
     try:
         chosen = {str(k): dict(v) for k, v in json.loads(tuning.read_text(encoding="utf-8"))["chosen"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"tuning must be a tuning.json with what was chosen: {error!r}") from error
-    missing = [name for name in methods if name in rates and name not in chosen]
+    missing = [name for name in settings.methods if name in rates and name not in chosen]
     if missing:
         raise ValueError(f"tuning {tuning} has chosen nothing for {', '.join(missing)}")
-    return chosen
+    return {name: (found, f"chosen in {tuning}") for name, found in chosen.items()}
 
 
 def _train(

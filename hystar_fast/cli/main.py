@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 import hystar_fast
 from hystar_fast.cli import comparing
@@ -17,13 +18,40 @@ from hystar_fast.cli.errors import clear_errors
 from hystar_fast.cli.options import BACKBONES, Device, Folder, Limit, ProtocolName, Seed, Weights, pretrained
 from hystar_fast.ops.status import info as op_info
 
+
+class WholeHelp(TyperGroup):
+    """Lists the commands with whole sentences, where click cuts them to one line."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        rows = [(name, self.commands[name].get_short_help_str(limit=1000)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+# no rich markup: in its tables the names of options are cut at 80 columns
 app = typer.Typer(
     name="hystar-fast",
-    help="Style-adaptive image retrieval: sketches, drawings, thumbnails and words find pictures.",
+    cls=WholeHelp,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"hystar-fast {hystar_fast.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Style-adaptive image retrieval: sketches, drawings, thumbnails and words find pictures."""
 
 
 @app.command()
@@ -118,7 +146,8 @@ def evaluate(
     data: Annotated[
         str,
         typer.Option(
-            help="emoji, dsr:, domainnet:, folders:, pairs: or shards:<path>, or a path recognised by its layout."
+            help="emoji, or dsr:, domainnet:, folders:, pairs:, shards: or icons:<path>, or a path recognised by "
+            "its layout."
         ),
     ] = "emoji",
     split: Annotated[str, typer.Option(help="val or test.")] = "test",
@@ -133,7 +162,9 @@ def evaluate(
             "Prec@k:k|gallery|positives; by commas. By default R@1,R@5; batch24 has its own."
         ),
     ] = None,
-    gallery_style: Annotated[str | None, typer.Option(help="For style folders, the one that answers.")] = None,
+    gallery_style: Annotated[
+        str | None, typer.Option(help="Of folders, shards and icons, the style that answers.")
+    ] = None,
     categories: Annotated[Path | None, typer.Option(help="File of the categories to keep, one a line.")] = None,
     backbone: Annotated[str, typer.Option(help=f"Of frozen: {BACKBONES}.")] = "tiny",
     weights: Annotated[str, typer.Option(help="Of frozen: a tag, a file, packaged, or random.")] = "packaged",

@@ -34,7 +34,12 @@ TestData = Annotated[
 ]
 BackboneName = Annotated[str, typer.Option("--backbone", help=f"{BACKBONES}.")]
 Style = Annotated[str, typer.Option(help="Where the style vector comes from: clip, prefix, dinov2 or vgg.")]
-StylePretrained = Annotated[str | None, typer.Option(help="Weights of the style extractor, where it has its own.")]
+StylePretrained = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights of dinov2 (by default facebook/dinov2-base) or of vgg, which needs them: a name or a file."
+    ),
+]
 Blocks = Annotated[
     str | None, typer.Option(help="The blocks that are modulated, as 4-7-10-13; by default those of the depth.")
 ]

@@ -15,11 +15,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from hystar_fast.cli.compare import CompareSettings, compare
+from hystar_fast.cli.compare import TUNING_FILE, CompareSettings, compare
 from hystar_fast.cli.compare_table import bounded, recall_cell
 from hystar_fast.cli.compare_tasks import CATEGORY, CLASSIFY, JOINT, evaluate_task
 from hystar_fast.cli.computation import ROWS, computation
-from hystar_fast.cli.few_shot import FewShotSettings, run_few_shot
+from hystar_fast.cli.few_shot import FewShotSettings, has_chosen, run_few_shot
 from hystar_fast.cli.report import USUAL_CUTOFFS, about, interval, write_json
 from hystar_fast.cli.reproduce_rows import EXTRACTORS, TEXT_PROMPTS, Base, Plan, plan
 from hystar_fast.cli.results import chosen_runs, queries_in
@@ -33,6 +33,7 @@ from hystar_fast.retrieval.protocol import HARD_STYLES
 from hystar_fast.retrieval.seeds import paired_difference, runs_by_method
 
 COMPUTATION, FEW_SHOT = 5, 11
+_CLASS_DATA = ("ImageNet", "SUN397")  # of Table 11
 
 
 @dataclass(frozen=True)
@@ -202,11 +203,13 @@ def _computation(settings: ReproduceSettings, paper: PaperTable, console: Consol
 
 
 def _few_shot(settings: ReproduceSettings, paper: PaperTable, console: Console) -> dict[str, Any]:
+    tuning = settings.compare.output / TUNING_FILE
     chosen = FewShotSettings(
         settings.compare.output / "few_shot",
         data=settings.classes,
         methods=("frozen", "hystar"),
         config=settings.compare.source.config(),
+        tuning=tuning if has_chosen(tuning, settings.compare.source.config(), ("hystar",)) else None,
         seeds=settings.compare.seeds,
         steps=settings.few_shot_steps,
         limit=settings.compare.source.limit,
@@ -224,7 +227,9 @@ def _few_shot(settings: ReproduceSettings, paper: PaperTable, console: Console) 
     ours = f"{about['name']}, {about['base']} base and {about['new']} new classes, {about['shots']} shots"
     return {
         "ours": ours,
-        "here": "the paper does not say how Hystar is trained on classes; see docs/comparing.md",
+        "here": "the paper does not say how Hystar is trained on classes (see docs/comparing.md); its learning rates "
+        f"here: {found['methods']['hystar']['rates_from']}",
+        "columns": next((name for name in _CLASS_DATA if name.lower() in about["name"].lower()), "Average"),
         "rows": rows,
     }
 
@@ -235,7 +240,7 @@ def _show(result: dict[str, Any], console: Console) -> None:
     table = Table(title=title, title_justify="left", header_style="bold", padding=(0, 0))
     table.add_column("row", overflow="fold")
     cells: Callable[[dict[str, Any] | None], tuple[str, ...]]
-    cells = {COMPUTATION: _computation_cells, FEW_SHOT: _few_shot_cells}.get(number, _retrieval_cells)
+    cells = {COMPUTATION: _computation_cells, FEW_SHOT: _few_shot_cells(result)}.get(number, _retrieval_cells)
     if all("missing" in row for row in result["rows"]):
         cells = _paper_cells(result)
     for heading in cells(None):
@@ -320,13 +325,17 @@ def _computation_cells(row: dict[str, Any] | None) -> tuple[str, ...]:
     return tuple(cell for pair in zip(cells, shown, strict=True) for cell in pair)
 
 
-def _few_shot_cells(row: dict[str, Any] | None) -> tuple[str, ...]:
-    if row is None:
-        return ("ours: base", "ours: new", "ours: H", "paper: base", "paper: new", "paper: H")
-    cells = ["–"] * 3
-    if "few_shot" in row:
-        cells = [bounded(row["few_shot"][part], ".1f") for part in ("base", "new", "H")]
-    return (*cells, *(_figure(row["paper"].get(f"Average {part}"), ".2f") for part in ("Base", "New", "H")))
+def _few_shot_cells(result: dict[str, Any]) -> Callable[[dict[str, Any] | None], tuple[str, ...]]:
+    data, parts = result.get("columns", "Average"), ("base", "new", "H")
+
+    def cells(row: dict[str, Any] | None) -> tuple[str, ...]:
+        if row is None:
+            return (*(f"ours: {part}" for part in parts), *(f"paper, {data} {part}" for part in parts))
+        ours = [bounded(row["few_shot"][part], ".1f") if "few_shot" in row else "–" for part in parts]
+        headings = (f"{data} {part[0].upper()}{part[1:]}" for part in parts)
+        return (*ours, *(_figure(row["paper"].get(heading), ".2f") for heading in headings))
+
+    return cells
 
 
 def table_numbers(names: Sequence[str]) -> list[int]:

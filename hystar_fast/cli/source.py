@@ -76,6 +76,9 @@ class Source:
             its default, for `blocks` the default of the backbone's depth.
         device: "auto", "cpu" or "cuda"; None for the CPU with the embedded drawings, and "auto" with other data.
         batch_size: pairs a step.
+
+    Raises:
+        ValueError, TypeError: fields that are no :class:`HystarConfig`, or VGG as the style without weights.
     """
 
     data: str = "emoji"
@@ -88,6 +91,10 @@ class Source:
     blocks: tuple[int, ...] | None = None
     device: str | None = None
     batch_size: int = BATCH_SIZE
+
+    def __post_init__(self) -> None:
+        if self.config().lacks_style_weights:
+            raise ValueError("--style vgg needs --style-pretrained: a torchvision weights name or a file")
 
     def config(self) -> HystarConfig:
         """The configuration that the methods and variants are built from."""

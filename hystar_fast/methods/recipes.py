@@ -70,6 +70,26 @@ CHOSEN: dict[str, dict[str, float]] = {
 }
 
 
+def untuned_rates(backbone: str) -> dict[str, tuple[dict[str, float], str]]:
+    """Name -> the learning rates of a trained method where nobody has tuned them, and in words where they come from.
+
+    Args:
+        backbone: of the configuration; what was chosen for the tiny one is far too high for large ones.
+
+    Example:
+        >>> untuned_rates("tiny")["lora"]
+        ({'lora': 0.003}, 'chosen for the demo')
+        >>> untuned_rates("open_clip:ViT-L-14")["hystar"]
+        ({'static': 0.001, 'dynamic': 1e-05}, "the paper's")
+    """
+    grids = BASELINE_GRID if backbone == "tiny" else LARGE_GRID
+    middle = "the middle of the grid, as nothing was tuned"
+    found = {name: (grid[len(grid) // 2], middle) for name, grid in grids.items() if name != "dynamic"}
+    if backbone == "tiny":
+        return found | {name: (rates, "chosen for the demo") for name, rates in CHOSEN.items()}
+    return found | {"hystar": (LARGE_GRID["hystar"][0], "the paper's")}
+
+
 def demo_config(pretrained: str | None = "packaged") -> HystarConfig:
     """The Hystar of the demo: the tiny backbone with its own frozen embedding as the style."""
     return HystarConfig(backbone="tiny", pretrained=pretrained, style="clip", blocks=None)

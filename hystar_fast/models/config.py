@@ -37,8 +37,8 @@ class HystarConfig:
             a backbone that has one, and each channel's mean and deviation over the patches, where they enter the first
             modulated block: how a picture is drawn, hardly what it shows).
         style_pretrained: for ``"dinov2"`` the id or local path of one, with or without registers, or None for small
-            random weights; for ``"vgg"`` a torchvision weights name, a local state dict, or None; ``"clip"`` and
-            ``"prefix"`` do not read it.
+            random weights; for ``"vgg"``, which has no default, a torchvision weights name, a local state dict, or
+            None; ``"clip"`` and ``"prefix"`` do not read it.
         style_normalization: ``"backbone"`` shows the extractor the very pixels the backbone sees (the published
             system); ``"own"`` renormalises them to the statistics the extractor was trained with.
         blocks: 1-based visual blocks the style modulates, their packed qkv weight unless `design` says otherwise. None
@@ -111,6 +111,11 @@ class HystarConfig:
             _check_positive(name, getattr(self, name))
         if self.gamma != "auto":
             _check_positive("gamma", self.gamma)
+
+    @property
+    def lacks_style_weights(self) -> bool:
+        """Whether the style is VGG's and `style_pretrained` still its default, which is a DINOv2."""
+        return self.style == "vgg" and self.style_pretrained == HystarConfig.style_pretrained
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values."""

@@ -157,6 +157,11 @@ def create_style(config: HystarConfig, backbone: Backbone) -> StyleExtractor:
         return BackboneStyle(backbone)
     if config.style == "prefix":
         return PrefixStyle(backbone, min(resolve_blocks(config.blocks, backbone.depth, config.backbone)) - 1)
+    if config.lacks_style_weights:
+        raise ValueError(
+            'style="vgg" needs style_pretrained: a torchvision weights name, a file, or None for random weights; got '
+            f"the default, {config.style_pretrained!r}, which is a DINOv2"
+        )
     renormalise = _to_imagenet(backbone) if config.style_normalization == "own" else None
     try:
         with repeatable_weights():

@@ -29,7 +29,7 @@ class DataSettings:
     Attributes:
         source: "emoji", or what `data.open.open_images` takes.
         styles: query styles, "text" among them if captions should ask; empty for all that are drawn.
-        gallery_style: for folders and shards, the style that answers; empty for their default.
+        gallery_style: for folders, shards and icons, the style that answers; empty for their default.
         validation: the split that chooses, "none", or the share of the training pictures that is held out for it.
         limit: at most so many training and validation pictures of each style; 0 takes all.
         jitter: largest random shift and change of size of a picture, as a share of its side.
@@ -160,6 +160,11 @@ class Settings:
                 raise ValueError(f"loss.name must be one of {', '.join(LOSSES)}, got {loss['name']!r}")
             create_loss(**{**loss, "name": "style_nce"})
             model = HystarConfig(**parts["model"], **shared)
+            if model.lacks_style_weights:
+                raise ValueError(
+                    'model.style = "vgg" needs model.style_pretrained: a torchvision weights name, a file or '
+                    f'"{NONE_WORDS["model.style_pretrained"]}"'
+                )
         except (TypeError, ValueError) as error:
             raise type(error)(f"{where}: {error}") from error
         for name, least in _LEAST.items():
