@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import picture_trees as trees
 import pytest
+import test_authors_checkpoint
 from test_cli import run
+
+from hystar_fast.models.config import HystarConfig
+from hystar_fast.models.hystar import Hystar
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "tutorials"
 PAGES = sorted(FOLDER.glob("*.md"))
@@ -22,12 +27,21 @@ def shown(command: str, folder: Path) -> str:
     return command.replace("open_clip:ViT-L-14 --weights openai", "tiny --weights random")
 
 
+def publish_small_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``best.pt`` of the authors' layout, on a small backbone that is then the published one."""
+    _, _, small = test_authors_checkpoint.write(folder)
+    published = Hystar.from_authors_checkpoint
+    config = HystarConfig(backbone=small.backbone, pretrained="folder", style="clip")
+    monkeypatch.setattr(Hystar, "from_authors_checkpoint", partial(published, config=config))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_tutorial_runs_from_its_first_block_to_its_last(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     trees.dsr(tmp_path / "DSR", n=30)
     trees.domainnet(tmp_path / "DomainNet")
+    publish_small_weights(tmp_path, monkeypatch)
     names: dict[str, object] = {"__name__": page.stem}
     blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
     assert blocks
