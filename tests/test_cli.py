@@ -55,7 +55,7 @@ def test_help_shows_every_option_whole_at_80_columns():
         assert max(map(len, shown.splitlines())) <= 80
         assert re.findall(r"--[\w-]*(?:…|\.\.\.)", shown) == []
         for option in command.params:
-            for word in (*option.opts, *option.secondary_opts):
+            for word in (o for o in (*option.opts, *option.secondary_opts) if o.startswith("-")):
                 assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w…-])", shown), f"{name} {word}"
 
 

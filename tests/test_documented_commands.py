@@ -130,7 +130,7 @@ def test_there_are_commands_to_check():
         ("hystar-fast compare --metods frozen", "No such option"),
         ("hystar-fast compare --seeds none", "--seeds"),
         ("hystar-fast compare --steps 0", "--steps"),
-        ("hystar-fast embed --output x", "folder"),
+        ("hystar-fast embed --output x", "Missing argument"),
         ("hystar-fast compar", "there is no command 'compar'"),
         ("hystar-fast info extra", "unexpected extra argument"),
         ("hystar-fast reproduce table99", "tables must be"),

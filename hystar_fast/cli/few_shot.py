@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import stdev
@@ -92,6 +92,8 @@ def run_few_shot(settings: FewShotSettings, console: Console) -> dict[str, Any]:
     chosen = _rates(settings)
     skipped: list[Skipped] = []
     results = _header(settings, images, parts) | {"device": str(device)}
+    if taken := _rates_taken(chosen, settings.methods):
+        console.print(f"learning rates: {taken}", highlight=False, markup=False)
     with Progress(console=console, transient=True) as progress:
         runs = [
             (name, s) for name in settings.methods for s in (settings.seeds[:1] if name == "frozen" else settings.seeds)
@@ -114,8 +116,6 @@ def run_few_shot(settings: FewShotSettings, console: Console) -> dict[str, Any]:
             write_json(settings.output / RESULTS_FILE, results)
             progress.advance(overall)
     console.print(few_shot_table(results))
-    if any(name in chosen for name in settings.methods):
-        console.print(_rates_taken(results), highlight=False, markup=False)
     if results["skipped"]:
         console.print(f"skipped {results['skipped']} pictures that cannot be read, the first: {skipped[0].path}")
     console.print(f"wrote {settings.output / RESULTS_FILE}")
@@ -153,15 +153,15 @@ def _spread(records: Sequence[Record], settings: FewShotSettings) -> tuple[Recor
     return tuple(records[i * len(records) // limit] for i in range(limit))
 
 
-def _rates_taken(results: dict[str, Any]) -> str:
-    """The learning rates of each method, and where they come from."""
+def _rates_taken(chosen: Mapping[str, tuple[dict[str, float], str]], methods: Sequence[str]) -> str:
+    """The learning rates of the methods that train, and where they come from; empty where none does."""
     taken: dict[str, list[str]] = {}
-    for name, entry in results["methods"].items():
-        if "learning_rates" in entry:
-            rates = entry["learning_rates"].items()
-            shown = ", ".join(f"{rate:g}" if group == name else f"{group} {rate:g}" for group, rate in rates)
-            taken.setdefault(entry["rates_from"], []).append(f"{name} {shown}")
-    return "learning rates: " + "; ".join(f"{', '.join(shown)} ({why})" for why, shown in taken.items())
+    for name in methods:
+        if name in chosen:
+            rates, why = chosen[name]
+            shown = (f"{rate:g}" if group == name else f"{group} {rate:g}" for group, rate in rates.items())
+            taken.setdefault(why, []).append(f"{name} {', '.join(shown)}")
+    return "; ".join(f"{', '.join(shown)} ({why})" for why, shown in taken.items())
 
 
 def _rates(settings: FewShotSettings) -> dict[str, tuple[dict[str, float], str]]:

@@ -203,8 +203,6 @@ class _Run:
 
     def classify(self, metrics: Sequence[Metric], templates: Sequence[str]) -> tuple[list[Row], tuple[str, int]]:
         names, _ = numbered([record.category for record in self.images.records if record.category is not None])
-        if not names:
-            raise ValueError(f"{self.images.name} has no categories to classify into")
         classes = class_embeddings(self.method, names, templates).float()
         number = {name: i for i, name in enumerate(names)}
         rows = []
