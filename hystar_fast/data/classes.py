@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from hystar_fast.data.records import ImageSet, Record, from_folder, place_by_hash, refuse
-from hystar_fast.retrieval.embed import IMAGE_SUFFIXES
+from hystar_fast.data.records import ImageSet, Record, Skipped, from_folder, place_by_hash, refuse
+from hystar_fast.retrieval.picture_files import not_read, picture_files
 from hystar_fast.retrieval.protocol import GALLERY_STYLE, IMAGE_STYLES, StyledConcepts, load_split
 
 TRAIN, TEST = "train", "test"
@@ -34,10 +34,11 @@ def open_classes(data: str) -> ImageSet:
             chosen by a hash of the path, so that it is the same half everywhere. A class is a folder that holds
             pictures; of folders in folders the words are read as CoOp reads them, the last first (``b/barn/indoor`` is
             "indoor barn"). Where there is a ``classnames.txt`` (ImageNet's: a folder and its name a line), it names
-            them.
+            them. Pictures of a class in a format that is not read are counted in `ImageSet.skipped`.
 
     Raises:
         ValueError: an unknown name, or a folder of another layout; the message says what was expected and found.
+        OSError: a folder that cannot be listed.
 
     Example:
         >>> images = open_classes("emoji:group")
@@ -56,14 +57,16 @@ def open_classes(data: str) -> ImageSet:
     inner = root / "images" if (root / "images" / TRAIN).is_dir() else root  # CoOp's place for ImageNet
     parts = [part for part in _TEST_PARTS if (inner / part).is_dir()]
     names = _class_names(root)
+    skipped: list[Skipped] = []
     if (inner / TRAIN).is_dir() and parts:
-        records = [*_listed(root, inner / TRAIN, TRAIN, names), *_listed(root, inner / parts[0], TEST, names)]
+        listed = ((inner / TRAIN, TRAIN), (inner / parts[0], TEST))
+        records = [record for folder, part in listed for record in _listed(root, folder, part, names, skipped)]
     else:
-        records = [_halved(record) for record in _listed(root, root, TRAIN, names)]
-    return _checked(root, records)
+        records = [_halved(record) for record in _listed(root, root, TRAIN, names, skipped)]
+    return _checked(root, records, skipped)
 
 
-def _checked(root: Path, records: Sequence[Record]) -> ImageSet:
+def _checked(root: Path, records: Sequence[Record], skipped: Sequence[Skipped] = ()) -> ImageSet:
     classes = [{r.category for r in records if r.style == part} for part in (TRAIN, TEST)]
     kept = classes[0] & classes[1]
     if len(kept) < 2:
@@ -71,14 +74,17 @@ def _checked(root: Path, records: Sequence[Record]) -> ImageSet:
         raise refuse("class folders", root, LAYOUT, found if records else None)
     records = tuple(r for r in records if r.category in kept)
     order = tuple(dict.fromkeys(str(record.category) for record in records))
-    return ImageSet(root.name, TRAIN, records, from_folder(root), classes=order)
+    return ImageSet(root.name, TRAIN, records, from_folder(root), tuple(skipped), classes=order)
 
 
-def _listed(root: Path, folder: Path, style: str, names: dict[str, str]) -> list[Record]:
+def _listed(root: Path, folder: Path, style: str, names: dict[str, str], skipped: list[Skipped]) -> list[Record]:
     """The pictures of class folders; ValueError where it is not clear which folder is a class."""
     if not folder.is_dir():
         return []
-    found = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    found, unread = picture_files(folder)
+    skipped += [
+        Skipped((folder / path).relative_to(root).as_posix(), not_read(path)) for path in unread if len(path.parts) > 1
+    ]
     held: dict[Path, list[Path]] = {}
     for path in found:
         if len(path.parts) > 1:

@@ -6,8 +6,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from hystar_fast.data.records import ImageSet, Record, from_folder, refuse
-from hystar_fast.retrieval.embed import IMAGE_SUFFIXES
+from hystar_fast.data.records import ImageSet, Record, Skipped, from_folder, refuse
+from hystar_fast.retrieval.picture_files import is_hidden, not_read, picture_files
 
 GALLERY_NAMES = ("photo", "photos", "images", "image", "real")
 LAYOUT = (
@@ -29,6 +29,9 @@ def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet
     The sketches of Sketchy, ``<photo>-<number>``, belong to the photo whose name they carry: where the gallery has a
     picture of that name and category, they are its instance. Where most have no such photo, nobody has an instance.
 
+    A picture of a category whose format is not read (``.svg``, ``.heic``) is counted in `ImageSet.skipped`; other files
+    are no pictures and are not. Links to folders are followed.
+
     Args:
         root: the folder, see `LAYOUT`.
         gallery_style: the folder that answers; by default one of `GALLERY_NAMES`. TU-Berlin's ``png/`` and
@@ -36,13 +39,21 @@ def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet
 
     Raises:
         ValueError: the folder has another layout; the message says what was expected and found.
+        OSError: a folder that cannot be listed.
     """
     root = Path(root)
-    styles = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    folders = [p.name for p in root.iterdir() if p.is_dir()] if root.is_dir() else []
+    styles = sorted(name for name in folders if not is_hidden(name))
     gallery = gallery_style or next((name for name in GALLERY_NAMES if name in styles), None)
     if gallery not in styles or len(styles) < 2:
         raise refuse("style folders", root, LAYOUT, _strokes(root))
-    listed = {style: _pictures(root, style) for style in (gallery, *(s for s in styles if s != gallery))}
+    listed: dict[str, list[Path]] = {}
+    unread: list[Path] = []
+    for style in (gallery, *(s for s in styles if s != gallery)):
+        pictures, others = picture_files(root / style)
+        # what is in no category is no picture of the data set
+        listed[style] = [Path(style, path) for path in pictures if len(path.parts) > 1]
+        unread += [Path(style, path) for path in others if len(path.parts) > 1]
     several = {style: _renderings(pictures) for style, pictures in listed.items()}
     several = {style: names for style, names in several.items() if len(names) > 1}
     for style, names in several.items():
@@ -50,6 +61,7 @@ def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet
             found = f"{', '.join(sorted(names))} below {style}/, of which none is {STANDARD_RENDERING}: keep one"
             raise refuse("style folders", root, LAYOUT, found)
         listed[style] = [path for path in listed[style] if path.parts[1] == STANDARD_RENDERING]
+        unread = [path for path in unread if path.parts[0] != style or path.parts[1] == STANDARD_RENDERING]
     empty = [style for style, pictures in listed.items() if not pictures]
     if empty:
         found = _strokes(root / empty[0]) or f"no <category>/<picture> below {empty[0]}/"
@@ -70,13 +82,8 @@ def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet
         records = [replace(record, instance=None) for record in records]
     read = ", ".join(f"{style}/{STANDARD_RENDERING}" for style in several)
     name = f"{root.name or 'folders'}{f' ({read})' if several else ''}"
-    return ImageSet(name, gallery, tuple(records), from_folder(root))
-
-
-def _pictures(root: Path, style: str) -> list[Path]:
-    """The pictures of a style that are in a category, relative to `root`."""
-    found = (p.relative_to(root) for p in (root / style).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(path for path in found if len(path.parts) >= 3)
+    skipped = tuple(Skipped(path.as_posix(), not_read(path)) for path in unread)
+    return ImageSet(name, gallery, tuple(records), from_folder(root), skipped)
 
 
 def _strokes(place: Path) -> str | None:

@@ -13,7 +13,8 @@ from PIL import Image
 
 from hystar_fast.data.folders import GALLERY_NAMES
 from hystar_fast.data.records import ImageSet, Record, Skipped, refuse
-from hystar_fast.retrieval.embed import IMAGE_SUFFIXES, decode_image
+from hystar_fast.retrieval.embed import decode_image
+from hystar_fast.retrieval.picture_files import IMAGE_SUFFIXES, UNREAD_SUFFIXES, is_hidden, not_read
 
 UNNAMED_STYLE = "image"
 LAYOUT = (
@@ -39,6 +40,9 @@ class _Place:
 def load_shards(path: str | Path, gallery_style: str | None = None) -> ImageSet:
     """List the members of WebDataset shards; pictures are read from where they stand in the tar.
 
+    Of several pictures of one style and key the first is taken, and the others are counted in `ImageSet.skipped`, as
+    are pictures in a format that is not read. A member that stands in a tar twice is the later one, as in any tar.
+
     Args:
         path: a tar file or a folder of them, see `LAYOUT`. A key may span neither shards nor folders within one.
         gallery_style: the style that answers; by default one of `hystar_fast.data.folders.GALLERY_NAMES`.
@@ -47,7 +51,7 @@ def load_shards(path: str | Path, gallery_style: str | None = None) -> ImageSet:
         ValueError: the shards have another layout; the message says what was expected and found.
     """
     path = Path(path)
-    shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+    shards = sorted(p for p in path.glob("*.tar") if not is_hidden(p.name)) if path.is_dir() else [path]
     if not shards:
         raise refuse("WebDataset shards", path, LAYOUT)
     places: dict[str, _Place] = {}
@@ -79,19 +83,25 @@ def _list(shard: Path, samples: dict[str, _Sample], places: dict[str, _Place], s
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
-                if not member.isfile():
-                    continue
                 name = PurePosixPath(member.name)
+                if not member.isfile() or is_hidden(name.name):
+                    continue
                 stem, _, extension = name.name.partition(".")
                 sample = samples.setdefault(f"{shard.stem}/{name.parent / stem}", _Sample())
                 *style, kind = extension.lower().split(".")
+                where = f"{shard.name}/{member.name}"
                 if f".{kind}" in IMAGE_SUFFIXES:
-                    where = f"{shard.name}/{member.name}"
-                    places[where] = _Place(shard, member.offset_data, member.size)
-                    sample.pictures[".".join(style) or UNNAMED_STYLE] = where
+                    shown = ".".join(style) or UNNAMED_STYLE
+                    first = sample.pictures.setdefault(shown, where)
+                    if first == where:
+                        places[where] = _Place(shard, member.offset_data, member.size)
+                    else:
+                        skipped.append(Skipped(where, f"another picture of style {shown} beside {first}"))
+                elif f".{kind}" in UNREAD_SUFFIXES:
+                    skipped.append(Skipped(where, not_read(name)))
                 elif kind in ("txt", "cls", "json") and not style:
                     file = tar.extractfile(member)
-                    _tell(sample, kind, b"" if file is None else file.read(), f"{shard.name}/{member.name}", skipped)
+                    _tell(sample, kind, b"" if file is None else file.read(), where, skipped)
     except (tarfile.TarError, OSError) as error:
         raise refuse("WebDataset shards", shard, LAYOUT, str(error) or type(error).__name__) from error
 

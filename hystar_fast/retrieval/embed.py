@@ -12,15 +12,15 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from hystar_fast.methods.interface import Method
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"})
+from hystar_fast.retrieval.picture_files import IMAGE_SUFFIXES, picture_files
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Read an image file as RGB, transparent parts on white.
+    """Read an image file as RGB, transparent parts on white and grey of 16 bits scaled to 8.
 
     Raises:
-        ValueError: the file is missing, is no image, or is truncated; the message names it.
+        ValueError: the file is missing, is no image, is damaged or too large, or its range of values is not known; the
+            message names it.
     """
     path = Path(path)
     if not path.is_file():
@@ -32,14 +32,35 @@ def decode_image(source: str | Path | BinaryIO, name: str) -> Image.Image:
     """The same from an open file; `name` is what a message calls it."""
     try:
         with Image.open(source) as image:
-            rgba = image.convert("RGBA")
+            image.load()
+            rgba = _scaled(image) if image.mode in ("I", "F") or image.mode.startswith("I;16") else image
+            rgba = None if rgba is None else rgba.convert("RGBA")
+    except MemoryError:
+        raise
     except UnidentifiedImageError as error:
         raise ValueError(f"path must be an image file, but {name} is not an image that can be read") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"path must be a whole image file, but {name} is truncated or damaged: {error}") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"path must be an image of fewer pixels, but {name} is too large: {error}") from error
+    # Which exception a damaged file ends in is the decoder's own: RuntimeError of AVIF, NotImplementedError of DDS, ….
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"path must be a whole image file, but {name} is truncated or damaged: {reason}") from error
+    if rgba is None:
+        raise ValueError(f"path must be an image of 8 or 16 bits, but {name} has values of an unknown range")
     canvas = Image.new("RGBA", rgba.size, "white")
     canvas.alpha_composite(rgba)
     return canvas.convert("RGB")
+
+
+def _scaled(image: Image.Image) -> Image.Image | None:
+    """Grey of 16 bits as grey of 8; None for numbers that are not of 16 bits, whose white nobody knows."""
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        return None
+    grey = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    if isinstance(image.info.get("transparency"), int):
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey)
 
 
 def thumbnail(image: Image.Image, side: int) -> Tensor:
@@ -52,20 +73,21 @@ def thumbnail(image: Image.Image, side: int) -> Tensor:
 
 
 def list_pictures(directory: str | Path) -> list[str]:
-    """All image files below a folder, relative to it and sorted.
+    """All image files below a folder, relative to it and sorted; see `picture_files`.
 
     Raises:
         ValueError: the folder is missing or holds no image.
+        OSError: a folder in it that cannot be listed.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise ValueError(f"directory must be a folder of images, but {directory} does not exist or is not a folder")
-    found = sorted(p for p in directory.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    found, _ = picture_files(directory)
     if not found:
         raise ValueError(
             f"directory must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}), but {directory} holds none"
         )
-    return [p.relative_to(directory).as_posix() for p in found]
+    return [path.as_posix() for path in found]
 
 
 def to_float(images: Tensor) -> Tensor:
