@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 
 from hystar_fast.data.open import open_images
-from hystar_fast.data.records import ImageSet, Record, Skipped, from_folder, read_images
+from hystar_fast.data.records import NO_SPLITS, ImageSet, Record, Skipped, from_folder, read_images
 from hystar_fast.methods.inputs import MiddleSquare, TensorPreprocess
 from hystar_fast.models.tiny import preprocess
 from hystar_fast.retrieval.protocol import load_split
@@ -163,6 +163,83 @@ def test_shards_that_are_damaged_are_named(tmp_path):
     assert [skipped.path for skipped in images.skipped] == ["odd.tar/a.json"]
     with pytest.raises(ValueError, match=r"odd\.tar/b\.photo\.png is truncated or damaged"):
         images.read(images.of_style("photo")[1])
+
+
+def test_of_two_pictures_of_one_key_and_style_the_first_is_read_and_the_other_counted(tmp_path):
+    png, jpg = trees.picture(tmp_path / "a.png", seed=1), trees.picture(tmp_path / "a.jpg", seed=2)
+    (tmp_path / "set").mkdir()
+    with tarfile.open(tmp_path / "set/x.tar", "w") as tar:
+        for name in ("0.photo.png", "0.sketch.png", "0.photo.jpg", "0.sketch.svg", "._0.photo.png", "a/._1.sketch.png"):
+            tar.add(jpg if name.endswith("jpg") else png, name)
+    (tmp_path / "set/._x.tar").write_bytes(b"\0\5\26\7")
+    images = open_images(str(tmp_path / "set"))
+    assert [record.path for record in images.records] == ["x.tar/0.photo.png", "x.tar/0.sketch.png"]
+    with Image.open(png) as first:
+        assert images.read(images.records[0]).tobytes() == first.tobytes()
+    assert images.skipped == (
+        Skipped("x.tar/0.photo.jpg", "another picture of style photo beside x.tar/0.photo.png"),
+        Skipped("x.tar/0.sketch.svg", "a picture in a format that is not read, .svg"),
+    )
+
+
+def test_a_table_that_a_spreadsheet_has_written_is_read(tmp_path):
+    table = trees.pairs(tmp_path, [("q.png", "a.png")])
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())
+    assert paths(open_images(str(table)), "gallery") == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("make", "split", "found"),
+    [
+        (trees.dsr, "val", "DSR.*Found: no val.json, but test.json"),
+        (trees.dsr, "train", "DSR.*Found: no train.json, but test.json"),
+        (trees.domainnet, "val", "DomainNet.*Found: no real_val.txt, but split files of test"),
+        (trees.domainnet, "train", "DomainNet.*Found: no real_train.txt, but split files of test"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["", "{}:"])
+def test_a_split_that_is_missing_is_named_and_is_not_the_whole_folder(tmp_path, make, split, found, kind):
+    make(tmp_path)
+    (tmp_path / "._real_val.txt").write_bytes(b"\0\5\26\7")
+    name = kind.format(make.__name__)
+    with pytest.raises(ValueError, match=found):
+        open_images(f"{name}{tmp_path}", split)
+    open_images(f"{name}{tmp_path}", "test")
+
+
+def test_folders_with_lists_of_their_own_stay_folders(tmp_path):
+    trees.sketchy(tmp_path)
+    for name in ("classes_test.txt", "val.json"):
+        (tmp_path / name).write_text("")
+    assert open_images(str(tmp_path)).gallery_style == "photo"
+
+
+def test_data_says_whether_it_has_splits(tmp_path):
+    trees.pairs(tmp_path / "pairs", [("q.png", "a.png")])
+    made = {
+        "emoji": True,
+        f"dsr:{trees.dsr(tmp_path / 'dsr')}": True,
+        f"domainnet:{trees.domainnet(tmp_path / 'domainnet')}": True,
+        f"folders:{trees.sketchy(tmp_path / 'folders')}": False,
+        f"pairs:{tmp_path / 'pairs/pairs.csv'}": False,
+        f"shards:{trees.shards(tmp_path / 'shards')}": False,
+    }
+    for data, splits in made.items():
+        images = open_images(data, "test").select(limit=2)
+        assert images.splits is splits, data
+        assert images.asked_split("test") == ("test" if splits else NO_SPLITS)
+
+
+def test_a_gallery_style_is_refused_where_the_gallery_is_fixed(tmp_path):
+    trees.pairs(tmp_path / "pairs", [("q.png", "a.png")])
+    for kind, data in {
+        "emoji": "emoji",
+        "dsr": str(trees.dsr(tmp_path / "dsr")),
+        "domainnet": f"domainnet:{trees.domainnet(tmp_path / 'domainnet')}",
+        "pairs": str(tmp_path / "pairs/pairs.csv"),
+    }.items():
+        with pytest.raises(ValueError, match=rf"gallery_style must be left out for {kind}, .* got 'sketch'"):
+            open_images(data, gallery_style="sketch")
 
 
 def test_emoji_are_the_drawings_of_the_protocol():

@@ -50,6 +50,7 @@ def test_every_icon_of_several_weights_is_in_one_split(tmp_path):
         seen += [record.instance for record in found.of_style("regular") if record.instance is not None]
     assert sorted(seen) == sorted([*(f"thing-{number}" for number in range(40)), "torn"])
     assert open_images(str(root), "test").of_style("bold")[0].caption == found.of_style("bold")[0].caption
+    assert open_images(str(root), "test").splits
     assert open_images(str(root), "test", gallery_style="bold").gallery_style == "bold"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hystar_fast.data.records import ImageSet, Record, check_some_exist, from_folder, refuse
+from hystar_fast.retrieval.picture_files import is_hidden
 
 GALLERY_STYLE = "real"
 LAYOUT = (
@@ -19,7 +20,7 @@ def load_domainnet(root: str | Path, split: str = "test", styles: Sequence[str] 
 
     Args:
         root: the folder, see `LAYOUT`.
-        split: "train" or "test".
+        split: "train" or "test" as published; "val" where somebody has made one.
         styles: query styles; by default all that have a split file.
 
     Raises:
@@ -27,13 +28,14 @@ def load_domainnet(root: str | Path, split: str = "test", styles: Sequence[str] 
             expected and found.
     """
     root, layout = Path(root), LAYOUT.replace("<split>", split)
-    listed = sorted(p.name.removesuffix(f"_{split}.txt") for p in root.glob(f"*_{split}.txt"))
+    listed = listed_styles(root, split)
     wanted = listed if styles is None else [GALLERY_STYLE, *(style for style in styles if style != GALLERY_STYLE)]
     missing = [style for style in (GALLERY_STYLE, *wanted) if style not in listed]
     if missing or len(wanted) < 2:
-        found = (
-            None if not listed else f"split files of {', '.join(listed)}" + f", none of {missing[0]}" * bool(missing)
-        )
+        found = f"split files of {', '.join(listed)}" + f", none of {missing[0]}" * bool(missing) if listed else None
+        others = [name for name in ("train", "val", "test") if listed_styles(root, name)]
+        if not listed and others:
+            found = f"no {GALLERY_STYLE}_{split}.txt, but split files of {', '.join(others)}"
         raise refuse("DomainNet", root, layout, found)
     names: dict[str, str] = {}
     records = [
@@ -42,7 +44,13 @@ def load_domainnet(root: str | Path, split: str = "test", styles: Sequence[str] 
         for record in _lines(root, style, root / f"{style}_{split}.txt", names)
     ]
     check_some_exist("DomainNet", root, records, layout)
-    return ImageSet("DomainNet", GALLERY_STYLE, tuple(records), from_folder(root))
+    return ImageSet("DomainNet", GALLERY_STYLE, tuple(records), from_folder(root), splits=True)
+
+
+def listed_styles(root: Path, split: str) -> list[str]:
+    """The styles that have a file of the split."""
+    names = (path.name for path in root.glob(f"*_{split}.txt"))
+    return sorted(name.removesuffix(f"_{split}.txt") for name in names if not is_hidden(name))
 
 
 def _lines(root: Path, style: str, path: Path, names: dict[str, str]) -> list[Record]:
@@ -57,6 +65,6 @@ def _lines(root: Path, style: str, path: Path, names: dict[str, str]) -> list[Re
             raise refuse("DomainNet", root, LAYOUT, f"line {number} of {path.name} is {line[:80]!r}")
         if names.setdefault(label, parts[-2]) != parts[-2]:
             found = f"label {label} for {names[label]} and, in line {number} of {path.name}, for {parts[-2]}"
-            raise refuse("DomainNet", root, LAYOUT, found)
+            raise refuse("DomainNet", root, layout, found)
         records.append(Record(picture, style, parts[-2]))
     return records

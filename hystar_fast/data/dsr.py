@@ -42,10 +42,11 @@ def load_dsr(root: str | Path, split: str = "test") -> ImageSet:
     for entry in _entries(root, annotations, layout):
         caption = _caption(root, entry["caption"], skipped) if "caption" in entry else None
         image = entry["image"]
-        for style, listed in records.items():
-            listed.append(Record(f"{style}/{image}", style, image.split("/")[0], image, caption))
+        for style, pictures in records.items():
+            pictures.append(Record(f"{style}/{image}", style, image.split("/")[0], image, caption))
     check_some_exist("DSR", root, records["images"], layout)
-    return ImageSet("DSR", "images", tuple(r for s in records.values() for r in s), from_folder(root), tuple(skipped))
+    listed = tuple(record for style in records.values() for record in style)
+    return ImageSet("DSR", "images", listed, from_folder(root), tuple(skipped), splits=True)
 
 
 def _entries(root: Path, annotations: Path, layout: str) -> list[dict[str, Any]]:

@@ -79,7 +79,7 @@ def load_icons(root: str | Path, split: str = "test", gallery_style: str | None 
             raise ValueError(f"{record.path} cannot be rendered")
         return Image.fromarray(found)
 
-    return ImageSet(family.get("prefix", root.name), gallery, tuple(records), read)
+    return ImageSet(family.get("prefix", root.name), gallery, tuple(records), read, splits=True)
 
 
 def render(body: str, width: float, height: float, side: int) -> np.ndarray | None:

@@ -6,15 +6,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from hystar_fast.data.domainnet import load_domainnet
+from hystar_fast.data.domainnet import listed_styles, load_domainnet
 from hystar_fast.data.dsr import load_dsr
 from hystar_fast.data.folders import STROKES, load_folders
 from hystar_fast.data.icons import load_icons
 from hystar_fast.data.pairs import load_pairs
 from hystar_fast.data.records import ImageSet, Record
 from hystar_fast.data.shards import load_shards
+from hystar_fast.retrieval.picture_files import is_hidden
 from hystar_fast.retrieval.protocol import GALLERY_STYLE, IMAGE_STYLES, load_split
 
+SPLITS = ("train", "val", "test")
 KINDS = ("emoji", "dsr", "domainnet", "folders", "pairs", "shards", "icons")
 
 
@@ -23,12 +25,13 @@ def open_images(data: str, split: str = "test", *, gallery_style: str | None = N
 
     Args:
         data: "emoji", "<kind>:<path>" with a kind of `KINDS`, or a path whose kind is recognised by its layout.
-        split: "train", "val" or "test" where the data set has splits.
-        gallery_style: for "folders", "shards" and "icons", the style that answers.
+        split: "train", "val" or "test". Folders, pairs and shards have no splits, and each is all of them
+            (`ImageSet.splits`).
+        gallery_style: for "folders", "shards" and "icons", the style that answers; in the others it is fixed.
 
     Raises:
-        ValueError: an unknown kind, nothing at the path, or another layout than the kind's; the message says what was
-            expected and found.
+        ValueError: an unknown kind, nothing at the path, a gallery style where it is fixed, or another layout than the
+            kind's; the message says what was expected and found.
 
     Example:
         >>> emoji = open_images("emoji", "val")
@@ -36,6 +39,7 @@ def open_images(data: str, split: str = "test", *, gallery_style: str | None = N
         ('noto', 165)
     """
     if data == "emoji":
+        _check_fixed(data, gallery_style)
         return _emoji(split)
     kind, separator, place = data.partition(":")
     if not separator or kind not in KINDS:
@@ -45,6 +49,8 @@ def open_images(data: str, split: str = "test", *, gallery_style: str | None = N
         kinds = ", ".join(f"{kind}:<path>" for kind in KINDS[1:])
         raise ValueError(f"data must be emoji, {kinds} or a path, but there is nothing at {place!r}")
     kind = kind or _recognised(path, split)
+    if kind in ("dsr", "domainnet", "pairs"):
+        _check_fixed(kind, gallery_style)
     if kind == "dsr":
         return load_dsr(path, split)
     if kind == "domainnet":
@@ -56,18 +62,29 @@ def open_images(data: str, split: str = "test", *, gallery_style: str | None = N
     return load_pairs(path) if kind == "pairs" else load_folders(path, gallery_style)
 
 
+def _check_fixed(kind: str, gallery_style: str | None) -> None:
+    if gallery_style is not None:
+        raise ValueError(
+            f"gallery_style must be left out for {kind}, whose gallery is fixed (it is for folders, shards and icons), "
+            f"got {gallery_style!r}"
+        )
+
+
 def _recognised(path: Path, split: str) -> str:
+    """The kind of a layout. One split file is enough: another that is missing is for the loader to name."""
     if path.suffix.lower() in STROKES:
         return "folders"
     if path.is_file():
         return "shards" if path.suffix == ".tar" else "pairs"
-    if any(path.glob("*.tar")):
+    if any(not is_hidden(shard.name) for shard in path.glob("*.tar")):
         return "shards"
     if (path / "icons.json").is_file():
         return "icons"
-    if (path / f"{split}.json").is_file() and (path / "images").is_dir():
+    names = dict.fromkeys((split, *SPLITS))
+    if (path / "images").is_dir() and any((path / f"{name}.json").is_file() for name in names):
         return "dsr"
-    return "domainnet" if any(path.glob(f"*_{split}.txt")) else "folders"
+    listed = (style for name in names for style in listed_styles(path, name))
+    return "domainnet" if any((path / style).is_dir() for style in listed) else "folders"
 
 
 def _emoji(split: str) -> ImageSet:
@@ -85,4 +102,4 @@ def _emoji(split: str) -> ImageSet:
         style, row = place[record.path]
         return Image.fromarray(concepts.images[style][row].permute(1, 2, 0).numpy())
 
-    return ImageSet("emoji", GALLERY_STYLE, tuple(records), read)
+    return ImageSet("emoji", GALLERY_STYLE, tuple(records), read, splits=True)

@@ -27,7 +27,7 @@ def load_pairs(path: str | Path) -> ImageSet:
     """
     path = Path(path)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin a file with a mark
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise refuse("a table of pairs", path, LAYOUT, str(error)) from error

@@ -21,6 +21,7 @@ from hystar_fast.methods.inputs import PictureReader
 from hystar_fast.retrieval.embed import load_image
 
 _READERS = 8
+NO_SPLITS = "all (this data has no splits; part of it may have been trained on)"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class ImageSet:
         read: opens the picture of a record; ValueError if that is not possible.
         skipped: what the loader has left out.
         classes: the categories in the order of the data set, where it has one of its own.
+        splits: whether the data set itself says which pictures are for training and which for testing. Where it does
+            not, every split that is asked for is the whole of it.
     """
 
     name: str
@@ -70,6 +73,7 @@ class ImageSet:
     read: Callable[[Record], Image.Image]
     skipped: tuple[Skipped, ...] = ()
     classes: tuple[str, ...] = ()
+    splits: bool = False
 
     @property
     def styles(self) -> tuple[str, ...]:
@@ -80,6 +84,10 @@ class ImageSet:
     def has_gallery(self) -> bool:
         """Whether any picture is of the gallery's style."""
         return any(record.style == self.gallery_style for record in self.records)
+
+    def asked_split(self, split: str) -> str:
+        """What figures on this set are of, to be written beside them: the split, or `NO_SPLITS`."""
+        return split if self.splits else NO_SPLITS
 
     def of_style(self, style: str) -> tuple[Record, ...]:
         """The records of one style.
