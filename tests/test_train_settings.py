@@ -93,6 +93,18 @@ def test_the_loss_reaches_the_model_and_words_stand_for_none(tmp_path: Path) -> 
         ("model.blocks=[0]", "--set: blocks are 1-based"),
         ("optim.batch_size=1", "--set: optim.batch_size must be at least 2, got 1"),
         ("run.checkpoint_every=0", "--set: run.checkpoint_every must be at least 1, got 0"),
+        ("optim.static_lr=0", "--set: optim.static_lr must be greater than 0, got 0.0"),
+        ("optim.dynamic_lr=-1e-5", "--set: optim.dynamic_lr must be greater than 0, got -1e-05"),
+        ("optim.learning_rate=nan", "--set: optim.learning_rate must be finite, got nan"),
+        ("optim.static_lr=inf", "--set: optim.static_lr must be finite, got inf"),
+        ("optim.weight_decay=nan", "--set: optim.weight_decay must be finite, got nan"),
+        ("data.validation=nan", "--set: data.validation must be finite, got nan"),
+        ("data.jitter=1", "--set: data.jitter must be at least 0 and below 1, got 1.0"),
+        ("data.jitter=-0.1", "--set: data.jitter must be at least 0 and below 1, got -0.1"),
+        ("model.method=hystr", "got 'hystr'; did you mean hystar?"),
+        ("model.method=nope", "--set: model.method must be one of pixels, hog, frozen, static, lora, hystar, ia3"),
+        ("loss.name=style_nse", "got 'style_nse'; did you mean style_nce?"),
+        ("optim.schedule=cosin", "--set: optim.schedule must be one of cosine, constant, got 'cosin'; did you mean"),
         ("optim.epochs", "--set 'optim.epochs' must be section.key=value"),
         ("epochs=3", "--set 'epochs=3' must be section.key=value"),
     ],
@@ -117,6 +129,15 @@ def test_a_fault_in_a_file_is_blamed_on_the_file(tmp_path: Path) -> None:
     path = written(tmp_path, "[optim]\nepochs = 0\n")
     with pytest.raises(ValueError, match=r"optim\.epochs must be at least 1 where optim\.steps is 0"):
         read_settings(path)
+
+
+def test_a_file_may_begin_with_a_mark_and_must_be_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "marked.toml"
+    path.write_bytes("[optim]\r\nepochs = 3\r\n".encode("utf-8-sig"))
+    assert read_settings(str(path)).optim.epochs == 3
+    path.write_bytes("[optim]\nepochs = 3\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=re.escape(f"{path} is not TOML: it must be saved as UTF-8, got another")):
+        read_settings(str(path))
 
 
 def test_the_document_lists_every_key_once_with_its_default() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hystar_fast.methods.baselines import BASELINES
+from hystar_fast.methods.suite import METHODS
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.nn.losses import LOSSES, create_loss, loss_options
 from hystar_fast.train.optim import SCHEDULES
@@ -32,7 +35,7 @@ class DataSettings:
         gallery_style: for folders, shards and icons, the style that answers; empty for their default.
         validation: the split that chooses, "none", or the share of the training pictures that is held out for it.
         limit: at most so many training and validation pictures of each style; 0 takes all.
-        jitter: largest random shift and change of size of a picture, as a share of its side.
+        jitter: largest random shift and change of size of a picture, as a share of its side, below 1.
     """
 
     source: str = "emoji"
@@ -51,8 +54,9 @@ class OptimSettings:
         batch_size: pairs a step, over all processes.
         epochs: passes over the training pictures.
         steps: optimiser steps; 0 leaves it to `epochs`.
-        static_lr, dynamic_lr: peak rates of Hystar's static offsets and hypernetworks.
-        learning_rate: peak rate of any other method.
+        static_lr, dynamic_lr: peak rates of Hystar's static offsets and hypernetworks, above 0: what should stay as it
+            is is left out of the model (`static`, `blocks`).
+        learning_rate: peak rate of any other method, above 0.
         schedule: "constant" or "cosine".
         warmup: steps of linear warm-up.
         weight_decay: of matrices.
@@ -138,7 +142,7 @@ class Settings:
         """Check sections of keys, as a TOML file gives them, and fill in the defaults.
 
         Raises:
-            ValueError: an unknown section or key (the nearest one is named), or a value that cannot be.
+            ValueError: an unknown section, key or name (the nearest one is named), or a value that cannot be.
             TypeError: a value of the wrong type.
         """
         found = {name: key.default for name, key in KEYS.items()}
@@ -155,9 +159,10 @@ class Settings:
         parts = {s: {k.partition(".")[2]: v for k, v in found.items() if k.startswith(s + ".")} for s in SECTIONS}
         method, loss = parts["model"].pop("method"), parts["loss"]
         shared = {name: value for name, value in loss.items() if name in _CONFIG_FIELDS}
+        _check_name("model.method", method, (*METHODS, *BASELINES), where)
+        _check_name("loss.name", loss["name"], LOSSES, where)
+        _check_name("optim.schedule", found["optim.schedule"], SCHEDULES, where)
         try:
-            if loss["name"] not in LOSSES:
-                raise ValueError(f"loss.name must be one of {', '.join(LOSSES)}, got {loss['name']!r}")
             create_loss(**{**loss, "name": "style_nce"})
             model = HystarConfig(**parts["model"], **shared)
             if model.lacks_style_weights:
@@ -170,10 +175,11 @@ class Settings:
         for name, least in _LEAST.items():
             if found[name] < least:
                 raise ValueError(f"{where}: {name} must be at least {least}, got {found[name]}")
-        if found["optim.schedule"] not in SCHEDULES:
-            raise ValueError(
-                f"{where}: optim.schedule must be one of {', '.join(SCHEDULES)}, got {found['optim.schedule']!r}"
-            )
+        for name in _RATES:
+            if found[name] <= 0:
+                raise ValueError(f"{where}: {name} must be greater than 0, got {found[name]}")
+        if not 0 <= found["data.jitter"] < 1:
+            raise ValueError(f"{where}: data.jitter must be at least 0 and below 1, got {found['data.jitter']}")
         if not found["optim.steps"] and found["optim.epochs"] < 1:
             raise ValueError(f"{where}: optim.epochs must be at least 1 where optim.steps is 0")
         data, optim, run = (kind(**parts[s]) for s, kind in _CLASSES.items())
@@ -209,6 +215,7 @@ _LEAST = {
     "run.validate_every": 0,
     "run.patience": 0,
 }
+_RATES = ("optim.static_lr", "optim.dynamic_lr", "optim.learning_rate")
 _CONFIG_FIELDS = frozenset(f.name for f in fields(HystarConfig))
 
 
@@ -253,6 +260,8 @@ def _checked(key: Key, value: Any, where: str) -> Any:
         return None
     for kind in key.kinds:
         if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                raise ValueError(f"{where}: {key.name} must be finite, got {value}")
             return float(value)
         if kind is int and isinstance(value, int) and not isinstance(value, bool):
             return value
@@ -268,6 +277,13 @@ def _checked(key: Key, value: Any, where: str) -> Any:
         needed = [word for word in needed if word != "a string" or str in key.kinds]
         needed.append(f'"{NONE_WORDS[key.name]}"')
     raise TypeError(f"{where}: {key.name} must be {' or '.join(needed)}, got {value!r}")
+
+
+def _check_name(key: str, name: str, known: Iterable[str], where: str) -> None:
+    if name not in (names := list(known)):
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{where}: {key} must be one of {', '.join(names)}, got {name!r}{hint}")
 
 
 def _unknown(name: str, where: str) -> ValueError:

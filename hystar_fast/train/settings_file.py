@@ -32,7 +32,7 @@ def read_settings(config: str, changes: Sequence[str] = ()) -> Settings:
     """
     known = shipped()
     if Path(config).is_file():
-        text = Path(config).read_text(encoding="utf-8")
+        text = _text(Path(config))
     elif config in known:
         text = known[config]
     else:
@@ -49,6 +49,14 @@ def read_settings(config: str, changes: Sequence[str] = ()) -> Settings:
             raise ValueError(f"--set {change!r} must be section.key=value")
         values.setdefault(section, {})[key] = _value(name.strip(), raw.strip())
     return Settings.of(values, "--set" if changes else config)
+
+
+def _text(path: Path) -> str:
+    """The content of a file, without the mark that some editors begin it with."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not TOML: it must be saved as UTF-8, got another encoding ({error})") from error
 
 
 def _value(name: str, raw: str) -> Any:
