@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hystar_fast.train.log import MetricsLog
+from hystar_fast.train.run import run_training
+from hystar_fast.train.settings import Settings
+from hystar_fast.train.settings_file import read_settings
 
 STEPS = 24
 SETTINGS = """
@@ -179,5 +183,27 @@ def test_a_log_shorter_than_its_checkpoint_is_refused_and_a_longer_one_cut(tmp_p
         {"step": 1, "kind": "train", "loss": 1.0, "deep": {"x": "inf"}},
         {"step": 2, "kind": "train", "loss": 3.0},
     ]
-    with pytest.raises(ValueError, match="start anew, without --resume"):
+    with pytest.raises(ValueError, match="put the log back to go on, or delete the checkpoint to start anew"):
         MetricsLog(tmp_path, size=10_000)
+
+
+def test_a_run_that_cannot_go_on_says_what_can_be_done_and_that_works(tmp_path: Path) -> None:
+    small = ("model.pretrained=random", "data.limit=4", "data.validation=none", "optim.batch_size=2")
+
+    def settings(*changes: str) -> Settings:
+        return read_settings("emoji", [*small, f"run.output={tmp_path}", *changes])
+
+    checkpoint = tmp_path / "checkpoint.pt"
+    run_training(settings("optim.steps=2"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"has done 2 steps and cannot go on to 1: optim\.steps or optim\.epochs must"):
+        run_training(settings("optim.steps=1"), resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert run_training(settings("optim.steps=3"), resume=True).progress.step == 3
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError, match="put the log back to go on, or delete the checkpoint to start anew"):
+        run_training(settings("optim.steps=4"), resume=True)
+    with pytest.raises(ValueError, match=rf"--resume goes on.*or delete {re.escape(str(checkpoint))}"):
+        run_training(settings("optim.steps=2"))
+    checkpoint.unlink()
+    assert run_training(settings("optim.steps=2")).progress.step == 2

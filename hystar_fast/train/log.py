@@ -37,7 +37,8 @@ class MetricsLog:
         found = self.path.stat().st_size if self.path.exists() else 0
         if found < size:
             raise ValueError(
-                f"{self.path} has {found} bytes and the checkpoint knows of {size}: start anew, without --resume"
+                f"{self.path} has {found} bytes and the checkpoint beside it knows of {size}: put the log back to go "
+                "on, or delete the checkpoint to start anew"
             )
         self._board = _tensorboard(folder / "tensorboard", step) if tensorboard else None
         self._wandb = _wandb(wandb, folder, goes_on=step > 0) if wandb else None

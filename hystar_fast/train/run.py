@@ -25,8 +25,10 @@ from hystar_fast.train.world import join_world, leave_world
 CHECKPOINT, ADAPTER = "checkpoint.pt", "adapter"
 CONFIG, SKIPPED = "config.toml", "skipped.txt"
 # What may differ where a run goes on: it changes no step that is still to be made, or says how many there are.
-_MAY_CHANGE = ("run.output", "run.device", "run.checkpoint_every", "run.patience", "run.tensorboard", "run.wandb")
-_MAY_GROW = ("optim.steps", "optim.epochs")
+_MAY_CHANGE = (
+    *("run.output", "run.device", "run.checkpoint_every", "run.patience", "run.tensorboard", "run.wandb"),
+    *("optim.steps", "optim.epochs"),
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def run_training(
         progress: called after every step with the number of steps done and the loss.
 
     Raises:
-        ValueError: settings that do not fit each other or the data, a folder that holds another run.
+        ValueError: settings that do not fit each other or the data, a folder that holds another run, or one that has
+            done more steps than are asked for.
         FloatingPointError: the loss is not finite any more.
     """
     output = Path(settings.run.output)
@@ -74,12 +77,17 @@ def run_training(
     device = chosen_device(settings.run.device)
     world = join_world(device)
     try:
-        _check_folder(output, settings, resume=resume)
+        done = _steps_done(output, settings, resume=resume)
         criterion = create_loss(**settings.loss)
         data = open_training(settings.data)
         method = _method(settings)
         answering = placed(method, device)
         recipe, epoch = _recipe(settings, method, data)
+        if recipe.steps < done:
+            raise ValueError(
+                f"the run in {output} has done {done} steps and cannot go on to {recipe.steps}: optim.steps or "
+                f"optim.epochs must give at least as many"
+            )
         wrote = output / ADAPTER
         keeping = Keeping(
             checkpoint=output / CHECKPOINT,
@@ -155,19 +163,28 @@ def _log(settings: Settings, output: Path, state: Progress) -> MetricsLog:
     return MetricsLog(output, size=state.log_size, step=state.step, tensorboard=run.tensorboard, wandb=run.wandb)
 
 
-def _check_folder(output: Path, settings: Settings, *, resume: bool) -> None:
-    """ValueError if the folder holds a run that these settings would overwrite, or go on from wrongly."""
+def _steps_done(output: Path, settings: Settings, *, resume: bool) -> int:
+    """How many steps the run in the folder has done.
+
+    Raises:
+        ValueError: these settings would overwrite it, or go on from it wrongly.
+    """
     checkpoint = output / CHECKPOINT
     if not checkpoint.exists():
-        return
+        return 0
     if not resume:
-        raise ValueError(f"{output} holds a run: --resume goes on from it; for a new one take another run.output")
-    before = read_checkpoint(checkpoint).get("progress", {}).get("settings", {})
+        raise ValueError(
+            f"{output} holds a run: --resume goes on from it; for a new one take another run.output or delete "
+            f"{checkpoint}"
+        )
+    progress = read_checkpoint(checkpoint).get("progress", {})
+    before = progress.get("settings", {})
     changed = [
         f"{section}.{key} was {before.get(section, {}).get(key)!r} and is {value!r}"
         for section, entries in settings.to_dict().items()
         for key, value in entries.items()
-        if before.get(section, {}).get(key) != value and f"{section}.{key}" not in (*_MAY_CHANGE, *_MAY_GROW)
+        if before.get(section, {}).get(key) != value and f"{section}.{key}" not in _MAY_CHANGE
     ]
     if changed:
         raise ValueError(f"the run in {output} cannot go on with other settings: {'; '.join(changed)}")
+    return int(progress.get("step", 0))
