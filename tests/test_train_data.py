@@ -8,9 +8,11 @@ import picture_trees as trees
 import pytest
 
 from hystar_fast.data.open import open_images
+from hystar_fast.data.records import _read
 from hystar_fast.methods.inputs import MiddleSquare
 from hystar_fast.methods.suite import create_method
 from hystar_fast.models.config import HystarConfig
+from hystar_fast.retrieval.evaluate_images import evaluate_images
 from hystar_fast.retrieval.protocol import load_split
 from hystar_fast.train.loop import train
 from hystar_fast.train.recipe import Recipe
@@ -86,6 +88,50 @@ def test_no_picture_of_the_held_out_share_is_trained_on(tmp_path):
     every = [(a, b) for a in ("x.png", "y.png", "z.png") for b in ("x.png", "y.png", "z.png") if a != b]
     with pytest.raises(ValueError, match="leaves no picture of pairs to train on"):
         open_training(DataSettings(f"pairs:{trees.pairs(tmp_path / 'all', every)}", validation=0.9))
+
+
+def test_the_style_that_answers_does_not_ask_and_no_style_asks_twice(tmp_path):
+    source = f"dsr:{trees.dsr(tmp_path)}"
+    (tmp_path / "test.json").rename(tmp_path / "train.json")
+    for given, gallery in (("emoji", "noto"), (source, "images")):
+        validation = "val" if given == "emoji" else "none"
+        with pytest.raises(ValueError, match=f"must be query styles, but '{gallery}' is the style that answers"):
+            open_training(DataSettings(given, ["sketch", gallery], validation=validation))
+        with pytest.raises(ValueError, match="styles must name each style once, got 'sketch' more often"):
+            open_training(DataSettings(given, ["sketch", "sketch"], validation=validation))
+    with pytest.raises(ValueError, match=r"data\.gallery_style must be empty for the embedded drawings, got 'photo'"):
+        open_training(DataSettings(gallery_style="photo"))
+
+
+@pytest.mark.parametrize(("styles", "texts"), [(["sketch"], 0), ([], 0), (["sketch", "text"], 1)])
+def test_validation_makes_only_the_rows_it_is_chosen_by(tmp_path, monkeypatch, styles, texts):
+    source = f"dsr:{trees.dsr(tmp_path, n=8)}"
+    (tmp_path / "test.json").rename(tmp_path / "train.json")
+    method = create_method("static", HystarConfig(backbone="tiny", pretrained=None, style="clip", blocks=None))
+    opened = open_training(DataSettings(source, styles, validation=0.6))
+    report = evaluate_images(method, hold_out(open_images(source, "train"), 0.6)[1])
+    expected = {row.queries: row.values["R@1"].value for row in report.rows if row.queries in opened.styles}
+    encode, asked, read = method.encode_text, [], []
+
+    def counted(words):
+        asked.append(len(words))
+        if not texts:
+            raise ValueError("this backbone has no tokenizer")
+        return encode(words)
+
+    monkeypatch.setattr(method, "encode_text", counted)
+    monkeypatch.setattr("hystar_fast.data.records._read", lambda *entry: read.append(entry[1].style) or _read(*entry))
+    score, figures = opened.score(method)
+    assert figures["R@1"] == expected and score == pytest.approx(sum(expected.values()) / len(expected))
+    assert len([count for count in asked if count]) == texts
+    assert set(read) == {"images", *opened.styles} - {"text"}
+
+
+def test_what_the_data_has_left_out_is_named_among_the_skipped(tmp_path):
+    root = folders(tmp_path, ("p0", "p1"))
+    (root / "sketch/cat/p2.svg").write_text("<svg/>")
+    pairs = RecordPairs(open_images(f"folders:{root}"), reader=MiddleSquare(16))
+    assert [*pairs.skipped] == ["sketch/cat/p2.svg"]
 
 
 def test_a_method_that_begins_with_its_whole_first_batch_refuses_chunks():

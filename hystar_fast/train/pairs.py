@@ -25,6 +25,15 @@ class Concepts(Protocol):
         """int64: the concepts that can ask in `style`."""
 
 
+def check_styles(styles: Sequence[str], gallery_style: str) -> None:
+    """ValueError if the style that answers is among the query styles, or one of them stands there twice."""
+    if gallery_style in styles:
+        raise ValueError(f"styles must be query styles, but {gallery_style!r} is the style that answers")
+    twice = next((style for i, style in enumerate(styles) if style in styles[:i]), None)
+    if twice is not None:
+        raise ValueError(f"styles must name each style once, got {twice!r} more often")
+
+
 @dataclass(frozen=True)
 class PairBatch:
     """One batch.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hystar_fast.data.records import ImageSet, Record, Skipped, place_by_hash, read_images
 from hystar_fast.methods.inputs import MiddleSquare, PictureReader
-from hystar_fast.train.pairs import GALLERY, Loaded
+from hystar_fast.train.pairs import GALLERY, Loaded, check_styles
 
 _PUBLISHED = MiddleSquare(224)
 
@@ -22,7 +22,7 @@ class RecordPairs:
     Where the data set has instances, queries are those of the same instance. Where it has categories alone, they are
     those of the same category, and `labels` says which targets are therefore no negatives; it does so for copies of one
     instance too. A picture of the gallery without any query is left out. Pictures that cannot be read are named in
-    `skipped` and their pairs take no part.
+    `skipped`, after those that the data set has left out itself, and their pairs take no part.
 
     Args:
         images: the data set.
@@ -30,7 +30,7 @@ class RecordPairs:
         reader: how a picture becomes a tensor: the `reader` of the method that trains.
 
     Raises:
-        ValueError: an unknown style, or no picture with a query.
+        ValueError: an unknown style, the gallery's, one given twice, or no picture with a query.
     """
 
     reads_files = True
@@ -38,7 +38,8 @@ class RecordPairs:
     def __init__(self, images: ImageSet, styles: Sequence[str] = (), reader: PictureReader = _PUBLISHED) -> None:
         self.images, self.reader = images, reader
         self.styles = tuple(styles) or images.styles[1:]
-        self.skipped: dict[str, str] = {}
+        check_styles(self.styles, images.gallery_style)
+        self.skipped = {entry.path: entry.reason for entry in images.skipped}
         self.text_column = self.styles.index("text") if "text" in self.styles else -2
         gallery = images.of_style(images.gallery_style)
         if images.gallery_style in self.styles:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hystar_fast.data.open import open_images
@@ -14,9 +14,9 @@ from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.evaluate_images import evaluate_images
 from hystar_fast.retrieval.metrics import Interval
-from hystar_fast.retrieval.protocol import IMAGE_STYLES, QUERY_STYLES, load_split
+from hystar_fast.retrieval.protocol import GALLERY_STYLE, IMAGE_STYLES, QUERY_STYLES, load_split
 from hystar_fast.retrieval.seeds import restored
-from hystar_fast.train.pairs import PairImages, Pairs
+from hystar_fast.train.pairs import PairImages, Pairs, check_styles
 from hystar_fast.train.records import RecordPairs, hold_out
 from hystar_fast.train.settings import DataSettings
 
@@ -45,7 +45,8 @@ def open_training(data: DataSettings) -> TrainingData:
     """Open the data of a run.
 
     Raises:
-        ValueError: no such data, no such style, or a validation split that is the test split or the training split.
+        ValueError: no such data, no such style, the style that answers among those that ask, or a validation split that
+            is the test split or the training split.
     """
     if data.validation == "test":
         raise ValueError("data.validation must not be 'test': what chooses a model cannot measure it")
@@ -55,7 +56,10 @@ def open_training(data: DataSettings) -> TrainingData:
 def _emoji(data: DataSettings) -> TrainingData:
     if data.validation not in ("val", "none"):
         raise ValueError(f"data.validation must be 'val' or 'none' for the embedded drawings, got {data.validation!r}")
+    if data.gallery_style:
+        raise ValueError(f"data.gallery_style must be empty for the embedded drawings, got {data.gallery_style!r}")
     styles, limit = tuple(data.styles) or IMAGE_STYLES, data.limit or None
+    check_styles(styles, GALLERY_STYLE)
     wanted = tuple(dict.fromkeys((*QUERY_STYLES, *styles)))
     training = load_split("train", wanted, limit=limit)
 
@@ -95,7 +99,7 @@ def _records(data: DataSettings) -> TrainingData:
     styles = counted.styles
     if held_out is None:
         return TrainingData(styles, len(counted), lambda method: _pairs(method, training, styles), None)
-    asked = held_out.select(limit=limit)
+    asked = _asking(held_out.select(limit=limit), styles)
     try:
         RecordPairs(asked, styles)
     except ValueError as error:
@@ -105,12 +109,26 @@ def _records(data: DataSettings) -> TrainingData:
 
     def score(method: Method) -> Scored:
         report = evaluate_images(method, asked, metrics=[Metric.parse("R@1")])
-        rows = [row for row in report.rows if row.queries in styles and row.n]
+        rows = [row for row in report.rows if row.n]
         evaluation = restored(*recorded(asked, rows))
         recall = {row.queries: value.value for row in rows if (value := row.values["R@1"]) is not None}
         return _mean(recall, evaluation.mean_recall(list(evaluation.ranks), 1) if rows else None)
 
     return TrainingData(styles, len(counted), lambda method: _pairs(method, training, styles), score)
+
+
+def _asking(images: ImageSet, styles: tuple[str, ...]) -> ImageSet:
+    """What these styles ask, and nothing that only other rows of an evaluation are made of.
+
+    Captions stay with the gallery where words ask; beside a picture they would make rows of both together.
+    """
+    words = "text" in styles
+    kept = tuple(
+        record if record.style == images.gallery_style and words else replace(record, caption=None)
+        for record in images.records
+        if record.style in (images.gallery_style, *styles)
+    )
+    return replace(images, records=kept)
 
 
 def _pairs(method: Method, images: ImageSet, styles: tuple[str, ...]) -> RecordPairs:
