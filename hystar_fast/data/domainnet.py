@@ -65,6 +65,6 @@ def _lines(root: Path, style: str, path: Path, names: dict[str, str]) -> list[Re
             raise refuse("DomainNet", root, LAYOUT, f"line {number} of {path.name} is {line[:80]!r}")
         if names.setdefault(label, parts[-2]) != parts[-2]:
             found = f"label {label} for {names[label]} and, in line {number} of {path.name}, for {parts[-2]}"
-            raise refuse("DomainNet", root, layout, found)
+            raise refuse("DomainNet", root, LAYOUT, found)
         records.append(Record(picture, style, parts[-2]))
     return records
