@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,29 @@ def test_a_write_that_fails_leaves_the_old_adapter(config, tmp_path, monkeypatch
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
+def test_eval_and_embed_find_a_backbone_that_was_moved_and_refuse_another(config, tmp_path):
+    place = Path(config.backbone.removeprefix("open_clip:local-dir:"))
+    gone = f"open_clip:local-dir:{shutil.copytree(place, tmp_path / 'gone')}"
+    save_method(create_method("vpt", replace(config, backbone=gone)), tmp_path / "vpt")
+    shutil.rmtree(tmp_path / "gone")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    EmojiStyles().image("noto", "1f436").save(pictures / "dog.png")
+    (pictures / "cat.heic").touch()
+    adapter = ("--adapter", tmp_path / "vpt", "--limit", 3, "--output", tmp_path / "eval")
+    assert "could not be loaded" in refused("eval", *adapter)
+    result = run("eval", *adapter, "--backbone", config.backbone)
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert found["config"]["backbone"] == config.backbone
+    assert "was trained on another backbone" in refused("eval", *adapter, "--backbone", "tiny", "--weights", "packaged")
+    result = run("embed", pictures, "--adapter", tmp_path / "vpt", "--output", tmp_path / "index",
+                 "--backbone", config.backbone)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "skipped 1 of 2 pictures, the first: cat.heic" in result.output
+    assert json.loads((tmp_path / "index" / "adapter" / "config.json").read_text())["config"]["backbone"] != gone
+
+
 def test_eval_and_embed_take_any_of_them_by_folder(tmp_path):
     config = HystarConfig(backbone="tiny", pretrained=None, style="clip", blocks=None)
     save_method(create_method("ssf", config), tmp_path / "ssf")
@@ -159,5 +184,7 @@ def test_eval_and_embed_take_any_of_them_by_folder(tmp_path):
     assert result.exit_code == 0, result.output
     result = run("search", "--query", pictures / "dog.png", "--index", tmp_path / "index", "--top", 1)
     assert "dog.png" in result.output
+    assert found["adapter"] == str(tmp_path / "ssf") and found["config"] == config.to_dict()
+    assert found["fingerprints"]["backbone"]
     (tmp_path / "ssf" / "config.json").write_text("{")
     assert "is corrupt" in refused("eval", "--adapter", tmp_path / "ssf")

@@ -207,6 +207,14 @@ def test_published_siglips_are_adaptable(name: str, millions: int, depth: int, w
         assert len(backbone.inject_static(1, None)) == 2
 
 
+@pytest.mark.parametrize(("name", "embedding"), [("MobileCLIP-B", "HybridEmbed"), ("ViTamin-S", "HybridEmbed")])
+def test_timm_towers_that_do_not_cut_patches_by_one_convolution_are_refused(name: str, embedding: str) -> None:
+    with torch.device("meta"):
+        clip = open_clip.create_model(name, device="meta")
+    with pytest.raises(ValueError, match=rf"by one convolution \(PatchEmbed\), it has {embedding}"):
+        OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
+
+
 def test_timm_towers_of_other_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"timm's VisionTransformer as image tower; ResNet has no patch_embed"):
         backbone_and_clip(tmp_path / "resnet", timm_model_name="test_resnet", timm_proj="linear")

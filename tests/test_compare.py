@@ -150,7 +150,7 @@ def test_variants_change_fields_and_the_loss():
     ):
         groups = set(create_variant(name, config).parameter_groups())
         assert all(set(rates) == groups for rates in Variant.parse(name).grid()), name
-    sizes = {count_parameters(create_variant(name, config))["lora"] for name in ("lora", "lora+blocks=1")}
+    sizes = {count_parameters(create_variant(name, config))["lora"] for name in ("lora", "lora+gamma=10")}
     assert sizes == {count_parameters(create_method("lora", config, parameters=hystar_size(config)))["lora"]}
     assert Variant.parse("frozen").grid() == []
     for name, message in (
@@ -198,9 +198,21 @@ def test_tuning_keeps_what_an_earlier_call_chose(tmp_path):
 
 
 def test_variants_that_would_change_nothing_are_refused():
-    for name in ("static+blocks=1", "static+static=false"):
-        with pytest.raises(ValueError, match="cannot change"):
+    for name in (
+        *("static+blocks=1", "static+static=false", "lora+rank=8", "vpt+blocks=2", "adaptformer+design=reversed"),
+        *("frozen+gamma=10", "pixels+backbone=tiny", "ia3+style=vgg"),
+    ):
+        field = name.partition("+")[2].partition("=")[0]
+        with pytest.raises(ValueError, match=f"{field} changes nothing of {name.partition('+')[0]}"):
             Variant.parse(name)
+    with pytest.raises(ValueError, match="each field once, got gamma twice"):
+        Variant.parse("hystar+gamma=10+gamma=20")
+    assert Variant.parse("static+rank=8").changes == {"rank": 8}
+
+
+def test_a_path_in_a_variant_may_hold_a_plus_sign():
+    found = Variant.parse("freestyle+style=vgg+style_pretrained=/data/vgg+16.pth+gamma=10")
+    assert found.changes == {"style": "vgg", "style_pretrained": "/data/vgg+16.pth", "gamma": 10}
 
 
 def test_what_cannot_be_compared_is_named(tmp_path):

@@ -111,6 +111,22 @@ def test_methods_are_compared_on_dsr_as_eval_measures_them(dsr, tmp_path, protoc
     )
 
 
+def test_another_style_of_folders_can_answer(tmp_path):
+    for i in range(30):
+        for style in ("drawing", "thing"):
+            trees.picture(tmp_path / "in" / style / "ant" / f"{i}.png", seed=i)
+    arguments = ("compare", "--data", f"folders:{tmp_path / 'in'}", "--methods", "pixels", "--output", tmp_path, *BASE)
+    assert "gallery" in refused(*arguments)
+    result = run(*arguments, "--gallery-style", "thing")
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "compare.json").read_text())
+    assert record["gallery"]["style"] == record["gallery_style"] == "thing" and record["headline"] == ["drawing"]
+    assert run("claims", tmp_path).exit_code == 0
+    page = (tmp_path / "results.md").read_text()
+    assert "hystar-fast compare --output FOLDER --data PATH --gallery-style thing" in page
+    assert "gallery_style must be left out" in refused("compare", "--output", tmp_path / "e", "--gallery-style", "flat")
+
+
 def test_tables_on_dsr_and_domainnet_run_by_the_same_command(dsr, tmp_path):
     trees.domainnet(tmp_path / "DomainNet")
     out = tmp_path / "out"

@@ -244,6 +244,20 @@ def test_the_command_evaluates_a_method_on_a_folder_and_says_what_it_left_out(tm
     assert found["protocol"] == "full: ranked over the whole gallery"
 
 
+def test_the_command_says_where_data_has_no_splits_and_which_backbone_it_was(tmp_path):
+    trees.tu_berlin(tmp_path / "in")
+    result = run("eval", "--method", "frozen", "--weights", "random", "--data", tmp_path / "in", "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "frozen (tiny) on" in said and "has no splits: --split test is all of its pictures" in said
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["data"]["split"].startswith("all (this data has no splits")
+    assert found["config"]["pretrained"] is None and found["adapter"] is None
+    result = run("eval", "--method", "pixels", "--limit", 3, "--output", tmp_path)
+    assert "has no splits" not in result.output
+    assert json.loads((tmp_path / "results.json").read_text())["data"]["split"] == "test"
+
+
 def test_the_command_prints_the_label_of_the_published_protocol(tmp_path):
     result = run("eval", "--method", "pixels", "--protocol", "batch24", "--split", "val", "--limit", 40,
                  "--output", tmp_path)  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,8 @@ def _check(settings: CompareSettings, parts: Parts) -> None:
         unknown = [style for style in Variant.parse(name).styles or () if style not in parts.styles]
         if unknown:
             raise ValueError(f"styles must be some of {parts.styles} with - between, got {unknown[0]!r} in {name!r}")
+        if replace(settings.source.config(), **Variant.parse(name).changes).lacks_style_weights:
+            raise ValueError(f"{name} needs weights of VGG: +style_pretrained=<a torchvision weights name or a file>")
     if len(set(settings.methods)) < len(settings.methods):
         raise ValueError(f"methods must not repeat a name, got {', '.join(settings.methods)}")
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):

@@ -17,6 +17,7 @@ from hystar_fast.cli.options import (
     Data,
     Device,
     Folder,
+    GalleryStyle,
     Jobs,
     Limit,
     ProtocolName,
@@ -50,6 +51,7 @@ def source_of(
     device: RunsOn = None,
     batch_size: BatchSize = 48,
     limit: Limit = None,
+    gallery_style: GalleryStyle = None,
 ) -> Source:
     """What a comparison is made on.
 
@@ -59,7 +61,10 @@ def source_of(
     from hystar_fast.cli.source import Source
 
     chosen = pretrained(weights)
-    return Source(data, limit, protocol, backbone, chosen, style, style_pretrained, numbers(blocks), device, batch_size)
+    modulated = numbers(blocks)
+    return Source(
+        data, limit, protocol, backbone, chosen, style, style_pretrained, modulated, device, batch_size, gallery_style
+    )
 
 
 @shares("source", source_of)
@@ -133,7 +138,7 @@ def compare(
 
 @app.command("fewshot")
 @clear_errors()
-@shares("source", source_of, without=("data", "protocol", "device", "batch_size", "limit"))
+@shares("source", source_of, without=("data", "protocol", "device", "batch_size", "limit", "gallery_style"))
 def few_shot(
     data: Annotated[
         str,

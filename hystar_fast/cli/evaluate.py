@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from hystar_fast.cli.options import moved
 from hystar_fast.cli.report import about, check_output, interval, left_out, write_json
 from hystar_fast.data.open import open_images
 from hystar_fast.data.records import ImageSet
 from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.on_device import chosen_device, placed
+from hystar_fast.methods.recipes import demo_config
 from hystar_fast.methods.suite import UNTRAINED, create_method
-from hystar_fast.models.config import HystarConfig
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.evaluate_images import Report, Row, evaluate_images
 
@@ -34,9 +35,10 @@ class EvalSettings:
         output: folder for ``results.json``.
         adapter: the folder of a trained method's adapter; used unless `method` is given.
         method: a method that needs no training, by name.
-        backbone, pretrained: of `method`.
+        backbone, weights: of `method` (None for the packaged one; "random"), or where the adapter's are now (None for
+            where it says); weights that are not those it was trained on are refused.
         data: see :func:`hystar_fast.data.open.open_images`.
-        split: "val" or "test".
+        split: "val" or "test"; of data without splits (folders, pairs, shards) both are all of it.
         task, protocol: see :func:`hystar_fast.retrieval.evaluate_images.evaluate_images`.
         metrics: names, separated by commas; None for those of the protocol.
         gallery_style: for style folders, the one that answers.
@@ -48,8 +50,8 @@ class EvalSettings:
     output: Path
     adapter: Path
     method: str | None = None
-    backbone: str = "tiny"
-    pretrained: str | None = "packaged"
+    backbone: str | None = None
+    weights: str | None = None
     data: str = "emoji"
     split: str = "test"
     task: str | None = None
@@ -79,20 +81,28 @@ def run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
     method = _method(settings)
     began = time.perf_counter()
     report = _evaluate(placed(method, device), images, settings, metrics, console)
-    console.print(report_table(method.name, report))
+    console.print(report_table(method, report))
+    if not images.splits:
+        console.print(
+            f"{images.name} has no splits: --split {settings.split} is all of its pictures, and an adapter may have "
+            "been trained on part of them",
+            highlight=False,
+        )
     for line in _omissions(report):
-        console.print(line, highlight=False)
-    results = _results(method, report, settings, device, round(time.perf_counter() - began, 2))
+        console.print(line, highlight=False, markup=False)
+    split = images.asked_split(settings.split)
+    results = _results(method, report, settings, split, device, round(time.perf_counter() - began, 2))
     write_json(settings.output / RESULTS_FILE, results)
     console.print(f"wrote {settings.output / RESULTS_FILE}")
     return results
 
 
-def report_table(name: str, report: Report) -> Table:
-    """A row a kind of query with each metric and its interval in per cent; the protocol is in the title."""
+def report_table(method: Method, report: Report) -> Table:
+    """A row a kind of query with each metric and its interval in per cent; backbone and protocol are in the title."""
     what, count = report.answers
-    title = f"{name} on {report.data}, task {report.task}; gallery {what}, n={count}\n{report.protocol}"
-    title += "\nper cent [95 % bootstrap interval over queries]"
+    backbone = "" if method.config is None else f" ({method.config.backbone})"
+    title = f"{method.name}{backbone} on {report.data}, task {report.task}; gallery {what}, n={count}"
+    title += f"\n{report.protocol}\nper cent [95 % bootstrap interval over queries]"
     table = Table(title=title, title_justify="left", header_style="bold", padding=(0, 0))
     table.add_column("query", no_wrap=True)
     table.add_column("n", justify="right")
@@ -121,12 +131,12 @@ def _evaluate(
 
 
 def _method(settings: EvalSettings) -> Method:
+    given: dict[str, Any] = moved(settings.backbone, settings.weights)
     if settings.method is None:
-        return load_method(settings.adapter)
+        return load_method(settings.adapter, **given)
     if settings.method not in UNTRAINED:
         raise ValueError(f"method must be one that needs no training, {UNTRAINED}, got {settings.method!r}")
-    config = HystarConfig(backbone=settings.backbone, pretrained=settings.pretrained, style="clip", blocks=None)
-    return create_method(settings.method, config)
+    return create_method(settings.method, replace(demo_config(), **given))
 
 
 def _listed(path: Path | None) -> list[str] | None:
@@ -152,14 +162,17 @@ def _omissions(report: Report) -> list[str]:
 
 
 def _results(
-    method: Method, report: Report, settings: EvalSettings, device: torch.device, seconds: float
+    method: Method, report: Report, settings: EvalSettings, split: str, device: torch.device, seconds: float
 ) -> dict[str, Any]:
     counts = count_parameters(method)
     return {
         **about(),
         "method": method.name,
+        "adapter": None if settings.method is not None else str(settings.adapter),
+        "config": None if method.config is None else method.config.to_dict(),
+        "fingerprints": dict(method.fingerprints),
         "parameters": {"trainable": sum(counts.values()), **counts},
-        "data": {"name": report.data, "source": settings.data, "split": settings.split, "limit": settings.limit},
+        "data": {"name": report.data, "source": settings.data, "split": split, "limit": settings.limit},
         "task": report.task,
         "protocol": report.protocol,
         "gallery": {"what": report.answers[0], "n": report.answers[1]},

@@ -90,7 +90,7 @@ def run_few_shot(settings: FewShotSettings, console: Console) -> dict[str, Any]:
             parts.base, parts.new, parts.training, _spread(parts.base_test, settings), _spread(parts.new_test, settings)
         )
     chosen = _rates(settings)
-    skipped: list[Skipped] = []
+    skipped: list[Skipped] = list(images.skipped)
     results = _header(settings, images, parts) | {"device": str(device)}
     if taken := _rates_taken(chosen, settings.methods):
         console.print(f"learning rates: {taken}", highlight=False, markup=False)

@@ -15,7 +15,19 @@ from typer.core import TyperGroup
 import hystar_fast
 from hystar_fast.cli import comparing
 from hystar_fast.cli.errors import clear_errors
-from hystar_fast.cli.options import BACKBONES, Device, Folder, Limit, ProtocolName, Seed, Weights, pretrained
+from hystar_fast.cli.options import (
+    BackboneNow,
+    Device,
+    Folder,
+    GalleryStyle,
+    Limit,
+    ProtocolName,
+    Seed,
+    Weights,
+    WeightsNow,
+    moved,
+    pretrained,
+)
 from hystar_fast.ops.status import info as op_info
 
 
@@ -150,7 +162,9 @@ def evaluate(
             "its layout."
         ),
     ] = "emoji",
-    split: Annotated[str, typer.Option(help="val or test.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="val or test; of folders, pairs and shards, which have no splits, both are all.")
+    ] = "test",
     task: Annotated[
         str | None, typer.Option(help="instance, category or classify; by default instance where the data has any.")
     ] = None,
@@ -162,12 +176,10 @@ def evaluate(
             "Prec@k:k|gallery|positives; by commas. By default R@1,R@5; batch24 has its own."
         ),
     ] = None,
-    gallery_style: Annotated[
-        str | None, typer.Option(help="Of folders, shards and icons, the style that answers.")
-    ] = None,
+    gallery_style: GalleryStyle = None,
     categories: Annotated[Path | None, typer.Option(help="File of the categories to keep, one a line.")] = None,
-    backbone: Annotated[str, typer.Option(help=f"Of frozen: {BACKBONES}.")] = "tiny",
-    weights: Annotated[str, typer.Option(help="Of frozen: a tag, a file, packaged, or random.")] = "packaged",
+    backbone: BackboneNow = None,
+    weights: WeightsNow = None,
     output: Folder = Path("runs/eval"),
     limit: Annotated[int | None, typer.Option(min=1, help="Use only so many pictures of each style.")] = None,
     device: Device = "auto",
@@ -180,7 +192,7 @@ def evaluate(
         adapter=adapter,
         method=method,
         backbone=backbone,
-        pretrained=pretrained(weights),
+        weights=weights,
         data=data,
         split=split,
         task=task,
@@ -199,6 +211,8 @@ def evaluate(
 def embed(
     folder: Annotated[Path, typer.Argument(help="A folder of pictures, searched recursively.")],
     adapter: Annotated[Path, typer.Option(help="An adapter that train or demo wrote.")] = Path("runs/demo/adapter"),
+    backbone: BackboneNow = None,
+    weights: WeightsNow = None,
     output: Folder = Path("runs/index"),
     device: Device = "auto",
 ) -> None:
@@ -207,7 +221,7 @@ def embed(
 
     start = time.perf_counter()
     console = Console()
-    count = embed_folder(folder, adapter, output, console, device)
+    count = embed_folder(folder, adapter, output, console, device, **moved(backbone, weights))
     console.print(f"indexed {count} pictures in {time.perf_counter() - start:.1f} s: {output}")
 
 

@@ -32,6 +32,16 @@ Data = Annotated[
 TestData = Annotated[
     str | None, typer.Option(help="Other data that Tables 2 and 3 ask the adapters about, such as domainnet:ROOT.")
 ]
+GalleryStyle = Annotated[str | None, typer.Option(help="Of folders, shards and icons, the style that answers.")]
+BackboneNow = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone", help=f"Where an adapter's backbone is now, if it was moved; of frozen, which one: {BACKBONES}."
+    ),
+]
+WeightsNow = Annotated[
+    str | None, typer.Option("--weights", help="Where an adapter's weights are now; of frozen, which: a tag or a file.")
+]
 BackboneName = Annotated[str, typer.Option("--backbone", help=f"{BACKBONES}.")]
 Style = Annotated[str, typer.Option(help="Where the style vector comes from: clip, prefix, dinov2 or vgg.")]
 StylePretrained = Annotated[
@@ -60,6 +70,12 @@ Steps = Annotated[
 def pretrained(weights: str) -> str | None:
     """The weights of a word: None for random ones."""
     return None if weights == "random" else weights
+
+
+def moved(backbone: str | None, weights: str | None) -> dict[str, str | None]:
+    """The fields of a configuration that these words change; None changes nothing."""
+    given: dict[str, str | None] = {} if backbone is None else {"backbone": backbone}
+    return given if weights is None else {**given, "pretrained": pretrained(weights)}
 
 
 def numbers(blocks: str | None) -> tuple[int, ...] | None:

@@ -34,16 +34,19 @@ class RecordParts:
         data: see :func:`hystar_fast.data.open.open_images`.
         limit: use only so many pictures of each style of every part.
         protocol: of the test part.
+        gallery_style: of folders, shards and icons, the style that answers.
 
     Raises:
         ValueError: the data cannot be opened, has nothing to choose by or to ask, or the protocol is unknown.
     """
 
-    def __init__(self, data: str, limit: int | None = None, protocol: str = "full") -> None:
+    def __init__(
+        self, data: str, limit: int | None = None, protocol: str = "full", gallery_style: str | None = None
+    ) -> None:
         if protocol not in PROTOCOLS:
             raise ValueError(f"protocol must be one of {(*PROTOCOLS,)}, got {protocol!r}")
         self.protocol = protocol
-        training, held_out, test = _divided(data)
+        training, held_out, test = _divided(data, gallery_style)
         self.training, self.held_out, self._test = (part.select(limit=limit) for part in (training, held_out, test))
         trained = RecordPairs(self.training)
         self.styles, self._trained = trained.styles, len(trained)
@@ -128,9 +131,9 @@ class RecordParts:
         return self._test
 
 
-def _divided(data: str) -> tuple[ImageSet, ImageSet, ImageSet]:
+def _divided(data: str, gallery_style: str | None) -> tuple[ImageSet, ImageSet, ImageSet]:
     """Training, validation and test; no picture is in two of them."""
-    training, test = (open_images(data, split) for split in ("train", "test"))
+    training, test = (open_images(data, split, gallery_style=gallery_style) for split in ("train", "test"))
     if {record.path for record in training.records} & {record.path for record in test.records}:
         training, rest = hold_out(test, VALIDATION + TEST)
         held_out, test = hold_out(rest, TEST)

@@ -104,6 +104,7 @@ def _source_options(record: Mapping[str, Any]) -> str:
     changed = {name: config[name] for name in ("backbone", "style", "style_pretrained") if config[name] != usual[name]}
     words = f" --data {_data_option(record['data'])}" if "data" in record else ""
     words += f" --protocol {record.get('protocol')}" * ("protocol" in record)
+    words += f" --gallery-style {record.get('gallery_style')}" * ("gallery_style" in record)
     words += "".join(f" --{name.replace('_', '-')} {value}" for name, value in changed.items())
     words += f" --weights {config['pretrained'] or 'random'}" * (config["pretrained"] != usual["pretrained"])
     words += f" --blocks {'-'.join(map(str, config['blocks'] or ()))}" * (config["blocks"] != usual["blocks"])

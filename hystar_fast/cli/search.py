@@ -27,6 +27,7 @@ from hystar_fast.retrieval.embed import (
 )
 from hystar_fast.retrieval.embedded import embed_batches
 from hystar_fast.retrieval.index import Index
+from hystar_fast.retrieval.picture_files import not_read, picture_files
 from hystar_fast.retrieval.pictures import Answer, Question, retrieval_grid
 
 _PICTURE_SIDE = 64
@@ -98,10 +99,13 @@ class Searcher:
         return thumbnail(load_image(Path(self.index.about["source"]) / item), _PICTURE_SIDE)
 
 
-def embed_folder(folder: Path, adapter: Path, output: Path, console: Console, device: str = "auto") -> int:
+def embed_folder(
+    folder: Path, adapter: Path, output: Path, console: Console, device: str = "auto", **changes: str | None
+) -> int:
     """Index the pictures of a folder with a trained adapter, batch by batch; `Searcher.open(output)` reads it.
 
-    What cannot be read is left out, named and counted on the console and in the index's `about`.
+    What cannot be read is left out, named and counted on the console and in the index's `about`. `changes` are of the
+    adapter's configuration, such as the place of its backbone.
 
     Returns:
         How many pictures the index has.
@@ -111,10 +115,11 @@ def embed_folder(folder: Path, adapter: Path, output: Path, console: Console, de
     """
     where = chosen_device(device)
     paths = list_pictures(folder)
-    method = load_method(adapter)
+    skipped = [Skipped(path.as_posix(), not_read(path)) for path in picture_files(folder)[1]]
+    pictures_in_all = len(paths) + len(skipped)
+    method = load_method(adapter, **changes)
     answering = placed(method, where)
     pictures = ImageSet(folder.name, "", tuple(Record(path, "") for path in paths), from_folder(folder))
-    skipped: list[Skipped] = []
     ids: list[str] = []
     embedded: list[Tensor] = []
     with Progress(console=console, transient=True) as progress:
@@ -125,13 +130,15 @@ def embed_folder(folder: Path, adapter: Path, output: Path, console: Console, de
                 raise ValueError(f"the model gives no finite embedding for {batch.records[bad[0]].path}")
             ids += [record.path for record in batch.records]
             embedded.append(batch.vectors)
-            progress.update(task, completed=len(ids) + len(skipped))
+            progress.update(task, advance=len(batch.records))
     if not ids:
-        raise ValueError(f"none of the {len(paths)} pictures of {folder} can be read, the first: {skipped[0].reason}")
-    about = {"source": str(folder.resolve()), "captions": ids, "skipped": left_out(skipped, len(paths))}
+        first = skipped[0].reason
+        raise ValueError(f"none of the {pictures_in_all} pictures of {folder} can be read, the first: {first}")
+    about = {"source": str(folder.resolve()), "captions": ids, "skipped": left_out(skipped, pictures_in_all)}
     Index(torch.cat(embedded), ids, about).save(output / INDEX_FOLDER)
     save_method(method, output / ADAPTER_FOLDER)
     if skipped:
         first = f"{skipped[0].path}: {skipped[0].reason}"
-        console.print(f"skipped {len(skipped)} of {len(paths)} pictures, the first: {first}", highlight=False)
+        found = f"skipped {len(skipped)} of {pictures_in_all} pictures, the first: {first}"
+        console.print(found, highlight=False, markup=False)
     return len(ids)

@@ -76,6 +76,7 @@ class Source:
             its default, for `blocks` the default of the backbone's depth.
         device: "auto", "cpu" or "cuda"; None for the CPU with the embedded drawings, and "auto" with other data.
         batch_size: pairs a step.
+        gallery_style: of folders, shards and icons, the style that answers; None for their default.
 
     Raises:
         ValueError, TypeError: fields that are no :class:`HystarConfig`, or VGG as the style without weights.
@@ -91,6 +92,7 @@ class Source:
     blocks: tuple[int, ...] | None = None
     device: str | None = None
     batch_size: int = BATCH_SIZE
+    gallery_style: str | None = None
 
     def __post_init__(self) -> None:
         if self.config().lacks_style_weights:
@@ -107,7 +109,7 @@ class Source:
         Raises:
             ValueError: there is no such data, or the protocol does not go with it.
         """
-        return _opened(self.data, self.limit, self.protocol)
+        return _opened(self.data, self.limit, self.protocol, self.gallery_style)
 
     def place(self) -> torch.device:
         """The device everything runs on.
@@ -119,18 +121,24 @@ class Source:
 
     def options(self) -> dict[str, Any]:
         """What a results file says beyond the data and the configuration, but for what is as usual."""
-        changed = {"batch_size": (self.batch_size, BATCH_SIZE), "protocol": (self.protocol, "full")}
+        changed: dict[str, tuple[Any, Any]] = {
+            "batch_size": (self.batch_size, BATCH_SIZE),
+            "protocol": (self.protocol, "full"),
+            "gallery_style": (self.gallery_style, None),
+        }
         return {name: value for name, (value, usual) in changed.items() if value != usual}
 
 
-USUAL: dict[str, Any] = {"batch_size": BATCH_SIZE, "protocol": "full", "data": "emoji"}
+USUAL: dict[str, Any] = {"batch_size": BATCH_SIZE, "protocol": "full", "data": "emoji", "gallery_style": None}
 """What a results file means where it does not say."""
 
 
 @lru_cache(maxsize=4)
-def _opened(data: str, limit: int | None, protocol: str) -> Parts:
+def _opened(data: str, limit: int | None, protocol: str, gallery_style: str | None) -> Parts:
     if data == "emoji":
+        if gallery_style is not None:
+            raise ValueError(f"gallery_style must be left out for the embedded drawings, got {gallery_style!r}")
         if protocol != "full":
             raise ValueError(f"protocol must be full for the embedded drawings, got {protocol!r}")
         return EmojiParts(limit)
-    return RecordParts(data, limit, protocol)
+    return RecordParts(data, limit, protocol, gallery_style)

@@ -51,8 +51,8 @@ class _InputScale(nn.Module):
 class IA3(Adapted):
     """softmax(Q (l_k ⊙ K)ᵀ / √d) (l_v ⊙ V) and W_2 (l_ff ⊙ act(W_1 x)), with l_k, l_v, l_ff trained in every block.
 
-    It starts as the frozen model (all ones). As each vector stands beside a linear map it is folded into the weight,
-    so a trained one costs nothing. On ViT-L/14 it has 147,456 parameters.
+    It starts as the frozen model (all ones). As each vector stands beside a linear map it scales that map's weight,
+    which `torch.nn.utils.parametrize` does anew in every pass. On ViT-L/14 it has 147,456 parameters.
 
     Source: Liu et al., Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning
     (NeurIPS 2022), the equations of Section 3.3.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -20,6 +21,10 @@ from hystar_fast.nn.losses import LOSSES, create_loss, style_nce_options
 COMPARED = (*UNTRAINED, *BASELINES, *TRAINED)
 _FIELDS = {field.name for field in fields(HystarConfig)}
 _LOSS, _STYLES = "loss", "styles"
+_OF_BACKBONE = {"backbone", "pretrained", "image_size"}
+_OF_STYLE_NCE = {"temperature", "gamma", "lam", "epsilon", "n_iter", "weights", "plan_grad"}
+_OF_STYLE = {"style", "style_pretrained"}  # FreestyleRet's Gram matrices read the VGG that a style of Hystar would
+_NEXT = re.compile(r"\+(?=[a-z_]+=)")  # a path may hold a plus sign
 
 
 @dataclass(frozen=True)
@@ -43,13 +48,16 @@ class Variant:
         """Read ``<method>+<field>=<value>+…``; a list is written ``blocks=1-2-3``, no block ``blocks=none``.
 
         Raises:
-            ValueError: an unknown method, field or loss. Which styles there are is the data's to say.
+            ValueError: an unknown method, field or loss, a field that changes nothing of the method, or one given
+                twice. Which styles there are is the data's to say.
 
         Example:
             >>> Variant.parse("hystar+blocks=4-5+gamma=10").changes
             {'blocks': (4, 5), 'gamma': 10}
         """
-        method, *parts = name.split("+")
+        first, *parts = _NEXT.split(name)
+        method, plus, rest = first.partition("+")
+        parts = [rest, *parts] if plus else parts
         if method not in COMPARED:
             raise ValueError(f"methods must be some of {COMPARED}, perhaps with +field=value, got {name!r}")
         changes: dict[str, Any] = {}
@@ -60,13 +68,14 @@ class Variant:
                     f"{name!r} must change fields of HystarConfig, the loss or the styles trained on, as field=value, "
                     f"got {part!r}"
                 )
+            if key in changes:
+                raise ValueError(f"{name!r} must give each field once, got {key} twice")
+            if key in _FIELDS and key not in changeable(method):
+                raise ValueError(f"{key} changes nothing of {method}, got {name!r}")
             changes[key] = _value(key, value)
         loss, styles = changes.pop(_LOSS, None), changes.pop(_STYLES, None)
         if loss is not None and loss not in LOSSES:
             raise ValueError(f"loss must be one of {LOSSES}, got {loss!r}")
-        fixed = [field for field in ("blocks", "static") if method == "static" and field in changes]
-        if fixed:
-            raise ValueError(f"{method} cannot change {fixed[0]}, got {name!r}")
         if method in UNTRAINED and (loss is not None or styles is not None):
             raise ValueError(f"{method} does not train, so it has no loss and no styles, got {name!r}")
         return cls(method, changes, loss, styles)
@@ -87,6 +96,23 @@ class Variant:
             if self.changes.get("blocks") == ():
                 return grids["static"]
         return grids[self.method]
+
+
+def changeable(method: str) -> set[str]:
+    """The fields of :class:`HystarConfig` that change something of a method.
+
+    Example:
+        >>> sorted(changeable("frozen")), "rank" in changeable("hystar")
+        (['backbone', 'image_size', 'pretrained'], True)
+    """
+    if method == "hystar":
+        return _FIELDS
+    if method == "frozen":
+        return _OF_BACKBONE
+    if method in UNTRAINED:
+        return set()
+    of_method = {"static": {"rank"}, "freestyle": _OF_STYLE}.get(method, set[str]())
+    return _OF_BACKBONE | _OF_STYLE_NCE | of_method
 
 
 def is_variant(name: str) -> bool:

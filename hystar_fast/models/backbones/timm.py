@@ -27,6 +27,7 @@ class TimmTower(VisionTower):
         self.blocks_at = f"{trunk_at}.blocks"
 
     def check(self, visual: Any) -> None:
+        from timm.layers.patch_embed import PatchEmbed
         from timm.models.vision_transformer import Block
 
         trunk = visual.get_submodule(self.trunk_at)
@@ -36,6 +37,9 @@ class TimmTower(VisionTower):
                 f"backbone must have timm's VisionTransformer as image tower; {type(trunk).__name__} "
                 f"has no {', '.join(missing)}"
             )
+        if not isinstance(trunk.patch_embed, PatchEmbed):
+            kind = type(trunk.patch_embed).__name__
+            raise ValueError(f"backbone must cut images into patches by one convolution (PatchEmbed), it has {kind}")
         if trunk.attn_pool is None and not trunk.global_pool:
             raise ValueError("backbone must pool its tokens into one embedding an image, its global_pool is ''")
         for block in trunk.blocks:
