@@ -63,7 +63,7 @@ def dsr(root: Path) -> str:
     ("settings", "message"),
     [
         ({"styles": ["cubism"]}, r"style must be one of \('images', 'art', 'sketch', 'mosaic'\) of DSR, got 'cubism'"),
-        ({"styles": ["images"]}, r"styles must be styles that ask, \('art', 'sketch', 'mosaic', 'text'\) of DSR"),
+        ({"styles": ["images"]}, "styles must be query styles, but 'images' is the style that answers"),
         ({"validation": 1e-9}, "nothing to choose by: DSR has no picture of 'images', the style that answers"),
         ({"validation": "val"}, r"data\.validation = 'val' must be a split.*Found: no val\.json, but train\.json"),
     ],

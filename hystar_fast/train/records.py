@@ -42,11 +42,6 @@ class RecordPairs:
         self.skipped = {entry.path: entry.reason for entry in images.skipped}
         self.text_column = self.styles.index("text") if "text" in self.styles else -2
         gallery = images.of_style(images.gallery_style)
-        if images.gallery_style in self.styles:
-            raise ValueError(
-                f"styles must be styles that ask, {(*images.styles[1:], 'text')} of {images.name}, got "
-                f"{images.gallery_style!r}, the one that answers"
-            )
         asked = [record for record in images.records if record.style in self.styles] or gallery
         by_instance = any(record.instance is not None for record in asked)
         key: Callable[[Record], str | None] = (lambda r: r.instance) if by_instance else (lambda r: r.category)
