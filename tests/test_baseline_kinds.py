@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from small_backbones import WRITERS, Images, Small
@@ -41,7 +42,8 @@ def images_of(count: int) -> Tensor:
 def disturbed(name: str, small: Small) -> Any:
     """A method whose trained parameters are away from where they begin."""
     torch.manual_seed(2)
-    method = create_method(name, HystarConfig(backbone=small.backbone, pretrained=small.pretrained))
+    config = HystarConfig(backbone=small.backbone, pretrained=small.pretrained)
+    method = create_method(name, config, parameters=3000)
     with torch.no_grad():
         for parameter in method.parameter_groups()[name]:
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -65,11 +67,17 @@ def test_baselines_train_all_they_have_on_every_backbone(small: Small, name: str
     assert sum(bool(p.grad.any()) for p in trained) >= len(trained) - 1  # of keys a bias moves no attention
 
 
-def scaled_layers(method: Any, truth: Images) -> Iterator[tuple[nn.Module, Any]]:
-    """The layers of the library's model that the method rescales, with what holds the scales."""
+def named_scaled(method: Any) -> Iterator[tuple[str, Any]]:
+    """The layers that the method rescales, or adds to, by their names in the library's model."""
     for name, layer in method.model.named_modules():
         if parametrize.is_parametrized(layer, "weight"):
-            yield truth.model.get_submodule(name.partition(".")[2]), layer
+            yield name.partition(".")[2], layer
+
+
+def scaled_layers(method: Any, truth: Images) -> Iterator[tuple[nn.Module, Any]]:
+    """The layers of the library's model that the method rescales, with what holds the scales."""
+    for name, layer in named_scaled(method):
+        yield truth.model.get_submodule(name), layer
 
 
 @pytest.mark.parametrize(("kind", "around"), AROUND.items())
@@ -145,3 +153,33 @@ def test_lora_starts_as_the_frozen_model_and_trains_every_matrix_of_the_blocks(s
     trained = lora.parameter_groups()["lora"]
     assert len(trained) in (2 * 4 * small.depth, 2 * 6 * small.depth)  # qkv packed or split, output, two of the MLP
     assert all(b.grad is not None and b.grad.any() for b in trained[1::2])
+
+
+@pytest.mark.parametrize("kind", ["transformers clip", "transformers blip", "open_clip siglip", "albef"])
+@pytest.mark.parametrize("name", ["lora", "ia3"])
+def test_lora_and_ia3_are_pefts(name: str, kind: str, tmp_path: Path) -> None:
+    """Where every layer is a linear one, on which peft's update is applied once."""
+    small = WRITERS[kind](tmp_path)
+    method, truth, images = disturbed(name, small), Images(small), images_of(3)
+    plain = truth(images)
+    layers = {where: own for where, own in named_scaled(method) if isinstance(own, nn.Linear)}
+    if name == "lora":
+        config: Any = peft.LoraConfig(r=method.rank, lora_alpha=method.rank, target_modules=list(layers))
+    else:
+        feedforward = [where for where in layers if where.endswith("fc2")]
+        config = peft.IA3Config(target_modules=list(layers), feedforward_modules=feedforward)
+    peft.inject_adapter_in_model(config, truth.model)
+    with torch.no_grad():
+        for where, own in layers.items():
+            found, theirs = own.parametrizations.weight[0], truth.model.get_submodule(where)
+            if name == "lora":
+                theirs.lora_A["default"].weight.copy_(found.a)
+                theirs.lora_B["default"].weight.copy_(found.b)
+                continue
+            if hasattr(found, "keys"):
+                scale = torch.cat([torch.ones_like(found.keys), found.keys, found.values])
+            else:
+                scale = found.scale
+            theirs.ia3_l["default"].copy_(scale.view_as(theirs.ia3_l["default"]))
+    assert relative_error(truth(images), plain) > 1e-2
+    assert relative_error(method.model.encode_image(images), truth(images)) < 1e-5
