@@ -7,19 +7,22 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import picture_trees as trees
 import pytest
 import torch
 from PIL import Image
 from test_cli import refused, run
 
+from hystar_fast.cli import figure_sheets
 from hystar_fast.cli import figures as module
-from hystar_fast.cli.figures import _first_answers, _middle_features
+from hystar_fast.cli.figure_sheets import first_answers
+from hystar_fast.cli.figures import _middle_features
+from hystar_fast.data.open import open_emoji
 from hystar_fast.methods import variants
 from hystar_fast.methods.recipes import demo_config
 from hystar_fast.methods.suite import create_method
 from hystar_fast.retrieval.figures import Cloud, Curve, draw_clouds, draw_sweep, project
 from hystar_fast.retrieval.pictures import ALIKE, NEUTRAL, RIGHT, WRONG, Answer, Question, retrieval_sheet
-from hystar_fast.retrieval.protocol import load_split
 
 
 def drawn(path: Path) -> np.ndarray:
@@ -123,19 +126,47 @@ def test_a_sheet_frames_every_answer_by_what_it_is(tmp_path):
         retrieval_sheet([questions[0], Question(None, "text", "", {"hystar": answers})], "", [], {})
 
 
-def test_a_sheet_asks_at_fixed_places_and_counts_the_subgroup_where_the_paper_does():
-    held_out = load_split("test", ("flat",), limit=40)
+def test_a_sheet_counts_the_subgroup_where_the_paper_does():
+    images = open_emoji("test", ("flat",)).select(limit=40)
     method = create_method("pixels", demo_config(None))
-    found = _first_answers(method, held_out, [("flat", 3), ("flat", 17)], True)
+    asked = [images.of_style("flat")[place] for place in (3, 17)]
+    found = first_answers(method, images, asked, True)
     assert [len(answers) for answers in found] == [10, 10]
-    named = {concept.name: concept for concept in held_out.concepts}
-    for row, answers in zip((3, 17), found, strict=True):
-        asked = held_out.concepts[row]
-        assert [answer.right for answer in answers] == [answer.caption == asked.name for answer in answers]
-        assert [answer.alike for answer in answers] == [named[a.caption].subgroup == asked.subgroup for a in answers]
-    assert not any(
-        answer.alike for answers in _first_answers(method, held_out, [("flat", 3)], False) for answer in answers
+    named = {record.caption: record for record in images.of_style(images.gallery_style)}
+    for record, answers in zip(asked, found, strict=True):
+        assert [answer.right for answer in answers] == [answer.caption == record.caption for answer in answers]
+        assert [answer.alike for answer in answers] == [named[a.caption].category == record.category for a in answers]
+    assert not any(answer.alike for answer in first_answers(method, images, asked[:1], False)[0])
+
+
+def test_sheets_and_mixtures_are_drawn_of_other_data_in_the_papers_styles(tmp_path, monkeypatch):
+    monkeypatch.setattr(variants, "GRID", {n: trials[:1] for n, trials in variants.GRID.items()})
+    monkeypatch.setattr(module, "_CLOUD_METHODS", ("frozen", "hystar"))
+    asked: list[tuple[str, str]] = []
+    drawn_sheet = figure_sheets.retrieval_sheet
+
+    def seen(questions, title, notes, legend):
+        asked.extend((question.style, title) for question in questions)
+        assert legend[RIGHT] == ("the right picture" if "DSR" in title else "the right category")
+        assert all(len(answers) > 1 for question in questions for answers in question.answers.values())
+        return drawn_sheet(questions, title, notes, legend)
+
+    monkeypatch.setattr(figure_sheets, "retrieval_sheet", seen)
+    root = trees.dsr(tmp_path / "DSR", n=40, styles=("art", "sketch"))
+    entries = json.loads((root / "test.json").read_text())
+    (root / "train.json").write_text(json.dumps(entries[:30]))
+    (root / "test.json").write_text(json.dumps(entries[30:]))
+    other = trees.domainnet(tmp_path / "DomainNet")
+    arguments = ("--data", f"dsr:{root}", "--test-data", f"domainnet:{other}", "--steps", 1, "--weights", "random",
+                 "--seeds", 1, "--tuning-seeds", 1, "--batch-size", 4, "--projection", "pca")  # fmt: skip
+    result = run("figure", 5, 8, 9, "--output", tmp_path, *arguments)
+    assert result.exit_code == 0, result.output
+    for number in (5, 8, 9):
+        assert drawn(tmp_path / f"figure{number}.png").std() > 5
+    assert [style for style, title in asked if "Figure 8 with DSR: first 10 of 10" in title] == (
+        ["art", "art", "sketch", "sketch", "text", "text"]
     )
+    assert {style for style, title in asked if "Figure 9 with DomainNet" in title} == {"clipart", "sketch"}
 
 
 def test_middle_features_are_what_leaves_the_middle_block():

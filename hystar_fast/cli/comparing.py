@@ -16,6 +16,7 @@ from hystar_fast.cli.options import (
     Blocks,
     Data,
     Device,
+    FigureData,
     Folder,
     GalleryStyle,
     Jobs,
@@ -206,6 +207,7 @@ def figure(
         list[int], typer.Argument(help="3 and 5 (embeddings), 6 and 7 (curves of gamma and lambda), 8 to 11 (answers).")
     ],
     settings: CompareSettings,
+    test_data: FigureData = None,
     projection: Annotated[
         str, typer.Option(help="tsne (needs scikit-learn), umap (needs umap-learn) or pca.")
     ] = "tsne",
@@ -213,7 +215,7 @@ def figure(
     """Draw figures of the paper; trains what is not in the folder yet."""
     from hystar_fast.cli.figures import run_figures
 
-    run_figures(numbers, settings, Console(), projection=projection)
+    run_figures(numbers, replace(settings, test_data=test_data), Console(), projection=projection)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""``hystar-fast figure``: the paper's Figures 3 and 5 to 11 on the embedded drawings; 3, 6 and 7 on other data, too."""
+"""``hystar-fast figure``: the paper's Figures 3 and 5 to 11 on the embedded drawings or on other data."""
 
 from __future__ import annotations
 
@@ -14,28 +14,21 @@ from torch import Tensor
 
 from hystar_fast.cli.claims import GAMMAS, LAMBDAS
 from hystar_fast.cli.compare import CompareSettings, adapter_folder, compare
+from hystar_fast.cli.figure_sheets import SHEETS, draw_sheet
 from hystar_fast.data.emoji import EmojiStyles
-from hystar_fast.data.records import ImageSet
+from hystar_fast.data.records import ImageSet, Record, Skipped, read_images
 from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.hystar import HystarMethod
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.suite import create_method
-from hystar_fast.retrieval.embed import embed_images, embed_texts, to_float
+from hystar_fast.retrieval.embed import embed_images, to_float
 from hystar_fast.retrieval.embedded import embed_records
 from hystar_fast.retrieval.figures import PROJECTION_NAMES, PROJECTIONS, Cloud, Curve, draw_clouds, draw_sweep
-from hystar_fast.retrieval.pictures import ALIKE, RIGHT, WRONG, Answer, Question, retrieval_sheet
-from hystar_fast.retrieval.protocol import (
-    GALLERY_STYLE,
-    HARD_STYLES,
-    QUERY_STYLES,
-    StyledConcepts,
-    load_split,
-)
+from hystar_fast.retrieval.protocol import HARD_STYLES
 
 _CLOUD_METHODS = ("frozen", "freestyle", "hystar")
 _CLASSES, _PICTURES = 9, 200  # of other data, and of each style
 _MIXED = ("twemoji", "sketch")
-_ANSWERS, _QUESTIONS = 10, 6  # of a sheet: the paper's top 10, and as many questions as stay legible
 
 
 def run_figures(
@@ -92,23 +85,32 @@ def _some(images: ImageSet) -> ImageSet:
 
 def _mixtures(settings: CompareSettings, console: Console, path: Path, projection: str) -> None:
     """Figure 5: middle-block features of two styles and of their mixture, the mean of the two pictures."""
-    if settings.source.data != "emoji":
-        raise ValueError(f"figure 5 mixes two styles of the embedded drawings, got data {settings.source.data!r}")
-    concepts = load_split("test", limit=settings.source.limit)
+    images = settings.source.parts().images()
+    styles = _MIXED if images.name == "emoji" else images.styles[1:3]
+    things = [{r.instance: r for r in images.of_style(style) if r.instance is not None} for style in styles]
+    both = [name for name in things[0] if all(name in found for found in things)][:_PICTURES] if len(styles) > 1 else []
+    if not both:
+        raise ValueError(f"figure 5 mixes two pictures of one thing, and {images.name} has none in two styles that ask")
     compare(replace(settings, methods=("hystar",), seeds=settings.seeds[:1]), console)
-    first, second = _MIXED
-    both = concepts.present[first] & concepts.present[second]
-    one, two = (to_float(concepts.images[style][both]) for style in _MIXED)
-    parts = {first: one, second: two, "both, half each": (one + two) / 2}
     panels = {}
     for name in ("frozen", "hystar"):
         method = _trained(name, settings)
-        found = {label: _middle_features(method, images) for label, images in parts.items()}
+        one, two = (_pictures(method, images, [found[thing] for thing in both]) for found in things)
+        parts = {styles[0]: one, styles[1]: two, "both, half each": (one + two) / 2}
+        found = {label: _middle_features(method, pictures) for label, pictures in parts.items()}
         labels = [label for label, part in found.items() for _ in range(len(part))]
         panels[name] = Cloud(torch.cat(list(found.values())), labels)
-    draw_clouds(
-        {"style": panels}, path, f"Features of the middle block, {PROJECTION_NAMES[projection]}", projection=projection
-    )
+    note = f"{_shown(images)}, features of the middle block, {PROJECTION_NAMES[projection]}"
+    draw_clouds({"style": panels}, path, note, projection=projection)
+
+
+def _pictures(method: Method, images: ImageSet, records: Sequence[Record]) -> Tensor:
+    """Floating point [n, 3, H, W] of all records; ValueError if one cannot be read."""
+    skipped: list[Skipped] = []
+    found = [pictures for _, pictures in read_images(images, records, method.reader, skipped)]
+    if skipped:
+        raise ValueError(f"{skipped[0].path} cannot be shown: {skipped[0].reason}")
+    return to_float(torch.cat(found))
 
 
 def _sweep(field: str, values: Sequence[float], symbol: str) -> Callable[[CompareSettings, Console, Path, str], None]:
@@ -137,69 +139,14 @@ def _curve(rows: Sequence[dict[str, Any]]) -> Curve:
     return Curve(*([row[part] for row in rows] for part in ("value", "low", "high")))
 
 
-def _sheet(
-    number: int, styles: Sequence[str], *, categories: bool
-) -> Callable[[CompareSettings, Console, Path, str], None]:
-    """Figures 8 to 11: the first answers of the frozen backbone, FreestyleRet and Hystar, framed right or wrong.
-
-    The questions stand at fixed places of the held-out list. Where the paper's sheet shows DomainNet, whose right
-    answers are a category, another concept of the right one's subgroup has a frame of its own.
-    """
+def _sheet(number: int) -> Callable[[CompareSettings, Console, Path, str], None]:
+    """Figures 8 to 11: the first answers of the frozen backbone, FreestyleRet and Hystar, framed right or wrong."""
 
     def draw(settings: CompareSettings, console: Console, path: Path, projection: str) -> None:
-        if settings.source.data != "emoji":
-            raise ValueError(
-                f"figure {number} is drawn with the embedded drawings alone, not with {settings.source.data}"
-            )
-        held_out = load_split("test", styles, limit=settings.source.limit)
         compare(replace(settings, methods=_CLOUD_METHODS, seeds=settings.seeds[:1]), console)
-        asked = [
-            (style, int(rows[(2 * (column + len(styles) * turn) + 1) * len(rows) // (2 * _QUESTIONS)]))
-            for column, style in enumerate(styles)
-            for rows in (held_out.rows(style),)
-            for turn in range(_QUESTIONS // len(styles))
-        ]
-        found = {name: _first_answers(_trained(name, settings), held_out, asked, categories) for name in _CLOUD_METHODS}
-        questions = [
-            Question(
-                image=None if style == "text" else held_out.images[style][row],
-                style=style,
-                caption=held_out.concepts[row].name,
-                answers={name: answers[i] for name, answers in found.items()},
-            )
-            for i, (style, row) in enumerate(asked)
-        ]
-        legend = {RIGHT: "the right concept"}
-        legend |= {ALIKE: "another of its subgroup", WRONG: "another subgroup"} if categories else {WRONG: "another"}
-        notes = [f"Queries at fixed places of the held-out list, not selected; training of seed {settings.seeds[0]}."]
-        unseen = [style for style in styles if style not in QUERY_STYLES]
-        if unseen:
-            notes.append(f"No method was trained on queries of {' and '.join(unseen)}.")
-        first = min(_ANSWERS, len(held_out))
-        title = f"Figure {number} with the embedded drawings: first {first} of {len(held_out)}"
-        retrieval_sheet(questions, title, notes, legend).save(path, optimize=True)
+        draw_sheet(number, {name: _trained(name, settings) for name in _CLOUD_METHODS}, settings, path)
 
     return draw
-
-
-def _first_answers(
-    method: Method, held_out: StyledConcepts, asked: Sequence[tuple[str, int]], categories: bool
-) -> list[list[Answer]]:
-    """The first answers to each (style, concept)."""
-    pictures, concepts = held_out.images[GALLERY_STYLE], held_out.concepts
-    gallery = embed_images(method, pictures)
-    rows = []
-    for style, row in asked:
-        if style == "text":
-            query = embed_texts(method, [concepts[row].name])
-            if query is None:
-                raise ValueError(f"method {method.name!r} takes no text")
-        else:
-            query = embed_images(method, held_out.images[style][row][None])
-        order = (gallery @ query[0]).sort(descending=True, stable=True).indices[:_ANSWERS].tolist()
-        alike = [categories and concepts[i].subgroup == concepts[row].subgroup for i in order]
-        rows.append([Answer(pictures[i], i == row, concepts[i].name, a) for i, a in zip(order, alike, strict=True)])
-    return rows
 
 
 def _trained(name: str, settings: CompareSettings) -> Method:
@@ -213,15 +160,19 @@ def _middle_features(method: Method, images: Tensor) -> Tensor:
     """The mean token of the middle block [n, width] as the method's own encoder makes it."""
     model: Any = method.modules[0]
     backbone = model.backbone if isinstance(method, HystarMethod) else model
-    kept: list[Tensor] = []
-    # The block loop may call the parts of a block rather than the block: what enters the next one's norm left this one.
-    handle = backbone.blocks[backbone.depth // 2].ln_1.register_forward_pre_hook(
-        lambda _, inputs: kept.append(inputs[0].mean(dim=1))
-    )
+    tower, next_block = backbone.tower, backbone.blocks[backbone.depth // 2]
+    run_block, kept = tower.run_block, list[Tensor]()
+
+    def seen(block: Any, x: Tensor, *offsets: Any) -> Tensor:
+        if block is next_block:  # what enters it left the middle one
+            kept.append(x.mean(dim=1))
+        return run_block(block, x, *offsets)
+
+    tower.run_block = seen
     try:
         embed_images(method, images)
     finally:
-        handle.remove()
+        del tower.run_block
     return torch.cat(kept)
 
 
@@ -234,8 +185,5 @@ FIGURES: dict[int, Callable[[CompareSettings, Console, Path, str], None]] = {
     5: _mixtures,
     6: _sweep("gamma", GAMMAS, "γ"),
     7: _sweep("lam", LAMBDAS, "λ"),
-    8: _sheet(8, ("sketch", "lowres", "text"), categories=False),  # DSR: sketch, low resolution, text
-    9: _sheet(9, ("twemoji", "sketch"), categories=True),  # DomainNet: clipart, sketch
-    10: _sheet(10, ("photo3d", "outline"), categories=True),  # painting, quickdraw
-    11: _sheet(11, ("flat",), categories=True),  # infograph
+    **{number: _sheet(number) for number in SHEETS},
 }

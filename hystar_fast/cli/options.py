@@ -42,6 +42,10 @@ BackboneNow = Annotated[
 WeightsNow = Annotated[
     str | None, typer.Option("--weights", help="Where an adapter's weights are now; of frozen, which: a tag or a file.")
 ]
+FigureData = Annotated[
+    str | None,
+    typer.Option("--test-data", help="Other data that Figures 9 to 11 ask the adapters about, as domainnet:ROOT."),
+]
 BackboneName = Annotated[str, typer.Option("--backbone", help=f"{BACKBONES}.")]
 Style = Annotated[str, typer.Option(help="Where the style vector comes from: clip, prefix, dinov2 or vgg.")]
 StylePretrained = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -40,7 +41,7 @@ def open_images(data: str, split: str = "test", *, gallery_style: str | None = N
     """
     if data == "emoji":
         _check_fixed(data, gallery_style)
-        return _emoji(split)
+        return open_emoji(split)
     kind, separator, place = data.partition(":")
     if not separator or kind not in KINDS:
         kind, place = "", data
@@ -87,11 +88,16 @@ def _recognised(path: Path, split: str) -> str:
     return "domainnet" if any((path / style).is_dir() for style in listed) else "folders"
 
 
-def _emoji(split: str) -> ImageSet:
-    concepts = load_split(split)
+def open_emoji(split: str, styles: Sequence[str] = IMAGE_STYLES) -> ImageSet:
+    """The embedded drawings as a data set, with other query styles than usual where asked for.
+
+    Raises:
+        ValueError: an unknown split or style.
+    """
+    concepts = load_split(split, styles)
     place: dict[str, tuple[str, int]] = {}
     records = []
-    for style in (GALLERY_STYLE, *IMAGE_STYLES):
+    for style in (GALLERY_STYLE, *styles):
         for row in concepts.rows(style).tolist():
             concept = concepts.concepts[row]
             record = Record(f"{style}/{concept.id}", style, concept.subgroup, concept.id, concept.name)
