@@ -116,6 +116,7 @@ def show(results: dict[str, Any], console: Console) -> None:
     """Print the tables and findings of a results.json."""
     protocol = results["protocol"]
     title = f"R@1 / R@5 (%) over the whole gallery of {protocol['gallery']['n']} held-out concepts (* hard)"
+    title += "\nbelow: 95 % interval of R@1 over concepts"
     console.print(recall_table(results["methods"], title))
     first = next(iter(results["methods"].values()))
     if "unseen_subgroups" in first["recall"]:

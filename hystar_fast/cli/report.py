@@ -139,7 +139,10 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def recall_table(methods: dict[str, dict[str, Any]], title: str, part: str = "all") -> Table:
-    """A row a method, a column a query style with R@1 / R@5 in per cent, and the mean of the hard styles."""
+    """A row a method, a column a query style with R@1 / R@5 in per cent, and the mean of the hard styles.
+
+    Below each stands the interval of R@1, rounded so that the table fits into 80 columns.
+    """
     table = Table(title=title, title_justify="left", header_style="bold", padding=(0, 0))
     table.add_column("method")
     found = {name: method["recall"][part] for name, method in methods.items()}
@@ -163,7 +166,8 @@ def recall_table(methods: dict[str, dict[str, Any]], title: str, part: str = "al
 
 
 def _cell(row: dict[str, Any]) -> str:
-    return f"{row['R@1']['value']:.1f}/{row['R@5']['value']:.1f}"
+    first = row["R@1"]
+    return f"{first['value']:.1f}/{row['R@5']['value']:.1f}\n{first['low']:.0f}–{first['high']:.0f}"
 
 
 def _cutoffs(evaluation: Evaluation, styles: Sequence[str], unseen_only: bool) -> dict[str, Any] | None:

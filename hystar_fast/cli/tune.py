@@ -83,7 +83,8 @@ def tune(
         record["trials"].append(trial)
         write_json(output, record)
         name, rates, seed = trial["method"], trial["learning_rates"], trial["seed"]
-        console.print(f"{name} {rates} seed {seed}: {_score([trial])} in {trial['seconds']} s", highlight=False)
+        said = f"{name} {rates} seed {seed}: {_said(trial)} in {trial['seconds']} s"
+        console.print(said, highlight=False, markup=False)
     for name, settings in grid.items():
         record["chosen"][name] = max(settings, key=lambda rates: _score(_of(record["trials"], name, rates)))
     write_json(output, record)
@@ -104,6 +105,14 @@ def _try(trial: _Trial) -> dict[str, Any]:
     except FloatingPointError as error:
         found["diverged"] = str(error)
     return {**found, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def _said(trial: Mapping[str, Any]) -> str:
+    """R@1 with its interval and R@5 of the headline, or that the trial diverged."""
+    if "recall" not in trial:
+        return "diverged"
+    first, fifth = (trial["recall"]["hard_mean"][name] for name in ("R@1", "R@5"))
+    return f"R@1 {first['value']:.1f} [{first['low']:.1f}, {first['high']:.1f}], R@5 {fifth['value']:.1f}"
 
 
 def _of(trials: list[dict[str, Any]], name: str, rates: dict[str, float]) -> list[dict[str, Any]]:
