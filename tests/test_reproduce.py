@@ -105,6 +105,8 @@ def test_extractors_are_compared_with_that_of_the_backbone_asked_for():
 
 def test_freestyleret_reads_the_weights_that_are_there():
     assert "reads random VGG weights" in plan(2).here
+    assert plan(1, Base(style="vgg")).runs["FreestyleRet-CLIP"] == "freestyle"
+    assert "random" not in plan(1, Base(style="vgg")).here
     found = plan(2, vgg="vgg.pth")
     assert found.runs["FreestyleRet"] == "freestyle+style=vgg+style_pretrained=vgg.pth" and "random" not in found.here
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hystar_fast.cli.report import interval
-from hystar_fast.cli.reproduce_rows import EXTRACTORS, Base, plan
+from hystar_fast.cli.reproduce_rows import EXTRACTORS, RANDOM_VGG, Base, plan
 from hystar_fast.cli.verdicts import paper_figure, picture_mean, verdict
 from hystar_fast.data.paper_tables import paper_table
 from hystar_fast.methods.variants import Variant
@@ -218,7 +218,7 @@ def _of_table(number: int, base: Base | None, names: Sequence[str]) -> Iterator[
         what = "Dynamic blocks " * (number == 8) + f"{row} above {other}"
         yield Claim(
             _SUBJECTS[number],
-            what + " (random VGG weights)" * (planned.runs.get(other) == "freestyle"),
+            what + " (random VGG weights)" * (planned.runs.get(other) == "freestyle" and RANDOM_VGG in planned.here),
             f"Table {number}",
             planned.runs.get(row),
             planned.runs.get(other),

@@ -17,6 +17,7 @@ _NEEDS_ALBEF = "its backbone is ALBEF: --backbone albef:<checkpoint>"
 _ADOPTED = "the paper took these figures from FreestyleRet; the model is no part of this package"
 _TEXT_PROMPTS = "a method of learned text prompts, no part of this package"
 _PROMPT_TUNED = "the prompt tuning of FreestyleRet's comparison, of which the paper says no more"
+RANDOM_VGG = "FreestyleRet reads random VGG weights"
 _FREESTYLE = "freestyle"
 _ZERO_SHOT = {"CLIP": "frozen", "LoRA": "lora", "VPT": "vpt", "FreestyleRet": _FREESTYLE, "Hystar": "hystar"}
 _SUBGROUPS = "on the embedded drawings the categories are their subgroups, in styles all of which were trained on"
@@ -105,10 +106,10 @@ def plan(number: int, base: Base | None = None, *, vgg: str | None = None, dinov
         return _widths(base.rank)
     found = _OF_A_FAMILY.get((number, base.family), _PLANS[number])
     row = next((row for row, run in found.runs.items() if run == _FREESTYLE), None)
-    if row is None:
+    if row is None or (vgg is None and base.style == "vgg"):  # whose weights it reads then
         return found
     if vgg is None:
-        return replace(found, here="; ".join(filter(None, (found.here, "FreestyleRet reads random VGG weights"))))
+        return replace(found, here="; ".join(filter(None, (found.here, RANDOM_VGG))))
     return replace(found, runs={**found.runs, row: f"{_FREESTYLE}+style=vgg+style_pretrained={vgg}"})
 
 
@@ -182,8 +183,9 @@ def _listed(blocks: Sequence[int]) -> str:
     return ", ".join(map(str, blocks))
 
 
-def _all(number_of_rows: tuple[str, ...], why: str, reference: str) -> Plan:
-    return Plan({}, dict.fromkeys(number_of_rows, why), reference)
+def _all(rows: tuple[str, ...], why: str, reference: str) -> Plan:
+    """A table none of whose rows runs."""
+    return Plan({}, dict.fromkeys(rows, why), reference)
 
 
 _METHODS = ("CLIP", "LoRA", "VPT", "FreestyleRet", "Hystar")
