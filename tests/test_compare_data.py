@@ -228,6 +228,9 @@ def test_options_that_cannot_be_are_refused(tmp_path):
         "compare", "--protocol", "batch24", "--output", tmp_path
     )
     assert "there is nothing at" in refused("compare", "--data", "dsr:/nowhere", "--output", tmp_path)
-    assert "figure 5 mixes two styles" in refused(
-        "figure", 5, "--data", f"folders:{trees.sketchy(tmp_path / 'sketchy')}", "--output", tmp_path
+    for i in range(30):
+        for style in ("photo", "sketch"):
+            trees.picture(tmp_path / "in" / style / "ant" / f"{i}.png", seed=i)
+    assert "figure 5 mixes two pictures of one thing, and in has none in two styles that ask" in refused(
+        "figure", 5, "--data", f"folders:{tmp_path / 'in'}", "--output", tmp_path
     )
