@@ -11,7 +11,7 @@ from hystar_fast.retrieval.embed import (
     embed_images,
     embed_styles,
     embed_texts,
-    list_pictures,
+    find_pictures,
     load_image,
     thumbnail,
 )
@@ -65,14 +65,14 @@ def test_a_folder_is_listed_in_order_with_its_subfolders(tmp_path, picture):
     (tmp_path / "a").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "a" / "b.JPG")
     (tmp_path / "notes.txt").write_text("not listed")
-    assert list_pictures(tmp_path) == ["a/b.JPG", "red.png"]
+    assert [path.as_posix() for path in find_pictures(tmp_path)[0]] == ["a/b.JPG", "red.png"]
 
 
 def test_a_folder_without_pictures_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="holds none"):
-        list_pictures(tmp_path)
+        find_pictures(tmp_path)
     with pytest.raises(ValueError, match="does not exist"):
-        list_pictures(tmp_path / "missing")
+        find_pictures(tmp_path / "missing")
 
 
 def test_batches_do_not_change_the_embeddings_and_progress_counts_them_all():

@@ -16,7 +16,7 @@ from PIL import Image, features
 from hystar_fast.data.open import open_images
 from hystar_fast.data.records import Skipped, read_images
 from hystar_fast.methods.inputs import MiddleSquare
-from hystar_fast.retrieval.embed import decode_image, list_pictures, load_image
+from hystar_fast.retrieval.embed import decode_image, find_pictures, load_image
 from hystar_fast.retrieval.picture_files import picture_files
 
 
@@ -129,7 +129,7 @@ def test_a_folder_is_read_in_every_common_format_and_without_what_macos_leaves(t
     ]
     assert images.skipped == (Skipped("sketch/cat/5.svg", "a picture in a format that is not read, .svg"),)
     assert all(images.read(record).size == (20, 16) for record in images.records)
-    assert len(list_pictures(tmp_path)) == 8
+    assert len(find_pictures(tmp_path)[0]) == 8
 
 
 def test_linked_categories_are_read_and_circles_of_links_end(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hystar_fast.cli.report import interval
-from hystar_fast.cli.reproduce_rows import EXTRACTORS, RANDOM_VGG, Base, plan
+from hystar_fast.cli.reproduce_rows import EXTRACTORS, Base, plan, reads_random_vgg
 from hystar_fast.cli.verdicts import paper_figure, picture_mean, verdict
 from hystar_fast.data.paper_tables import paper_table
 from hystar_fast.methods.variants import Variant
@@ -131,7 +131,7 @@ def claims(
         headline: those of them that decide where nothing else is said.
         base: the backbone they were run on; None for the packaged one.
     """
-    found = [claim for number in _ROWS for claim in _of_table(number, base, names)]
+    found = [claim for number in _ROWS for claim in _of_table(number, base or Base(), names)]
     found.append(
         Claim("Components", "Dynamic and static above static, both with StyleNCE", "Section 3.2", "hystar", "static")
     )
@@ -208,7 +208,7 @@ def judge(claim: Claim, evaluations: Mapping[str, Runs], headline: Sequence[str]
     return {**row, "difference": difference, "verdict": verdict(direction, difference["low"], difference["high"])}
 
 
-def _of_table(number: int, base: Base | None, names: Sequence[str]) -> Iterator[Claim]:
+def _of_table(number: int, base: Base, names: Sequence[str]) -> Iterator[Claim]:
     reader = "hystar" if number == EXTRACTORS else "freestyle"
     vgg, dinov2 = (_weights(names, reader, style) for style in ("vgg", "dinov2"))
     planned, paper = plan(number, base, vgg=vgg, dinov2=dinov2), paper_table(number)
@@ -216,9 +216,11 @@ def _of_table(number: int, base: Base | None, names: Sequence[str]) -> Iterator[
         figures = [picture_mean(paper, name) for name in (row, other)]
         assert figures[0] is not None and figures[1] is not None
         what = "Dynamic blocks " * (number == 8) + f"{row} above {other}"
+        if other in planned.runs and reads_random_vgg(planned.runs[other], base.style):
+            what += " (random VGG weights)"
         yield Claim(
             _SUBJECTS[number],
-            what + " (random VGG weights)" * (planned.runs.get(other) == "freestyle" and RANDOM_VGG in planned.here),
+            what,
             f"Table {number}",
             planned.runs.get(row),
             planned.runs.get(other),

@@ -159,10 +159,11 @@ def _check(settings: CompareSettings, parts: Parts) -> None:
     if not settings.methods:
         raise ValueError(f"methods must be some of {COMPARED}, got none")
     for name in settings.methods:
-        unknown = [style for style in Variant.parse(name).styles or () if style not in parts.styles]
+        variant = Variant.parse(name)
+        unknown = [style for style in variant.styles or () if style not in parts.styles]
         if unknown:
             raise ValueError(f"styles must be some of {parts.styles} with - between, got {unknown[0]!r} in {name!r}")
-        if replace(settings.source.config(), **Variant.parse(name).changes).lacks_style_weights:
+        if replace(settings.source.config(), **variant.changes).lacks_style_weights:
             raise ValueError(f"{name} needs weights of VGG: +style_pretrained=<a torchvision weights name or a file>")
     if len(set(settings.methods)) < len(settings.methods):
         raise ValueError(f"methods must not repeat a name, got {', '.join(settings.methods)}")

@@ -7,7 +7,7 @@ own rows, so both have a column "less the reference".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -89,11 +89,11 @@ def run_reproduce(settings: ReproduceSettings, console: Console) -> dict[int, di
 
 def _retrieval(settings: ReproduceSettings, paper: PaperTable, console: Console) -> dict[str, Any]:
     base = Base.of(settings.compare.source.config())
-    parts = settings.compare.source.parts()
     planned = plan(paper.number, base, vgg=settings.vgg, dinov2=settings.dinov2)
     known = {**planned.runs, **{name: run for name, (run, _) in planned.extra.items()}}
     summary: dict[str, Any] = {}
     record: dict[str, Any] = {}
+    asked: dict[str, Any] = {}
     ours, here, runs = "", planned.here, list[str]()
     if planned.runs:
         runs = list(known.values())
@@ -102,6 +102,11 @@ def _retrieval(settings: ReproduceSettings, paper: PaperTable, console: Console)
         summary = found["summary"]
         ours = _ours(settings, paper, planned.task, found, record)
         here = "; ".join(filter(None, (_besides(settings, planned, found), planned.here)))
+        source, of_source = settings.compare.source, planned.task in ("", JOINT)
+        asked = {
+            "protocol": PROTOCOLS[source.protocol if of_source else "full"],
+            "cutoffs": dict(source.parts().cutoffs if of_source else USUAL_CUTOFFS),
+        }
     rows = []
     for name, values in paper.rows.items():
         row: dict[str, Any] = {"row": name, "paper": dict(zip(paper.columns, values, strict=True))}
@@ -125,8 +130,7 @@ def _retrieval(settings: ReproduceSettings, paper: PaperTable, console: Console)
         "reference": planned.reference,
         "here": here,
         "task": planned.task,
-        "protocol": PROTOCOLS[settings.compare.source.protocol if planned.task in ("", JOINT) else "full"],
-        "cutoffs": dict(parts.cutoffs if planned.task in ("", JOINT) else USUAL_CUTOFFS),
+        **asked,
         "rows": rows,
     }
     if paper.number == EXTRACTORS:
@@ -237,14 +241,11 @@ def _few_shot(settings: ReproduceSettings, paper: PaperTable, console: Console) 
 def _show(result: dict[str, Any], console: Console) -> None:
     number = result["table"]
     title = f"Table {number}: {paper_table(number).what}"
-    table = Table(title=title, title_justify="left", header_style="bold", padding=(0, 0))
-    table.add_column("row", overflow="fold")
     cells: Callable[[dict[str, Any] | None], tuple[str, ...]]
     cells = {COMPUTATION: _computation_cells, FEW_SHOT: _few_shot_cells(result)}.get(number, _retrieval_cells)
     if all("missing" in row for row in result["rows"]):
         cells = _paper_cells(result)
-    for heading in cells(None):
-        table.add_column(heading, justify="right")
+    table = _table(title, cells(None))
     for row in result["rows"]:
         table.add_row(row["row"], *cells(row))
     console.print(table)
@@ -270,14 +271,20 @@ def _show(result: dict[str, Any], console: Console) -> None:
         console.print(f"not run: {names}: {why}", highlight=False, markup=False)
 
 
+def _table(title: str, headings: Iterable[str]) -> Table:
+    """Columns of figures beside the names of the rows."""
+    table = Table(title=title, title_justify="left", header_style="bold", padding=(0, 0))
+    table.add_column("row", overflow="fold")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table
+
+
 def _by_query(result: dict[str, Any]) -> Table:
     """Our R@1 in every kind of query, and how many parameters train."""
     found = [row for row in result["rows"] if "recall" in row]
     kinds = list(dict.fromkeys(kind for row in found for kind in row["recall"] if kind != "hard_mean"))
-    table = Table(title="ours, by query", title_justify="left", header_style="bold", padding=(0, 0))
-    table.add_column("row", overflow="fold")
-    for heading in (*kinds, "trained"):
-        table.add_column(heading, justify="right")
+    table = _table("ours, by query", (*kinds, "trained"))
     for row in found:
         cells = (recall_cell(row["recall"].get(kind), "\n") for kind in kinds)
         table.add_row(row["row"], *cells, f"{row['parameters']['trainable']:,}")
@@ -287,10 +294,7 @@ def _by_query(result: dict[str, Any]) -> Table:
 def _papers_own(result: dict[str, Any]) -> Table:
     """Every figure that the paper prints in this table."""
     rows = [row for row in result["rows"] if row["paper"]]
-    table = Table(title="the paper's figures", title_justify="left", header_style="bold", padding=(0, 0))
-    table.add_column("row", overflow="fold")
-    for column in rows[0]["paper"]:
-        table.add_column(column, justify="right")
+    table = _table("the paper's figures", rows[0]["paper"])
     for row in rows:
         table.add_row(row["row"], *(_figure(value) for value in row["paper"].values()))
     return table

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 
+from hystar_fast.methods.variants import Variant
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.config import HystarConfig, default_blocks
 
@@ -17,7 +19,6 @@ _NEEDS_ALBEF = "its backbone is ALBEF: --backbone albef:<checkpoint>"
 _ADOPTED = "the paper took these figures from FreestyleRet; the model is no part of this package"
 _TEXT_PROMPTS = "a method of learned text prompts, no part of this package"
 _PROMPT_TUNED = "the prompt tuning of FreestyleRet's comparison, of which the paper says no more"
-RANDOM_VGG = "FreestyleRet reads random VGG weights"
 _FREESTYLE = "freestyle"
 _ZERO_SHOT = {"CLIP": "frozen", "LoRA": "lora", "VPT": "vpt", "FreestyleRet": _FREESTYLE, "Hystar": "hystar"}
 _SUBGROUPS = "on the embedded drawings the categories are their subgroups, in styles all of which were trained on"
@@ -51,6 +52,7 @@ class Base:
     blocks: tuple[int, ...] | None = None
 
     @classmethod
+    @lru_cache(maxsize=4)
     def of(cls, config: HystarConfig) -> Base:
         """The base of a configuration; no weight is read.
 
@@ -106,11 +108,24 @@ def plan(number: int, base: Base | None = None, *, vgg: str | None = None, dinov
         return _widths(base.rank)
     found = _OF_A_FAMILY.get((number, base.family), _PLANS[number])
     row = next((row for row, run in found.runs.items() if run == _FREESTYLE), None)
-    if row is None or (vgg is None and base.style == "vgg"):  # whose weights it reads then
+    if row is None:
         return found
-    if vgg is None:
-        return replace(found, here="; ".join(filter(None, (found.here, RANDOM_VGG))))
-    return replace(found, runs={**found.runs, row: f"{_FREESTYLE}+style=vgg+style_pretrained={vgg}"})
+    if vgg is not None:
+        return replace(found, runs={**found.runs, row: f"{_FREESTYLE}+style=vgg+style_pretrained={vgg}"})
+    if not reads_random_vgg(_FREESTYLE, base.style):
+        return found
+    return replace(found, here="; ".join(filter(None, (found.here, "FreestyleRet reads random VGG weights"))))
+
+
+def reads_random_vgg(run: str, style: str) -> bool:
+    """Whether a run is FreestyleRet without weights of VGG, which it has where that is the style of its configuration.
+
+    Args:
+        run: a method or variant.
+        style: of the configuration that a variant changes.
+    """
+    variant = Variant.parse(run)
+    return variant.method == _FREESTYLE and variant.changes.get("style", style) != "vgg"
 
 
 def _layers(base: Base) -> Plan:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from hystar_fast.cli.claims import NOT_RUN, NOT_TESTABLE, UNTESTABLE
 from hystar_fast.cli.report import USUAL_CUTOFFS, write_json
-from hystar_fast.cli.reproduce_rows import EXTRACTORS
+from hystar_fast.cli.reproduce_rows import EXTRACTORS, reads_random_vgg
 from hystar_fast.cli.results import FIGURES, UNSEEN, Results, read_results
 from hystar_fast.cli.verdicts import CONFIRMED, OPEN, OPPOSITE
 from hystar_fast.data.open import KINDS
@@ -190,14 +190,9 @@ def _methods(results: Results, names: Sequence[str]) -> str:
     r5 = "R@5" if places == 5 else f"R@5 ({places} places)"
     headings = ["method", "trained", "learning rates", "seeds", "R@1", r5, "R@1 less Hystar", f"R@1, {UNSEEN}"]
     headings.append("s a run")
-    random = [name for name in names if _reads_random_vgg(name, results.record["config"])]
+    random = [name for name in names if reads_random_vgg(name, results.record["config"]["style"])]
     note = f"\n\n{_listed(random)}: with random weights of VGG-16, of which none are packaged." if random else ""
     return f"Mean of {', '.join(results.headline)}.\n\n" + _table(headings, rows) + note
-
-
-def _reads_random_vgg(name: str, config: Mapping[str, Any]) -> bool:
-    variant = Variant.parse(name)
-    return variant.method == "freestyle" and {**config, **variant.changes}["style"] != "vgg"
 
 
 def _queries(results: Results, names: Sequence[str]) -> str:

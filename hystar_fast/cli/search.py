@@ -21,13 +21,13 @@ from hystar_fast.methods.on_device import chosen_device, placed
 from hystar_fast.retrieval.embed import (
     embed_images,
     embed_texts,
-    list_pictures,
+    find_pictures,
     load_image,
     thumbnail,
 )
 from hystar_fast.retrieval.embedded import embed_batches
 from hystar_fast.retrieval.index import Index
-from hystar_fast.retrieval.picture_files import not_read, picture_files
+from hystar_fast.retrieval.picture_files import not_read
 from hystar_fast.retrieval.pictures import Answer, Question, retrieval_grid
 
 _PICTURE_SIDE = 64
@@ -114,8 +114,9 @@ def embed_folder(
         ValueError: the folder or the adapter cannot be used, no picture can be read, or one has no finite embedding.
     """
     where = chosen_device(device)
-    paths = list_pictures(folder)
-    skipped = [Skipped(path.as_posix(), not_read(path)) for path in picture_files(folder)[1]]
+    found, unread = find_pictures(folder)
+    paths = [path.as_posix() for path in found]
+    skipped = [Skipped(path.as_posix(), not_read(path)) for path in unread]
     pictures_in_all = len(paths) + len(skipped)
     method = load_method(adapter, **changes)
     answering = placed(method, where)
@@ -139,6 +140,6 @@ def embed_folder(
     save_method(method, output / ADAPTER_FOLDER)
     if skipped:
         first = f"{skipped[0].path}: {skipped[0].reason}"
-        found = f"skipped {len(skipped)} of {pictures_in_all} pictures, the first: {first}"
-        console.print(found, highlight=False, markup=False)
+        said = f"skipped {len(skipped)} of {pictures_in_all} pictures, the first: {first}"
+        console.print(said, highlight=False, markup=False)
     return len(ids)

@@ -11,6 +11,7 @@ import torch
 
 from hystar_fast.cli.emoji_parts import EmojiParts
 from hystar_fast.cli.record_parts import RecordParts
+from hystar_fast.data.open import check_fixed
 from hystar_fast.data.records import ImageSet
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.on_device import chosen_device
@@ -136,8 +137,7 @@ USUAL: dict[str, Any] = {"batch_size": BATCH_SIZE, "protocol": "full", "data": "
 @lru_cache(maxsize=4)
 def _opened(data: str, limit: int | None, protocol: str, gallery_style: str | None) -> Parts:
     if data == "emoji":
-        if gallery_style is not None:
-            raise ValueError(f"gallery_style must be left out for the embedded drawings, got {gallery_style!r}")
+        check_fixed(data, gallery_style)
         if protocol != "full":
             raise ValueError(f"protocol must be full for the embedded drawings, got {protocol!r}")
         return EmojiParts(limit)

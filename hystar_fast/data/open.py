@@ -40,7 +40,7 @@ def open_images(data: str, split: str = "test", *, gallery_style: str | None = N
         ('noto', 165)
     """
     if data == "emoji":
-        _check_fixed(data, gallery_style)
+        check_fixed(data, gallery_style)
         return open_emoji(split)
     kind, separator, place = data.partition(":")
     if not separator or kind not in KINDS:
@@ -51,7 +51,7 @@ def open_images(data: str, split: str = "test", *, gallery_style: str | None = N
         raise ValueError(f"data must be emoji, {kinds} or a path, but there is nothing at {place!r}")
     kind = kind or _recognised(path, split)
     if kind in ("dsr", "domainnet", "pairs"):
-        _check_fixed(kind, gallery_style)
+        check_fixed(kind, gallery_style)
     if kind == "dsr":
         return load_dsr(path, split)
     if kind == "domainnet":
@@ -63,7 +63,8 @@ def open_images(data: str, split: str = "test", *, gallery_style: str | None = N
     return load_pairs(path) if kind == "pairs" else load_folders(path, gallery_style)
 
 
-def _check_fixed(kind: str, gallery_style: str | None) -> None:
+def check_fixed(kind: str, gallery_style: str | None) -> None:
+    """ValueError if a gallery style is given for a kind of data that has one of its own."""
     if gallery_style is not None:
         raise ValueError(
             f"gallery_style must be left out for {kind}, whose gallery is fixed (it is for folders, shards and icons), "

@@ -10,6 +10,17 @@ from hystar_fast.methods.frozen import Frozen
 from hystar_fast.models.backbones.tower import TowerBackbone
 
 
+class OutputScale(nn.Module):
+    """A weight [out, …] or bias [out] with its outputs rescaled, for `torch.nn.utils.parametrize`."""
+
+    def __init__(self, scale: nn.Parameter) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        return tensor * self.scale.view(-1, *[1] * (tensor.ndim - 1))
+
+
 class Adapted(Frozen):
     """A frozen backbone, some parameters of whose image tower train as one group named as the method.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hystar_fast.methods.adapted import Adapted
+from hystar_fast.methods.adapted import Adapted, OutputScale
 from hystar_fast.models.backbones.tower import Affine, TowerBackbone
 
 
@@ -24,17 +24,6 @@ class _KeyValueScale(nn.Module):
     def forward(self, packed: Tensor) -> Tensor:
         scale = torch.cat([torch.ones_like(self.keys), self.keys, self.values])
         return packed * (scale if packed.ndim == 1 else scale[:, None])
-
-
-class _OutputScale(nn.Module):
-    """The weight or bias of keys, or of values, with its rows rescaled."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(weight.new_ones(weight.shape[0]))
-
-    def forward(self, tensor: Tensor) -> Tensor:
-        return tensor * (self.scale if tensor.ndim == 1 else self.scale[:, None])
 
 
 class _InputScale(nn.Module):
@@ -66,16 +55,21 @@ class IA3(Adapted):
         for block in backbone.blocks:
             maps = tower.projections(block.get_submodule(tower.attention_at))
             if len(maps) == 1:
-                _rescale(maps[0], _KeyValueScale)
+                _rescale(maps[0], _KeyValueScale(_weight(maps[0])))
             else:
                 for split in maps[1:]:  # keys and values
-                    _rescale(split, _OutputScale)
+                    weight = _weight(split)
+                    _rescale(split, OutputScale(nn.Parameter(weight.new_ones(weight.shape[0]))))
             parts = [part for _, part in tower.parts_of(block.get_submodule("mlp")) if isinstance(part, nn.Linear)]
             parametrize.register_parametrization(parts[-1], "weight", _InputScale(parts[-1].weight))
 
 
-def _rescale(place: Affine, kind: Callable[[Tensor], nn.Module]) -> None:
-    scale = kind(getattr(place.module, place.weight))
+def _weight(place: Affine) -> Tensor:
+    found: Tensor = getattr(place.module, place.weight)
+    return found
+
+
+def _rescale(place: Affine, scale: nn.Module) -> None:
     for name in (place.weight, place.bias):
         if getattr(place.module, name) is not None:
             parametrize.register_parametrization(place.module, name, scale)

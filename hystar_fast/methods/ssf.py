@@ -7,19 +7,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hystar_fast.methods.adapted import Adapted
+from hystar_fast.methods.adapted import Adapted, OutputScale
 from hystar_fast.models.backbones.tower import Affine, TowerBackbone
-
-
-class _Scaled(nn.Module):
-    """A weight [out, …] with its outputs rescaled."""
-
-    def __init__(self, scale: nn.Parameter) -> None:
-        super().__init__()
-        self.scale = scale
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.scale.view(-1, *[1] * (weight.ndim - 1))
 
 
 class _ScaledAndShifted(nn.Module):
@@ -65,7 +54,7 @@ def _scale_and_shift(place: Affine) -> None:
     module, weight, bias = place
     value: Tensor = getattr(module, weight)
     scale = nn.Parameter(value.new_ones(value.shape[0]))
-    parametrize.register_parametrization(module, weight, _Scaled(scale))
+    parametrize.register_parametrization(module, weight, OutputScale(scale))
     if getattr(module, bias, None) is None:
         setattr(module, bias, nn.Parameter(value.new_zeros(value.shape[0])))
     else:

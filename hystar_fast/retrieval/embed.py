@@ -72,8 +72,8 @@ def thumbnail(image: Image.Image, side: int) -> Tensor:
     return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1)
 
 
-def list_pictures(directory: str | Path) -> list[str]:
-    """All image files below a folder, relative to it and sorted; see `picture_files`.
+def find_pictures(directory: str | Path) -> tuple[list[Path], list[Path]]:
+    """What `picture_files` finds below a folder, where any of it is read.
 
     Raises:
         ValueError: the folder is missing or holds no image.
@@ -82,12 +82,12 @@ def list_pictures(directory: str | Path) -> list[str]:
     directory = Path(directory)
     if not directory.is_dir():
         raise ValueError(f"directory must be a folder of images, but {directory} does not exist or is not a folder")
-    found, _ = picture_files(directory)
+    found, unread = picture_files(directory)
     if not found:
         raise ValueError(
             f"directory must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}), but {directory} holds none"
         )
-    return [path.as_posix() for path in found]
+    return found, unread
 
 
 def to_float(images: Tensor) -> Tensor:
