@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from sinkhorn_cuda_host import Host
+
+from tests.support.gpu import requires_cuda
+from tests.support.sinkhorn_cuda_host import Host
 
 settings.register_profile(
     "hystar_fast",
@@ -17,8 +19,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("hystar_fast")
-
-requires_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,256 @@
+"""The benchmarks themselves, at toy sizes: the parity gate holds, every provider runs, the report is made."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "bench"))
+
+import goals  # noqa: E402
+import harness  # noqa: E402
+import report  # noqa: E402
+
+pytestmark = pytest.mark.xdist_group("bench")  # one run of the benchmarks serves all tests here
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the GPU script leaves when it runs, at toy sizes, where there is no GPU."""
+    out = tmp_path_factory.mktemp("rehearsal")
+    # pytest-benchmark measures nothing under xdist, and the child is not under it
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"PYTHON": sys.executable, "SECONDS_IN_ALL": "1150"}
+    command = ["bash", "bench/gpu_session.sh", "--rehearse", str(out)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def results(rehearsal: Path) -> Path:
+    return rehearsal / "rehearsal.json"
+
+
+def test_the_gpu_script_leaves_results_tables_and_pictures(rehearsal: Path) -> None:
+    for name in ("rehearsal.png", "rehearsal-roofline.png"):
+        assert (rehearsal / name).stat().st_size > 10_000
+    report = (rehearsal / "report.md").read_text()
+    assert "| goal | case | wanted | measured |" in report and "| open |" in report
+    log = (rehearsal / "session.log").read_text()
+    assert log.count("exit 0") == 12 and "exit 1" not in log
+
+
+def test_the_gpu_script_keeps_to_its_time(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHON": sys.executable, "SECONDS_IN_ALL": "1"}
+    command = ["bash", "bench/gpu_session.sh", "--rehearse", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "left out, the time is up" in done.stdout and "exit" not in done.stdout
+
+
+def test_every_row_is_whole_and_right(results: Path) -> None:
+    found = json.loads(results.read_text())
+    assert {row["op"] for row in found["rows"]} == {"ceiling", "svd_linear", "sinkhorn", "style_nce", "model"}
+    assert found["machine"]["cpu"] and found["versions"]["torch"]
+    for row in found["rows"]:
+        assert row["commit"] and row["date"]
+        assert row["median_ms"] > 0 and row["rounds"] >= (1 if row["case"].startswith("first call") else 3)
+        if row["error"] is not None and row["provider"].startswith(harness.OURS):
+            assert row["error"] <= harness.error_limit(row["provider"], getattr(torch, row["dtype"]), row["case"]), row
+
+
+def test_report_fills_the_readme(results: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- bench:cpu -->\nold\n<!-- /bench -->\nafter\n")
+    found = json.loads(results.read_text())
+    report.insert(readme, "cpu", report.summary(found, "cpu"))
+    text = readme.read_text()
+    assert "old" not in text and text.startswith("before") and text.endswith("after\n")
+    assert "docs/benchmarks/cpu.md" in text and "goals" in text
+    page = report.page(found, "cpu")
+    ours = [row for row in found["rows"] if (row["op"], row["provider"]) == ("svd_linear", harness.OURS)]
+    assert "authors' path" in page and "POT" in page and page.count("| svd_linear |") == len(ours) > 30
+
+
+def test_the_readme_shows_the_cases_that_have_goals() -> None:
+    path = next((ROOT / "bench" / "results").glob("*threads.json"))
+    found = json.loads(path.read_text())
+    text = report.summary(found, path.stem)
+    assert "1024->3072" in text and "1024->1024" not in text and "| model |" not in text
+    rows = [{**row, "median_ms": 1.0} for row in found["rows"]]
+    every = len(list(report.goals.read("cpu")))
+    assert f"Of {every} goals" in report.goals.count("cpu", rows)
+    assert report.goals.count("cpu", []).startswith(f"Of {every} goals 0 are reached, {every} are open.")
+
+
+def test_changed_kernels_make_a_row_stale(results: Path) -> None:
+    found = json.loads(results.read_text())
+    for row in found["rows"]:
+        row["dirty"] = False
+        if row["op"] == "sinkhorn":
+            row["commit"] = "0" * 40
+    lines = report.table(found).splitlines()
+    assert all("(stale)" in line for line in lines if line.startswith("| sinkhorn"))
+    fresh = [{**row, "commit": report.store.git("rev-parse", "HEAD")} for row in found["rows"]]
+    assert "(stale)" not in report.table({**found, "rows": fresh})
+
+
+CASE = "B1 T1 8->8 r8"
+
+
+def row(provider: str, ms: float, **extra: float) -> dict[str, Any]:
+    keys = {"op": "svd_linear", "case": CASE, "mode": "forward", "dtype": "float32"}
+    return {**keys, "provider": provider, "median_ms": ms, "peak_mib": 1.0, "extra": extra}
+
+
+@pytest.mark.parametrize(
+    ("over", "under", "least", "value", "met"),
+    [
+        ("a", "b", True, 4.0, True),
+        ("b", "a", True, 0.25, False),
+        ("a", None, False, 2.0, True),
+        ("a", "c", True, None, None),
+    ],
+)
+def test_a_goal_is_met_missed_or_open(
+    over: str, under: str | None, least: bool, value: float | None, met: bool | None
+) -> None:
+    goal = goals.Goal("", "svd_linear", CASE, "float32", "forward", over, under, "median_ms", least, 3.0)
+    others = [{**row(name, 99.0), "case": f"{CASE} {kind}"} for name in "ab" for kind in ("bank", "shared")]
+    measured = goal.measured([row("a", 2.0), row("b", 0.5), *others])
+    assert measured == value
+    assert met is None or (measured is not None and goal.met(measured) == met)
+
+
+def test_the_page_of_open_goals_is_up_to_date() -> None:
+    assert report.OPEN_GOALS.read_text() == report.open_goals(), "run python bench/report.py --goals"
+
+
+def test_every_goal_names_an_op_that_is_benchmarked() -> None:
+    for device in ("cpu", "cuda"):
+        wanted = list(goals.read(device))
+        assert len(wanted) > 5
+        assert {goal.op for goal in wanted} <= set(report.store.STEMS)
+
+
+PLANNED = """
+import sys; sys.path.insert(0, "bench")
+import bench_model, bench_sinkhorn, bench_style_nce, json
+name = lambda batch, n: f"{batch} of {n}x{n}"
+rows = [("sinkhorn", name(b, n), "forward", who) for b, n, who in bench_sinkhorn.MEASURED]
+rows += [
+    ("sinkhorn", name(b, n) + ("" if grad == "unroll" else ", implicit"), "forward+backward", who)
+    for b, n, grad, who in bench_sinkhorn.GRADIENTS
+]
+size = f"D{bench_style_nce.DIMENSION}"
+rows += [("style_nce", f"N{n} {size}", "forward+backward", who) for n, who in bench_style_nce.CASES]
+rows += [
+    ("model", f"{bench_model.name(False)} B{b}", "forward", who)
+    for b in bench_model.BATCHES for who in bench_model.PROVIDERS
+]
+print(json.dumps(rows))
+"""
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_goal_of_the_other_ops_is_measured(device: str) -> None:
+    command, environment = [sys.executable, "-c", PLANNED], {**os.environ, "BENCH_PLAN": device}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    planned = {tuple(entry) for entry in json.loads(done.stdout)}
+    wanted = [goal for goal in goals.read(device) if goal.op != "svd_linear" and "training step" not in goal.case]
+    assert len(wanted) > 3
+    for goal in wanted:
+        for who in {goal.over, goal.under} - {None}:
+            assert (goal.op, goal.case, goal.mode, who) in planned, (goal, who)
+
+
+def test_the_share_of_the_issue_limit_is_that_of_the_counted_instructions() -> None:
+    ceiling = {**row("torch", 1.0, gflop=4.0), "op": "ceiling", "case": "matmul 8"}
+    found = report.with_shares({"rows": [ceiling, row("a", 2.0, issued_gflop=4.0), row("b", 2.0)]})
+    assert [entry["issued"] for entry in found[1:]] == [pytest.approx(0.5), None]
+
+
+def test_a_row_of_ours_that_is_wrong_is_not_kept(tmp_path: Path) -> None:
+    """And what is there, of these kernels, is not measured again."""
+    for name in ("conftest.py", "goals.py", "goals.toml", "harness.py", "parity.py", "store.py"):
+        (tmp_path / name).write_text((ROOT / "bench" / name).read_text())
+    (tmp_path / "store.py").write_text(
+        (ROOT / "bench" / "store.py").read_text() + "\n\ndef kernels(op, device):\n    return 'abc', False\n"
+    )
+    (tmp_path / "bench_ceiling.py").write_text(
+        "import pytest, torch\n"
+        "ROWS = [('hystar_fast', 0.1), ('hystar_fast, b', 0.0), ('peer', 0.1)]\n"
+        "@pytest.mark.parametrize(('provider', 'error'), ROWS)\n"
+        "def bench_it(record, provider, error):\n"
+        "    one = torch.ones(3)\n"
+        "    record('svd_linear', 'case', provider, 'forward', torch.float32, lambda: [one + error], [one])\n"
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\npython_files = bench_*.py\npython_functions = bench_*\n")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--quick",
+        "--resume",
+        "--results",
+        "r.json",
+        "-p",
+        "no:cacheprovider",
+        ".",
+    ]
+    said = []
+    for _ in range(2):
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        said.append(done.stdout)
+        kept = [row["provider"] for row in json.loads((tmp_path / "r.json").read_text())["rows"]]
+        assert kept == ["hystar_fast, b", "peer"], done.stdout
+    assert all("is off by 1.00e-01 (limit 1e-03): no row is kept" in out for out in said)
+    assert "1 failed, 2 passed" in said[0] and "1 failed, 2 skipped" in said[1]
+
+
+def test_a_copy_without_its_repository_calls_nothing_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report.store, "git", lambda *_: "")
+    report.stale.cache_clear()
+    assert not report.stale("sinkhorn", "0" * 40, "cpu")
+    report.stale.cache_clear()
+
+
+def test_the_share_of_the_ceiling_is_that_of_what_binds() -> None:
+    needs = row("a", 2.0, gflop=4.0, gib=1e9 / 2**30)  # 1 ms of arithmetic, 0.5 ms of traffic
+    assert report.attained(needs, bandwidth=2000.0, rates={"float32": 4000.0}) == pytest.approx(0.5)
+    assert report.attained(needs, bandwidth=500.0, rates={"float32": 4000.0}) == pytest.approx(1.0)
+    assert report.attained(needs, bandwidth=500.0, rates={}) is None
+    assert report.attained(row("a", 2.0), bandwidth=500.0, rates={"float32": 1.0}) is None
+
+
+def test_appending_keeps_what_is_not_measured_again(tmp_path: Path) -> None:
+    head = {"device": "cpu", "versions": {"torch": "2"}}
+    path = tmp_path / "r.json"
+
+    def measured(provider: str, ms: float) -> harness.Row:
+        return harness.Row("svd_linear", "case", provider, "forward", "float32", ms, 0.0, 3, 0.0, None)
+
+    for provider, ms, append in (("a", 1.0, False), ("b", 2.0, True), ("a", 3.0, True)):
+        report.store.ResultsFile(path, head, append).add(measured(provider, ms))
+    assert [(r["provider"], r["median_ms"]) for r in json.loads(path.read_text())["rows"]] == [("b", 2.0), ("a", 3.0)]
+    other = {**head, "versions": {"torch": "3"}}
+    report.store.ResultsFile(path, other, True).add(measured("c", 1.0))
+    assert [r["provider"] for r in json.loads(path.read_text())["rows"]] == ["c"]
+
+
+def test_a_readme_without_markers_is_refused(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("nothing here\n")
+    with pytest.raises(SystemExit, match="has no <!-- bench:cpu -->"):
+        report.insert(readme, "cpu", "x")

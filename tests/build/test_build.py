@@ -1,0 +1,326 @@
+"""The build: a wheel that holds everything and needs no libtorch, and every broken toolchain said in one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import site
+import stat
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import triton
+
+from hystar_fast.ops import native
+
+ROOT = Path(__file__).resolve().parents[2]
+# One process builds the wheel: with xdist, `--dist loadgroup` keeps this file together.
+pytestmark = pytest.mark.xdist_group("build")
+SYSTEM_LIBRARIES = {"libstdc++", "libgcc_s", "libm", "libc", "libdl", "libpthread", "librt", "ld-linux-x86-64"}
+
+
+@pytest.fixture(scope="module")
+def build() -> ModuleType:
+    """setup.py as a module: its functions, without running setup()."""
+    spec = importlib.util.spec_from_file_location("hystar_fast_setup", ROOT / "setup.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def executable(path: Path, script: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def package_files(source: Path) -> set[str]:
+    """Every file that belongs into a wheel, as the wheel names it."""
+    files = [p for folder in ("hystar_fast", "kernels") for p in (source / folder).rglob("*") if p.is_file()]
+    names = {p.relative_to(source).as_posix() for p in files if p.suffix not in (".so", ".pyc")}
+    return {f"hystar_fast/{name}" if name.startswith("kernels/") else name for name in names}
+
+
+@pytest.fixture(scope="module")
+def source_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source tree without what is not source, to build in."""
+    copy = tmp_path_factory.mktemp("source") / "hystar fast"  # a space: paths must be quoted
+    copy.mkdir()
+    ignore = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
+    for name in ("hystar_fast", "kernels", "csrc"):
+        shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+def pip(*arguments: str | Path, **environment: str) -> str:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
+    env = {k: v for k, v in os.environ.items() if k not in ("CUDA_HOME", "CUDA_PATH", "CXX")} | environment
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout + done.stderr  # -v says what the build said on stderr
+
+
+@pytest.fixture(scope="module")
+def isolated(source_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A wheel built under isolation where nvcc is found but cannot compile, and what the build printed."""
+    out = tmp_path_factory.mktemp("wheel")
+    executable(out / "bin" / "nvcc", "echo 'nvcc fatal: broken on purpose' >&2; exit 1")
+    path = f"{out / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    log = pip("wheel", "-v", "--no-deps", "-w", out, source_copy, PATH=path)
+    (wheel,) = out.glob("*.whl")
+    return wheel, log
+
+
+@pytest.fixture(scope="module")
+def fresh_environment(isolated: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of an environment with the wheel installed, which borrows torch and the rest from this one."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    packages = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
+    # a plain path line adds a folder without running the .pth files in it, so no editable install leaks in
+    Path(packages, "borrowed.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+    pip("--python", folder / "bin" / "python", "install", "-q", "--no-deps", isolated[0])
+    return folder / "bin"
+
+
+def run(command: list[str | Path], cwd: Path) -> str:
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, cwd=cwd, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def needed_libraries(extension: Path) -> set[str]:
+    output = subprocess.run(["readelf", "-d", str(extension)], capture_output=True, text=True, check=True).stdout
+    return {name.split(".so")[0] for name in re.findall(r"\(NEEDED\).*\[(.+)\]", output)}
+
+
+def test_a_broken_nvcc_is_one_line_and_a_cpu_build(isolated: tuple[Path, str]) -> None:
+    said = [line for line in isolated[1].splitlines() if "hystar_fast:" in line]
+    assert len(said) == 1, isolated[1]
+    assert "CPU only" in said[0]
+    assert "broken on purpose" in said[0]
+
+
+def test_the_wheel_holds_every_file_and_nothing_else(isolated: tuple[Path, str], source_copy: Path) -> None:
+    with zipfile.ZipFile(isolated[0]) as wheel:
+        names = set(wheel.namelist())
+    missing = sorted(package_files(source_copy) - names)
+    assert not missing, f"not in the wheel: {missing}"
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"hystar_fast"}  # no top-level kernels, tests, bench
+    assert "hystar_fast/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert isolated[0].stat().st_size < 60e6
+
+
+def test_the_wheel_runs_in_a_fresh_environment(fresh_environment: Path, tmp_path: Path) -> None:
+    code = """
+import hystar_fast as hf, hystar_fast.kernels, importlib.util, sys, torch
+from pathlib import Path
+from hystar_fast.ops import native
+home = Path(hf.__file__).parent
+assert home.is_relative_to(sys.prefix), home
+assert Path(hystar_fast.kernels.__file__).is_relative_to(home)
+module = native.extension()
+assert module is not None and Path(module.__file__).parent == home, native.why_not()
+assert module.cuda_version == 0 and "broken on purpose" in module.cuda_reason
+x, u, vh = torch.randn(2, 3, 8), torch.randn(6, 4), torch.randn(4, 8)
+scale = torch.randn(2, 4)
+torch.testing.assert_close(hf.svd_linear(x, u, scale, vh), hf.ref.svd_linear(x, u, scale, vh))
+cost = torch.rand(2, 7, 7)
+torch.testing.assert_close(hf.sinkhorn(cost, 0.1), hf.ref.sinkhorn(cost, 0.1), atol=1e-5, rtol=1e-5)
+q, t = torch.randn(2, 9, 16)
+torch.testing.assert_close(hf.style_nce(q, t), hf.ref.style_nce(q, t), atol=1e-4, rtol=1e-4)
+layer = hf.FastSVDLinear.from_linear(torch.nn.Linear(8, 6))
+assert layer(x, torch.zeros(2, 6)).shape == (2, 3, 6)
+assert {row["op"] for row in hf.info()} == {"svd_linear", "sinkhorn", "style_nce"}
+print("ran")
+"""
+    assert run([fresh_environment / "python", "-c", code], tmp_path).strip() == "ran"
+
+
+def test_the_wheel_serves_its_data_and_its_command(fresh_environment: Path, tmp_path: Path) -> None:
+    code = """
+from hystar_fast.data.emoji import EmojiStyles
+from hystar_fast.models.tiny import create_tiny
+data = EmojiStyles()
+assert data.concepts("test")
+create_tiny("packaged")
+print("read")
+"""
+    assert run([fresh_environment / "python", "-c", code], tmp_path).strip() == "read"
+    shown = run([fresh_environment / "hystar-fast", "info"], tmp_path)
+    assert all(op in shown for op in ("svd_linear", "sinkhorn", "style_nce"))
+
+
+def test_the_extension_links_neither_torch_nor_the_cuda_runtime(isolated: tuple[Path, str], tmp_path: Path) -> None:
+    with zipfile.ZipFile(isolated[0]) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith(".so"))
+        built = Path(wheel.extract(name, tmp_path))
+    installed = native.extension()
+    assert installed is not None and installed.__file__
+    for extension in (built, Path(installed.__file__)):
+        assert needed_libraries(extension) <= SYSTEM_LIBRARIES
+        undefined = subprocess.run(
+            ["nm", "-D", "-u", str(extension)], capture_output=True, text=True, check=True
+        ).stdout
+        assert not re.findall(r"c10|torch|_ZN2at|\bcuda\w+", undefined)
+        exported = subprocess.run(
+            ["nm", "-D", "--defined-only", str(extension)], capture_output=True, text=True, check=True
+        ).stdout
+        assert not re.findall(r"\bcuda\w+", exported)  # another library's runtime must not be served by ours
+
+
+def test_a_source_distribution_builds_the_same_wheel(source_copy: Path, tmp_path: Path) -> None:
+    code = "from setuptools import build_meta; print(build_meta.build_sdist('dist'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=source_copy)
+    assert done.returncode == 0, done.stderr
+    (archive,) = (source_copy / "dist").glob("*.tar.gz")
+    shutil.unpack_archive(archive, tmp_path, filter="data")
+    (unpacked,) = tmp_path.iterdir()
+    for folder in ("csrc", "hystar_fast", "kernels"):
+        for path in (source_copy / folder).rglob("*"):
+            if path.is_file() and path.suffix not in (".pyc", ".so"):
+                assert (unpacked / path.relative_to(source_copy)).is_file(), path.relative_to(source_copy)
+
+
+def test_without_a_cxx_compiler_the_wheel_still_installs(source_copy: Path, tmp_path: Path) -> None:
+    log = pip("wheel", "-v", "--no-deps", "--no-build-isolation", "-w", tmp_path, source_copy, CXX="/nonexistent/c++")
+    said = [line for line in log.splitlines() if "hystar_fast:" in line]
+    assert len(said) == 1 and "no extension" in said[0] and "plain torch" in said[0]
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".so")]
+
+
+def test_a_working_nvcc_is_used(build: ModuleType) -> None:
+    """With nvcc here, an extension that was quietly built for the CPU alone is a failure."""
+    cuda, reason = build.find_cuda()
+    module = native.extension()
+    assert module is not None
+    if cuda is None:
+        assert module.cuda_version == 0 and reason
+        return
+    assert module.cuda_version >= 12000, f"built for the CPU only: {module.cuda_reason}"
+    assert module.cuda_architectures.split() == list(cuda.architectures)
+    lister = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"  # not every toolkit has one
+    command = [str(lister), "-lelf", "-lptx", str(module.__file__)]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert set(cuda.architectures) <= set(re.findall(r"sm_(\d+a?)\.cubin", listed.stdout))
+    assert re.search(rf"sm_{cuda.architectures[-1]}\.ptx", listed.stdout)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (None, "no nvcc"),
+        ("exit 1", "does not work"),
+        ("echo '#$ TOP=/nonexistent' >&2", "lacks cuda_runtime_api.h"),
+    ],
+    ids=["absent", "failing", "without a toolkit"],
+)
+def test_why_there_is_no_cuda(
+    build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, reason: str
+) -> None:
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if script is not None:
+        executable(tmp_path / "nvcc", script)
+    cuda, said = build.find_cuda()
+    assert cuda is None
+    assert reason in said
+
+
+def test_an_nvcc_whose_compiler_is_broken_is_found_out_by_a_trial(
+    build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole toolkit whose nvcc answers every question and compiles nothing."""
+    for name in ("include/cuda_runtime_api.h", "lib64/libcudart_static.a"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    script = f"""case "$*" in
+*--dryrun*) echo '#$ TOP={tmp_path}' >&2;;
+*--list-gpu-arch*) printf 'compute_80\\ncompute_90\\n';;
+*) echo 'error: unsupported host compiler' >&2; exit 1;;
+esac"""
+    executable(tmp_path / "bin" / "nvcc", script)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    cuda, said = build.find_cuda()
+    assert cuda is None
+    assert "cannot compile a trial kernel: error: unsupported host compiler" in said
+
+
+def test_an_older_toolkit_builds_what_it_knows(build: ModuleType) -> None:
+    cuda = build.Cuda("nvcc", Path("include"), Path("lib"), ("80", "90a"))
+    assert cuda.gencode == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_90,code=compute_90",  # PTX of 90a would run nowhere else
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "built", "reason"),
+    [
+        ("90a", ("90a",), ""),
+        ("80, 90a", ("80", "90a"), ""),
+        ("", None, ""),
+        ("35", (), "knows none of the architectures 35"),
+    ],
+)
+def test_the_environment_picks_the_architectures(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch, wanted: str, built: tuple[str, ...] | None, reason: str
+) -> None:
+    if build.find_nvcc() is None:
+        assert build.find_cuda() == (None, "no nvcc on PATH or in CUDA_HOME")
+        return
+    monkeypatch.setenv("HYSTAR_FAST_CUDA_ARCHITECTURES", wanted)
+    cuda, said = build.find_cuda()
+    assert reason in said
+    assert (() if cuda is None else cuda.architectures) == (build.CUDA_ARCHITECTURES if built is None else built)
+
+
+def test_instruction_sets_are_chosen_by_file_and_never_for_the_whole_build(build: ModuleType) -> None:
+    assert "-mavx2" in build.isa_flags(Path("sinkhorn_cpu_avx2.cpp"))
+    assert "-mavx512f" in build.isa_flags(Path("sinkhorn_cpu_avx512.cpp"))
+    assert build.isa_flags(Path("sinkhorn_cpu.cpp")) == []
+    assert not [flag for flag in build.CXX_FLAGS + build.NVCC_FLAGS if "fast-math" in flag or flag.startswith("-m")]
+
+
+def test_the_build_and_the_package_digest_sources_alike(build: ModuleType, tmp_path: Path) -> None:
+    source, header = tmp_path / "op.cpp", tmp_path / "op.h"
+    source.write_text("int f(int);")
+    header.write_text("")
+    (tmp_path / "notes.txt").write_text("no source")
+    built = build.source_digest(tmp_path)
+    assert native.sources_problem(built, tmp_path) == ""
+    for change in (lambda: source.write_text("int f(long);"), lambda: header.rename(tmp_path / "other.h")):
+        change()
+        assert build.source_digest(tmp_path) != built
+        assert "older than the sources" in native.sources_problem(built, tmp_path)
+        built = build.source_digest(tmp_path)
+
+
+def test_no_instruction_set_leaks_through_a_shared_inline_function(
+    build: ModuleType, isolated: tuple[Path, str], source_copy: Path
+) -> None:
+    """A weak symbol compiled with AVX-512 may be the copy the linker keeps for everyone: then old CPUs crash."""
+    objects = [path for path in source_copy.glob("build/temp.*/*.cpp.o") if build.isa_flags(Path(path.stem))]
+    assert bool(objects) == build.X86
+    for path in objects:
+        listed = subprocess.run(["nm", "-C", str(path)], capture_output=True, text=True, check=True).stdout
+        weak = [line for line in listed.splitlines() if re.search(r"^[0-9a-f]+ [WVu] ", line)]
+        assert not weak, f"{path.name}: {weak[:5]}"

@@ -1,0 +1,56 @@
+"""Every launch of svd_linear compiles for every architecture without a GPU: no spills, shared memory within limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hystar_fast.kernels.tuning import SHARED_MEMORY
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("version", "architecture"),
+    [*(("installed", a) for a in (80, 89, 90, 100, 120)), *(("3.6", a) for a in (80, 90, 100, 120))],
+)
+def test_compiles_without_spills(
+    version: str, architecture: int, request: pytest.FixtureRequest, pytestconfig: pytest.Config
+) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if version == "3.6":
+        folders = [str(request.getfixturevalue("triton36")), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.svd_linear_compiled", str(architecture)],
+        cwd=pytestconfig.rootpath,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout)
+    assert version == "installed" or report["triton"].startswith(version)
+    gemms = [row for row in report["rows"] if "gemm" in row["kernel"]]
+    wide = architecture in (90, 100)
+    assert len(gemms) == (44 if wide else 36) and len(report["rows"]) > len(gemms)
+    roles = {" ".join(row["kernel"].split()[1:]) for row in gemms}
+    for role in ("inference", "forward", "backward", "backward of x", "backward of scale"):
+        assert {f"bf16 {role} {'persistent ' * wide}pair", f"bf16 {role} pair"} <= roles, role
+    for row in report["rows"]:
+        assert row["stack"] == row["local"] == 0, f"spills: {row}"
+        assert row["shared"] <= SHARED_MEMORY[architecture], f"shared memory: {row}"
+    fp8 = [row for row in report["rows"] if "fp8_kernel" in row["kernel"]]
+    assert len(fp8) == (10 if architecture >= 89 else 0) and all(row["fp8"] for row in fp8)
+    fused = [row for row in report["rows"] if "fused_kernel" in row["kernel"]]
+    assert len(fused) == 18 and {"r13", "r16", "r64", "r128"} <= {row["kernel"].split()[-1] for row in fused}
+    persistent = [row["kernel"] for row in gemms + fp8 if row["persistent"]]
+    assert bool(persistent) == wide, persistent
+    described = [row for row in gemms + fp8 + fused if row["descriptors"]]
+    assert bool(described) == wide
+    for row in described:
+        assert row["tma"], f"no TMA: {row}"
+        assert row["wgmma" if architecture == 90 else "tcgen05"], f"not on the tensor cores' own path: {row}"

@@ -1,0 +1,99 @@
+"""The demo from end to end on a random backbone with a few concepts and steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hystar_fast.data.emoji import EmojiStyles
+from hystar_fast.methods.suite import METHODS, TRAINED
+from hystar_fast.retrieval.index import Index
+from hystar_fast.retrieval.protocol import QUERY_STYLES
+from tests.support.cli import refused, run
+
+CONCEPTS = 10
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("demo") / "new" / "folder"
+    result = run("demo", "--output", output, "--steps", 2, "--limit", CONCEPTS, "--weights", "random")
+    assert result.exit_code == 0, result.output
+    for name in METHODS:
+        assert name in result.output
+    assert "naive / ours" in result.output
+    return output
+
+
+def test_the_results_say_what_was_done_and_found(demo):
+    found = json.loads((demo / "results.json").read_text())
+    assert list(found["methods"]) == list(METHODS)
+    for name, method in found["methods"].items():
+        styles = [s for s in QUERY_STYLES if s != "text" or name not in ("pixels", "hog")]
+        assert list(method["recall"]["all"]) == [*styles, "hard_mean"]
+        for row in method["recall"]["all"].values():
+            for k in ("R@1", "R@5"):
+                assert 0 <= row[k]["low"] <= row[k]["value"] <= row[k]["high"] <= 100
+            assert row["R@1"]["value"] <= row["R@5"]["value"]
+        assert "displaced" in method["recall"]
+        assert (method["parameters"]["trainable"] > 0) == (name in TRAINED)
+        if name in TRAINED:
+            assert len(method["loss"]) == 2
+            assert set(method["learning_rates"]) == set(method["parameters"]) - {"trainable"}
+    assert found["protocol"]["gallery"] == {"style": "noto", "n": CONCEPTS, "concepts": "test split, all of them"}
+    assert found["settings"]["seed"] == 0
+    assert set(found["differences"]) == set(METHODS) - {"hystar"}
+    assert found["training_step"]["ratio"] > 0
+    assert found["seconds"] > 0
+    assert found["machine"]["versions"]["torch"]
+    assert str(demo) not in (demo / "results.json").read_text()
+
+
+def test_the_pictures_are_written(demo):
+    for name in ("retrieval.png", "embeddings.png"):
+        with Image.open(demo / name) as picture:
+            picture.load()
+            assert min(picture.size) > 300
+
+
+def test_search_answers_from_the_gallery_of_the_demo(demo, tmp_path):
+    index = Index.load(demo / "index")
+    assert len(index) == CONCEPTS
+    path = tmp_path / "query.png"
+    EmojiStyles().image("noto", index.ids[3]).save(path)
+    drawn = tmp_path / "answers.png"
+    result = run("search", "--query", path, "--demo", demo, "--top", 4, "--picture", drawn)
+    assert result.exit_code == 0, result.output
+    first = next(line for line in result.output.splitlines() if " 1 " in line)
+    assert index.ids[3] in first
+    assert index.about["captions"][3] in first
+    assert drawn.is_file()
+    result = run("search", "--text", "a red heart", "--demo", demo, "--top", 2)
+    assert result.exit_code == 0, result.output
+
+
+def test_search_names_a_truncated_query_and_a_damaged_demo(demo, tmp_path):
+    path = tmp_path / "query.png"
+    EmojiStyles().image("noto", "1f436").save(path)
+    path.write_bytes(path.read_bytes()[:400])
+    assert "query.png is truncated or damaged" in refused("search", "--query", path, "--demo", demo)
+    broken = tmp_path / "broken"
+    for part in ("index", "adapter"):
+        (broken / part).mkdir(parents=True)
+        for file in (demo / part).iterdir():
+            (broken / part / file.name).write_bytes(file.read_bytes())
+    (broken / "index" / "index.json").write_text("{")
+    EmojiStyles().image("noto", "1f436").save(path)
+    assert "holds a damaged index" in refused("search", "--query", path, "--demo", broken)
+
+
+def test_the_same_seed_gives_the_same_numbers(demo, tmp_path):
+    result = run("demo", "--output", tmp_path, "--steps", 2, "--limit", CONCEPTS, "--weights", "random")
+    assert result.exit_code == 0, result.output
+    one, two = (json.loads((folder / "results.json").read_text())["methods"] for folder in (demo, tmp_path))
+    for name in METHODS:
+        assert one[name]["recall"] == two[name]["recall"]
+        assert one[name].get("loss") == pytest.approx(two[name].get("loss"))

@@ -1,0 +1,393 @@
+"""The layouts of public data sets on small synthetic trees: what is listed, what is skipped, what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import functional as TF
+
+from hystar_fast.data.open import open_images
+from hystar_fast.data.records import NO_SPLITS, ImageSet, Record, Skipped, from_folder, read_images
+from hystar_fast.methods.inputs import MiddleSquare, TensorPreprocess
+from hystar_fast.models.tiny import preprocess
+from hystar_fast.retrieval.protocol import load_split
+from tests.support import picture_trees as trees
+
+
+def paths(images: ImageSet, style: str) -> list[str]:
+    return [record.path for record in images.of_style(style)]
+
+
+def test_dsr_lists_every_picture_in_every_style_with_its_caption(tmp_path):
+    found = open_images(str(trees.dsr(tmp_path)))
+    assert found.name == "DSR"
+    assert found.styles == ("images", "art", "sketch", "mosaic")
+    assert paths(found, "mosaic") == [f"mosaic/n0{i % 2}/{i}.png" for i in range(4)]
+    assert found.of_style("sketch")[3] == Record("sketch/n01/3.png", "sketch", "n01", "n01/3.png", "picture number 3")
+    assert found.read(found.of_style("art")[0]).size == (20, 16)
+    assert found.skipped == ()
+
+
+def test_dsr_counts_captions_that_cannot_be_read_and_takes_the_styles_there_are(tmp_path):
+    trees.dsr(tmp_path, styles=("sketch",))
+    (tmp_path / "text/n01/1.txt").unlink()
+    (tmp_path / "text/n00/2.txt").write_bytes(b"\xff\xfe\xfa")
+    found = open_images(f"dsr:{tmp_path}")
+    assert found.styles == ("images", "sketch")
+    assert [record.caption for record in found.of_style("sketch")] == [
+        "picture number 0",
+        None,
+        None,
+        "picture number 3",
+    ]
+    assert [entry.path for entry in found.skipped] == ["text/n01/1.txt", "text/n00/2.txt"]
+
+
+def test_domainnet_lists_its_split_files_by_category(tmp_path):
+    found = open_images(str(trees.domainnet(tmp_path)))
+    assert (found.name, found.gallery_style, found.styles) == ("DomainNet", "real", ("real", "clipart", "sketch"))
+    assert found.of_style("clipart")[2] == Record("clipart/hot_dog/clipart_1_0.png", "clipart", "hot_dog")
+
+
+def test_sketchy_matches_sketches_to_the_photo_they_were_drawn_from(tmp_path):
+    found = open_images(str(trees.sketchy(tmp_path / "Sketchy")))
+    assert found.gallery_style == "photo"
+    instances = {record.path.split("/")[-1]: record.instance for record in found.of_style("sketch")}
+    assert instances == {
+        "n0_cat-1.png": "cat/n0_cat",
+        "n1_cat-2.png": "cat/n1_cat",
+        "n0_dog-1.png": "dog/n0_dog",
+        "n1_dog-2.png": "dog/n1_dog",
+        "other.png": None,
+    }
+    assert {record.category for record in found.records} == {"cat", "dog"}
+    assert {record.instance for record in found.of_style("photo")} == set(instances.values()) - {None}
+
+
+def test_of_sketchys_renderings_the_standard_one_is_read_and_named(tmp_path):
+    found = open_images(str(trees.sketchy(tmp_path / "Sketchy")))
+    assert found.name == "Sketchy (photo/tx_000000000000, sketch/tx_000000000000)"
+    assert len(found.of_style("photo")) == 4 and len(found.of_style("sketch")) == 5
+    assert {record.path.split("/")[1] for record in found.records} == {"tx_000000000000"}
+    alone = open_images(str(trees.sketchy(tmp_path / "alone", ("tx_000100000000",))))
+    assert alone.name == "alone" and len(alone.records) == 9
+    with pytest.raises(ValueError, match=r"Found: tx_000000001110, tx_000100000000 below photo/, of which none is"):
+        open_images(str(trees.sketchy(tmp_path / "others", ("tx_000100000000", "tx_000000001110"))))
+
+
+def test_tu_berlin_and_quickdraw_are_read_by_category(tmp_path):
+    found = open_images(str(trees.tu_berlin(tmp_path / "TU-Berlin")))
+    assert found.styles == ("photo", "png") and len(found.records) == 8
+    assert found.of_style("png")[2] == Record("png/alarm clock/3.png", "png", "alarm clock")
+    root = trees.quickdraw_extended(tmp_path / "QuickDraw")
+    with pytest.raises(ValueError, match="Found: QuickDraw_images_final/, QuickDraw_sketches_final/"):
+        open_images(str(root))
+    found = open_images(str(root), gallery_style="QuickDraw_images_final")
+    assert found.styles == ("QuickDraw_images_final", "QuickDraw_sketches_final")
+    assert {record.category for record in found.records} == {"bear", "windmill"}
+    assert {record.instance for record in found.records} == {None}
+
+
+def test_googles_strokes_are_refused_with_what_they_are(tmp_path):
+    trees.picture(tmp_path / "photo/cat/1.jpg")
+    for name in ("sketch/cat.ndjson", "sketch/dog.npy"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    for place, found in (
+        (tmp_path, "cat.ndjson and 1 more files like it: strokes or arrays, no pictures"),
+        (tmp_path / "sketch", "cat.ndjson and 1 more files like it: strokes or arrays"),
+        (tmp_path / "sketch/dog.npy", "dog.npy: strokes or arrays, no pictures; draw each into <style>/<category>/"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"Found: {found}")):
+            open_images(str(place))
+
+
+def test_folders_take_the_gallery_that_is_named(tmp_path):
+    for style in ("renders", "drawings"):
+        trees.picture(tmp_path / style / "cup" / "1.png")
+    assert open_images(str(tmp_path), gallery_style="renders").gallery_style == "renders"
+
+
+def test_pairs_list_each_target_once(tmp_path):
+    for name in ("a.png", "b.png", "qa1.png", "qa2.png", "qb.png"):
+        trees.picture(tmp_path / name)
+    table = tmp_path / "mine.csv"
+    table.write_text(
+        "query,target,style,caption\nqa1.png,a.png,sketch,an a\nqa2.png,a.png,,an a\nqb.png,b.png,sketch,\n"
+    )
+    found = open_images(str(table))
+    assert (found.name, found.styles) == ("mine", ("gallery", "sketch", "query"))
+    assert found.of_style("gallery") == (
+        Record("a.png", "gallery", None, "a.png", "an a"),
+        Record("b.png", "gallery", None, "b.png", None),
+    )
+    assert found.of_style("query") == (Record("qa2.png", "query", None, "a.png", "an a"),)
+
+
+def test_shards_group_members_by_key_and_read_pictures_from_the_tar(tmp_path):
+    images = open_images(str(trees.shards(tmp_path / "set")))
+    assert images.name == "set" and images.gallery_style == "photo" and images.styles == ("photo", "sketch")
+    assert len(images.records) == 8 and not images.skipped
+    record = images.of_style("sketch")[3]
+    assert record == Record("part-001.tar/0001.sketch.png", "sketch", "dog", "part-001/0001", "thing 1 of 1")
+    assert images.records[0].category == "cat" and images.records[0].caption is None
+    expected = trees.picture(tmp_path / "same.png", seed=11)
+    with Image.open(expected) as same:
+        assert images.read(record).tobytes() == same.tobytes()
+    turned = open_images(f"shards:{tmp_path / 'set' / 'part-000.tar'}", gallery_style="sketch")
+    assert turned.gallery_style == "sketch" and len(turned.records) == 4
+
+
+def test_shards_that_are_damaged_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"WebDataset shards.*Found: styles \['photo'\]"):
+        open_images(str(trees.shards(tmp_path / "one", styles=("photo",))))
+    shard = tmp_path / "bad.tar"
+    shard.write_bytes(b"not a tar" * 100)
+    with pytest.raises(ValueError, match=r"bad\.tar does not have the layout of WebDataset shards"):
+        open_images(str(shard))
+    with tarfile.open(tmp_path / "odd.tar", "w") as tar:
+        for style in ("photo", "sketch"):
+            tar.add(trees.picture(tmp_path / "loose.png"), f"a.{style}.png")
+        note = tmp_path / "note.json"
+        note.write_text("[1, 2")
+        tar.add(note, "a.json")
+        (tmp_path / "cut.png").write_bytes((tmp_path / "loose.png").read_bytes()[:60])
+        tar.add(tmp_path / "cut.png", "b.photo.png")
+    images = open_images(str(tmp_path / "odd.tar"))
+    assert [skipped.path for skipped in images.skipped] == ["odd.tar/a.json"]
+    with pytest.raises(ValueError, match=r"odd\.tar/b\.photo\.png is truncated or damaged"):
+        images.read(images.of_style("photo")[1])
+
+
+def test_of_two_pictures_of_one_key_and_style_the_first_is_read_and_the_other_counted(tmp_path):
+    png, jpg = trees.picture(tmp_path / "a.png", seed=1), trees.picture(tmp_path / "a.jpg", seed=2)
+    (tmp_path / "set").mkdir()
+    with tarfile.open(tmp_path / "set/x.tar", "w") as tar:
+        for name in ("0.photo.png", "0.sketch.png", "0.photo.jpg", "0.sketch.svg", "._0.photo.png", "a/._1.sketch.png"):
+            tar.add(jpg if name.endswith("jpg") else png, name)
+    (tmp_path / "set/._x.tar").write_bytes(b"\0\5\26\7")
+    images = open_images(str(tmp_path / "set"))
+    assert [record.path for record in images.records] == ["x.tar/0.photo.png", "x.tar/0.sketch.png"]
+    with Image.open(png) as first:
+        assert images.read(images.records[0]).tobytes() == first.tobytes()
+    assert images.skipped == (
+        Skipped("x.tar/0.photo.jpg", "another picture of style photo beside x.tar/0.photo.png"),
+        Skipped("x.tar/0.sketch.svg", "a picture in a format that is not read, .svg"),
+    )
+
+
+def test_a_table_that_a_spreadsheet_has_written_is_read(tmp_path):
+    table = trees.pairs(tmp_path, [("q.png", "a.png")])
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())
+    assert paths(open_images(str(table)), "gallery") == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("make", "split", "found"),
+    [
+        (trees.dsr, "val", "DSR.*Found: no val.json, but test.json"),
+        (trees.dsr, "train", "DSR.*Found: no train.json, but test.json"),
+        (trees.domainnet, "val", "DomainNet.*Found: no real_val.txt, but split files of test"),
+        (trees.domainnet, "train", "DomainNet.*Found: no real_train.txt, but split files of test"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["", "{}:"])
+def test_a_split_that_is_missing_is_named_and_is_not_the_whole_folder(tmp_path, make, split, found, kind):
+    make(tmp_path)
+    (tmp_path / "._real_val.txt").write_bytes(b"\0\5\26\7")
+    name = kind.format(make.__name__)
+    with pytest.raises(ValueError, match=found):
+        open_images(f"{name}{tmp_path}", split)
+    open_images(f"{name}{tmp_path}", "test")
+
+
+def test_folders_with_lists_of_their_own_stay_folders(tmp_path):
+    trees.sketchy(tmp_path)
+    for name in ("classes_test.txt", "val.json"):
+        (tmp_path / name).write_text("")
+    assert open_images(str(tmp_path)).gallery_style == "photo"
+
+
+def test_data_says_whether_it_has_splits(tmp_path):
+    trees.pairs(tmp_path / "pairs", [("q.png", "a.png")])
+    made = {
+        "emoji": True,
+        f"dsr:{trees.dsr(tmp_path / 'dsr')}": True,
+        f"domainnet:{trees.domainnet(tmp_path / 'domainnet')}": True,
+        f"folders:{trees.sketchy(tmp_path / 'folders')}": False,
+        f"pairs:{tmp_path / 'pairs/pairs.csv'}": False,
+        f"shards:{trees.shards(tmp_path / 'shards')}": False,
+    }
+    for data, splits in made.items():
+        images = open_images(data, "test").select(limit=2)
+        assert images.splits is splits, data
+        assert images.asked_split("test") == ("test" if splits else NO_SPLITS)
+
+
+def test_a_gallery_style_is_refused_where_the_gallery_is_fixed(tmp_path):
+    trees.pairs(tmp_path / "pairs", [("q.png", "a.png")])
+    for kind, data in {
+        "emoji": "emoji",
+        "dsr": str(trees.dsr(tmp_path / "dsr")),
+        "domainnet": f"domainnet:{trees.domainnet(tmp_path / 'domainnet')}",
+        "pairs": str(tmp_path / "pairs/pairs.csv"),
+    }.items():
+        with pytest.raises(ValueError, match=rf"gallery_style must be left out for {kind}, .* got 'sketch'"):
+            open_images(data, gallery_style="sketch")
+
+
+def test_emoji_are_the_drawings_of_the_protocol():
+    found, split = open_images("emoji", "val"), load_split("val")
+    for style in found.styles:
+        records = found.of_style(style)
+        rows = split.rows(style)
+        assert [record.instance for record in records] == [split.concepts[row].id for row in rows.tolist()]
+        skipped: list[Skipped] = []
+        read = torch.cat([part for _, part in read_images(found, records[:5], TensorPreprocess(preprocess), skipped)])
+        assert torch.equal(read, split.images[style][rows[:5]])
+        assert skipped == []
+
+
+def test_pictures_that_cannot_be_read_are_skipped_and_named(tmp_path):
+    trees.dsr(tmp_path)
+    trees.damaged(tmp_path / "sketch/n01/1.png")
+    (tmp_path / "sketch/n00/2.png").write_text("no picture")
+    (tmp_path / "sketch/n01/3.png").unlink()
+    found = open_images(str(tmp_path))
+    skipped: list[Skipped] = []
+    parts = list(read_images(found, found.of_style("sketch"), MiddleSquare(8), skipped, batch_size=1))
+    assert [rows for rows, _ in parts] == [[0]]
+    assert parts[0][1].shape == (1, 3, 8, 8) and parts[0][1].dtype == torch.uint8
+    assert [entry.path for entry in skipped] == [f"sketch/n0{i % 2}/{i}.png" for i in (1, 2, 3)]
+    for entry, reason in zip(skipped, ("truncated or damaged", "not an image", "does not exist"), strict=True):
+        assert reason in entry.reason
+
+
+def test_without_a_backbone_pictures_are_cropped_as_clip_crops_them(tmp_path):
+    trees.picture(tmp_path / "wide.png", size=(40, 20))
+    images = ImageSet("one", "a", (Record("wide.png", "a"),), from_folder(tmp_path))
+    _, read = next(read_images(images, images.records, MiddleSquare(10), []))
+    resized = TF.resize(Image.open(tmp_path / "wide.png"), [10], TF.InterpolationMode.BICUBIC)
+    expected = TF.pil_to_tensor(TF.center_crop(resized, [10, 10]))
+    assert (read[0].int() - expected.int()).abs().max() <= 1
+
+
+def test_a_selection_keeps_categories_and_spreads_its_limit(tmp_path):
+    images = open_images(str(trees.domainnet(tmp_path, n=4)))
+    ants = images.select(categories=["ant"])
+    assert {record.category for record in ants.records} == {"ant"}
+    few = images.select(limit=2)
+    assert [record.category for record in few.of_style("clipart")] == ["ant", "hot_dog"]
+    with pytest.raises(ValueError, match="categories must be categories of DomainNet, got 'bee'"):
+        images.select(categories=["ant", "bee"])
+    with pytest.raises(ValueError, match="limit must be at least 1"):
+        images.select(limit=0)
+    with pytest.raises(ValueError, match="style must be one of"):
+        images.of_style("oil")
+
+
+def no_images(root: Path) -> None:
+    trees.dsr(root)
+    (root / "images").rename(root / "pictures")
+
+
+def no_json(root: Path) -> None:
+    (trees.dsr(root) / "test.json").write_text("{")
+
+
+def no_split(root: Path) -> None:
+    (trees.dsr(root) / "test.json").rename(root / "train.json")
+
+
+def old_records(root: Path) -> None:
+    (trees.dsr(root) / "test.json").write_text(json.dumps([{"image_path": "a/b.jpg"}]))
+
+
+def moved(root: Path) -> None:
+    (trees.dsr(root) / "test.json").write_text(json.dumps([{"image": "elsewhere/b.jpg"}]))
+
+
+def no_gallery(root: Path) -> None:
+    trees.domainnet(root, styles=("clipart", "sketch"))
+
+
+def bad_line(root: Path) -> None:
+    (trees.domainnet(root) / "sketch_test.txt").write_text("sketch/ant/1.png\n")
+
+
+def two_names(root: Path) -> None:
+    (trees.domainnet(root) / "sketch_test.txt").write_text("sketch/bee/1.png 0\n")
+
+
+def one_style(root: Path) -> None:
+    trees.picture(root / "photo/cat/1.png")
+
+
+def no_categories(root: Path) -> None:
+    trees.picture(root / "photo/1.png")
+    trees.picture(root / "sketch/cat/1.png")
+
+
+def strangers(root: Path) -> None:
+    trees.picture(root / "photo/dog/1.png")
+    trees.picture(root / "sketch/cat/1.png")
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "found"),
+    [
+        ("dsr", no_images, "Found: art/, mosaic/, pictures/, sketch/, test.json, text/"),
+        ("dsr", no_json, "Found: test.json that is no json"),
+        ("dsr", no_split, "and test.json: a list"),
+        ("dsr", no_split, "Found: no test.json, but train.json"),
+        ("dsr", old_records, "Found: record 0 of test.json is {'image_path': 'a/b.jpg'}"),
+        ("dsr", moved, "Found: none of the 1 pictures listed, the first being images/elsewhere/b.jpg"),
+        ("domainnet", no_gallery, "Found: split files of clipart, sketch, none of real"),
+        ("domainnet", bad_line, "Found: line 1 of sketch_test.txt is 'sketch/ant/1.png'"),
+        ("domainnet", two_names, "Found: label 0 for ant and, in line 1 of sketch_test.txt, for bee"),
+        ("domainnet", one_style, "Found: photo/"),
+        ("folders", one_style, "Found: photo/"),
+        ("folders", no_categories, "Found: no <category>/<picture> below photo/"),
+        ("folders", strangers, "Found: no category of photo/ in any other style"),
+    ],
+)
+def test_another_layout_is_refused_with_what_was_expected_and_found(tmp_path, kind, make, found):
+    make(tmp_path)
+    with pytest.raises(ValueError) as error:
+        open_images(f"{kind}:{tmp_path}")
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path} does not have the layout of")
+    assert "Expected: " in message
+    assert found in message
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "no rows"),
+        ("picture,target\na.png,b.png\n", "columns ['picture', 'target']"),
+        ("query,target\na.png,\n", "no query or no target in line 2"),
+        ("query,target,caption\nq.png,a.png,one\nq.png,a.png,two\n", "line 3 and another differ on a.png"),
+        ("query,target,style\nq.png,a.png,gallery\n", "queries of style 'gallery'"),
+        ("query,target\nq.png,a.png\n", "none of the 1 pictures listed"),
+    ],
+)
+def test_a_table_of_another_form_is_refused(tmp_path, text, found):
+    table = tmp_path / "pairs.csv"
+    table.write_text(text)
+    with pytest.raises(ValueError) as error:
+        open_images(str(table))
+    assert found in str(error.value)
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"data must be emoji, dsr:<path>.*nothing at 'imagenet'"):
+        open_images("imagenet")
+    with pytest.raises(ValueError, match="Found: an empty folder"):
+        open_images(str(tmp_path))

@@ -1,0 +1,69 @@
+"""The tutorials run as written; public data and published weights are replaced by small ones of the same form."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from hystar_fast.models.config import HystarConfig
+from hystar_fast.models.hystar import Hystar
+from tests.support import authors_checkpoint
+from tests.support import picture_trees as trees
+from tests.support.cli import run
+
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "tutorials"
+PAGES = sorted(FOLDER.glob("*.md"))
+BLOCK = re.compile(r"^```(python|sh|toml)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def shown(command: str, folder: Path) -> str:
+    """The command with what cannot be had here replaced."""
+    for data in ("DSR", "DomainNet"):
+        command = command.replace(f"/data/{data}", str(folder / data))
+    return command.replace("open_clip:ViT-L-14 --weights openai", "tiny --weights random")
+
+
+def publish_small_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``best.pt`` of the authors' layout, on a small backbone that is then the published one."""
+    _, _, small = authors_checkpoint.write(folder)
+    published = Hystar.from_authors_checkpoint
+    config = HystarConfig(backbone=small.backbone, pretrained="folder", style="clip")
+    monkeypatch.setattr(Hystar, "from_authors_checkpoint", partial(published, config=config))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_tutorial_runs_from_its_first_block_to_its_last(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    trees.dsr(tmp_path / "DSR", n=30)
+    trees.domainnet(tmp_path / "DomainNet")
+    publish_small_weights(tmp_path, monkeypatch)
+    names: dict[str, object] = {"__name__": page.stem}
+    blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
+    assert blocks
+    for kind, text in blocks:
+        if kind == "python":
+            exec(compile(text, page.name, "exec"), names)
+        elif kind == "toml":
+            Path(text.splitlines()[0].removeprefix("# ")).write_text(text, encoding="utf-8")
+        else:
+            for command in text.splitlines():
+                program, *arguments = shlex.split(shown(command, tmp_path))
+                assert program == "hystar-fast"
+                result = run(*arguments)
+                assert result.exit_code == 0, f"{command}\n{result.output}"
+
+
+def test_every_link_leads_somewhere():
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+            assert link.startswith("http") or (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_readme_names_every_tutorial():
+    readme = (FOLDER.parent.parent / "README.md").read_text(encoding="utf-8")
+    assert [page.name for page in PAGES if f"docs/tutorials/{page.name}" not in readme] == []

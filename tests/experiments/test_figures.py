@@ -1,0 +1,206 @@
+"""The figures: what is projected and drawn, and that each comes from runs that the tables share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hystar_fast.cli import figure_sheets
+from hystar_fast.cli import figures as module
+from hystar_fast.cli.figure_sheets import first_answers
+from hystar_fast.cli.figures import _middle_features
+from hystar_fast.data.open import open_emoji
+from hystar_fast.methods import variants
+from hystar_fast.methods.recipes import demo_config
+from hystar_fast.methods.suite import create_method
+from hystar_fast.retrieval.figures import Cloud, Curve, draw_clouds, draw_sweep, project
+from hystar_fast.retrieval.pictures import ALIKE, NEUTRAL, RIGHT, WRONG, Answer, Question, retrieval_sheet
+from tests.support import picture_trees as trees
+from tests.support.cli import refused, run
+
+
+def drawn(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def clusters(n: int = 20) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    centres = 5 * torch.randn(3, 16, generator=generator)
+    return centres.repeat_interleave(n, 0) + 0.1 * torch.randn(3 * n, 16, generator=generator)
+
+
+@pytest.mark.parametrize(("projection", "module"), [("tsne", "sklearn"), ("umap", "umap")])
+def test_a_projection_keeps_clusters_apart_and_is_the_same_every_time(projection, module):
+    pytest.importorskip(module)
+    found = project(clusters(), projection)
+    groups = found.reshape(3, 20, 2)
+    spread = (groups - groups.mean(1, keepdim=True)).norm(dim=-1).max()
+    assert torch.pdist(groups.mean(1)).min() > 2 * spread
+    assert torch.equal(found, project(clusters(), projection))
+
+
+@pytest.mark.parametrize(
+    ("projection", "module", "distribution"),
+    [
+        ("tsne", "sklearn.manifold", "scikit-learn"),
+        ("umap", "umap", "umap-learn"),
+    ],
+)
+def test_a_projection_whose_library_is_missing_says_how_to_get_it(monkeypatch, projection, module, distribution):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError, match=rf"needs {distribution}: pip install 'hystar-fast\[figures\]'"):
+        project(clusters(), projection)
+
+
+def test_the_plane_is_that_of_the_principal_components():
+    points = clusters()
+    found = project(points, "pca")
+    centred = points - points.mean(0)
+    assert torch.allclose(found.norm(dim=0), torch.linalg.svdvals(centred)[:2], rtol=1e-4)
+    with pytest.raises(ValueError, match=r"projection must be one of \('tsne', 'umap', 'pca'\), got 'lda'"):
+        project(points, "lda")
+    for projection, name in (("tsne", "t-SNE"), ("umap", "UMAP")):
+        with pytest.raises(ValueError, match=f"{name} needs at least 4 points"):
+            project(points[:3], projection)
+
+
+def test_clouds_have_every_colour_of_their_labels(tmp_path):
+    labels = ["a"] * 20 + ["b"] * 20 + ["c"] * 20
+    panels = {"one": Cloud(clusters(), labels), "two": Cloud(clusters(), labels)}
+    other = {name: Cloud(cloud.embeddings, ["x"] * 60) for name, cloud in panels.items()}
+    draw_clouds({"style": panels, "class": other}, tmp_path / "clouds.png", "a note", projection="pca")
+    pixels = drawn(tmp_path / "clouds.png")
+    assert pixels.shape[1] > pixels.shape[0] > 800
+    for colour in ("0072b2", "e69f00", "009e73"):
+        wanted = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)])
+        seen = 0.75 * wanted + 0.25 * 255  # the points let a quarter of the white through
+        assert (np.abs(pixels - seen).sum(-1) < 12).sum() > 50, colour
+
+
+def test_a_sweep_goes_through_its_values(tmp_path):
+    settings = (1, 10, 100)
+    low, high = Curve((20.0,) * 3, (19.0,) * 3, (21.0,) * 3), Curve((80.0,) * 3, (79.0,) * 3, (81.0,) * 3)
+    draw_sweep(settings, {"low": low, "high": high}, tmp_path / "sweep.png", "γ", "a note")
+    pixels = drawn(tmp_path / "sweep.png")
+    rows = []
+    for colour in ("0072b2", "e69f00"):
+        wanted = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)])
+        places = (np.abs(pixels - wanted).sum(-1) < 30).sum(1)
+        rows.append(int(places[: int(0.8 * len(places))].argmax()))  # below is the legend
+    assert rows[0] > rows[1] + 100, "20 % lies below 80 %"
+    with pytest.raises(ValueError, match="curves must have 2 points, 'low' has 3"):
+        draw_sweep((1, 2), {"low": low}, tmp_path / "sweep.png", "γ", "")
+
+
+def test_a_sheet_frames_every_answer_by_what_it_is(tmp_path):
+    grey = torch.full((3, 8, 8), 128, dtype=torch.uint8)
+    answers = [Answer(grey, True), Answer(grey, False, alike=True), Answer(grey, False), Answer(grey)]
+    questions = [
+        Question(grey, "sketch", "a cat", {"frozen": answers, "hystar": answers[::-1]}),
+        Question(None, "text", "a dog", {"frozen": answers[:1] * 4, "hystar": answers[1:2] * 4}),
+    ]
+    retrieval_sheet(questions, "title", ["one", "two"], {RIGHT: "right", ALIKE: "alike"}).save(tmp_path / "sheet.png")
+    pixels = drawn(tmp_path / "sheet.png")
+
+    def frames(colour: str) -> list[tuple[int, int]]:
+        """The (line, place) of the frames of one colour; below the legend, from the top left."""
+        wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+        here = (pixels == wanted).all(-1)
+        tiles = here[:-3, :-3] & here[1:-2, 1:-2] & here[2:-1, 2:-1] & here[3:, 3:]
+        corners = tiles & ~np.roll(here, 1, 0)[:-3, :-3] & ~np.roll(here, 1, 1)[:-3, :-3]
+        return [(int(y), int(x)) for y, x in np.argwhere(corners)]
+
+    right, alike, wrong, neutral = (frames(colour) for colour in (RIGHT, ALIKE, WRONG, NEUTRAL))
+    assert [len(found) for found in (right, alike, wrong, neutral)] == [1 + 2 + 4, 1 + 2 + 4, 2, 2]
+    columns = sorted({x for _, x in right[1:]})
+    assert len(columns) == 4 and right[1][1] == columns[0] and wrong[0][1] == columns[2]
+    assert [x for _, x in neutral] == [columns[3], columns[0]], "the second line is the other way round"
+    with pytest.raises(ValueError, match="all with the same methods"):
+        retrieval_sheet([questions[0], Question(None, "text", "", {"hystar": answers})], "", [], {})
+
+
+def test_a_sheet_counts_the_subgroup_where_the_paper_does():
+    images = open_emoji("test", ("flat",)).select(limit=40)
+    method = create_method("pixels", demo_config(None))
+    asked = [images.of_style("flat")[place] for place in (3, 17)]
+    found = first_answers(method, images, asked, True)
+    assert [len(answers) for answers in found] == [10, 10]
+    named = {record.caption: record for record in images.of_style(images.gallery_style)}
+    for record, answers in zip(asked, found, strict=True):
+        assert [answer.right for answer in answers] == [answer.caption == record.caption for answer in answers]
+        assert [answer.alike for answer in answers] == [named[a.caption].category == record.category for a in answers]
+    assert not any(answer.alike for answer in first_answers(method, images, asked[:1], False)[0])
+
+
+def test_sheets_and_mixtures_are_drawn_of_other_data_in_the_papers_styles(tmp_path, monkeypatch):
+    monkeypatch.setattr(variants, "GRID", {n: trials[:1] for n, trials in variants.GRID.items()})
+    monkeypatch.setattr(module, "_CLOUD_METHODS", ("frozen", "hystar"))
+    asked: list[tuple[str, str]] = []
+    drawn_sheet = figure_sheets.retrieval_sheet
+
+    def seen(questions, title, notes, legend):
+        asked.extend((question.style, title) for question in questions)
+        assert legend[RIGHT] == ("the right picture" if "DSR" in title else "the right category")
+        assert all(len(answers) > 1 for question in questions for answers in question.answers.values())
+        return drawn_sheet(questions, title, notes, legend)
+
+    monkeypatch.setattr(figure_sheets, "retrieval_sheet", seen)
+    root = trees.dsr(tmp_path / "DSR", n=40, styles=("art", "sketch"))
+    entries = json.loads((root / "test.json").read_text())
+    (root / "train.json").write_text(json.dumps(entries[:30]))
+    (root / "test.json").write_text(json.dumps(entries[30:]))
+    other = trees.domainnet(tmp_path / "DomainNet")
+    arguments = ("--data", f"dsr:{root}", "--test-data", f"domainnet:{other}", "--steps", 1, "--weights", "random",
+                 "--seeds", 1, "--tuning-seeds", 1, "--batch-size", 4, "--projection", "pca")  # fmt: skip
+    result = run("figure", 5, 8, 9, "--output", tmp_path, *arguments)
+    assert result.exit_code == 0, result.output
+    for number in (5, 8, 9):
+        assert drawn(tmp_path / f"figure{number}.png").std() > 5
+    assert [style for style, title in asked if "Figure 8 with DSR: first 10 of 10" in title] == (
+        ["art", "art", "sketch", "sketch", "text", "text"]
+    )
+    assert {style for style, title in asked if "Figure 9 with DomainNet" in title} == {"clipart", "sketch"}
+
+
+def test_middle_features_are_what_leaves_the_middle_block():
+    images = torch.rand(3, 3, 64, 64)
+    for name in ("frozen", "hystar"):
+        method = create_method(name, demo_config(None))
+        found = _middle_features(method, images)
+        model = method.modules[0]
+        backbone = model.backbone if name == "hystar" else model
+        kept: list[torch.Tensor] = []
+        handle = backbone.blocks[3].ln_1.register_forward_pre_hook(lambda _, args: kept.append(args[0]))  # noqa: B023
+        with torch.no_grad():
+            method.encode_image(images)
+        handle.remove()
+        assert found.shape == (3, 192)
+        assert torch.allclose(found, kept[0].mean(1), atol=1e-5)
+
+
+def test_the_command_draws_what_it_trains(tmp_path, monkeypatch):
+    for grids in ("GRID", "BASELINE_GRID"):
+        monkeypatch.setattr(variants, grids, {n: trials[:1] for n, trials in getattr(variants, grids).items()})
+    monkeypatch.setitem(module.FIGURES, 6, module._sweep("gamma", (10, 80), "γ"))
+    monkeypatch.setattr(module, "_CLOUD_METHODS", ("frozen", "hystar"))
+    arguments = ("--steps", 1, "--limit", 6, "--weights", "random", "--seeds", 1, "--tuning-seeds", 1)
+    result = run("figure", 5, 6, 8, 10, "--output", tmp_path, "--projection", "pca", *arguments)
+    assert result.exit_code == 0, result.output
+    for number in (5, 6, 8, 10):
+        assert drawn(tmp_path / f"figure{number}.png").std() > 5
+    record = json.loads((tmp_path / "compare.json").read_text())
+    assert [entry["method"] for entry in record["runs"]] == ["hystar", "hystar+gamma=10", "frozen"], (
+        "γ = 80 is Hystar itself"
+    )
+    assert record["runs"][0]["learning_rates"] == record["runs"][1]["learning_rates"]
+    trials = json.loads((tmp_path / "tuning.json").read_text())["trials"]
+    assert {trial["method"] for trial in trials} == {"hystar"}, "along a curve nothing is tuned again"
+    assert "figures must be some of (3, 5, 6, 7, 8, 9, 10, 11), got 4" in refused("figure", 4, "--output", tmp_path)
+    assert "projection must be one of" in refused("figure", 3, "--output", tmp_path, "--projection", "lda")

@@ -1,0 +1,316 @@
+"""open_clip's backbones: every variant of its vision transformer, and which models and specifications are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from transformers import RobertaConfig
+
+from hystar_fast.models.backbones import create_backbone
+from hystar_fast.models.backbones.open_clip import OpenClipBackbone
+from hystar_fast.models.config import HystarConfig
+from hystar_fast.models.style import PrefixStyle
+from tests.support.small_backbones import OWN_ATTENTION, SIGLIP, TEXT
+from tests.support.small_clip import IMAGE_SIZE, write_small_clip
+from tests.support.tolerance import relative_error
+
+STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "layer scale": {"ls_init_value": 0.3},
+    "average pool": {"pool_type": "avg", "final_ln_after_pool": True},
+    "attentional pool": {"attentional_pool": True, "attn_pooler_queries": 3, "attn_pooler_heads": 2},
+    "no ln_pre, fixed positions": {"no_ln_pre": True, "pos_embed_type": "sin_cos_2d"},
+    "open_clip's own attention": OWN_ATTENTION,
+    "timm, attentional pool": {**SIGLIP, "embed_dim": 64},
+    "timm, layer scale, average pool": {"timm_model_name": "test_vit2", "timm_pool": "avg", "timm_proj": "linear"},
+    "timm, class token, classifier": {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": ""},
+    "timm, head of two layers": {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "mlp"},
+}
+
+
+def backbone_and_clip(
+    tmp_path: Path, dtype: torch.dtype = torch.float32, **vision: Any
+) -> tuple[OpenClipBackbone, Any]:
+    """A backbone and an untouched open_clip model with the same weights."""
+    name = write_small_clip(tmp_path / "clip", **vision).removeprefix("open_clip:")
+    models = [open_clip.create_model(name).to(dtype).eval() for _ in range(2)]
+    tokenizer = open_clip.get_tokenizer(name)
+    return OpenClipBackbone(models[0], lambda image: image, tokenizer, *STATISTICS), models[1]
+
+
+def images_of(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(count, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=dtype)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_embeddings_are_open_clips(tmp_path: Path, variant: str, dtype: torch.dtype, tolerance: float) -> None:
+    backbone, clip = backbone_and_clip(tmp_path, dtype, **VARIANTS[variant])
+    images = images_of(3, dtype)
+    truth = clip.encode_image(images)
+    assert relative_error(backbone.encode_image(images), truth) < tolerance
+    for number in range(1, backbone.depth + 1):
+        backbone.inject_dynamic(number, None)
+        backbone.inject_static(number, None)
+    zero = {number: torch.zeros(3, backbone.width, dtype=dtype) for number in range(1, backbone.depth + 1)}
+    assert relative_error(backbone.encode_image(images), truth) < tolerance
+    assert relative_error(backbone.encode_image(images, zero), truth) < tolerance
+
+
+def test_one_block_alone_through_torchs_multihead_attention(tmp_path: Path) -> None:
+    backbone, clip = backbone_and_clip(tmp_path)
+    x, delta_s = torch.randn(3, 17, backbone.width), 0.3 * torch.randn(3, backbone.width)
+    attention: nn.MultiheadAttention = clip.visual.transformer.resblocks[0].attn
+    backbone.inject_dynamic(1, None)
+    layer = backbone.blocks[0].attn
+    y = layer(x, delta_s)
+    for sample in range(3):
+        own = (layer.in_proj.u * (layer.in_proj.s + delta_s[sample])) @ layer.in_proj.vh
+        attention.in_proj_weight.data.copy_(own)
+        one = x[sample : sample + 1]
+        assert (y[sample : sample + 1] - attention(one, one, one, need_weights=False)[0]).abs().max() <= 1e-5
+
+
+def test_another_image_size_resizes_the_position_embeddings(tmp_path: Path) -> None:
+    name = write_small_clip(tmp_path / "clip")
+    backbone = create_backbone(HystarConfig(backbone=name, pretrained="folder", image_size=48))
+    truth = open_clip.create_model(name.removeprefix("open_clip:"), force_image_size=48).eval()
+    assert backbone.image_size == (48, 48)
+    images = torch.randn(2, 3, 48, 48)
+    assert relative_error(backbone.encode_image(images), truth.encode_image(images)) < 1e-5
+
+
+def test_patch_dropout_drops_nothing_of_a_frozen_tower(tmp_path: Path) -> None:
+    backbone, clip = backbone_and_clip(tmp_path, patch_dropout=0.5)
+    images = images_of(2)
+    expected = clip.encode_image(images)
+    assert relative_error(backbone.encode_image(images), expected) < 1e-5
+    assert relative_error(backbone.train().encode_image(images), expected) < 1e-5
+    assert relative_error(clip.train().encode_image(images), expected) > 1e-2
+
+
+def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone(tmp_path: Path) -> None:
+    config = HystarConfig(backbone=write_small_clip(tmp_path, weights=False), pretrained=None)
+    state = torch.get_rng_state()
+    first = create_backbone(config)
+    torch.rand(7)
+    second = create_backbone(config)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    torch.set_rng_state(state)
+    create_backbone(config)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_preprocess_and_tokenizer_of_the_tiny_backbone_feed_its_encoders() -> None:
+    built = create_backbone(HystarConfig(backbone="tiny", pretrained=None))
+    image = built.preprocess(Image.new("RGB", (50, 40), (255, 0, 0)))
+    assert tuple(image.shape[1:]) == built.image_size
+    assert tuple(built.encode_image(image[None]).shape) == (1, built.embed_dim)
+    assert tuple(built.encode_text(built.tokenizer(["one", "two"])).shape) == (2, built.embed_dim)
+    red, green = image[0].mean(), image[1].mean()
+    assert torch.isclose(red * built.image_std[0] + built.image_mean[0], torch.tensor(1.0), atol=1e-4)
+    assert torch.isclose(green * built.image_std[1] + built.image_mean[1], torch.tensor(0.0), atol=1e-4)
+
+
+def test_weights_trained_with_quick_gelu_get_quick_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """open_clip only warns when the tag wants QuickGELU, and computes with GELU."""
+    asked: dict[str, Any] = {}
+
+    def record(name: str, **settings: Any) -> None:
+        asked.update(settings, name=name)
+        raise RuntimeError("not downloaded in a test")
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", record)
+    with pytest.raises(ValueError, match="pretrained='openai'"):
+        create_backbone(HystarConfig(backbone="open_clip:ViT-L/14"))
+    assert (asked["name"], asked["pretrained"], asked["force_quick_gelu"]) == ("ViT-L-14", "openai", True)
+    with pytest.raises(ValueError, match="laion2b"):
+        create_backbone(HystarConfig(backbone="open_clip:ViT-L-14", pretrained="laion2b_s32b_b82k"))
+    assert asked["force_quick_gelu"] is False
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"backbone": "transformers:/no/such/folder"}, "'transformers:/no/such/folder' .* could not be loaded"),
+        ({"backbone": "albef:/weights.pth"}, "'albef:/weights.pth' .* could not be loaded"),
+        ({"backbone": "tiny", "image_size": 96}, "image_size must be None for backbone 'tiny', got 96"),
+        ({"backbone": "open_clip:ViT-X-99"}, "backbone 'open_clip:ViT-X-99' is not a model open_clip knows"),
+        (
+            {"backbone": "open_clip:ViT-B-32", "pretrained": "nowhere"},
+            "pretrained must be a tag of 'ViT-B-32'.*'nowhere'",
+        ),
+        ({"backbone": "open_clip:local-dir:/no/such/folder"}, "no/such/folder.*could not be loaded"),
+        ({"backbone": "tiny", "pretrained": "/no/such/file"}, "pretrained .* '/no/such/file'"),
+    ],
+)
+def test_unusable_specifications(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_backbone(HystarConfig(**fields))
+
+
+def test_missing_and_damaged_weights(tmp_path: Path) -> None:
+    bare = write_small_clip(tmp_path / "bare", weights=False)
+    with pytest.raises(ValueError, match="could not be loaded"):
+        create_backbone(HystarConfig(backbone=bare, pretrained="folder"))
+    damaged = write_small_clip(tmp_path / "damaged")
+    file = tmp_path / "damaged" / "open_clip_model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="could not be loaded"):
+        create_backbone(HystarConfig(backbone=damaged, pretrained="folder"))
+
+
+def test_image_towers_without_blocks_are_refused() -> None:
+    resnet = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8}
+    text = {"context_length": 4, "vocab_size": 10, "width": 8, "heads": 1, "layers": 1}
+    clip = open_clip.CLIP(8, resnet, text)
+    with pytest.raises(ValueError, match=r"VisionTransformer.*ModifiedResNet"):
+        OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
+
+
+def test_the_attention_of_newer_open_clips_is_run_and_modulated(tmp_path: Path) -> None:
+    """Plain blocks whose attention has the keys of torch's and returns a tensor."""
+    backbone, clip = backbone_and_clip(tmp_path)
+    for block in backbone.blocks:
+        own = open_clip.transformer.Attention(backbone.width, block.attn.num_heads)
+        own.load_state_dict(block.attn.state_dict())
+        block.attn = own
+    images = images_of(2)
+    assert relative_error(backbone.encode_image(images), clip.encode_image(images)) < 1e-5
+    backbone.inject_dynamic(2, None)
+    delta_s = torch.randn(2, backbone.width)
+    modulated = backbone.encode_image(images, {2: delta_s})
+    usual, _ = backbone_and_clip(tmp_path)
+    usual.inject_dynamic(2, None)
+    assert relative_error(modulated, usual.encode_image(images, {2: delta_s})) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "depth", "widths"),
+    [("ViT-B-16-SigLIP", 203, 12, (768, 768)), ("ViT-SO400M-14-SigLIP", 877, 27, (1152, 1152))],
+)
+def test_published_siglips_are_adaptable(name: str, millions: int, depth: int, widths: tuple[int, int]) -> None:
+    with torch.device("meta"):
+        clip = open_clip.create_model(name, device="meta")
+        backbone = OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
+        assert round(sum(parameter.numel() for parameter in backbone.parameters()) / 1e6) == millions
+        assert (backbone.depth, (backbone.width, backbone.embed_dim)) == (depth, widths)
+        assert backbone.inject_dynamic(depth, None) == widths[0]
+        assert len(backbone.inject_static(1, None)) == 2
+
+
+@pytest.mark.parametrize(("name", "embedding"), [("MobileCLIP-B", "HybridEmbed"), ("ViTamin-S", "HybridEmbed")])
+def test_timm_towers_that_do_not_cut_patches_by_one_convolution_are_refused(name: str, embedding: str) -> None:
+    with torch.device("meta"):
+        clip = open_clip.create_model(name, device="meta")
+    with pytest.raises(ValueError, match=rf"by one convolution \(PatchEmbed\), it has {embedding}"):
+        OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
+
+
+def test_timm_towers_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"timm's VisionTransformer as image tower; ResNet has no patch_embed"):
+        backbone_and_clip(tmp_path / "resnet", timm_model_name="test_resnet", timm_proj="linear")
+    vit = {"timm_model_name": "test_vit", "timm_proj": "none", "embed_dim": 64}
+    with pytest.raises(ValueError, match="global_pool is ''"):
+        backbone_and_clip(tmp_path / "unpooled", timm_pool="", **vit)
+    backbone, _ = backbone_and_clip(tmp_path / "vit", timm_pool="map", **vit)
+    backbone.blocks[0].attn.q_norm = nn.LayerNorm(32)
+    with pytest.raises(ValueError, match="plain softmax attention"):
+        backbone.inject_dynamic(1, None)
+    backbone.blocks[1].attn.proj_drop.p = 0.1
+    with pytest.raises(ValueError, match="no dropout in their attention"):
+        backbone.inject_dynamic(2, None)
+    clip = backbone.clip
+    clip.visual.trunk.blocks[2] = nn.TransformerEncoderLayer(64, 2)
+    with pytest.raises(ValueError, match="timm's pre-norm Block, got TransformerEncoderLayer"):
+        OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
+
+
+def test_the_prefix_style_without_a_class_token_is_of_the_patches_and_of_no_register(tmp_path: Path) -> None:
+    backbone, _ = backbone_and_clip(tmp_path, timm_model_name="test_vit2", timm_pool="avg", timm_proj="linear")
+    assert backbone.leading_tokens == (False, 1)
+    extractor, tokens = PrefixStyle(backbone, 1), backbone.prefix(images_of(2), 1)
+    assert tokens.shape[1] == 1 + (IMAGE_SIZE // 16) ** 2
+    parts = [tokens[:, 1:].mean(1), tokens[:, 1:].std(1, correction=0)]
+    truth = F.normalize(torch.cat([F.layer_norm(part, (backbone.width,)) for part in parts], 1), dim=1)
+    assert relative_error(extractor(tokens), truth) < 1e-5
+    moved, shifted = tokens.clone(), tokens.clone()
+    moved[:, 0] += torch.randn(backbone.width)
+    shifted[:, 1] += torch.randn(backbone.width)
+    assert torch.equal(extractor(moved), extractor(tokens))
+    assert relative_error(extractor(shifted), extractor(tokens)) > 1e-3
+
+
+def test_training_drops_neither_words_nor_patches(tmp_path: Path) -> None:
+    """open_clip's text towers of transformers have dropout, its image towers may drop patches."""
+    sizes = {**TEXT, "hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+    RobertaConfig(**sizes).save_pretrained(tmp_path)
+    vision = {
+        "image_size": IMAGE_SIZE,
+        "layers": 2,
+        "width": 32,
+        "head_width": 8,
+        "patch_size": 8,
+        "patch_dropout": 0.5,
+    }
+    text = {"hf_model_name": str(tmp_path), "hf_model_pretrained": False, "hf_proj_type": "linear"}
+    clip = open_clip.CustomTextCLIP(24, {**vision, "patch_dropout": 0.5}, {**text, "hf_pooler_type": "mean_pooler"})
+    backbone = OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
+    images, tokens = images_of(3), torch.tensor([[4, 5, 6, 3], [4, 7, 8, 3]])
+
+    def outputs() -> list[Tensor]:
+        return [backbone.encode_image(images), backbone.prefix(images, 1), backbone.encode_text(tokens)]
+
+    expected = outputs()
+    nn.Sequential(backbone).train()
+    for trained, evaluated in zip(outputs(), expected, strict=True):
+        assert torch.equal(trained, evaluated)
+    clip.train()
+    assert outputs()[1].shape[1] < expected[1].shape[1], "patches are dropped by a tower in training"
+    assert relative_error(outputs()[2], expected[2]) > 1e-2, "and so are words"
+
+
+def test_image_towers_without_pooling_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pool_type is 'none'"):
+        backbone_and_clip(tmp_path, pool_type="none")
+
+
+def test_attention_that_scales_its_heads_cannot_be_modulated(tmp_path: Path) -> None:
+    backbone, clip = backbone_and_clip(tmp_path, block_type="custom", qk_norm=True)
+    images = images_of(2)
+    assert relative_error(backbone.encode_image(images), clip.encode_image(images)) < 1e-5
+    with pytest.raises(ValueError, match="plain softmax attention"):
+        backbone.inject_dynamic(1, None)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (torch.zeros(3, 32, 32), ValueError, r"images .*\[B, 3, 32, 32\], got \[3, 32, 32\]"),
+        (torch.zeros(1, 3, 64, 64), ValueError, r"got \[1, 3, 64, 64\]"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), TypeError, "images must be floating point.*uint8"),
+        ([[0.0]], TypeError, "images must be a tensor"),
+        (torch.zeros(1, 3, 32, 32, device="meta"), ValueError, "images must be on .*cpu, got meta"),
+    ],
+)
+def test_bad_images(tmp_path: Path, images: Any, error: type[Exception], message: str) -> None:
+    backbone, _ = backbone_and_clip(tmp_path)
+    with pytest.raises(error, match=message):
+        backbone.encode_image(images)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "error"), [(torch.zeros(2, 12), TypeError), ("text", TypeError), (torch.zeros(12).long(), ValueError)]
+)
+def test_bad_tokens(tmp_path: Path, tokens: Any, error: type[Exception]) -> None:
+    backbone, _ = backbone_and_clip(tmp_path)
+    with pytest.raises(error, match="tokens"):
+        backbone.encode_text(tokens)

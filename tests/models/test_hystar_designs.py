@@ -1,0 +1,145 @@
+"""The designs of Table 6 and the hypernetworks of Table 9 on every kind of backbone: what moves and trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hystar_fast.models.config import HystarConfig
+from hystar_fast.models.hystar import Hystar
+from hystar_fast.nn.fast_svd_linear import FastSVDLinear
+from tests.support.small_backbones import WRITERS, Small
+from tests.support.small_clip import IMAGE_SIZE
+from tests.support.tolerance import relative_error
+
+DESIGNS = ("original", "reversed", "dynamic-all")
+
+
+@pytest.fixture(scope="module", params=WRITERS)
+def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Small:
+    return WRITERS[request.param](tmp_path_factory.mktemp("backbone"))
+
+
+def model_of(small: Small, offsets: float = 0.1, **fields: Any) -> Hystar:
+    """A Hystar with blocks 2 and 3 modulated and all its offsets away from zero (unless `offsets` is)."""
+    torch.manual_seed(1)
+    settings = {"backbone": small.backbone, "pretrained": small.pretrained, "style": "clip", "blocks": (2, 3), **fields}
+    model = Hystar(HystarConfig(**settings))
+    with torch.no_grad():
+        last = [p for network in model.hypernetworks.values() for p in network.layers[-1].parameters()]
+        for parameter in (*dict(model.static_parameters()).values(), *last):
+            parameter.normal_(std=offsets) if offsets else parameter.zero_()
+    return model
+
+
+def images_of(count: int) -> Tensor:
+    return torch.randn(count, 3, IMAGE_SIZE, IMAGE_SIZE)
+
+
+def gradients(model: Hystar, images: Tensor) -> dict[str, Tensor]:
+    model.zero_grad(set_to_none=True)
+    model.encode_image(images).square().cumsum(1).sum().backward()
+    named = dict((*model.static_parameters(), *model.dynamic_parameters()))
+    found = {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
+    assert found.keys() == named.keys()
+    assert not [name for name, p in model.named_parameters() if p.grad is not None and not p.requires_grad]
+    return found
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_zero_offsets_change_nothing_and_others_do(small: Small, design: str) -> None:
+    images = images_of(3)
+    plain = F.normalize(small_images(model_of(small, blocks=(), static=False), images), dim=-1)
+    assert relative_error(model_of(small, offsets=0.0, design=design).encode_image(images), plain) < 1e-5
+    model = model_of(small, design=design)
+    found, z = model.encode_image(images), model.style(images)
+    assert relative_error(found, plain) > 1e-3
+    assert relative_error(model.encode_image(images, z.roll(1, 0)), found) > 1e-4
+    one = torch.cat([model.encode_image(images[i : i + 1]) for i in range(3)])
+    assert relative_error(found, one) < 1e-4
+
+
+def small_images(model: Hystar, images: Tensor) -> Tensor:
+    return model.backbone.encode_image(images)
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_what_trains_and_how_much(small: Small, design: str) -> None:
+    model = model_of(small, design=design)
+    width, depth, counts = model.backbone.width, model.backbone.depth, model.parameter_counts()
+    z = model.extractor.dim if model.extractor is not None else 0
+    one = z * 2 * width + 2 * width + 2 * width * width + width
+    assert counts["dynamic"] == {"original": 2, "reversed": 2, "dynamic-all": 4}[design] * one
+    assert counts["static"] == {"original": 2 * depth * width, "reversed": depth * width, "dynamic-all": 0}[design]
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in map(id, held(model))]
+    images = images_of(3)
+    kept = gradients(model, images)
+    assert all(bool(gradient.any()) for gradient in kept.values())
+    model.set_gradient_checkpointing()
+    for name, gradient in gradients(model, images).items():
+        assert relative_error(gradient, kept[name]) < 1e-5, name
+
+
+def held(model: Hystar) -> list[Tensor]:
+    return [parameter for _, parameter in (*model.static_parameters(), *model.dynamic_parameters())]
+
+
+@pytest.mark.parametrize("design", ["reversed", "dynamic-all"])
+def test_the_offsets_reach_the_first_mlp_weight(small: Small, design: str) -> None:
+    """One image, with W + U diag(δ) Vᵀ in the place of each weight, and no offset left."""
+    model, image = model_of(small, design=design), images_of(1)
+    z = model.style(image)
+    found = model.encode_image(image, z)
+    blocks, tower = model.backbone.blocks, model.backbone.tower  # type: ignore[attr-defined]
+    with torch.no_grad():
+        for name, network in model.hypernetworks.items():
+            block = blocks[int(name.removeprefix("mlp")) - 1]
+            mlp = block.get_submodule("mlp")
+            layer = tower.parts_of(mlp)[0][1]
+            if not name.startswith("mlp"):
+                layer = block.get_submodule(tower.attention_at).in_proj
+            assert isinstance(layer, FastSVDLinear) and not layer.delta_s_static.requires_grad
+            layer.delta_s_static.copy_(network(z)[0])
+            for parameter in network.parameters():
+                parameter.zero_()
+    assert relative_error(model.encode_image(image, z), found) < 1e-4
+
+
+@pytest.mark.parametrize("design", ["reversed", "dynamic-all"])
+def test_files_and_the_serving_form_keep_what_it_computes(small: Small, design: str, tmp_path: Path) -> None:
+    model, images = model_of(small, design=design), images_of(2)
+    found = model.encode_image(images)
+    model.save_pretrained(tmp_path)
+    assert relative_error(Hystar.from_pretrained(tmp_path).encode_image(images), found) < 1e-6
+    assert relative_error(model.merge_static_().encode_image(images), found) < 1e-4
+    assert not list(model.static_parameters())
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "millions"), [(1024, 2, 1.8), (2048, 2, 3.7), (4096, 2, 7.3), (None, 1, 0.8), (2048, 3, 7.9)]
+)
+def test_the_hypernetworks_of_table_9(width: int | None, depth: int, millions: float) -> None:
+    config = HystarConfig(hypernetwork_width=width, hypernetwork_depth=depth)
+    network = Hystar._hypernetwork(type("Configured", (), {"config": config})(), 768, 1024)  # type: ignore[arg-type]
+    assert f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f}" == f"{millions:.1f}"
+
+
+def test_width_and_depth_reach_every_hypernetwork() -> None:
+    fields = {"backbone": "tiny", "pretrained": None, "style": "clip", "blocks": (2, 4), "static": False}
+    model = Hystar(HystarConfig(**fields, hypernetwork_width=10, hypernetwork_depth=3, design="dynamic-all"))
+    assert [(n.hidden, n.depth) for n in model.hypernetworks.values()] == [(10, 3)] * 4
+    assert list(model.hypernetworks) == ["2", "mlp2", "4", "mlp4"]
+
+
+def test_bad_designs_are_named() -> None:
+    with pytest.raises(ValueError, match="design must be one of 'original', 'reversed', 'dynamic-all', got 'inverse'"):
+        HystarConfig(design="inverse")
+    with pytest.raises(ValueError, match="hypernetwork_width must be at least 1, got 0"):
+        HystarConfig(hypernetwork_width=0)
+    with pytest.raises(ValueError, match="hypernetwork_depth must be at least 1, got 0"):
+        HystarConfig(hypernetwork_depth=0)

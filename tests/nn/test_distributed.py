@@ -1,0 +1,131 @@
+"""Two gloo processes train the layers with DistributedDataParallel and FSDP2 exactly as one process does."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from hystar_fast.nn.attention import SVDAttention
+from hystar_fast.nn.fast_svd_linear import FastSVDLinear
+from hystar_fast.nn.hypernetwork import Hypernetwork
+from tests.support.tolerance import relative_error
+
+pytestmark = pytest.mark.xdist_group("distributed")  # the processes start once, not once a worker
+WORLD, STEPS, BATCH = 2, 3, 6
+
+
+class Adapted(nn.Module):
+    """Modulated attention, a static layer of full rank and one of truncated rank, and the hypernetwork before them."""
+
+    def __init__(self, recompute: bool = False) -> None:
+        super().__init__()
+        self.recompute = recompute
+        self.hypernetwork = Hypernetwork(5, 8)
+        self.attention = SVDAttention.from_mha(nn.MultiheadAttention(8, 2)).requires_grad_(False)
+        self.full = FastSVDLinear.from_linear(nn.Linear(8, 11))
+        self.truncated = FastSVDLinear.from_linear(nn.Linear(11, 8), rank=3)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        x = x.to(self.full.u.dtype)
+        if self.recompute:
+            x = x + checkpoint(self.attention, x, self.hypernetwork(z), use_reentrant=False)
+        else:
+            x = x + self.attention(x, self.hypernetwork(z))
+        return self.truncated(self.full(x).relu())
+
+
+def create(dtype: torch.dtype, recompute: bool = False) -> Adapted:
+    torch.manual_seed(0)
+    model = Adapted(recompute)
+    for module in (model.attention, model.full, model.truncated):
+        module.to(dtype)
+    return model
+
+
+def train(model: nn.Module, part: slice) -> list[Tensor]:
+    """Parameters after a few steps on this part of each batch, losses averaged over the part."""
+    generator = torch.Generator().manual_seed(1)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.SGD(trained, lr=0.1)
+    for _ in range(STEPS):
+        x, z, target = (torch.randn(BATCH, *shape, generator=generator) for shape in ((4, 8), (5,), (4, 8)))
+        optimiser.zero_grad()
+        F.mse_loss(model(x[part], z[part]).float(), target[part]).backward()
+        optimiser.step()
+    return [whole(parameter) for parameter in trained]
+
+
+def whole(parameter: Tensor) -> Tensor:
+    parameter = parameter.detach()
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def work(rank: int, folder: str) -> None:
+    """One of the processes: all start at once on one empty SVD cache."""
+    os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
+    warnings.simplefilter("error", UserWarning)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
+    dist.barrier()
+    part = slice(rank * BATCH // WORLD, (rank + 1) * BATCH // WORLD)
+    results = {"ddp": train(DistributedDataParallel(create(torch.float32)), part)}
+    results["ddp recomputing"] = train(DistributedDataParallel(create(torch.float32, recompute=True)), part)
+    mesh = init_device_mesh("cpu", (WORLD,))
+    for name, dtype in (("fsdp", torch.float32), ("fsdp bfloat16", torch.bfloat16)):
+        model = create(dtype)
+        for module in (model.hypernetwork, model.attention, model.full, model.truncated, model):
+            fully_shard(module, mesh=mesh)
+        assert all(isinstance(parameter, DTensor) for parameter in model.parameters())  # the factors are sharded too
+        results[name] = train(model, part)
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[Tensor]]]:
+    folder = tmp_path_factory.mktemp("distributed")
+    mp.spawn(work, args=(str(folder),), nprocs=WORLD)
+    files = list((Path(folder) / "cache").rglob("*"))
+    assert sum(file.suffix == ".safetensors" for file in files) == sum(file.is_file() for file in files) == 3
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+@pytest.mark.parametrize(
+    ("run", "dtype", "limit"),
+    [
+        ("ddp", torch.float32, 1e-5),
+        ("ddp recomputing", torch.float32, 1e-5),
+        ("fsdp", torch.float32, 1e-5),
+        ("fsdp bfloat16", torch.bfloat16, 1e-2),
+    ],
+)
+def test_two_processes_train_like_one(
+    runs: list[dict[str, list[Tensor]]], run: str, dtype: torch.dtype, limit: float
+) -> None:
+    untrained = [parameter.detach().clone() for parameter in create(dtype).parameters() if parameter.requires_grad]
+    expected = train(create(dtype), slice(0, BATCH))
+    assert len(expected) == 6  # four of the hypernetwork, two static offsets
+    for first, second, alone, start in zip(runs[0][run], runs[1][run], expected, untrained, strict=True):
+        assert torch.equal(first, second)
+        assert first.dtype == torch.float32
+        assert not torch.equal(first, start)
+        assert relative_error(first - start, alone - start) < (limit if dtype == torch.bfloat16 else 1e-3)
+        assert relative_error(first, alone) < limit
+
+
+def test_nothing_large_is_a_buffer() -> None:
+    """DistributedDataParallel broadcasts buffers in every forward."""
+    assert not list(create(torch.float32).buffers())

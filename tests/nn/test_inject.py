@@ -1,0 +1,324 @@
+"""inject: in models that are not ours, by names users would write, and never half done."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+
+from hystar_fast.nn.attention import SVDAttention
+from hystar_fast.nn.fast_svd_linear import FastSVDLinear
+from hystar_fast.nn.inject import inject, merge_, unmerge_
+from tests.support.tolerance import relative_error
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(6)
+        self.fc1, self.fc2 = nn.Linear(6, 12), nn.Linear(12, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fc2(self.fc1(self.norm(x)).relu())
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+FC1, FC2 = ["blocks.0.fc1", "blocks.1.fc1"], ["blocks.0.fc2", "blocks.1.fc2"]
+FC = ["blocks.0.fc1", "blocks.0.fc2", "blocks.1.fc1", "blocks.1.fc2"]
+
+
+# Two models that are not ours
+
+
+def bert() -> tuple[nn.Module, Any, Callable[[Any], Tensor]]:
+    config = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return transformers.BertModel(config), torch.randint(50, (4, 9)), lambda output: output.last_hidden_state
+
+
+def vit() -> tuple[nn.Module, Any, Callable[[Any], Tensor]]:
+    model = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=32, embed_dim=48, num_heads=4, num_classes=5)
+    return model, torch.randn(4, 3, 32, 32), lambda output: output
+
+
+@pytest.mark.parametrize(
+    ("build", "targets", "count"),
+    [(bert, ["query", "key", "value", "encoder.*.dense"], 12), (vit, ["attn.qkv", "mlp.fc?"], 6), (vit, "*", 9)],
+)
+@pytest.mark.parametrize("rank", [None, 8])
+def test_a_foreign_model_trains_merges_and_comes_back(
+    build: Callable[[], tuple[nn.Module, Any, Callable[[Any], Tensor]]], targets: Any, count: int, rank: int | None
+) -> None:
+    model, inputs, out = build()
+    if rank and targets == "*":
+        rank = 5  # the head has five outputs
+    model.requires_grad_(False).eval()
+    plain, keys = copy.deepcopy(model), set(model.state_dict())
+    names = inject(model, targets, rank)
+    assert len(names) == count
+    assert all(isinstance(model.get_submodule(name), FastSVDLinear) for name in names)
+    assert relative_error(out(model(inputs)), out(plain(inputs))) < 1e-5
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert len(trained) == count
+    target = out(plain(inputs)) + 0.3 * torch.randn_like(out(plain(inputs)))
+    optimiser = torch.optim.Adam(trained, lr=1e-2)
+    losses = []
+    for _ in range(5):
+        optimiser.zero_grad()
+        losses.append(F.mse_loss(out(model(inputs)), target))
+        losses[-1].backward()
+        optimiser.step()
+    assert losses[-1] < losses[0]
+    assert all(parameter.any() for parameter in trained)
+
+    y = out(model(inputs))
+    layers = merge_(model)
+    assert list(layers) == names
+    assert set(model.state_dict()) == keys
+    plain.load_state_dict(model.state_dict())
+    assert relative_error(out(model(inputs)), y) < 1e-5
+    assert relative_error(out(plain(inputs)), y) < 1e-5
+    unmerge_(model, layers)
+    assert torch.equal(out(model(inputs)), y)
+
+
+def test_an_injected_model_loads_its_own_and_the_original_checkpoint() -> None:
+    model, x = Net().double(), torch.randn(4, 6, dtype=torch.float64)
+    original, y = copy.deepcopy(model.state_dict()), model(x)
+    inject(model, "fc?")
+    with torch.no_grad():
+        model.blocks[0].fc1.delta_s_static.normal_()
+    state, moved = copy.deepcopy(model.state_dict()), model(x)
+    model.load_state_dict(original)
+    assert relative_error(model(x), y) < 1e-12
+    model.load_state_dict(state)
+    assert torch.equal(model(x), moved)
+
+
+def test_transformer_encoder_layer_reads_the_weights_itself_when_it_infers() -> None:
+    encoder = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
+    inject(encoder, "linear?")
+    with torch.no_grad():
+        encoder.linear1.delta_s_static.normal_()
+    x = torch.randn(2, 7, 16)
+    y = encoder(x)
+    with torch.no_grad():  # torch's fused path takes linear1.weight and never calls linear1
+        assert relative_error(encoder(x), y) < 1e-5
+
+
+# What targets may be
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ("fc1", FC1),
+        ("blocks.0.fc1", FC1[:1]),
+        ("0.fc1", FC1[:1]),
+        ("fc?", FC),
+        ("blocks.*.fc[12]", FC),
+        ("blocks.1.*", FC[2:]),
+        ("*", [*FC, "head"]),
+        (["head", "fc2"], [*FC2, "head"]),
+        ({"fc1"}, FC1),
+        (("fc1", "fc1"), FC1),
+        (re.compile(r"fc1$"), FC1),
+        (re.compile(r"^blocks\.1"), FC[2:]),
+        ([re.compile(r"fc1$"), "head"], [*FC1, "head"]),
+        (lambda name, layer: layer.in_features == 12, FC2),
+    ],
+)
+def test_targets(targets: Any, expected: list[str]) -> None:
+    model = Net()
+    assert inject(model, targets, rank=3) == expected
+    assert [name for name, module in model.named_modules() if isinstance(module, FastSVDLinear)] == expected
+
+
+def test_only_the_replaced_layers_are_frozen() -> None:
+    model = Net()
+    inject(model, "fc1")
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    rest = {f"blocks.{i}.{name}" for i in (0, 1) for name in ("norm.weight", "norm.bias", "fc2.weight", "fc2.bias")}
+    assert trained == rest | {"head.weight", "head.bias"} | {f"{name}.delta_s_static" for name in FC1}
+
+
+def test_injecting_again_adds_only_what_is_new() -> None:
+    model = Net()
+    assert inject(model, "fc1") == FC1
+    layer = model.blocks[0].fc1
+    assert inject(model, "fc1") == []
+    assert inject(model, "fc?") == FC2
+    assert model.blocks[0].fc1 is layer
+
+
+def test_options_reach_the_layers(tmp_path: Path) -> None:
+    model = Net()
+    inject(model, "fc1", 2, keep_remainder=False, cache_dir=tmp_path / "here")
+    assert model.blocks[0].fc1.rank == 2
+    assert model.blocks[0].fc1.base_weight is None
+    assert len(list((tmp_path / "here").iterdir())) == 2
+
+
+def test_a_shared_layer_is_replaced_once_everywhere() -> None:
+    model = Net()
+    model.blocks[1] = model.blocks[0]
+    model.again = model.head
+    assert inject(model, "again") == ["head", "again"]
+    assert model.again is model.head
+    assert inject(model, "0.fc1") == FC1
+    layers = merge_(model)
+    assert model.again is model.head
+    assert type(model.head) is nn.Linear
+    assert list(layers) == [*FC1, "head", "again"]
+
+
+def test_hooks_and_their_handles_survive() -> None:
+    model, forward, backward = Net(), [], []
+    handle = model.head.register_forward_hook(lambda module, args, output: forward.append(type(module)))
+    model.head.register_full_backward_hook(lambda module, dx, dy: backward.append(type(module)))
+    inject(model.eval(), "head")
+    assert not model.head.training
+    model(torch.randn(2, 6)).sum().backward()
+    merge_(model)
+    model(torch.randn(2, 6)).sum().backward()
+    assert forward == backward == [FastSVDLinear, nn.Linear]
+    handle.remove()
+    model(torch.randn(2, 6))
+    assert forward == [FastSVDLinear, nn.Linear]
+
+
+def test_merging_leaves_modulated_attention_alone() -> None:
+    model = nn.ModuleDict({"attn": SVDAttention.from_mha(nn.MultiheadAttention(8, 2)), "fc": FastSVDLinear(8, 8)})
+    assert list(merge_(model)) == ["fc"]
+    assert model["attn"](torch.randn(2, 3, 8), torch.randn(2, 8)).shape == (2, 3, 8)
+
+
+# What is refused, and that nothing is replaced then
+
+
+def with_parametrised() -> Net:
+    model = Net()
+    nn.utils.parametrizations.weight_norm(model.blocks[1].fc2)
+    return model
+
+
+def with_own_forward() -> Net:
+    model = Net()
+    model.blocks[1].fc2.forward = lambda x: x  # type: ignore[method-assign]
+    return model
+
+
+class Scaled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def with_subclass() -> Net:
+    model = Net()
+    model.blocks[1].fc2 = Scaled(12, 6)
+    return model
+
+
+def with_tied_weights() -> Net:
+    model = Net()
+    model.blocks[1].fc2.weight = model.blocks[0].fc2.weight
+    return model
+
+
+def with_nan() -> Net:
+    model = Net()
+    nn.init.constant_(model.blocks[1].fc2.weight, torch.nan)
+    return model
+
+
+def with_lazy() -> Net:
+    model = Net()
+    model.blocks[1].fc2 = nn.LazyLinear(6)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (with_parametrised, r"blocks\.1\.fc2 \(its .*parametrised"),
+        (with_own_forward, r"blocks\.1\.fc2 \(its Linear has a forward of its own"),
+        (with_subclass, r"blocks\.1\.fc2 \(its Scaled has a forward of its own"),
+        (with_tied_weights, r"its weight is shared by blocks\.0\.fc2 and blocks\.1\.fc2; untie them first"),
+        (with_nan, r"blocks\.1\.fc2 \(its weight holds NaN or inf"),
+        (with_lazy, r"blocks\.1\.fc2 \(its weight is parametrised or not initialised yet"),
+    ],
+)
+def test_a_layer_that_cannot_be_replaced_stops_everything(build: Callable[[], Net], message: str) -> None:
+    model = build()
+    with pytest.raises(ValueError, match=message):
+        inject(model, "fc?")
+    assert not any(isinstance(module, FastSVDLinear) for module in model.modules())
+    assert inject(model, "fc1") == FC1
+
+
+def test_the_output_projection_of_multihead_attention_is_refused() -> None:
+    encoder = nn.TransformerEncoderLayer(16, 4, 32)
+    with pytest.raises(ValueError, match=r"self_attn\.out_proj \(nn\.MultiheadAttention reads .* see SVDAttention"):
+        inject(encoder, "*")
+    assert type(encoder.linear1) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m: inject(m, "fc3"), ValueError, "'fc3' matches none; close names: blocks.0.fc1, blocks.0.fc2"),
+        (lambda m: inject(m, ["fc1", "haed"]), ValueError, "'haed' matches none; close names: head"),
+        (lambda m: inject(m, "block.0.fc1"), ValueError, "'block.0.fc1' matches none; close names: blocks.0.fc1"),
+        (lambda m: inject(m, "norm"), ValueError, "'norm' matches none; the model has blocks.0.fc1"),
+        (lambda m: inject(m, re.compile("^fc")), ValueError, r"'\^fc' matches none"),
+        (lambda m: inject(m, lambda name, layer: False), ValueError, "picked none of blocks.0.fc1"),
+        (lambda m: inject(m, []), ValueError, "at least one layer, got an empty list"),
+        (lambda m: inject(m, 3), TypeError, "names, patterns or a callable, got int"),
+        (lambda m: inject(m, ["fc1", 3]), TypeError, "names, patterns or a callable, got int"),
+        (lambda m: inject({"fc1": m}, "fc1"), TypeError, "model must be an nn.Module, got dict"),
+        (lambda m: inject(m, "fc1", 7), ValueError, r"blocks.0.fc1 \(rank must lie in 1..6 .* got 7"),
+        (lambda m: inject(m, "fc1", 2.5), ValueError, "rank must be an int or None, got float"),
+        (lambda m: inject(m.head, "*"), ValueError, r"the model itself \(use FastSVDLinear.from_linear"),
+        (lambda m: inject(nn.ReLU(), "*"), ValueError, "the model has no linear layers"),
+        (lambda m: merge_(FastSVDLinear(2, 2)), ValueError, r"use model\.merge\(\)"),
+        (lambda m: merge_("model"), TypeError, "model must be an nn.Module, got str"),
+    ],
+)
+def test_bad_input(call: Callable[[Net], object], error: type[Exception], message: str) -> None:
+    model = Net()
+    with pytest.raises(error, match=message):
+        call(model)
+    assert not any(isinstance(module, FastSVDLinear) for module in model.modules())

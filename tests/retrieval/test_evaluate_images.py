@@ -1,0 +1,291 @@
+"""Evaluation on data sets: encoders whose answers are known, on small synthetic trees, and the command around it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from hystar_fast.data.open import open_images
+from hystar_fast.data.records import ImageSet, Record
+from hystar_fast.methods.interface import Method
+from hystar_fast.methods.pixels import Pixels
+from hystar_fast.retrieval.batch24 import CUTOFFS, LABEL
+from hystar_fast.retrieval.definitions import Metric
+from hystar_fast.retrieval.evaluate import evaluate
+from hystar_fast.retrieval.evaluate_images import Report, evaluate_images
+from hystar_fast.retrieval.protocol import load_split
+from tests.support import picture_trees as trees
+from tests.support.cli import refused, run
+
+
+class Reader(Pixels):
+    """Sees pixels, and knows by heart which embedding belongs to which words."""
+
+    name = "reader"
+
+    def __init__(self, meanings: dict[str, Tensor]) -> None:
+        super().__init__(side=8)
+        self.meanings = meanings
+
+    @classmethod
+    def of(cls, images: ImageSet, key: str) -> Reader:
+        """Words mean the first gallery picture whose caption, or whose category in a photo of it, they are."""
+        meanings: dict[str, Tensor] = {}
+        for record in images.of_style(images.gallery_style):
+            pixels = torch.frombuffer(bytearray(images.read(record).resize((64, 64)).tobytes()), dtype=torch.uint8)
+            vector = Pixels(side=8).encode_image(pixels.view(1, 64, 64, 3).permute(0, 3, 1, 2) / 255)[0]
+            words = record.caption if key == "caption" else f"a photo of a {str(record.category).replace('_', ' ')}."
+            meanings.setdefault(str(words), vector)
+        return cls(meanings)
+
+    def encode_text(self, texts) -> Tensor:
+        return F.normalize(torch.stack([self.meanings[text] for text in texts]), dim=-1)
+
+
+def value(report: Report, queries: str, metric: str) -> float:
+    row = next(row for row in report.rows if row.queries == queries)
+    found = row.values[metric]
+    assert found is not None
+    assert found.low <= found.value <= found.high
+    return found.value
+
+
+@pytest.fixture
+def dsr(tmp_path: Path) -> ImageSet:
+    return open_images(str(trees.dsr(tmp_path, n=6)))
+
+
+def test_every_style_asks_alone_and_with_its_words_and_the_words_alone(dsr):
+    report = evaluate_images(Reader.of(dsr, "caption"), dsr, metrics=[Metric.parse("R@1"), Metric.parse("mAP@all")])
+    styles = ["art", "sketch", "mosaic"]
+    expected = [name for s in styles for name in (s, f"{s}+text, max", f"{s}+text, softmax")] + ["text"]
+    assert [row.queries for row in report.rows] == expected
+    assert (report.task, report.answers, report.pictures) == ("instance", ("images", 6), 24)
+    for row in report.rows:
+        assert (row.n, row.unanswerable) == (6, 0)
+        assert value(report, row.queries, "R@1") == value(report, row.queries, "mAP@all") == 1.0
+
+
+class Blind(Method):
+    """Its queries are equally near to all pictures; its words are far from all, and nearest to the right one."""
+
+    name = "blind"
+
+    def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
+        number = (images[:, 0, 0, 0] * 25.5).round().long()
+        answers = images[:, 1, 0, 0] > 0.5
+        return self._vectors(3.0, number, answers[:, None].float())
+
+    def encode_text(self, texts) -> Tensor:
+        return self._vectors(-1.0, torch.tensor([int(text) for text in texts]), torch.ones(len(texts), 1))
+
+    def _vectors(self, common: float, number: Tensor, own: Tensor) -> Tensor:
+        return F.normalize(torch.cat([torch.full_like(own, common), own * F.one_hot(number, 6)], 1), dim=-1)
+
+
+@pytest.mark.parametrize("protocol", ["full", "batch24"])
+def test_the_two_joint_rows_are_the_two_rules(protocol):
+    """The larger similarity is the blind picture's; the larger softmax is the words'."""
+    count = {"full": 6, "batch24": 24}[protocol]
+    records = [Record(f"{i}", style, None, f"{i}", f"{i % 6}") for style in ("photo", "drawing") for i in range(count)]
+
+    def read(record: Record) -> Image.Image:
+        return Image.new("RGB", (4, 4), (10 * (int(record.path) % 6), 255 * (record.style == "photo"), 0))
+
+    report = evaluate_images(Blind(), ImageSet("blind", "photo", tuple(records), read), protocol=protocol)
+    metric = next(iter(report.rows[0].values))
+    assert value(report, "drawing", metric) == value(report, "drawing+text, max", metric) == 0.0
+    # Of 24 pictures, four are alike in each of six ways, and ties count against the query.
+    assert value(report, "drawing+text, softmax", metric) == (1.0 if protocol == "full" else 0.0)
+    last = [*report.rows[0].values][-1]
+    assert value(report, "drawing+text, softmax", last) == 1.0
+    assert value(report, "drawing+text, max", last) == 0.0
+
+
+def test_without_text_only_pictures_ask(dsr):
+    report = evaluate_images(Pixels(), dsr)
+    assert [row.queries for row in report.rows] == ["art", "sketch", "mosaic"]
+    assert report.protocol == "full: ranked over the whole gallery"
+
+
+def test_damaged_pictures_are_counted_and_what_asked_for_them_is_in_no_mean(tmp_path):
+    trees.dsr(tmp_path, n=6, styles=("sketch",))
+    trees.damaged(tmp_path / "images/n01/3.png")
+    trees.damaged(tmp_path / "sketch/n00/4.png")
+    (tmp_path / "text/n00/0.txt").unlink()
+    report = evaluate_images(Pixels(), open_images(str(tmp_path)))
+    assert [entry.path for entry in report.skipped] == ["text/n00/0.txt", "images/n01/3.png", "sketch/n00/4.png"]
+    row = report.rows[0]
+    assert (report.answers[1], row.n, row.unanswerable) == (5, 4, 1)
+    assert value(report, "sketch", "R@1") == 1.0
+
+
+def test_categories_are_found_by_any_picture_of_theirs(tmp_path):
+    images = open_images(str(trees.domainnet(tmp_path)))
+    metrics = [Metric.parse(name) for name in ("R@1", "mAP@all", "Prec@1:k")]
+    report = evaluate_images(Pixels(), images, metrics=metrics)
+    assert report.task == "category"
+    assert [(row.queries, row.n) for row in report.rows] == [("clipart", 4), ("sketch", 4)]
+    assert value(report, "clipart", "R@1") == 1.0
+    assert value(report, "sketch", "Prec@1:k") == 1.0
+    assert value(report, "sketch", "mAP@all") > 0.5
+
+
+def test_on_sketchy_as_it_unpacks_every_sketch_finds_its_photo(tmp_path):
+    report = evaluate_images(Pixels(), open_images(str(trees.sketchy(tmp_path))))
+    assert (report.answers, report.rows[0].n, report.rows[0].unanswerable) == (("photo", 4), 4, 1)
+    assert value(report, "sketch", "R@1") == 1.0
+
+
+def test_every_copy_of_an_instance_in_the_gallery_is_right(tmp_path):
+    for i in range(3):
+        for place in ("photo/first", "photo/second", "sketch"):
+            trees.picture(tmp_path / place / "cup" / f"{i}.png", seed=i)
+    images = open_images(str(tmp_path))
+    report = evaluate_images(Pixels(), images, metrics=[Metric.parse("R@1"), Metric.parse("mAP@all")])
+    assert report.answers == ("photo", 6)
+    assert value(report, "sketch", "R@1") == value(report, "sketch", "mAP@all") == 1.0
+    with pytest.raises(ValueError, match=r"'batch24' needs one picture an instance.*photo/first/cup/0.png and photo/s"):
+        evaluate_images(Pixels(), images, protocol="batch24")
+
+
+def test_classification_takes_the_names_of_the_categories_as_gallery(tmp_path):
+    images = open_images(str(trees.domainnet(tmp_path, n=1)))
+    report = evaluate_images(Reader.of(images, "category"), images, task="classify", metrics=[Metric.parse("R@1")])
+    assert report.answers == ("class names", 2)
+    assert [(row.queries, row.n) for row in report.rows] == [("real", 2), ("clipart", 2), ("sketch", 2)]
+    assert value(report, "sketch", "R@1") == 1.0
+
+
+def test_batch24_has_its_own_names_and_its_label(tmp_path):
+    images = open_images(str(trees.dsr(tmp_path, n=26, styles=("sketch",))))
+    report = evaluate_images(Reader.of(images, "caption"), images, protocol="batch24")
+    assert report.protocol == LABEL
+    assert report.answers == ("images", 24)
+    for row in report.rows:
+        assert list(row.values) == list(CUTOFFS)
+        assert row.n == 24
+        assert value(report, row.queries, "R@1 of 24") == 1.0
+
+
+def test_on_the_emoji_it_is_the_demos_evaluation():
+    images = open_images("emoji", "val").select(limit=15)
+    report = evaluate_images(Pixels(), images)
+    known = evaluate(Pixels(), load_split("val", limit=15))
+    for row in report.rows:
+        for k in (1, 5):
+            expected = known.recall(row.queries, k)
+            assert expected is not None
+            assert value(report, row.queries, f"R@{k}") == pytest.approx(expected.value)
+    assert [row.queries for row in report.rows] == ["outline", "sketch", "lowres", "twemoji"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task": "detection"}, "task must be one of"),
+        ({"protocol": "batch48"}, "protocol one of"),
+        ({"task": "category", "protocol": "batch24"}, "defined for task 'instance' alone"),
+        ({"task": "classify"}, "takes no text"),
+        ({"protocol": "batch24"}, "at least 24 for the batch24 protocol, got 6"),
+        (
+            {"protocol": "batch24", "metrics": [Metric.parse("mAP@all")]},
+            r"metrics cannot .* its own, R@1 of 24 and R@5 of 24 \(4 places\); got mAP@all",
+        ),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(dsr, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_images(Pixels(), dsr, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("task", "record", "message"),
+    [
+        ("instance", Record("a", "photo", "cat"), "has none; it has categories, for task 'category' or 'classify'"),
+        ("category", Record("a", "photo", None, "a"), "has none; it has instances, for task 'instance'"),
+        ("classify", Record("a", "photo", None, "a"), "has none; it has instances, for task 'instance'"),
+        (None, Record("a", "photo"), "task 'category' needs categories, and few has none; it has no instances either"),
+    ],
+)
+def test_a_task_the_data_say_nothing_of_is_refused_with_the_one_that_fits(task, record, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_images(
+            Pixels(), ImageSet("few", "photo", (record,), lambda record: Image.new("RGB", (4, 4))), task=task
+        )
+
+
+def test_a_gallery_that_cannot_be_read_is_refused(tmp_path):
+    trees.dsr(tmp_path, n=1)
+    trees.damaged(tmp_path / "images/n00/0.png")
+    with pytest.raises(ValueError, match="no picture that can be read"):
+        evaluate_images(Pixels(), open_images(str(tmp_path)))
+
+
+def test_the_command_evaluates_a_method_on_a_folder_and_says_what_it_left_out(tmp_path):
+    trees.dsr(tmp_path / "DSR", n=3, styles=("sketch",))
+    trees.damaged(tmp_path / "DSR/sketch/n01/1.png")
+    result = run("eval", "--method", "pixels", "--data", tmp_path / "DSR", "--output", tmp_path / "out",
+                 "--metrics", "R@1, mAP@2:capped")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    for words in ("pixels on DSR, task instance; gallery images, n=3", "full: ranked over the whole gallery", "sketch",
+                  "100.0 [100.0, 100.0]", "skipped 1 of 6 pictures, the first: sketch/n01/1.png"):  # fmt: skip
+        assert words in " ".join(result.output.split())
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    assert found["queries"]["sketch"]["mAP@2:capped"] == {"value": 100.0, "low": 100.0, "high": 100.0}
+    assert found["queries"]["sketch"]["n"] == 2
+    assert (found["skipped"]["n"], found["skipped"]["of"]) == (1, 6)
+    assert found["protocol"] == "full: ranked over the whole gallery"
+
+
+def test_the_command_says_where_data_has_no_splits_and_which_backbone_it_was(tmp_path):
+    trees.tu_berlin(tmp_path / "in")
+    result = run("eval", "--method", "frozen", "--weights", "random", "--data", tmp_path / "in", "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "frozen (tiny) on" in said and "has no splits: --split test is all of its pictures" in said
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["data"]["split"].startswith("all (this data has no splits")
+    assert found["config"]["pretrained"] is None and found["adapter"] is None
+    result = run("eval", "--method", "pixels", "--limit", 3, "--output", tmp_path)
+    assert "has no splits" not in result.output
+    assert json.loads((tmp_path / "results.json").read_text())["data"]["split"] == "test"
+
+
+def test_the_command_prints_the_label_of_the_published_protocol(tmp_path):
+    result = run("eval", "--method", "pixels", "--protocol", "batch24", "--split", "val", "--limit", 40,
+                 "--output", tmp_path)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert LABEL in " ".join(result.output.split())
+    assert "R@5 of 24 (4 places)" in " ".join(result.output.split())
+    assert json.loads((tmp_path / "results.json").read_text())["protocol"] == LABEL
+
+
+def test_the_command_keeps_the_categories_of_a_file(tmp_path):
+    trees.domainnet(tmp_path / "data")
+    (tmp_path / "seen.txt").write_text("ant\n\n")
+    result = run("eval", "--method", "hog", "--data", f"domainnet:{tmp_path / 'data'}", "--output", tmp_path / "out",
+                 "--categories", tmp_path / "seen.txt")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out/results.json").read_text())["gallery"] == {"what": "real", "n": 2}
+
+
+def test_the_command_refuses_what_it_cannot_use(tmp_path):
+    trees.domainnet(tmp_path / "domainnet")
+    message = refused("eval", "--method", "pixels", "--task", "instance", "--data", f"domainnet:{tmp_path}/domainnet")
+    assert "task 'instance' needs instances, and DomainNet has none; it has categories, for task 'category'" in message
+    assert "must be one that needs no training" in refused("eval", "--method", "lora")
+    assert "metrics cannot be chosen with protocol 'batch24'" in refused(
+        "eval", "--method", "pixels", "--protocol", "batch24", "--metrics", "R@10"
+    )
+    assert "must name its definition" in refused("eval", "--method", "pixels", "--metrics", "R@1,mAP@200")
+    assert "there is nothing at" in refused("eval", "--method", "pixels", "--data", "dsr:/nowhere")
+    assert "one category a line" in refused("eval", "--method", "pixels", "--categories", tmp_path)
+    (tmp_path / "file").write_text("")
+    assert "output must be a folder" in refused("eval", "--method", "pixels", "--output", tmp_path / "file")

@@ -1,0 +1,18 @@
+"""Running the command in this process."""
+
+from __future__ import annotations
+
+from typer.testing import CliRunner, Result
+
+from hystar_fast.cli.main import app
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "120"})
+
+
+def refused(*arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return " ".join(result.output.split())

@@ -1,0 +1,287 @@
+"""Runs the CUDA Sinkhorn's block algorithms on the CPU: builds tests/cuda_host with the C++ compiler and calls it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from hystar_fast.ops import native
+from hystar_fast.ref.sinkhorn import SinkhornStatus, sinkhorn
+from tests.support.tolerance import assert_as_accurate
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Gpu(NamedTuple):
+    """What the dispatch rule knows of a GPU: its multiprocessors, the most blocks of a cluster, a block's memory."""
+
+    multiprocessors: int
+    cluster: int
+    shared: int
+
+
+A100 = Gpu(108, 0, 163 << 10)
+H200 = Gpu(132, 16, 227 << 10)
+RTX_5090 = Gpu(170, 8, 99 << 10)
+NO_BARRIERS = Gpu(132, 16, 0)
+NO_GPU = Gpu(0, 0, 0)
+
+
+class Choice(NamedTuple):
+    """A kernel: its kind, the shape of a cluster or a sweep, and how many blocks a problem or the grid takes."""
+
+    kind: int
+    shape: int
+    blocks: int
+
+
+TILE, CLUSTER, STREAM, SWEEP = range(4)
+STREAMING = Choice(STREAM, 0, 0)
+
+
+class ClusterShape(NamedTuple):
+    """What one block holds, and the most blocks of a cluster."""
+
+    rows: int
+    columns: int
+    most: int
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What the kernels write for a batch."""
+
+    plan: Tensor
+    u: Tensor
+    v: Tensor
+    status: Tensor
+    error: Tensor
+    iterations: Tensor
+
+
+def empty_outputs(cost: Tensor) -> Solved:
+    """Outputs filled with NaN and -1, so that a value nobody wrote is seen."""
+    batch, n, m = cost.shape
+    unwritten = torch.full((batch, n * m + n + m + 1), torch.nan, device=cost.device)
+    plan, u, v, error = (part.contiguous() for part in unwritten.split([n * m, n, m, 1], -1))
+    status, iterations = torch.full((2, batch), -1, dtype=torch.int32, device=cost.device)
+    return Solved(plan.view(batch, n, m), u, v, status, error.view(batch), iterations)
+
+
+def paper_cost(batch: int, n: int, m: int) -> Tensor:
+    """Eq. 5 of random similarities, the diagonal forbidden where there is one to forbid."""
+    cost = torch.exp(1 - (torch.rand(batch, n, m) * 2 - 1))
+    if n == m > 1:
+        cost.diagonal(dim1=-2, dim2=-1).fill_(math.inf)
+    return cost
+
+
+def check(solved: Solved, cost: Tensor, epsilon: float, n_iter: int, **options: Any) -> None:
+    """Plan, zeros, potentials and fate of every problem against the reference in float64."""
+    options.setdefault("tol", None)
+    truth, info = sinkhorn(cost.double(), epsilon, n_iter, grad="none", return_info=True, **options)
+    same_dtype = sinkhorn(cost.float(), epsilon, n_iter, grad="none", **options)
+    assert solved.status.tolist() == info.status.tolist()
+    assert solved.iterations.tolist() == info.iterations.tolist()
+    invalid = info.status == SinkhornStatus.INVALID
+    assert solved.plan[invalid].isnan().all() and solved.u[invalid].isnan().all() and solved.v[invalid].isnan().all()
+    assert_as_accurate(solved.plan[~invalid], same_dtype[~invalid], truth[~invalid])
+    error, expected = solved.error[~invalid].double(), info.max_marginal_error[~invalid]
+    torch.testing.assert_close(error, expected, rtol=2e-2, atol=1e-5)
+    mask = options.get("mask")
+    forbidden = cost.isposinf() if mask is None else cost.isposinf() | mask
+    solvable = (info.status <= SinkhornStatus.NOT_CONVERGED)[:, None, None]
+    assert (solved.plan[forbidden & ~invalid[:, None, None]] == 0).all()
+    exponent = (solved.u.double()[:, :, None] + solved.v.double()[:, None, :] - cost.double()) / epsilon
+    rebuilt = exponent.masked_fill(forbidden | ~solvable, -math.inf).exp()
+    unit = (cost.masked_fill(forbidden | ~solvable, 0).abs().amax() + solved.u.nan_to_num().abs().amax()) / epsilon
+    torch.testing.assert_close(rebuilt, truth.masked_fill(~solvable, 0), rtol=1e-5 + 4e-7 * unit.item(), atol=1e-6)
+
+
+def build(folder: Path, stem: str) -> ctypes.CDLL:
+    """The library of tests/cuda_host/<stem>.cpp."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    assert compiler, "a C++ compiler is needed to run the CUDA block algorithms on the CPU"
+    library = folder / f"{stem}_host.so"
+    # contraction is off: nvcc contracts elsewhere than g++ would, and the tests should not depend on where
+    flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
+    flags += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/cuda_host'}"]
+    source = ROOT / f"tests/cuda_host/{stem}.cpp"
+    command = [compiler, *flags, *includes, str(source), "-o", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(library))
+
+
+class Host:
+    """The compiled emulation. Its `sinkhorn_cuda_*` have the signatures of the extension's."""
+
+    def __init__(self, folder: Path) -> None:
+        self._library = build(folder, "sinkhorn")
+
+    def choose(self, batch: int, n: int, m: int, gpu: Gpu) -> Choice:
+        """What the dispatch rule says."""
+        chosen = (ctypes.c_int * 3)()
+        sizes = (ctypes.c_int64(size) for size in (batch, n, m))
+        self._library.choose_host(*sizes, *(ctypes.c_int(number) for number in gpu), chosen)
+        return Choice(*chosen)
+
+    def choose_gradient(self, n: int, m: int, gpu: Gpu) -> Choice:
+        """Where the rule takes the gradients of a problem; STREAM: nowhere on chip."""
+        chosen = (ctypes.c_int * 3)()
+        self._library.choose_gradient_host(
+            ctypes.c_int64(n), ctypes.c_int64(m), *(ctypes.c_int(number) for number in gpu), chosen
+        )
+        return Choice(*chosen)
+
+    def cluster_shapes(self) -> list[ClusterShape]:
+        """The shapes that CLUSTER chooses from."""
+        shapes: list[ClusterShape] = []
+        found = (ctypes.c_int * 3)()
+        while self._library.cluster_shape_host(ctypes.c_int(len(shapes)), found):
+            shapes.append(ClusterShape(*found))
+        return shapes
+
+    def __call__(
+        self,
+        cost: Tensor,
+        epsilon: float,
+        n_iter: int,
+        *,
+        mask: Tensor | None = None,
+        tol: float = 0.0,
+        streaming: bool = False,
+        choice: Choice | None = None,
+        seed: int = 1,
+    ) -> Solved:
+        """Solve cost [batch, N, M] with the kernel an H200 would take, the streaming ones, or the one of `choice`.
+
+        `seed` draws the order in which the threads of a block run between barriers.
+        """
+        cost = cost.float().contiguous()
+        batch, n, m = cost.shape
+        forbidden = None if mask is None else mask.expand_as(cost).contiguous()
+        solved = empty_outputs(cost)
+        chosen = STREAMING if streaming else choice or self.choose(batch, n, m, H200)
+        outputs = [solved.plan, solved.u, solved.v, solved.status, solved.error, solved.iterations]
+        pointers = [cost.data_ptr(), 0 if forbidden is None else forbidden.data_ptr(), *(t.data_ptr() for t in outputs)]
+        self._forward(pointers, (batch, n, m), epsilon, n_iter, tol, chosen, seed)
+        return solved
+
+    def check_order(self, cost: Tensor, epsilon: float, n_iter: int, **options: Any) -> None:
+        """Solve it with the threads in several orders, which must give the same to the last bit."""
+        first, *others = (self(cost, epsilon, n_iter, seed=seed, **options) for seed in (1, 20, 300))
+        for other in others:
+            assert all(torch.equal(getattr(first, name), getattr(other, name)) for name in vars(first))
+
+    def gradient(
+        self,
+        given: Tensor,
+        dplan: Tensor,
+        epsilon: float,
+        iterations: Tensor,
+        n_iter: int,
+        *,
+        implicit: bool = False,
+        mask: Tensor | None = None,
+        choice: Choice | None = None,
+        seed: int = 1,
+    ) -> Tensor:
+        """The unrolled gradient from a cost [batch, N, M], or the implicit one from a plan, as an H200 takes it."""
+        given, dplan, iterations = given.float().contiguous(), dplan.float().contiguous(), iterations.int().contiguous()
+        forbidden = None if mask is None else mask.expand_as(given).contiguous()
+        dcost = torch.full_like(given, torch.nan)
+        pointers = [
+            0 if implicit else given.data_ptr(),
+            0 if forbidden is None else forbidden.data_ptr(),
+            given.data_ptr() if implicit else 0,
+            *(tensor.data_ptr() for tensor in (dplan, iterations, dcost)),
+        ]
+        chosen = choice or self.choose_gradient(*given.shape[1:], H200)
+        self._gradient(pointers, tuple(given.shape), epsilon, n_iter, chosen, seed)
+        return dcost
+
+    def sinkhorn_cuda_workspace(self, batch: int, n: int, m: int) -> int:
+        return 4 * batch * (n + m)  # something to look for, though the emulation has its own
+
+    def sinkhorn_cuda_forward(self, *arguments: Any) -> None:
+        *pointers, batch, n, m, epsilon, n_iter, tol, _, workspace = arguments
+        assert workspace
+        self._forward(pointers, (batch, n, m), epsilon, n_iter, tol, self.choose(batch, n, m, H200), 1)
+
+    def sinkhorn_cuda_has_gradient(self, n: int, m: int) -> bool:
+        return self.choose_gradient(n, m, H200).kind != STREAM
+
+    def sinkhorn_cuda_unrolled_workspace(self, batch: int, n: int, m: int, n_iter: int) -> int:
+        return 4 * batch * (n + m) * n_iter
+
+    def sinkhorn_cuda_unrolled_backward(self, *arguments: Any) -> None:
+        cost, mask, dplan, iterations, dcost, batch, n, m, epsilon, n_iter, _, workspace = arguments
+        assert workspace
+        pointers = [cost, mask, 0, dplan, iterations, dcost]
+        self._gradient(pointers, (batch, n, m), epsilon, n_iter, self.choose_gradient(n, m, H200), 1)
+
+    def sinkhorn_cuda_implicit_backward(self, *arguments: Any) -> None:
+        plan, dplan, iterations, dcost, batch, n, m, epsilon, _ = arguments
+        pointers = [0, 0, plan, dplan, iterations, dcost]
+        self._gradient(pointers, (batch, n, m), epsilon, 1, self.choose_gradient(n, m, H200), 1)
+
+    def _forward(
+        self,
+        pointers: list[int],
+        sizes: tuple[int, ...],
+        epsilon: float,
+        n_iter: int,
+        tol: float,
+        choice: Choice,
+        seed: int,
+    ) -> None:
+        self._library.sinkhorn_host(
+            *(ctypes.c_void_p(pointer) for pointer in pointers),
+            *(ctypes.c_int(size) for size in sizes),
+            ctypes.c_double(epsilon),
+            ctypes.c_int(n_iter),
+            ctypes.c_double(tol),
+            *(ctypes.c_int(number) for number in choice),
+            ctypes.c_uint64(seed),
+        )
+
+    def _gradient(
+        self, pointers: list[int], sizes: tuple[int, ...], epsilon: float, n_iter: int, choice: Choice, seed: int
+    ) -> None:
+        assert choice.kind != STREAM
+        self._library.sinkhorn_gradient_host(
+            *(ctypes.c_void_p(pointer) for pointer in pointers),
+            *(ctypes.c_int(size) for size in sizes),
+            ctypes.c_double(epsilon),
+            *(ctypes.c_int(number) for number in (n_iter, choice.kind, choice.blocks)),
+            ctypes.c_uint64(seed),
+        )
+
+
+def argument_counts(prefix: str) -> dict[str, int]:
+    """How many arguments each function of the extension takes whose name starts so; empty where it has no CUDA."""
+    found = {name: function for name, function in vars(native.extension() or object).items() if name.startswith(prefix)}
+    return {name: len(re.findall(r"\w+: ", function.__doc__.splitlines()[0])) for name, function in found.items()}
+
+
+def pretend_cuda(patch: pytest.MonkeyPatch, host: object, *modules: ModuleType) -> None:
+    """Let the CUDA implementations of ops in `modules` run on CPU tensors, their kernels by the emulation."""
+    patch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    patch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+    for module in modules:
+        patch.setattr(module, "extension", lambda: host)
+        patch.setattr(module, "cuda_ready", lambda: (True, ""))
