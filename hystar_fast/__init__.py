@@ -21,7 +21,7 @@ _EXPORTS = {
     "Hystar": "hystar_fast.models.hystar",
     "info": "hystar_fast.ops.status",
 }
-_SUBMODULES = {"ref", "ops", "nn", "models", "data", "train", "retrieval", "methods", "cli"}
+_SUBMODULES = {"ref", "ops", "nn", "data", "models", "methods", "train", "retrieval", "index", "experiments", "cli"}
 
 __all__ = ["__version__", "ref", *_EXPORTS]
 

@@ -1,9 +1,9 @@
-"""The demo: train on the embedded drawings, compare on held-out concepts, and keep everything that was found."""
+"""``hystar-fast demo``: train on the embedded drawings, compare on held-out concepts, and write everything found."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,37 +11,39 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from hystar_fast.cli.demo_pictures import draw_answers, draw_map
-from hystar_fast.cli.report import about, check_output, interval, recall_table, recalls, write_json
-from hystar_fast.methods.hystar import HystarMethod
+from hystar_fast.cli.demo_tables import HEADLINE, recall_table
+from hystar_fast.data.displacement import displace
+from hystar_fast.data.emoji import HARD_STYLES, LOW_RESOLUTION_SIDE, LOW_RESOLUTION_SOURCE, QUERY_STYLES, load_emoji
+from hystar_fast.data.image_set import ImageSet
+from hystar_fast.experiments.learning_rates import DEMO_RATES, DEMO_STEPS
+from hystar_fast.index.memory import MemoryIndex
+from hystar_fast.index.search import ADAPTER_FOLDER, INDEX_FOLDER
+from hystar_fast.methods.hystar_method import HystarMethod
 from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.naive import NaiveLoss, measure_step
-from hystar_fast.methods.recipes import CHOSEN, DEMO_STEPS, demo_config
-from hystar_fast.methods.suite import METHODS, TRAINED, create_hystar, create_method
-from hystar_fast.retrieval.evaluate import Evaluation, difference, evaluate, images_to_embed
-from hystar_fast.retrieval.index import Index
-from hystar_fast.retrieval.placement import displace
-from hystar_fast.retrieval.protocol import (
-    DISPLACEMENT,
-    GALLERY_STYLE,
-    HARD_STYLES,
-    LOW_RESOLUTION_SIDE,
-    LOW_RESOLUTION_SOURCE,
-    QUERY_STYLES,
-    StyledConcepts,
-    load_split,
-)
+from hystar_fast.methods.suite import DEMO_METHODS, DEMO_TRAINED, create_hystar, create_method, tiny_config
+from hystar_fast.retrieval.answer_grid import answer_grid
+from hystar_fast.retrieval.answers import TEXT, first_answers, pick_queries, query_vector, question_of
+from hystar_fast.retrieval.embed import Embedded
+from hystar_fast.retrieval.embedding_map import embedding_map
+from hystar_fast.retrieval.evaluate import evaluate
+from hystar_fast.retrieval.ranks import Ranks, paired_difference
+from hystar_fast.retrieval.results_json import check_output, interval_info, run_info, write_json
 from hystar_fast.train.loop import train
-from hystar_fast.train.pairs import PairImages, PairSampler
+from hystar_fast.train.pairs import PairSampler, TrainingPairs
 from hystar_fast.train.recipe import Recipe
 from hystar_fast.train.step import pair_loss
 
-INDEX_FOLDER, ADAPTER_FOLDER, RESULTS_FILE = "index", "adapter", "results.json"
+RESULTS_FILE = "results.json"
+DISPLACEMENT = 0.15  # largest shift and change of size of a displaced query
+KINDS = (*QUERY_STYLES, TEXT)
+_DRAWN = ("frozen", "hystar")
+_ANSWERS, _QUERIES_PER_KIND = 5, 2
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demo does.
+    """Settings of the demo.
 
     Attributes:
         output: folder for everything it writes.
@@ -49,7 +51,7 @@ class DemoSettings:
         steps: training steps of each trained method.
         batch_size: pairs a step.
         pretrained: weights of the tiny backbone: "packaged", a path, or None for random ones.
-        limit: use only so many concepts of each split; for trying things out.
+        limit: at most so many concepts of each split, to try things out.
     """
 
     output: Path
@@ -63,47 +65,50 @@ class DemoSettings:
 @dataclass
 class _Run:
     settings: DemoSettings
-    training: StyledConcepts
-    held_out: StyledConcepts
-    displaced: StyledConcepts
-    results: dict[str, Any]
-    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    training: ImageSet
+    test: ImageSet
+    displaced: ImageSet
+    results: dict[str, Any] = field(default_factory=dict)
+    embedded: dict[str, dict[str, Embedded]] = field(default_factory=dict)
+    ranks: dict[str, Ranks] = field(default_factory=dict)
 
     def write(self) -> None:
         write_json(self.settings.output / RESULTS_FILE, self.results)
 
 
 def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
-    """Run the demo and return what it also writes to ``results.json``, which grows as it goes.
+    """Run the demo and return the content of ``results.json``, which is written after every method.
 
     Raises:
         ValueError: the output is a file, or a setting is out of range.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     check_output(settings.output)
     settings.output.mkdir(parents=True, exist_ok=True)
-    held_out = load_split("test", limit=settings.limit)
-    run = _Run(settings, load_split("train", limit=settings.limit), held_out, displace(held_out, DISPLACEMENT), {})
-    config = demo_config(settings.pretrained)
-    run.results = _header(run, config.to_dict())
+    test = load_emoji("test").select(limit=settings.limit)
+    training = load_emoji("train").select(limit=settings.limit)
+    run = _Run(settings, training, test, displace(test, DISPLACEMENT))
+    config = tiny_config(settings.pretrained)
+    run.results = _head(run, config.to_dict())
     hystar = create_hystar(config, seed=settings.seed)
+    methods = {}
     with _progress(console) as progress:
-        for name in METHODS:
-            method = hystar if name == "hystar" else create_method(name, config, seed=settings.seed)
-            _train_and_evaluate(run, name, method, progress)
+        for name in DEMO_METHODS:
+            methods[name] = hystar if name == "hystar" else create_method(name, config, seed=settings.seed)
+            _train_and_evaluate(run, name, methods[name], progress)
             run.write()
         hystar.model.save_pretrained(settings.output / ADAPTER_FOLDER)
         _write_index(run)
         task = progress.add_task("one step, naive and ours", total=None)
         run.results["training_step"] = _step_ratio(run, hystar)
         progress.update(task, total=1, completed=1)
-        pictures = progress.add_task("pictures", total=2)
-        draw_answers(run.held_out, run.evaluations, settings.output / "retrieval.png")
-        progress.advance(pictures)
-        draw_map(run.evaluations, settings.output / "embeddings.png")
-        progress.advance(pictures)
+        task = progress.add_task("pictures", total=2)
+        _draw_answers(run, {name: methods[name] for name in _DRAWN})
+        progress.advance(task)
+        _draw_map(run)
+        progress.advance(task)
     run.results["differences"] = _differences(run)
-    run.results["seconds"] = round(time.perf_counter() - began, 1)
+    run.results["seconds"] = round(time.perf_counter() - start, 1)
     run.write()
     show(run.results, console)
     console.print(
@@ -114,21 +119,21 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
 
 def show(results: dict[str, Any], console: Console) -> None:
     """Print the tables and findings of a results.json."""
-    protocol = results["protocol"]
-    title = f"R@1 / R@5 (%) over the whole gallery of {protocol['gallery']['n']} held-out concepts (* hard)"
+    size = results["protocol"]["gallery"]["n"]
+    title = f"R@1 / R@5 (%) over the whole gallery of {size} held-out concepts (* hard)"
     title += "\nbelow: 95 % interval of R@1 over concepts"
     console.print(recall_table(results["methods"], title))
     first = next(iter(results["methods"].values()))
-    if "unseen_subgroups" in first["recall"]:
-        title = "The same for queries of subgroups no adapter was trained on"
-        console.print(recall_table(results["methods"], title, "unseen_subgroups"))
+    if "unseen" in first["recall"]:
+        title = "The same for queries of subgroups that no adapter was trained on"
+        console.print(recall_table(results["methods"], title, "unseen"))
     for name, found in results["differences"].items():
         low, high = found["low"], found["high"]
         console.print(
             f"hystar - {name}: {found['value']:+.1f} points R@1, mean of hard [{low:+.1f}, {high:+.1f}]",
             highlight=False,
         )
-    trained = {name: m["parameters"]["trainable"] for name, m in results["methods"].items() if name in TRAINED}
+    trained = {name: m["parameters"]["trainable"] for name, m in results["methods"].items() if name in DEMO_TRAINED}
     console.print("trained parameters: " + ", ".join(f"{name} {n:,}" for name, n in trained.items()), highlight=False)
     step = results["training_step"]
     console.print(
@@ -141,7 +146,7 @@ def show(results: dict[str, Any], console: Console) -> None:
 def _train_and_evaluate(run: _Run, name: str, method: Method, progress: Progress) -> None:
     settings = run.settings
     entry: dict[str, Any] = {"parameters": {"trainable": 0}, "seconds": {}}
-    if name in TRAINED:
+    if name in DEMO_TRAINED:
         groups = count_parameters(method)
         entry["parameters"] = {"trainable": sum(groups.values()), **groups}
         recipe = _recipe(settings, name)
@@ -151,18 +156,34 @@ def _train_and_evaluate(run: _Run, name: str, method: Method, progress: Progress
         entry["seconds"]["train"] = round(time.perf_counter() - start, 2)
         entry["learning_rates"] = dict(recipe.learning_rates)
         entry["loss"] = [round(loss, 4) for loss in losses]
-    images = images_to_embed(run.held_out) + images_to_embed(run.displaced, HARD_STYLES) - len(run.held_out)
-    task = progress.add_task(f"evaluate {name}", total=images)
+    pictures = len(run.test.records) + sum(len(run.test.of_style(style)) for style in HARD_STYLES)
+    task = progress.add_task(f"evaluate {name}", total=pictures)
     start = time.perf_counter()
-    evaluation = evaluate(method, run.held_out, progress=_advance(progress, task))
-    entry["recall"] = recalls(evaluation)
+    embedded: dict[str, Embedded] = {}
+    ranks = evaluate(method, run.test, kinds=KINDS, embedded=embedded, progress=_advance(progress, task)).ranks
+    gallery = {run.test.gallery_style: embedded[run.test.gallery_style]}
     displaced = evaluate(
-        method, run.displaced, styles=HARD_STYLES, gallery=evaluation.gallery, progress=_advance(progress, task)
-    )
+        method, run.displaced, kinds=HARD_STYLES, embedded=gallery, progress=_advance(progress, task)
+    ).ranks
     entry["seconds"]["evaluate"] = round(time.perf_counter() - start, 2)
-    entry["recall"]["displaced"] = recalls(displaced)["all"]
-    run.evaluations[name] = evaluation
+    entry["recall"] = {"all": _recalls(ranks), "displaced": _recalls(displaced)}
+    if bool(ranks.ids.unseen.any()):
+        entry["recall"]["unseen"] = _recalls(ranks, unseen_only=True)
+    run.ranks[name], run.embedded[name] = ranks, embedded
     run.results["methods"][name] = entry
+
+
+def _recalls(ranks: Ranks, *, unseen_only: bool = False) -> dict[str, Any]:
+    """Return R@1 and R@5 with intervals by kind of query and over the hard styles, in per cent."""
+    groups: dict[str, Sequence[str]] = {**{kind: [kind] for kind in ranks.by_kind}, HEADLINE: HARD_STYLES}
+    found: dict[str, Any] = {}
+    for group, kinds in groups.items():
+        hits = ranks.hits(kinds, 1, unseen_only=unseen_only)
+        if hits is not None and hits.shape[1]:
+            recalls = {f"R@{k}": ranks.recall(kinds, k, unseen_only=unseen_only) for k in (1, 5)}
+            shown = {name: interval_info(value) for name, value in recalls.items() if value is not None}
+            found[group] = {**shown, "n": int(hits.isfinite().sum())}
+    return found
 
 
 def _advance(progress: Progress, task: Any) -> Callable[[int], None]:
@@ -170,23 +191,25 @@ def _advance(progress: Progress, task: Any) -> Callable[[int], None]:
 
 
 def _recipe(settings: DemoSettings, name: str) -> Recipe:
-    return Recipe(CHOSEN[name], steps=settings.steps, batch_size=settings.batch_size, seed=settings.seed)
+    return Recipe(DEMO_RATES[name], steps=settings.steps, batch_size=settings.batch_size, seed=settings.seed)
 
 
 def _step_ratio(run: _Run, method: HystarMethod) -> dict[str, Any]:
+    """Time one training step on the naive path and on ours."""
     recipe = replace(_recipe(run.settings, "hystar"), bf16=False)
-    concepts = load_split("train", limit=min(recipe.batch_size, len(run.training)))
-    data = PairImages.of(method, concepts, recipe.styles)
-    batch = PairSampler(concepts, recipe.styles, recipe.batch_size, recipe.seed).batch(0)
+    batch_size = min(recipe.batch_size, len(run.training.gallery))
+    pairs = TrainingPairs(run.training.select(limit=batch_size), (), method.resize)
+    pairs.preload(method)
+    batch = PairSampler(pairs, batch_size, recipe.seed).batch(0)
     naive = NaiveLoss(method.model)
     measured = measure_step(
         method.model,
-        lambda: pair_loss(method, data, batch.concepts, batch.styles, recipe, 0),
-        lambda: pair_loss(naive, data, batch.concepts, batch.styles, recipe, 0),
+        lambda: pair_loss(method, pairs, batch, recipe, 0),
+        lambda: pair_loss(naive, pairs, batch, recipe, 0),
     )
     return {
         "what": "forward and backward of one training step of this demo in float32, median of alternating repeats",
-        "naive": "each sample's qkv weight and each MLP weight built anew, attention spelled out, eager StyleNCE",
+        "naive": "builds each sample's qkv weight and each MLP weight, unfused attention, eager StyleNCE",
         "naive_seconds": round(measured.naive, 4),
         "ours_seconds": round(measured.ours, 4),
         "ratio": round(measured.ratio, 3),
@@ -196,36 +219,70 @@ def _step_ratio(run: _Run, method: HystarMethod) -> dict[str, Any]:
 
 
 def _differences(run: _Run) -> dict[str, Any]:
-    found = {name: difference(run.evaluations["hystar"], run.evaluations[name]) for name in METHODS if name != "hystar"}
-    return {name: interval(value) for name, value in found.items() if value is not None}
+    ours = run.ranks["hystar"]
+    found = {name: paired_difference(ours, ranks, HARD_STYLES) for name, ranks in run.ranks.items() if name != "hystar"}
+    return {name: interval_info(value) for name, value in found.items() if value is not None}
 
 
 def _write_index(run: _Run) -> None:
-    ids = [concept.id for concept in run.held_out.concepts]
+    gallery = run.embedded["hystar"][run.test.gallery_style]
     about = {
-        "gallery": GALLERY_STYLE,
+        "gallery": run.test.gallery_style,
         "source": "emoji",
         "adapter": ADAPTER_FOLDER,
-        "captions": run.held_out.texts,
+        "captions": [record.caption for record in gallery.records],
     }
-    Index(run.evaluations["hystar"].gallery, ids, about).save(run.settings.output / INDEX_FOLDER)
+    ids = [str(record.instance) for record in gallery.records]
+    MemoryIndex(gallery.vectors, ids, about).save(run.settings.output / INDEX_FOLDER)
 
 
-def _header(run: _Run, config: dict[str, Any]) -> dict[str, Any]:
-    held_out = run.held_out
+def _draw_answers(run: _Run, methods: dict[str, Method]) -> None:
+    """Draw two queries of every kind with the first five answers of the frozen backbone and of Hystar."""
+    test, gallery_style = run.test, run.test.gallery_style
+    queries = pick_queries(test, KINDS, _QUERIES_PER_KIND * len(KINDS), turns=_QUERIES_PER_KIND)
+    questions = []
+    for query in queries:
+        answers = {}
+        for name, method in methods.items():
+            vector = query_vector(method, test, query)
+            answers[name] = first_answers(run.embedded[name][gallery_style], test, query, vector, _ANSWERS)
+        questions.append(question_of(test, query, answers))
+    title = f"Held-out concepts: first {_ANSWERS} of {len(test.gallery)}"
+    note = "Queries at fixed places of the test split, not selected. Green: the query's concept. Red: another one."
+    answer_grid(questions, title, note).save(run.settings.output / "retrieval.png")
+
+
+def _draw_map(run: _Run) -> None:
+    """Draw where the held-out drawings lie in the frozen backbone and in Hystar, by style."""
+    gallery_style = run.test.gallery_style
+    panels = {
+        name: {
+            f"{style} (gallery)" if style == gallery_style else style: run.embedded[name][style].vectors
+            for style in run.test.styles
+        }
+        for name in _DRAWN
+    }
+    note = "Held-out drawings, first two principal components of each encoder"
+    embedding_map(panels, run.settings.output / "embeddings.png", note)
+
+
+def _head(run: _Run, config: dict[str, Any]) -> dict[str, Any]:
+    test, training = run.test, run.training
+    captions = {TEXT: len(test.gallery)}
+    unseen = sum(record.category in test.unseen_categories for record in test.gallery)
     return {
-        **about(),
+        **run_info(),
         "settings": {name: value for name, value in asdict(run.settings).items() if name != "output"},
         "config": config,
         "protocol": {
-            "gallery": {"style": GALLERY_STYLE, "n": len(held_out), "concepts": "test split, all of them"},
-            "queries": {style: len(held_out.rows(style)) for style in QUERY_STYLES},
+            "gallery": {"style": test.gallery_style, "n": len(test.gallery), "concepts": "test split, all of them"},
+            "queries": {style: len(test.of_style(style)) for style in test.query_styles} | captions,
             "hard": list(HARD_STYLES),
             "lowres": f"{LOW_RESOLUTION_SOURCE} at {LOW_RESOLUTION_SIDE} pixels, enlarged again",
             "displaced": f"hard queries shifted and scaled at random by up to {DISPLACEMENT:.0%}, the same for all",
-            "unseen_subgroups": int(held_out.unseen.sum()),
-            "training_concepts": len(run.training),
-            "training_queries": {style: len(run.training.rows(style)) for style in QUERY_STYLES},
+            "unseen_concepts": unseen,
+            "training_concepts": len(training.gallery),
+            "training_queries": {style: len(training.of_style(style)) for style in training.query_styles},
             "ties": "count against the query",
             "intervals": "95 %, percentile bootstrap over concepts, 2000 resamples",
         },

@@ -1,4 +1,4 @@
-"""Errors a user can act on, in one line and without a traceback."""
+"""Errors that a user can correct, in one line and without a traceback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.markup import escape
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turn what the library says about bad input into ``error: ...`` on stderr and exit status 2."""
+    """Print errors about bad input as ``error: ...`` on stderr and exit with status 2."""
     try:
         yield
     except (ValueError, TypeError, ModuleNotFoundError, FloatingPointError, OSError) as error:

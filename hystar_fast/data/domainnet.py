@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hystar_fast.data.records import ImageSet, Record, check_some_exist, from_folder, refuse
-from hystar_fast.retrieval.picture_files import is_hidden
+from hystar_fast.data.image_files import is_hidden
+from hystar_fast.data.image_set import ImageSet, Record, check_some_exist, folder_reader, layout_error
 
 GALLERY_STYLE = "real"
 LAYOUT = (
@@ -16,11 +16,11 @@ LAYOUT = (
 
 
 def load_domainnet(root: str | Path, split: str = "test", styles: Sequence[str] | None = None) -> ImageSet:
-    """List DomainNet: queries are its styles, the gallery is ``real``, what is right is the category.
+    """List DomainNet: the gallery is ``real``, the other styles are queries, relevant is the same category.
 
     Args:
         root: the folder, see `LAYOUT`.
-        split: "train" or "test" as published; "val" where somebody has made one.
+        split: "train" or "test" as published; "val" where the folder has such files.
         styles: query styles; by default all that have a split file.
 
     Raises:
@@ -28,33 +28,33 @@ def load_domainnet(root: str | Path, split: str = "test", styles: Sequence[str] 
             expected and found.
     """
     root, layout = Path(root), LAYOUT.replace("<split>", split)
-    listed = listed_styles(root, split)
+    listed = styles_with_split(root, split)
     wanted = listed if styles is None else [GALLERY_STYLE, *(style for style in styles if style != GALLERY_STYLE)]
     missing = [style for style in (GALLERY_STYLE, *wanted) if style not in listed]
     if missing or len(wanted) < 2:
         found = f"split files of {', '.join(listed)}" + f", none of {missing[0]}" * bool(missing) if listed else None
-        others = [name for name in ("train", "val", "test") if listed_styles(root, name)]
+        others = [name for name in ("train", "val", "test") if styles_with_split(root, name)]
         if not listed and others:
             found = f"no {GALLERY_STYLE}_{split}.txt, but split files of {', '.join(others)}"
-        raise refuse("DomainNet", root, layout, found)
+        raise layout_error("DomainNet", root, layout, found)
     names: dict[str, str] = {}
     records = [
         record
         for style in dict.fromkeys((GALLERY_STYLE, *wanted))
-        for record in _lines(root, style, root / f"{style}_{split}.txt", names)
+        for record in _records(root, style, root / f"{style}_{split}.txt", names)
     ]
     check_some_exist("DomainNet", root, records, layout)
-    return ImageSet("DomainNet", GALLERY_STYLE, tuple(records), from_folder(root), splits=True)
+    return ImageSet("DomainNet", GALLERY_STYLE, tuple(records), folder_reader(root), has_splits=True)
 
 
-def listed_styles(root: Path, split: str) -> list[str]:
-    """The styles that have a file of the split."""
+def styles_with_split(root: Path, split: str) -> list[str]:
+    """List the styles that have a file of the split."""
     names = (path.name for path in root.glob(f"*_{split}.txt"))
     return sorted(name.removesuffix(f"_{split}.txt") for name in names if not is_hidden(name))
 
 
-def _lines(root: Path, style: str, path: Path, names: dict[str, str]) -> list[Record]:
-    """The records of one split file; `names` holds the category each label stands for."""
+def _records(root: Path, style: str, path: Path, names: dict[str, str]) -> list[Record]:
+    """Read one split file; `names` holds the category of each label read so far."""
     records = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
@@ -62,9 +62,9 @@ def _lines(root: Path, style: str, path: Path, names: dict[str, str]) -> list[Re
         picture, _, label = line.strip().rpartition(" ")
         parts = picture.split("/")
         if not label.isdigit() or len(parts) < 3:
-            raise refuse("DomainNet", root, LAYOUT, f"line {number} of {path.name} is {line[:80]!r}")
+            raise layout_error("DomainNet", root, LAYOUT, f"line {number} of {path.name} is {line[:80]!r}")
         if names.setdefault(label, parts[-2]) != parts[-2]:
             found = f"label {label} for {names[label]} and, in line {number} of {path.name}, for {parts[-2]}"
-            raise refuse("DomainNet", root, LAYOUT, found)
+            raise layout_error("DomainNet", root, LAYOUT, found)
         records.append(Record(picture, style, parts[-2]))
     return records

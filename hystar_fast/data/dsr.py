@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hystar_fast.data.records import ImageSet, Record, Skipped, check_some_exist, from_folder, refuse
+from hystar_fast.data.image_set import ImageSet, Record, Skipped, check_some_exist, folder_reader, layout_error
 
 QUERY_STYLES = ("art", "sketch", "mosaic")
 LAYOUT = (
@@ -18,12 +18,12 @@ LAYOUT = (
 def load_dsr(root: str | Path, split: str = "test") -> ImageSet:
     """List DSR: every picture of ``images/`` with its painting, sketch, low-resolution version and caption.
 
-    ``mosaic`` is what the papers call Low-Res. The caption is the first line of the text file; a text file that
-    cannot be read leaves its pictures without a caption and is counted.
+    ``mosaic`` is the papers' Low-Res. A caption is the first line of its text file. If the text file cannot be read,
+    its pictures have no caption, and the file is counted as skipped.
 
     Args:
         root: the folder, see `LAYOUT`.
-        split: the name of the json file, which the layout calls ``<split>``.
+        split: the name of the json file, ``<split>`` in the layout.
 
     Raises:
         ValueError: the folder has another layout; the message says what was expected and found.
@@ -33,10 +33,10 @@ def load_dsr(root: str | Path, split: str = "test") -> ImageSet:
     layout = LAYOUT.replace("<split>", split)
     styles = [style for style in QUERY_STYLES if (root / style).is_dir()]
     if not (root / "images").is_dir() or not styles:
-        raise refuse("DSR", root, layout)
+        raise layout_error("DSR", root, layout)
     if not annotations.is_file():
         others = " and ".join(sorted(path.name for path in root.glob("*.json")))
-        raise refuse("DSR", root, layout, f"no {annotations.name}" + (others and f", but {others}"))
+        raise layout_error("DSR", root, layout, f"no {annotations.name}" + (others and f", but {others}"))
     skipped: list[Skipped] = []
     records: dict[str, list[Record]] = {style: [] for style in ("images", *styles)}
     for entry in _entries(root, annotations, layout):
@@ -46,19 +46,19 @@ def load_dsr(root: str | Path, split: str = "test") -> ImageSet:
             pictures.append(Record(f"{style}/{image}", style, image.split("/")[0], image, caption))
     check_some_exist("DSR", root, records["images"], layout)
     listed = tuple(record for style in records.values() for record in style)
-    return ImageSet("DSR", "images", listed, from_folder(root), tuple(skipped), splits=True)
+    return ImageSet("DSR", "images", listed, folder_reader(root), tuple(skipped), has_splits=True)
 
 
 def _entries(root: Path, annotations: Path, layout: str) -> list[dict[str, Any]]:
     try:
         entries = json.loads(annotations.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise refuse("DSR", root, layout, f"{annotations.name} that is no json: {error}") from error
+        raise layout_error("DSR", root, layout, f"{annotations.name}, which is not JSON: {error}") from error
     if not isinstance(entries, list) or not entries:
-        raise refuse("DSR", root, layout, f"{annotations.name} that is no list of records")
+        raise layout_error("DSR", root, layout, f"{annotations.name}, which is not a list of records")
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or "/" not in entry["image"]:
-            raise refuse("DSR", root, layout, f"record {number} of {annotations.name} is {str(entry)[:80]}")
+            raise layout_error("DSR", root, layout, f"record {number} of {annotations.name} is {str(entry)[:80]}")
     return entries
 
 

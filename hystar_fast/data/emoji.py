@@ -1,10 +1,24 @@
-"""The embedded emoji styles: 1,561 concepts drawn in six styles by four vendors, with captions and fixed splits.
+"""The embedded drawings: 1,561 emoji concepts drawn in six styles by four vendors, with captions and fixed splits.
 
 Images and captions come from the packages listed in ``hystar_fast/data/emoji/LICENSES.txt`` (MIT, Apache-2.0,
-CC BY 4.0 and OFL-1.1). Each style is one montage of 64-pixel RGB tiles on white.
+CC BY 4.0 and OFL-1.1). Each style is one montage of 64-pixel RGB tiles on white. ``photo3d``, ``flat`` and ``sketch``
+are renderings of one drawing (Microsoft Fluent), so matching among those three is easy. Every other pair of styles
+compares drawings made independently.
 
-``photo3d``, ``flat`` and ``sketch`` are renderings of one drawing (Microsoft Fluent), so matching among those three
-is easy; every other pair of styles compares drawings made independently.
+As a retrieval task (`load_emoji`), the gallery is the Noto drawing of every concept of the split. A query is another
+drawing, or the name, of one of these concepts. A concept without a drawing in some style has no query in that style;
+its gallery picture stays, so that every style is ranked against the same gallery.
+
+| query | drawing | |
+|---|---|---|
+| outline | the monochrome Noto Emoji font | hard: lines only; the gallery's vendor, often in a similar pose |
+| sketch | Microsoft's high-contrast drawing | hard: black and white, another vendor |
+| lowres | Microsoft's 3D drawing at 12 pixels, enlarged again | hard: another vendor, no detail |
+| twemoji | Twitter's drawing | colour, another vendor |
+| text | the concept's name | another modality |
+
+Methods train on the training concepts without the subgroups marked as unseen, so that test queries of the unseen
+subgroups show a new kind of concept. Hyperparameters are chosen on the validation concepts.
 """
 
 from __future__ import annotations
@@ -22,11 +36,20 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
+
+from hystar_fast.data.image_set import ImageSet, Record
+from hystar_fast.data.images import to_picture, to_uint8
 
 STYLES = ("photo3d", "flat", "sketch", "noto", "twemoji", "outline")
 SPLITS = ("train", "val", "test")
 SAME_DRAWING = frozenset({"photo3d", "flat", "sketch"})
 TILE = 64
+GALLERY_STYLE = "noto"
+QUERY_STYLES = ("outline", "sketch", "lowres", "twemoji")
+HARD_STYLES = ("outline", "sketch", "lowres")
+LOW_RESOLUTION_SOURCE, LOW_RESOLUTION_SIDE = "photo3d", 12
+CATEGORIES = ("subgroup", "group")
 _VALIDATION_FRACTION = 0.12
 
 
@@ -44,7 +67,7 @@ class Concept:
 
 
 def _is_validation(concept_id: str) -> bool:
-    """A fixed eighth of the training concepts, chosen by the hash of the id so that it never moves."""
+    """Return whether a training concept is in the fixed eighth for validation, by the hash of its id."""
     digest = hashlib.blake2b(concept_id.encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") / 2**32 < _VALIDATION_FRACTION
 
@@ -79,7 +102,7 @@ def _montage(style: str) -> np.ndarray:
 
 
 class EmojiStyles:
-    """The embedded data set. Nothing is downloaded and nothing is written.
+    """The embedded drawings. Nothing is downloaded and nothing is written.
 
     Args:
         seen_only: leave concepts of the subgroups marked as unseen out of the train and val splits, so that the
@@ -99,7 +122,7 @@ class EmojiStyles:
         self._position, self._missing, self._columns, self._concepts = _index()
 
     def concepts(self, split: str, styles: Iterable[str] = ("noto",)) -> list[Concept]:
-        """The concepts of a split that are drawn in every one of `styles`, in a fixed order.
+        """List the concepts of a split that are drawn in every one of `styles`, in a fixed order.
 
         Args:
             split: "train", "val" (a fixed eighth of the published train split), "test" or "all".
@@ -130,7 +153,7 @@ class EmojiStyles:
         return self._concepts[concept_id]
 
     def image(self, style: str, concept_id: str) -> Image.Image:
-        """One drawing as a 64 x 64 RGB image.
+        """Return one drawing as a 64 x 64 RGB image.
 
         Raises:
             ValueError: the style or concept is unknown, or the concept is not drawn in that style.
@@ -138,7 +161,7 @@ class EmojiStyles:
         return Image.fromarray(self._tile(style, concept_id))
 
     def images(self, style: str, concepts: Sequence[Concept | str]) -> Tensor:
-        """Drawings as one uint8 tensor [n, 3, 64, 64].
+        """Return drawings as one uint8 tensor [n, 3, 64, 64].
 
         Raises:
             ValueError: as for `image`.
@@ -150,7 +173,7 @@ class EmojiStyles:
         return torch.from_numpy(tiles).permute(0, 3, 1, 2).contiguous()
 
     def caption(self, concept_id: str) -> str:
-        """The name of a concept as a caption, for example ``"dog face"``."""
+        """Return the name of a concept as its caption, for example ``"dog face"``."""
         return self.concept(concept_id).name
 
     def _tile(self, style: str, concept_id: str) -> np.ndarray:
@@ -166,3 +189,71 @@ class EmojiStyles:
         if style not in STYLES:
             raise ValueError(f"style must be one of {STYLES}, got {style!r}")
         return style
+
+
+def load_emoji(
+    split: str,
+    styles: Sequence[str] = QUERY_STYLES,
+    *,
+    seen_only: bool | None = None,
+    category: str = "subgroup",
+) -> ImageSet:
+    """List the embedded drawings as a data set: the gallery is Noto, queries are the drawings in `styles`.
+
+    Args:
+        split: "train", "val" or "test".
+        styles: query styles; "lowres" is made from photo3d.
+        seen_only: leave out the unseen subgroups; by default in "train" only.
+        category: "subgroup" (94 kinds) or "group" (8).
+
+    Raises:
+        ValueError: an unknown split, style or category.
+
+    Example:
+        >>> images = load_emoji("test")
+        >>> len(images.gallery), len(images.of_style("outline"))
+        (310, 266)
+    """
+    if category not in CATEGORIES:
+        raise ValueError(f"category must be one of {CATEGORIES}, got {category!r}")
+    data = EmojiStyles(seen_only=split == "train" if seen_only is None else seen_only)
+    records = []
+    for style in (GALLERY_STYLE, *(style for style in styles if style != GALLERY_STYLE)):
+        source = LOW_RESOLUTION_SOURCE if style == "lowres" else style
+        for concept in data.concepts(split, styles=(source,)):
+            shown = getattr(concept, category)
+            records.append(Record(f"{style}/{concept.id}", style, shown, concept.id, concept.name))
+
+    def read(record: Record) -> Image.Image:
+        style, _, concept_id = record.path.partition("/")
+        if style != "lowres":
+            return data.image(style, concept_id)
+        return low_resolution(data.image(LOW_RESOLUTION_SOURCE, concept_id))
+
+    concepts = EmojiStyles().concepts("all")
+    seen = {getattr(concept, category) for concept in concepts if not concept.unseen_subgroup}
+    unseen = frozenset(getattr(concept, category) for concept in concepts) - seen
+    return ImageSet(
+        "emoji",
+        GALLERY_STYLE,
+        tuple(records),
+        read,
+        has_splits=True,
+        headline_styles=tuple(style for style in HARD_STYLES if style in styles),
+        unseen_categories=unseen,
+        templates=("{}",),  # the tiny backbone was trained on bare names
+    )
+
+
+def low_resolution(picture: Image.Image, side: int = LOW_RESOLUTION_SIDE) -> Image.Image:
+    """Shrink a picture to `side` pixels by area and enlarge it again bilinearly.
+
+    Raises:
+        ValueError: `side` is not between 1 and the height of the picture.
+    """
+    if not 1 <= side <= picture.height:
+        raise ValueError(f"side must be between 1 and {picture.height}, got {side}")
+    pixels = to_uint8(picture)[None].float()
+    small = F.interpolate(pixels, size=(side, side), mode="area").round()
+    large = F.interpolate(small, size=pixels.shape[-2:], mode="bilinear", align_corners=False)
+    return to_picture(large.round().clamp(0, 255).to(torch.uint8)[0])

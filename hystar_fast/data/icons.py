@@ -1,7 +1,7 @@
-"""Icon families as data sets: every icon in the weights or styles a family draws it in, Phosphor for one.
+"""Icon families as data sets: every icon in the weights or styles of its family (Phosphor, for example).
 
-A family is a package of Iconify's, unpacked: ``npm pack @iconify-json/ph && tar xzf iconify-json-ph-*.tgz``. Its
-``metadata.json`` names the suffixes of a style (``heart-bold``). None is bundled; rendering needs resvg-py.
+A family is an unpacked Iconify package: ``npm pack @iconify-json/ph && tar xzf iconify-json-ph-*.tgz``. Its
+``metadata.json`` names the suffixes of a style (``heart-bold``). No family is shipped; rendering needs resvg-py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hystar_fast.data.records import ImageSet, Record, place_by_hash, refuse
+from hystar_fast.data.hold_out import hash_fraction
+from hystar_fast.data.image_set import ImageSet, Record, layout_error
 
 LAYOUT = "icons.json and metadata.json with suffixes of two styles at least, as in the npm package @iconify-json/ph"
 SIDE = 224  # pixels of a rendered icon
@@ -24,17 +25,17 @@ _SHARES = {"test": 0.2, "val": 0.1}  # of the icons; the rest is for training
 def load_icons(root: str | Path, split: str = "test", gallery_style: str | None = None) -> ImageSet:
     """List the icons that a family draws in several styles; a style is a suffix of the icon's name.
 
-    The icon without its suffix is the instance and its words are the caption. Which split an icon is in follows from
-    a hash of its name: 20 % test, 10 % validation.
+    The name without its suffix is the instance, and its words are the caption. A hash of this name decides the split:
+    20 % test, 10 % validation.
 
     Args:
         root: the folder of the package.
         split: "train", "val" or "test".
-        gallery_style: the style that answers; by default the one without a suffix.
+        gallery_style: the style of the gallery; by default the one without a suffix.
 
     Raises:
         ValueError: another layout, an unknown split or style.
-        ModuleNotFoundError: resvg-py is missing.
+        ModuleNotFoundError: resvg-py is not installed.
     """
     if split not in ("train", *_SHARES):
         raise ValueError(f"split must be train, val or test, got {split!r}")
@@ -60,7 +61,7 @@ def load_icons(root: str | Path, split: str = "test", gallery_style: str | None 
     kept = {base: names for base, names in drawn.items() if gallery in names and len(names) > 1}
     kept = {base: names for base, names in kept.items() if _split(base) == split}
     if not kept:
-        raise refuse(
+        raise layout_error(
             "an icon family", root, LAYOUT, f"no icon of the {split} split drawn in {gallery} and another style"
         )
     order = (gallery, *(style for style in styles if style != gallery))
@@ -79,11 +80,11 @@ def load_icons(root: str | Path, split: str = "test", gallery_style: str | None 
             raise ValueError(f"{record.path} cannot be rendered")
         return Image.fromarray(found)
 
-    return ImageSet(family.get("prefix", root.name), gallery, tuple(records), read, splits=True)
+    return ImageSet(family.get("prefix", root.name), gallery, tuple(records), read, has_splits=True)
 
 
 def render(body: str, width: float, height: float, side: int) -> np.ndarray | None:
-    """One icon on white, black where it says currentColor, as uint8 [side, side, 3]; None if it cannot be rendered."""
+    """Render an icon on white, with black for currentColor, as uint8 [side, side, 3]; None if that fails."""
     import resvg_py
 
     namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
@@ -102,21 +103,21 @@ def render(body: str, width: float, height: float, side: int) -> np.ndarray | No
 
 
 def _read(root: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The family and its suffix -> style."""
+    """Read a family and its mapping of suffix to style."""
     try:
         family = json.loads((root / "icons.json").read_text(encoding="utf-8"))
         suffixes = json.loads((root / "metadata.json").read_text(encoding="utf-8"))["suffixes"]
         if len(suffixes) < 2 or not all("body" in icon for icon in family["icons"].values()):
             raise ValueError("fewer than two suffixes, or an icon without a body")
     except OSError as error:
-        raise refuse("an icon family", root, LAYOUT) from error
+        raise layout_error("an icon family", root, LAYOUT) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise refuse("an icon family", root, LAYOUT, f"{type(error).__name__}: {error}") from error
+        raise layout_error("an icon family", root, LAYOUT, f"{type(error).__name__}: {error}") from error
     return family, suffixes
 
 
 def _split(base: str) -> str:
-    place = place_by_hash(base, "icons")
+    place = hash_fraction(base, "icons")
     for name, share in _SHARES.items():
         if place < share:
             return name

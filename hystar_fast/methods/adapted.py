@@ -1,4 +1,4 @@
-"""What the parameter-efficient baselines share: a frozen CLIP with something small that trains in its image tower."""
+"""Base of the parameter-efficient baselines: a frozen backbone with a few trainable parameters in its image tower."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hystar_fast.models.backbones.tower import TowerBackbone
 
 
 class OutputScale(nn.Module):
-    """A weight [out, …] or bias [out] with its outputs rescaled, for `torch.nn.utils.parametrize`."""
+    """Scales the outputs of a weight [out, …] or a bias [out], for `torch.nn.utils.parametrize`."""
 
     def __init__(self, scale: nn.Parameter) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class OutputScale(nn.Module):
 
 
 class Adapted(Frozen):
-    """A frozen backbone, some parameters of whose image tower train as one group named as the method.
+    """A frozen backbone with one group of trainable parameters in its image tower, named as the method.
 
     Args:
         backbone: is changed in place.
@@ -30,7 +30,7 @@ class Adapted(Frozen):
     """
 
     def __init__(self, backbone: TowerBackbone, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__(backbone, backbone.preprocess, backbone.tokenizer)
+        super().__init__(backbone)
         self.criterion = criterion
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

@@ -1,8 +1,7 @@
-"""Trained methods on disk: a folder with what was trained, and a description of what it belongs to.
+"""Save and load trained methods: a folder with the trained parameters and a description of the method.
 
-Hystar and its static form are written as :meth:`Hystar.save_pretrained` writes them. Every other method has the same
-two files, ``adapter.safetensors`` and ``config.json``, under a format of its own: the description also names the
-method and its settings.
+Hystar and its static form are written by :meth:`Hystar.save_pretrained`. Every other method has the same two files,
+``adapter.safetensors`` and ``config.json``, in another format: the description also names the method and its settings.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hystar_fast.methods.hystar import HystarMethod
+from hystar_fast.methods.hystar_method import HystarMethod
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.suite import create_method
 from hystar_fast.models.checkpoint import FORMAT, METHOD_FORMAT, check_tensors, read_adapter, write_adapter
@@ -24,11 +23,11 @@ STATIC = "static"
 
 
 def save_method(method: Method, directory: str | Path) -> None:
-    """Write what a method has trained into a folder, each file whole or not at all; the backbone is not written.
+    """Write the trained parameters of a method into a folder, each file in one move; the backbone is not written.
 
     Args:
         method: built by :func:`hystar_fast.methods.suite.create_method`.
-        directory: is made if need be.
+        directory: is created if needed.
 
     Raises:
         ValueError: the method has nothing to train, or was not built from a configuration; `directory` is a file.
@@ -36,7 +35,7 @@ def save_method(method: Method, directory: str | Path) -> None:
     if isinstance(method, HystarMethod):
         method.model.save_pretrained(directory)
         return
-    tensors = method.trained()
+    tensors = method.trained_parameters()
     if not tensors:
         raise ValueError(f"method {method.name!r} has nothing to train, so there is nothing to save")
     if method.config is None:
@@ -51,18 +50,18 @@ def save_method(method: Method, directory: str | Path) -> None:
 
 
 def load_method(directory: str | Path, **changes: Any) -> Method:
-    """Rebuild a trained method from its folder: the backbone its configuration names, and what was trained on it.
+    """Rebuild a trained method from its folder: the backbone of its configuration, and its trained parameters.
 
     Args:
-        directory: what :func:`save_method` or :meth:`Hystar.save_pretrained` wrote.
-        changes: fields of the configuration to replace, such as ``pretrained`` where the weights have moved.
+        directory: written by :func:`save_method` or :meth:`Hystar.save_pretrained`.
+        changes: fields of the configuration to replace, such as ``pretrained`` if the weights have moved.
 
     Returns:
         The method, in evaluation mode.
 
     Raises:
-        ValueError: a file is missing, corrupt or of another format, names a method or settings there are not, does
-            not fit the backbone, or was trained on other weights.
+        ValueError: a file is missing, corrupt or of another format, names an unknown method or settings, does not fit
+            the backbone, or was trained on other weights.
     """
     description, tensors = read_adapter(directory, kinds=(FORMAT, METHOD_FORMAT))
     if description["format"] == FORMAT:
@@ -76,7 +75,7 @@ def load_method(directory: str | Path, **changes: Any) -> Method:
     except TypeError as error:
         raise ValueError(f"the description in {directory} has settings {settings} that {name!r} has not") from error
     _check_weights(description["fingerprints"], method, directory)
-    needed = method.trained()
+    needed = method.trained_parameters()
     check_tensors(tensors, needed)
     with torch.no_grad():
         for key, parameter in needed.items():

@@ -1,4 +1,4 @@
-"""AdaptFormer: a bottleneck beside the MLP of every block."""
+"""AdaptFormer: a bottleneck branch beside the MLP of every block."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from hystar_fast.methods.adapted import Adapted
 from hystar_fast.models.backbones.tower import TowerBackbone
 
-# AdaptFormer's own is 64; Table 5 of the paper compared (0.5 % more parameters on ViT-L/14) allows 39 to 47.
+# AdaptFormer's own is 64; Table 5 of Hystar's paper (0.5 % more parameters on ViT-L/14) allows 39 to 47.
 BOTTLENECK = 40
 SCALE = 0.1
 
@@ -20,9 +20,9 @@ class AdaptMLP(nn.Module):
     """MLP(x) + s · up(ReLU(down(x))); `up` is zero at first.
 
     Args:
-        mlp: the block's own.
+        mlp: of the block.
         width: of its input and output.
-        bottleneck: of the branch beside it.
+        bottleneck: width of the branch.
     """
 
     def __init__(self, mlp: nn.Module, width: int, bottleneck: int) -> None:
@@ -37,7 +37,7 @@ class AdaptMLP(nn.Module):
 
     @property
     def c_fc(self) -> nn.Module:
-        """open_clip looks here for the dtype of a block."""
+        """The first linear layer, where open_clip reads the dtype of a block."""
         return self.mlp.get_submodule("c_fc")
 
     def forward(self, x: Tensor) -> Tensor:

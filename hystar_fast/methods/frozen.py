@@ -1,41 +1,34 @@
-"""The frozen backbone: a CLIP as it is, with nothing trained."""
+"""The frozen backbone: a CLIP without any training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from hystar_fast.methods.inputs import TensorPreprocess
 from hystar_fast.methods.interface import Method
+from hystar_fast.models.backbones import Backbone
 
 
 class Frozen(Method):
-    """Zero-shot retrieval with an unchanged CLIP.
+    """Zero-shot retrieval with an unchanged backbone.
 
     Args:
-        model: has ``encode_image`` and ``encode_text``; its parameters are frozen here.
-        preprocess: its preprocessing, PIL image -> [3, S, S].
-        tokenizer: list of texts -> int64 tokens.
+        backbone: its parameters are frozen here.
     """
 
     name = "frozen"
-    preprocess: TensorPreprocess
 
-    def __init__(
-        self, model: nn.Module, preprocess: Callable[[Image.Image], Tensor], tokenizer: Callable[[list[str]], Tensor]
-    ) -> None:
-        self.model: Any = model.requires_grad_(False).eval()
-        self.preprocess = TensorPreprocess(preprocess)
-        self.tokenizer = tokenizer
+    def __init__(self, backbone: Backbone) -> None:
+        self.model: Any = backbone.requires_grad_(False).eval()
+        self.resize, self.normalise, self.tokenizer = backbone.resize, backbone.normalise, backbone.tokenizer
         self.modules = (self.model,)
 
     def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
-        return F.normalize(self.model.encode_image(self.preprocess(images)), dim=-1)
+        return F.normalize(self.model.encode_image(self.normalise(images)), dim=-1)
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A floor: cosine of histograms of oriented gradients."""
+"""A lower bound: cosine similarity of histograms of oriented gradients."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hystar_fast.data.images import to_float
 from hystar_fast.methods.interface import Method
 
 
 class HOG(Method):
-    """Histograms of oriented gradients (Dalal and Triggs, 2005) by scikit-image, the classic sketch descriptor.
+    """Histograms of oriented gradients (Dalal and Triggs, 2005) by scikit-image, the classic descriptor of sketches.
 
     Raises:
         ModuleNotFoundError: scikit-image is not installed.
@@ -38,6 +39,6 @@ class HOG(Method):
                 cells_per_block=(2, 2),
                 channel_axis=-1,
             )
-            for picture in images.permute(0, 2, 3, 1).cpu().numpy()
+            for picture in to_float(images).permute(0, 2, 3, 1).cpu().numpy()
         ]
         return F.normalize(torch.from_numpy(np.stack(described)).float().to(images.device), dim=-1)

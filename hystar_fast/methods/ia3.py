@@ -13,7 +13,7 @@ from hystar_fast.models.backbones.tower import Affine, TowerBackbone
 
 
 class _KeyValueScale(nn.Module):
-    """The packed q, k, v weight or bias with its rows of k and v rescaled."""
+    """Scales the rows of k and v in a packed q, k, v weight or bias."""
 
     def __init__(self, packed: Tensor) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class _KeyValueScale(nn.Module):
 
 
 class _InputScale(nn.Module):
-    """A weight whose inputs are rescaled."""
+    """Scales the inputs of a weight."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -40,8 +40,8 @@ class _InputScale(nn.Module):
 class IA3(Adapted):
     """softmax(Q (l_k ⊙ K)ᵀ / √d) (l_v ⊙ V) and W_2 (l_ff ⊙ act(W_1 x)), with l_k, l_v, l_ff trained in every block.
 
-    It starts as the frozen model (all ones). As each vector stands beside a linear map it scales that map's weight,
-    which `torch.nn.utils.parametrize` does anew in every pass. On ViT-L/14 it has 147,456 parameters.
+    It starts as the frozen model (all ones). Each vector scales the weight of the linear map beside it, by
+    `torch.nn.utils.parametrize`, in every pass. On ViT-L/14 it has 147,456 parameters.
 
     Source: Liu et al., Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning
     (NeurIPS 2022), the equations of Section 3.3.

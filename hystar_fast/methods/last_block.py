@@ -11,7 +11,7 @@ from hystar_fast.models.backbones.tower import TowerBackbone
 
 
 class LastBlock(Adapted):
-    """Every parameter of the image tower's last block trains, and nothing else; it starts as the frozen model.
+    """Trains every parameter of the image tower's last block and nothing else; it starts as the frozen model.
 
     On ViT-L/14 it has 12,596,224 parameters.
     """

@@ -1,7 +1,7 @@
-"""LoRA on the image tower of a CLIP, at the size of another adapter.
+"""LoRA on the image tower of a CLIP, with about as many parameters as another adapter.
 
-Written with torch's parametrizations and not with peft, whose LoRA of nn.MultiheadAttention adds the update of the
-output projection twice (peft 0.21, huggingface/peft#3774), which would make the baseline worse than it is.
+It uses torch's parametrizations and not peft, whose LoRA of nn.MultiheadAttention adds the update of the output
+projection twice (peft 0.21, huggingface/peft#3774) and would make the baseline worse than it is.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hystar_fast.methods.frozen import Frozen
-from hystar_fast.models.backbones import Backbone
+from hystar_fast.methods.adapted import Adapted
+from hystar_fast.models.backbones.tower import TowerBackbone
 
 
 class LowRank(nn.Module):
@@ -30,7 +30,7 @@ class LowRank(nn.Module):
         return weight + self.b @ self.a
 
 
-class LoRA(Frozen):
+class LoRA(Adapted):
     """Low-rank updates of every attention and MLP matrix of an image tower's blocks; the rest is frozen.
 
     It starts as the frozen model.
@@ -38,53 +38,49 @@ class LoRA(Frozen):
     Args:
         backbone: is changed in place.
         criterion: loss of (query, target).
-        parameters: about how many parameters to train: the rank whose count is closest is taken.
+        parameters: how many parameters to train; the rank with the closest number is used.
         rank: the rank itself, instead of `parameters`.
 
     Raises:
-        ValueError: not exactly one of `parameters` and `rank`, or one that is not positive.
+        ValueError: `parameters` and `rank` are both given or both missing, or one of them is not positive.
     """
 
     name = "lora"
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: TowerBackbone,
         criterion: Callable[[Tensor, Tensor], Tensor],
         *,
         parameters: int | None = None,
         rank: int | None = None,
     ) -> None:
-        super().__init__(backbone, backbone.preprocess, backbone.tokenizer)
+        super().__init__(backbone, criterion)
         if (parameters is None) == (rank is None):
-            raise ValueError("lora needs parameters (how many to train) or rank, and not both")
+            raise ValueError(f"lora needs either parameters or rank, got parameters={parameters} and rank={rank}")
         for name, value in (("parameters", parameters), ("rank", rank)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        places = _matrices(backbone)
-        per_rank = sum(sum(getattr(module, name).shape) for module, name in places)
-        self.criterion = criterion
+        matrices = _matrices(backbone)
+        per_rank = sum(sum(getattr(module, name).shape) for module, name in matrices)
         self.rank: int = max(1, round(parameters / per_rank)) if parameters is not None else rank or 1
         self.settings = {"rank": self.rank}
         self._trained: list[nn.Parameter] = []
-        for module, name in places:
+        for module, name in matrices:
             update = LowRank(getattr(module, name), self.rank)
             parametrize.register_parametrization(module, name, update)
             self._trained += [update.a, update.b]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {"lora": self._trained}
-
-    def loss(self, query: Tensor, target: Tensor) -> Tensor:
-        return self.criterion(query, target)
+        return {self.name: self._trained}
 
 
-def _matrices(backbone: Backbone) -> list[tuple[nn.Module, str]]:
-    """Every attention and MLP matrix of the visual blocks, as (module, attribute)."""
-    places: list[tuple[nn.Module, str]] = []
+def _matrices(backbone: TowerBackbone) -> list[tuple[nn.Module, str]]:
+    """List every attention and MLP matrix of the visual blocks as (module, attribute)."""
+    found: list[tuple[nn.Module, str]] = []
     for module in (module for block in backbone.blocks for module in block.modules()):
         if isinstance(module, nn.Linear):
-            places.append((module, "weight"))
-        elif isinstance(getattr(module, "in_proj_weight", None), nn.Parameter):  # attention that packs its three
-            places.append((module, "in_proj_weight"))
-    return places
+            found.append((module, "weight"))
+        elif isinstance(getattr(module, "in_proj_weight", None), nn.Parameter):  # packed query, key and value
+            found.append((module, "in_proj_weight"))
+    return found

@@ -1,8 +1,8 @@
-"""The naive path of Hystar: every sample's weight is built, multiplied with bmm, and attention is spelled out.
+"""The naive path of Hystar, for benchmarks: it builds every sample's weight and multiplies with bmm.
 
-It computes what the model computes and exists to be measured: it follows the published implementation, which adds
-``U diag(delta_s_b) Vᵀ`` to a copy of the packed qkv weight for each sample b, builds the shared MLP weights anew at
-every call, and writes attention as two products around a softmax.
+It computes the same as the model and follows the published implementation: it adds ``U diag(delta_s_b) Vᵀ`` to a copy
+of the packed qkv weight for each sample b, rebuilds the shared MLP weights at every call, and computes attention as two
+products around a softmax.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hystar_fast.methods.hystar import HystarMethod
+from hystar_fast.methods.hystar_method import HystarMethod
 from hystar_fast.nn.attention import SVDAttention
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
 from hystar_fast.ref.style_nce import style_nce
@@ -26,6 +26,8 @@ _PARITY = 1e-3
 
 
 class _NaiveLinear(FastSVDLinear):
+    """A FastSVDLinear that builds the weight of every sample."""
+
     plain_weight: Tensor
 
     def forward(self, x: Tensor, delta_s: Tensor | None = None, *, index: Tensor | None = None) -> Tensor:
@@ -42,6 +44,8 @@ class _NaiveLinear(FastSVDLinear):
 
 
 class _NaiveAttention(SVDAttention):
+    """An SVDAttention without fused attention."""
+
     def forward(
         self,
         x: Tensor,
@@ -71,10 +75,10 @@ class NaiveLoss(HystarMethod):
 
 @contextmanager
 def naive_path(model: nn.Module) -> Iterator[None]:
-    """Within the block, every FastSVDLinear and SVDAttention of `model` runs the naive path on its own parameters.
+    """Run the naive path in every FastSVDLinear and SVDAttention of `model` within the `with` block.
 
     Raises:
-        ValueError: the model holds neither, or a layer with a truncated rank and a remainder.
+        ValueError: the model has no such layer, or one with a truncated rank and a remainder.
     """
     changed: list[tuple[nn.Module, type[nn.Module]]] = []
     try:
@@ -119,12 +123,12 @@ def measure_step(
 
     Args:
         model: its gradients are cleared before every step.
-        ours: computes the loss as trained.
-        naive: computes the same loss on the naive path; it runs within `naive_path(model)`.
+        ours: computes the training loss.
+        naive: computes the same loss; it is called within `naive_path(model)`.
         repeats: timed steps of each.
 
     Raises:
-        ArithmeticError: the two losses differ, so that a ratio would compare different things.
+        ArithmeticError: the two losses differ, so that the ratio would be meaningless.
     """
     seconds: dict[str, list[float]] = {"ours": [], "naive": []}
     losses: dict[str, float] = {}

@@ -12,7 +12,7 @@ from hystar_fast.models.backbones.tower import Affine, TowerBackbone
 
 
 class _ScaledAndShifted(nn.Module):
-    """A bias [out] rescaled with its weight, and shifted."""
+    """Scales a bias [out] as its weight, and shifts it."""
 
     def __init__(self, scale: nn.Parameter) -> None:
         super().__init__()
@@ -26,11 +26,11 @@ class _ScaledAndShifted(nn.Module):
 class SSF(Adapted):
     """y = γ ⊙ x + β after the patch embedding and every layer norm and linear map of the image tower.
 
-    A head that pools tokens and the projection into the space of the texts are not among them.
+    A pooling head and the projection into the text space are excluded.
 
-    As each operation is affine in its weight and bias, γ and β are folded into them, as the paper does for
-    inference. It starts as the frozen model: γ is one and β zero (the public code draws both with a deviation of 0.02
-    around that). On ViT-L/14 it has 546,816 parameters.
+    Each operation is affine in its weight and bias, so γ and β are folded into them, as the paper does for inference.
+    It starts as the frozen model: γ is one and β zero (the public code adds noise with a deviation of 0.02). On
+    ViT-L/14 it has 546,816 parameters.
 
     Source: Lian et al., Scaling & Shifting Your Features (NeurIPS 2022), Section 3.2.
     """

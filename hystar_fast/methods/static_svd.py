@@ -1,4 +1,4 @@
-"""Static spectral fine-tuning: one trained number a singular value, in every matrix of every block."""
+"""Static spectral fine-tuning: one trained offset for each singular value of every matrix of every block."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from hystar_fast.nn.inject import inject
 class StaticSVD(Adapted):
     """W = U (Σ + M) Vᵀ with M diagonal and trained, for the packed qkv, the output projection and both MLP matrices.
 
-    This is SVFT's plain variant, and what Hystar is without style: its "static" group everywhere instead of in the
-    MLPs alone (`StaticOnly` is Table 4's row with the MLPs alone). It starts as the frozen model. On ViT-L/14 it has
-    98,304 parameters.
+    This is SVFT's plain variant: Hystar's static offsets in every matrix instead of in the MLPs only (`StaticOnly`).
+    It starts as the frozen model. On ViT-L/14 it has 98,304 parameters.
 
     Source: Lingam et al., SVFT: Parameter-Efficient Fine-Tuning with Singular Vectors (NeurIPS 2024), Section 3, the
     variant SVFT^P.

@@ -124,7 +124,7 @@ class StylePrompted(nn.Module):
         return self.backbone.encode_text(tokens)
 
 
-def size_of_the_public_code(model: StylePrompted) -> int:
+def published_size(model: StylePrompted) -> int:
     """How many parameters the public code holds beside CLIP, with those that compute nothing: what Table 5 counts.
 
     A second embedding and map, learned tokens in place of the centres (which are a file there), and all of VGG-19's
@@ -160,7 +160,7 @@ class StylePrompts(Adapted):
     """
 
     name = "freestyle"
-    begins_with_its_first_batch = True
+    initialises_from_first_batch = True
 
     def __init__(
         self,

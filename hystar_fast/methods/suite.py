@@ -1,4 +1,4 @@
-"""The methods of the demo by name, all from one description of the backbone."""
+"""Build the compared methods by name, all from one configuration of the backbone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from hystar_fast.methods.baselines import BASELINES
 from hystar_fast.methods.frozen import Frozen
 from hystar_fast.methods.hog import HOG
-from hystar_fast.methods.hystar import HystarMethod, criterion
+from hystar_fast.methods.hystar_method import HystarMethod, create_criterion
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.lora import LoRA
 from hystar_fast.methods.pixels import Pixels
@@ -21,22 +21,27 @@ from hystar_fast.models.checkpoint import fingerprint
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
 
-FLOORS = ("pixels", "hog")
-TRAINED = ("static", "lora", "hystar")
-UNTRAINED = (*FLOORS, "frozen")
-METHODS = (*UNTRAINED, *TRAINED)
+UNTRAINED = ("pixels", "hog", "frozen")
+DEMO_TRAINED = ("static", "lora", "hystar")
+DEMO_METHODS = (*UNTRAINED, *DEMO_TRAINED)
+METHODS = (*UNTRAINED, *BASELINES, *DEMO_TRAINED)
+
+
+def tiny_config(pretrained: str | None = "packaged") -> HystarConfig:
+    """Return the Hystar of the demo: the tiny backbone, and its own frozen embedding as the style."""
+    return HystarConfig(backbone="tiny", pretrained=pretrained, style="clip", blocks=None)
 
 
 def create_hystar(config: HystarConfig, *, seed: int = 0) -> HystarMethod:
-    """Build Hystar with its hypernetworks drawn from `seed`."""
+    """Build Hystar with hypernetworks initialised from `seed`."""
     torch.manual_seed(seed)
     return HystarMethod(Hystar(config))
 
 
 def hystar_size(config: HystarConfig) -> int:
-    """How many parameters the Hystar of a configuration trains, which LoRA beside it gets too.
+    """Count the trainable parameters of the Hystar of a configuration; LoRA gets as many.
 
-    It is counted on the meta device: no weight is read, and none is factored.
+    The model is built on the meta device: no weight is read or factored.
     """
     extractor = config.style_pretrained if config.style == "dinov2" else None
     with torch.device("meta"):
@@ -55,29 +60,30 @@ def create_method(
     """Build one method.
 
     Args:
-        name: one of `METHODS` or `BASELINES`.
-        config: the Hystar it is, or is compared with: the backbone, the loss, the style.
-        seed: of what is drawn at random (hypernetworks, LoRA, prompts).
+        name: one of `METHODS`.
+        config: of the Hystar it is, or is compared with: backbone, loss and style.
+        seed: for random initialisation (hypernetworks, LoRA, prompts).
         parameters: for "lora", how many parameters to train; by default as many as Hystar.
-        settings: what a method of this name says it was built with (`Method.settings`), instead of its defaults.
+        settings: what a saved method of this name was built with (`Method.settings`), instead of the defaults.
 
     Raises:
-        ValueError: an unknown name, or a backbone that cannot be had or adapted.
+        ValueError: an unknown name, or a backbone that cannot be loaded or adapted.
         TypeError: `settings` that this method does not have.
     """
+    if name not in METHODS:
+        raise ValueError(f"name must be one of {METHODS}, got {name!r}")
     if name == "lora" and parameters is None and not settings:
         parameters = hystar_size(config)
     torch.manual_seed(seed)
-    if name == "pixels":
-        return Pixels()
-    if name == "hog":
-        return HOG()
-    if name == "hystar":
-        return create_hystar(config, seed=seed)
-    if name == "static":
-        return StaticOnly(config)
-    if name not in ("frozen", "lora", *BASELINES):
-        raise ValueError(f"name must be one of {(*METHODS, *BASELINES)}, got {name!r}")
+    match name:
+        case "pixels":
+            return Pixels()
+        case "hog":
+            return HOG()
+        case "hystar":
+            return create_hystar(config, seed=seed)
+        case "static":
+            return StaticOnly(config)
     backbone = create_backbone(config)
     fingerprints = {"backbone": fingerprint(backbone.state_dict().items())}
     method = _adapted(name, backbone, config, parameters, settings or {})
@@ -89,10 +95,9 @@ def _adapted(
     name: str, backbone: TowerBackbone, config: HystarConfig, parameters: int | None, settings: Mapping[str, int]
 ) -> Frozen:
     if name == "frozen":
-        return Frozen(backbone, backbone.preprocess, backbone.tokenizer)
-    if name in BASELINES:
-        weights = {"vgg": config.style_pretrained} if name == "freestyle" and config.style == "vgg" else {}
-        return BASELINES[name](backbone, criterion(config), **weights, **settings)
-    if settings:
-        return LoRA(backbone, criterion(config), **settings)
-    return LoRA(backbone, criterion(config), parameters=parameters)
+        return Frozen(backbone)
+    if name == "lora":
+        size: Mapping[str, int | None] = settings or {"parameters": parameters}
+        return LoRA(backbone, create_criterion(config), **size)
+    weights = {"vgg": config.style_pretrained} if name == "freestyle" and config.style == "vgg" else {}
+    return BASELINES[name](backbone, create_criterion(config), **weights, **settings)

@@ -1,4 +1,4 @@
-"""Visual prompt tuning: tokens of its own in front of every block."""
+"""Visual prompt tuning: trained tokens in front of every block."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from hystar_fast.methods.adapted import Adapted
 from hystar_fast.models.backbones.tower import TowerBackbone
 
-# The paper compared does not say how many; Table 5 (0.2 % more parameters on ViT-L/14) allows 27 to 43.
+# Hystar's paper does not give the number; its Table 5 (0.2 % more parameters on ViT-L/14) allows 27 to 43.
 PROMPTS = 32
 
 
 class Prompted(nn.Module):
-    """A CLIP whose image tower gets `prompts` more tokens at every block.
+    """A CLIP with `prompts` more tokens at every block of its image tower.
 
     Args:
         backbone: the frozen CLIP.
@@ -32,13 +32,13 @@ class Prompted(nn.Module):
         nn.init.uniform_(self.prompts, -bound, bound)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """images [B, 3, H, W] -> [B, D], not normalised."""
+        """Embed images [B, 3, H, W] as [B, D], not normalised."""
         backbone = self.backbone
         backbone.check_images(images)
         visual, tower, count = backbone.visual, backbone.tower, self.prompts.shape[1]
         leading = backbone.leading_tokens[1]
         x = tower.embed(visual, images)
-        # What a block makes of its prompts is dropped, and the next block gets its own.
+        # The outputs at the prompts are dropped; every block has its own prompts.
         first, rest = x[:, :leading], x[:, leading:]
         for block, prompts in zip(backbone.blocks, self.prompts, strict=True):
             x = torch.cat([first, prompts.expand(len(x), -1, -1).to(x.dtype), rest], dim=1)
@@ -47,18 +47,18 @@ class Prompted(nn.Module):
         return tower.pool(visual, torch.cat([first, rest], dim=1))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """tokens [B, L] -> [B, D], by the untouched tower."""
+        """Embed tokens [B, L] as [B, D] with the unchanged text tower."""
         return self.backbone.encode_text(tokens)
 
 
 class VPT(Adapted):
     """VPT-Deep: [x_i, _, E_i] = L_i([x_{i-1}, P_{i-1}, E_{i-1}]) with prompts P trained for every block.
 
-    It does not start as the frozen model: its prompts are drawn uniformly, by the size of a patch and the width, and
-    take part in attention from the first step. On ViT-L/14 32 prompts a block are 786,432 parameters.
+    It does not start as the frozen model: prompts are drawn uniformly, with a bound from the patch size and the width,
+    and take part in attention from the first step. On ViT-L/14, 32 prompts a block are 786,432 parameters.
 
     Args:
-        backbone: is used in place.
+        backbone: is changed in place.
         criterion: loss of (query, target).
         prompts: tokens a block.
 

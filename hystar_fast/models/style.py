@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hystar_fast.data.images import Normalise
 from hystar_fast.models.backbones.base import Backbone
 from hystar_fast.models.config import HystarConfig, resolve_blocks
 from hystar_fast.models.dino import load_dino
@@ -186,11 +187,11 @@ def _create_vgg(pretrained: str | None, renormalise: Tensor | None) -> VggStyle:
 
 def _to_imagenet(backbone: Backbone) -> Tensor:
     """[2, 3, 1, 1]: factor and shift from the backbone's normalisation to ImageNet's."""
-    if not backbone.image_mean:
+    if not isinstance(backbone.normalise, Normalise):
         raise ValueError(
             'style_normalization="own" needs the statistics of the backbone\'s preprocessing, '
             "and this backbone came without an image processor"
         )
-    mean, std = torch.tensor(backbone.image_mean), torch.tensor(backbone.image_std)
+    mean, std = torch.tensor(backbone.normalise.mean), torch.tensor(backbone.normalise.std)
     own_mean, own_std = torch.tensor(_IMAGENET_MEAN), torch.tensor(_IMAGENET_STD)
     return torch.stack([std / own_std, (mean - own_mean) / own_std])[:, :, None, None]

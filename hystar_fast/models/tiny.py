@@ -1,29 +1,30 @@
 """The tiny backbone: a CLIP of 64-pixel drawings, small enough to ship and to adapt in minutes on a laptop.
 
-It is an ordinary `open_clip.CLIP` (ViT of width 192, 6 blocks, patch 8; a 2-layer text tower), so whatever works on
-it works on the published CLIPs. Its weights, tokenizer and card are in ``hystar_fast/models/assets``; the recipe is
-``python -m hystar_fast.train.pretrain``.
+It is an ordinary `open_clip.CLIP` (ViT of width 192, 6 blocks, patch 8; a 2-layer text tower). Its weights, tokenizer
+and card are in ``hystar_fast/models/assets``; the recipe is ``python -m hystar_fast.train.pretrain``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
 import open_clip
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
+
+from hystar_fast.data.images import Normalise, ResizeTo
 
 IMAGE_SIZE = 64
 CONTEXT_LENGTH = 16
 VOCABULARY = 4096
 PACKAGED = "packaged"
+RESIZE = ResizeTo((IMAGE_SIZE, IMAGE_SIZE), "crop", "bilinear")
+NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def _asset(name: str) -> Path:
@@ -31,7 +32,7 @@ def _asset(name: str) -> Path:
 
 
 class TinyTokenizer:
-    """Byte-pair encoding of captions: int64 [n, 16], padded with 0, closed by the largest id as open_clip expects.
+    """Byte-pair encoding of captions: int64 [n, 16], padded with 0; the largest id ends a text, as in open_clip.
 
     Example:
         >>> TinyTokenizer()(["dog face", "red heart"]).shape
@@ -53,24 +54,9 @@ class TinyTokenizer:
         return tokens
 
 
-def normalise(images: Tensor) -> Tensor:
-    """uint8 [..., 3, H, W] to the float32 in [-1, 1] that the tiny backbone takes."""
-    return images.float().div_(127.5).sub_(1)
-
-
-def preprocess(image: Image.Image) -> Tensor:
-    """A PIL image of any size and mode to float32 [3, 64, 64]; transparency becomes white, the short side is fitted."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    pixels = TF.pil_to_tensor(image.convert("RGB"))
-    if pixels.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
-        pixels = TF.center_crop(TF.resize(pixels, [IMAGE_SIZE], antialias=True), [IMAGE_SIZE, IMAGE_SIZE])
-    return normalise(pixels)
-
-
 def create_tiny(
     pretrained: str | Path | None = PACKAGED, *, tokenizer: TinyTokenizer | None = None
-) -> tuple[open_clip.CLIP, Callable[[Image.Image], Tensor], TinyTokenizer]:
+) -> tuple[open_clip.CLIP, TinyTokenizer]:
     """Build the tiny backbone.
 
     Args:
@@ -78,7 +64,7 @@ def create_tiny(
         tokenizer: used instead of the shipped one.
 
     Returns:
-        The model in eval mode, the image preprocessing and the tokenizer.
+        The model in eval mode and the tokenizer; `RESIZE` and `NORMALISE` make its input of a picture.
 
     Raises:
         ValueError: `pretrained` names no file.
@@ -96,4 +82,4 @@ def create_tiny(
             model.load_state_dict({name: value.float() for name, value in load_file(path).items()})
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(f"pretrained {str(path)!r} does not hold the tiny backbone: {error}") from error
-    return model.eval(), preprocess, tokenizer or TinyTokenizer()
+    return model.eval(), tokenizer or TinyTokenizer()

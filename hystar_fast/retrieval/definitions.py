@@ -2,7 +2,7 @@
 
 The literature writes "mAP@200" and "Prec@100" for several different numbers, so a name without its definition is
 refused here. P is the number of relevant items of a query, M the size of the gallery, and tp_k the relevant items
-among the first k; `rank_i` is the rank of the i-th relevant item (:mod:`hystar_fast.retrieval.ranked`).
+among the first k; `rank_i` is the rank of the i-th relevant item (:mod:`hystar_fast.retrieval.relevant_ranks`).
 
 | name | definition | where it is found |
 |---|---|---|
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from hystar_fast.retrieval.metrics import Interval, bootstrap_mean
-from hystar_fast.retrieval.ranked import relevant_ranks
+from hystar_fast.retrieval.relevant_ranks import relevant_ranks
 
 DENOMINATORS = {"mAP": ("positives", "capped", "found"), "Prec": ("k", "gallery", "positives")}
 _NAME = re.compile(r"(R|mAP|Prec)@(all|\d+)(?::([a-z]+))?(:interpolated)?")

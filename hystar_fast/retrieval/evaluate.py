@@ -1,106 +1,309 @@
-"""Evaluation over the full gallery: ranks by query style, recalls with intervals, and differences between methods."""
+"""Evaluate a method on a data set: every kind of query against the gallery, under one named protocol."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, MutableMapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from hystar_fast.data.image_set import ImageSet, Record, Skipped
 from hystar_fast.methods.interface import Method
-from hystar_fast.retrieval.embed import embed_images, embed_texts
-from hystar_fast.retrieval.metrics import Interval, bootstrap_mean, target_ranks
-from hystar_fast.retrieval.protocol import GALLERY_STYLE, HARD_STYLES, QUERY_STYLES, StyledConcepts
+from hystar_fast.retrieval.batch24 import BATCH, CUTOFFS, LABEL, batch24_ranks
+from hystar_fast.retrieval.definitions import Measured, Metric, measure
+from hystar_fast.retrieval.embed import Embedded, embed_records, embed_texts
+from hystar_fast.retrieval.joint import COMBINATIONS, joint_ranks
+from hystar_fast.retrieval.metrics import Interval, bootstrap_mean
+from hystar_fast.retrieval.ranks import QueryIds, Ranks
+from hystar_fast.retrieval.zero_shot import class_embeddings, numbered
+
+TASKS = ("instance", "category", "classify")
+PROTOCOLS = {"full": "full: ranked over the whole gallery", "batch24": LABEL}
+DEFAULT_METRICS = tuple(Metric.parse(name) for name in ("R@1", "R@5"))
+TEXT, JOINT = "text", "joint"
+_JOINT_NAMES = {"similarity": "max", "softmax": "softmax"}
+
+
+@dataclass(frozen=True)
+class KindResult:
+    """Results of one kind of query.
+
+    Attributes:
+        kind: the style, "text", or the style and text together.
+        n: queries with a relevant item in the gallery; means are over these.
+        unanswerable: queries without one, excluded.
+        values: name of the metric -> its mean with a 95 % interval; None if no query has a relevant item.
+        ranks: int64 [n], the rank of the best relevant item; 0 is the first.
+        queries: the records of these n queries; for text, the records of the captions.
+    """
+
+    kind: str
+    n: int
+    unanswerable: int
+    values: dict[str, Interval | None]
+    ranks: Tensor
+    queries: tuple[Record, ...]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one method did on one gallery.
+    """Results of a method on a data set.
 
     Attributes:
-        gallery: [n, D] embeddings of the gallery, row i being concept i.
-        rows: style -> the concepts (= gallery rows) that were asked for.
-        queries: style -> [len(rows), D] embeddings.
-        ranks: style -> the rank of the right item for every query, 0 being the first.
-        unseen: bool [n], concepts of unseen subgroups.
+        images: the data set.
+        task: one of `TASKS`.
+        protocol: the label of the protocol, to be printed with every figure.
+        gallery: what the gallery holds, and how many: ("photo", 12_500), ("class names", 345); in batches: 24.
+        kinds: one result for each kind of query.
+        skipped: pictures that could not be read, and what the loader left out.
     """
 
-    gallery: Tensor
-    rows: dict[str, Tensor]
-    queries: dict[str, Tensor]
-    ranks: dict[str, Tensor]
-    unseen: Tensor
+    images: ImageSet
+    task: str
+    protocol: str
+    gallery: tuple[str, int]
+    kinds: tuple[KindResult, ...]
+    skipped: tuple[Skipped, ...]
 
-    def recall(self, style: str, k: int, *, unseen_only: bool = False) -> Interval | None:
-        """R@k of one style with its interval; None if the method did not answer that style."""
-        return self.mean_recall([style], k, unseen_only=unseen_only)
-
-    def mean_recall(self, styles: Sequence[str], k: int, *, unseen_only: bool = False) -> Interval | None:
-        """The mean of R@k over `styles`, concepts being resampled for the interval; None if one is not answered."""
-        hits = self.hits(styles, k, unseen_only=unseen_only)
-        return None if hits is None else bootstrap_mean(hits)
-
-    def hits(self, styles: Sequence[str], k: int, *, unseen_only: bool = False) -> Tensor | None:
-        """[styles, concepts]: 1 where the right item was among the first k, 0 where not, nan where not asked."""
-        if any(style not in self.ranks for style in styles):
-            return None
-        table = torch.full((len(styles), len(self.gallery)), torch.nan)
-        for i, style in enumerate(styles):
-            table[i, self.rows[style]] = (self.ranks[style] < k).float()
-        return table[:, self.unseen] if unseen_only else table
+    @property
+    def ranks(self) -> Ranks:
+        """The ranks of every kind of query that has any, with query ids."""
+        kept = [found for found in self.kinds if found.n]
+        ids = QueryIds.of(self.images, {found.kind: found.queries for found in kept})
+        return Ranks(ids, {found.kind: found.ranks for found in kept})
 
 
 def evaluate(
     method: Method,
-    concepts: StyledConcepts,
+    images: ImageSet,
     *,
-    styles: Sequence[str] = QUERY_STYLES,
-    gallery: Tensor | None = None,
+    task: str | None = None,
+    protocol: str = "full",
+    metrics: Sequence[Metric] | None = None,
+    kinds: Collection[str] | None = None,
+    templates: Sequence[str] | None = None,
     batch_size: int = 128,
+    embedded: MutableMapping[str, Embedded] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Evaluation:
-    """Rank the whole gallery for every query of every style.
+    """Embed a data set and measure every kind of query.
 
     Args:
-        method: the system; styles it cannot take (text for the floors) are left out.
-        concepts: the held-out concepts with their drawings.
-        styles: the query styles.
-        gallery: embeddings of the gallery that another evaluation of the same method and concepts has made.
+        method: the system.
+        images: the data set.
+        task: "instance" (relevant: the query's own picture and its copies), "category" (relevant: pictures of the same
+            category; Table 2), or "classify" (the gallery is the names of the categories; Table 3). By default
+            "instance" if the data set has instances, else "category".
+        protocol: "full", or "batch24" (instances only).
+        metrics: definitions, see :mod:`hystar_fast.retrieval.definitions`; by default `DEFAULT_METRICS`. "batch24" has
+            its own cut-offs and takes none.
+        kinds: the kinds of query: query styles, "text" (captions alone) and "joint" (captions with pictures). By
+            default all that the data set and the method have.
+        templates: sentences for class names, each with one ``{}``, for "classify"; by default the data set's.
         batch_size: images a forward pass.
-        progress: called with the number of images done after every batch.
-    """
-    if gallery is None:
-        gallery = embed_images(method, concepts.images[GALLERY_STYLE], batch_size=batch_size, progress=progress)
-    rows: dict[str, Tensor] = {}
-    queries: dict[str, Tensor] = {}
-    for style in styles:
-        asked = concepts.rows(style)
-        if style == "text":
-            embedded = embed_texts(method, concepts.texts)
-            if embedded is None:
-                continue
-        else:
-            embedded = embed_images(method, concepts.images[style][asked], batch_size=batch_size, progress=progress)
-        rows[style], queries[style] = asked, embedded
-    ranks = {style: target_ranks(queries[style], gallery, rows[style]) for style in rows}
-    return Evaluation(gallery, rows, queries, ranks, concepts.unseen)
-
-
-def difference(ours: Evaluation, other: Evaluation, styles: Sequence[str] = HARD_STYLES, k: int = 1) -> Interval | None:
-    """The paired difference of the mean R@k of two methods on the same queries, with its 95 % interval.
+        embedded: style -> embeddings. Styles in it are not embedded again; new embeddings are added to it.
+        progress: called with the number of pictures after every batch.
 
     Raises:
-        ValueError: the two were not evaluated on the same queries.
+        ValueError: an unknown task, protocol or kind, one that the data set or the method does not have, metrics for
+            "batch24", or a gallery without a readable picture.
     """
-    a, b = ours.hits(styles, k), other.hits(styles, k)
-    if a is None or b is None:
-        return None
-    if a.shape != b.shape or not torch.equal(a.isnan(), b.isnan()):
-        raise ValueError("ours and other must be evaluated on the same queries, got different ones")
-    return bootstrap_mean(a - b)
+    chosen = task or ("instance" if images.has_instances else "category")
+    _check(chosen, protocol, metrics, kinds, images)
+    metrics = DEFAULT_METRICS if metrics is None else metrics
+    run = _Run(method, images, kinds, batch_size, {} if embedded is None else embedded, progress, [])
+    if chosen == "classify":
+        results, gallery = run.classify(metrics, images.templates if templates is None else templates)
+    else:
+        answers = run.embed(images.gallery_style)
+        if not answers.records:
+            raise ValueError(f"the gallery {images.gallery_style!r} of {images.name} has no picture that can be read")
+        gallery = (images.gallery_style, BATCH if protocol == "batch24" else len(answers.records))
+        if chosen == "category":
+            results = run.categories(answers, metrics)
+        else:
+            results = run.instances(answers, None if protocol == "batch24" else metrics)
+    skipped = (*images.skipped, *run.skipped)
+    return Evaluation(images, chosen, PROTOCOLS[protocol], gallery, tuple(results), skipped)
 
 
-def images_to_embed(concepts: StyledConcepts, styles: Sequence[str] = QUERY_STYLES) -> int:
-    """How many images `evaluate` encodes, for a progress bar."""
-    return len(concepts) + sum(len(concepts.rows(style)) for style in styles if style != "text")
+def _check(
+    task: str, protocol: str, metrics: Sequence[Metric] | None, kinds: Collection[str] | None, images: ImageSet
+) -> None:
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {TASKS}, got {task!r}")
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol must be one of {(*PROTOCOLS,)}, got {protocol!r}")
+    if protocol == "batch24" and task != "instance":
+        raise ValueError(f"protocol 'batch24' is defined for task 'instance' only, got task {task!r}")
+    if protocol == "batch24" and metrics is not None:
+        given = ", ".join(map(str, metrics))
+        own = " and ".join(CUTOFFS)
+        raise ValueError(f"metrics must be left out with protocol 'batch24', which has its own, {own}; got {given}")
+    known = (*images.query_styles, TEXT, JOINT)
+    unknown = [kind for kind in kinds or () if kind not in known]
+    if unknown:
+        raise ValueError(f"kinds must be some of {known} of {images.name}, got {unknown[0]!r}")
+    has = {"instances": images.has_instances, "categories": images.has_categories}
+    needed = "instances" if task == "instance" else "categories"
+    if not has[needed]:
+        other = "categories" if needed == "instances" else "instances"
+        tasks = "task 'category' or 'classify'" if other == "categories" else "task 'instance'"
+        there = f"{other}, for {tasks}" if has[other] else f"no {other} either"
+        raise ValueError(f"task {task!r} needs {needed}, and {images.name} has none; it has {there}")
+
+
+@dataclass(frozen=True)
+class _Instances:
+    """A gallery of instances.
+
+    Attributes:
+        gallery: its embeddings.
+        position: instance -> its first position in the gallery.
+        numbers: int64 [M], the same for all pictures of one instance, each of which is relevant.
+    """
+
+    gallery: Embedded
+    position: dict[str, int]
+    numbers: Tensor
+
+    @classmethod
+    def of(cls, gallery: Embedded) -> _Instances:
+        position: dict[str, int] = {}
+        for i, record in enumerate(gallery.records):
+            if record.instance is not None:
+                position.setdefault(record.instance, i)
+        return cls(gallery, position, _numbers([record.instance for record in gallery.records]))
+
+    def check_single(self, what: str) -> None:
+        """Raise ValueError if an instance has several pictures in the gallery."""
+        for i, record in enumerate(self.gallery.records):
+            if record.instance is not None and self.position[record.instance] != i:
+                first = self.gallery.records[self.position[record.instance]].path
+                raise ValueError(
+                    f"{what} needs one picture an instance in the gallery, but {first} and {record.path} are one"
+                )
+
+
+@dataclass(frozen=True)
+class _Run:
+    method: Method
+    images: ImageSet
+    kinds: Collection[str] | None
+    batch_size: int
+    embedded: MutableMapping[str, Embedded]
+    progress: Callable[[int], object] | None
+    skipped: list[Skipped]
+
+    def embed(self, style: str) -> Embedded:
+        if style not in self.embedded:
+            records = self.images.of_style(style)
+            self.embedded[style] = embed_records(
+                self.method, self.images, records, self.skipped, batch_size=self.batch_size, progress=self.progress
+            )
+        return self.embedded[style]
+
+    def wants(self, kind: str) -> bool:
+        return self.kinds is None or kind in self.kinds
+
+    def query_styles(self) -> list[str]:
+        return [style for style in self.images.query_styles if self.wants(style)]
+
+    def categories(self, gallery: Embedded, metrics: Sequence[Metric]) -> list[KindResult]:
+        results = []
+        for style in self.query_styles():
+            queries = self.embed(style)
+            numbers = _numbers([record.category for record in (*gallery.records, *queries.records)])
+            items, wanted = numbers[: len(gallery.records)], numbers[len(gallery.records) :]
+            measured = measure(_vectors(queries, gallery), gallery.vectors, wanted, items, metrics)
+            results.append(_result(style, measured, queries.records))
+        return results
+
+    def classify(self, metrics: Sequence[Metric], templates: Sequence[str]) -> tuple[list[KindResult], tuple[str, int]]:
+        names, _ = numbered([record.category for record in self.images.records if record.category is not None])
+        classes = class_embeddings(self.method, names, templates).float()
+        number = {name: i for i, name in enumerate(names)}
+        results = []
+        for style in (self.images.gallery_style, *self.query_styles()):
+            found = self.embed(style)
+            kept = [i for i, record in enumerate(found.records) if record.category is not None]
+            if kept:
+                records = tuple(found.records[i] for i in kept)
+                wanted = torch.tensor([number[str(record.category)] for record in records])
+                measured = measure(found.vectors[kept], classes, wanted, torch.arange(len(names)), metrics)
+                results.append(_result(style, measured, records))
+        return results, ("class names", len(names))
+
+    def instances(self, gallery: Embedded, metrics: Sequence[Metric] | None) -> list[KindResult]:
+        """Measure queries for one picture, of which the gallery may hold copies; `metrics` None means batch24."""
+        answers = _Instances.of(gallery)
+        if metrics is None:
+            answers.check_single("protocol 'batch24'")
+        results = []
+        for style in self.query_styles():
+            queries = self.embed(style)
+            results.append(_instance_result(style, queries, None, answers, metrics))
+            captioned = [i for i, record in enumerate(queries.records) if record.caption and self.wants(JOINT)]
+            words = self._texts([queries.records[i] for i in captioned])
+            if words is not None:
+                answers.check_single("retrieval by picture and text together")
+                part = Embedded(tuple(queries.records[i] for i in captioned), queries.vectors[captioned])
+                for combine in COMBINATIONS:
+                    name = f"{style}+text, {_JOINT_NAMES[combine]}"
+                    results.append(_instance_result(name, part, (words.vectors, combine), answers, metrics))
+        words = self._texts([record for record in gallery.records if record.caption and self.wants(TEXT)])
+        if words is not None:
+            results.append(_instance_result(TEXT, words, None, answers, metrics))
+        return results
+
+    def _texts(self, records: Sequence[Record]) -> Embedded | None:
+        found = embed_texts(self.method, [str(record.caption) for record in records])
+        return None if found is None else Embedded(tuple(records), found.float())
+
+
+def _instance_result(
+    name: str,
+    queries: Embedded,
+    text: tuple[Tensor, str] | None,
+    answers: _Instances,
+    metrics: Sequence[Metric] | None,
+) -> KindResult:
+    """Measure queries for one instance each; `text` holds the embeddings of their captions and how to combine them."""
+    gallery, position = answers.gallery, answers.position
+    kept = [i for i, record in enumerate(queries.records) if record.instance in position]
+    targets = torch.tensor([position[str(queries.records[i].instance)] for i in kept], dtype=torch.int64)
+    vectors = _vectors(queries, gallery)[kept]
+    words, combine = (None, "similarity") if text is None else (text[0][kept], text[1])
+    missing = len(queries.records) - len(kept)
+    records = tuple(queries.records[i] for i in kept)
+    if metrics is None:
+        ranks = batch24_ranks(vectors, gallery.vectors, targets, text=words, combine=combine)
+        values = {label: bootstrap_mean((ranks < k).double()) for label, k in CUTOFFS.items()}
+        return KindResult(name, len(ranks), missing, dict(values), ranks, records[: len(ranks)])
+    if words is None:
+        numbers = answers.numbers
+        measured = measure(vectors, gallery.vectors, numbers[targets], numbers, metrics)
+    else:
+        ranks = joint_ranks(vectors, words, gallery.vectors, targets, combine=combine)[:, None] + 1
+        ones = torch.ones(len(ranks), dtype=torch.int64)
+        values_of = {m: m.values(ranks, ones, len(gallery.records)) for m in metrics}
+        measured = Measured(values_of, len(gallery.records), ranks[:, 0])
+    return replace(_result(name, measured, records), unanswerable=missing)
+
+
+def _result(kind: str, measured: Measured, records: Sequence[Record]) -> KindResult:
+    answered = measured.first > 0
+    values = {str(metric): measured.interval(metric) for metric in measured.values}
+    queries = tuple(record for record, kept in zip(records, answered.tolist(), strict=True) if kept)
+    return KindResult(kind, len(queries), measured.unanswerable, values, measured.first[answered] - 1, queries)
+
+
+def _vectors(queries: Embedded, gallery: Embedded) -> Tensor:
+    """Return the queries' vectors, with the gallery's width even if no query could be read."""
+    return queries.vectors if queries.records else gallery.vectors[:0]
+
+
+def _numbers(names: Sequence[str | None]) -> Tensor:
+    """Return the number of each name; None is a name of its own and matches nothing."""
+    return numbered([f"{i}\0" if name is None else f"={name}" for i, name in enumerate(names)])[1]

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: what trains, the optimiser and how far it is, so that the run can go on where it stopped.
+"""Checkpoints of a run: the trained parameters, the optimiser and the progress, so that the run can be resumed.
 
-A checkpoint is written beside its place, flushed to the disk and moved there whole, so a process killed at any moment
-leaves the old one or the new one.
+A checkpoint is written to a temporary file, flushed to the disk and renamed, so a process killed at any moment leaves
+either the old file or the new one.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _FORMAT = 2
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
         step: steps done.
-        losses: the loss of each.
-        best: the largest score on the validation split, and the step it was reached at; None before the first.
+        losses: the loss of each step.
+        best: the best validation score and its step; None before the first validation.
         best_interval: the ends of its 95 % interval.
-        log_size: bytes of the metrics log that belong to these steps.
-        skipped: pictures that could not be read, and why.
-        settings: what the run was told, so that another run does not go on from it by mistake.
+        log_size: bytes of the metrics log up to this step.
+        skipped: path -> reason of pictures that could not be read.
+        settings: of the run, so that another run does not continue from it by mistake.
     """
 
     step: int = 0
@@ -50,10 +50,10 @@ def save_checkpoint(path: str | Path, method: Method, optimizer: optim.Optimizer
 
 
 def load_checkpoint(path: str | Path, method: Method, optimizer: optim.Optimizer) -> Progress:
-    """Put a checkpoint's parameters and optimiser state back; returns how far the run was.
+    """Restore a checkpoint's parameters and optimiser state, and return the progress.
 
     Raises:
-        ValueError: the file is missing or damaged, or belongs to another method or to other shapes.
+        ValueError: the file is missing or damaged, or belongs to another method or other shapes.
     """
     saved = _restore(Path(path), method)
     optimizer.load_state_dict(saved["optimizer"])
@@ -77,7 +77,7 @@ def _restore(path: Path, method: Method) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint of any method.
+    """Read the content of a checkpoint of any method.
 
     Raises:
         ValueError: the file is missing, damaged or of another format.

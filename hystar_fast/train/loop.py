@@ -1,4 +1,4 @@
-"""The training loop: a batch of pairs a step, its gradients, and what is kept of the run."""
+"""The training loop: a batch of pairs each step, its gradients, validation, checkpoints and a log."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from typing import Any
 import torch
 from torch.optim import AdamW
 
+from hystar_fast.data.image_set import ImageSet
+from hystar_fast.methods.device import on_device
 from hystar_fast.methods.interface import Method
 from hystar_fast.nn.losses import PairLoss
-from hystar_fast.retrieval.protocol import StyledConcepts
 from hystar_fast.train.checkpoint import Progress, load_checkpoint, save_checkpoint
-from hystar_fast.train.log import MetricsLog
+from hystar_fast.train.metrics_log import MetricsLog
 from hystar_fast.train.optim import parameter_groups, rate_factor, set_rates
-from hystar_fast.train.pairs import PairImages, Pairs, PairSampler
+from hystar_fast.train.pairs import PairSampler, TrainingPairs
+from hystar_fast.train.processes import World
 from hystar_fast.train.recipe import Recipe
 from hystar_fast.train.step import Inputs, backward, prepare
-from hystar_fast.train.world import World
 
 
 @dataclass(frozen=True)
-class Keeping:
-    """What is kept of a run, and when the validation split is asked.
+class CheckpointPolicy:
+    """When a run is validated, checkpointed, logged and stopped.
 
     Attributes:
-        checkpoint: the file; None keeps none.
-        checkpoint_every: steps from one to the next; there is one after every validation and at the end, too.
-        resume: go on from `checkpoint` if it exists.
-        log: opens the metrics log, given the progress it goes on from.
-        validate: gives the score (larger is better) and other figures of the method as it is now.
-        validate_every: steps from one validation to the next; there is one at the end, too.
-        keep_best: called whenever the score is larger than ever before.
-        patience: ends the run after so many validations without a new best; 0 never does.
+        checkpoint: the checkpoint file; None writes none.
+        checkpoint_every: steps between checkpoints; one is also written after every validation and at the end.
+        resume: continue from `checkpoint` if it exists.
+        log: opens the metrics log, given the progress of the checkpoint.
+        validate: returns the score (larger is better) and other figures of the current method.
+        validate_every: steps between validations; there is also one at the end.
+        on_best: called whenever the score is the best so far.
+        patience: stop after so many validations without a new best; 0 never stops.
         settings: stored in the checkpoint.
     """
 
@@ -46,14 +47,14 @@ class Keeping:
     log: Callable[[Progress], MetricsLog] | None = None
     validate: Callable[[], tuple[float, dict[str, Any]]] | None = None
     validate_every: int = 0
-    keep_best: Callable[[], object] | None = None
+    on_best: Callable[[], object] | None = None
     patience: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
 
 
 def train(
     method: Method,
-    concepts: StyledConcepts,
+    images: ImageSet,
     recipe: Recipe,
     *,
     progress: Callable[[int, float], object] | None = None,
@@ -61,84 +62,84 @@ def train(
     checkpoint_every: int = 50,
     resume: bool = False,
 ) -> list[float]:
-    """Train a method on pairs of the concepts.
+    """Train a method on the pairs of a data set.
 
     Args:
-        method: what to train; it is left in evaluation mode.
-        concepts: training concepts.
+        method: is left in evaluation mode.
+        images: the training split.
         recipe: see `Recipe`.
         progress: called after every step with the number of steps done and the loss.
         checkpoint: file written every `checkpoint_every` steps and at the end.
-        resume: go on from `checkpoint` if it exists.
+        resume: continue from `checkpoint` if it exists.
 
     Returns:
         The loss of every step.
 
     Raises:
         ValueError: a recipe that does not fit the method or the data.
-        FloatingPointError: the loss is not finite any more.
+        FloatingPointError: the loss is no longer finite.
     """
-    keeping = Keeping(None if checkpoint is None else Path(checkpoint), checkpoint_every, resume)
-    return fit(
-        method, lambda: PairImages.of(method, concepts, recipe.styles), recipe, keeping, progress=progress
-    ).losses
+    policy = CheckpointPolicy(None if checkpoint is None else Path(checkpoint), checkpoint_every, resume)
+    pairs = TrainingPairs(images, recipe.styles, method.resize)
+    return fit(method, lambda: pairs, recipe, policy, progress=progress).losses
 
 
 def fit(
     method: Method,
-    pairs: Callable[[], Pairs],
+    open_pairs: Callable[[], TrainingPairs],
     recipe: Recipe,
-    keeping: Keeping,
+    policy: CheckpointPolicy,
     *,
     criterion: PairLoss | None = None,
     world: World | None = None,
     device: torch.device | None = None,
     progress: Callable[[int, float], object] | None = None,
 ) -> Progress:
-    """Train a method on pairs: what `train` does, on any data, with validation, a log and several processes.
+    """Train a method on pairs as `train` does, with validation, a log and several processes.
 
-    A step depends on the parameters, the optimiser's state, the seed and its number alone, so a run that is resumed
-    makes the steps it would have made.
+    A step depends only on the parameters, the optimiser's state, the seed and its number, so a resumed run makes the
+    same steps as an uninterrupted one.
 
     Args:
-        method: what to train, on `device`; it is left in evaluation mode.
-        pairs: opens the pairs, once what can be checked before has been.
+        method: on `device`; it is left in evaluation mode.
+        open_pairs: opens the training pairs; called after everything else has been checked.
         recipe: see `Recipe`.
-        keeping: see `Keeping`.
+        policy: see `CheckpointPolicy`.
         criterion: loss of (query, target, mask=None); by default the method's own.
         world: the processes; each has the same method, pairs and recipe. Process 0 writes and validates.
-        device: where the pictures go; by default they stay where they are loaded.
+        device: where the pictures go; by default they stay on the CPU.
         progress: called after every step with the number of steps done and the loss.
 
     Raises:
         ValueError: a recipe that does not fit the method or the data, or a checkpoint of another run.
-        FloatingPointError: the loss or a gradient is not finite any more.
+        FloatingPointError: the loss or a gradient is no longer finite.
     """
     world = world or World()
-    if method.begins_with_its_first_batch and (world.size > 1 or recipe.chunk_size):
+    if method.initialises_from_first_batch and (world.size > 1 or recipe.chunk_size):
         raise ValueError(
-            f"method {method.name!r} begins with its whole first batch: train it in one process and without chunk_size"
+            f"method {method.name!r} initialises from its whole first batch: train it in one process, chunk_size = 0"
         )
     groups = parameter_groups(method.parameter_groups(), recipe.learning_rates, recipe.weight_decay)
     if not groups:
         raise ValueError(f"method {method.name!r} has nothing to train")
     trainable = [p for group in groups for p in group["params"]]
     optimizer = AdamW(groups, fused=trainable[0].device.type in ("cpu", "cuda"))
-    state = Progress(settings=keeping.settings)
-    if keeping.resume and keeping.checkpoint is not None and keeping.checkpoint.exists():
-        state = load_checkpoint(keeping.checkpoint, method, optimizer)
-    world.spread(trainable)
-    data = pairs()
-    sampler = PairSampler(data, recipe.styles, recipe.batch_size, recipe.seed)
-    log = None if keeping.log is None or not world.writes else keeping.log(state)
+    state = Progress(settings=policy.settings)
+    if policy.resume and policy.checkpoint is not None and policy.checkpoint.exists():
+        state = load_checkpoint(policy.checkpoint, method, optimizer)
+    world.broadcast_parameters(trainable)
+    pairs = open_pairs()
+    sampler = PairSampler(pairs, recipe.batch_size, recipe.seed)
+    pairs.preload(method if device is None else on_device(method, device))
+    log = None if policy.log is None or not world.is_main else policy.log(state)
     method.train(True)
     batches = _batches(
-        lambda step: prepare(method, data, sampler.batch(step), recipe, step, world=world, device=device),
+        lambda step: prepare(method, pairs, sampler.batch(step), recipe, step, world=world, device=device),
         range(state.step, recipe.steps),
-        ahead=data.reads_files,
+        read_ahead=not pairs.is_preloaded,
     )
     try:
-        while state.step < recipe.steps and not _waited(state, keeping):
+        while state.step < recipe.steps and not _out_of_patience(state, policy):
             step = state.step
             inputs = next(batches)
             set_rates(optimizer, rate_factor(recipe.schedule, step, recipe.steps, recipe.warmup))
@@ -158,15 +159,15 @@ def fit(
             if log is not None:
                 rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
                 log.write(state.step, "train", {"loss": loss, "gradient_norm": norm, "learning_rate": rates})
-            validated = _validated(method, state, recipe, keeping, world, log)
-            if keeping.checkpoint is not None and (
-                validated or state.step % keeping.checkpoint_every == 0 or state.step == recipe.steps
+            validated = _validate_if_due(method, state, recipe, policy, world, log)
+            if policy.checkpoint is not None and (
+                validated or state.step % policy.checkpoint_every == 0 or state.step == recipe.steps
             ):
-                for skipped in world.collect(data.skipped):
+                for skipped in world.gather_objects(pairs.skipped):
                     state.skipped |= skipped
-                if world.writes:
-                    state.log_size = 0 if log is None else log.secure()
-                    save_checkpoint(keeping.checkpoint, method, optimizer, state)
+                if world.is_main:
+                    state.log_size = 0 if log is None else log.sync()
+                    save_checkpoint(policy.checkpoint, method, optimizer, state)
             if progress is not None:
                 progress(state.step, loss)
     finally:
@@ -174,14 +175,14 @@ def fit(
         if log is not None:
             log.close()
         method.train(False)
-    for skipped in world.collect(data.skipped):
+    for skipped in world.gather_objects(pairs.skipped):
         state.skipped |= skipped
     return state
 
 
-def _batches(make: Callable[[int], Inputs], steps: range, *, ahead: bool) -> Generator[Inputs]:
-    """The inputs of every step; `ahead` makes those of the next one in a thread while a step runs."""
-    if not ahead:
+def _batches(make: Callable[[int], Inputs], steps: range, *, read_ahead: bool) -> Generator[Inputs]:
+    """Yield the inputs of every step; with `read_ahead` a thread prepares the next inputs while a step runs."""
+    if not read_ahead:
         yield from map(make, steps)
         return
     with ThreadPoolExecutor(1) as reader:
@@ -192,32 +193,32 @@ def _batches(make: Callable[[int], Inputs], steps: range, *, ahead: bool) -> Gen
             yield inputs
 
 
-def _validated(
-    method: Method, state: Progress, recipe: Recipe, keeping: Keeping, world: World, log: MetricsLog | None
+def _validate_if_due(
+    method: Method, state: Progress, recipe: Recipe, policy: CheckpointPolicy, world: World, log: MetricsLog | None
 ) -> bool:
-    """Ask the validation split if it is time to, and keep the method if it is the best so far."""
-    if keeping.validate is None:
+    """Validate the method if a validation is due, and save it if it is the best so far; return whether it was due."""
+    if policy.validate is None:
         return False
-    if state.step != recipe.steps and not (keeping.validate_every and state.step % keeping.validate_every == 0):
+    if state.step != recipe.steps and not (policy.validate_every and state.step % policy.validate_every == 0):
         return False
     score: float = 0.0
     figures: dict[str, Any] = {}
-    if world.writes:
-        score, figures = keeping.validate()
+    if world.is_main:
+        score, figures = policy.validate()
         if log is not None:
             log.write(state.step, "validation", {"score": score, **figures})
-    score = world.agree(score)
+    score = world.broadcast_object(score)
     if state.best is None or score > state.best[0]:
         state.best = (score, state.step)
         bounds = figures.get("interval")
         state.best_interval = None if bounds is None else (bounds["low"], bounds["high"])
-        if world.writes and keeping.keep_best is not None:
-            keeping.keep_best()
+        if world.is_main and policy.on_best is not None:
+            policy.on_best()
     method.train(True)
     return True
 
 
-def _waited(state: Progress, keeping: Keeping) -> bool:
-    if not keeping.patience or not keeping.validate_every or state.best is None:
+def _out_of_patience(state: Progress, policy: CheckpointPolicy) -> bool:
+    if not policy.patience or not policy.validate_every or state.best is None:
         return False
-    return (state.step - state.best[1]) // keeping.validate_every >= keeping.patience
+    return (state.step - state.best[1]) // policy.validate_every >= policy.patience

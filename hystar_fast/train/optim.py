@@ -1,4 +1,4 @@
-"""The optimiser: one group of parameters a learning rate, and the schedule of those rates."""
+"""Parameter groups for the optimiser, each with its learning rate, and the schedules of the rates."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SCHEDULES = ("cosine", "constant")
 def parameter_groups(
     parameters: Mapping[str, list[nn.Parameter]], learning_rates: Mapping[str, float], weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Groups for a torch optimiser: every named group with its own learning rate; biases and offsets do not decay.
+    """Return groups for a torch optimiser, each with its learning rate; biases and offsets have no weight decay.
 
     Args:
-        parameters: group -> parameters, as `Method.parameter_groups` gives them.
+        parameters: group -> parameters, from `Method.parameter_groups`.
         learning_rates: group -> peak learning rate; exactly the groups of `parameters`.
         weight_decay: for matrices; parameters of one dimension (biases, singular-value offsets) never decay.
 
@@ -42,14 +42,14 @@ def parameter_groups(
 
 
 def rate_factor(schedule: str, step: int, steps: int, warmup: int) -> float:
-    """The share of the peak rate at a step counted from 0: "constant" stays at the peak after its linear warm-up."""
+    """Return the share of the peak rate at a step, from 0: "constant" stays at the peak after its linear warm-up."""
     if schedule == "cosine":
         return cosine_factor(step, steps, warmup)
     return min(1.0, (step + 1) / max(1, warmup))
 
 
 def cosine_factor(step: int, steps: int, warmup: int) -> float:
-    """The share of the peak rate at a step counted from 0: linear warm-up, then a half cosine down towards zero.
+    """Return the share of the peak rate at a step, from 0: linear warm-up, then a half cosine towards zero.
 
     Example:
         >>> [round(cosine_factor(s, 10, 2), 2) for s in (0, 1, 2, 6, 9)]
@@ -61,6 +61,6 @@ def cosine_factor(step: int, steps: int, warmup: int) -> float:
 
 
 def set_rates(optimizer: optim.Optimizer, factor: float) -> None:
-    """Give every group `factor` times its peak rate."""
+    """Set the rate of every group to `factor` times its peak rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor

@@ -1,17 +1,16 @@
-"""How a method is trained: everything the loop is told."""
+"""The recipe of a training run: steps, rates, schedule, augmentation and precision."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hystar_fast.retrieval.protocol import IMAGE_STYLES
 from hystar_fast.train.optim import SCHEDULES
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a method is trained. The defaults are the demo's; the learning rates are each method's own.
+    """Parameters of the training loop. The defaults are the demo's; every method has its own learning rates.
 
     Attributes:
         learning_rates: peak rate of every parameter group.
@@ -21,16 +20,15 @@ class Recipe:
         schedule: of the rates after the warm-up, one of `SCHEDULES`.
         weight_decay: of matrices.
         clip_norm: largest gradient norm; 0 does not clip.
-        styles: query styles; as in the paper, none of them is text.
-        jitter: largest shift (share of the side), and relative change of size, of the random placement of each
-            drawing; 0 leaves the drawings as they are.
-        seed: of the order of the pairs, of the placement and of whatever is drawn in a forward pass.
-        bf16: products of the encoder in bfloat16 (autocast) where `multiplies_bf16`; the loss stays in float32.
-        chunk_size: images an encoder pass; 0 takes the whole batch in one. The loss, its negatives and its gradients
-            are those of the whole batch either way (`train.step`).
+        styles: query styles; empty for all picture styles of the data set.
+        jitter: largest random shift (as a share of the side) and relative change of size of each picture; 0 for none.
+        seed: of the order of the pairs, of the placement and of random numbers in a forward pass.
+        bf16: run the encoder in bfloat16 (autocast) where `multiplies_bf16`; the loss stays in float32.
+        chunk_size: images an encoder pass; 0 for the whole batch. Loss, negatives and gradients are those of the whole
+            batch in either case (`train.step`).
 
     Raises:
-        ValueError: an entry that is out of range.
+        ValueError: an entry is out of range.
     """
 
     learning_rates: Mapping[str, float]
@@ -40,7 +38,7 @@ class Recipe:
     schedule: str = "cosine"
     weight_decay: float = 0.0
     clip_norm: float = 1.0
-    styles: tuple[str, ...] = IMAGE_STYLES
+    styles: tuple[str, ...] = ()
     jitter: float = 0.06
     seed: int = 0
     bf16: bool = True

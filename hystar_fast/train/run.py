@@ -1,4 +1,4 @@
-"""A whole training run from its settings: the method, the data, the loss, the loop, and what is left in its folder."""
+"""A whole training run from its settings: method, data, loss, loop, and the files in its folder."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hystar_fast.methods.adapter_files import save_method
-from hystar_fast.methods.hystar import HystarMethod
+from hystar_fast.methods.device import on_device, select_device
+from hystar_fast.methods.hystar_method import HystarMethod
 from hystar_fast.methods.interface import Method, count_parameters
-from hystar_fast.methods.on_device import chosen_device, placed
 from hystar_fast.methods.suite import create_method
 from hystar_fast.models.backbones import Backbone
 from hystar_fast.nn.losses import create_loss
 from hystar_fast.train.checkpoint import Progress, read_checkpoint
-from hystar_fast.train.log import MetricsLog
-from hystar_fast.train.loop import Keeping, fit
+from hystar_fast.train.loop import CheckpointPolicy, fit
+from hystar_fast.train.metrics_log import MetricsLog
+from hystar_fast.train.processes import join_world, leave_world
 from hystar_fast.train.recipe import Recipe
 from hystar_fast.train.settings import Settings
 from hystar_fast.train.settings_file import to_toml
 from hystar_fast.train.validation import TrainingData, open_training
-from hystar_fast.train.world import join_world, leave_world
 
 CHECKPOINT, ADAPTER = "checkpoint.pt", "adapter"
 CONFIG, SKIPPED = "config.toml", "skipped.txt"
-# What may differ where a run goes on: it changes no step that is still to be made, or says how many there are.
+# Settings that may change when a run is resumed: they do not change the remaining steps, except their number.
 _MAY_CHANGE = (
     *("run.output", "run.device", "run.checkpoint_every", "run.patience", "run.tensorboard", "run.wandb"),
     *("optim.steps", "optim.epochs"),
@@ -33,18 +33,18 @@ _MAY_CHANGE = (
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run has done.
+    """The result of a run.
 
     Attributes:
-        method: as it is after the last step.
-        progress: the losses, the best validation and what was skipped.
-        wrote: the adapter folder: the best on the validation split, the last without one.
-        steps: how many there were to do.
+        method: after the last step.
+        progress: the losses, the best validation and the skipped pictures.
+        adapter: the adapter folder: the best on the validation split, or the last without one.
+        steps: the planned number of steps.
     """
 
     method: Method
     progress: Progress
-    wrote: Path
+    adapter: Path
     steps: int
 
 
@@ -55,80 +55,80 @@ def run_training(
     started: Callable[[int, dict[str, int]], object] | None = None,
     progress: Callable[[int, float], object] | None = None,
 ) -> Trained:
-    """Train as the settings say; under torchrun every process calls this, and process 0 writes.
+    """Train from settings; under torchrun every process calls this, and process 0 writes.
 
     ``run.output`` gets ``config.toml`` (every setting), ``metrics.jsonl``, ``checkpoint.pt``, ``adapter/`` and, if
     pictures could not be read, ``skipped.txt``.
 
     Args:
-        settings: what to do.
-        resume: go on from the checkpoint in the output folder, if there is one.
-        started: called with the number of steps and the trainable parameters by group before the first step.
+        settings: of the run.
+        resume: continue from the checkpoint in the output folder, if there is one.
+        started: called before the first step with the number of steps and the trainable parameters by group.
         progress: called after every step with the number of steps done and the loss.
 
     Raises:
-        ValueError: settings that do not fit each other or the data, a folder that holds another run, or one that has
-            done more steps than are asked for.
-        FloatingPointError: the loss is not finite any more.
+        ValueError: settings that do not fit each other or the data, a folder with another run, or a run with more steps
+            done than requested.
+        FloatingPointError: the loss is no longer finite.
     """
     output = Path(settings.run.output)
     if output.exists() and not output.is_dir():
         raise ValueError(f"output must be a folder, but {output} is a file")
-    device = chosen_device(settings.run.device)
+    device = select_device(settings.run.device)
     world = join_world(device)
     try:
         done = _steps_done(output, settings, resume=resume)
         criterion = create_loss(**settings.loss)
         data = open_training(settings.data)
         method = _method(settings)
-        answering = placed(method, device)
+        encoder = on_device(method, device)
         recipe, epoch = _recipe(settings, method, data)
         if recipe.steps < done:
             raise ValueError(
-                f"the run in {output} has done {done} steps and cannot go on to {recipe.steps}: optim.steps or "
-                f"optim.epochs must give at least as many"
+                f"the run in {output} has done {done} steps: optim.steps or optim.epochs must give at least as many, "
+                f"got {recipe.steps}"
             )
-        wrote = output / ADAPTER
-        keeping = Keeping(
+        adapter = output / ADAPTER
+        policy = CheckpointPolicy(
             checkpoint=output / CHECKPOINT,
             checkpoint_every=settings.run.checkpoint_every,
             resume=resume,
             log=lambda state: _log(settings, output, state),
-            validate=None if data.score is None else lambda: data.score(answering),  # type: ignore[misc]
+            validate=None if data.score is None else lambda: data.score(encoder),  # type: ignore[misc]
             validate_every=settings.run.validate_every or epoch,
-            keep_best=lambda: save_method(method, wrote),
+            on_best=lambda: save_method(method, adapter),
             patience=settings.run.patience,
             settings=settings.to_dict(),
         )
-        if world.writes:
+        if world.is_main:
             output.mkdir(parents=True, exist_ok=True)
-            (output / CONFIG).write_text(to_toml(settings), encoding="utf-8")
+            (output / CONFIG).write_text(to_toml(settings.to_dict()), encoding="utf-8")
         if started is not None:
             started(recipe.steps, count_parameters(method))
         state = fit(
             method,
-            lambda: data.pairs(answering),
+            lambda: data.pairs(encoder),
             recipe,
-            keeping,
+            policy,
             criterion=criterion,
             world=world,
             device=device,
             progress=progress,
         )
-        if world.writes and state.best is None:
-            save_method(method, wrote)
-        if world.writes and state.skipped:
+        if world.is_main and state.best is None:
+            save_method(method, adapter)
+        if world.is_main and state.skipped:
             lines = [f"{path}\t{why}\n" for path, why in sorted(state.skipped.items())]
             (output / SKIPPED).write_text("".join(lines), encoding="utf-8")
     finally:
         leave_world()
-    return Trained(method, state, wrote, recipe.steps)
+    return Trained(method, state, adapter, recipe.steps)
 
 
 def _method(settings: Settings) -> Method:
     method = create_method(settings.method, settings.model, seed=settings.run.seed)
     if not method.parameter_groups():
-        raise ValueError(f"model.method must be one that is trained, got {settings.method!r}")
+        raise ValueError(f"model.method must be a method with training, got {settings.method!r}")
     if settings.optim.gradient_checkpointing:
         for module in [part for whole in method.modules for part in whole.modules()]:
             if isinstance(module, Backbone):
@@ -137,7 +137,7 @@ def _method(settings: Settings) -> Method:
 
 
 def _recipe(settings: Settings, method: Method, data: TrainingData) -> tuple[Recipe, int]:
-    """The recipe, and the steps of an epoch."""
+    """Return the recipe and the steps of an epoch."""
     optim = settings.optim
     own = {"static": optim.static_lr, "dynamic": optim.dynamic_lr} if isinstance(method, HystarMethod) else {}
     epoch = data.items // min(optim.batch_size, max(data.items, 1)) if data.items else 1
@@ -164,18 +164,17 @@ def _log(settings: Settings, output: Path, state: Progress) -> MetricsLog:
 
 
 def _steps_done(output: Path, settings: Settings, *, resume: bool) -> int:
-    """How many steps the run in the folder has done.
+    """Return the number of steps done by the run in the folder.
 
     Raises:
-        ValueError: these settings would overwrite it, or go on from it wrongly.
+        ValueError: these settings would overwrite the run, or continue it with other settings.
     """
     checkpoint = output / CHECKPOINT
     if not checkpoint.exists():
         return 0
     if not resume:
         raise ValueError(
-            f"{output} holds a run: --resume goes on from it; for a new one take another run.output or delete "
-            f"{checkpoint}"
+            f"{output} holds a run: --resume continues it; for a new run give another run.output or delete {checkpoint}"
         )
     progress = read_checkpoint(checkpoint).get("progress", {})
     before = progress.get("settings", {})
@@ -186,5 +185,5 @@ def _steps_done(output: Path, settings: Settings, *, resume: bool) -> int:
         if before.get(section, {}).get(key) != value and f"{section}.{key}" not in _MAY_CHANGE
     ]
     if changed:
-        raise ValueError(f"the run in {output} cannot go on with other settings: {'; '.join(changed)}")
+        raise ValueError(f"the run in {output} cannot be resumed with other settings: {'; '.join(changed)}")
     return int(progress.get("step", 0))

@@ -11,15 +11,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as TF
 
+from hystar_fast.data.images import Normalise, ResizeTo
 from hystar_fast.models.backbones.processors import load_tokenizer
 from hystar_fast.models.backbones.timm import TimmTower
 from hystar_fast.models.backbones.tower import TowerBackbone
 from hystar_fast.models.random_weights import repeatable_weights
 
-_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_NORMALISE = Normalise((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _HEAD_WIDTH = 64  # of both encoders: a checkpoint does not say it
 _CAPTION_LENGTH = 30  # tokens: what the published retrieval evaluation pads and truncates to
 _PADDING = 0  # BERT's id
@@ -114,17 +113,6 @@ class AlbefTower(TimmTower):
         return [visual.text_encoder, visual.text_proj]
 
 
-class AlbefPreprocess:
-    """PIL image -> [3, size, size]: squeezed to a square and normalised, as the published evaluation does."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __call__(self, image: Any) -> Tensor:
-        square = TF.resize(image.convert("RGB"), [self.size, self.size], interpolation=InterpolationMode.BICUBIC)
-        return TF.normalize(TF.pil_to_tensor(square).float() / 255, list(_MEAN), list(_STD))
-
-
 class AlbefBackbone(TowerBackbone):
     """ALBEF's unimodal encoders, frozen; the fusion layers and the matching head are not part of it.
 
@@ -133,8 +121,6 @@ class AlbefBackbone(TowerBackbone):
         folder: where a tokenizer of transformers is looked for.
     """
 
-    image_mean, image_std = _MEAN, _STD
-
     def __init__(self, albef: Albef, folder: Path) -> None:
         super().__init__(AlbefTower(), "albef")
         self.albef = albef.requires_grad_(False).eval()
@@ -142,7 +128,7 @@ class AlbefBackbone(TowerBackbone):
         self.depth = sizes.vision_depth
         self.width, self.embed_dim = self.tower.widths(albef)
         self.image_size = (sizes.image_size, sizes.image_size)
-        self.preprocess = AlbefPreprocess(sizes.image_size)
+        self.resize, self.normalise = ResizeTo(self.image_size, "squash"), _NORMALISE  # as the published evaluation
         self.tokenizer = load_tokenizer(str(folder), min(_CAPTION_LENGTH, sizes.text_positions), hint=TOKENIZER_HINT)
 
     def encode_text(self, tokens: Tensor) -> Tensor:

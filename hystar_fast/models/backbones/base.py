@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hystar_fast.data.images import Normalise, Preprocess, Resize
+
 
 class Backbone(nn.Module, ABC):
     """A frozen image and text encoder whose visual blocks can be modulated.
@@ -21,11 +23,15 @@ class Backbone(nn.Module, ABC):
     width: int
     embed_dim: int
     image_size: tuple[int, int]
-    image_mean: Sequence[float]
-    image_std: Sequence[float]
-    preprocess: Callable[[Any], Tensor]
+    resize: Resize
+    normalise: Normalise
     tokenizer: Callable[[Any], Tensor]
     gradient_checkpointing: bool
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Pillow image -> the input [3, H, W]: `resize`, then `normalise`."""
+        return Preprocess(self.resize, self.normalise)
 
     @property
     @abstractmethod

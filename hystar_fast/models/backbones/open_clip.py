@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hystar_fast.data.images import Normalise, Resize, ResizeTo
 from hystar_fast.models.backbones.timm import TimmTower
 from hystar_fast.models.backbones.tower import Affine, TowerBackbone, VisionTower
 from hystar_fast.models.random_weights import repeatable_weights
@@ -19,7 +20,6 @@ from hystar_fast.nn.attention import SVDAttention, attend
 _VISUAL_PARTS = ("conv1", "class_embedding", "positional_embedding", "transformer", "proj", "_embeds", "_pool")
 _BLOCK_PARTS = ("ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2")
 _AT = re.compile(r"@(\d+)(px)?")
-_TINY_MEAN = _TINY_STD = (0.5, 0.5, 0.5)
 
 
 class OpenClipTower(VisionTower):
@@ -92,9 +92,9 @@ class OpenClipBackbone(TowerBackbone):
 
     Args:
         clip: the open_clip model; its parameters are frozen here.
-        preprocess: PIL image -> [3, H, W].
+        resize: Pillow image -> uint8 [3, H, W].
+        normalise: uint8 -> the input of the image tower.
         tokenizer: texts -> token ids [B, L].
-        image_mean, image_std: the statistics of three channels by which `preprocess` normalises.
 
     Raises:
         ValueError: when the image tower is not a vision transformer this loop can run.
@@ -103,10 +103,9 @@ class OpenClipBackbone(TowerBackbone):
     def __init__(
         self,
         clip: nn.Module,
-        preprocess: Callable[[Any], Tensor],
+        resize: Resize,
+        normalise: Normalise,
         tokenizer: Callable[[Any], Tensor],
-        image_mean: Sequence[float],
-        image_std: Sequence[float],
     ) -> None:
         visual: Any = clip.visual
         super().__init__(TimmTower("trunk", "head") if hasattr(visual, "trunk") else OpenClipTower(), "clip.visual")
@@ -116,8 +115,7 @@ class OpenClipBackbone(TowerBackbone):
         self.width, self.embed_dim = self.tower.widths(visual)
         height, width = visual.image_size
         self.image_size = (int(height), int(width))
-        self.image_mean, self.image_std = image_mean, image_std
-        self.preprocess = preprocess
+        self.resize, self.normalise = resize, normalise
         self.tokenizer = tokenizer
 
     def encode_text(self, tokens: Tensor) -> Tensor:
@@ -161,27 +159,42 @@ def load_open_clip(name: str, pretrained: str | None, image_size: int | None = N
         settings |= {"pretrained": pretrained, "force_quick_gelu": bool(tag.get("quick_gelu"))}
     try:
         with repeatable_weights():
-            clip, _, preprocess = open_clip.create_model_and_transforms(
-                name, device=torch.get_default_device(), pretrained_text=False, **settings
-            )
+            clip = open_clip.create_model(name, device=torch.get_default_device(), pretrained_text=False, **settings)
         tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # loaders of damaged or missing weights raise anything
         raise ValueError(
             f"backbone 'open_clip:{name}' with pretrained={pretrained!r} could not be loaded: {error}"
         ) from error
-    statistics = clip.visual.preprocess_cfg
-    return OpenClipBackbone(clip, preprocess, tokenizer, statistics["mean"], statistics["std"])
+    return OpenClipBackbone(clip, *image_processing(clip.visual), tokenizer)
+
+
+_FITS = {"shortest": "crop", "squash": "squash", "longest": "pad"}
+
+
+def image_processing(visual: Any) -> tuple[ResizeTo, Normalise]:
+    """Return how open_clip resizes and normalises pictures for an image tower, from its ``preprocess_cfg``."""
+    config = visual.preprocess_cfg
+    size = config.get("size", visual.image_size)
+    rows, columns = (size, size) if isinstance(size, int) else size
+    interpolation = "bilinear" if config.get("interpolation") == "bilinear" else "bicubic"
+    fit = _FITS[config.get("resize_mode") or "shortest"]
+    resize = ResizeTo((int(rows), int(columns)), fit, interpolation, config.get("fill_color", 0))
+    return resize, Normalise(_channels(config["mean"]), _channels(config["std"]))
+
+
+def _channels(statistic: float | Sequence[float]) -> tuple[float, ...]:
+    return (float(statistic),) * 3 if isinstance(statistic, (int, float)) else tuple(map(float, statistic))
 
 
 def load_tiny(pretrained: str | None) -> OpenClipBackbone:
     """The packaged tiny model."""
-    from hystar_fast.models.tiny import create_tiny
+    from hystar_fast.models.tiny import NORMALISE, RESIZE, create_tiny
 
     if pretrained not in (None, "packaged") and not Path(str(pretrained)).is_file():
         raise ValueError(f'pretrained for backbone "tiny" must be "packaged", a file or None, got {pretrained!r}')
     with repeatable_weights():
-        clip, preprocess, tokenizer = create_tiny(pretrained)
-    return OpenClipBackbone(clip, preprocess, tokenizer, _TINY_MEAN, _TINY_STD)
+        clip, tokenizer = create_tiny(pretrained)
+    return OpenClipBackbone(clip, RESIZE, NORMALISE, tokenizer)
 
 
 def _check_weights(name: str, pretrained: str | None) -> None:

@@ -1,39 +1,52 @@
-"""Image processors and tokenizers of transformers as the plain callables a backbone has, or an error without them."""
+"""Image processors and tokenizers of transformers as the functions a backbone has, or an error without their files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import torch
+from PIL import Image
 from torch import Tensor
+
+from hystar_fast.data.images import Normalise
 
 _HINT = "copy them beside its config.json"
 
 
 class Missing:
-    """Stands where files are not there: the model works on tensors, and calling this says what is missing."""
+    """Takes the place of a processor whose files are missing: the model works on tensors, and a call says why not."""
 
     def __init__(self, what: str, source: str, hint: str = _HINT) -> None:
         self.what, self.source, self.hint = what, source, hint
+
+    @property
+    def size(self) -> NoReturn:
+        self()
 
     def __call__(self, *_: Any) -> NoReturn:
         raise ValueError(f"{self.source!r} has no files of {self.what}: {self.hint}")
 
 
-class ProcessorPreprocess:
-    """PIL image -> [3, H, W] by an image processor of transformers."""
+class ProcessorResize:
+    """The resizing and cropping of an image processor of transformers, without its normalisation.
 
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
-        self.mean: Sequence[float] = tuple(processor.image_mean)
-        self.std: Sequence[float] = tuple(processor.image_std)
+    Args:
+        processor: of transformers.
+        size: height and width of what it returns.
+    """
 
-    def __call__(self, image: Any) -> Tensor:
-        return self.processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+    def __init__(self, processor: Any, size: tuple[int, int]) -> None:
+        self.processor, self.size = processor, size
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        found = self.processor(images=picture, do_rescale=False, do_normalize=False, return_tensors="pt")
+        pixels: Tensor = found["pixel_values"][0]
+        return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
 class PaddedTokenizer:
-    """Texts -> token ids [B, length] by a tokenizer of transformers, truncated or padded to one length."""
+    """Makes token ids [B, length] of texts by a tokenizer of transformers, truncated or padded to one length."""
 
     def __init__(self, tokenizer: Any, length: int) -> None:
         self.tokenizer, self.length = tokenizer, length
@@ -44,18 +57,23 @@ class PaddedTokenizer:
         return self.tokenizer(texts, **settings)["input_ids"]
 
 
-def load_preprocess(source: str, fixed_size: int | None = None) -> ProcessorPreprocess | Missing:
-    """The image processor stored in `source`.
+def load_image_processing(source: str, fixed_size: int | None = None) -> tuple[Any, Any]:
+    """Load the image processor of `source` as a `Resize` and a `Normalise`; both are `Missing` without its files.
 
     Args:
+        source: an id on the hub or a local folder.
         fixed_size: resize to this square, for processors that would keep an image's shape.
+
+    Raises:
+        ValueError: the processor does not scale pixels to [0, 1] before it normalises them.
     """
     from transformers import AutoImageProcessor, SiglipImageProcessor
 
     try:
         processor: Any = AutoImageProcessor.from_pretrained(source)
     except OSError:
-        return Missing("an image processor", source)
+        missing = Missing("an image processor", source)
+        return missing, missing
     if fixed_size is not None:
         processor = SiglipImageProcessor(
             size={"height": fixed_size, "width": fixed_size},
@@ -63,11 +81,20 @@ def load_preprocess(source: str, fixed_size: int | None = None) -> ProcessorPrep
             image_mean=processor.image_mean,
             image_std=processor.image_std,
         )
-    return ProcessorPreprocess(processor)
+    if abs(processor.rescale_factor * 255 - 1) > 1e-6:
+        raise ValueError(f"the image processor of {source!r} must scale by 1/255, got {processor.rescale_factor}")
+    resize = ProcessorResize(processor, _size(processor))
+    return resize, Normalise(tuple(processor.image_mean), tuple(processor.image_std))
+
+
+def _size(processor: Any) -> tuple[int, int]:
+    """Return the height and width of what a processor returns, found on a picture of two by one."""
+    pixels = processor(images=Image.new("RGB", (64, 32)), return_tensors="pt")["pixel_values"][0]
+    return int(pixels.shape[-2]), int(pixels.shape[-1])
 
 
 def load_tokenizer(source: str, length: int, *, hint: str = _HINT) -> PaddedTokenizer | Missing:
-    """The tokenizer stored in `source`; one that knows only its special tokens was made up from the configuration."""
+    """Load the tokenizer of `source`; it is `Missing` if transformers made it up from the configuration alone."""
     from transformers import AutoTokenizer
 
     try:

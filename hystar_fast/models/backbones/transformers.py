@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hystar_fast.models.backbones.processors import ProcessorPreprocess, load_preprocess, load_tokenizer
+from hystar_fast.models.backbones.processors import load_image_processing, load_tokenizer
 from hystar_fast.models.backbones.tower import Affine, TowerBackbone, VisionTower
 from hystar_fast.models.random_weights import repeatable_weights
 from hystar_fast.nn.attention import SVDAttention, attend
@@ -185,12 +185,8 @@ class TransformersBackbone(TowerBackbone):
         self.width, self.embed_dim = self.tower.widths(self.model)
         size = self.tower.image_size(self.model)
         self.image_size = (size, size)
-        self.preprocess = load_preprocess(source, size if kind == "siglip2" else None)
+        self.resize, self.normalise = load_image_processing(source, size if kind == "siglip2" else None)
         self.tokenizer = load_tokenizer(source, self.tower.text_length(self.model))
-        self.image_mean: Sequence[float] = ()
-        self.image_std: Sequence[float] = ()
-        if isinstance(self.preprocess, ProcessorPreprocess):
-            self.image_mean, self.image_std = self.preprocess.mean, self.preprocess.std
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         self.check_tokens(tokens)

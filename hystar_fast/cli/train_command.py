@@ -1,0 +1,46 @@
+"""``hystar-fast train``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import Progress
+
+from hystar_fast.train.run import Trained, run_training
+from hystar_fast.train.settings import read_settings
+
+
+def train_from(config: str, changes: Sequence[str], console: Console, *, resume: bool) -> Trained:
+    """Train from a settings file and changes to it, with a progress bar, and print the result."""
+    settings = read_settings(config, changes)
+    with Progress(console=console) as progress:
+        task = progress.add_task("train", total=None)
+
+        def started(steps: int, parameters: dict[str, int]) -> None:
+            counts = ", ".join(f"{name} {count:,}" for name, count in parameters.items())
+            console.print(f"{settings.method}: {steps} steps; trained parameters: {counts}", highlight=False)
+            progress.update(task, total=steps)
+
+        def advance(done: int, loss: float) -> None:
+            progress.update(task, completed=done, description=f"train, loss {loss:.3f}")
+
+        trained = run_training(settings, resume=resume, started=started, progress=advance)
+    _print_result(trained, console)
+    return trained
+
+
+def _print_result(trained: Trained, console: Console) -> None:
+    state = trained.progress
+    last = f", loss {state.losses[-1]:.3f}" if state.losses else ""
+    best = ""
+    if state.best is not None:
+        bounds = (
+            "" if state.best_interval is None else " [{:.1f}, {:.1f}]".format(*(100 * b for b in state.best_interval))
+        )
+        best = f"; best on validation: R@1 {100 * state.best[0]:.1f}{bounds} after step {state.best[1]}"
+    console.print(f"{state.step} steps{last}{best}; wrote {trained.adapter}", highlight=False, markup=False)
+    if state.skipped:
+        first = next(iter(state.skipped.items()))
+        line = f"skipped {len(state.skipped)} unreadable pictures, such as {first[0]}: {first[1]}"
+        console.print(line, highlight=False, markup=False)

@@ -1,0 +1,217 @@
+"""The form of every data set: records of a picture's place, style, category, instance and caption.
+
+A loader lists records and opens text files only. Pictures are read in batches when they are needed. A picture that
+cannot be read is skipped, named and counted (`Skipped`), so that results on an incomplete data set say so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hystar_fast.data.images import Resize, load_image
+
+_THREADS = 8
+NO_SPLITS = "all (this data set has no splits; part of it may have been used for training)"
+CLASS_TEMPLATES = ("a photo of a {}.",)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture.
+
+    Attributes:
+        path: its place, relative to the data set.
+        style: its kind: photo, sketch, thumbnail.
+        category: what it shows; None where the data set does not say.
+        instance: the gallery picture it belongs to, shared by a gallery picture and its queries; None where there is
+            no such picture.
+        caption: its words; None where there are none.
+    """
+
+    path: str
+    style: str
+    category: str | None = None
+    instance: str | None = None
+    caption: str | None = None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A picture or text that was left out, and the reason."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A data set for retrieval.
+
+    Attributes:
+        name: of the data set.
+        gallery_style: the style of the gallery; pictures of every other style are queries.
+        records: all pictures, in the order of the data set.
+        read: opens the picture of a record; ValueError if that is not possible.
+        skipped: what the loader left out.
+        classes: the categories in the data set's own order, where it has one.
+        has_splits: whether the data set says which pictures are for training and which for testing. If not, every
+            split is the whole data set.
+        headline_styles: the query styles whose mean is the headline figure; empty for all of them.
+        unseen_categories: categories that are never in the training split.
+        templates: sentences for the name of a category, each with one ``{}``.
+    """
+
+    name: str
+    gallery_style: str
+    records: tuple[Record, ...]
+    read: Callable[[Record], Image.Image]
+    skipped: tuple[Skipped, ...] = ()
+    classes: tuple[str, ...] = ()
+    has_splits: bool = False
+    headline_styles: tuple[str, ...] = ()
+    unseen_categories: frozenset[str] = frozenset()
+    templates: tuple[str, ...] = CLASS_TEMPLATES
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """The styles: the gallery's first, then the others in the order of the records."""
+        return tuple(dict.fromkeys((self.gallery_style, *(record.style for record in self.records))))
+
+    @property
+    def query_styles(self) -> tuple[str, ...]:
+        """The styles of the queries that are pictures."""
+        return self.styles[1:]
+
+    @property
+    def gallery(self) -> tuple[Record, ...]:
+        """The records of the gallery; may be empty."""
+        return tuple(record for record in self.records if record.style == self.gallery_style)
+
+    @property
+    def has_instances(self) -> bool:
+        return any(record.instance is not None for record in self.records)
+
+    @property
+    def has_categories(self) -> bool:
+        return any(record.category is not None for record in self.records)
+
+    def split_label(self, split: str) -> str:
+        """Return what to print beside figures on this set: the split, or `NO_SPLITS`."""
+        return split if self.has_splits else NO_SPLITS
+
+    def of_style(self, style: str) -> tuple[Record, ...]:
+        """Return the records of one style.
+
+        Raises:
+            ValueError: there is none.
+        """
+        found = tuple(record for record in self.records if record.style == style)
+        if not found and style == self.gallery_style:
+            raise ValueError(f"{self.name} has no picture of the gallery style {style!r} in this part")
+        if not found:
+            raise ValueError(f"style must be one of {self.styles} of {self.name}, got {style!r}")
+        return found
+
+    def select(self, *, categories: Collection[str] | None = None, limit: int | None = None) -> ImageSet:
+        """Return a smaller set: some categories only, and at most `limit` records of each style, spread evenly.
+
+        Queries are kept where their gallery picture is kept.
+
+        Raises:
+            ValueError: a category that is not in the set, or `limit` below 1.
+        """
+        kept = self.records
+        if categories is not None:
+            unknown = sorted(set(categories) - {record.category for record in self.records if record.category})
+            if unknown:
+                raise ValueError(f"categories must be categories of {self.name}, got {unknown[0]!r}")
+            kept = tuple(record for record in kept if record.category in categories)
+        if limit is not None:
+            if limit < 1:
+                raise ValueError(f"limit must be at least 1, got {limit}")
+            gallery = spread_evenly([record for record in kept if record.style == self.gallery_style], limit)
+            instances = {record.instance for record in gallery}
+            chosen = [*gallery]
+            for style in self.query_styles:
+                queries = [r for r in kept if r.style == style and (r.instance is None or r.instance in instances)]
+                chosen += spread_evenly(queries, limit)
+            kept = tuple(chosen)
+        return replace(self, records=kept)
+
+
+def spread_evenly(records: Sequence[Record], limit: int) -> list[Record]:
+    """Return at most `limit` of the records, at even distances."""
+    count = len(records)
+    return list(records) if count <= limit else [records[i * count // limit] for i in range(limit)]
+
+
+def folder_reader(root: Path) -> Callable[[Record], Image.Image]:
+    """Return a function that reads the pictures of records whose paths are relative to `root`."""
+    return lambda record: load_image(root / record.path)
+
+
+def read_images(
+    images: ImageSet,
+    records: Sequence[Record],
+    resize: Resize,
+    skipped: list[Skipped],
+    *,
+    batch_size: int = 128,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Read pictures in batches.
+
+    Args:
+        images: the data set of the records.
+        records: what to read.
+        resize: of the method that gets the pictures.
+        skipped: gets an entry for each picture that cannot be read.
+        batch_size: records a batch; a batch with unreadable pictures is smaller.
+
+    Yields:
+        The positions in `records` of the pictures of a batch, and uint8 [n, 3, *resize.size]; never an empty batch.
+    """
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads:
+        for start in range(0, len(records), batch_size):
+            rows, tensors = [], []
+            batch = records[start : start + batch_size]
+            # Pillow releases the GIL while it decodes; map keeps the order of the records.
+            for row, found in enumerate(threads.map(lambda record: _read(images, record, resize), batch), start):
+                if isinstance(found, Skipped):
+                    skipped.append(found)
+                else:
+                    rows.append(row)
+                    tensors.append(found)
+            if rows:
+                yield rows, torch.stack(tensors)
+
+
+def _read(images: ImageSet, record: Record, resize: Resize) -> Tensor | Skipped:
+    try:
+        picture = images.read(record)
+    except ValueError as error:
+        return Skipped(record.path, str(error))
+    return resize(picture)
+
+
+def layout_error(name: str, root: Path, expected: str, found: str | None = None) -> ValueError:
+    """Return the error for a layout that does not fit; without `found` it lists the content of `root`."""
+    if found is None:
+        entries = sorted(p.name + "/" * p.is_dir() for p in root.iterdir()) if root.is_dir() else []
+        shown = ", ".join(entries[:12]) + (f" and {len(entries) - 12} more" if len(entries) > 12 else "")
+        found = shown or ("an empty folder" if root.is_dir() else "no folder there")
+    return ValueError(f"{root} does not have the layout of {name}. Expected: {expected}. Found: {found}")
+
+
+def check_some_exist(name: str, root: Path, records: Sequence[Record], expected: str) -> None:
+    """Raise ValueError if none of the listed pictures is in the folder."""
+    if records and not any((root / record.path).is_file() for record in records):
+        found = f"none of the {len(records)} pictures listed, the first being {records[0].path}"
+        raise layout_error(name, root, expected, found)

@@ -1,0 +1,117 @@
+"""WebDataset shards: tar files whose members share a key; the pictures of one key show one thing in several styles."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+
+from hystar_fast.data.folders import GALLERY_NAMES
+from hystar_fast.data.image_files import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES, is_hidden, unsupported_reason
+from hystar_fast.data.image_set import ImageSet, Record, Skipped, layout_error
+from hystar_fast.data.images import decode_image
+
+UNNAMED_STYLE = "image"
+LAYOUT = (
+    "a .tar or a folder of them, not compressed, with <key>.<style>.<png, jpg, …> for at least two styles, one of them "
+    "the gallery (photo, image, or as named; <key>.jpg is of style image), and if there are <key>.txt (caption), "
+    "<key>.cls (category) and <key>.json (an object with caption and category)"
+)
+
+
+@dataclass
+class _Sample:
+    pictures: dict[str, str] = field(default_factory=dict)  # style -> place
+    about: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Place:
+    shard: Path
+    offset: int
+    size: int
+
+
+def load_webdataset(path: str | Path, gallery_style: str | None = None) -> ImageSet:
+    """List the members of WebDataset shards; pictures are read from where they stand in the tar.
+
+    If a key has several pictures of one style, the first is used and the others are counted in `ImageSet.skipped`, as
+    are pictures in unsupported formats. If a tar has two members of one name, the later one counts, as in any tar.
+
+    Args:
+        path: a tar file or a folder of them, see `LAYOUT`. A key may span neither shards nor folders within one.
+        gallery_style: the style of the gallery; by default one of `hystar_fast.data.folders.GALLERY_NAMES`.
+
+    Raises:
+        ValueError: the shards have another layout; the message says what was expected and found.
+    """
+    path = Path(path)
+    shards = sorted(p for p in path.glob("*.tar") if not is_hidden(p.name)) if path.is_dir() else [path]
+    if not shards:
+        raise layout_error("WebDataset shards", path, LAYOUT)
+    places: dict[str, _Place] = {}
+    samples: dict[str, _Sample] = {}
+    skipped: list[Skipped] = []
+    for shard in shards:
+        _read_shard(shard, samples, places, skipped)
+    styles = sorted({style for sample in samples.values() for style in sample.pictures})
+    gallery = gallery_style or next((name for name in GALLERY_NAMES if name in styles), None)
+    if gallery not in styles or len(styles) < 2:
+        raise layout_error("WebDataset shards", path, LAYOUT, f"styles {styles}" if styles else "no pictures")
+    records = [
+        Record(sample.pictures[style], style, sample.about.get("category"), key, sample.about.get("caption"))
+        for style in (gallery, *(s for s in styles if s != gallery))
+        for key, sample in samples.items()
+        if style in sample.pictures
+    ]
+
+    def read(record: Record) -> Image.Image:
+        place = places[record.path]
+        with place.shard.open("rb") as file:
+            file.seek(place.offset)
+            return decode_image(io.BytesIO(file.read(place.size)), record.path)
+
+    return ImageSet(path.stem or "shards", gallery, tuple(records), read, tuple(skipped))
+
+
+def _read_shard(shard: Path, samples: dict[str, _Sample], places: dict[str, _Place], skipped: list[Skipped]) -> None:
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                name = PurePosixPath(member.name)
+                if not member.isfile() or is_hidden(name.name):
+                    continue
+                stem, _, extension = name.name.partition(".")
+                sample = samples.setdefault(f"{shard.stem}/{name.parent / stem}", _Sample())
+                *style, kind = extension.lower().split(".")
+                path = f"{shard.name}/{member.name}"
+                if f".{kind}" in IMAGE_SUFFIXES:
+                    shown = ".".join(style) or UNNAMED_STYLE
+                    first = sample.pictures.setdefault(shown, path)
+                    if first == path:
+                        places[path] = _Place(shard, member.offset_data, member.size)
+                    else:
+                        skipped.append(Skipped(path, f"another picture of style {shown} beside {first}"))
+                elif f".{kind}" in UNSUPPORTED_SUFFIXES:
+                    skipped.append(Skipped(path, unsupported_reason(name)))
+                elif kind in ("txt", "cls", "json") and not style:
+                    file = tar.extractfile(member)
+                    _read_text(sample, kind, b"" if file is None else file.read(), path, skipped)
+    except (tarfile.TarError, OSError) as error:
+        raise layout_error("WebDataset shards", shard, LAYOUT, str(error) or type(error).__name__) from error
+
+
+def _read_text(sample: _Sample, kind: str, content: bytes, name: str, skipped: list[Skipped]) -> None:
+    try:
+        text = content.decode("utf-8").strip()
+        found: dict[str, Any] = {"txt": {"caption": text}, "cls": {"category": text}}.get(kind) or json.loads(text)
+        for field_name in ("caption", "category"):
+            if found.get(field_name) not in (None, ""):
+                sample.about[field_name] = str(found[field_name])
+    except (ValueError, AttributeError) as error:
+        skipped.append(Skipped(name, f"unreadable text: {error}"))

@@ -1,0 +1,170 @@
+"""``experiments compare``: tune methods with one budget, train them with several seeds, and compare them."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from hystar_fast.experiments.comparison_tables import comparison_note, comparison_tables, summarise
+from hystar_fast.experiments.jobs import run_jobs
+from hystar_fast.experiments.learning_rates import Rates, groups_at_edge
+from hystar_fast.experiments.records import is_done, merge_query_ids, query_ids, read_earlier
+from hystar_fast.experiments.settings import ExperimentSettings
+from hystar_fast.experiments.splits import open_splits, test_method, train_method
+from hystar_fast.experiments.tune import TUNING_FILE, tune
+from hystar_fast.experiments.variants import Variant, create_variant
+from hystar_fast.methods.adapter_files import load_method, save_method
+from hystar_fast.methods.interface import Method, count_parameters
+from hystar_fast.methods.suite import METHODS
+from hystar_fast.retrieval.results_json import check_output, commit, run_info, write_json
+
+RESULTS_FILE, ADAPTERS = "compare.json", "adapters"
+_NOT_IN_NAMES = re.compile(r"[^\w+=.-]")
+
+
+@dataclass(frozen=True)
+class _Run:
+    key: dict[str, Any]
+    settings: ExperimentSettings
+
+
+def run_compare(settings: ExperimentSettings, console: Console) -> dict[str, Any]:
+    """Compare the methods of the settings and print the tables."""
+    record = compare(settings, console)
+    for table in comparison_tables(record):
+        console.print(table)
+    console.print(comparison_note(record), highlight=False, markup=False)
+    if record["at_edge"]:
+        console.print(f"Best rate at the edge of its grid: {', '.join(record['at_edge'])}.", highlight=False)
+    if record["diverged"]:
+        console.print(f"Excluded because a run diverged: {', '.join(record['diverged'])}.", highlight=False)
+    console.print(f"wrote {settings.output}/: {RESULTS_FILE}, {TUNING_FILE}, {ADAPTERS}/", highlight=False)
+    return record
+
+
+def compare(settings: ExperimentSettings, console: Console, methods: Sequence[str] = ()) -> dict[str, Any]:
+    """Tune, train and evaluate methods, and return the content of ``compare.json``.
+
+    Every trained method has the same number of settings, steps, pairs and seeds, and its setting is selected on the
+    validation part. Both files are written after every trial or run, and their content is not computed again: a stopped
+    comparison continues where it was.
+
+    Args:
+        settings: of the experiment.
+        console: prints the progress.
+        methods: names of methods or variants, instead of those of the settings.
+
+    Raises:
+        ValueError: an unknown or repeated method, or an output folder with results of other settings.
+    """
+    names = tuple(methods) or tuple(settings.training.methods) or METHODS
+    splits = open_splits(settings)
+    _check(names, settings, splits.styles)
+    identity = {"settings": settings.identity()}
+    path = settings.output / RESULTS_FILE
+    record: dict[str, Any] = {
+        **run_info(),
+        **identity,
+        "data": splits.info(),
+        "ties": "count against the query",
+        "intervals": "95 %, percentile bootstrap over queries of the mean over seeds, 2000 resamples",
+        "chosen": {},
+        **read_earlier(path, identity, "runs"),
+    }
+    chosen = _tuned(names, settings, console)
+    record["chosen"] = {**record["chosen"], **chosen}
+    keys = [
+        {"method": name, "seed": seed, "learning_rates": chosen.get(name, {})}
+        for name in names
+        for seed in (settings.seeds if Variant.parse(name).is_trained else settings.seeds[:1])
+    ]
+    new = [_Run(key, settings) for key in keys if not is_done(key, record["runs"])]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("runs", total=len(new))
+        for run, ids in run_jobs(_run, new, settings.run.jobs):
+            record["runs"].append(run)
+            if ids is not None:
+                record["query_ids"] = merge_query_ids(record, ids)
+            write_json(path, record)
+            progress.advance(task)
+            line = f"{run['method']}, seed {run['seed']}: {run['seconds']} s"
+            console.print(line, highlight=False, markup=False)
+    kept = [run for key in keys for run in record["runs"] if key.items() <= run.items()]
+    record["diverged"] = sorted({run["method"] for run in kept if "diverged" in run})
+    kept = [run for run in kept if run["method"] not in record["diverged"]]
+    record["at_edge"] = sorted(name for name, rates in chosen.items() if groups_at_edge(rates, _grid(name, settings)))
+    record["summary"] = summarise(kept, query_ids(record), splits.headline, splits.cutoffs) if kept else {}
+    write_json(path, record)
+    return record
+
+
+def adapter_folder(output: Path, name: str, seed: int) -> Path:
+    """Return the folder of the adapter of one run."""
+    return output / ADAPTERS / f"{_NOT_IN_NAMES.sub('_', name)}-{seed}"
+
+
+def trained_method(name: str, seed: int, settings: ExperimentSettings) -> Method:
+    """Load the method of one run of a comparison; a method without training is built."""
+    if not Variant.parse(name).is_trained:
+        return create_variant(name, settings.config())
+    return load_method(adapter_folder(settings.output, name, seed))
+
+
+def _check(names: Sequence[str], settings: ExperimentSettings, styles: Sequence[str]) -> None:
+    for name in names:
+        variant = Variant.parse(name)
+        unknown = [style for style in variant.styles or () if style not in styles]
+        if unknown:
+            raise ValueError(f"styles must be some of {(*styles,)} with - between, got {unknown[0]!r} in {name!r}")
+        if replace(settings.config(), **variant.changes).lacks_style_weights:
+            raise ValueError(f"{name} needs weights of VGG: +style_pretrained=<a torchvision weights name or a file>")
+    if len(set(names)) < len(names):
+        raise ValueError(f"methods must not repeat a name, got {', '.join(names)}")
+    check_output(settings.output)
+
+
+def _tuned(names: Sequence[str], settings: ExperimentSettings, console: Console) -> dict[str, Rates]:
+    """Return the chosen rates of every method that is trained."""
+    trained = [name for name in names if Variant.parse(name).is_trained]
+    if not trained:
+        return {}
+    chosen = tune(settings, console, {_tuned_as(name, settings): _grid(name, settings) for name in trained})
+    return {name: chosen[_tuned_as(name, settings)] for name in trained}
+
+
+def _tuned_as(name: str, settings: ExperimentSettings) -> str:
+    """Return the method or variant whose trials select the rates of `name`."""
+    variant = Variant.parse(name)
+    same_grid = variant.grid() == Variant.parse(variant.method).grid()
+    return variant.method if same_grid and not settings.training.tune_variants else name
+
+
+def _grid(name: str, settings: ExperimentSettings) -> list[Rates]:
+    return Variant.parse(_tuned_as(name, settings)).grid(settings.model.backbone)
+
+
+def _run(run: _Run) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+    """Train and test one method; return its entry and the query ids, without tensors, for another process."""
+    name, seed, rates = run.key["method"], run.key["seed"], run.key["learning_rates"]
+    method = create_variant(name, run.settings.config(), seed=seed)
+    counts = count_parameters(method)
+    found: dict[str, Any] = {**run.key, "commit": commit(), "parameters": {"trainable": sum(counts.values()), **counts}}
+    start = time.perf_counter()
+    if rates:
+        try:
+            losses = train_method(method, name, rates, run.settings, seed)
+        except FloatingPointError as error:
+            return {**found, "diverged": str(error), "seconds": round(time.perf_counter() - start, 1)}, None
+        found["loss"] = round(losses[-1], 4)
+        save_method(method, adapter_folder(run.settings.output, name, seed))
+    ranks = test_method(method, run.settings).ranks
+    found["ranks"] = {kind: values.tolist() for kind, values in ranks.by_kind.items()}
+    return {**found, "seconds": round(time.perf_counter() - start, 1)}, ranks.ids.to_dict()

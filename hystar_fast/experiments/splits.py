@@ -1,0 +1,173 @@
+"""The three parts of an experiment's data: training, validation and test, and how a method meets each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from hystar_fast.data.hold_out import hold_out
+from hystar_fast.data.image_set import ImageSet
+from hystar_fast.data.open import open_images
+from hystar_fast.experiments.settings import Data, ExperimentSettings
+from hystar_fast.experiments.variants import Variant
+from hystar_fast.methods.device import on_device
+from hystar_fast.methods.interface import Method
+from hystar_fast.retrieval.batch24 import CUTOFFS as BATCH24_CUTOFFS
+from hystar_fast.retrieval.evaluate import PROTOCOLS, TEXT, Evaluation, evaluate
+from hystar_fast.retrieval.ranks import Ranks
+from hystar_fast.train.loop import CheckpointPolicy, fit
+from hystar_fast.train.pairs import TrainingPairs
+from hystar_fast.train.recipe import Recipe
+
+VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2
+USUAL_CUTOFFS: Mapping[str, int] = {"R@1": 1, "R@5": 5}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of an experiment.
+
+    Attributes:
+        training, validation, test: no picture is in two of them.
+        styles: the query styles of training.
+        items: how many gallery pictures are in the training pairs.
+        protocol: of the test part.
+    """
+
+    training: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    styles: tuple[str, ...]
+    items: int
+    protocol: str
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """The query styles whose mean R@1 is the headline figure and selects learning rates."""
+        return self.test.headline_styles or tuple(style for style in self.test.query_styles if style in self.styles)
+
+    @property
+    def cutoffs(self) -> Mapping[str, int]:
+        """The ranks that R@1 and R@5 look at."""
+        if self.protocol != "batch24":
+            return USUAL_CUTOFFS
+        return dict(zip(USUAL_CUTOFFS, BATCH24_CUTOFFS.values(), strict=True))
+
+    def info(self) -> dict[str, Any]:
+        """Describe the parts for a results file."""
+        return {
+            "name": self.test.name,
+            "gallery": {"style": self.test.gallery_style, "n": len(self.test.gallery)},
+            "queries": {style: len(self.test.of_style(style)) for style in self.test.query_styles},
+            "validation_gallery": len(self.validation.gallery),
+            "training_items": self.items,
+            "styles": list(self.styles),
+            "headline": list(self.headline),
+            "protocol": PROTOCOLS[self.protocol],
+            "cutoffs": dict(self.cutoffs),
+        }
+
+
+def open_splits(settings: ExperimentSettings) -> Splits:
+    """Open the three parts of the data.
+
+    A data set's own validation split is used if it has one, else a tenth of the training pictures. A data set without
+    splits is divided by a hash of its names: 10 % validation, 20 % test.
+
+    Raises:
+        ValueError: the data cannot be opened, or a part has no query; or the protocol is unknown.
+    """
+    return _open(settings.data)
+
+
+@lru_cache(maxsize=4)
+def _open(data: Data) -> Splits:
+    if data.protocol not in PROTOCOLS:
+        raise ValueError(f"data.protocol must be one of {(*PROTOCOLS,)}, got {data.protocol!r}")
+    training, validation, test = (part.select(limit=data.limit or None) for part in _divide(data))
+    pairs = TrainingPairs(training)
+    for part, name in ((validation, "validation"), (test, "test")):
+        try:
+            TrainingPairs(part, pairs.styles)
+        except ValueError as error:
+            raise ValueError(f"the {name} part of {data.source} has no query: {error}") from error
+    return Splits(training, validation, test, pairs.styles, len(pairs), data.protocol)
+
+
+def _divide(data: Data) -> tuple[ImageSet, ImageSet, ImageSet]:
+    gallery_style = data.gallery_style or None
+    training, test = (open_images(data.source, split, gallery_style=gallery_style) for split in ("train", "test"))
+    if not training.has_splits:
+        training, rest = hold_out(test, VALIDATION_SHARE + TEST_SHARE)
+        validation, test = hold_out(rest, TEST_SHARE)
+    else:
+        try:
+            validation = open_images(data.source, "val", gallery_style=gallery_style)
+        except ValueError:  # this data set has no validation split
+            training, validation = hold_out(training, VALIDATION_SHARE)
+    for part in (training, validation, test):
+        if not part.gallery:
+            raise ValueError(f"{part.name} has too few pictures for training, validation and test")
+    return training, validation, test
+
+
+def train_method(
+    method: Method, name: str, rates: Mapping[str, float], settings: ExperimentSettings, seed: int
+) -> list[float]:
+    """Train a method or variant on the training part and return its losses.
+
+    Args:
+        method: built by :func:`hystar_fast.experiments.variants.create_variant`.
+        name: of the method or variant; a variant may train on fewer styles.
+        rates: learning rate of each parameter group.
+        settings: of the experiment.
+        seed: of the run.
+
+    Raises:
+        FloatingPointError: the loss is no longer finite.
+    """
+    splits, training, device = open_splits(settings), settings.training, settings.device()
+    batch_size = min(training.batch_size, splits.items)
+    recipe = Recipe(
+        rates,
+        steps=training.steps or training.epochs * max(1, splits.items // batch_size),
+        batch_size=training.batch_size,
+        warmup=training.warmup,
+        schedule=training.schedule,
+        clip_norm=training.clip_norm,
+        styles=Variant.parse(name).styles or splits.styles,
+        jitter=training.jitter,
+        seed=seed,
+    )
+    encoder = on_device(method, device)
+    pairs = TrainingPairs(splits.training, recipe.styles, encoder.resize)
+    # In a batch by category other targets are relevant too: only a loss with a mask can exclude them.
+    criterion: Any = getattr(method, "criterion", None)
+    return fit(method, lambda: pairs, recipe, CheckpointPolicy(), criterion=criterion, device=device).losses
+
+
+def validate_method(method: Method, settings: ExperimentSettings) -> Ranks:
+    """Evaluate a method on the validation part.
+
+    Raises:
+        ValueError: no query has a relevant item in the gallery.
+    """
+    splits = open_splits(settings)
+    found = evaluate(on_device(method, settings.device()), splits.validation, kinds=_kinds(splits.validation))
+    if not found.ranks.by_kind:
+        raise ValueError(f"no validation query of {splits.validation.name} has a relevant item in the gallery")
+    return found.ranks
+
+
+def test_method(method: Method, settings: ExperimentSettings) -> Evaluation:
+    """Evaluate a method on the test part under the protocol of the settings."""
+    splits = open_splits(settings)
+    encoder = on_device(method, settings.device())
+    return evaluate(encoder, splits.test, protocol=splits.protocol, kinds=_kinds(splits.test))
+
+
+def _kinds(images: ImageSet) -> tuple[str, ...]:
+    """Return every kind of query but a picture with its caption."""
+    return (*images.query_styles, TEXT)

@@ -1,0 +1,1 @@
+"""Indexes of embeddings, and search in them."""

@@ -1,0 +1,147 @@
+"""Index a folder of pictures, and answer a picture or words from an index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hystar_fast.data.emoji import EmojiStyles
+from hystar_fast.data.image_files import find_images, unsupported_reason
+from hystar_fast.data.image_set import ImageSet, Record, Skipped, folder_reader
+from hystar_fast.data.images import load_image, thumbnail
+from hystar_fast.index.memory import MemoryIndex
+from hystar_fast.methods.adapter_files import load_method, save_method
+from hystar_fast.methods.device import on_device, select_device
+from hystar_fast.methods.interface import Method
+from hystar_fast.retrieval.answer_grid import Answer, Question, answer_grid
+from hystar_fast.retrieval.embed import embed_batches, embed_images, embed_texts
+from hystar_fast.retrieval.results_json import skipped_info
+
+INDEX_FOLDER, ADAPTER_FOLDER = "index", "adapter"
+_SIDE = 64
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One answer: its rank (1 is best), id, caption and cosine similarity."""
+
+    rank: int
+    id: str
+    caption: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Searcher:
+    """An index and the method that embedded it."""
+
+    index: MemoryIndex
+    method: Method
+
+    @classmethod
+    def open(cls, directory: Path) -> Searcher:
+        """Open a folder written by `hystar-fast demo` or `hystar-fast embed`.
+
+        Raises:
+            ValueError: the folder or something in it is missing or damaged.
+        """
+        if not (directory / INDEX_FOLDER).is_dir() or not (directory / ADAPTER_FOLDER).is_dir():
+            raise ValueError(
+                f"{directory} must be a folder written by `hystar-fast demo` or `hystar-fast embed`: "
+                f"it has no {INDEX_FOLDER}/ and {ADAPTER_FOLDER}/. Run `hystar-fast demo --output {directory}` first"
+            )
+        index = MemoryIndex.load(directory / INDEX_FOLDER)
+        return cls(index, load_method(directory / ADAPTER_FOLDER))
+
+    def search_image(self, path: Path, top: int) -> list[Hit]:
+        """Return the `top` answers to a picture file."""
+        picture = self.method.resize(load_image(path))
+        return self._hits(embed_images(self.method, picture[None]), top)
+
+    def search_text(self, text: str, top: int) -> list[Hit]:
+        """Return the `top` answers to words."""
+        if not text.strip():
+            raise ValueError("text must not be empty")
+        vectors = embed_texts(self.method, [text])
+        if vectors is None:
+            raise ValueError(f"method {self.method.name!r} has no text encoder")
+        return self._hits(vectors, top)
+
+    def _hits(self, query: Tensor, top: int) -> list[Hit]:
+        scores, positions = self.index.search(query, top)
+        captions = self.index.about.get("captions", self.index.ids)
+        found = zip(positions[0].tolist(), scores[0].tolist(), strict=True)
+        return [Hit(rank, self.index.ids[i], captions[i], score) for rank, (i, score) in enumerate(found, start=1)]
+
+    def draw(self, hits: list[Hit], *, query: Path | None, text: str) -> Image.Image:
+        """Draw the query and its answers as one picture."""
+        answers = [Answer(self._picture(hit.id), caption=hit.caption) for hit in hits]
+        shown = None if query is None else thumbnail(load_image(query), _SIDE)
+        style = "text" if query is None else "picture"
+        question = Question(shown, style, text if query is None else query.name, {"answers": answers})
+        return answer_grid([question], f"First {len(hits)} of {len(self.index)}")
+
+    def _picture(self, item: str) -> Tensor:
+        if self.index.about.get("source") == "emoji":
+            return EmojiStyles().images(self.index.about["gallery"], [item])[0]
+        return thumbnail(load_image(Path(self.index.about["source"]) / item), _SIDE)
+
+
+def index_folder(
+    folder: Path,
+    adapter: Path,
+    output: Path,
+    *,
+    device: str = "auto",
+    progress: Callable[[int, int], object] | None = None,
+    **changes: str | None,
+) -> tuple[int, list[Skipped]]:
+    """Index the pictures of a folder with a trained adapter; `Searcher.open(output)` reads it.
+
+    Unreadable pictures are skipped; the index's `about` names and counts them.
+
+    Args:
+        folder: searched recursively.
+        adapter: of any trained method.
+        output: folder for the index and a copy of the adapter.
+        device: "auto", "cpu" or "cuda".
+        progress: called after every batch with the number of pictures done and their total.
+        changes: fields of the adapter's configuration, such as the new place of its backbone.
+
+    Returns:
+        The number of indexed pictures, and the skipped ones.
+
+    Raises:
+        ValueError: the folder or the adapter cannot be used, no picture can be read, or a picture has a non-finite
+            embedding.
+    """
+    where = select_device(device)
+    paths, unsupported = find_images(folder)
+    skipped = [Skipped(path.as_posix(), unsupported_reason(path)) for path in unsupported]
+    total = len(paths) + len(skipped)
+    method = load_method(adapter, **changes)
+    encoder = on_device(method, where)
+    records = tuple(Record(path.as_posix(), "") for path in paths)
+    pictures = ImageSet(folder.name, "", records, folder_reader(folder))
+    ids: list[str] = []
+    vectors: list[Tensor] = []
+    for batch in embed_batches(encoder, pictures, records, skipped):
+        bad = (~batch.vectors.isfinite().all(dim=1)).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(f"the model gives a non-finite embedding for {batch.records[bad[0]].path}")
+        ids += [record.path for record in batch.records]
+        vectors.append(batch.vectors)
+        if progress is not None:
+            progress(len(ids), len(paths))
+    if not ids:
+        first = skipped[0].reason
+        raise ValueError(f"folder must hold readable pictures, but none of {total} in {folder} is, the first: {first}")
+    about = {"source": str(folder.resolve()), "captions": ids, "skipped": skipped_info(skipped, total)}
+    MemoryIndex(torch.cat(vectors), ids, about).save(output / INDEX_FOLDER)
+    save_method(method, output / ADAPTER_FOLDER)
+    return len(ids), skipped

@@ -1,0 +1,73 @@
+"""Run a method on another device than the images it is given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hystar_fast.methods.interface import Method
+
+
+def select_device(name: str) -> torch.device:
+    """Return the device of a name; "auto" is CUDA if available. Under torchrun each process takes its own GPU.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device {name!r} needs a GPU that torch can use, and there is none: use cpu or auto")
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+        torch.cuda.set_device(device)
+    return device
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Return whether a device has instructions for bfloat16 products; without them a CPU is several times slower."""
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def on_device(method: Method, device: torch.device) -> Method:
+    """Move a method's modules to a device; the result takes images from any device and returns vectors there.
+
+    A method without modules (pixels, hog) is returned unchanged: it computes where the images are.
+    """
+    if not method.modules:
+        return method
+    for module in method.modules:
+        module.to(device)
+    return OnDevice(method, device)
+
+
+class OnDevice(Method):
+    """A method on one device: its inputs are moved there, and its outputs are moved back."""
+
+    def __init__(self, method: Method, device: torch.device) -> None:
+        self.method, self.device = method, device
+        self.name, self.modules, self.resize = method.name, method.modules, method.resize
+
+    def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
+        style = None if style is None else style.to(self.device)
+        return self.method.encode_image(images.to(self.device), style).to(images.device)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor | None:
+        vectors = self.method.encode_text(texts)
+        return None if vectors is None else vectors.cpu()
+
+    def style(self, images: Tensor) -> Tensor | None:
+        vectors = self.method.style(images.to(self.device))
+        return None if vectors is None else vectors.to(images.device)
+
+    def train(self, mode: bool = True) -> None:
+        self.method.train(mode)

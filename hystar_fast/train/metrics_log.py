@@ -1,0 +1,106 @@
+"""The metrics log of a run: a file of JSON lines, and TensorBoard or wandb on request."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+_INSTALL = "pip install 'hystar-fast[train]'"
+
+
+class MetricsLog:
+    """One JSON object a line: the loss, rates and gradient norm of every step, and every validation.
+
+    It holds nothing that differs between two equal runs (no times). A resumed run first cuts off the lines after its
+    checkpoint, so the file of a run that was killed and resumed equals that of an uninterrupted run.
+
+    Args:
+        folder: gets ``metrics.jsonl``, and ``tensorboard/`` if requested.
+        size: bytes of the log to keep; 0 starts a new log.
+        step: steps done before.
+        tensorboard: also write TensorBoard events.
+        wandb: also send everything to this wandb project.
+
+    Raises:
+        ValueError: the log is shorter than `size`.
+        ModuleNotFoundError: TensorBoard or wandb is requested and not installed.
+    """
+
+    def __init__(
+        self, folder: Path, *, size: int = 0, step: int = 0, tensorboard: bool = False, wandb: str = ""
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        found = self.path.stat().st_size if self.path.exists() else 0
+        if found < size:
+            raise ValueError(
+                f"{self.path} has {found} bytes and the checkpoint beside it knows of {size}: put the log back to go "
+                "on, or delete the checkpoint to start anew"
+            )
+        self._board = _tensorboard(folder / "tensorboard", step) if tensorboard else None
+        self._wandb = _wandb(wandb, folder, goes_on=step > 0) if wandb else None
+        self._file = self.path.open("ab")
+        self._file.truncate(size)
+        self._file.seek(size)
+
+    def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        """Add a line; non-finite numbers are written as strings."""
+        self._file.write((json.dumps({"step": step, "kind": kind, **_finite(values)}) + "\n").encode())
+        self._file.flush()
+        numbers = {f"{kind}/{name}": value for name, value in _flat(values).items()}
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+
+    def sync(self) -> int:
+        """Flush the file to the disk; return the bytes written so far."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Close the file and the other writers."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: _finite(value) for name, value in values.items()}
+    return str(values) if isinstance(values, float) and values - values != 0 else values
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            found[prefix + name] = value
+    return found
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"run.tensorboard needs TensorBoard: {_INSTALL}") from error
+    return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+def _wandb(project: str, folder: Path, *, goes_on: bool) -> Any:
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("run.wandb needs wandb: pip install 'hystar-fast[wandb]'") from error
+    known = folder / "wandb_id.txt"
+    if not (goes_on and known.exists()):
+        known.write_text(secrets.token_hex(8), encoding="utf-8")
+    return wandb.init(project=project, dir=str(folder), id=known.read_text(encoding="utf-8"), resume="allow")
