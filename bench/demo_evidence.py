@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hystar_fast.methods.frozen import Frozen
-from hystar_fast.methods.hystar import HystarMethod, criterion
+from hystar_fast.methods.hystar_method import HystarMethod, criterion
 from hystar_fast.methods.interface import Method
-from hystar_fast.methods.recipes import demo_config
+from hystar_fast.experiments.learning_rates import tiny_config
 from hystar_fast.methods.suite import create_method
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.config import HystarConfig
@@ -109,7 +109,7 @@ def map_recall(vectors: ByStyle, rows: ByStyle, part: str, seed: int) -> float:
 def style(seeds: int = 3) -> None:
     """Linear probes of style from every z, and linear maps of the frozen embeddings with and without known style."""
     splits = {name: load_split(name) for name in ("train", "val")}
-    config = demo_config()
+    config = tiny_config()
     frozen = create_method("frozen", config)
     assert isinstance(frozen, Frozen)
     backbone = create_backbone(config)
@@ -184,7 +184,7 @@ def _method(kind: str, config: HystarConfig, seed: int, splits: list[StyledConce
         assert isinstance(method, Frozen)
         trained = [p.requires_grad_(True) for p in method.model.visual.parameters()]
         method.parameter_groups = lambda: {"full": trained}  # type: ignore[method-assign]
-        method.loss = criterion(config)  # type: ignore[method-assign]
+        method.loss = create_criterion(config)  # type: ignore[method-assign]
         return method
     if kind in ("static", "lora"):
         return create_method(kind, config, seed=seed)
@@ -211,7 +211,7 @@ def adapt(
     began = time.process_time()
     splits = [load_split("train"), load_split("val")]
     chosen = tuple(int(number) for number in blocks.split(",")) if blocks else None
-    method = _method(kind, replace(demo_config(), hypernetwork_init=init, blocks=chosen), seed, splits)
+    method = _method(kind, replace(tiny_config(), hypernetwork_init=init, blocks=chosen), seed, splits)
     rates = {name: dynamic if name == "dynamic" else rate for name in method.parameter_groups()}
     losses = train(method, splits[0], Recipe(rates, steps=steps, seed=seed))
     found = evaluate(method, splits[1], styles=IMAGE_STYLES)

@@ -105,7 +105,7 @@ def table(kind: str, tokens: int, in_features: int, out_features: int) -> dict[s
 def retrieval(adapter: str) -> dict[str, tuple[Interval, Interval, Interval]]:
     """R@1 on the embedded drawings, every FastSVDLinear in full precision and in fp8, and the paired difference."""
     from hystar_fast import FastSVDLinear, Hystar
-    from hystar_fast.methods.hystar import HystarMethod
+    from hystar_fast.methods.hystar_method import HystarMethod
     from hystar_fast.retrieval.evaluate import difference, evaluate
     from hystar_fast.retrieval.protocol import load_split
 
@@ -137,7 +137,7 @@ def main() -> None:
         for name, values in found.items():
             sys.stdout.write(f"| {name} | " + " | ".join(map(str, values)) + " |\n")
         if arguments.output is not None:
-            from hystar_fast.cli.report import about, interval, write_json
+            from hystar_fast.retrieval.results_json import about, interval, write_json
 
             columns = ("full precision", "fp8", "difference")
             figures = {name: dict(zip(columns, map(interval, values), strict=True)) for name, values in found.items()}

@@ -17,7 +17,7 @@ from hystar_fast.experiments.jobs import run_jobs
 from hystar_fast.experiments.learning_rates import Rates, groups_at_edge
 from hystar_fast.experiments.records import is_done, merge_query_ids, query_ids, read_earlier
 from hystar_fast.experiments.settings import ExperimentSettings
-from hystar_fast.experiments.splits import open_splits, test_method, train_method
+from hystar_fast.experiments.splits import open_splits, evaluate_method, train_method
 from hystar_fast.experiments.tune import TUNING_FILE, tune
 from hystar_fast.experiments.variants import Variant, create_variant
 from hystar_fast.methods.adapter_files import load_method, save_method
@@ -165,6 +165,6 @@ def _run(run: _Run) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
             return {**found, "diverged": str(error), "seconds": round(time.perf_counter() - start, 1)}, None
         found["loss"] = round(losses[-1], 4)
         save_method(method, adapter_folder(run.settings.output, name, seed))
-    ranks = test_method(method, run.settings).ranks
+    ranks = evaluate_method(method, run.settings).ranks
     found["ranks"] = {kind: values.tolist() for kind, values in ranks.by_kind.items()}
     return {**found, "seconds": round(time.perf_counter() - start, 1)}, ranks.ids.to_dict()

@@ -161,7 +161,7 @@ def validate_method(method: Method, settings: ExperimentSettings) -> Ranks:
     return found.ranks
 
 
-def test_method(method: Method, settings: ExperimentSettings) -> Evaluation:
+def evaluate_method(method: Method, settings: ExperimentSettings) -> Evaluation:
     """Evaluate a method on the test part under the protocol of the settings."""
     splits = open_splits(settings)
     encoder = on_device(method, settings.device())

@@ -181,7 +181,7 @@ def test_tuning_tries_the_grid_on_the_validation_concepts_and_goes_on_where_it_s
     from hystar_fast.methods import recipes
 
     small = {name: trials[:1] for name, trials in recipes.GRID.items()}
-    monkeypatch.setattr("hystar_fast.methods.variants.GRID", small)
+    monkeypatch.setattr("hystar_fast.experiments.variants.GRID", small)
     path = tmp_path / "tuning.json"
     arguments = ("--output", path, "--steps", 1, "--limit", 5, "--weights", "random", "--seed", 3, "--seed", 4)
     result = run("tune", *arguments)
@@ -203,7 +203,7 @@ def test_tuning_tries_the_grid_on_the_validation_concepts_and_goes_on_where_it_s
 
 
 def test_tuning_takes_the_best_mean_over_the_seeds_and_never_a_setting_that_diverged():
-    from hystar_fast.cli.tune import _score
+    from hystar_fast.experiments.tune import _score
 
     def trial(*recalls):
         return [{"recall": {"hard_mean": {"R@1": {"value": r}, "R@5": {"value": 50.0}}}} for r in recalls]

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from hystar_fast.data.emoji import EmojiStyles
-from hystar_fast.methods.suite import METHODS, TRAINED
-from hystar_fast.retrieval.index import Index
+from hystar_fast.index.memory import MemoryIndex
+from hystar_fast.methods.suite import DEMO_METHODS, DEMO_TRAINED
 from hystar_fast.retrieval.protocol import QUERY_STYLES
 from tests.support.cli import refused, run
 
@@ -22,7 +22,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("demo") / "new" / "folder"
     result = run("demo", "--output", output, "--steps", 2, "--limit", CONCEPTS, "--weights", "random")
     assert result.exit_code == 0, result.output
-    for name in METHODS:
+    for name in DEMO_METHODS:
         assert name in result.output
     assert "naive / ours" in result.output
     return output
@@ -30,7 +30,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_results_say_what_was_done_and_found(demo):
     found = json.loads((demo / "results.json").read_text())
-    assert list(found["methods"]) == list(METHODS)
+    assert list(found["methods"]) == list(DEMO_METHODS)
     for name, method in found["methods"].items():
         styles = [s for s in QUERY_STYLES if s != "text" or name not in ("pixels", "hog")]
         assert list(method["recall"]["all"]) == [*styles, "hard_mean"]
@@ -39,13 +39,13 @@ def test_the_results_say_what_was_done_and_found(demo):
                 assert 0 <= row[k]["low"] <= row[k]["value"] <= row[k]["high"] <= 100
             assert row["R@1"]["value"] <= row["R@5"]["value"]
         assert "displaced" in method["recall"]
-        assert (method["parameters"]["trainable"] > 0) == (name in TRAINED)
-        if name in TRAINED:
+        assert (method["parameters"]["trainable"] > 0) == (name in DEMO_TRAINED)
+        if name in DEMO_TRAINED:
             assert len(method["loss"]) == 2
             assert set(method["learning_rates"]) == set(method["parameters"]) - {"trainable"}
     assert found["protocol"]["gallery"] == {"style": "noto", "n": CONCEPTS, "concepts": "test split, all of them"}
     assert found["settings"]["seed"] == 0
-    assert set(found["differences"]) == set(METHODS) - {"hystar"}
+    assert set(found["differences"]) == set(DEMO_METHODS) - {"hystar"}
     assert found["training_step"]["ratio"] > 0
     assert found["seconds"] > 0
     assert found["machine"]["versions"]["torch"]
@@ -60,7 +60,7 @@ def test_the_pictures_are_written(demo):
 
 
 def test_search_answers_from_the_gallery_of_the_demo(demo, tmp_path):
-    index = Index.load(demo / "index")
+    index = MemoryIndex.load(demo / "index")
     assert len(index) == CONCEPTS
     path = tmp_path / "query.png"
     EmojiStyles().image("noto", index.ids[3]).save(path)
@@ -94,6 +94,6 @@ def test_the_same_seed_gives_the_same_numbers(demo, tmp_path):
     result = run("demo", "--output", tmp_path, "--steps", 2, "--limit", CONCEPTS, "--weights", "random")
     assert result.exit_code == 0, result.output
     one, two = (json.loads((folder / "results.json").read_text())["methods"] for folder in (demo, tmp_path))
-    for name in METHODS:
+    for name in DEMO_METHODS:
         assert one[name]["recall"] == two[name]["recall"]
         assert one[name].get("loss") == pytest.approx(two[name].get("loss"))

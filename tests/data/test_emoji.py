@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hystar_fast.data.emoji import SPLITS, STYLES, EmojiStyles
+from hystar_fast.data.emoji import HARD_STYLES, QUERY_STYLES, SPLITS, STYLES, EmojiStyles, load_emoji, low_resolution
+from hystar_fast.data.images import to_picture, to_uint8
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +69,62 @@ def test_one_image_equals_its_row(data: EmojiStyles) -> None:
 def test_bad_names(data: EmojiStyles, call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(data)
+
+
+def test_as_a_data_set_the_gallery_is_noto_and_queries_are_other_drawings_of_its_concepts(data: EmojiStyles) -> None:
+    test = load_emoji("test")
+    assert (test.name, test.gallery_style, test.query_styles) == ("emoji", "noto", QUERY_STYLES)
+    assert test.headline_styles == HARD_STYLES and test.has_splits and test.templates == ("{}",)
+    assert [record.instance for record in test.gallery] == [concept.id for concept in data.concepts("test")]
+    assert {style: len(test.of_style(style)) for style in QUERY_STYLES} == {
+        "outline": 266,
+        "sketch": 310,
+        "lowres": 310,
+        "twemoji": 310,
+    }
+    drawings = {record.path: to_uint8(test.read(record)) for record in test.records}
+    for record in test.records:
+        concept = data.concept(str(record.instance))
+        assert (record.category, record.caption) == (concept.subgroup, concept.name)
+        if record.style not in ("noto", "lowres"):
+            assert torch.equal(drawings[record.path], data.images(record.style, [concept])[0])
+        if record.style != "noto":
+            assert not torch.equal(drawings[record.path], drawings[f"noto/{concept.id}"])
+
+
+def test_training_has_no_unseen_category_and_the_test_split_says_which_they_are() -> None:
+    train, val, test = (load_emoji(split) for split in SPLITS)
+    assert not {record.category for record in train.records} & train.unseen_categories
+    unseen = [record for record in test.gallery if record.category in test.unseen_categories]
+    assert len(unseen) == 65 and {record.category for record in val.records} & val.unseen_categories
+    assert {r.category for r in load_emoji("train", seen_only=False).records} & train.unseen_categories
+    assert len({record.category for record in load_emoji("test", category="group").records}) == 8
+
+
+def test_other_styles_can_be_queries() -> None:
+    images = load_emoji("val", ("flat", "photo3d"))
+    assert images.query_styles == ("flat", "photo3d") and images.headline_styles == ()
+    with pytest.raises(ValueError, match=r"style must be one of .* got 'cubism'"):
+        load_emoji("val", ("cubism",))
+    with pytest.raises(ValueError, match=r"split must be one of .* got 'dev'"):
+        load_emoji("dev")
+    with pytest.raises(ValueError, match=r"category must be one of \('subgroup', 'group'\), got 'kind'"):
+        load_emoji("val", category="kind")
+
+
+def test_low_resolution_keeps_no_more_than_its_side() -> None:
+    picture = to_picture(torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8))
+    low = to_uint8(low_resolution(picture, 8))
+    assert low.shape == (3, 64, 64)
+    assert torch.linalg.matrix_rank(low[0].double(), atol=12.0) <= 8
+    plain = to_picture(torch.full((3, 64, 64), 77, dtype=torch.uint8))
+    assert torch.equal(to_uint8(low_resolution(plain)), to_uint8(plain))
+    with pytest.raises(ValueError, match=r"side must be between 1 and 64, got 65"):
+        low_resolution(picture, 65)
+
+
+def test_low_resolution_queries_are_made_of_photo3d(data: EmojiStyles) -> None:
+    images = load_emoji("val")
+    record = images.of_style("lowres")[7]
+    made = to_uint8(low_resolution(data.image("photo3d", str(record.instance)), 12))
+    assert torch.equal(to_uint8(images.read(record)), made)

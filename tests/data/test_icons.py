@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hystar_fast.cli.record_parts import RecordParts
 from hystar_fast.data.icons import SIDE
 from hystar_fast.data.open import open_images
+from hystar_fast.experiments.settings import Data, ExperimentSettings
+from hystar_fast.experiments.splits import open_splits
 from tests.support.cli import run
 
 SUFFIXES = {"": "Regular", "bold": "Bold", "fill": "Fill"}
@@ -50,7 +51,7 @@ def test_every_icon_of_several_weights_is_in_one_split(tmp_path):
         seen += [record.instance for record in found.of_style("regular") if record.instance is not None]
     assert sorted(seen) == sorted([*(f"thing-{number}" for number in range(40)), "torn"])
     assert open_images(str(root), "test").of_style("bold")[0].caption == found.of_style("bold")[0].caption
-    assert open_images(str(root), "test").splits
+    assert open_images(str(root), "test").has_splits
     assert open_images(str(root), "test", gallery_style="bold").gallery_style == "bold"
 
 
@@ -95,9 +96,11 @@ def test_wrong_arguments_and_a_missing_renderer_are_named(tmp_path, monkeypatch)
         open_images(f"icons:{root}")
 
 
-def test_a_family_is_divided_into_parts_to_train_on_to_choose_by_and_to_ask(tmp_path):
-    parts = RecordParts(f"icons:{family(tmp_path / 'own', names=100)}")
-    found = [{record.instance for record in part.records} for part in (parts.training, parts.held_out, parts.images())]
+def test_the_splits_of_a_family_are_those_of_an_experiment(tmp_path):
+    source = f"icons:{family(tmp_path / 'own', names=100)}"
+    parts = open_splits(ExperimentSettings(data=Data(source)))
+    found = [{r.instance for r in part.records} for part in (parts.training, parts.validation, parts.test)]
+    assert found[1] == {record.instance for record in open_images(source, "val").records}
     assert all(len(names) > 5 for names in found) and len(set.union(*found)) == sum(map(len, found))
 
 

@@ -13,8 +13,8 @@ import typer.main
 
 from hystar_fast.cli.main import app
 from hystar_fast.cli.options import numbers
-from hystar_fast.cli.reproduce import table_numbers
-from hystar_fast.methods.variants import Variant
+from hystar_fast.experiments.reproduce import table_numbers
+from hystar_fast.experiments.variants import Variant
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.train.settings import KEYS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hystar_fast.cli.results import read_results
-from hystar_fast.methods.variants import is_variant
+from hystar_fast.experiments.variants import is_variant
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -10,19 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from hystar_fast.cli import few_shot
-from hystar_fast.cli.reproduce import _few_shot_cells
-from hystar_fast.cli.source import Source
 from hystar_fast.data.classes import open_classes
-from hystar_fast.methods.baselines import BASELINES
-from hystar_fast.methods.recipes import CHOSEN, untuned_rates
-from hystar_fast.methods.suite import TRAINED, create_method
+from hystar_fast.experiments import few_shot
+from hystar_fast.experiments.base_to_new import accuracies, base_to_new, draw_shots, is_correct
+from hystar_fast.experiments.class_training import train_on_classes
+from hystar_fast.experiments.learning_rates import DEMO_RATES
+from hystar_fast.experiments.settings import ExperimentSettings, FewShot
+from hystar_fast.methods.suite import create_method
 from hystar_fast.models.vgg import vgg_features
-from hystar_fast.retrieval.few_shot import accuracies, base_to_new, draw_shots, right
 from hystar_fast.retrieval.zero_shot import class_embeddings
-from hystar_fast.train.few_shot import train_few_shot
 from hystar_fast.train.recipe import Recipe
-from tests.support.cli import refused, run
+from tests.support.experiments import done, refused_experiment
 from tests.support.picture_trees import damaged, picture
 from tests.support.small_clip import small_config, write_small_clip
 
@@ -155,10 +153,10 @@ def test_shots_are_drawn_by_the_seed(tmp_path):
         draw_shots(records, 0, 0)
 
 
-def test_the_nearest_class_is_right_and_a_tie_is_not():
+def test_the_nearest_class_is_correct_and_a_tie_is_not():
     classes = torch.eye(3)
     vectors = torch.tensor([[0.9, 0.1, 0.0], [0.5, 0.5, 0.0], [0.0, 0.2, 0.8], [torch.nan, 0, 0]])
-    assert right(vectors, classes, torch.tensor([0, 0, 1, 0])).tolist() == [1, 0, 0, 0]
+    assert is_correct(vectors, classes, torch.tensor([0, 0, 1, 0])).tolist() == [1, 0, 0, 0]
 
 
 def test_accuracies_and_their_harmonic_mean():
@@ -184,7 +182,7 @@ def test_training_draws_pictures_to_the_names_of_their_classes(tmp_path):
     seen: list[Any] = []
     plain = method.loss
     method.loss = lambda query, target: (seen.append(target), plain(query, target))[1]  # type: ignore[method-assign,func-returns-value]
-    losses = train_few_shot(
+    losses = train_on_classes(
         method, pictures, labels, classes, Recipe({"last_block": 1e-3}, steps=40, batch_size=3, warmup=2, jitter=0.0)
     )
     assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
@@ -192,107 +190,86 @@ def test_training_draws_pictures_to_the_names_of_their_classes(tmp_path):
         rows = [int((classes - row).abs().sum(1).argmin()) for row in target]
         assert len(rows) == len(set(rows)) == 3
     with pytest.raises(ValueError, match="at least 2 classes"):
-        train_few_shot(method, pictures, labels * 0, classes, Recipe({"last_block": 1e-3}, steps=1))
+        train_on_classes(method, pictures, labels * 0, classes, Recipe({"last_block": 1e-3}, steps=1))
     with pytest.raises(ValueError, match="nothing to train"):
-        train_few_shot(create_method("frozen", config), pictures, labels, classes, Recipe({}, steps=1))
+        train_on_classes(create_method("frozen", config), pictures, labels, classes, Recipe({}, steps=1))
 
 
-def test_a_tuning_that_lacks_a_method_is_refused(tmp_path):
+def test_a_tuning_without_a_method_is_refused(tmp_path):
     tuning = tmp_path / "tuning.json"
     tuning.write_text('{"chosen": {"static": {"static": 0.1}}}')
-    settings = few_shot.FewShotSettings(tmp_path, methods=("frozen", "static"), tuning=tuning)
+    settings = ExperimentSettings(few_shot=FewShot(methods=["frozen", "static"], tuning=str(tuning)))
     assert few_shot._rates(settings) == {"static": ({"static": 0.1}, f"chosen in {tuning}")}
-    with pytest.raises(ValueError, match="has chosen nothing for lora"):
-        few_shot._rates(replace(settings, methods=("static", "lora")))
+    more = replace(settings, few_shot=replace(settings.few_shot, methods=["static", "lora"]))
+    with pytest.raises(ValueError, match="few_shot.tuning must have rates for lora"):
+        few_shot._rates(more)
 
 
-def test_without_a_tuning_the_tiny_backbone_has_the_demos_rates_and_others_the_papers():
-    tiny, large = untuned_rates("tiny"), untuned_rates("open_clip:ViT-L-14")
-    assert {name: tiny[name] for name in CHOSEN} == {name: (CHOSEN[name], "chosen for the demo") for name in CHOSEN}
-    assert large["hystar"] == ({"static": 1e-3, "dynamic": 1e-5}, "the paper's")
-    assert large["static"][0] == {"static": 1e-3} and large["lora"][0] == {"lora": 3e-4}
-    assert set(tiny) == set(large) == {*TRAINED, *BASELINES}
-    for name in CHOSEN:
-        assert all(tiny[name][0][group] >= 10 * rate for group, rate in large[name][0].items())
-
-
-def test_table_11_takes_the_rates_tuned_in_its_folder_and_the_papers_columns_of_its_data(tmp_path):
-    backbone = write_small_clip(tmp_path / "clip")
-    arguments = ("table11", "--backbone", backbone, "--weights", "folder", "--steps", 1, "--seeds", 1,
-                 "--output", tmp_path / "out")  # fmt: skip
+def test_table_11_uses_the_rates_tuned_in_its_folder_and_the_papers_columns_of_its_data(tmp_path):
+    output = tmp_path / "out"
+    model = {"backbone": write_small_clip(tmp_path / "clip"), "pretrained": "folder"}
 
     def reproduced(name: str) -> tuple[str, dict[str, Any]]:
-        result = run("reproduce", *arguments, "--classes", tree(tmp_path / name, n=2))
-        assert result.exit_code == 0, result.output
-        return " ".join(result.output.split()), json.loads((tmp_path / "out" / "table11.json").read_text())
+        data = {"classes": str(tree(tmp_path / name, n=2))}
+        shown = done("reproduce", output, "table11", data=data, model=model, few_shot={"steps": 1})
+        return shown, json.loads((output / "table11.json").read_text())
 
     shown, found = reproduced("classes")
     assert found["columns"] == "Average" and "74.70" in shown
     assert found["rows"][-1]["few_shot"]["learning_rates"] == {"static": 1e-3, "dynamic": 1e-5}
-    assert found["here"].endswith("its learning rates here: the paper's")
-    config = Source(backbone=backbone, pretrained="folder").config().to_dict()
-    tuning = {"config": config, "chosen": {"hystar": {"static": 0.02, "dynamic": 0.004}}}
-    (tmp_path / "out" / "tuning.json").write_text(json.dumps(tuning))
+    assert found["note"].endswith("its learning rates here: the paper's")
+    identity = ExperimentSettings.of({"model": model}).identity()
+    tuning = {"settings": identity, "chosen": {"hystar": {"static": 0.02, "dynamic": 0.004}}}
+    (output / "tuning.json").write_text(json.dumps(tuning))
     shown, found = reproduced("Sun397_pictures")
-    assert found["columns"] == "SUN397" and "78.41" in shown and "74.70" not in shown
-    assert _few_shot_cells(found)(None)[3:] == ("paper, SUN397 base", "paper, SUN397 new", "paper, SUN397 H")
+    assert found["columns"] == "SUN397" and "78.41" in shown
     assert found["rows"][-1]["few_shot"]["learning_rates"] == {"static": 0.02, "dynamic": 0.004}
-    assert f"hystar static 0.02, dynamic 0.004 (chosen in {tmp_path}/out/tuning.json)" in shown
-    tuning["config"] = {**config, "blocks": [1]}
-    (tmp_path / "out" / "tuning.json").write_text(json.dumps(tuning))
+    assert f"(chosen in {output}/tuning.json)" in shown
+    tuning["settings"]["model"] = {**identity["model"], "blocks": [1]}
+    (output / "tuning.json").write_text(json.dumps(tuning))
     shown, found = reproduced("imagenet")
     assert found["columns"] == "ImageNet" and "70.98" in shown
     assert found["rows"][-1]["few_shot"]["rates_from"] == "the paper's", "another model was tuned there"
 
 
-def test_style_and_blocks_are_those_asked_for(tmp_path):
+def test_style_and_blocks_are_those_of_the_settings(tmp_path):
     torch.save({f"features.{name}": value for name, value in vgg_features(None).state_dict().items()}, tmp_path / "vgg")
-    arguments = ("--data", tree(tmp_path / "pictures", n=2), "--backbone", write_small_clip(tmp_path / "clip"),
-                 "--weights", "folder", "--methods", "hystar", "--seeds", 1, "--steps", 1)  # fmt: skip
-    result = run("fewshot", *arguments, "--style", "vgg", "--style-pretrained", tmp_path / "vgg", "--blocks", "2-4",
-                 "--output", tmp_path / "out")  # fmt: skip
-    assert result.exit_code == 0, result.output
+    model = {"backbone": write_small_clip(tmp_path / "clip"), "pretrained": "folder", "style": "vgg"}
+    model |= {"style_pretrained": str(tmp_path / "vgg"), "blocks": [2, 4]}  # type: ignore[dict-item]
+    data = {"classes": str(tree(tmp_path / "pictures", n=2))}
+    shown = done("fewshot", tmp_path / "out", data=data, model=model, few_shot={"methods": ["hystar"], "steps": 1})
     config = json.loads((tmp_path / "out" / "few_shot.json").read_text())["config"]
     assert (config["style"], config["style_pretrained"], config["blocks"]) == ("vgg", str(tmp_path / "vgg"), [2, 4])
-    assert "learning rates: hystar static 0.001, dynamic 1e-05 (the paper's)" in " ".join(result.output.split())
+    assert "learning rates of hystar: {'static': 0.001, 'dynamic': 1e-05} (the paper's)" in shown
 
 
-def test_the_command_writes_what_it_found(tmp_path):
-    root = tree(tmp_path / "pictures", n=3)
+def test_the_command_writes_its_results(tmp_path):
+    root, output = tree(tmp_path / "pictures", n=3), tmp_path / "out"
     damaged(root / "test" / "dog" / "1.png")
-    backbone = write_small_clip(tmp_path / "clip")
     tuning = tmp_path / "tuning.json"
-    tuning.write_text(json.dumps({"chosen": {"vpt": {"vpt": 0.02}, "hystar": CHOSEN["hystar"]}}))
-    arguments = (
-        "--data",
-        root,
-        "--backbone",
-        backbone,
-        "--weights",
-        "folder",
-        "--shots",
-        2,
-        "--seeds",
-        2,
-        "--steps",
-        1,
-    )
-    result = run(
-        "fewshot", *arguments, "--methods", "frozen,vpt,hystar", "--tuning", tuning, "--output", tmp_path / "out"
-    )
-    assert result.exit_code == 0, result.output
-    assert "skipped 1 pictures" in result.output
-    found = json.loads((tmp_path / "out" / "few_shot.json").read_text())
+    tuning.write_text(json.dumps({"chosen": {"vpt": {"vpt": 0.02}, "hystar": DEMO_RATES["hystar"]}}))
+    sections: dict[str, Any] = {
+        "data": {"classes": str(root)},
+        "model": {"backbone": write_small_clip(tmp_path / "clip"), "pretrained": "folder"},
+        "training": {"seeds": 2},
+        "few_shot": {"shots": 2, "steps": 1, "methods": ["frozen", "vpt", "hystar"], "tuning": str(tuning)},
+    }
+    assert "skipped 1 unreadable pictures" in done("fewshot", output, **sections)
+    found = json.loads((output / "few_shot.json").read_text())
     assert found["data"]["base"] == 3 and found["data"]["new"] == 2 and found["data"]["shots"] == 2
-    assert found["template"] == "a photo of a {}."
+    assert found["templates"] == ["a photo of a {}."]
     assert found["methods"]["vpt"]["learning_rates"] == {"vpt": 0.02}
     assert found["methods"]["frozen"]["parameters"] == 0 and found["methods"]["frozen"]["deviation"] is None
     for entry in found["methods"].values():
         base, new, harmonic = (entry[part]["value"] for part in ("base", "new", "H"))
         assert harmonic == pytest.approx(2 * base * new / (base + new) if base + new else 0, abs=0.02)
-    (tmp_path / "tuning.json").write_text("[]")
-    message = refused("fewshot", *arguments, "--tuning", tuning, "--output", tmp_path / "out")
-    assert "tuning must be a tuning.json" in message
-    assert found["device"] in ("cpu", "cuda:0")
-    assert "device must be auto, cpu or cuda, got 'tpu'" in refused("fewshot", *arguments, "--device", "tpu")
-    assert "methods must be some of" in refused("fewshot", "--methods", "pixels", "--output", tmp_path / "out")
+    assert found["device"] == "cpu"
+    for section, key, value, message in (
+        ("run", "device", "tpu", "device must be auto, cpu or cuda, got 'tpu'"),
+        ("few_shot", "methods", ["pixels"], "few_shot.methods must be some of"),
+        ("few_shot", "shots", 0, "few_shot.shots must be at least 1, got 0"),
+    ):
+        wrong = {**sections, section: {**sections.get(section, {}), key: value}}
+        assert message in refused_experiment("fewshot", output, **wrong)
+    tuning.write_text("[]")
+    assert "few_shot.tuning must be a tuning.json" in refused_experiment("fewshot", output, **sections)

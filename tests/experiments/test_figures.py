@@ -11,18 +11,25 @@ import pytest
 import torch
 from PIL import Image
 
-from hystar_fast.cli import figure_sheets
-from hystar_fast.cli import figures as module
-from hystar_fast.cli.figure_sheets import first_answers
-from hystar_fast.cli.figures import _middle_features
-from hystar_fast.data.open import open_emoji
-from hystar_fast.methods import variants
-from hystar_fast.methods.recipes import demo_config
-from hystar_fast.methods.suite import create_method
-from hystar_fast.retrieval.figures import Cloud, Curve, draw_clouds, draw_sweep, project
-from hystar_fast.retrieval.pictures import ALIKE, NEUTRAL, RIGHT, WRONG, Answer, Question, retrieval_sheet
+from hystar_fast.data.emoji import load_emoji
+from hystar_fast.experiments import answer_sheets
+from hystar_fast.experiments import figures as module
+from hystar_fast.experiments.figures import _middle_features
+from hystar_fast.experiments.plots import Cloud, Curve, draw_clouds, draw_sweep, project
+from hystar_fast.methods.suite import create_method, tiny_config
+from hystar_fast.retrieval.answer_grid import (
+    IRRELEVANT,
+    RELEVANT,
+    SAME_CATEGORY,
+    UNKNOWN,
+    Answer,
+    Question,
+    answer_sheet,
+)
+from hystar_fast.retrieval.answers import first_answers, query_vector
+from hystar_fast.retrieval.embed import embed_records
 from tests.support import picture_trees as trees
-from tests.support.cli import refused, run
+from tests.support.experiments import done, refused_experiment, shrink_grids
 
 
 def drawn(path: Path) -> np.ndarray:
@@ -101,12 +108,13 @@ def test_a_sweep_goes_through_its_values(tmp_path):
 
 def test_a_sheet_frames_every_answer_by_what_it_is(tmp_path):
     grey = torch.full((3, 8, 8), 128, dtype=torch.uint8)
-    answers = [Answer(grey, True), Answer(grey, False, alike=True), Answer(grey, False), Answer(grey)]
+    answers = [Answer(grey, True), Answer(grey, False, same_category=True), Answer(grey, False), Answer(grey)]
     questions = [
         Question(grey, "sketch", "a cat", {"frozen": answers, "hystar": answers[::-1]}),
         Question(None, "text", "a dog", {"frozen": answers[:1] * 4, "hystar": answers[1:2] * 4}),
     ]
-    retrieval_sheet(questions, "title", ["one", "two"], {RIGHT: "right", ALIKE: "alike"}).save(tmp_path / "sheet.png")
+    legend = {RELEVANT: "relevant", SAME_CATEGORY: "same category"}
+    answer_sheet(questions, "title", ["one", "two"], legend).save(tmp_path / "sheet.png")
     pixels = drawn(tmp_path / "sheet.png")
 
     def frames(colour: str) -> list[tuple[int, int]]:
@@ -117,62 +125,61 @@ def test_a_sheet_frames_every_answer_by_what_it_is(tmp_path):
         corners = tiles & ~np.roll(here, 1, 0)[:-3, :-3] & ~np.roll(here, 1, 1)[:-3, :-3]
         return [(int(y), int(x)) for y, x in np.argwhere(corners)]
 
-    right, alike, wrong, neutral = (frames(colour) for colour in (RIGHT, ALIKE, WRONG, NEUTRAL))
-    assert [len(found) for found in (right, alike, wrong, neutral)] == [1 + 2 + 4, 1 + 2 + 4, 2, 2]
-    columns = sorted({x for _, x in right[1:]})
-    assert len(columns) == 4 and right[1][1] == columns[0] and wrong[0][1] == columns[2]
-    assert [x for _, x in neutral] == [columns[3], columns[0]], "the second line is the other way round"
+    relevant, same, irrelevant, unknown = map(frames, (RELEVANT, SAME_CATEGORY, IRRELEVANT, UNKNOWN))
+    assert [len(found) for found in (relevant, same, irrelevant, unknown)] == [1 + 2 + 4, 1 + 2 + 4, 2, 2]
+    columns = sorted({x for _, x in relevant[1:]})
+    assert len(columns) == 4 and relevant[1][1] == columns[0] and irrelevant[0][1] == columns[2]
+    assert [x for _, x in unknown] == [columns[3], columns[0]], "the second line is the other way round"
     with pytest.raises(ValueError, match="all with the same methods"):
-        retrieval_sheet([questions[0], Question(None, "text", "", {"hystar": answers})], "", [], {})
+        answer_sheet([questions[0], Question(None, "text", "", {"hystar": answers})], "", [], {})
 
 
-def test_a_sheet_counts_the_subgroup_where_the_paper_does():
-    images = open_emoji("test", ("flat",)).select(limit=40)
-    method = create_method("pixels", demo_config(None))
-    asked = [images.of_style("flat")[place] for place in (3, 17)]
-    found = first_answers(method, images, asked, True)
-    assert [len(answers) for answers in found] == [10, 10]
-    named = {record.caption: record for record in images.of_style(images.gallery_style)}
-    for record, answers in zip(asked, found, strict=True):
-        assert [answer.right for answer in answers] == [answer.caption == record.caption for answer in answers]
-        assert [answer.alike for answer in answers] == [named[a.caption].category == record.category for a in answers]
-    assert not any(answer.alike for answer in first_answers(method, images, asked[:1], False)[0])
+def test_answers_of_the_querys_subgroup_are_marked_where_the_paper_counts_categories():
+    images = load_emoji("test", ("flat",)).select(limit=40)
+    method = create_method("pixels", tiny_config(None))
+    gallery = embed_records(method, images, images.of_style(images.gallery_style), [])
+    for place in (3, 17):
+        query = images.of_style("flat")[place]
+        vector = query_vector(method, images, query)
+        answers = first_answers(gallery, images, query, vector, 10, by_category=True)
+        scores = gallery.vectors @ vector
+        best = [gallery.records[i] for i in scores.sort(descending=True, stable=True).indices[:10].tolist()]
+        assert [answer.caption for answer in answers] == [record.caption for record in best]
+        assert [answer.relevant for answer in answers] == [record.instance == query.instance for record in best]
+        assert [answer.same_category for answer in answers] == [record.category == query.category for record in best]
+        plain = first_answers(gallery, images, query, vector, 10)
+        assert not any(answer.same_category for answer in plain)
 
 
-def test_sheets_and_mixtures_are_drawn_of_other_data_in_the_papers_styles(tmp_path, monkeypatch):
-    monkeypatch.setattr(variants, "GRID", {n: trials[:1] for n, trials in variants.GRID.items()})
-    monkeypatch.setattr(module, "_CLOUD_METHODS", ("frozen", "hystar"))
-    asked: list[tuple[str, str]] = []
-    drawn_sheet = figure_sheets.retrieval_sheet
+def test_sheets_and_mixtures_of_other_data_have_the_papers_styles(tmp_path, monkeypatch):
+    shrink_grids(monkeypatch)
+    monkeypatch.setattr(module, "_METHODS", ("frozen", "hystar"))
+    drawn_styles: list[tuple[str, str]] = []
+    real = answer_sheets.answer_sheet
 
-    def seen(questions, title, notes, legend):
-        asked.extend((question.style, title) for question in questions)
-        assert legend[RIGHT] == ("the right picture" if "DSR" in title else "the right category")
+    def spy(questions, title, notes, legend):
+        drawn_styles.extend((question.style, title) for question in questions)
+        assert legend[RELEVANT] == ("the query's picture" if "DSR" in title else "the query's category")
         assert all(len(answers) > 1 for question in questions for answers in question.answers.values())
-        return drawn_sheet(questions, title, notes, legend)
+        return real(questions, title, notes, legend)
 
-    monkeypatch.setattr(figure_sheets, "retrieval_sheet", seen)
-    root = trees.dsr(tmp_path / "DSR", n=40, styles=("art", "sketch"))
-    entries = json.loads((root / "test.json").read_text())
-    (root / "train.json").write_text(json.dumps(entries[:30]))
-    (root / "test.json").write_text(json.dumps(entries[30:]))
-    other = trees.domainnet(tmp_path / "DomainNet")
-    arguments = ("--data", f"dsr:{root}", "--test-data", f"domainnet:{other}", "--steps", 1, "--weights", "random",
-                 "--seeds", 1, "--tuning-seeds", 1, "--batch-size", 4, "--projection", "pca")  # fmt: skip
-    result = run("figure", 5, 8, 9, "--output", tmp_path, *arguments)
-    assert result.exit_code == 0, result.output
+    monkeypatch.setattr(answer_sheets, "answer_sheet", spy)
+    data = {
+        "source": f"dsr:{trees.split_dsr(tmp_path / 'DSR', 30, 10)}",
+        "test": f"domainnet:{trees.domainnet(tmp_path / 'DomainNet')}",
+    }
+    done("figure", tmp_path, 5, 8, 9, data=data, training={"batch_size": 4}, run={"projection": "pca"})
     for number in (5, 8, 9):
         assert drawn(tmp_path / f"figure{number}.png").std() > 5
-    assert [style for style, title in asked if "Figure 8 with DSR: first 10 of 10" in title] == (
-        ["art", "art", "sketch", "sketch", "text", "text"]
-    )
-    assert {style for style, title in asked if "Figure 9 with DomainNet" in title} == {"clipart", "sketch"}
+    of_figure_8 = [style for style, title in drawn_styles if "Figure 8 with DSR: first 10 of 10" in title]
+    assert sorted(of_figure_8) == ["art", "art", "sketch", "sketch", "text", "text"]
+    assert {style for style, title in drawn_styles if "Figure 9 with DomainNet" in title} == {"clipart", "sketch"}
 
 
 def test_middle_features_are_what_leaves_the_middle_block():
     images = torch.rand(3, 3, 64, 64)
     for name in ("frozen", "hystar"):
-        method = create_method(name, demo_config(None))
+        method = create_method(name, tiny_config(None))
         found = _middle_features(method, images)
         model = method.modules[0]
         backbone = model.backbone if name == "hystar" else model
@@ -185,14 +192,12 @@ def test_middle_features_are_what_leaves_the_middle_block():
         assert torch.allclose(found, kept[0].mean(1), atol=1e-5)
 
 
-def test_the_command_draws_what_it_trains(tmp_path, monkeypatch):
-    for grids in ("GRID", "BASELINE_GRID"):
-        monkeypatch.setattr(variants, grids, {n: trials[:1] for n, trials in getattr(variants, grids).items()})
+def test_the_command_trains_the_methods_that_it_draws(tmp_path, monkeypatch):
+    shrink_grids(monkeypatch)
     monkeypatch.setitem(module.FIGURES, 6, module._sweep("gamma", (10, 80), "γ"))
-    monkeypatch.setattr(module, "_CLOUD_METHODS", ("frozen", "hystar"))
-    arguments = ("--steps", 1, "--limit", 6, "--weights", "random", "--seeds", 1, "--tuning-seeds", 1)
-    result = run("figure", 5, 6, 8, 10, "--output", tmp_path, "--projection", "pca", *arguments)
-    assert result.exit_code == 0, result.output
+    monkeypatch.setattr(module, "_METHODS", ("frozen", "hystar"))
+    sections = {"data": {"limit": 6}, "run": {"projection": "pca"}}
+    done("figure", tmp_path, 5, 6, 8, 10, **sections)
     for number in (5, 6, 8, 10):
         assert drawn(tmp_path / f"figure{number}.png").std() > 5
     record = json.loads((tmp_path / "compare.json").read_text())
@@ -201,6 +206,16 @@ def test_the_command_draws_what_it_trains(tmp_path, monkeypatch):
     )
     assert record["runs"][0]["learning_rates"] == record["runs"][1]["learning_rates"]
     trials = json.loads((tmp_path / "tuning.json").read_text())["trials"]
-    assert {trial["method"] for trial in trials} == {"hystar"}, "along a curve nothing is tuned again"
-    assert "figures must be some of (3, 5, 6, 7, 8, 9, 10, 11), got 4" in refused("figure", 4, "--output", tmp_path)
-    assert "projection must be one of" in refused("figure", 3, "--output", tmp_path, "--projection", "lda")
+    assert {trial["method"] for trial in trials} == {"hystar"}, "variants along a curve are not tuned"
+
+
+def test_bad_figures_projections_and_data(tmp_path):
+    assert "figures must be some of (3, 5, 6, 7, 8, 9, 10, 11), got 4" in refused_experiment("figure", tmp_path, 4)
+    lda = {"projection": "lda"}
+    assert "run.projection must be one of" in refused_experiment("figure", tmp_path, 3, run=lda)
+    for i in range(30):
+        for style in ("photo", "sketch"):
+            trees.picture(tmp_path / "in" / style / "ant" / f"{i}.png", seed=i)
+    folders = {"source": f"folders:{tmp_path / 'in'}"}
+    message = refused_experiment("figure", tmp_path / "out", 5, data=folders)
+    assert "figure 5 needs two query pictures of one instance in two styles, and in has none" in message

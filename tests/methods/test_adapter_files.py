@@ -17,12 +17,12 @@ from hystar_fast.data.emoji import EmojiStyles
 from hystar_fast.methods.adapter_files import load_method, save_method
 from hystar_fast.methods.baselines import BASELINES
 from hystar_fast.methods.interface import Method
-from hystar_fast.methods.suite import TRAINED, create_method
+from hystar_fast.methods.suite import DEMO_TRAINED, create_method
 from hystar_fast.models.config import HystarConfig
 from tests.support.cli import refused, run
 from tests.support.small_clip import small_config, write_small_clip
 
-NAMES = (*TRAINED, *BASELINES)
+NAMES = (*DEMO_TRAINED, *BASELINES)
 OTHERS = ("lora", *BASELINES)
 
 
@@ -40,7 +40,7 @@ def disturbed(name: str, config: HystarConfig, **settings: int) -> Method:
     """A method whose parameters are not where they start."""
     method = create_method(name, config, seed=5, parameters=None if settings else 3000, settings=settings or None)
     with torch.no_grad():
-        for parameter in method.trained().values():
+        for parameter in method.trained_parameters().values():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
     method.train(False)
     return method
@@ -74,9 +74,11 @@ def test_a_file_holds_what_trains_and_no_more(name, config, tmp_path):
     assert described["method"] == name
     assert described["config"] == config.to_dict()
     assert described["settings"] == dict(method.settings)
-    count = sum(p.numel() for p in method.trained().values())
+    count = sum(p.numel() for p in method.trained_parameters().values())
     assert (
-        4 * count <= (tmp_path / "adapter.safetensors").stat().st_size < 4 * count + 200 * len(method.trained()) + 200
+        4 * count
+        <= (tmp_path / "adapter.safetensors").stat().st_size
+        < 4 * count + 200 * len(method.trained_parameters()) + 200
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hystar_fast.data.emoji import load_emoji
 from hystar_fast.methods import baselines
 from hystar_fast.methods.adaptformer import SCALE, AdaptFormer
 from hystar_fast.methods.baselines import BASELINES
@@ -21,8 +22,7 @@ from hystar_fast.methods.vpt import VPT, Prompted
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.backbones.open_clip import OpenClipBackbone
 from hystar_fast.models.config import HystarConfig
-from hystar_fast.models.tiny import preprocess
-from hystar_fast.retrieval.protocol import load_split
+from hystar_fast.models.tiny import NORMALISE, RESIZE
 from hystar_fast.train.loop import train
 from hystar_fast.train.recipe import Recipe
 from tests.support.small_clip import small_config, spy_on_blocks
@@ -79,8 +79,8 @@ def expect(config: HystarConfig, method: Frozen, images: Tensor, change: CHANGE)
     """The method's embeddings are those of the frozen tower with `change`."""
     frozen = create_backbone(config)
     assert isinstance(frozen, OpenClipBackbone)
-    expected = F.normalize(tower(frozen.visual, method.preprocess(images), change), dim=-1)
-    plain = F.normalize(frozen.encode_image(method.preprocess(images)), dim=-1)
+    expected = F.normalize(tower(frozen.visual, method.normalise(images), change), dim=-1)
+    plain = F.normalize(frozen.encode_image(method.normalise(images)), dim=-1)
     assert not torch.allclose(expected, plain, atol=1e-3), "the change must matter"
     assert torch.allclose(method.encode_image(images), expected, atol=1e-5)
 
@@ -89,7 +89,7 @@ def expect(config: HystarConfig, method: Frozen, images: Tensor, change: CHANGE)
 def test_sizes_on_the_papers_backbone(name):
     with torch.device("meta"):
         clip = open_clip.create_model("ViT-L-14", device="meta")
-    backbone = OpenClipBackbone(clip, preprocess, lambda texts: texts, (0.5,) * 3, (0.5,) * 3)
+    backbone = OpenClipBackbone(clip, RESIZE, NORMALISE, lambda texts: texts)
     whole = sum(p.numel() for p in backbone.parameters())
     method = BASELINES[name](backbone, F.mse_loss)
     count = count_parameters(method)[name]
@@ -155,9 +155,9 @@ def test_two_steps_move_every_trained_parameter_and_nothing_else(name, config, i
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_loop_trains_it(name, config):
     method = create_method(name, config)
-    losses = train(method, load_split("train", limit=6), Recipe({name: 1e-3}, steps=2, batch_size=4))
+    losses = train(method, load_emoji("train").select(limit=6), Recipe({name: 1e-3}, steps=2, batch_size=4))
     assert len(losses) == 2
-    found = method.encode_image(torch.rand(2, 3, 40, 40))
+    found = method.encode_image(torch.rand(2, 3, 32, 32))
     assert torch.allclose(found.norm(dim=-1), torch.ones(2), atol=1e-5)
 
 

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import open_clip
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from hystar_fast.experiments.learning_rates import TINY_GRID
 from hystar_fast.methods.frozen import Frozen
 from hystar_fast.methods.hog import HOG
-from hystar_fast.methods.hystar import HystarMethod, criterion
-from hystar_fast.methods.inputs import TensorPreprocess
+from hystar_fast.methods.hystar_method import HystarMethod, create_criterion
 from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.lora import LoRA
 from hystar_fast.methods.naive import NaiveLoss, measure_step, naive_path
 from hystar_fast.methods.pixels import Pixels
-from hystar_fast.methods.recipes import CHOSEN, DEMO_STEPS, GRID, TUNING_SEEDS, demo_config
 from hystar_fast.methods.static_only import StaticOnly
-from hystar_fast.methods.suite import METHODS, TRAINED, create_hystar, create_method, hystar_size
+from hystar_fast.methods.suite import (
+    DEMO_METHODS,
+    DEMO_TRAINED,
+    create_hystar,
+    create_method,
+    hystar_size,
+    tiny_config,
+)
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.config import HystarConfig
-from hystar_fast.models.tiny import preprocess as tiny_preprocess
 from tests.support.dino import write_dino
 from tests.support.small_clip import small_config
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def build(name: str, config: HystarConfig) -> Method:
     return create_method(name, config, parameters=3000)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", DEMO_METHODS)
 def test_every_method_gives_unit_vectors_that_depend_on_their_own_image_alone(name, config, images):
     method = build(name, config)
     method.train(False)
@@ -59,7 +59,7 @@ def test_every_method_gives_unit_vectors_that_depend_on_their_own_image_alone(na
     assert torch.allclose(method.encode_image(images[2:3]), found[2:3], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", DEMO_METHODS)
 def test_names_texts_and_groups(name, config):
     method = build(name, config)
     assert method.name == name
@@ -71,8 +71,8 @@ def test_names_texts_and_groups(name, config):
         assert texts is not None
         assert texts.shape[0] == 2
         assert not texts.requires_grad
-    assert set(groups) == set(GRID[name][0]) if name in TRAINED else groups == {}
-    if name not in TRAINED:
+    assert set(groups) == set(TINY_GRID[name][0]) if name in DEMO_TRAINED else groups == {}
+    if name not in DEMO_TRAINED:
         with pytest.raises(TypeError, match=f"method '{name}' has nothing to train"):
             method.loss(torch.eye(2), torch.eye(2))
 
@@ -83,7 +83,7 @@ def test_static_and_lora_start_as_the_frozen_model(name, config, images):
     assert torch.allclose(method.encode_image(images), frozen.encode_image(images), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", DEMO_TRAINED)
 def test_a_step_moves_every_trained_parameter_and_nothing_else(name, config, images):
     method = build(name, config)
     module = method.modules[0]
@@ -168,7 +168,7 @@ def test_lora_equals_the_model_with_its_updates_folded_in(config, images):
             self.model = model
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            return F.normalize(self.model.encode_image(frozen.preprocess(pixels)), dim=-1)
+            return F.normalize(self.model.encode_image(frozen.normalise(pixels)), dim=-1)
 
     changed = {f"model.{key}": value for key, value in folded.items()}
     truth = torch.func.functional_call(Encode(frozen.model), changed, (images,))
@@ -181,7 +181,7 @@ def test_lora_equals_the_model_with_its_updates_folded_in(config, images):
 
 
 def test_the_demo_compares_adapters_of_equal_size():
-    config = demo_config(None)
+    config = tiny_config(None)
     hystar = sum(count_parameters(create_hystar(config)).values())
     lora = sum(count_parameters(create_method("lora", config)).values())
     assert lora == pytest.approx(hystar, rel=0.02)
@@ -230,8 +230,8 @@ def test_two_groups_may_not_share_a_parameter():
 def test_unknown_methods_and_sizes_that_cannot_be_are_named(config):
     with pytest.raises(ValueError, match="name must be one of"):
         create_method("magic", config)
-    with pytest.raises(ValueError, match="lora needs parameters"):
-        LoRA(create_backbone(config), criterion(config))
+    with pytest.raises(ValueError, match="lora needs either parameters or rank"):
+        LoRA(create_backbone(config), create_criterion(config))
     with pytest.raises(ValueError, match="parameters must be at least 1, got 0"):
         create_method("lora", config, parameters=0)
     with pytest.raises(ValueError, match="side must be at least 1"):
@@ -247,21 +247,6 @@ def test_pixels_ignore_brightness_and_hog_finds_a_recoloured_drawing():
     red[:, 1:, 16:48, 20:30] = 0.4
     described = HOG().encode_image(torch.cat([red, other]))
     assert (HOG().encode_image(drawing) @ described.T).argmax() == 0
-
-
-def test_the_tensor_preprocess_equals_the_one_for_pictures(images):
-    pixels = (torch.rand(3, 64, 64) * 255).round().to(torch.uint8)
-    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    ours = TensorPreprocess(tiny_preprocess)(pixels[None].float() / 255)[0]
-    assert torch.allclose(ours, tiny_preprocess(picture), atol=1e-5)
-
-
-def test_the_tensor_preprocess_resizes_and_refuses_what_is_not_affine():
-    assert TensorPreprocess(tiny_preprocess)(torch.rand(2, 3, 40, 40)).shape == (2, 3, 64, 64)
-    with pytest.raises(ValueError, match="one affine map a channel"):
-        TensorPreprocess(lambda image: tiny_preprocess(image) ** 2)
-    with pytest.raises(ValueError, match=r"preprocess must return \[3, S, S\]"):
-        TensorPreprocess(lambda image: tiny_preprocess(image)[:1])
 
 
 @pytest.mark.parametrize("part", ["both", "static", "dynamic"])
@@ -331,19 +316,3 @@ def test_measuring_a_step_compares_equal_losses_only(config, images):
     assert measured.loss_difference < 1e-4
     with pytest.raises(ArithmeticError, match="the naive path gives the loss"):
         measure_step(method.model, lambda: step(method), lambda: 2 * step(naive), repeats=1)
-
-
-def test_every_trained_method_has_the_same_number_of_trials():
-    assert set(GRID) == set(CHOSEN) == set(TRAINED)
-    assert len({len(trials) for trials in GRID.values()}) == 1
-    for name in TRAINED:
-        assert CHOSEN[name] in GRID[name]
-
-
-def test_the_chosen_rates_are_those_that_won_the_committed_trials():
-    found = json.loads((ROOT / "docs/results/demo_tuning.json").read_text(encoding="utf-8"))
-    assert found["chosen"] == CHOSEN
-    assert found["steps"] == DEMO_STEPS
-    assert found["seeds"] == list(TUNING_SEEDS)
-    tried = [(trial["seed"], trial["method"], trial["learning_rates"]) for trial in found["trials"]]
-    assert tried == [(seed, name, rates) for seed in TUNING_SEEDS for name in TRAINED for rates in GRID[name]]

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import vgg19
 
+from hystar_fast.data.emoji import load_emoji
 from hystar_fast.methods.adapter_files import load_method, save_method
 from hystar_fast.methods.interface import count_parameters
-from hystar_fast.methods.style_prompts import StylePrompted, StylePrompts, StyleSpace, k_means, size_of_the_public_code
+from hystar_fast.methods.style_prompts import StylePrompted, StylePrompts, StyleSpace, k_means, published_size
 from hystar_fast.methods.suite import create_method
 from hystar_fast.models.backbones.open_clip import OpenClipBackbone
 from hystar_fast.models.config import HystarConfig
-from hystar_fast.models.tiny import preprocess
+from hystar_fast.models.tiny import NORMALISE, RESIZE
 from hystar_fast.models.vgg import vgg_features
-from hystar_fast.retrieval.protocol import load_split
 from hystar_fast.train.loop import train
 from hystar_fast.train.recipe import Recipe
 from tests.support.small_clip import small_config, spy_on_blocks
@@ -54,7 +54,7 @@ def test_with_the_unused_parts_of_the_public_code_it_has_the_size_of_table_5():
         unused_maps = nn.Sequential(nn.Linear(256, 512), nn.Linear(512, 1024), nn.Linear(1024, 1024))
         unused_embedding = nn.Conv2d(256, 256, 16, 16)
         whole_vgg = size(vgg19().features) + size(nn.Conv2d(3, 3, 1))
-    backbone = OpenClipBackbone(clip, preprocess, lambda texts: texts, (0.5,) * 3, (0.5,) * 3)
+    backbone = OpenClipBackbone(clip, RESIZE, NORMALISE, lambda texts: texts)
     plain = size(backbone)
     method = StylePrompts(backbone, F.mse_loss)
     trained = count_parameters(method)["freestyle"]
@@ -65,7 +65,7 @@ def test_with_the_unused_parts_of_the_public_code_it_has_the_size_of_table_5():
     published = trained - 4 * 4 * 1024 + tokens + size(unused_maps) + size(unused_embedding)
     assert round(published / 1e6, 1) == 28.6, "the public code's own figure is 28 M trained parameters"
     assert (plain + published + whole_vgg) // 10**6 == 476
-    assert size_of_the_public_code(model) == published + whole_vgg
+    assert published_size(model) == published + whole_vgg
 
 
 def test_tokens_are_the_gram_matrix_of_embedded_vgg_maps_mapped(config, images):
@@ -150,7 +150,7 @@ def test_the_first_training_batch_places_the_centres_and_no_later_one(config, im
 
 def test_the_loop_trains_it_and_steps_on_one_batch_lower_its_loss(config, images):
     method = create(config)
-    concepts = load_split("train", limit=6)
+    concepts = load_emoji("train").select(limit=6)
     assert len(train(method, concepts, Recipe({"freestyle": 1e-4}, steps=2, batch_size=4))) == 2
     method = create(config)
     method.train(True)

@@ -17,11 +17,11 @@ from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.backbones.open_clip import OpenClipBackbone
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.style import PrefixStyle
+from hystar_fast.models.tiny import NORMALISE, RESIZE
 from tests.support.small_backbones import OWN_ATTENTION, SIGLIP, TEXT
 from tests.support.small_clip import IMAGE_SIZE, write_small_clip
 from tests.support.tolerance import relative_error
 
-STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "layer scale": {"ls_init_value": 0.3},
@@ -43,7 +43,7 @@ def backbone_and_clip(
     name = write_small_clip(tmp_path / "clip", **vision).removeprefix("open_clip:")
     models = [open_clip.create_model(name).to(dtype).eval() for _ in range(2)]
     tokenizer = open_clip.get_tokenizer(name)
-    return OpenClipBackbone(models[0], lambda image: image, tokenizer, *STATISTICS), models[1]
+    return OpenClipBackbone(models[0], RESIZE, NORMALISE, tokenizer), models[1]
 
 
 def images_of(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -116,8 +116,8 @@ def test_preprocess_and_tokenizer_of_the_tiny_backbone_feed_its_encoders() -> No
     assert tuple(built.encode_image(image[None]).shape) == (1, built.embed_dim)
     assert tuple(built.encode_text(built.tokenizer(["one", "two"])).shape) == (2, built.embed_dim)
     red, green = image[0].mean(), image[1].mean()
-    assert torch.isclose(red * built.image_std[0] + built.image_mean[0], torch.tensor(1.0), atol=1e-4)
-    assert torch.isclose(green * built.image_std[1] + built.image_mean[1], torch.tensor(0.0), atol=1e-4)
+    assert torch.isclose(red * built.normalise.std[0] + built.normalise.mean[0], torch.tensor(1.0), atol=1e-4)
+    assert torch.isclose(green * built.normalise.std[1] + built.normalise.mean[1], torch.tensor(0.0), atol=1e-4)
 
 
 def test_weights_trained_with_quick_gelu_get_quick_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,7 @@ def test_image_towers_without_blocks_are_refused() -> None:
     text = {"context_length": 4, "vocab_size": 10, "width": 8, "heads": 1, "layers": 1}
     clip = open_clip.CLIP(8, resnet, text)
     with pytest.raises(ValueError, match=r"VisionTransformer.*ModifiedResNet"):
-        OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
+        OpenClipBackbone(clip, RESIZE, NORMALISE, lambda texts: texts)
 
 
 def test_the_attention_of_newer_open_clips_is_run_and_modulated(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_the_attention_of_newer_open_clips_is_run_and_modulated(tmp_path: Path) 
 def test_published_siglips_are_adaptable(name: str, millions: int, depth: int, widths: tuple[int, int]) -> None:
     with torch.device("meta"):
         clip = open_clip.create_model(name, device="meta")
-        backbone = OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
+        backbone = OpenClipBackbone(clip, RESIZE, NORMALISE, lambda texts: texts)
         assert round(sum(parameter.numel() for parameter in backbone.parameters()) / 1e6) == millions
         assert (backbone.depth, (backbone.width, backbone.embed_dim)) == (depth, widths)
         assert backbone.inject_dynamic(depth, None) == widths[0]
@@ -212,7 +212,7 @@ def test_timm_towers_that_do_not_cut_patches_by_one_convolution_are_refused(name
     with torch.device("meta"):
         clip = open_clip.create_model(name, device="meta")
     with pytest.raises(ValueError, match=rf"by one convolution \(PatchEmbed\), it has {embedding}"):
-        OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
+        OpenClipBackbone(clip, RESIZE, NORMALISE, lambda texts: texts)
 
 
 def test_timm_towers_of_other_kinds_are_refused(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_timm_towers_of_other_kinds_are_refused(tmp_path: Path) -> None:
     clip = backbone.clip
     clip.visual.trunk.blocks[2] = nn.TransformerEncoderLayer(64, 2)
     with pytest.raises(ValueError, match="timm's pre-norm Block, got TransformerEncoderLayer"):
-        OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
+        OpenClipBackbone(clip, RESIZE, NORMALISE, lambda texts: texts)
 
 
 def test_the_prefix_style_without_a_class_token_is_of_the_patches_and_of_no_register(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_training_drops_neither_words_nor_patches(tmp_path: Path) -> None:
     }
     text = {"hf_model_name": str(tmp_path), "hf_model_pretrained": False, "hf_proj_type": "linear"}
     clip = open_clip.CustomTextCLIP(24, {**vision, "patch_dropout": 0.5}, {**text, "hf_pooler_type": "mean_pooler"})
-    backbone = OpenClipBackbone(clip, lambda image: image, lambda texts: texts, *STATISTICS)
+    backbone = OpenClipBackbone(clip, RESIZE, NORMALISE, lambda texts: texts)
     images, tokens = images_of(3), torch.tensor([[4, 5, 6, 3], [4, 7, 8, 3]])
 
     def outputs() -> list[Tensor]:

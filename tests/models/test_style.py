@@ -74,7 +74,7 @@ def test_own_normalisation_shows_the_extractor_imagenet_statistics(tmp_path: Pat
         seen = normalised((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         seen = F.interpolate(seen, (42, 42), mode="bicubic", antialias=True)
         truth = F.normalize(network(pixel_values=seen).pooler_output, dim=-1)
-    images = normalised(backbone.image_mean, backbone.image_std)
+    images = normalised(backbone.normalise.mean, backbone.normalise.std)
     assert relative_error(create_style(config, backbone)(images), truth) < 1e-5
     as_the_backbone = style_of(tmp_path, **{**fields, "style_normalization": "backbone"})
     assert relative_error(as_the_backbone(images), truth) > 1e-4

@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hystar_fast.data.emoji import EmojiStyles
-from hystar_fast.models.tiny import PACKAGED, TinyTokenizer, create_tiny, normalise, preprocess
+from hystar_fast.data.images import Preprocess
+from hystar_fast.models.tiny import NORMALISE, PACKAGED, RESIZE, TinyTokenizer, create_tiny
 from hystar_fast.train.pretrain import augment, pretrain, sample_pairs, schedule
 from hystar_fast.train.pretrain_data import Drawings, HeldOut, name_words
 
@@ -24,14 +25,14 @@ def test_shipped_weights_are_as_good_as_their_card_says() -> None:
     row = re.search(r"^\| val \|(.+)\|$", card, re.MULTILINE)
     assert row is not None
     count, *cells = row[1].split("|")
-    model, _, tokenizer = create_tiny(PACKAGED)
+    model, tokenizer = create_tiny(PACKAGED)
     data = EmojiStyles()
     concepts = data.concepts("val", ("noto", "outline"))
     assert len(concepts) == int(count)
     with torch.no_grad():
-        gallery = model.encode_image(normalise(data.images("noto", concepts)), normalize=True)
+        gallery = model.encode_image(NORMALISE(data.images("noto", concepts)), normalize=True)
         queries = [
-            model.encode_image(normalise(data.images(style, concepts)), normalize=True)
+            model.encode_image(NORMALISE(data.images(style, concepts)), normalize=True)
             for style in ("outline", "twemoji", "sketch", "photo3d")
         ]
         text = model.encode_text(tokenizer([concept.name for concept in concepts]), normalize=True)
@@ -47,9 +48,16 @@ def test_tokenizer() -> None:
 
 
 def test_preprocess_fits_any_image() -> None:
+    preprocess = Preprocess(RESIZE, NORMALISE)
     assert preprocess(Image.new("L", (31, 90))).shape == (3, 64, 64)
     transparent = preprocess(Image.new("RGBA", (64, 64), (0, 0, 0, 0)))
     assert (transparent == 1).all(), "transparency must become white"
+
+
+def test_the_embedded_drawings_are_read_to_the_bit() -> None:
+    drawings = EmojiStyles()
+    for concept in drawings.concepts("val", ["noto"])[:40]:
+        assert torch.equal(RESIZE(drawings.image("noto", concept.id)), drawings.images("noto", [concept])[0])
 
 
 def test_pretrained_must_be_the_tiny_backbone(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hystar_fast.retrieval import ranked
+from hystar_fast.retrieval import relevant_ranks as module
 from hystar_fast.retrieval.definitions import DENOMINATORS, Metric, measure
 from hystar_fast.retrieval.metrics import TIE, bootstrap_mean, target_ranks
-from hystar_fast.retrieval.ranked import relevant_ranks
+from hystar_fast.retrieval.relevant_ranks import relevant_ranks
 
 NAMES = [
     "R@1",
@@ -150,7 +150,7 @@ def test_the_scores_of_all_queries_and_items_are_never_held_at_once(monkeypatch)
         largest = max(largest, scores.numel())
         return search(thresholds, scores, **kwargs)
 
-    monkeypatch.setattr(ranked.torch, "searchsorted", watched)
+    monkeypatch.setattr(module.torch, "searchsorted", watched)
     labels = torch.arange(300) % 7
     points = torch.randn(300, 4)
     measure(points, points, labels, labels, [Metric.parse("mAP@all")], block=32, query_block=16)

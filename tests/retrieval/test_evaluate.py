@@ -1,33 +1,40 @@
-"""The protocol, and evaluation against encoders whose answers are known."""
+"""Evaluation against encoders whose answers are known: ranks, intervals and differences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from hystar_fast.data.emoji import QUERY_STYLES, load_emoji
+from hystar_fast.data.image_set import ImageSet, Record
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.pixels import Pixels
-from hystar_fast.retrieval.evaluate import difference, evaluate, images_to_embed
-from hystar_fast.retrieval.placement import displace, place_randomly
-from hystar_fast.retrieval.protocol import HARD_STYLES, QUERY_STYLES, load_split, low_resolution
+from hystar_fast.retrieval.embed import Embedded
+from hystar_fast.retrieval.evaluate import TEXT, evaluate
+from hystar_fast.retrieval.metrics import bootstrap_mean
+from hystar_fast.retrieval.ranks import QueryIds, Ranks, paired_difference
+
+KINDS = (*QUERY_STYLES, TEXT)
 
 
 class Oracle(Method):
-    """Knows which concept a drawing shows (its number is painted into the first pixel), and what a name means."""
+    """Knows the concept of a drawing (its number is painted into every pixel), and of a name."""
 
     name = "oracle"
 
-    def __init__(self, names: Sequence[str], wrong: Sequence[int] = ()) -> None:
-        self.names, self.wrong = list(names), torch.tensor(list(wrong), dtype=torch.int64)
+    def __init__(self, images: ImageSet, wrong: Sequence[int] = ()) -> None:
+        self.names = [str(record.caption) for record in images.gallery]
+        self.wrong = torch.tensor(list(wrong), dtype=torch.int64)
 
     def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
-        numbers = (images[:, 0, 0, 0] * 255).round().long()
-        asked = images[:, 1, 0, 0] > 0.5
-        wrong = asked & (numbers[:, None] == self.wrong).any(1)
+        numbers, is_query = images[:, 0, 0, 0].long(), images[:, 1, 0, 0] > 127
+        wrong = is_query & (numbers[:, None] == self.wrong).any(1)
         return F.one_hot((numbers + wrong.long()) % len(self.names), len(self.names)).float()
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -35,133 +42,130 @@ class Oracle(Method):
 
 
 @pytest.fixture(scope="module")
-def concepts():
-    loaded = load_split("test", limit=40)
-    for style, images in loaded.images.items():
-        images[:, 0, 0, 0] = torch.arange(40, dtype=torch.uint8)
-        images[:, 1, 0, 0] = 0 if style == "noto" else 255
-    return loaded
+def images() -> ImageSet:
+    chosen = load_emoji("test").select(limit=40)
+    number = {record.instance: i for i, record in enumerate(chosen.gallery)}
+
+    def read(record: Record) -> Image.Image:
+        return Image.new("RGB", (64, 64), (number[record.instance], 255 * (record.style != "noto"), 0))
+
+    return replace(chosen, read=read)
 
 
-def test_a_perfect_encoder_finds_everything(concepts):
-    found = evaluate(Oracle(concepts.texts), concepts)
+def rows_of(images: ImageSet, style: str) -> list[int]:
+    number = {record.instance: i for i, record in enumerate(images.gallery)}
+    return [number[record.instance] for record in images.of_style(style)]
+
+
+def test_a_perfect_encoder_finds_everything(images):
+    ranks = evaluate(Oracle(images), images, kinds=KINDS).ranks
+    assert tuple(ranks.by_kind) == KINDS
     for style in QUERY_STYLES:
-        recall = found.recall(style, 1)
-        assert recall is not None
-        assert recall.value == 1.0
-        assert len(found.ranks[style]) == len(concepts.rows(style))
+        assert ranks.recall([style], 1).value == 1.0
+        assert len(ranks.by_kind[style]) == len(images.of_style(style))
+    assert ranks.recall([TEXT], 1).value == 1.0
 
 
-def test_recall_counts_only_the_queries_that_were_asked(concepts):
-    missing = set(range(40)) - set(concepts.rows("outline").tolist())
+def test_recall_counts_only_existing_queries(images):
+    missing = set(range(40)) - set(rows_of(images, "outline"))
     assert missing, "this split should have concepts without an outline"
-    wrong = [concepts.rows("outline").tolist()[0], next(iter(missing))]
-    found = evaluate(Oracle(concepts.texts, wrong), concepts)
-    n = len(concepts.rows("outline"))
-    outline, sketch = found.recall("outline", 1), found.recall("sketch", 1)
-    assert outline is not None and sketch is not None
-    assert outline.value == pytest.approx((n - 1) / n)
-    assert sketch.value == pytest.approx(38 / 40)
-    mean = found.mean_recall(["outline", "sketch"], 1)
-    assert mean is not None
-    assert mean.value == pytest.approx(((n - 1) / n + 38 / 40) / 2)
+    wrong = [rows_of(images, "outline")[0], next(iter(missing))]
+    ranks = evaluate(Oracle(images, wrong), images, kinds=KINDS).ranks
+    n = len(images.of_style("outline"))
+    assert ranks.recall(["outline"], 1).value == pytest.approx((n - 1) / n)
+    assert ranks.recall(["sketch"], 1).value == pytest.approx(38 / 40)
+    assert ranks.recall(["outline", "sketch"], 1).value == pytest.approx(((n - 1) / n + 38 / 40) / 2)
 
 
-def test_unseen_queries_are_ranked_against_the_whole_gallery(concepts):
-    row = int(concepts.unseen.nonzero()[0])
-    found = evaluate(Oracle(concepts.texts, [row]), concepts)
-    unseen = found.recall("sketch", 1, unseen_only=True)
-    assert unseen is not None
-    count = int(concepts.unseen.sum())
-    assert unseen.value == pytest.approx((count - 1) / count)
-    assert found.gallery.shape[0] == 40
+def test_unseen_queries_are_ranked_against_the_whole_gallery(images):
+    unseen = [i for i, record in enumerate(images.gallery) if record.category in images.unseen_categories]
+    found = evaluate(Oracle(images, unseen[:1]), images, kinds=KINDS)
+    recall = found.ranks.recall(["sketch"], 1, unseen_only=True)
+    assert recall.value == pytest.approx((len(unseen) - 1) / len(unseen))
+    assert found.ranks.ids.unseen.nonzero().flatten().tolist() == unseen
+    assert found.gallery == ("noto", 40)
 
 
-def test_the_paired_difference(concepts):
-    perfect = evaluate(Oracle(concepts.texts), concepts)
-    worse = evaluate(Oracle(concepts.texts, range(0, 40, 2)), concepts)
-    found = difference(perfect, worse, ["sketch"])
-    assert found is not None
-    assert found.value == pytest.approx(0.5)
+def test_the_paired_difference_resamples_the_queries(images):
+    perfect = evaluate(Oracle(images), images, kinds=KINDS).ranks
+    worse = evaluate(Oracle(images, range(0, 40, 2)), images, kinds=KINDS).ranks
+    found = paired_difference(perfect, worse, ["sketch"])
+    assert found is not None and found.value == pytest.approx(0.5)
     assert 0 < found.low < 0.5 < found.high
-    same = difference(perfect, perfect)
-    assert same is not None
-    assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
-    with pytest.raises(ValueError, match="must be evaluated on the same queries"):
-        difference(perfect, evaluate(Pixels(), load_split("test", limit=20)))
+    both = paired_difference(perfect, worse, ["sketch", "outline"])
+    assert both == bootstrap_mean(perfect.hits(["sketch", "outline"], 1) - worse.hits(["sketch", "outline"], 1))
+    same = paired_difference(perfect, perfect, ["sketch"])
+    assert same is not None and (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
+    fewer = evaluate(Pixels(), load_emoji("test").select(limit=20), kinds=KINDS).ranks
+    with pytest.raises(ValueError, match="must have the same queries"):
+        paired_difference(perfect, fewer, ["sketch"])
 
 
-def test_a_floor_answers_no_text(concepts):
-    found = evaluate(Pixels(), concepts)
-    assert "text" not in found.ranks
-    assert found.recall("text", 1) is None
-    assert found.mean_recall(["sketch", "text"], 1) is None
+def test_a_method_without_text_has_no_text_queries(images):
+    ranks = evaluate(Pixels(), images, kinds=KINDS).ranks
+    assert tuple(ranks.by_kind) == QUERY_STYLES
+    assert ranks.recall([TEXT], 1) is None and ranks.recall(["sketch", TEXT], 1) is None
+    assert paired_difference(ranks, ranks, [TEXT]) is None
 
 
-def test_a_given_gallery_is_used_and_progress_adds_up(concepts):
+def test_embeddings_that_are_given_are_used_and_new_ones_are_kept(images):
     done: list[int] = []
-    whole = evaluate(Pixels(), concepts, progress=done.append)
-    assert sum(done) == images_to_embed(concepts)
-    again = evaluate(Pixels(), concepts, gallery=whole.gallery)
-    assert all(torch.equal(again.ranks[style], whole.ranks[style]) for style in whole.ranks)
+    embedded: dict[str, Embedded] = {}
+    whole = evaluate(Pixels(), images, kinds=KINDS, embedded=embedded, progress=done.append)
+    assert sum(done) == len(images.records) and set(embedded) == set(images.styles)
+    again = evaluate(Pixels(), images, kinds=KINDS, embedded=embedded, progress=done.append)
+    assert sum(done) == len(images.records)
+    for kind, ranks in whole.ranks.by_kind.items():
+        assert torch.equal(again.ranks.by_kind[kind], ranks)
+    swapped = {"noto": Embedded(embedded["noto"].records, embedded["noto"].vectors.flip(0))}
+    other = evaluate(Pixels(), images, kinds=("sketch",), embedded=swapped).ranks
+    assert not torch.equal(other.by_kind["sketch"], whole.ranks.by_kind["sketch"])
 
 
-def test_the_splits_share_no_concept_and_training_holds_no_unseen_subgroup():
-    train, val, test = (load_split(split, ()) for split in ("train", "val", "test"))
-    names = [{concept.id for concept in part.concepts} for part in (train, val, test)]
-    assert not names[0] & names[1] and not names[0] & names[2] and not names[1] & names[2]
-    assert len(test) == 310
-    assert not bool(train.unseen.any())
-    assert int(test.unseen.sum()) == 65
-    assert not {c.subgroup for c in train.concepts} & {c.subgroup for c in test.concepts if c.unseen_subgroup}
+def test_only_the_kinds_that_are_named_are_measured(images):
+    every = [result.kind for result in evaluate(Oracle(images), images).kinds]
+    joint = [kind for s in QUERY_STYLES for kind in (s, f"{s}+text, max", f"{s}+text, softmax")]
+    assert every == [*joint, TEXT]
+    some = evaluate(Oracle(images), images, kinds=("sketch", "joint")).kinds
+    assert [result.kind for result in some] == ["sketch", "sketch+text, max", "sketch+text, softmax"]
+    with pytest.raises(ValueError, match=r"kinds must be some of .* of emoji, got 'oil'"):
+        evaluate(Oracle(images), images, kinds=("oil",))
 
 
-def test_every_query_style_is_another_drawing_than_the_gallery():
-    test = load_split("test")
-    for style in QUERY_STYLES:
-        if style != "text":
-            rows = test.rows(style)
-            same = (test.images[style][rows] == test.images["noto"][rows]).flatten(1).all(1)
-            assert not bool(same.any())
-    assert len(test.rows("outline")) == 266
-    assert set(HARD_STYLES) < set(QUERY_STYLES)
+def records_of(kinds: dict[str, list[str | None]]) -> tuple[Record, ...]:
+    return tuple(
+        Record(f"{style}/{i}", style, None, instance)
+        for style, found in kinds.items()
+        for i, instance in enumerate(found)
+    )
 
 
-def test_low_resolution_keeps_no_more_than_its_side():
-    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    low = low_resolution(images, 8)
-    assert low.shape == images.shape
-    assert torch.linalg.matrix_rank(low[0, 0].double(), atol=12.0) <= 8
-    plain = torch.full((1, 3, 64, 64), 77, dtype=torch.uint8)
-    assert torch.equal(low_resolution(plain), plain)
-    assert low_resolution(images[:0]).shape == (0, 3, 64, 64)
-    with pytest.raises(ValueError, match=r"side must lie in 1\.\.64, got 65"):
-        low_resolution(images, 65)
+def test_queries_for_one_picture_share_an_id_in_every_style():
+    records = records_of({"photo": ["a", "b"], "sketch": ["b", "a", "b"], "art": ["b", "b", None]})
+    images = ImageSet("few", "photo", records, lambda record: Image.new("RGB", (4, 4)))
+    ids = QueryIds.of(images, {style: images.of_style(style) for style in ("sketch", "art")})
+    # the gallery numbers a and b; the second sketch for b has a number of its own, which the second art for b shares
+    assert ids.by_kind["sketch"].tolist() == [1, 0, 2] and ids.by_kind["art"].tolist() == [1, 2, 3]
+    assert len(ids) == 4
+    again = QueryIds.from_dict(ids.to_dict())
+    assert again.to_dict() == ids.to_dict() and torch.equal(again.unseen, ids.unseen)
 
 
-def test_bad_splits_styles_and_limits_are_named():
-    with pytest.raises(ValueError, match="split must be one of"):
-        load_split("dev")
-    with pytest.raises(ValueError, match="style must be one of"):
-        load_split("test", ("cubism",))
-    with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
-        load_split("test", limit=0)
-    with pytest.raises(ValueError, match="style must be one of"):
-        load_split("test", ("sketch",), limit=3).rows("outline")
+def test_ids_of_two_runs_merge_unless_the_data_has_changed():
+    records = records_of({"photo": ["a", "b"], "sketch": ["b", "a"], "art": ["a", "b"]})
+    images = ImageSet("few", "photo", records, lambda record: Image.new("RGB", (4, 4)))
+    first, second = (QueryIds.of(images, {style: images.of_style(style)}) for style in ("sketch", "art"))
+    assert set(first.merge(second).by_kind) == {"sketch", "art"}
+    turned = replace(images, records=(*records[:2], *reversed(records[2:])))
+    with pytest.raises(ValueError, match="the queries 'sketch' are not those of earlier runs"):
+        first.merge(QueryIds.of(turned, {"sketch": turned.of_style("sketch")}))
 
 
-def test_displaced_queries_move_and_the_gallery_stays(concepts):
-    moved = displace(concepts, 0.2, seed=3)
-    assert torch.equal(moved.images["noto"], concepts.images["noto"])
-    assert not torch.equal(moved.images["sketch"], concepts.images["sketch"])
-    assert torch.equal(moved.images["sketch"], displace(concepts, 0.2, seed=3).images["sketch"])
-
-
-def test_placement_keeps_white_white_and_changes_nothing_at_zero():
-    generator = torch.Generator().manual_seed(0)
-    white = torch.ones(4, 3, 16, 16)
-    assert torch.allclose(place_randomly(white, 0.3, generator), white)
-    noise = torch.rand(4, 3, 16, 16)
-    assert place_randomly(noise, 0.0, generator) is noise
-    with pytest.raises(ValueError, match=r"jitter must lie in 0\.\.1"):
-        place_randomly(noise, 1.5, generator)
+def test_ranks_belong_to_their_ids():
+    ids = QueryIds(torch.zeros(3, dtype=torch.bool), {"sketch": torch.tensor([0, 2])})
+    with pytest.raises(ValueError, match=r"ranks of 'sketch' must be 2, one a query, got 3"):
+        Ranks(ids, {"sketch": torch.zeros(3, dtype=torch.int64)})
+    with pytest.raises(ValueError, match=r"ranks must be of queries \('sketch',\), got 'art'"):
+        Ranks(ids, {"art": torch.zeros(2, dtype=torch.int64)})
+    hits = Ranks(ids, {"sketch": torch.tensor([0, 4])}).hits(["sketch"], 1)
+    assert hits.nan_to_num(-1).tolist() == [[1.0, -1.0, 0.0]]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hystar_fast.data.images import to_float
 from hystar_fast.methods.interface import Method
 
 
@@ -24,7 +25,7 @@ class Linear(Method):
 
     def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
         style = self.style(images) if style is None else style
-        grey = F.adaptive_avg_pool2d(images.mean(1, keepdim=True), 8).flatten(1)
+        grey = F.adaptive_avg_pool2d(to_float(images).mean(1, keepdim=True), 8).flatten(1)
         return F.normalize((1 - grey) @ self.weight + style[:, :1] * self.shift, dim=-1)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -32,7 +33,7 @@ class Linear(Method):
 
     def style(self, images: Tensor) -> Tensor:
         self.styles_asked += 1
-        return images.mean((2, 3))
+        return to_float(images).mean((2, 3))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"matrix": [self.weight], "vector": [self.shift]}

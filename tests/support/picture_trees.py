@@ -40,6 +40,15 @@ def dsr(root: Path, n: int = 4, styles: tuple[str, ...] = ("art", "sketch", "mos
     return root
 
 
+def split_dsr(root: Path, training: int = 30, test: int = 26) -> Path:
+    """DSR in two styles with a training and a test part."""
+    dsr(root, n=training + test, styles=("art", "sketch"))
+    entries = json.loads((root / "test.json").read_text())
+    (root / "train.json").write_text(json.dumps(entries[:training]))
+    (root / "test.json").write_text(json.dumps(entries[training:]))
+    return root
+
+
 def domainnet(root: Path, styles: tuple[str, ...] = ("real", "clipart", "sketch"), n: int = 2) -> Path:
     """DomainNet with two categories of n pictures in each style."""
     for style in styles:

@@ -1,22 +1,23 @@
-"""Pairs, groups, schedule, loop and checkpoints, with a linear encoder that trains in milliseconds."""
+"""Sampling, groups, schedule, loop and checkpoints, with a linear encoder that trains in milliseconds."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from PIL import Image, ImageChops
 from torch import Tensor, nn
 
+from hystar_fast.data.emoji import load_emoji
+from hystar_fast.data.image_set import ImageSet, Record
+from hystar_fast.data.images import to_uint8
 from hystar_fast.methods.pixels import Pixels
 from hystar_fast.retrieval.evaluate import evaluate
-from hystar_fast.retrieval.protocol import StyledConcepts, load_split
-from hystar_fast.train.checkpoint import (
-    Progress,
-    load_checkpoint,
-    save_checkpoint,
-)
+from hystar_fast.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from hystar_fast.train.loop import train
 from hystar_fast.train.optim import cosine_factor, parameter_groups, rate_factor, set_rates
-from hystar_fast.train.pairs import PairImages, PairSampler
+from hystar_fast.train.pairs import PairBatch, PairSampler, TrainingPairs
 from hystar_fast.train.recipe import Recipe
 from hystar_fast.train.step import pair_loss
 from tests.support.linear_method import RATES, Linear
@@ -25,51 +26,53 @@ STYLES = ("sketch", "outline", "text")
 
 
 @pytest.fixture(scope="module")
-def concepts() -> StyledConcepts:
-    return load_split("train", STYLES, limit=40)
+def images() -> ImageSet:
+    return load_emoji("train").select(limit=40)
 
 
-def test_a_batch_holds_distinct_concepts_in_styles_they_are_drawn_in(concepts):
-    sampler = PairSampler(concepts, STYLES, 16, seed=3)
+@pytest.fixture(scope="module")
+def pairs(images: ImageSet) -> TrainingPairs:
+    return TrainingPairs(images, STYLES, Linear().resize)
+
+
+def test_a_batch_holds_different_items_in_styles_that_they_have(pairs):
+    sampler = PairSampler(pairs, 16, seed=3)
     seen = set()
     for step in range(20):
         batch = sampler.batch(step)
-        assert len(set(batch.concepts.tolist())) == 16
-        for concept, column in zip(batch.concepts.tolist(), batch.styles.tolist(), strict=True):
-            assert concept in concepts.rows(STYLES[column]).tolist()
-            seen.add(column)
+        assert len(set(batch.items.tolist())) == 16
+        for item, style in zip(batch.items.tolist(), batch.styles.tolist(), strict=True):
+            assert item in pairs.items_with(STYLES[style]).tolist()
+            seen.add(style)
     assert seen == {0, 1, 2}
 
 
-def test_an_epoch_visits_every_concept_once_and_epochs_differ(concepts):
-    sampler = PairSampler(concepts, STYLES, 20, seed=1)
+def test_an_epoch_visits_every_item_once_and_epochs_differ(pairs):
+    sampler = PairSampler(pairs, 20, seed=1)
     assert sampler.batches_per_epoch == 2
-    epochs = [torch.cat([sampler.batch(2 * e).concepts, sampler.batch(2 * e + 1).concepts]) for e in (0, 1)]
+    epochs = [torch.cat([sampler.batch(2 * e).items, sampler.batch(2 * e + 1).items]) for e in (0, 1)]
     assert all(sorted(epoch.tolist()) == list(range(40)) for epoch in epochs)
     assert not torch.equal(*epochs)
 
 
-def test_a_batch_depends_on_seed_and_step_alone(concepts):
-    one, two, other = (PairSampler(concepts, STYLES, 8, seed=s) for s in (5, 5, 6))
+def test_a_batch_depends_on_seed_and_step_only(pairs):
+    one, two, other = (PairSampler(pairs, 8, seed=s) for s in (5, 5, 6))
     torch.rand(3)
     for step in (7, 0):
-        assert torch.equal(one.batch(step).concepts, two.batch(step).concepts)
+        assert torch.equal(one.batch(step).items, two.batch(step).items)
         assert torch.equal(one.batch(step).styles, two.batch(step).styles)
-    assert not torch.equal(one.batch(0).concepts, other.batch(0).concepts)
+    assert not torch.equal(one.batch(0).items, other.batch(0).items)
 
 
-@pytest.mark.parametrize(
-    ("styles", "size", "message"),
-    [
-        (STYLES, 1, "batch_size must be at least 2"),
-        ((), 8, "needs 1 of styles and 2 concepts at least, got 0 and 40"),
-        (("outline",), 8, "every concept needs a query in one of styles"),
-        (("cubism",), 8, "style must be one of"),
-    ],
-)
-def test_bad_pairs_are_named(concepts, styles, size, message):
-    with pytest.raises(ValueError, match=message):
-        PairSampler(concepts, styles, size)
+def test_bad_pairs_are_named(images, pairs):
+    with pytest.raises(ValueError, match="batch_size must be at least 2"):
+        PairSampler(pairs, 1)
+    with pytest.raises(ValueError, match="emoji must have at least 2 gallery pictures with a query, got 1"):
+        PairSampler(TrainingPairs(images.select(limit=1), STYLES), 8)
+    with pytest.raises(ValueError, match="style must be one of"):
+        TrainingPairs(images, ("cubism",))
+    missing = 40 - len(images.of_style("outline"))
+    assert missing and len(TrainingPairs(images, ("outline",))) == 40 - missing
 
 
 def test_groups_keep_their_rates_and_vectors_do_not_decay():
@@ -106,12 +109,20 @@ def test_the_schedule_warms_up_peaks_and_ends_near_zero():
     assert cosine_factor(0, 0, 0) == cosine_factor(0, 1, 0) == 1.0
 
 
-def test_training_learns_and_asks_each_style_once(concepts):
-    method, shifted = Linear(), load_split("train", STYLES, limit=40)
-    for style in ("sketch", "outline"):  # what there is to learn: queries are rolled, targets are not
-        shifted.images[style] = shifted.images[style].roll(24, dims=-1)
-    before = evaluate(method, shifted, styles=("sketch",)).recall("sketch", 1)
-    asked = method.styles_asked
+def rolled(images: ImageSet) -> ImageSet:
+    """Return the data set with every query shifted to the right, and the gallery unchanged."""
+
+    def read(record: Record) -> Image.Image:
+        picture = images.read(record)
+        return picture if record.style == "noto" else ImageChops.offset(picture, 24, 0)
+
+    return replace(images, read=read)
+
+
+def test_training_learns_and_computes_each_style_once(images):
+    method, shifted = Linear(), rolled(images)
+    before = evaluate(method, shifted, kinds=("sketch",)).ranks.recall(["sketch"], 1)
+    computed = method.styles_asked
     seen: list[int] = []
     losses = train(
         method,
@@ -119,41 +130,56 @@ def test_training_learns_and_asks_each_style_once(concepts):
         Recipe({"matrix": 3e-2, "vector": 1e-2}, steps=120, batch_size=20, styles=("sketch", "text"), jitter=0.0),
         progress=lambda step, loss: seen.append(step),
     )
-    after = evaluate(method, shifted, styles=("sketch",)).recall("sketch", 1)
+    after = evaluate(method, shifted, kinds=("sketch",)).ranks.recall(["sketch"], 1)
     assert before is not None and after is not None
     assert len(losses) == 120 and seen == list(range(1, 121))
     assert sum(losses[-10:]) < sum(losses[:10])
     assert after.value > before.value + 0.2
-    assert method.styles_asked == asked + 2 + 2  # sketch and noto when cached, and again when evaluated
+    assert method.styles_asked == computed + 2 + 2  # sketch and noto when preloaded, and again when evaluated
 
 
-def test_the_style_columns_match_the_drawings(concepts):
+def test_preloaded_pictures_and_styles_are_those_of_their_records(images):
     method = Linear()
-    data = PairImages.of(method, concepts, STYLES)
-    assert data.images.shape[:2] == (4, 40)
-    assert data.text_column == 2
-    assert torch.equal(data.images[-1], concepts.images["noto"])
-    assert data.styles is not None
-    assert torch.allclose(data.styles[1, 5], method.style(concepts.images["outline"][5:6] / 255)[0], atol=1e-6)
-    assert PairImages.of(Pixels(), concepts, STYLES).styles is None
+    pairs = TrainingPairs(images, STYLES, method.resize)
+    wanted = torch.tensor([5, 9, 5]), torch.tensor([0, 1, -1]), torch.zeros(3)
+    read = pairs.load(*wanted)
+    assert read.style is None and pairs.text_index == 2
+    pairs.preload(method)
+    found = pairs.load(*wanted)
+    assert torch.equal(found.images, read.images) and bool(found.readable.all())
+    assert torch.equal(found.images[2], to_uint8(images.read(images.gallery[5])))
+    torch.testing.assert_close(found.style, method.style(found.images))
+    plain = TrainingPairs(images, STYLES, method.resize)
+    plain.preload(Pixels())
+    assert plain.is_preloaded and plain.load(*wanted).style is None
 
 
-def test_the_loss_of_a_batch_pairs_every_query_with_its_own_concept(concepts):
-    method, recipe = Linear(), Recipe(RATES, styles=STYLES, jitter=0.0, bf16=False)
-    data = PairImages.of(method, concepts, STYLES)
-    chosen, columns = torch.tensor([3, 8, 1, 6]), torch.tensor([0, 2, 1, 2])
-    rows = torch.tensor([3, 1, 8, 6])  # drawn first, written after them
-    images = torch.stack([concepts.images["sketch"][3], concepts.images["outline"][1]]) / 255
-    words = method.encode_text([concepts.texts[8], concepts.texts[6]])
-    query = torch.cat([method.encode_image(images), words])
-    target = method.encode_image(concepts.images["noto"][rows] / 255)
-    assert torch.allclose(pair_loss(method, data, chosen, columns, recipe, 0), method.loss(query, target), atol=1e-5)
+def test_a_data_set_beyond_the_limit_is_not_preloaded(images):
+    pairs = TrainingPairs(images, ("sketch",), Linear().resize)
+    size = 80 * 3 * 64 * 64
+    pairs.preload(Linear(), limit=size - 1)
+    assert not pairs.is_preloaded
+    pairs.preload(Linear(), limit=size)
+    assert pairs.is_preloaded
 
 
-def test_a_run_that_is_resumed_ends_where_an_unbroken_one_does(concepts, tmp_path):
+def test_the_loss_of_a_batch_pairs_every_query_with_its_own_item(images, pairs):
+    method, recipe = Linear(), Recipe(RATES, jitter=0.0, bf16=False)
+    outlined = pairs.items_with("outline").tolist()[0]
+    batch = PairBatch(torch.tensor([3, 8, outlined, 6]), torch.tensor([0, 2, 1, 2]), torch.zeros(4))
+    drawn = {record.path: to_uint8(images.read(record)) for record in images.records}
+    ids = [images.gallery[item].instance for item in (3, outlined, 8, 6)]  # pictures first, then texts
+    queries = torch.stack([drawn[f"sketch/{ids[0]}"], drawn[f"outline/{ids[1]}"]])
+    words = method.encode_text([pairs.texts[8], pairs.texts[6]])
+    query = torch.cat([method.encode_image(queries), words])
+    target = method.encode_image(torch.stack([drawn[f"noto/{instance}"] for instance in ids]))
+    assert torch.allclose(pair_loss(method, pairs, batch, recipe, 0), method.loss(query, target), atol=1e-5)
+
+
+def test_a_run_that_is_resumed_ends_where_an_unbroken_one_does(images, tmp_path):
     recipe = Recipe(RATES, steps=12, batch_size=8, styles=STYLES, warmup=3)
     whole = Linear()
-    losses = train(whole, concepts, recipe)
+    losses = train(whole, images, recipe)
 
     class Stop(Exception):
         pass
@@ -164,19 +190,17 @@ def test_a_run_that_is_resumed_ends_where_an_unbroken_one_does(concepts, tmp_pat
 
     path = tmp_path / "run" / "checkpoint.pt"
     with pytest.raises(Stop):
-        train(Linear(), concepts, recipe, checkpoint=path, checkpoint_every=5, progress=stop)
+        train(Linear(), images, recipe, checkpoint=path, checkpoint_every=5, progress=stop)
     resumed = Linear()
     steps: list[int] = []
-    again = train(
-        resumed, concepts, recipe, checkpoint=path, resume=True, progress=lambda step, loss: steps.append(step)
-    )
+    again = train(resumed, images, recipe, checkpoint=path, resume=True, progress=lambda step, loss: steps.append(step))
     assert steps[0] == 6
     assert again == pytest.approx(losses, rel=1e-6)
     assert torch.allclose(resumed.weight, whole.weight, atol=1e-7)
-    assert train(Linear(), concepts, recipe, checkpoint=path, resume=True) == pytest.approx(losses, rel=1e-6)
+    assert train(Linear(), images, recipe, checkpoint=path, resume=True) == pytest.approx(losses, rel=1e-6)
 
 
-def test_bad_checkpoints_are_named(concepts, tmp_path):
+def test_bad_checkpoints_are_named(images, tmp_path):
     method = Linear()
     optimizer = torch.optim.AdamW(parameter_groups(method.parameter_groups(), RATES))
     path = tmp_path / "checkpoint.pt"
@@ -200,16 +224,16 @@ def test_bad_checkpoints_are_named(concepts, tmp_path):
         load_checkpoint(path, other, optimizer)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(concepts):
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(images):
     class Diverging(Linear):
         def loss(self, query: Tensor, target: Tensor) -> Tensor:
             return super().loss(query, target) * torch.inf
 
     with pytest.raises(FloatingPointError, match=r"the loss of 'linear' is inf at step 0: lower its learning rates"):
-        train(Diverging(), concepts, Recipe(RATES, steps=2, batch_size=8, styles=STYLES))
+        train(Diverging(), images, Recipe(RATES, steps=2, batch_size=8, styles=STYLES))
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_before_it_does_harm(concepts):
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_does_harm(images):
     class Root(Linear):
         def loss(self, query: Tensor, target: Tensor) -> Tensor:
             return super().loss(query, target) + (query - query.detach()).sum().sqrt()
@@ -217,28 +241,27 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_does_harm(concept
     method = Root()
     before = method.weight.detach().clone()
     with pytest.raises(FloatingPointError, match=r"the gradient of 'linear' is nan at step 0, its loss \d"):
-        train(method, concepts, Recipe(RATES, steps=2, batch_size=8, styles=STYLES))
+        train(method, images, Recipe(RATES, steps=2, batch_size=8, styles=STYLES))
     assert torch.equal(method.weight, before)
 
 
-def test_what_cannot_be_trained_is_named(concepts):
+def test_what_cannot_be_trained_is_named(images):
     with pytest.raises(ValueError, match="method 'pixels' has nothing to train"):
-        train(Pixels(), concepts, Recipe({}, steps=1, styles=STYLES))
+        train(Pixels(), images, Recipe({}, steps=1, styles=STYLES))
     with pytest.raises(ValueError, match="steps must not be negative"):
-        train(Linear(), concepts, Recipe(RATES, steps=-1, styles=STYLES))
+        train(Linear(), images, Recipe(RATES, steps=-1, styles=STYLES))
     silent = Linear()
     silent.encode_text = lambda texts: None  # type: ignore[assignment, method-assign, return-value]
     with pytest.raises(ValueError, match="styles must not contain 'text' for method 'linear'"):
-        train(silent, concepts, Recipe(RATES, steps=9, batch_size=20, styles=STYLES))
-    assert train(Linear(), concepts, Recipe(RATES, steps=0, styles=STYLES)) == []
+        train(silent, images, Recipe(RATES, steps=9, batch_size=20, styles=STYLES))
+    assert train(Linear(), images, Recipe(RATES, steps=0, styles=STYLES)) == []
 
 
-def test_products_in_bf16_change_the_loss_by_their_rounding_alone(concepts, monkeypatch):
-    method, sampler = Linear(), PairSampler(concepts, STYLES, 20)
-    data, batch = PairImages.of(method, concepts, STYLES), sampler.batch(0)
+def test_products_in_bf16_change_the_loss_by_their_rounding_alone(pairs, monkeypatch):
+    method, batch = Linear(), PairSampler(pairs, 20).batch(0)
 
     def loss(bf16: bool) -> Tensor:
-        return pair_loss(method, data, batch.concepts, batch.styles, Recipe(RATES, styles=STYLES, bf16=bf16), 0)
+        return pair_loss(method, pairs, batch, Recipe(RATES, bf16=bf16), 0)
 
     monkeypatch.setattr("hystar_fast.train.step.multiplies_bf16", lambda device: True)
     exact, rounded = loss(False), loss(True)

@@ -15,17 +15,17 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from hystar_fast.methods.on_device import chosen_device
-from hystar_fast.methods.recipes import demo_config
-from hystar_fast.methods.suite import create_method
+from hystar_fast.data.emoji import load_emoji
+from hystar_fast.methods.device import select_device
+from hystar_fast.methods.interface import Method
+from hystar_fast.methods.suite import create_method, tiny_config
 from hystar_fast.nn.losses import create_loss
-from hystar_fast.retrieval.protocol import load_split
-from hystar_fast.train.log import MetricsLog
-from hystar_fast.train.loop import Keeping, fit
-from hystar_fast.train.pairs import PairImages, PairSampler
+from hystar_fast.train.loop import CheckpointPolicy, fit
+from hystar_fast.train.metrics_log import MetricsLog
+from hystar_fast.train.pairs import PairSampler, TrainingPairs
+from hystar_fast.train.processes import World, join_world, leave_world
 from hystar_fast.train.recipe import Recipe
 from hystar_fast.train.step import backward, prepare
-from hystar_fast.train.world import World, join_world, leave_world
 from tests.support.tolerance import relative_error
 
 pytestmark = pytest.mark.xdist_group("distributed")  # the processes start once, not once a worker
@@ -41,17 +41,20 @@ RATES = {"static": 0.02, "dynamic": 0.002}
 
 
 def recipe_of(chunk_size: int) -> Recipe:
-    return Recipe(RATES, steps=3, batch_size=8, styles=STYLES, bf16=False, chunk_size=chunk_size, seed=2, warmup=0)
+    return Recipe(RATES, steps=3, batch_size=8, bf16=False, chunk_size=chunk_size, seed=2, warmup=0)
+
+
+def pairs_of(method: Method) -> TrainingPairs:
+    return TrainingPairs(load_emoji("train").select(limit=24), STYLES, method.resize)
 
 
 def gradients(case: str, world: World) -> tuple[float, list[Tensor]]:
     name, loss, chunk_size = CASES[case]
-    method = create_method(name, demo_config(None), parameters=5000)
+    method = create_method(name, tiny_config(None), parameters=5000)
     method.train(True)
-    concepts, recipe = load_split("train", STYLES, limit=24), recipe_of(chunk_size)
-    data = PairImages.of(method, concepts, STYLES)
-    batch = PairSampler(concepts, STYLES, 8, seed=2).batch(1)
-    inputs = prepare(method, data, batch, recipe, 1, world=world)
+    recipe, pairs = recipe_of(chunk_size), pairs_of(method)
+    batch = PairSampler(pairs, 8, seed=2).batch(1)
+    inputs = prepare(method, pairs, batch, recipe, 1, world=world)
     value = backward(method, inputs, recipe, criterion=create_loss(loss), world=world)
     parameters = [p for group in method.parameter_groups().values() for p in group]
     world.reduce(parameters)
@@ -59,16 +62,15 @@ def gradients(case: str, world: World) -> tuple[float, list[Tensor]]:
 
 
 def trained(world: World, folder: Path) -> tuple[list[float], list[Tensor]]:
-    method = create_method("hystar", demo_config(None), seed=7 * world.rank)  # process 0 says where all start
-    concepts = load_split("train", STYLES, limit=24)
-    keeping = Keeping(
+    method = create_method("hystar", tiny_config(None), seed=7 * world.rank)  # process 0 says where all start
+    policy = CheckpointPolicy(
         checkpoint=folder / "checkpoint.pt",
         log=lambda progress: MetricsLog(folder),
         validate=lambda: (float(world.rank), {}),
         validate_every=2,
-        keep_best=lambda: (folder / "best").write_text(str(world.rank)),
+        on_best=lambda: (folder / "best").write_text(str(world.rank)),
     )
-    found = fit(method, lambda: PairImages.of(method, concepts, STYLES), recipe_of(3), keeping, world=world)
+    found = fit(method, lambda: pairs_of(method), recipe_of(3), policy, world=world)
     assert found.best == (0.0, 2)
     return found.losses, [p.detach() for group in method.parameter_groups().values() for p in group]
 
@@ -149,7 +151,7 @@ def test_a_batch_that_does_not_divide_and_a_device_that_is_not_there_are_named()
     with pytest.raises(ValueError, match="must divide evenly over 2 processes, got 7 pairs"):
         World(0, 2).share(7)
     with pytest.raises(ValueError, match="device must be auto, cpu or cuda, got 'tape'"):
-        chosen_device("tape")
+        select_device("tape")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="'cuda' needs a GPU that torch can use, and there is none"):
-            chosen_device("cuda")
+            select_device("cuda")

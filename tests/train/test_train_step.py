@@ -10,29 +10,36 @@ import pytest
 import torch
 from torch import Tensor
 
-from hystar_fast.methods.hystar import HystarMethod
+from hystar_fast.data.emoji import load_emoji
+from hystar_fast.data.image_set import ImageSet
+from hystar_fast.data.images import to_float, to_uint8
+from hystar_fast.methods.hystar_method import HystarMethod
 from hystar_fast.methods.interface import Method
-from hystar_fast.methods.recipes import demo_config
-from hystar_fast.methods.suite import create_method
+from hystar_fast.methods.suite import create_method, tiny_config
 from hystar_fast.nn.losses import LOSSES, create_loss
-from hystar_fast.retrieval.protocol import StyledConcepts, load_split
-from hystar_fast.train.pairs import GALLERY, Loaded, PairBatch, PairImages, PairSampler
+from hystar_fast.train.pairs import GALLERY, LoadedPictures, PairBatch, PairSampler, TrainingPairs
 from hystar_fast.train.recipe import Recipe
 from hystar_fast.train.step import Inputs, backward, pair_loss, prepare
 from tests.support.linear_method import Linear
 from tests.support.tolerance import relative_error
 
 STYLES = ("sketch", "outline", "text")
-RECIPE = Recipe({}, batch_size=10, styles=STYLES, bf16=False)
+RECIPE = Recipe({}, batch_size=10, bf16=False)
 
 
 @pytest.fixture(scope="module")
-def concepts() -> StyledConcepts:
-    return load_split("train", STYLES, limit=24)
+def images() -> ImageSet:
+    return load_emoji("train").select(limit=24)
+
+
+def pairs_of(method: Method, images: ImageSet, styles: tuple[str, ...] = STYLES) -> TrainingPairs:
+    pairs = TrainingPairs(images, styles, method.resize)
+    pairs.preload(method)
+    return pairs
 
 
 def create(name: str, dtype: torch.dtype) -> Method:
-    method = create_method(name, demo_config(None), parameters=5000)
+    method = create_method(name, tiny_config(None), parameters=5000)
     for module in method.modules:
         module.to(dtype)
     method.train(True)
@@ -48,21 +55,21 @@ def gradients(method: Method, run: Callable[[], Any]) -> list[Tensor]:
     return [p.grad.clone() for p in parameters if p.grad is not None]
 
 
-def batch_of(method: Method, concepts: StyledConcepts, dtype: torch.dtype) -> Inputs:
-    data = PairImages.of(method, concepts, STYLES)
-    inputs = prepare(method, data, PairSampler(concepts, STYLES, 10, seed=4).batch(0), RECIPE, 0)
+def batch_of(method: Method, images: ImageSet, dtype: torch.dtype) -> Inputs:
+    pairs = pairs_of(method, images)
+    inputs = prepare(method, pairs, PairSampler(pairs, 10, seed=4).batch(0), RECIPE, 0)
     assert 0 < len(inputs.texts) < 10
     style = None if inputs.style is None else inputs.style.to(dtype)
-    return replace(inputs, images=inputs.images.to(dtype), style=style)
+    return replace(inputs, images=to_float(inputs.images).to(dtype), style=style)
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-10), (torch.float32, 2e-4)])
 @pytest.mark.parametrize("name", ["hystar", "static", "lora", "vpt", "last_block"])
 def test_gradients_in_chunks_are_those_of_the_whole_batch(
-    name: str, dtype: torch.dtype, limit: float, concepts: StyledConcepts
+    name: str, dtype: torch.dtype, limit: float, images: ImageSet
 ) -> None:
     method = create(name, dtype)
-    inputs = batch_of(method, concepts, dtype)
+    inputs = batch_of(method, images, dtype)
     losses = []
     whole = gradients(method, lambda: losses.append(backward(method, inputs, RECIPE)))
     for chunk_size in (5, 16):
@@ -74,20 +81,19 @@ def test_gradients_in_chunks_are_those_of_the_whole_batch(
     assert max(grad.abs().max() for grad in whole) > 0
 
 
-def test_one_pass_has_the_very_gradients_of_the_loss(concepts: StyledConcepts) -> None:
+def test_one_pass_has_the_very_gradients_of_the_loss(images: ImageSet) -> None:
     method = create("hystar", torch.float32)
-    data = PairImages.of(method, concepts, ("sketch",))
-    batch = PairSampler(concepts, ("sketch",), 6).batch(3)
-    recipe = replace(RECIPE, styles=("sketch",))
-    direct = gradients(method, lambda: pair_loss(method, data, batch.concepts, batch.styles, recipe, 3).backward())
-    ours = gradients(method, lambda: backward(method, prepare(method, data, batch, recipe, 3), recipe))
+    pairs = pairs_of(method, images, ("sketch",))
+    batch = PairSampler(pairs, 6).batch(3)
+    direct = gradients(method, lambda: pair_loss(method, pairs, batch, RECIPE, 3).backward())
+    ours = gradients(method, lambda: backward(method, prepare(method, pairs, batch, RECIPE, 3), RECIPE))
     assert all(torch.equal(a, b) for a, b in zip(direct, ours, strict=True))
 
 
 @pytest.mark.parametrize("chunk_size", [0, 7])
-def test_recomputing_blocks_changes_no_gradient(chunk_size: int, concepts: StyledConcepts) -> None:
+def test_recomputing_blocks_changes_no_gradient(chunk_size: int, images: ImageSet) -> None:
     method = create("hystar", torch.float32)
-    inputs, recipe = batch_of(method, concepts, torch.float32), replace(RECIPE, chunk_size=chunk_size)
+    inputs, recipe = batch_of(method, images, torch.float32), replace(RECIPE, chunk_size=chunk_size)
     kept = gradients(method, lambda: backward(method, inputs, recipe))
     method.model.set_gradient_checkpointing()  # type: ignore[attr-defined]
     recomputed = gradients(method, lambda: backward(method, inputs, recipe))
@@ -95,18 +101,18 @@ def test_recomputing_blocks_changes_no_gradient(chunk_size: int, concepts: Style
         assert relative_error(found, wanted) < 1e-6
 
 
-def test_a_style_that_is_read_on_the_way_takes_no_pass_of_its_own(concepts: StyledConcepts) -> None:
-    """Data that bring no style vectors, as files do: none is made unless the pictures are then moved."""
-    method = create_method("hystar", replace(demo_config(None), style="prefix", blocks=(2, 4)))
+def test_a_style_that_encode_image_computes_takes_no_pass_of_its_own(images: ImageSet) -> None:
+    """Pairs that are not preloaded have no style vectors: none is computed unless the pictures are then displaced."""
+    method = create_method("hystar", replace(tiny_config(None), style="prefix", blocks=(2, 4)))
     assert isinstance(method, HystarMethod)
-    data, recipe = PairImages.of(method, concepts, ("sketch",)), replace(RECIPE, jitter=0.0)
-    batch = PairSampler(concepts, ("sketch",), 6).batch(0)
+    pairs, recipe = pairs_of(method, images, ("sketch",)), replace(RECIPE, jitter=0.0)
+    batch = PairSampler(pairs, 6).batch(0)
     entered: list[int] = []
     method.model.backbone.blocks[0].get_submodule("mlp").register_forward_pre_hook(lambda *_: entered.append(1))
-    given = prepare(method, data, batch, recipe, 0)
-    data.styles = None
-    bare, moved = (prepare(method, data, batch, r, 0) for r in (recipe, replace(recipe, jitter=0.1)))
-    assert entered == [1], "the moved pictures alone have had a pass"
+    given = prepare(method, pairs, batch, recipe, 0)
+    read = TrainingPairs(images, ("sketch",), method.resize)
+    bare, moved = (prepare(method, read, batch, r, 0) for r in (recipe, replace(recipe, jitter=0.1)))
+    assert entered == [1], "only the displaced pictures have had a pass"
     assert given.style is not None and bare.style is None and moved.style is not None
     torch.testing.assert_close(moved.style, given.style)
     wanted = gradients(method, lambda: backward(method, given, recipe))
@@ -116,10 +122,10 @@ def test_a_style_that_is_read_on_the_way_takes_no_pass_of_its_own(concepts: Styl
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_loss_trains_in_chunks(name: str, concepts: StyledConcepts) -> None:
+def test_every_loss_trains_in_chunks(name: str, images: ImageSet) -> None:
     method, criterion = Linear(), create_loss(name)
-    data = PairImages.of(method, concepts, STYLES)
-    inputs = prepare(method, data, PairSampler(concepts, STYLES, 10, seed=4).batch(0), RECIPE, 0)
+    pairs = pairs_of(method, images)
+    inputs = prepare(method, pairs, PairSampler(pairs, 10, seed=4).batch(0), RECIPE, 0)
     whole = gradients(method, lambda: backward(method, inputs, RECIPE, criterion=criterion))
     recipe = replace(RECIPE, chunk_size=3)
     chunked = gradients(method, lambda: backward(method, inputs, recipe, criterion=criterion))
@@ -138,11 +144,11 @@ class Noisy(Linear):
         return super().encode_text(texts) * (1 + self.shift)
 
 
-def test_dropout_is_the_same_in_both_passes_and_depends_on_the_step_alone(concepts: StyledConcepts) -> None:
+def test_dropout_is_the_same_in_both_passes_and_depends_on_the_step_only(images: ImageSet) -> None:
     method = Noisy()
-    data = PairImages.of(method, concepts, STYLES)
-    batch, recipe = PairSampler(concepts, STYLES, 10, seed=4).batch(0), replace(RECIPE, chunk_size=4)
-    inputs = prepare(method, data, batch, recipe, 0)
+    pairs = pairs_of(method, images)
+    batch, recipe = PairSampler(pairs, 10, seed=4).batch(0), replace(RECIPE, chunk_size=4)
+    inputs = prepare(method, pairs, batch, recipe, 0)
     before = torch.random.get_rng_state()
     first = gradients(method, lambda: backward(method, inputs, recipe))
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -151,16 +157,16 @@ def test_dropout_is_the_same_in_both_passes_and_depends_on_the_step_alone(concep
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     # the true gradient of the same noise, by hand
     masks, parts = [], []
-    for noise, images in enumerate(inputs.images.split(4)):
-        torch.manual_seed(inputs.noise + noise)
-        masks.append(torch.nn.functional.dropout(torch.ones(len(images), 64), 0.5))
-    for images, style, mask in zip(
+    for number, chunk in enumerate(inputs.images.split(4)):
+        torch.manual_seed(inputs.seed + number)
+        masks.append(torch.nn.functional.dropout(torch.ones(len(chunk), 64), 0.5))
+    for chunk, style, mask in zip(
         inputs.images.split(4),
         inputs.style.split(4),
         masks,
         strict=True,  # type: ignore[union-attr]
     ):
-        parts.append((images, style, mask))
+        parts.append((chunk, style, mask))
 
     def by_hand() -> None:
         embedded = torch.cat([Linear.encode_image(method, i, s) * m for i, s, m in parts])
@@ -169,43 +175,44 @@ def test_dropout_is_the_same_in_both_passes_and_depends_on_the_step_alone(concep
 
     for found, wanted in zip(first, gradients(method, by_hand), strict=True):
         assert relative_error(found, wanted) < 1e-5
-    other = gradients(method, lambda: backward(method, prepare(method, data, batch, recipe, 1), recipe))
+    other = gradients(method, lambda: backward(method, prepare(method, pairs, batch, recipe, 1), recipe))
     assert not torch.equal(first[0], other[0])
 
 
-class Holes(PairImages):
-    """Some pictures cannot be read, and pairs share labels."""
+class Holes(TrainingPairs):
+    """Some query pictures cannot be read, and pairs share labels."""
 
-    unreadable = (2, 5)
+    unreadable: tuple[int, ...] = (2, 5)
 
-    def load(self, concepts: Tensor, columns: Tensor, draws: Tensor) -> Loaded:
-        found = super().load(concepts, columns, draws)
-        gone = torch.isin(concepts, torch.tensor(self.unreadable)) & (columns != GALLERY)
-        return Loaded(found.images, found.styles, ~gone)
+    def load(self, items: Tensor, styles: Tensor, draws: Tensor) -> LoadedPictures:
+        found = super().load(items, styles, draws)
+        gone = torch.isin(items, torch.tensor(self.unreadable)) & (styles != GALLERY)
+        return LoadedPictures(found.images, found.style, ~gone)
 
 
-def test_pairs_that_cannot_be_read_are_left_out_of_the_loss(concepts: StyledConcepts) -> None:
+def test_pairs_with_unreadable_pictures_are_excluded_from_the_loss(images: ImageSet) -> None:
     method, recipe = Linear(), replace(RECIPE, jitter=0.0)
-    holes = Holes.of(method, concepts, STYLES)
+    holes = Holes(images, STYLES, method.resize)
     holes.labels = torch.tensor([0, 1, 2, 3, 3, 5, 6, 7, *range(8, 24)])
-    chosen, columns = torch.tensor([1, 2, 3, 4, 5, 6]), torch.tensor([0, 0, 1, 2, 0, 2])
+    outlined = 3 in holes.items_with("outline").tolist()
+    items, styles = torch.tensor([1, 2, 3, 4, 5, 6]), torch.tensor([0, 0, int(outlined), 2, 0, 2])
     seen: list[tuple[Tensor, ...]] = []
 
     def criterion(query: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         seen.append((query, target, mask))
         return create_loss("info_nce")(query, target, mask)
 
-    batch = PairBatch(chosen, columns, torch.zeros(6))
+    batch = PairBatch(items, styles, torch.zeros(6))
     backward(method, prepare(method, holes, batch, recipe, 0), recipe, criterion=criterion)
     query, target, mask = seen[0]
-    rows = torch.tensor([1, 3, 4, 6])
-    # All six were encoded, so a product of another shape, which need not round alike.
-    assert relative_error(target, method.encode_image(concepts.images["noto"][rows] / 255)) < 1e-6
-    assert torch.equal(query[2], method.encode_text([concepts.texts[4]])[0])
-    assert mask.nonzero().tolist() == [[1, 2], [2, 1]]  # concepts 3 and 4 are of one label
-    holes.unreadable = tuple(range(24))  # type: ignore[assignment]
-    drawn = PairBatch(chosen[[0, 1, 2, 3]], columns[[0, 1, 4, 3]], torch.zeros(4))
-    with pytest.raises(ValueError, match="a batch needs 2 pairs whose pictures can be read, got 1 of 4"):
+    gallery = torch.stack([to_uint8(images.read(images.gallery[item])) for item in (1, 3, 4, 6)])
+    # all six were encoded together, so the products may round differently
+    assert relative_error(target, method.encode_image(gallery)) < 1e-6
+    assert torch.equal(query[2], method.encode_text([holes.texts[4]])[0])
+    assert mask.nonzero().tolist() == [[1, 2], [2, 1]]  # items 3 and 4 have one label
+    holes.unreadable = tuple(range(24))
+    drawn = PairBatch(items[[0, 1, 2, 3]], styles[[0, 1, 4, 3]], torch.zeros(4))
+    with pytest.raises(ValueError, match="a batch needs 2 pairs with readable pictures, got 1 of 4"):
         backward(method, prepare(method, holes, drawn, recipe, 0), recipe, criterion=criterion)
 
 

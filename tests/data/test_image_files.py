@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageFile, features
 
+from hystar_fast.data.image_files import find_images, list_images
+from hystar_fast.data.image_set import Skipped, read_images
+from hystar_fast.data.images import ResizeTo, decode_image, load_image
 from hystar_fast.data.open import open_images
-from hystar_fast.data.records import Skipped, read_images
-from hystar_fast.methods.inputs import MiddleSquare
-from hystar_fast.retrieval.embed import decode_image, find_pictures, load_image
-from hystar_fast.retrieval.picture_files import picture_files
 from tests.support import picture_trees as trees
 
 
@@ -47,7 +46,9 @@ def test_what_a_decoder_gives_up_on_is_skipped_and_counted(tmp_path: Path) -> No
         (tmp_path / "sketch/cat" / name).write_bytes(content)
     images = open_images(str(tmp_path))
     skipped: list[Skipped] = []
-    rows = [row for part, _ in read_images(images, images.of_style("sketch"), MiddleSquare(8), skipped) for row in part]
+    rows = [
+        row for part, _ in read_images(images, images.of_style("sketch"), ResizeTo((8, 8)), skipped) for row in part
+    ]
     assert rows == [0, *range(1 + len(damaged), 4)]
     assert [entry.path for entry in skipped] == [f"sketch/cat/{i + 1}.png" for i in range(len(damaged))]
     assert all("truncated or damaged" in entry.reason for entry in skipped)
@@ -64,7 +65,7 @@ def test_any_error_of_a_decoder_names_the_file(
     def fails(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(Image.Image, "convert", fails)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fails)
     reason = re.escape(str(error) or type(error).__name__)
     with pytest.raises(ValueError, match=rf"a\.png is truncated or damaged: {reason}"):
         load_image(path)
@@ -79,7 +80,7 @@ def test_what_is_not_the_pictures_fault_passes(
     def fails(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(Image.Image, "convert", fails)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fails)
     with pytest.raises(error):
         load_image(path)
 
@@ -127,9 +128,9 @@ def test_a_folder_is_read_in_every_common_format_and_without_what_macos_leaves(t
     assert [r.path for r in images.of_style("sketch")] == [
         f"sketch/cat/{n}" for n in ("1.tiff", "2.TIF", "3.jfif", "4.ppm")
     ]
-    assert images.skipped == (Skipped("sketch/cat/5.svg", "a picture in a format that is not read, .svg"),)
+    assert images.skipped == (Skipped("sketch/cat/5.svg", "an image in an unsupported format, .svg"),)
     assert all(images.read(record).size == (20, 16) for record in images.records)
-    assert len(find_pictures(tmp_path)[0]) == 8
+    assert len(find_images(tmp_path)[0]) == 8
 
 
 def test_linked_categories_are_read_and_circles_of_links_end(tmp_path: Path) -> None:
@@ -148,5 +149,20 @@ def test_linked_categories_are_read_and_circles_of_links_end(tmp_path: Path) -> 
     images = open_images(str(tmp_path / "set"))
     paths = [record.path for record in images.records]
     assert paths == ["photo/cat/1.png", "photo/cat/gone.png", "sketch/cat/1.png"]
-    read, unread = picture_files(tmp_path / "elsewhere")
-    assert read == [Path("cat/1.png")] and unread == []
+    listed, unsupported = list_images(tmp_path / "elsewhere")
+    assert listed == [Path("cat/1.png")] and unsupported == []
+
+
+def test_a_folder_is_listed_in_order_with_its_subfolders(tmp_path: Path) -> None:
+    trees.picture(tmp_path / "red.png")
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / "b.JPG")
+    (tmp_path / "notes.txt").write_text("not listed")
+    assert [path.as_posix() for path in find_images(tmp_path)[0]] == ["a/b.JPG", "red.png"]
+
+
+def test_a_folder_without_pictures_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds none"):
+        find_images(tmp_path)
+    with pytest.raises(ValueError, match="does not exist"):
+        find_images(tmp_path / "missing")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hystar_fast.retrieval.index import Index
+from hystar_fast.index.memory import MemoryIndex
 
 
 def ids(n: int) -> list[str]:
@@ -18,26 +18,26 @@ def ids(n: int) -> list[str]:
 @pytest.mark.parametrize("block", [1, 5, 64, 1000])
 def test_search_equals_a_stable_full_sort(block):
     gallery, queries = torch.randint(-1, 2, (97, 6)).float() + 0.01, torch.randn(11, 6)
-    scores, positions = Index(gallery, ids(97)).search(queries, 10, block=block)
+    scores, positions = MemoryIndex(gallery, ids(97)).search(queries, 10, block=block)
     truth = F.normalize(queries, dim=-1) @ F.normalize(gallery, dim=-1).T
     assert torch.allclose(scores, truth.sort(descending=True, stable=True).values[:, :10], atol=1e-6)
     assert torch.allclose(truth.gather(1, positions), scores, atol=1e-6)
 
 
 def test_equal_scores_keep_the_order_of_the_index():
-    _, positions = Index(torch.ones(9, 2), ids(9)).search(torch.ones(1, 2), 9, block=2)
+    _, positions = MemoryIndex(torch.ones(9, 2), ids(9)).search(torch.ones(1, 2), 9, block=2)
     assert positions[0].tolist() == list(range(9))
 
 
 def test_k_is_capped_by_the_size():
-    scores, positions = Index(torch.eye(3), ids(3)).search(torch.eye(3)[:1], 10)
+    scores, positions = MemoryIndex(torch.eye(3), ids(3)).search(torch.eye(3)[:1], 10)
     assert scores.shape == positions.shape == (1, 3)
 
 
 def test_round_trip(tmp_path):
-    index = Index(torch.randn(5, 4), ["a", "é", "🐶", "b", "c"], {"gallery": "noto"})
+    index = MemoryIndex(torch.randn(5, 4), ["a", "é", "🐶", "b", "c"], {"gallery": "noto"})
     index.save(tmp_path / "new" / "folder")
-    again = Index.load(tmp_path / "new" / "folder")
+    again = MemoryIndex.load(tmp_path / "new" / "folder")
     assert again.ids == index.ids
     assert again.about == index.about
     assert torch.allclose(again.embeddings, index.embeddings, atol=1e-7)
@@ -46,7 +46,7 @@ def test_round_trip(tmp_path):
 @pytest.mark.parametrize("name", ["index.json", "index.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "rubbish"])
 def test_a_missing_or_damaged_file_is_named(tmp_path, name, damage):
-    Index(torch.randn(5, 4), ids(5)).save(tmp_path)
+    MemoryIndex(torch.randn(5, 4), ids(5)).save(tmp_path)
     path = tmp_path / name
     if damage == "missing":
         path.unlink()
@@ -55,15 +55,15 @@ def test_a_missing_or_damaged_file_is_named(tmp_path, name, damage):
         path.write_bytes(path.read_bytes()[:20] if damage == "truncated" else b"\xff\x00rubbish")
         message = "holds a damaged index"
     with pytest.raises(ValueError, match=message):
-        Index.load(tmp_path)
+        MemoryIndex.load(tmp_path)
 
 
 def test_ids_that_do_not_fit_the_embeddings_are_damage(tmp_path):
-    Index(torch.randn(5, 4), ids(5)).save(tmp_path)
+    MemoryIndex(torch.randn(5, 4), ids(5)).save(tmp_path)
     meta = json.loads((tmp_path / "index.json").read_text())
     (tmp_path / "index.json").write_text(json.dumps(meta | {"ids": ids(4)}))
     with pytest.raises(ValueError, match=r"ids must have one entry an embedding \(5\), got 4"):
-        Index.load(tmp_path)
+        MemoryIndex.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_ids_that_do_not_fit_the_embeddings_are_damage(tmp_path):
 )
 def test_bad_contents_are_named(embeddings, names, message):
     with pytest.raises(ValueError, match=message):
-        Index(embeddings, names)
+        MemoryIndex(embeddings, names)
 
 
 @pytest.mark.parametrize(
@@ -90,4 +90,4 @@ def test_bad_contents_are_named(embeddings, names, message):
 )
 def test_bad_queries_are_named(query, k, message):
     with pytest.raises(ValueError, match=message):
-        Index(torch.randn(3, 4), ids(3)).search(query, k)
+        MemoryIndex(torch.randn(3, 4), ids(3)).search(query, k)

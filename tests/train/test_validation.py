@@ -1,4 +1,4 @@
-"""What a run is trained on and chosen by, for data sets that invite mistakes."""
+"""The training and the validation split of a run, for data sets that invite mistakes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from hystar_fast.data.emoji import load_emoji
+from hystar_fast.data.hold_out import hold_out
+from hystar_fast.data.image_set import _read
+from hystar_fast.data.images import ResizeTo
 from hystar_fast.data.open import open_images
-from hystar_fast.data.records import _read
-from hystar_fast.methods.inputs import MiddleSquare
 from hystar_fast.methods.suite import create_method
 from hystar_fast.models.config import HystarConfig
-from hystar_fast.retrieval.evaluate_images import evaluate_images
-from hystar_fast.retrieval.protocol import load_split
+from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.train.loop import train
+from hystar_fast.train.pairs import TrainingPairs
 from hystar_fast.train.recipe import Recipe
-from hystar_fast.train.records import RecordPairs, hold_out
 from hystar_fast.train.settings import DataSettings
 from hystar_fast.train.validation import open_training
 from tests.support import picture_trees as trees
@@ -34,21 +35,21 @@ def folders(root: Path, sketches: tuple[str, ...]) -> Path:
 def test_folders_without_names_in_common_are_pairs_of_a_category(tmp_path):
     images = open_images(f"folders:{folders(tmp_path, ('a', 'b'))}")
     assert {record.instance for record in images.records} == {None}
-    pairs = RecordPairs(images, reader=MiddleSquare(16))
+    pairs = TrainingPairs(images, resize=ResizeTo((16, 16)))
     assert len(pairs) == 6 and pairs.labels is not None
 
 
 def test_one_name_in_common_by_chance_makes_no_instances(tmp_path):
     images = open_images(f"folders:{folders(tmp_path, ('a', 'b', 'p1'))}")
-    assert len(RecordPairs(images, reader=MiddleSquare(16))) == 6
+    assert len(TrainingPairs(images, resize=ResizeTo((16, 16)))) == 6
     most = open_images(f"folders:{folders(tmp_path / 'other', ('p0', 'p1', 'a'))}")
-    pairs = RecordPairs(most, reader=MiddleSquare(16))
+    pairs = TrainingPairs(most, resize=ResizeTo((16, 16)))
     assert len(pairs) == 4 and pairs.labels is None
 
 
 def test_a_share_that_holds_out_no_pair_is_refused_before_training(tmp_path):
     source = f"pairs:{trees.pairs(tmp_path, [(f'q{i}.png', f't{i}.png') for i in range(4)])}"
-    with pytest.raises(ValueError, match=r"data\.validation = 1e-09 leaves nothing to choose by"):
+    with pytest.raises(ValueError, match=r"data\.validation = 1e-09 leaves no query for validation"):
         open_training(DataSettings(source, validation=1e-9))
 
 
@@ -63,9 +64,12 @@ def dsr(root: Path) -> str:
     ("settings", "message"),
     [
         ({"styles": ["cubism"]}, r"style must be one of \('images', 'art', 'sketch', 'mosaic'\) of DSR, got 'cubism'"),
-        ({"styles": ["images"]}, "styles must be query styles, but 'images' is the style that answers"),
-        ({"validation": 1e-9}, "nothing to choose by: DSR has no picture of 'images', the style that answers"),
-        ({"validation": "val"}, r"data\.validation = 'val' must be a split.*Found: no val\.json, but train\.json"),
+        ({"styles": ["images"]}, "styles must be query styles, but 'images' is the gallery style"),
+        ({"validation": 1e-9}, "no query for validation: DSR has no picture of the gallery style"),
+        (
+            {"validation": "val"},
+            r"data\.validation must be a split of DSR.*got 'val'.*Found: no val\.json, but train",
+        ),
     ],
 )
 def test_a_bad_style_or_part_of_a_small_data_set_is_named(tmp_path, settings, message):
@@ -78,7 +82,7 @@ def test_no_picture_of_the_held_out_share_is_trained_on(tmp_path):
     method = create_method("static", HystarConfig(backbone="tiny", pretrained=None, style="clip", blocks=None))
     opened = open_training(DataSettings(source, validation=0.2))
     trained = opened.pairs(method)
-    assert isinstance(trained, RecordPairs)
+    assert isinstance(trained, TrainingPairs)
     images = open_images(source, "train")
     kept, held_out = hold_out(images, 0.2)
     held, instances = ({getattr(r, name) for r in held_out.records} for name in ("path", "instance"))
@@ -95,11 +99,11 @@ def test_the_style_that_answers_does_not_ask_and_no_style_asks_twice(tmp_path):
     (tmp_path / "test.json").rename(tmp_path / "train.json")
     for given, gallery in (("emoji", "noto"), (source, "images")):
         validation = "val" if given == "emoji" else "none"
-        with pytest.raises(ValueError, match=f"must be query styles, but '{gallery}' is the style that answers"):
+        with pytest.raises(ValueError, match=f"must be query styles, but '{gallery}' is the gallery style"):
             open_training(DataSettings(given, ["sketch", gallery], validation=validation))
-        with pytest.raises(ValueError, match="styles must name each style once, got 'sketch' more often"):
+        with pytest.raises(ValueError, match="styles must name each style once, got 'sketch' twice"):
             open_training(DataSettings(given, ["sketch", "sketch"], validation=validation))
-    with pytest.raises(ValueError, match=r"data\.gallery_style must be empty for the embedded drawings, got 'photo'"):
+    with pytest.raises(ValueError, match=r"gallery_style must be left out for emoji, which has its own .* got 'photo'"):
         open_training(DataSettings(gallery_style="photo"))
 
 
@@ -109,8 +113,8 @@ def test_validation_makes_only_the_rows_it_is_chosen_by(tmp_path, monkeypatch, s
     (tmp_path / "test.json").rename(tmp_path / "train.json")
     method = create_method("static", HystarConfig(backbone="tiny", pretrained=None, style="clip", blocks=None))
     opened = open_training(DataSettings(source, styles, validation=0.6))
-    report = evaluate_images(method, hold_out(open_images(source, "train"), 0.6)[1])
-    expected = {row.queries: row.values["R@1"].value for row in report.rows if row.queries in opened.styles}
+    report = evaluate(method, hold_out(open_images(source, "train"), 0.6)[1])
+    expected = {row.kind: row.values["R@1"].value for row in report.kinds if row.kind in opened.styles}
     encode, asked, read = method.encode_text, [], []
 
     def counted(words):
@@ -120,7 +124,7 @@ def test_validation_makes_only_the_rows_it_is_chosen_by(tmp_path, monkeypatch, s
         return encode(words)
 
     monkeypatch.setattr(method, "encode_text", counted)
-    monkeypatch.setattr("hystar_fast.data.records._read", lambda *entry: read.append(entry[1].style) or _read(*entry))
+    monkeypatch.setattr("hystar_fast.data.image_set._read", lambda *entry: read.append(entry[1].style) or _read(*entry))
     score, figures = opened.score(method)
     assert figures["R@1"] == expected and score == pytest.approx(sum(expected.values()) / len(expected))
     assert len([count for count in asked if count]) == texts
@@ -130,7 +134,7 @@ def test_validation_makes_only_the_rows_it_is_chosen_by(tmp_path, monkeypatch, s
 def test_what_the_data_has_left_out_is_named_among_the_skipped(tmp_path):
     root = folders(tmp_path, ("p0", "p1"))
     (root / "sketch/cat/p2.svg").write_text("<svg/>")
-    pairs = RecordPairs(open_images(f"folders:{root}"), reader=MiddleSquare(16))
+    pairs = TrainingPairs(open_images(f"folders:{root}"), resize=ResizeTo((16, 16)))
     assert [*pairs.skipped] == ["sketch/cat/p2.svg"]
 
 
@@ -138,5 +142,5 @@ def test_a_method_that_begins_with_its_whole_first_batch_refuses_chunks():
     config = HystarConfig(backbone="tiny", pretrained=None, style="clip", blocks=None)
     method = create_method("freestyle", config)
     rates = dict.fromkeys(method.parameter_groups(), 1e-3)
-    with pytest.raises(ValueError, match="begins with its whole first batch"):
-        train(method, load_split("train", limit=4), Recipe(rates, steps=1, batch_size=2, chunk_size=2))
+    with pytest.raises(ValueError, match="initialises from its whole first batch"):
+        train(method, load_emoji("train").select(limit=4), Recipe(rates, steps=1, batch_size=2, chunk_size=2))

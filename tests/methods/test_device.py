@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from hystar_fast.methods.device import on_device
 from hystar_fast.methods.interface import Method
-from hystar_fast.methods.on_device import placed
 from hystar_fast.methods.pixels import Pixels
 
 
@@ -35,7 +35,7 @@ class Recorder(Method):
 
 def test_what_is_asked_goes_to_the_device_and_the_modules_are_there() -> None:
     method = Recorder()
-    answering = placed(method, torch.device("meta"))
+    answering = on_device(method, torch.device("meta"))
     assert {p.device.type for p in method.modules[0].parameters()} == {"meta"}
     images = torch.zeros(2, 3, 2, 2, device="meta")
     assert answering.encode_image(images, torch.zeros(2, 3)).device.type == "meta"
@@ -45,7 +45,7 @@ def test_what_is_asked_goes_to_the_device_and_the_modules_are_there() -> None:
 
 def test_answers_come_back_beside_the_images() -> None:
     images = torch.rand(2, 3, 2, 2)
-    answering = placed(Recorder(), torch.device("cpu"))
+    answering = on_device(Recorder(), torch.device("cpu"))
     assert answering.encode_image(images).device == images.device
     texts = answering.encode_text(["a", "b"])
     assert texts is not None and texts.device.type == "cpu"
@@ -54,5 +54,5 @@ def test_answers_come_back_beside_the_images() -> None:
 
 def test_a_method_without_modules_stays_where_the_images_are() -> None:
     pixels = Pixels()
-    assert placed(pixels, torch.device("meta")) is pixels
+    assert on_device(pixels, torch.device("meta")) is pixels
     assert pixels.encode_image(torch.rand(1, 3, 64, 64)).device.type == "cpu"

@@ -6,13 +6,13 @@ import math
 
 import pytest
 
-from hystar_fast.data.paper_tables import BATCH24, TABLES, paper_table
+from hystar_fast.experiments.paper_tables import BATCH24, TABLES, paper_table
 
 
 @pytest.mark.parametrize("number", TABLES)
 def test_every_table_is_whole(number):
     table = paper_table(number)
-    assert table.number == number and table.what and table.data and table.protocol
+    assert table.number == number and table.subject and table.data and table.protocol
     assert f"Table {number}: {table.data}; " in table.source
     assert ("batches of 24" in table.source) == (table.protocol == BATCH24)
     assert len(set(table.columns)) == len(table.columns)

@@ -8,48 +8,45 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
 from hystar_fast.cli.main import app
+from hystar_fast.data.hold_out import hold_out
+from hystar_fast.data.image_set import ImageSet
+from hystar_fast.data.images import ResizeTo
 from hystar_fast.data.open import open_images
-from hystar_fast.data.records import ImageSet
-from hystar_fast.methods.inputs import MiddleSquare
 from hystar_fast.models.backbones.open_clip import OpenClipTower
-from hystar_fast.train.pairs import GALLERY, PairSampler
-from hystar_fast.train.records import RecordPairs, hold_out
+from hystar_fast.train.pairs import GALLERY, PairSampler, TrainingPairs
 from hystar_fast.train.run import run_training
-from hystar_fast.train.settings import DataSettings
-from hystar_fast.train.settings_file import read_settings
+from hystar_fast.train.settings import DataSettings, read_settings
 from hystar_fast.train.validation import open_training
 from tests.support import picture_trees
 
 SIDE = 16
-READER = MiddleSquare(SIDE)
+RESIZE = ResizeTo((SIDE, SIDE))
 
 
-def load(pairs: RecordPairs, concept: int, column: int, draw: float = 0.0) -> Tensor:
+def load(pairs: TrainingPairs, concept: int, column: int, draw: float = 0.0) -> Tensor:
     found = pairs.load(torch.tensor([concept]), torch.tensor([column]), torch.tensor([draw]))
-    assert found.readable.all() and found.styles is None
+    assert found.readable.all() and found.style is None
     return found.images[0]
 
 
 def file(path: Path) -> Tensor:
-    """The picture of a file, its middle square resized."""
+    """Return the picture of a file, resized."""
     with Image.open(path) as picture:
-        square = ImageOps.fit(picture.convert("RGB"), (SIDE, SIDE), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)
+        return RESIZE(picture.convert("RGB"))
 
 
 def test_instances_pair_with_their_own_pictures(tmp_path: Path) -> None:
     root = picture_trees.dsr(tmp_path, n=4)
     (root / "sketch" / "n01" / "1.png").unlink()
-    pairs = RecordPairs(open_images(f"dsr:{root}"), ["sketch", "text"], READER)
-    assert len(pairs) == 4 and pairs.labels is None and pairs.text_column == 1
+    pairs = TrainingPairs(open_images(f"dsr:{root}"), ["sketch", "text"], RESIZE)
+    assert len(pairs) == 4 and pairs.labels is None and pairs.text_index == 1
     assert pairs.texts[2] == "picture number 2"
     assert torch.equal(load(pairs, 2, 0), file(root / "sketch" / "n00" / "2.png"))
     assert torch.equal(load(pairs, 3, GALLERY), file(root / "images" / "n01" / "3.png"))
@@ -60,7 +57,7 @@ def test_instances_pair_with_their_own_pictures(tmp_path: Path) -> None:
 
 def test_categories_say_which_targets_are_no_negatives(tmp_path: Path) -> None:
     root = picture_trees.domainnet(tmp_path, n=3)
-    pairs = RecordPairs(open_images(f"domainnet:{root}"), (), READER)
+    pairs = TrainingPairs(open_images(f"domainnet:{root}"), (), RESIZE)
     assert pairs.styles == ("clipart", "sketch") and len(pairs) == 6
     assert pairs.labels is not None and pairs.labels.tolist() == [0, 0, 0, 1, 1, 1]
     for number, draw in enumerate((0.0, 0.34, 0.99)):  # one of the three of its category
@@ -71,17 +68,17 @@ def test_categories_say_which_targets_are_no_negatives(tmp_path: Path) -> None:
 def test_a_picture_nobody_asks_for_is_left_out(tmp_path: Path) -> None:
     root = picture_trees.sketchy(tmp_path, ("tx_000100000000",))
     shutil.rmtree(root / "sketch/tx_000100000000/dog")
-    pairs = RecordPairs(open_images(f"folders:{root}"), (), READER)
+    pairs = TrainingPairs(open_images(f"folders:{root}"), (), RESIZE)
     assert [record.category for record in pairs.gallery] == ["cat", "cat"]
-    assert [len(pairs.rows(style)) for style in pairs.styles] == [2]
+    assert [len(pairs.items_with(style)) for style in pairs.styles] == [2]
     with pytest.raises(ValueError, match=r"style must be one of"):
-        RecordPairs(open_images(f"folders:{root}"), ("oil",), READER)
+        TrainingPairs(open_images(f"folders:{root}"), ("oil",), RESIZE)
     with pytest.raises(ValueError, match=r"has no picture of 'photo' with a query in \('text',\)"):
-        RecordPairs(open_images(f"folders:{root}"), ("text",), READER)
+        TrainingPairs(open_images(f"folders:{root}"), ("text",), RESIZE)
 
 
 def test_two_copies_of_an_instance_are_no_negatives_of_each_other(tmp_path: Path) -> None:
-    assert RecordPairs(open_images(str(picture_trees.sketchy(tmp_path / "sketchy"))), (), READER).labels is None
+    assert TrainingPairs(open_images(str(picture_trees.sketchy(tmp_path / "sketchy"))), (), RESIZE).labels is None
     for place in (
         "photo/a/cup/1.png",
         "photo/b/cup/1.png",
@@ -90,17 +87,17 @@ def test_two_copies_of_an_instance_are_no_negatives_of_each_other(tmp_path: Path
         "sketch/cup/2.png",
     ):
         picture_trees.picture(tmp_path / "copies" / place)
-    pairs = RecordPairs(open_images(str(tmp_path / "copies")), (), READER)
+    pairs = TrainingPairs(open_images(str(tmp_path / "copies")), (), RESIZE)
     assert [record.instance for record in pairs.gallery] == ["cup/1", "cup/2", "cup/1"]
     assert pairs.labels is not None and pairs.labels.tolist() == [0, 1, 0]
 
 
 def test_the_sampler_draws_from_what_there_is(tmp_path: Path) -> None:
     root = picture_trees.dsr(tmp_path, n=6)
-    pairs = RecordPairs(open_images(f"dsr:{root}"), (), READER)
-    sampler = PairSampler(pairs, pairs.styles, 4, seed=1)
+    pairs = TrainingPairs(open_images(f"dsr:{root}"), (), RESIZE)
+    sampler = PairSampler(pairs, 4, seed=1)
     first = sampler.batch(0)
-    assert len(set(first.concepts.tolist())) == 4 and bool(((first.draws >= 0) & (first.draws < 1)).all())
+    assert len(set(first.items.tolist())) == 4 and bool(((first.draws >= 0) & (first.draws < 1)).all())
     assert torch.equal(sampler.batch(0).draws, first.draws) and not torch.equal(sampler.batch(1).draws, first.draws)
 
 
@@ -112,15 +109,13 @@ def test_what_is_held_out_depends_on_names_alone() -> None:
     assert 0.15 < len(names[1]) / len(names[0] | names[1]) < 0.35
     half = hold_out(ImageSet("half", "noto", emoji.records[::2], emoji.read), 0.25)[1]
     assert {record.instance for record in half.records} <= names[1]
-    with pytest.raises(ValueError, match=r"must lie between 0 and 1, got 1"):
+    with pytest.raises(ValueError, match=r"share must be between 0 and 1, got 1"):
         hold_out(emoji, 1)
 
 
 def test_a_validation_split_that_measures_or_trains_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data.validation must not be 'test'"):
         open_training(DataSettings(validation="test"))
-    with pytest.raises(ValueError, match=r"must be 'val' or 'none' for the embedded drawings, got 0.1"):
-        open_training(DataSettings(validation=0.1))
     root = picture_trees.sketchy(tmp_path)
     with pytest.raises(ValueError, match=r"'val' holds 9 pictures that are trained on.*give the share to hold out"):
         open_training(DataSettings(source=f"folders:{root}"))
@@ -158,7 +153,7 @@ def test_a_run_on_a_data_set_counts_epochs_validates_and_names_what_it_cannot_re
     result = CliRunner().invoke(app, ["train", "emoji", *arguments], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     assert "4 steps" in result.output  # two epochs of eight pictures in batches of four
-    assert "1 pictures could not be read, such as sketch/n01/1.png" in result.output
+    assert "skipped 1 unreadable pictures, such as sketch/n01/1.png" in result.output
     assert (tmp_path / "run" / "skipped.txt").read_text().startswith("sketch/n01/1.png\t")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "validation"] == [2, 4]
@@ -202,11 +197,18 @@ def test_gradient_checkpointing_by_its_key_runs_every_block_again_and_learns_the
     assert losses["true"] == pytest.approx(losses["false"], rel=1e-5)
 
 
-def test_pictures_read_ahead_are_those_read_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_read_ahead_in_time_and_in_advance_train_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = splits(tmp_path / "DSR", 11)
-    kinds = {}
-    for ahead in (True, False):
-        monkeypatch.setattr(RecordPairs, "reads_files", ahead)
-        changes = settings_of(root, tmp_path / str(ahead), "data.validation=none")
-        kinds[ahead] = run_training(read_settings("emoji", changes)).progress.losses
-    assert kinds[True] == kinds[False] and len(kinds[True]) == 4
+
+    def losses(way: str) -> list[float]:
+        changes = settings_of(root, tmp_path / way, "data.validation=none")
+        return run_training(read_settings("emoji", changes)).progress.losses
+
+    preloaded = losses("preloaded")
+    monkeypatch.setattr(TrainingPairs, "preload", lambda self, method: None)
+    ahead = losses("ahead")
+    monkeypatch.setattr(TrainingPairs, "is_preloaded", True)
+    assert losses("in time") == ahead and len(ahead) == 4
+    assert ahead == pytest.approx(preloaded, rel=1e-4)

@@ -6,15 +6,8 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from hystar_fast.retrieval.pictures import (
-    RIGHT,
-    WRONG,
-    Answer,
-    Question,
-    embedding_map,
-    principal_plane,
-    retrieval_grid,
-)
+from hystar_fast.retrieval.answer_grid import IRRELEVANT, RELEVANT, Answer, Question, answer_grid
+from hystar_fast.retrieval.embedding_map import embedding_map, principal_plane
 
 
 def grey(value: int = 128) -> torch.Tensor:
@@ -32,35 +25,35 @@ def count(picture: Image.Image, colour: str) -> int:
     return int((pixels == wanted).all(1).sum())
 
 
-def test_right_answers_are_framed_green_and_wrong_ones_red():
-    none = retrieval_grid([question([None, None, None], image=grey())], "t")
-    one = retrieval_grid([question([True, None, None], image=grey())], "t")
-    two = retrieval_grid([question([True, True, False], image=grey())], "t")
-    frame = count(one, RIGHT)
+def test_relevant_answers_are_framed_green_and_irrelevant_ones_red():
+    none = answer_grid([question([None, None, None], image=grey())], "t")
+    one = answer_grid([question([True, None, None], image=grey())], "t")
+    two = answer_grid([question([True, True, False], image=grey())], "t")
+    frame = count(one, RELEVANT)
     assert frame > 0
-    assert count(none, RIGHT) == count(none, WRONG) == 0
-    assert count(two, RIGHT) == 2 * frame
-    assert count(two, WRONG) == frame
+    assert count(none, RELEVANT) == count(none, IRRELEVANT) == 0
+    assert count(two, RELEVANT) == 2 * frame
+    assert count(two, IRRELEVANT) == frame
 
 
 def test_rows_add_height_and_columns_add_width():
-    small = retrieval_grid([question([True])], "t")
-    tall = retrieval_grid([question([True])] * 3, "t")
-    wide = retrieval_grid([question([True] * 5)], "t")
+    small = answer_grid([question([True])], "t")
+    tall = answer_grid([question([True])] * 3, "t")
+    wide = answer_grid([question([True] * 5)], "t")
     assert tall.height > small.height and tall.width == small.width
     assert wide.width > small.width and wide.height == small.height
 
 
 def test_a_query_of_words_and_pictures_in_floating_point_are_drawn():
     answers = {"ours": [Answer(torch.rand(3, 20, 30))], "theirs": [Answer(grey())]}
-    retrieval_grid([Question(None, "text", "a red heart", answers)], "t", "a note")
+    answer_grid([Question(None, "text", "a red heart", answers)], "t", "a note")
 
 
 def test_questions_that_do_not_fit_together_are_named():
     with pytest.raises(ValueError, match="questions must not be empty"):
-        retrieval_grid([], "t")
+        answer_grid([], "t")
     with pytest.raises(ValueError, match="the same columns"):
-        retrieval_grid([question([True]), question([True, False])], "t")
+        answer_grid([question([True]), question([True, False])], "t")
 
 
 def test_the_plane_of_points_that_lie_in_a_plane_keeps_their_distances():

@@ -10,13 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import functional as TF
 
+from hystar_fast.data.image_set import NO_SPLITS, ImageSet, Record, Skipped, read_images
+from hystar_fast.data.images import ResizeTo
 from hystar_fast.data.open import open_images
-from hystar_fast.data.records import NO_SPLITS, ImageSet, Record, Skipped, from_folder, read_images
-from hystar_fast.methods.inputs import MiddleSquare, TensorPreprocess
-from hystar_fast.models.tiny import preprocess
-from hystar_fast.retrieval.protocol import load_split
 from tests.support import picture_trees as trees
 
 
@@ -100,9 +97,9 @@ def test_googles_strokes_are_refused_with_what_they_are(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
     for place, found in (
-        (tmp_path, "cat.ndjson and 1 more files like it: strokes or arrays, no pictures"),
+        (tmp_path, "cat.ndjson and 1 more files like it: strokes or arrays, not pictures"),
         (tmp_path / "sketch", "cat.ndjson and 1 more files like it: strokes or arrays"),
-        (tmp_path / "sketch/dog.npy", "dog.npy: strokes or arrays, no pictures; draw each into <style>/<category>/"),
+        (tmp_path / "sketch/dog.npy", "dog.npy: strokes or arrays, not pictures; draw each into <style>/<category>/"),
     ):
         with pytest.raises(ValueError, match=re.escape(f"Found: {found}")):
             open_images(str(place))
@@ -178,7 +175,7 @@ def test_of_two_pictures_of_one_key_and_style_the_first_is_read_and_the_other_co
         assert images.read(images.records[0]).tobytes() == first.tobytes()
     assert images.skipped == (
         Skipped("x.tar/0.photo.jpg", "another picture of style photo beside x.tar/0.photo.png"),
-        Skipped("x.tar/0.sketch.svg", "a picture in a format that is not read, .svg"),
+        Skipped("x.tar/0.sketch.svg", "an image in an unsupported format, .svg"),
     )
 
 
@@ -226,8 +223,8 @@ def test_data_says_whether_it_has_splits(tmp_path):
     }
     for data, splits in made.items():
         images = open_images(data, "test").select(limit=2)
-        assert images.splits is splits, data
-        assert images.asked_split("test") == ("test" if splits else NO_SPLITS)
+        assert images.has_splits is splits, data
+        assert images.split_label("test") == ("test" if splits else NO_SPLITS)
 
 
 def test_a_gallery_style_is_refused_where_the_gallery_is_fixed(tmp_path):
@@ -242,18 +239,6 @@ def test_a_gallery_style_is_refused_where_the_gallery_is_fixed(tmp_path):
             open_images(data, gallery_style="sketch")
 
 
-def test_emoji_are_the_drawings_of_the_protocol():
-    found, split = open_images("emoji", "val"), load_split("val")
-    for style in found.styles:
-        records = found.of_style(style)
-        rows = split.rows(style)
-        assert [record.instance for record in records] == [split.concepts[row].id for row in rows.tolist()]
-        skipped: list[Skipped] = []
-        read = torch.cat([part for _, part in read_images(found, records[:5], TensorPreprocess(preprocess), skipped)])
-        assert torch.equal(read, split.images[style][rows[:5]])
-        assert skipped == []
-
-
 def test_pictures_that_cannot_be_read_are_skipped_and_named(tmp_path):
     trees.dsr(tmp_path)
     trees.damaged(tmp_path / "sketch/n01/1.png")
@@ -261,21 +246,12 @@ def test_pictures_that_cannot_be_read_are_skipped_and_named(tmp_path):
     (tmp_path / "sketch/n01/3.png").unlink()
     found = open_images(str(tmp_path))
     skipped: list[Skipped] = []
-    parts = list(read_images(found, found.of_style("sketch"), MiddleSquare(8), skipped, batch_size=1))
+    parts = list(read_images(found, found.of_style("sketch"), ResizeTo((8, 8)), skipped, batch_size=1))
     assert [rows for rows, _ in parts] == [[0]]
     assert parts[0][1].shape == (1, 3, 8, 8) and parts[0][1].dtype == torch.uint8
     assert [entry.path for entry in skipped] == [f"sketch/n0{i % 2}/{i}.png" for i in (1, 2, 3)]
     for entry, reason in zip(skipped, ("truncated or damaged", "not an image", "does not exist"), strict=True):
         assert reason in entry.reason
-
-
-def test_without_a_backbone_pictures_are_cropped_as_clip_crops_them(tmp_path):
-    trees.picture(tmp_path / "wide.png", size=(40, 20))
-    images = ImageSet("one", "a", (Record("wide.png", "a"),), from_folder(tmp_path))
-    _, read = next(read_images(images, images.records, MiddleSquare(10), []))
-    resized = TF.resize(Image.open(tmp_path / "wide.png"), [10], TF.InterpolationMode.BICUBIC)
-    expected = TF.pil_to_tensor(TF.center_crop(resized, [10, 10]))
-    assert (read[0].int() - expected.int()).abs().max() <= 1
 
 
 def test_a_selection_keeps_categories_and_spreads_its_limit(tmp_path):
@@ -343,7 +319,7 @@ def strangers(root: Path) -> None:
     ("kind", "make", "found"),
     [
         ("dsr", no_images, "Found: art/, mosaic/, pictures/, sketch/, test.json, text/"),
-        ("dsr", no_json, "Found: test.json that is no json"),
+        ("dsr", no_json, "Found: test.json, which is not JSON"),
         ("dsr", no_split, "and test.json: a list"),
         ("dsr", no_split, "Found: no test.json, but train.json"),
         ("dsr", old_records, "Found: record 0 of test.json is {'image_path': 'a/b.jpg'}"),
@@ -374,7 +350,7 @@ def test_another_layout_is_refused_with_what_was_expected_and_found(tmp_path, ki
         ("picture,target\na.png,b.png\n", "columns ['picture', 'target']"),
         ("query,target\na.png,\n", "no query or no target in line 2"),
         ("query,target,caption\nq.png,a.png,one\nq.png,a.png,two\n", "line 3 and another differ on a.png"),
-        ("query,target,style\nq.png,a.png,gallery\n", "queries of style 'gallery'"),
+        ("query,target,style\nq.png,a.png,gallery\n", "queries of style 'gallery', which is the style of the targets"),
         ("query,target\nq.png,a.png\n", "none of the 1 pictures listed"),
     ],
 )

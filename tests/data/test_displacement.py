@@ -1,0 +1,60 @@
+"""Shifting and scaling pictures at random."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hystar_fast.data.displacement import displace, draw_placements, place, place_randomly
+from hystar_fast.data.emoji import load_emoji
+from hystar_fast.data.image_set import ImageSet, read_images
+from hystar_fast.data.images import ResizeTo
+
+
+def pictures(images: ImageSet, style: str) -> Tensor:
+    return torch.cat([part for _, part in read_images(images, images.of_style(style), ResizeTo((64, 64)), [])])
+
+
+def test_displaced_queries_move_alike_for_a_seed_and_the_gallery_stays():
+    images = load_emoji("test").select(limit=40)
+    moved = displace(images, 0.2, seed=3)
+    assert torch.equal(pictures(moved, "noto"), pictures(images, "noto"))
+    for style in images.query_styles:
+        assert not torch.equal(pictures(moved, style), pictures(images, style))
+        assert torch.equal(pictures(moved, style), pictures(displace(images, 0.2, seed=3), style))
+    assert not torch.equal(pictures(moved, "sketch"), pictures(displace(images, 0.2, seed=4), "sketch"))
+    assert torch.equal(pictures(displace(images, 0.0), "sketch"), pictures(images, "sketch"))
+
+
+def test_a_placement_belongs_to_a_gallery_picture_and_a_style():
+    """The first style draws a row for each of the 40 gallery pictures, also for those without an outline."""
+    images = load_emoji("test").select(limit=40)
+    generator = torch.Generator().manual_seed(0)
+    drawn = {style: draw_placements(40, 0.15, generator) for style in images.query_styles}
+    rows = {record.instance: i for i, record in enumerate(images.gallery)}
+    assert len(images.of_style("outline")) < 40
+    for style in ("outline", "sketch"):
+        chosen = [rows[record.instance] for record in images.of_style(style)]
+        expected = place(pictures(images, style).float() / 255, drawn[style][chosen])
+        found = pictures(displace(images, 0.15), style)
+        assert torch.equal(found, (expected.clamp(0, 1) * 255).round().to(torch.uint8))
+
+
+def test_placement_shifts_right_and_down_and_scales():
+    dot = torch.ones(1, 3, 9, 9)
+    dot[..., 4, 4] = 0
+    left_up = place(dot, torch.tensor([[0.0, 2 / 9, 1 / 9]]))
+    assert left_up[0, 0].argmin() == 3 * 9 + 2
+    half = place(torch.zeros(1, 3, 8, 8), torch.tensor([[1.0, 0.0, 0.0]]))  # half the size: a white frame comes in
+    assert half[0, 0].sum() == 64 - 16 and half[0, 0, 2:6, 2:6].max() == 0
+
+
+def test_placement_keeps_white_white_and_changes_nothing_at_zero():
+    generator = torch.Generator().manual_seed(0)
+    white = torch.ones(4, 3, 16, 16)
+    assert torch.allclose(place_randomly(white, 0.3, generator), white)
+    noise = torch.rand(4, 3, 16, 16)
+    assert place_randomly(noise, 0.0, generator) is noise
+    with pytest.raises(ValueError, match=r"jitter must be at least 0 and below 1, got 1.5"):
+        place_randomly(noise, 1.5, generator)
