@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import click
 import pytest
 import typer.main
 from PIL import Image
@@ -14,6 +15,11 @@ from typer.testing import CliRunner
 import hystar_fast
 from hystar_fast.cli.main import app
 from hystar_fast.data.emoji import EmojiStyles
+from hystar_fast.data.open import open_images
+from hystar_fast.methods.adapter_files import load_method
+from hystar_fast.ops.status import info as op_info
+from hystar_fast.retrieval.evaluate import evaluate
+from hystar_fast.retrieval.results_json import interval_info
 from tests.support.cli import refused, run
 
 SMALL = ("data.limit=6", "optim.batch_size=4", "optim.steps=2", "model.pretrained=random", "run.checkpoint_every=1")
@@ -31,27 +37,38 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_help_names_every_command():
-    shown = run("--help").output
-    for command in ("demo", "search", "info", "train", "eval", "embed", "tune"):
-        assert command in shown
+def commands() -> dict[tuple[str, ...], click.Command]:
+    """Every command by the words that call it."""
+    found: dict[tuple[str, ...], click.Command] = {}
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        found |= {(name,): command} if inner is None else {(name, word): sub for word, sub in inner.items()}
+    return found
+
+
+def help_of(*words: str) -> str:
+    return CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "80"}).output
+
+
+def test_help_lists_the_commands_and_no_others():
+    expected = {
+        (): ["demo", "search", "info", "train", "eval", "embed", "experiments"],
+        ("experiments",): ["tune", "compare", "reproduce", "figure", "fewshot"],
+    }
+    for words, names in expected.items():
+        listed = help_of(*words).partition("Commands:\n")[2]
+        assert re.findall(r"^  ([\w-]+)  ", listed, re.MULTILINE) == names
+        assert "..." not in listed, "whole sentences"
 
 
 def test_help_shows_every_option_whole_at_80_columns():
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    for name, command in commands.items():
-        shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80"}).output
+    for words, command in commands().items():
+        shown = help_of(*words)
         assert max(map(len, shown.splitlines())) <= 80
         assert re.findall(r"--[\w-]*(?:…|\.\.\.)", shown) == []
         for option in command.params:
             for word in (o for o in (*option.opts, *option.secondary_opts) if o.startswith("-")):
-                assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w…-])", shown), f"{name} {word}"
-
-
-def test_the_list_of_commands_has_whole_sentences():
-    shown = " ".join(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).output.split())
-    assert "..." not in shown.partition("Commands:")[2]
-    assert "as CoOp splits them." in shown
+                assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w…-])", shown), f"{words} {word}"
 
 
 def test_version():
@@ -59,11 +76,11 @@ def test_version():
 
 
 @pytest.mark.parametrize(
-    "command", [("tune",), ("compare",), ("fewshot",), ("reproduce", "table4"), ("reproduce", "table11"), ("figure", 3)]
+    "words", [("tune",), ("compare",), ("fewshot",), ("reproduce", "table4"), ("reproduce", "table11"), ("figure", "3")]
 )
-def test_vgg_as_the_style_needs_its_weights(command, tmp_path):
-    message = refused(*command, "--style", "vgg", "--output", tmp_path / "out")
-    assert message == "error: --style vgg needs --style-pretrained: a torchvision weights name or a file"
+def test_vgg_as_the_style_needs_its_weights(words, tmp_path):
+    message = refused("experiments", *words, "--set", "model.style=vgg", "--output", tmp_path / "out")
+    assert 'model.style = "vgg" needs model.style_pretrained: a torchvision weights name or a file' in message
 
 
 def test_vgg_in_the_settings_of_a_training_needs_its_weights(tmp_path):
@@ -73,17 +90,18 @@ def test_vgg_in_the_settings_of_a_training_needs_its_weights(tmp_path):
     assert result.exit_code == 0, result.output
 
 
-def test_info_lists_every_op_on_both_devices():
-    shown = run("info").output
-    for word in ("svd_linear", "sinkhorn", "style_nce", "cpu", "cuda"):
-        assert word in shown
+def test_info_has_a_row_for_every_op_on_both_devices():
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in run("info").output.splitlines() if "│" in line]
+    named = [(op, device) for op, device, *_ in rows if op]
+    assert named == [(row["op"], row["device"]) for row in op_info()]
+    assert {device for _, device in named} == {"cpu", "cuda"} and len(set(named)) == len(named)
 
 
-def test_training_writes_an_adapter_and_goes_on_from_its_checkpoint(trained):
+def test_training_writes_an_adapter_and_resumes_from_its_checkpoint(trained):
     assert (trained / "adapter" / "adapter.safetensors").is_file()
-    assert "holds a run: --resume goes on from it" in refused("train", "--output", trained, *sets())
+    assert "holds a run: --resume continues it" in refused("train", "--output", trained, *sets())
     message = refused("train", "--output", trained, *sets("loss.gamma=2"), "--resume")
-    assert "cannot go on with other settings: loss.gamma was 80.0 and is 2.0" in message
+    assert "cannot be resumed with other settings: loss.gamma was 80.0 and is 2.0" in message
     result = run("train", "--output", trained, *sets("optim.steps=3"), "--resume")
     assert result.exit_code == 0, result.output
     assert "3 steps" in result.output and "best on validation: R@1" in result.output
@@ -99,19 +117,26 @@ def test_another_method_trains_by_the_same_command(tmp_path):
     result = run("eval", "--adapter", tmp_path / "run" / "adapter", "--limit", 3, "--output", tmp_path / "eval")
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "eval" / "results.json").read_text())["method"] == "lora"
-    assert "must be one that is trained, got 'frozen'" in refused(
+    assert "must be a method with training, got 'frozen'" in refused(
         "train", "--output", tmp_path / "other", *sets("model.method=frozen")
     )
 
 
-def test_eval_prints_and_writes_what_an_adapter_finds(trained, tmp_path):
+def test_eval_prints_and_writes_the_evaluation_of_the_library(trained, tmp_path):
     result = run("eval", "--adapter", trained / "adapter", "--limit", 5, "--output", tmp_path)
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["method"] == "hystar"
     assert found["gallery"] == {"what": "noto", "n": 5}
+    expected = evaluate(load_method(trained / "adapter"), open_images("emoji", "test").select(limit=5))
+    assert list(found["queries"]) == [row.kind for row in expected.kinds]
     assert {"outline", "sketch", "lowres", "twemoji", "text", "sketch+text, max"} <= set(found["queries"])
-    assert 0 <= found["queries"]["sketch"]["R@1"]["value"] <= 100
+    for row in expected.kinds:
+        written = found["queries"][row.kind]
+        assert written["n"] == row.n
+        for name, value in row.values.items():
+            assert value is not None and written[name] == interval_info(value)
+            assert str(value) in result.output
 
 
 def test_a_folder_is_embedded_and_searched(trained, tmp_path):
@@ -175,38 +200,3 @@ def test_a_damaged_adapter_and_a_damaged_checkpoint_are_named(trained, tmp_path)
 def test_a_device_that_is_not_there_is_named(trained, tmp_path):
     for command in (("eval", "--adapter"), ("embed", tmp_path, "--adapter")):
         assert "device must be auto, cpu or cuda" in refused(*command, trained / "adapter", "--device", "tape")
-
-
-def test_tuning_tries_the_grid_on_the_validation_concepts_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    from hystar_fast.methods import recipes
-
-    small = {name: trials[:1] for name, trials in recipes.GRID.items()}
-    monkeypatch.setattr("hystar_fast.experiments.variants.GRID", small)
-    path = tmp_path / "tuning.json"
-    arguments = ("--output", path, "--steps", 1, "--limit", 5, "--weights", "random", "--seed", 3, "--seed", 4)
-    result = run("tune", *arguments)
-    assert result.exit_code == 0, result.output
-    found = json.loads(path.read_text())
-    assert found["chosen"] == {name: trials[0] for name, trials in small.items()}
-    assert found["gallery"] == 5
-    assert [(trial["method"], trial["seed"]) for trial in found["trials"]] == [(n, s) for s in (3, 4) for n in small]
-    assert all("hard_mean" in trial["recall"] for trial in found["trials"])
-    first, *others = found["trials"]
-    path.write_text(json.dumps({**found, "trials": [{**trial, "seconds": -1.0} for trial in others]}))
-    assert run("tune", *arguments).exit_code == 0
-    again = json.loads(path.read_text())["trials"]
-    assert [trial["seconds"] == -1 for trial in again] == [True] * len(others) + [False]
-    assert {**again[-1], "seconds": 0} == {**first, "seconds": 0}
-    assert "other settings" in refused("tune", *arguments, "--seed", 5)
-    path.write_text("[]")
-    assert "holds no trials" in refused("tune", *arguments)
-
-
-def test_tuning_takes_the_best_mean_over_the_seeds_and_never_a_setting_that_diverged():
-    from hystar_fast.experiments.tune import _score
-
-    def trial(*recalls):
-        return [{"recall": {"hard_mean": {"R@1": {"value": r}, "R@5": {"value": 50.0}}}} for r in recalls]
-
-    assert _score(trial(40.0, 44.0)) == (42.0, 50.0)
-    assert _score([*trial(90.0), {"diverged": "the loss is nan"}]) < _score(trial(0.0))
