@@ -201,7 +201,7 @@ def test_a_tuning_without_a_method_is_refused(tmp_path):
     settings = ExperimentSettings(few_shot=FewShot(methods=["frozen", "static"], tuning=str(tuning)))
     assert few_shot._rates(settings) == {"static": ({"static": 0.1}, f"chosen in {tuning}")}
     more = replace(settings, few_shot=replace(settings.few_shot, methods=["static", "lora"]))
-    with pytest.raises(ValueError, match="few_shot.tuning must have rates for lora"):
+    with pytest.raises(ValueError, match=r"few_shot\.tuning must have rates for lora"):
         few_shot._rates(more)
 
 
