@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "data": {"data"},
     "models": {*LIBRARY, "data", "models", ""},
     "methods": {*LIBRARY, "data", "models", "methods"},
-    "retrieval": {*LIBRARY, "data", *APPLICATION},
+    "retrieval": {*LIBRARY, "data", *APPLICATION, ""},
     "index": {*LIBRARY, "data", *APPLICATION, "index"},
     "train": {*LIBRARY, "data", *APPLICATION, "train", ""},
     "experiments": {*LIBRARY, "data", *APPLICATION, "train", "experiments"},

@@ -121,7 +121,7 @@ def test_emoji_classes_test_on_held_out_concepts():
 
 
 def test_other_layouts_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"one of \['emoji:group', 'emoji:subgroup'\], got 'emoji:colour'"):
+    with pytest.raises(ValueError, match=r"one of \['emoji:subgroup', 'emoji:group'\], got 'emoji:colour'"):
         open_classes("emoji:colour")
     with pytest.raises(ValueError, match=r"Expected: <class>/<picture>.*Found: no folder there"):
         open_classes(str(tmp_path / "nowhere"))
