@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
+from hystar_fast.nn.views import apply_linear
 
 _PACKED_NAMES = ("in_proj_", "qkv.")
 _SPLIT_NAMES = ("q_proj.", "k_proj.", "v_proj.")
@@ -127,7 +128,7 @@ class SVDAttention(nn.Module):
         packed = self.in_proj(x) if plain else self.in_proj(x, delta_s, index=index)
         q, k, v = packed.reshape(batch, tokens, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
         mixed = attend(q, k, v, self._allowed(attn_mask, q))
-        return self.out_proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        return apply_linear(self.out_proj, mixed.transpose(1, 2).reshape(batch, tokens, width))
 
     def _allowed(self, mask: Tensor | None, q: Tensor) -> Tensor | None:
         """The mask by scaled_dot_product_attention's convention, where True means allowed."""

@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from hystar_fast.nn.views import apply_linear
+
 
 class Hypernetwork(nn.Module):
     """Map a style embedding to one offset per singular value.
@@ -78,7 +80,7 @@ class Hypernetwork(nn.Module):
             raise ValueError(f"z must be [..., {self.style_dim}], got shape {tuple(z.shape)}")
         for layer in self.layers[:-1]:
             z = torch.relu(layer(z))
-        return self.layers[-1](z)
+        return apply_linear(self.layers[-1], z)
 
     def extra_repr(self) -> str:
         return f"style_dim={self.style_dim}, rank={self.rank}, hidden={self.hidden}, depth={self.depth}"

@@ -41,10 +41,11 @@ class Adapted(nn.Module):
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         x = x.to(self.full.u.dtype)
         if self.recompute:
-            x = x + checkpoint(self.attention, x, self.hypernetwork(z), use_reentrant=False)
+            y = checkpoint(self.attention, x, self.hypernetwork(z), use_reentrant=False)
         else:
-            x = x + self.attention(x, self.hypernetwork(z))
-        return self.truncated(self.full(x).relu())
+            y = self.attention(x, self.hypernetwork(z))
+        y += x  # in place: FSDP2's hook on the output must survive it
+        return self.truncated(self.full(y).relu_())
 
 
 def create(dtype: torch.dtype, recompute: bool = False) -> Adapted:

@@ -15,6 +15,7 @@ from hystar_fast.models.backbones.timm import TimmTower
 from hystar_fast.models.backbones.tower import Affine, TowerBackbone, VisionTower
 from hystar_fast.models.random_weights import repeatable_weights
 from hystar_fast.nn.attention import SVDAttention, attend
+from hystar_fast.nn.views import own_tensor
 
 _VISUAL_PARTS = ("conv1", "class_embedding", "positional_embedding", "transformer", "proj", "_embeds", "_pool")
 _BLOCK_PARTS = ("ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2")
@@ -63,7 +64,7 @@ class OpenClipTower(VisionTower):
 
     def pool(self, visual: Any, x: Tensor) -> Tensor:
         pooled, _ = visual._pool(x)
-        return pooled if visual.proj is None else pooled @ visual.proj
+        return own_tensor(pooled if visual.proj is None else pooled @ visual.proj)
 
     def modulated(self, attention: Any, rank: int | None) -> SVDAttention:
         if isinstance(attention, nn.MultiheadAttention):
@@ -123,7 +124,7 @@ class OpenClipBackbone(TowerBackbone):
     def encode_text(self, tokens: Tensor) -> Tensor:
         self.check_tokens(tokens)
         clip: Any = self.clip
-        return clip.encode_text(tokens)
+        return own_tensor(clip.encode_text(tokens))
 
 
 def _attend(attention: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hystar_fast.models.backbones.tower import Affine, VisionTower
 from hystar_fast.nn.attention import SVDAttention
+from hystar_fast.nn.views import own_tensor
 
 _TRUNK_PARTS = ("patch_embed", "_pos_embed", "patch_drop", "norm_pre", "blocks", "norm", "forward_head")
 
@@ -66,7 +67,7 @@ class TimmTower(VisionTower):
 
     def pool(self, visual: Any, x: Tensor) -> Tensor:
         trunk = visual.get_submodule(self.trunk_at)
-        return visual.get_submodule(self.head_at)(trunk.forward_head(trunk.norm(x)))
+        return own_tensor(visual.get_submodule(self.head_at)(trunk.forward_head(trunk.norm(x))))
 
     def modulated(self, attention: Any, rank: int | None) -> SVDAttention:
         from timm.models import vision_transformer

@@ -97,7 +97,7 @@ class VisionTower(ABC):
 
     @abstractmethod
     def pool(self, visual: Any, x: Tensor) -> Tensor:
-        """The last block's x [B, T, d] -> embeddings [B, D], not normalised."""
+        """Embeddings [B, D] of the last block's x [B, T, d], not normalised and no view of x."""
 
     @abstractmethod
     def modulated(self, attention: Any, rank: int | None) -> SVDAttention:

@@ -14,6 +14,7 @@ from hystar_fast.models.backbones.processors import ProcessorPreprocess, load_pr
 from hystar_fast.models.backbones.tower import Affine, TowerBackbone, VisionTower
 from hystar_fast.models.random_weights import repeatable_weights
 from hystar_fast.nn.attention import SVDAttention, attend
+from hystar_fast.nn.views import own_tensor
 
 _SPLIT = ("q_proj", "k_proj", "v_proj")
 _BLIP_CAPTION_LENGTH = 35  # tokens; what BLIP was tuned and evaluated with for retrieval
@@ -113,7 +114,7 @@ class SiglipTower(TransformersTower):
             raise ValueError("backbone must pool its tokens into one embedding an image, it has vision_use_head=False")
 
     def pool(self, visual: Any, x: Tensor) -> Tensor:
-        return visual.vision_model.head(visual.vision_model.post_layernorm(x))
+        return own_tensor(visual.vision_model.head(visual.vision_model.post_layernorm(x)))
 
     def encode_text(self, model: Any, tokens: Tensor) -> Tensor:
         return model.text_model(input_ids=tokens).pooler_output
