@@ -135,6 +135,28 @@ def test_offsets_and_their_gradients_are_those_of_weights_built_per_sample(small
         assert relative_error(gradient, offset.grad) < 1e-4
 
 
+def test_queries_attend_to_keys_and_not_keys_to_queries(small: Small) -> None:
+    """Sharp attention shows an exchange of the two, which the nearly uniform attention of small weights hides."""
+    backbone, truth, images = backbone_of(small).double(), Images(small).double(), images_of(3).double()
+    own, sharp, exchanged = backbone.state_dict(), {}, {}
+    for number in range(backbone.depth):
+        attention = f"{backbone.visual_at}.{backbone.tower.blocks_at}.{number}.{backbone.tower.attention_at}"
+        names = [f"{attention}.{name}" for name in QKV if f"{attention}.{name}" in own]
+        query, key, value = torch.cat([own[name] for name in names]).chunk(3)
+        sharp |= dict(zip(names, torch.cat([5 * query, 5 * key, value]).chunk(len(names)), strict=True))
+        exchanged |= dict(zip(names, torch.cat([5 * key, 5 * query, value]).chunk(len(names)), strict=True))
+
+    def by_the_library(weights: dict[str, Tensor]) -> Tensor:
+        return functional_call(truth, {f"model.{name.partition('.')[2]}": w for name, w in weights.items()}, (images,))
+
+    expected = by_the_library(sharp)
+    assert relative_error(by_the_library(exchanged), expected) > 1e-2
+    backbone.load_state_dict(sharp, strict=False)
+    assert relative_error(backbone.encode_image(images), expected) < 1e-10
+    inject_all(backbone)
+    assert relative_error(backbone.encode_image(images), expected) < 1e-10
+
+
 def test_injection_touches_only_what_it_names(small: Small) -> None:
     backbone = backbone_of(small)
     before = set(backbone.state_dict())

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from hystar_fast.models.backbones import Backbone, create_backbone
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
-from tests.support.small_backbones import write_transformers
+from tests.support.small_backbones import disturb, write_transformers
 from tests.support.small_clip import IMAGE_SIZE
 from tests.support.tolerance import relative_error
 
@@ -91,15 +92,24 @@ def test_a_configuration_alone_gives_random_weights_and_says_what_is_missing(tmp
 
 
 def test_blip_attends_without_a_matrix_of_all_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On 145 tokens, which is more than attention by plain products takes; the library's own keeps the matrix."""
     write_transformers("blip", tmp_path, inputs=False)
     edit(tmp_path / "config.json", "vision_config", image_size=96)
     backbone, fused = create(tmp_path, None), F.scaled_dot_product_attention
-    calls = []
-    monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda *args, **kept: calls.append(1) or fused(*args, **kept)
-    )
-    backbone.encode_image(torch.randn(1, 3, 96, 96))
-    assert len(calls) == backbone.depth
+    disturb(backbone)
+    images, shapes = torch.randn(2, 3, 96, 96), []
+
+    def record(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        shapes.append((query.shape, key.shape, value.shape))
+        return fused(query, key, value, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", record)
+    found = backbone.encode_image(images)
+    assert shapes == [((2, 4, 145, 8),) * 3] * backbone.depth
+    library: Any = backbone.get_submodule("model")
+    expected = library.vision_proj(library.vision_model(pixel_values=images).last_hidden_state[:, 0])
+    assert len(shapes) == backbone.depth, "the library's own attention is not fused"
+    assert relative_error(found, expected) < 1e-5
 
 
 def test_padding_does_not_change_blips_text_embedding(tmp_path: Path) -> None:

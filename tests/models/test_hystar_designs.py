@@ -89,6 +89,43 @@ def held(model: Hystar) -> list[Tensor]:
     return [parameter for _, parameter in (*model.static_parameters(), *model.dynamic_parameters())]
 
 
+def last_layers_and_static_offsets(model: Hystar) -> list[list[Tensor]]:
+    """The tensors that make the offsets: those of each hypernetwork's last layer, and all static ones."""
+    networks = [list(network.layers[-1].parameters()) for network in model.hypernetworks.values()]
+    static = [parameter for _, parameter in model.static_parameters()]
+    return [*networks, static] if static else networks
+
+
+@pytest.mark.parametrize("form", ["autocast", "weights"])
+@pytest.mark.parametrize("design", DESIGNS)
+def test_no_offset_is_lost_in_bfloat16(small: Small, design: str, form: str) -> None:
+    """The error of bfloat16 is a small part of what is lost without any one offset, and gradients agree."""
+    model, images = model_of(small, design=design, offsets=0.5), images_of(3)
+    z, expected_gradients = model.style(images), gradients(model, images)
+    with torch.no_grad():
+        expected = model.encode_image(images, z)
+        without = []
+        for parameters in last_layers_and_static_offsets(model):
+            kept = [parameter.clone() for parameter in parameters]
+            for parameter in parameters:
+                parameter.zero_()
+            without.append(model.encode_image(images, z))
+            for parameter, value in zip(parameters, kept, strict=True):
+                parameter.copy_(value)
+        assert torch.equal(model.encode_image(images, z), expected)
+    if form == "weights":
+        model.to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=form == "autocast"):
+        found = model.encode_image(images, z)
+        found_gradients = gradients(model, images)
+    error = relative_error(found, expected)
+    assert error < 0.1
+    for embedded in without:
+        assert relative_error(embedded, expected) > 3 * error
+    for name, gradient in found_gradients.items():
+        assert F.cosine_similarity(gradient.float().flatten(), expected_gradients[name].flatten(), dim=0) > 0.8, name
+
+
 @pytest.mark.parametrize("design", ["reversed", "dynamic-all"])
 def test_the_offsets_reach_the_first_mlp_weight(small: Small, design: str) -> None:
     """One image, with W + U diag(δ) Vᵀ in the place of each weight, and no offset left."""

@@ -141,12 +141,16 @@ def test_compiles_without_a_graph_break() -> None:
 def test_half_precision_and_autocast(dtype: torch.dtype) -> None:
     mha = make(torch.float32)
     attention = SVDAttention.from_mha(mha)
-    x, delta_s, mask = torch.randn(B, T, D), 0.3 * torch.randn(B, D), masks()["additive"]
+    x, delta_s, mask = torch.randn(B, T, D), torch.randn(B, D, requires_grad=True), masks()["additive"]
     truth = by_torch(mha, x, delta_s, mask)
+    assert relative_error(by_torch(mha, x, None, mask), truth) > 0.3
     with torch.autocast("cpu", dtype):
         y = attention(x, delta_s, attn_mask=mask)
     assert y.dtype == dtype
     assert relative_error(y, truth) < 0.02
+    dy = torch.randn(B, T, D)
+    (gradient,), (expected,) = torch.autograd.grad(y, delta_s, dy.to(dtype)), torch.autograd.grad(truth, delta_s, dy)
+    assert relative_error(gradient, expected) < 0.05
     half = attention.to(dtype)(x.to(dtype), delta_s, attn_mask=mask)
     assert relative_error(half, truth) < 0.03
 

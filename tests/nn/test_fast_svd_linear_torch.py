@@ -177,16 +177,41 @@ def test_compiles_without_a_graph_break(rank: int | None) -> None:
 
 
 @pytest.mark.parametrize("rank", [None, 5])
-def test_autocast(rank: int | None) -> None:
-    linear, layer = make(64, 48, rank, dtype=torch.float32)
-    x, delta_s = torch.randn(4, 3, 64), torch.zeros(4, layer.rank, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        y, weight = layer(x, delta_s.bfloat16()), layer.weight.clone()
-        assert y.dtype == linear(x).dtype == torch.bfloat16
-    assert relative_error(y, linear(x)) < 0.012
-    assert relative_error(weight, linear.weight) < 1e-6
-    y.float().sum().backward()
-    assert delta_s.grad.dtype == layer.delta_s_static.grad.dtype == torch.float32
+@pytest.mark.parametrize("keep_remainder", [True, False])
+@pytest.mark.parametrize("form", ["shared", "sample", "bank"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(rank: int | None, keep_remainder: bool, form: str, dtype: torch.dtype) -> None:
+    """Offsets as large as the spectrum, so that one that is dropped shows beside the rounding of half precision."""
+    linear, layer = make(64, 48, rank, keep_remainder, dtype=torch.float32)
+    layer.bias.requires_grad_()  # type: ignore[union-attr]
+    index = torch.tensor([2, 0, 2, 1]) if form == "bank" else None
+    rows = {"shared": (), "sample": (4,), "bank": (3,)}[form]
+    x, delta_s = torch.randn(4, 3, 64, requires_grad=True), torch.randn(*rows, layer.rank, requires_grad=True)
+    with torch.no_grad():
+        layer.delta_s_static.normal_()
+    inputs = [x, delta_s, layer.delta_s_static, layer.bias]
+    with torch.autocast("cpu", dtype):
+        y, static = layer(x, delta_s.to(dtype), index=index), layer(x)
+        weight, plain = layer.weight.clone(), linear(x)
+    assert y.dtype == static.dtype == plain.dtype == dtype
+    assert weight.dtype == torch.float32
+
+    def exact(offset: Tensor) -> Tensor:
+        weights = modulated(linear, layer, offset).expand(4, 48, 64)
+        return torch.einsum("btd,bod->bto", x.double(), weights) + layer.bias  # type: ignore[operator]
+
+    sample = delta_s if index is None else delta_s[index]
+    truth = exact(layer.delta_s_static + sample)
+    assert relative_error(y, truth) < 0.012
+    assert relative_error(static, exact(layer.delta_s_static)) < 0.012
+    assert relative_error(weight, modulated(linear, layer, layer.delta_s_static.detach())) < 1e-6
+    assert min(relative_error(exact(offset), truth) for offset in (layer.delta_s_static, sample)) > 0.1
+    dy = torch.randn_like(truth)
+    for gradient, expected in zip(
+        torch.autograd.grad(y, inputs, dy.to(dtype)), torch.autograd.grad(truth, inputs, dy), strict=True
+    ):
+        assert gradient.dtype == torch.float32
+        assert relative_error(gradient, expected) < 0.02
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
