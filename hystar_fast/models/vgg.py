@@ -19,17 +19,19 @@ def vgg_features(pretrained: str | None) -> nn.Sequential:
     Raises:
         KeyError, OSError, RuntimeError, ValueError: weights that cannot be had or do not fit.
     """
-    from torchvision.models.vgg import cfgs, make_layers, vgg16
+    from torchvision.models.vgg import VGG16_Weights, cfgs, make_layers
 
-    if pretrained is not None and not Path(pretrained).is_file():
-        return vgg16(weights=pretrained).features.requires_grad_(False).eval()
     features = make_layers(cfgs["D"])
     if pretrained is None:  # the default initialisation halves the signal at every layer and leaves little of the image
         for layer in features:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     else:
-        stored = torch.load(pretrained, map_location="cpu", weights_only=True)
+        if Path(pretrained).is_file():
+            stored = torch.load(pretrained, map_location="cpu", weights_only=True)
+        else:
+            options = {"map_location": "cpu", "weights_only": True}  # without it torchvision reads any pickle
+            stored = VGG16_Weights.verify(pretrained).get_state_dict(progress=True, check_hash=True, **options)
         held = {name: value for name, value in stored.items() if name.startswith("features.")}
         features.load_state_dict({name.removeprefix("features."): value for name, value in held.items()})
     return features.requires_grad_(False).eval()

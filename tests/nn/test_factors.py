@@ -10,9 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load
 from torch import Tensor
 
 from hystar_fast.nn.factors import SVDFactors, svd_factors
+from tests.support.pickles import Payload
 from tests.support.tolerance import relative_error
 
 SHAPES = [(1, 1), (17, 13), (31, 33), (192, 64), (3, 65), (1, 7)]
@@ -142,6 +144,21 @@ def test_a_damaged_file_is_rebuilt(tmp_path: Path, damage: object) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         svd_factors(weight, cache_dir=tmp_path)
+
+
+def test_a_pickle_in_the_cache_is_rebuilt_and_not_run(tmp_path: Path) -> None:
+    """The cache holds safetensors alone: neither code nor a state dict that torch.save wrote is read."""
+    weight, mark = torch.randn(12, 9), tmp_path / "ran"
+    cache = tmp_path / "cache"
+    whole = svd_factors(weight, cache_dir=cache)
+    (path,) = cache.iterdir()
+    stored = {**whole._asdict(), "checksum": load(path.read_bytes())["checksum"]}
+    for held in (stored, {**stored, "payload": Payload(mark)}):
+        torch.save(held, path)
+        with pytest.warns(UserWarning, match="rebuilding the SVD cache file"):
+            rebuilt = svd_factors(weight, cache_dir=cache)
+        assert relative_error(rebuild(rebuilt), weight) < 1e-6
+    assert not mark.exists()
 
 
 def test_another_weights_file_is_not_trusted(tmp_path: Path) -> None:
