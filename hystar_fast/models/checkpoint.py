@@ -11,32 +11,69 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+
+from hystar_fast.nn.factors import bytes_of
 
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "adapter.safetensors"
 FORMAT = "hystar_fast.adapter/1"
 METHOD_FORMAT = "hystar_fast.method/1"
-_SAMPLES = 1024
+Hashed: TypeAlias = "dict[tuple[Any, ...], tuple[Tensor, bytes]]"
+_SAMPLES = 1024  # values of a tensor in the hash of earlier versions
+_CHUNK = 1 << 20  # bytes
 
 
-def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """A hash of names, shapes, types and up to 1024 evenly spaced values of each tensor; None for meta tensors."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors:
-        if tensor.is_meta:
-            return None
-        flat = tensor.detach().reshape(-1)
-        sampled = flat[:: max(1, flat.numel() // _SAMPLES)].cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(sampled.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def fingerprint(tensors: Iterable[tuple[str, Tensor]], hashed: Hashed | None = None) -> str | None:
+    """Return a hash of the names, shapes, types and every value of `tensors`; None where one is on the meta device.
+
+    Args:
+        tensors: names and tensors, as a state dict has them.
+        hashed: given to two calls, it saves the second one the tensors that share their memory with the first's.
+
+    Returns:
+        Two SHA-256 hashes with a colon between them. The first is of up to 1024 values of each tensor: adapters of
+        earlier versions hold it alone, see :func:`are_same_weights`. The second is of all values.
+
+    Cost: one read of every value, in chunks that all cores share. 1.4 s for the 1.71 GB of ViT-L/14 on one core.
+    """
+    hashed = {} if hashed is None else hashed
+    sampled, whole = hashlib.sha256(), hashlib.sha256()
+    with ThreadPoolExecutor() as pool:
+        for name, tensor in tensors:
+            if tensor.is_meta:
+                return None
+            flat = tensor.detach().reshape(-1)
+            header = f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
+            sampled.update(header + bytes(bytes_of(flat[:: max(1, flat.numel() // _SAMPLES)])))
+            place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            if place not in hashed:  # the tensor is kept, so that its memory cannot become another one's
+                hashed[place] = (tensor, _hash_in_chunks(bytes_of(flat), pool))
+            whole.update(hashlib.sha256(header).digest() + hashed[place][1])
+    return f"{sampled.hexdigest()}:{whole.hexdigest()}"
+
+
+def are_same_weights(trained_on: str | None, found: str | None) -> bool:
+    """Compare two fingerprints: False where both are known and differ.
+
+    Args:
+        trained_on: the one that an adapter holds; of an earlier version it is the first half of today's.
+        found: the one of the weights at hand.
+    """
+    return trained_on is None or found is None or trained_on in (found, found.partition(":")[0])
+
+
+def _hash_in_chunks(content: memoryview, pool: Executor) -> bytes:
+    """Hash the hashes of chunks, which several threads compute at a time: hashlib holds no lock meanwhile."""
+    chunks = [content[start : start + _CHUNK] for start in range(0, len(content), _CHUNK)]
+    compute = map if len(chunks) < 2 else pool.map
+    return hashlib.sha256(b"".join(compute(lambda chunk: hashlib.sha256(chunk).digest(), chunks))).digest()
 
 
 def write_adapter(

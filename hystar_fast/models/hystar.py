@@ -14,7 +14,14 @@ from tqdm import tqdm
 
 from hystar_fast.models.authors_checkpoint import AuthorsCheckpoint
 from hystar_fast.models.backbones import Backbone, create_backbone
-from hystar_fast.models.checkpoint import check_tensors, fingerprint, read_adapter, write_adapter
+from hystar_fast.models.checkpoint import (
+    Hashed,
+    are_same_weights,
+    check_tensors,
+    fingerprint,
+    read_adapter,
+    write_adapter,
+)
 from hystar_fast.models.config import HystarConfig, resolve_blocks
 from hystar_fast.models.style import PrefixStyle, StyleExtractor, create_style
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
@@ -67,9 +74,10 @@ class Hystar(nn.Module):
         self.backbone_parameter_count = sum(parameter.numel() for parameter in self.backbone.parameters())
         self.extractor: StyleExtractor | None = create_style(config, self.backbone) if blocks else None
         read_by_style = {} if self.extractor is None else self.extractor.state_dict()
+        hashed: Hashed = {}
         self._fingerprints = {
-            "backbone": fingerprint(self.backbone.state_dict().items()),
-            "style": fingerprint(read_by_style.items()) if read_by_style else None,
+            "backbone": fingerprint(self.backbone.state_dict().items(), hashed),
+            "style": fingerprint(read_by_style.items(), hashed) if read_by_style else None,
         }
         self.hypernetworks = nn.ModuleDict()
         self._static_names: tuple[str, ...] = ()
@@ -256,7 +264,7 @@ class Hystar(nn.Module):
         config = HystarConfig.from_dict({**description["config"], **changes})
         model = cls(config)
         for part, trained_on in description["fingerprints"].items():
-            if trained_on is not None and model._fingerprints.get(part) not in (None, trained_on):
+            if not are_same_weights(trained_on, model._fingerprints.get(part)):
                 field = "pretrained" if part == "backbone" else "style_pretrained"
                 raise ValueError(
                     f"the adapter in {directory} was trained on another {part}: {field}={getattr(config, field)!r} "

@@ -108,13 +108,14 @@ def _default_directory() -> Path | None:
     return None
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Return the values of a tensor, in row-major order, as bytes."""
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _digest(weight: Tensor, rank: int) -> str:
     digest = hashlib.blake2b(f"{_VERSION} {weight.dtype} {tuple(weight.shape)} {rank}".encode(), digest_size=20)
-    digest.update(_bytes_of(weight))
+    digest.update(bytes_of(weight))
     return digest.hexdigest()
 
 
@@ -122,7 +123,7 @@ def _checksum(path: Path, factors: SVDFactors) -> Tensor:
     """Of the factors and of the name they go by, so that a file under another file's name is found out too."""
     digest = hashlib.blake2b(path.stem.encode(), digest_size=20)
     for factor in factors:
-        digest.update(_bytes_of(factor))
+        digest.update(bytes_of(factor))
     return torch.tensor(list(digest.digest()), dtype=torch.uint8)
 
 
