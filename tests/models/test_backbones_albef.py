@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from hystar_fast.models.backbones import Backbone, create_backbone
 from hystar_fast.models.backbones.albef import TOKENIZER_HINT, resized_positions
@@ -40,8 +41,10 @@ def test_another_image_size_resizes_the_position_embeddings(tmp_path: Path, size
     small = write_albef(tmp_path)
     backbone, truth = create(tmp_path, image_size=size), small.untouched()
     trained = truth.visual_encoder.pos_embed.detach()
+    grid = trained[:, 1:].reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(grid, size=(size // 8, size // 8), mode="bicubic", align_corners=False)
     truth.visual_encoder.set_input_size((size, size))
-    truth.visual_encoder.pos_embed.data = resized_positions(trained, size // 8)
+    truth.visual_encoder.pos_embed.data = torch.cat([trained[:, :1], resized.permute(0, 2, 3, 1).flatten(1, 2)], 1)
     images = torch.randn(2, 3, size, size)
     assert backbone.image_size == (size, size)
     assert relative_error(backbone.encode_image(images), truth.encode_image(images)) < 1e-5

@@ -77,7 +77,7 @@ def test_zero_offsets_give_the_untouched_model(folder: Path) -> None:
 def test_embeddings_have_unit_length_and_the_backbones_width(folder: Path) -> None:
     model = model_of(folder)
     embedded = torch.cat([model.encode_image(images_of(4)), model.encode_text(model.tokenizer(["x"] * 2))])
-    assert embedded.shape == (6, model.backbone.embed_dim)
+    assert embedded.shape == (6, 24)
     assert torch.allclose(embedded.norm(dim=-1), torch.ones(6))
 
 
@@ -125,7 +125,7 @@ def test_each_part_can_be_left_out(folder: Path, blocks: tuple[int, ...], static
     counts = model.parameter_counts()
     assert (counts["static"] > 0, counts["dynamic"] > 0) == (static, bool(blocks))
     assert [group["name"] for group in model.parameter_groups()] == ["static"] * static + ["dynamic"] * bool(blocks)
-    assert model.encode_image(images).shape == (2, model.backbone.embed_dim)
+    assert model.encode_image(images).shape == (2, 24)
     if not blocks:
         with pytest.raises(ValueError, match=r"blocks=\(\)"):
             model.style(images)
@@ -220,8 +220,8 @@ def test_samples_do_not_see_each_other(unchanged: Hystar, order: list[int]) -> N
 
 def test_an_empty_batch_embeds_to_nothing(folder: Path) -> None:
     model = model_of(folder)
-    assert model.encode_image(images_of(0)).shape == (0, model.backbone.embed_dim)
-    assert model.style(images_of(0)).shape == (0, model.backbone.embed_dim)
+    assert model.encode_image(images_of(0)).shape == (0, 24)
+    assert model.style(images_of(0)).shape == (0, 24)
 
 
 def test_merging_keeps_embeddings_and_hypernetworks(folder: Path) -> None:
@@ -274,7 +274,10 @@ def test_bad_construction(folder: Path) -> None:
 def test_the_tiny_backbone_takes_a_style() -> None:
     model = Hystar(HystarConfig(backbone="tiny", pretrained=None, style="clip", blocks=None))
     assert sorted(map(int, model.hypernetworks)) == [1, 2, 3]
-    assert model.encode_image(torch.randn(2, 3, 64, 64)).shape == (2, model.backbone.embed_dim)
+    images = torch.randn(2, 3, 64, 64)
+    z = model.style(images)
+    assert z.shape == model.encode_image(images).shape == (2, 192)
+    assert relative_error(model.encode_image(images, z.roll(1, 0)), model.encode_image(images)) > 1e-4
 
 
 @pytest.mark.parametrize(

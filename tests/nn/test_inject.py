@@ -128,15 +128,22 @@ def test_an_injected_model_loads_its_own_and_the_original_checkpoint() -> None:
     assert torch.equal(model(x), moved)
 
 
-def test_transformer_encoder_layer_reads_the_weights_itself_when_it_infers() -> None:
+def test_transformer_encoder_layer_reads_the_weights_itself_when_it_infers(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
     inject(encoder, "linear?")
     with torch.no_grad():
         encoder.linear1.delta_s_static.normal_()
     x = torch.randn(2, 7, 16)
     y = encoder(x)
-    with torch.no_grad():  # torch's fused path takes linear1.weight and never calls linear1
+
+    def forward(self: FastSVDLinear, x: Tensor) -> Tensor:
+        raise AssertionError("the layer was called")
+
+    monkeypatch.setattr(FastSVDLinear, "forward", forward)
+    with torch.no_grad():  # torch's fused path reads linear1.weight
         assert relative_error(encoder(x), y) < 1e-5
+    with pytest.raises(AssertionError, match="the layer was called"):
+        encoder(x)
 
 
 # What targets may be
