@@ -1,4 +1,4 @@
-"""A read-only tensor that is built from factors only when its numbers are needed."""
+"""Read-only weight that is built from its factors only when it is used."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _ALIASING = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}
 
 
 class LazyWeight(Tensor):
-    """Stands for a weight without holding it: shape, dtype and device are free, every operation builds it afresh.
+    """Tensor whose shape, dtype and device are known without its values; every operation builds the values again.
 
-    Model code reads ``layer.weight.dtype`` in its hot path (open_clip, T5), which must not cost a matrix product.
-    Writing into it raises, since the write would be lost.
+    Some models read ``layer.weight.dtype`` in every forward (open_clip, T5), which must not cost a matrix product.
+    A write into it raises, as it would be lost.
     """
 
     _build: Callable[[], Tensor]
@@ -35,21 +35,21 @@ class LazyWeight(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _ALIASING:  # `.data` and `.detach()` stay read-only
+        if func in _ALIASING:  # `.data` and `.detach()` are read-only too
             return cls(args[0]._build, args[0], tuple(args[0].shape))
         values = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
         for argument in func._schema.arguments:
             written = argument.alias_info is not None and argument.alias_info.is_write
             if written and any(isinstance(leaf, cls) for leaf in tree_leaves(values.get(argument.name))):
                 raise TypeError(
-                    f"{func} would write into FastSVDLinear.weight, which is read-only: it is built from the factors "
-                    "u, s, vh; train delta_s_static, or merge() to get an nn.Linear with a weight of its own"
+                    f"FastSVDLinear.weight must not be written to, got {func}: it is built from the factors u, s and "
+                    "vh. Train delta_s_static, or call merge() for an nn.Linear with a weight of its own"
                 )
         args, kwargs = tree_map_only(cls, cls.build, (args, kwargs))
         return func(*args, **kwargs)
 
     def build(self) -> Tensor:
-        """The weight as a plain tensor."""
+        """Return the weight as a plain tensor."""
         return self._build()
 
     def numpy(self, *, force: bool = False) -> Any:

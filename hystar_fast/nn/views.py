@@ -1,4 +1,4 @@
-"""Outputs that are no views: FSDP2 sets a hook on every output, and an in-place operation on a view drops it."""
+"""Outputs that are no views. FSDP2 registers a hook on every output, and an in-place operation on a view drops it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from torch import Tensor, nn
 
 
 def own_tensor(y: Tensor) -> Tensor:
-    """Return ``y``, or a copy of it where it is a view. torch.compile cannot see which it is, so there it copies."""
+    """Return ``y``, or a copy of it where it is a view.
+
+    torch.compile cannot tell views from other tensors, so a compiled call always copies.
+    """
     return y.clone() if torch.compiler.is_compiling() or y._is_view() else y
 
 
 def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """Return ``layer(x)``, never as a view.
+    """Return ``layer(x)`` as a tensor that is no view.
 
-    With a bias, nn.Linear multiplies in two dimensions and returns a view of the product for any other number of
-    dimensions. Nothing else refers to the product and autograd does not save it. So the result may be a tensor of its
-    own on the same memory, and nothing is copied. Any other layer, or a hook, may have saved its result for the
-    backward: that is copied where it is a view.
+    nn.Linear with a bias computes a two-dimensional product and returns a view of it, unless x is two-dimensional too.
+    Only this view uses the product, and autograd does not save it. So another tensor may use its memory, and nothing is
+    copied. Other layers and hooks may save their result for the backward, so a view that they return is copied.
     """
     y = layer(x)
     if type(layer).forward is not nn.Linear.forward or "forward" in vars(layer) or layer._forward_hooks:

@@ -1,4 +1,4 @@
-"""Fingerprints: a change of any value of any weight changes them, and an adapter is refused on other weights."""
+"""Fingerprints: a change of any value of any weight changes them, and an adapter is rejected on other weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MEBIBYTE = 1 << 20
 
 
 def hash_of_all(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """The half of a fingerprint that does not depend on a sample."""
+    """Return the second half of a fingerprint, which covers all values."""
     found = fingerprint(tensors)
     assert found is not None
     return found.partition(":")[2]
@@ -31,7 +31,7 @@ def hash_of_all(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])
 def test_every_value_counts(dtype: torch.dtype) -> None:
-    """Each of 3001 values alone, changed in its last bit, gives another fingerprint."""
+    """Change one bit of each of 3001 values in turn."""
     tensor = torch.randn(3001).to(dtype)
     found = {hash_of_all([("first", torch.ones(3)), ("a", tensor), ("last", torch.ones(3))])}
     for place in range(len(tensor)):
@@ -43,7 +43,7 @@ def test_every_value_counts(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("count", [MEBIBYTE - 1, MEBIBYTE, MEBIBYTE + 1, 3 * MEBIBYTE + 5])
 def test_every_value_of_a_large_tensor_counts(count: int) -> None:
-    """Large tensors are hashed in chunks of a mebibyte: the values at their edges, and far from them."""
+    """Change values at the edges of the chunks of a mebibyte, and within them."""
     tensor = torch.randint(256, (count,), dtype=torch.uint8)
     edges = {edge + step for edge in range(0, count + MEBIBYTE, MEBIBYTE) for step in (-1, 0, 1)}
     places = sorted({place for place in edges | {count - 1, count // 2, count // 3} if 0 <= place < count})
@@ -89,7 +89,7 @@ def test_scalars_empty_tensors_and_tensors_without_values() -> None:
 
 
 def test_memory_that_is_used_again_is_hashed_again() -> None:
-    """Tensors that live one after the other often lie at the same address."""
+    """A tensor that is created after another was freed often has the same address."""
     one_by_one = fingerprint((str(n), torch.full((5000,), float(n))) for n in range(9))
     assert one_by_one == fingerprint([(str(n), torch.full((5000,), float(n))) for n in range(9)])
 
@@ -136,7 +136,9 @@ def change_one_value(folder: Path, name: str, place: int) -> None:
 
 @pytest.mark.parametrize("place", [1, -2])
 @pytest.mark.parametrize("method", ["hystar", "ssf"])
-def test_an_adapter_is_refused_where_one_value_of_the_backbone_differs(tmp_path: Path, method: str, place: int) -> None:
+def test_an_adapter_is_rejected_where_one_value_of_the_backbone_differs(
+    tmp_path: Path, method: str, place: int
+) -> None:
     trained = create_method(method, small_config(tmp_path))
     save_method(trained, tmp_path / "adapter")
     load_method(tmp_path / "adapter")
@@ -145,8 +147,8 @@ def test_an_adapter_is_refused_where_one_value_of_the_backbone_differs(tmp_path:
         load_method(tmp_path / "adapter")
 
 
-def test_an_adapter_of_an_earlier_version_loads_on_its_weights_alone(tmp_path: Path) -> None:
-    """Its description holds the hash of a sample, which is the first half of today's fingerprint."""
+def test_an_adapter_of_an_earlier_version_loads_on_its_own_weights_alone(tmp_path: Path) -> None:
+    """The description of an earlier version holds the first half of a fingerprint."""
     Hystar(small_config(tmp_path)).save_pretrained(tmp_path / "adapter")
     file = tmp_path / "adapter" / CONFIG_FILE
     description: dict[str, Any] = json.loads(file.read_text())
@@ -160,8 +162,8 @@ def test_an_adapter_of_an_earlier_version_loads_on_its_weights_alone(tmp_path: P
         Hystar.from_pretrained(tmp_path / "adapter")
 
 
-def test_the_sample_is_that_of_earlier_versions() -> None:
-    """The hash was computed by the version before fingerprints had a second half."""
+def test_the_first_half_is_the_fingerprint_of_earlier_versions() -> None:
+    """The expected hash was computed by the last version without a second half."""
     state = {"a": torch.arange(2400.0).view(40, 60) / 7, "b": torch.arange(3), "c": torch.tensor(1.5).bfloat16()}
     found = fingerprint(state.items())
     assert found is not None

@@ -1,4 +1,4 @@
-"""Files of weights run no code: a pickle is read with ``weights_only``, and not at all in place of safetensors."""
+"""Loading weights runs no code: a pickle is read with ``weights_only``, and not at all in place of safetensors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tampered(file: Path, payload: Payload, tensors: Any = None) -> Path:
 
 
 def as_pickle(folder: Path, name: str, payload: Payload, state: dict[str, Any]) -> None:
-    """A tampered pickle in the place of the safetensors file that a library wrote into `folder`."""
+    """Replace the safetensors file that a library wrote into `folder` by a pickle with `payload` in it."""
     (stored,) = folder.glob("*.safetensors")
     stored.unlink()
     tampered(folder / name, payload, state)
@@ -50,7 +50,7 @@ def tiny(folder: Path, payload: Payload) -> Reader:
 
 
 def adapter(folder: Path, payload: Payload) -> Reader:
-    """The description has the hash of the tampered file."""
+    """Write an adapter whose description has the hash of the pickle."""
     Hystar(small_config(folder)).save_pretrained(folder / "adapter")
     content = io.BytesIO()
     torch.save({"payload": payload}, content)
@@ -109,7 +109,7 @@ def vgg_file(folder: Path, payload: Payload) -> Reader:
 
 
 def vgg_of_torchvision(folder: Path, payload: Payload) -> Reader:
-    """A file in the cache of torchvision, which is not hashed again."""
+    """Write a file into the cache of torchvision, which does not hash it again."""
     cache = folder / "torch" / "hub" / "checkpoints"
     cache.mkdir(parents=True)
     tampered(cache / "vgg16-397923af.pth", payload, vgg_state())
@@ -124,7 +124,7 @@ READERS = (
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
-def test_a_pickle_with_code_is_refused_and_not_run(
+def test_a_pickle_with_code_is_rejected_and_not_run(
     reader: Callable[[Path, Payload], Reader], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -143,7 +143,7 @@ def test_the_pickle_runs_where_nothing_stops_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tiny.pt", "tiny.safetensors"])
 def test_the_tiny_backbone_is_read_from_safetensors_alone(tmp_path: Path, name: str) -> None:
-    """A state dict that torch.save wrote is refused, although it holds the right tensors and no code."""
+    """A state dict that torch.save wrote is rejected, although it holds the right tensors and no code."""
     torch.save(create_tiny()[0].state_dict(), tmp_path / name)
     with pytest.raises(ValueError, match="does not hold the tiny backbone"):
         create_tiny(tmp_path / name)

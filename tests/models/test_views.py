@@ -1,4 +1,4 @@
-"""No encoder returns a view, neither of its input nor of what it computed on the way."""
+"""Outputs of all encoders are no views, neither of their inputs nor of intermediate tensors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def images_of(count: int) -> Tensor:
 
 
 def outputs(backbone: TowerBackbone, images: Tensor) -> Iterator[Tensor]:
-    """The results of every encoder of a backbone, before and after injection."""
+    """Yield the outputs of every encoder of a backbone, before and after injection."""
     tokens = backbone.tokenizer(["a red cat", "cat"])
     frozen = backbone.frozen_image_encoder()
     assert isinstance(frozen, FrozenTower)
@@ -98,8 +98,8 @@ def test_no_embedding_of_hystar_is_a_view(small: Small, design: str, training: b
         assert_owns_its_memory(y, images, model)
 
 
-def test_a_view_of_what_was_computed_is_copied(tmp_path: Path) -> None:
-    """An image tower and a text encoder of open_clip that select one token and project nothing."""
+def test_a_selected_token_is_copied(tmp_path: Path) -> None:
+    """Image tower and text encoder of open_clip without a projection after the token that they select."""
     backbone: Any = create_backbone(small_config(tmp_path))
     assert isinstance(backbone, OpenClipBackbone)
     backbone.visual.proj = None

@@ -1,4 +1,4 @@
-"""FastSVDLinear: its origin at zero offset, W + u diag(delta_s) vh at any other, one read-only weight."""
+"""FastSVDLinear: equal to its nn.Linear at zero offset, to W + u diag(delta_s) vh at others; the read-only weight."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("batch", "tokens", "in_features", "out_features", "rank"), SVD_LINEAR)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_equals_its_origin(
+def test_equals_the_layer_it_was_built_from(
     batch: int, tokens: int, in_features: int, out_features: int, rank: int, dtype: torch.dtype
 ) -> None:
     linear, layer = make(in_features, out_features, dtype=dtype)
@@ -45,7 +45,7 @@ def test_equals_its_origin(
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_a_kept_remainder_is_exact(dtype: torch.dtype) -> None:
+def test_with_a_remainder_it_equals_the_layer_bit_for_bit(dtype: torch.dtype) -> None:
     linear, layer = make(rank=5, dtype=dtype)
     x = torch.randn(4, 3, 13, dtype=dtype)
     assert torch.equal(layer(x), linear(x))
@@ -70,14 +70,14 @@ def test_half_precision_is_as_accurate_as_the_reference(dtype: torch.dtype) -> N
     assert_as_accurate(layer(x, delta_s), same, truth)
 
 
-def test_a_fresh_layer_starts_like_a_linear_one(tmp_path: Path) -> None:
+def test_a_new_layer_is_initialised_as_nn_linear(tmp_path: Path) -> None:
     torch.manual_seed(3)
     linear = nn.Linear(13, 17)
     torch.manual_seed(3)
     layer = FastSVDLinear(13, 17)
     assert relative_error(layer.weight, linear.weight) < 1e-6
     assert torch.equal(layer.bias, linear.bias)  # type: ignore[arg-type]
-    assert not list(tmp_path.rglob("*.safetensors"))  # a random weight never comes back
+    assert not list(tmp_path.rglob("*.safetensors"))  # random weights are not cached
     assert FastSVDLinear(13, 17, bias=False, rank=4, dtype=torch.float64)(torch.ones(2, 13).double()).shape == (2, 17)
 
 
@@ -86,7 +86,7 @@ def test_a_fresh_layer_starts_like_a_linear_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("rank", "keep_remainder"), [(None, True), (5, True), (5, False)])
 @pytest.mark.parametrize("form", ["static", "shared", "sample", "bank"])
-def test_offsets_and_their_gradients_are_those_of_a_materialised_weight(
+def test_offsets_and_their_gradients_equal_those_of_a_materialised_weight(
     rank: int | None, keep_remainder: bool, form: str
 ) -> None:
     linear, layer = make(rank=rank, keep_remainder=keep_remainder)
@@ -150,7 +150,7 @@ def test_leading_shapes(shape: tuple[int, ...]) -> None:
 # The weight
 
 
-def test_weight_is_the_layers_own() -> None:
+def test_the_weight_has_the_static_offset_folded_in() -> None:
     linear, layer = make()
     assert relative_error(layer.weight, linear.weight) < 1e-12
     with torch.no_grad():
@@ -172,7 +172,7 @@ def test_weight_is_the_layers_own() -> None:
         assert torch.equal(copied, values)
 
 
-def test_looking_at_the_weight_builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shape_and_dtype_of_the_weight_are_known_without_building_it(monkeypatch: pytest.MonkeyPatch) -> None:
     _, layer = make(dtype=torch.float16)
 
     def build(self: FastSVDLinear) -> Tensor:
@@ -197,9 +197,9 @@ def test_looking_at_the_weight_builds_nothing(monkeypatch: pytest.MonkeyPatch) -
         lambda w: torch._foreach_add_([w], 1.0),
     ],
 )
-def test_writing_into_the_weight_is_refused_rather_than_lost(write: Callable[[Tensor], object]) -> None:
+def test_writing_into_the_weight_raises(write: Callable[[Tensor], object]) -> None:
     _, layer = make()
-    with pytest.raises(TypeError, match=r"FastSVDLinear\.weight, which is read-only"):
+    with pytest.raises(TypeError, match=r"FastSVDLinear\.weight must not be written to, got aten"):
         write(layer.weight)
 
 
@@ -220,10 +220,10 @@ def test_merge(dtype: torch.dtype, rank: int | None, keep_remainder: bool) -> No
     assert relative_error(merged(x), layer(x)) < LIMIT[dtype]
     merged.weight.zero_()
     merged.bias.zero_()
-    assert all(torch.equal(layer.state_dict()[key], value) for key, value in before.items())  # unmerging is keeping it
+    assert all(torch.equal(layer.state_dict()[key], value) for key, value in before.items())
 
 
-def test_merging_and_factoring_again() -> None:
+def test_a_merged_layer_can_be_factored_again() -> None:
     _, layer = make()
     with torch.no_grad():
         layer.delta_s_static.normal_()
@@ -260,7 +260,11 @@ X = torch.ones(4, 3, 13)
             r"one row for each sample of x \(4, 3, 13\), got shape \(3, 13\)",
         ),
         (lambda layer: layer(X[0, 0], torch.ones(1, 13)), ValueError, r"one row for each sample of x \(13,\)"),
-        (lambda layer: layer(X, index=torch.zeros(4, dtype=torch.int64)), ValueError, "index names rows of delta_s"),
+        (
+            lambda layer: layer(X, index=torch.zeros(4, dtype=torch.int64)),
+            ValueError,
+            "index must be None where delta_s is None, got Tensor",
+        ),
         (lambda layer: layer(X, torch.ones(2, 13), index=torch.full((4,), 2)), ValueError, "index"),
         (lambda layer: layer(X, torch.ones(2, 13), index=torch.ones(4)), TypeError, "index"),
         (lambda layer: layer(torch.ones(4, 3, 12)), ValueError, "x: needs 13 features"),
@@ -273,7 +277,7 @@ def test_bad_input(call: Callable[[FastSVDLinear], object], error: type[Exceptio
         call(FastSVDLinear(13, 17))
 
 
-def test_a_weight_that_is_not_finite_is_refused() -> None:
+def test_a_weight_with_nan_is_rejected() -> None:
     linear = nn.Linear(3, 3)
     nn.init.constant_(linear.weight, torch.nan)
     with pytest.raises(ValueError, match="weight must be finite"):

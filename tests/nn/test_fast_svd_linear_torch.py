@@ -1,4 +1,4 @@
-"""FastSVDLinear among torch's own tools: saving, casting, moving, compiling, autocast, checkpointing, threads."""
+"""FastSVDLinear with other parts of torch: saving, casting, moving, compiling, autocast, checkpointing, threads."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_state_dict_round_trip() -> None:
             assert [n for n, p in other.named_parameters() if p.requires_grad] == ["delta_s_static"]
 
 
-def test_the_static_offset_is_all_an_adapter_needs() -> None:
+def test_the_static_offset_alone_restores_a_trained_layer() -> None:
     linear, layer = make()
     assert [name for name, p in layer.named_parameters() if p.requires_grad] == ["delta_s_static"]
     assert not layer.delta_s_static.any()
@@ -60,7 +60,7 @@ def test_the_static_offset_is_all_an_adapter_needs() -> None:
 
 @pytest.mark.parametrize("rank", [None, 5])
 @pytest.mark.parametrize("assign", [False, True])
-def test_a_plain_layers_checkpoint_loads(rank: int | None, assign: bool) -> None:
+def test_a_checkpoint_of_nn_linear_loads(rank: int | None, assign: bool) -> None:
     plain = nn.Sequential(nn.Linear(13, 17), nn.Linear(17, 3)).double()
     ours = nn.Sequential(FastSVDLinear(13, 17, rank=rank), FastSVDLinear(17, 3)).double()
     with torch.no_grad():
@@ -74,9 +74,9 @@ def test_a_plain_layers_checkpoint_loads(rank: int | None, assign: bool) -> None
     assert not ours[0].u.requires_grad
 
 
-def test_a_plain_checkpoint_of_another_size_is_refused() -> None:
+def test_a_checkpoint_of_nn_linear_of_another_size_is_rejected() -> None:
     layer = FastSVDLinear(13, 17)
-    with pytest.raises(RuntimeError, match=r"size mismatch for weight: needs \(17, 13\), got \(13, 17\)"):
+    with pytest.raises(RuntimeError, match=r"mismatch for weight: it must have shape \(17, 13\), got \(13, 17\)"):
         layer.load_state_dict(nn.Linear(17, 13).state_dict())
 
 
@@ -92,7 +92,7 @@ def test_copies_are_independent() -> None:
         assert torch.equal(layer(x), y)
 
 
-def test_from_linear_leaves_its_source_alone() -> None:
+def test_from_linear_does_not_change_its_source() -> None:
     linear, layer = make(rank=5)
     x = torch.randn(4, 13, dtype=torch.float64)
     y = layer(x)
@@ -186,7 +186,7 @@ def test_compiles_without_a_graph_break(rank: int | None) -> None:
 @pytest.mark.parametrize("form", ["shared", "sample", "bank"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(rank: int | None, keep_remainder: bool, form: str, dtype: torch.dtype) -> None:
-    """Offsets as large as the spectrum, so that one that is dropped shows beside the rounding of half precision."""
+    """The offsets are as large as the singular values, so a dropped one is larger than the rounding error."""
     linear, layer = make(64, 48, rank, keep_remainder, dtype=torch.float32)
     layer.bias.requires_grad_()  # type: ignore[union-attr]
     index = torch.tensor([2, 0, 2, 1]) if form == "bank" else None
@@ -247,7 +247,7 @@ def test_threads_do_not_mix_their_styles() -> None:
 
 @pytest.mark.parametrize("rank", [None, 5])
 @pytest.mark.parametrize("shape", [(4, 13), (4, 3, 13)])
-def test_what_follows_may_work_in_place(rank: int | None, shape: tuple[int, ...]) -> None:
+def test_in_place_operations_on_the_output_keep_gradients(rank: int | None, shape: tuple[int, ...]) -> None:
     _, layer = make(rank=rank)
     x, delta_s = torch.randn(shape, dtype=torch.float64, requires_grad=True), torch.randn(4, layer.rank)
     for style in (None, delta_s):

@@ -1,4 +1,4 @@
-"""Hypernetwork: Eq. 2, the sizes of Table 9 and its two starting points."""
+"""Hypernetwork: Eq. 2, the sizes of Table 9 and both initialisations."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_equation_2() -> None:
 
 
 def test_offsets_start_small_but_not_at_zero() -> None:
-    """Kaiming weights keep the mean square of a ReLU layer's input, but for the last layer, which doubles it."""
+    """Kaiming's weights keep the mean square from layer to layer; the last one has no ReLU and doubles it."""
     z = nn.functional.normalize(torch.randn(64, 768), dim=-1)
     for depth in (2, 3):
         network = Hypernetwork(768, 256, depth=depth)

@@ -1,4 +1,4 @@
-"""No module returns a view, so in-place operations on an output keep every gradient and every hook."""
+"""Outputs of all modules of nn are no views, so in-place operations on them keep gradients and hooks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def own_cache(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def linear_calls() -> Iterator[Call]:
-    """Every rank of x with every form of the offset; few styles of many tokens build one weight a style."""
+    """Yield every rank of x with every form of the offset; 900 tokens of few styles materialise their weights."""
     for options in ({}, {"bias": False}, {"rank": 5}, {"rank": 5, "keep_remainder": False}, {"precision": "fp8"}):
         layer = FastSVDLinear(13, 17, **options)  # type: ignore[arg-type]
         for shape in ((13,), (4, 13), (4, 3, 13), (4, 2, 3, 13), (0, 13), (2, 900, 13)):
@@ -41,7 +41,7 @@ def linear_calls() -> Iterator[Call]:
 
 
 def attention_calls() -> Iterator[Call]:
-    """Every form of the offset and of the output projection, of few tokens, of many, and of one."""
+    """Yield every form of the offset and of the output projection, with few tokens, with many, and with one."""
     for bias, heads in ((True, 2), (False, 2), (True, 1)):
         attention = SVDAttention.from_mha(nn.MultiheadAttention(8, heads, bias=bias))
         injected = SVDAttention(attention.in_proj, FastSVDLinear.from_linear(attention.out_proj), heads)  # type: ignore[arg-type]
@@ -169,7 +169,7 @@ def test_compiled_attention_returns_no_view(kind: type[nn.Linear | FastSVDLinear
 
 
 class Products(TorchDispatchMode):
-    """Keeps the result of every matrix product below it."""
+    """Mode that stores the result of every addmm."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The modules that a package defines, and the tensors that their outputs must not share memory with."""
+"""Modules of a package, and the check that their outputs share no memory with other tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def modules_with_forward(package: ModuleType) -> set[type[nn.Module]]:
-    """Every nn.Module below `package` that can be built and has a forward."""
+    """Return every nn.Module class in `package` that has a forward and is not abstract."""
     found: set[type[nn.Module]] = set()
     for file in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         classes = inspect.getmembers(importlib.import_module(file.name), inspect.isclass)
@@ -29,7 +29,7 @@ def modules_with_forward(package: ModuleType) -> set[type[nn.Module]]:
 
 
 def assert_owns_its_memory(y: Any, *others: Tensor | nn.Module | None) -> None:
-    """`y` is no view, and lies in the memory of none of `others`, where a module stands for its tensors."""
+    """Assert that `y` is no view and shares no memory with `others`, or with the tensors of those that are modules."""
     assert isinstance(y, Tensor)
     assert y._base is None and not y._is_view()
     for other in others:

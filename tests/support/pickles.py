@@ -1,4 +1,4 @@
-"""A pickle that shows whether it was run."""
+"""Pickle that leaves a file where it is run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Payload:
-    """Unpickling it, without ``weights_only``, makes the file `mark`."""
+    """Object whose pickle creates the file `mark` when it is read without ``weights_only``."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
