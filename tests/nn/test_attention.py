@@ -166,6 +166,23 @@ def test_state_dicts_of_its_own_and_of_multihead_attention() -> None:
     assert torch.equal(again(x, delta_s), ours["attn"](x, delta_s))
 
 
+@pytest.mark.parametrize("output", ["proj", "projection", "out_proj"])
+@pytest.mark.parametrize("packed", ["in_proj_", "qkv.", None])
+def test_state_dicts_of_other_attention_modules(packed: str | None, output: str) -> None:
+    """timm and BLIP pack their projections under ``qkv``, CLIP and SigLIP of transformers split them."""
+    mha, x = make(), torch.randn(B, T, D, dtype=torch.float64)
+    state = {f"{output}.{name}": value for name, value in mha.out_proj.state_dict().items()}
+    for kind in ("weight", "bias"):
+        value = mha.get_parameter(f"in_proj_{kind}").detach()
+        if packed is None:
+            state |= {f"{name}_proj.{kind}": part for name, part in zip("qkv", value.chunk(3), strict=True)}
+        else:
+            state[f"{packed}{kind}"] = value
+    ours = nn.ModuleDict({"attn": SVDAttention.from_mha(make())})
+    ours.load_state_dict({f"attn.{name}": value for name, value in state.items()})
+    assert relative_error(ours["attn"](x), by_torch(mha, x, None)) < 1e-12
+
+
 @pytest.mark.parametrize("biased", [(True, True, True), (True, False, True), (False, False, False)])
 def test_separate_projections_are_stacked_into_one_spectrum(biased: tuple[bool, ...]) -> None:
     projections = [nn.Linear(8, 8, bias).double() for bias in biased]
@@ -262,3 +279,22 @@ def test_attend_equals_scaled_dot_product_attention_with_and_without_gradients(t
         assert relative_error(attend(q, k, v), truth) < tolerance
     for gradient, expected in zip(torch.autograd.grad(attend(q, k, v).sin().sum(), (q, k, v)), gradients, strict=True):
         assert relative_error(gradient, expected) < tolerance if expected.norm() > 1e-9 else gradient.norm() < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("tokens", "is_masked", "is_fused"), [(128, False, False), (129, False, True), (7, True, True)]
+)
+def test_attend_uses_the_fused_kernel_for_long_sequences_and_for_masks(
+    tokens: int, is_masked: bool, is_fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, fused = [], F.scaled_dot_product_attention
+
+    def record(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None) -> Tensor:
+        calls.append(attn_mask)
+        return fused(q, k, v, attn_mask=attn_mask)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", record)
+    q, k, v = torch.randn(3, 2, HEADS, tokens, 8)
+    mask = torch.ones(tokens, tokens, dtype=torch.bool).tril() if is_masked else None
+    attend(q, k, v, mask)
+    assert len(calls) == is_fused and all(call is mask for call in calls)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -178,6 +179,18 @@ def test_an_unwritable_directory_gives_a_warning(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="not cached"):
         factors = svd_factors(weight, cache_dir=tmp_path / "file" / "svd")
     assert relative_error(rebuild(factors), weight) < 1e-6
+
+
+def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    weight = torch.randn(6, 5)
+    with pytest.warns(UserWarning, match="not cached, .*no space left"):
+        factors = svd_factors(weight, cache_dir=tmp_path)
+    assert relative_error(rebuild(factors), weight) < 1e-6
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_default_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,6 +191,14 @@ def test_a_second_injection_replaces_only_other_layers() -> None:
     assert model.blocks[0].fc1 is layer
 
 
+def test_an_error_lists_at_most_eight_names() -> None:
+    eight, ten = (nn.Sequential(*[nn.Linear(2, 2) for _ in range(count)]) for count in (8, 10))
+    with pytest.raises(ValueError, match=r"the model has 0, 1, 2, 3, 4, 5, 6, 7$"):
+        inject(eight, "head")
+    with pytest.raises(ValueError, match=r"the model has 0, 1, 2, 3, 4, 5, 6, 7 and 2 more$"):
+        inject(ten, "head")
+
+
 def test_options_reach_the_layers(tmp_path: Path) -> None:
     model = Net()
     inject(model, "fc1", 2, keep_remainder=False, cache_dir=tmp_path / "here")
