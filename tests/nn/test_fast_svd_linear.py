@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -164,7 +165,7 @@ def test_the_weight_has_the_static_offset_folded_in() -> None:
     assert relative_error(x.grad, weight.sum(0).expand(3, 13)) < 1e-12
     values = weight.clone()
     assert type(values) is Tensor
-    assert torch.equal(torch.from_numpy(weight.numpy()), values)
+    assert torch.equal(torch.from_numpy(weight.numpy().copy()), values)
     assert weight.tolist() == values.tolist()
     assert repr(weight) == repr(values)
     for copied in (copy.deepcopy(weight), pickle.loads(pickle.dumps(weight))):
@@ -190,17 +191,68 @@ def test_shape_and_dtype_of_the_weight_are_known_without_building_it(monkeypatch
     "write",
     [
         lambda w: w.mul_(2),
+        lambda w: operator.imul(w, 2),
+        lambda w: operator.imul(w.data, 2),
         lambda w: w.data.normal_(),
+        lambda w: setattr(w, "data", torch.zeros(17, 13)),
         lambda w: w.detach().copy_(torch.zeros(17, 13)),
         nn.init.zeros_,
         lambda w: torch.add(w, 1, out=w),
         lambda w: torch._foreach_add_([w], 1.0),
+        lambda w: operator.setitem(w, 0, 0.0),
+        lambda w: operator.setitem(w, (slice(None), [0, 1]), 0.0),
+        lambda w: w[0].zero_(),
+        lambda w: w.data[1:, 2].zero_(),
+        lambda w: w.t().zero_(),
+        lambda w: w.view(-1).fill_(1),
+        lambda w: w.unbind()[0].zero_(),
+        lambda w: w.chunk(2)[1].zero_(),
+        lambda w: w.diagonal().zero_(),
+        lambda w: operator.iadd(w.t()[2:].unflatten(1, (1, -1)), 1),
     ],
 )
-def test_writing_into_the_weight_raises(write: Callable[[Tensor], object]) -> None:
+def test_writing_into_the_weight_or_a_view_of_it_raises(write: Callable[[Tensor], object]) -> None:
     _, layer = make()
-    with pytest.raises(TypeError, match=r"FastSVDLinear\.weight must not be written to, got aten"):
+    with pytest.raises(RuntimeError, match=r"FastSVDLinear\.weight must not be written to, got a"):
         write(layer.weight)
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"FastSVDLinear\.weight must not be written to, got a"):
+        write(layer.weight)
+
+
+@pytest.mark.parametrize(
+    ("write", "error"),
+    [
+        (lambda layer: setattr(layer, "weight", torch.zeros(17, 13)), AttributeError),
+        (lambda layer: setattr(layer, "weight", nn.Parameter(torch.zeros(17, 13))), KeyError),
+        (lambda layer: delattr(layer, "weight"), AttributeError),
+        (lambda layer: operator.setitem(layer.weight.numpy(), 0, 0.0), ValueError),
+    ],
+)
+def test_replacing_the_weight_raises(write: Callable[[FastSVDLinear], object], error: type[Exception]) -> None:
+    _, layer = make()
+    with pytest.raises(error):
+        write(layer)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        Tensor.t,
+        lambda w: w[3],
+        lambda w: w[2:9, ::2],
+        lambda w: w.t().unsqueeze(0),
+        lambda w: w.split(5)[1],
+        lambda w: w.mT[1],
+    ],
+)
+def test_views_of_the_weight_have_its_values(view: Callable[[Tensor], Tensor]) -> None:
+    _, layer = make()
+    expected = view(layer.weight.clone())
+    found = view(layer.weight)
+    assert (found.shape, found.stride(), found.dtype) == (expected.shape, expected.stride(), expected.dtype)
+    assert torch.equal(found, expected)
+    assert torch.equal(found * 2, expected * 2)
+    assert type(found.clone()) is Tensor
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
