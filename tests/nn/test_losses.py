@@ -125,6 +125,25 @@ def test_without_hardness_the_hard_form_is_info_nce_and_style_nce_with_uniform_w
     assert create_loss("info_nce_hard", hardness=0.5)(query, target) > plain
 
 
+def test_one_negative_has_the_weight_one_whatever_the_hardness() -> None:
+    query, target = (tensor[:2] for tensor in pairs(4))
+    hard, plain = (create_loss(name, hardness=3.0)(query, target) for name in ("info_nce_hard", "info_nce"))
+    torch.testing.assert_close(hard, plain)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_autocast_does_not_change_a_loss(name: str) -> None:
+    query, target = (tensor.detach().float().requires_grad_() for tensor in pairs(5))
+    expected = create_loss(name)(query, target)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = create_loss(name)(query, target)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    gradients = (torch.autograd.grad(loss, (query, target)) for loss in (found, expected))
+    for gradient, truth in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, truth, rtol=1e-5, atol=1e-7)
+
+
 def test_low_precision_is_summed_in_float32() -> None:
     query, target = (tensor.detach().bfloat16().requires_grad_() for tensor in pairs(3))
     found = create_loss("info_nce")(query, target)
@@ -144,6 +163,16 @@ def test_bad_names_and_options() -> None:
     with pytest.raises(ValueError, match="name must be 'triplet' or 'circle', got 'square'"):
         MetricLearningLoss("square", margin=0.1)
     assert isinstance(create_loss(gamma="auto"), StyleNCELoss)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", 0.0), ("gamma", -1.0), ("lam", 0.0), ("epsilon", 0.0), ("n_iter", 0), ("weights", "mine"),
+     ("plan_grad", "full"), ("reduction", "max")],
+)  # fmt: skip
+def test_options_of_style_nce_are_checked_at_construction(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        StyleNCELoss(**{name: value})  # type: ignore[arg-type]
 
 
 def test_the_options_are_those_of_style_nce_and_of_the_other_losses() -> None:
