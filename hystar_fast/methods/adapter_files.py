@@ -15,7 +15,14 @@ import torch
 from hystar_fast.methods.hystar_method import HystarMethod
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.suite import create_method
-from hystar_fast.models.checkpoint import FORMAT, METHOD_FORMAT, check_tensors, read_adapter, write_adapter
+from hystar_fast.models.checkpoint import (
+    FORMAT,
+    METHOD_FORMAT,
+    are_same_weights,
+    check_tensors,
+    read_adapter,
+    write_adapter,
+)
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
 
@@ -95,7 +102,7 @@ def _hystar(directory: str | Path, changes: Mapping[str, Any]) -> HystarMethod:
 def _check_weights(trained_on: Mapping[str, Any], method: Method, directory: str | Path) -> None:
     pretrained = None if method.config is None else method.config.pretrained
     for part, wanted in trained_on.items():
-        if wanted is not None and method.fingerprints.get(part) not in (None, wanted):
+        if not are_same_weights(wanted, method.fingerprints.get(part)):
             raise ValueError(
                 f"the adapter in {directory} was trained on another {part}: pretrained={pretrained!r} gives different "
                 "weights"

@@ -1,1 +1,1 @@
-"""Hystar and the backbones and style extractors it adapts."""
+"""Hystar, and the backbones and style extractors that it is built from."""

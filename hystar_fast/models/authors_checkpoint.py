@@ -1,15 +1,16 @@
-"""Checkpoints of the published Hystar code: ``torch.save`` of the whole model's state, read into our adapter.
+"""Reader of checkpoints that the published Hystar code wrote: ``torch.save`` of the state of the whole model.
 
 Layout, with ``B`` for ``clip.visual.transformer.resblocks.<zero-based block>``:
 
-- ``B.mlp.{c_fc,c_proj}.{delta_s,gate}``: static offsets; what is applied is ``delta_s * sigmoid(gate)``;
+- ``B.mlp.{c_fc,c_proj}.{delta_s,gate}``: static offsets; the layer adds ``delta_s * sigmoid(gate)``;
 - ``B.attn.delta_s_qkv.mlp.{0,2}.{weight,bias}``: the hypernetwork of a modulated block;
-- ``{U,V}`` beside a ``delta_s``, ``{U,V}_qkv`` beside a hypernetwork: the factors that the offsets belong to;
-- ``B.mlp.{c_fc,c_proj}.weight``, ``B.attn.in_proj_weight``: the frozen weights, which are the backbone's.
+- ``{U,V}`` beside a ``delta_s``, ``{U,V}_qkv`` beside a hypernetwork: the factors of the offsets;
+- ``B.mlp.{c_fc,c_proj}.weight``, ``B.attn.in_proj_weight``: the frozen weights of the backbone.
 
-The stored factors come from another SVD than ours: signs, and the basis within nearly equal singular values, differ. So
-an offset is carried over by its projection, ``delta_k = Σ_j (u_k · U_j) (V_j · v_k) delta_j``: linear, so it folds into
-the last layer of a hypernetwork. What it loses is the part between nearly equal directions whose offsets differ.
+The stored factors and ours come from different SVDs. Their signs differ, and so do their bases where singular values
+are nearly equal. An offset is therefore projected onto our basis, ``delta_k = Σ_j (u_k · U_j) (V_j · v_k) delta_j``.
+This is linear, so for a hypernetwork it is folded into the last layer. It is exact unless nearly equal singular values
+have different offsets.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ import torch
 from torch import Tensor
 
 _HYPERNETWORK = re.compile(r"clip\.visual\.transformer\.resblocks\.(\d+)\.attn\.delta_s_qkv\.mlp\.0\.weight")
-_SAME_WEIGHT = 1e-3  # relative: weights kept in half precision are the same weights
+_TOLERANCE = 1e-3  # relative; weights that were stored in half precision are the same weights
 
 
 @dataclass(frozen=True)
 class AuthorsCheckpoint:
-    """What a checkpoint of the published code holds.
+    """Contents of a checkpoint of the published code.
 
     Args:
-        path: where it was read from, for messages.
+        path: the file, for messages.
         tensors: its tensors by name.
         blocks: the modulated blocks, 1-based.
-        rank: how many singular directions are modulated; None for all.
+        rank: number of modulated singular directions; None means all.
     """
 
     path: Path
@@ -45,16 +46,16 @@ class AuthorsCheckpoint:
 
     @classmethod
     def read(cls, path: str | Path) -> AuthorsCheckpoint:
-        """Read the file; ValueError when it is none of this layout."""
+        """Read the file; raise a ValueError where it has another layout."""
         path = Path(path)
         try:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # readers of damaged or missing files raise anything
+        except Exception as error:  # a damaged or missing file can raise anything
             raise ValueError(f"{path} could not be read: {error}") from error
         found = [match for name in tensors if (match := _HYPERNETWORK.fullmatch(str(name)))]
         if not found:
             raise ValueError(
-                f"{path} is no checkpoint of the published code: it has no "
+                f"{path} is not a checkpoint of the published code: it has no "
                 "clip.visual.transformer.resblocks.<n>.attn.delta_s_qkv.mlp.0.weight"
             )
         factor = tensors[found[0].string.replace("delta_s_qkv.mlp.0.weight", "V_qkv")]
@@ -64,28 +65,28 @@ class AuthorsCheckpoint:
 
     @torch.no_grad()
     def fill_static(self, name: str, layer: Any) -> None:
-        """Set the static offset of the FastSVDLinear `layer`, which the checkpoint calls `name`."""
+        """Set the static offset of the FastSVDLinear `layer`, whose name in the checkpoint is `name`."""
         self._check_weight(f"{name}.weight", layer)
-        carried = self._projection(layer, f"{name}.U", f"{name}.V")
-        applied = self._get(f"{name}.delta_s").double() * self._get(f"{name}.gate").double().sigmoid()
-        layer.delta_s_static.copy_(carried @ applied)
+        projection = self._projection(layer, f"{name}.U", f"{name}.V")
+        offset = self._get(f"{name}.delta_s").double() * self._get(f"{name}.gate").double().sigmoid()
+        layer.delta_s_static.copy_(projection @ offset)
 
     @torch.no_grad()
     def fill_dynamic(self, name: str, layer: Any, network: Any) -> None:
-        """Set the Hypernetwork `network` to the one of attention `name`, whose packed projection is `layer`."""
+        """Set the parameters of `network`, the Hypernetwork of attention `name` with the packed projection `layer`."""
         self._check_weight(f"{name}.in_proj_weight", layer)
-        carried = self._projection(layer, f"{name}.U_qkv", f"{name}.V_qkv")
+        projection = self._projection(layer, f"{name}.U_qkv", f"{name}.V_qkv")
         for position, linear in enumerate(network.layers):
-            last = position == len(network.layers) - 1
+            is_last = position == len(network.layers) - 1
             for kind in ("weight", "bias"):
                 key = f"{name}.delta_s_qkv.mlp.{2 * position}.{kind}"
                 stored, own = self._get(key), linear.get_parameter(kind)
                 if stored.shape != own.shape:
                     raise ValueError(
-                        f"{key} in {self.path} has shape {list(stored.shape)}, this model needs {list(own.shape)}: "
-                        "its style or its hypernetwork is of another width"
+                        f"{key} in {self.path} must have shape {list(own.shape)}, got {list(stored.shape)}: "
+                        "it was trained with another style or with a hypernetwork of another width"
                     )
-                own.copy_(carried @ stored.double() if last else stored)
+                own.copy_(projection @ stored.double() if is_last else stored)
 
     def _get(self, name: str) -> Tensor:
         if name not in self.tensors:
@@ -94,19 +95,19 @@ class AuthorsCheckpoint:
 
     def _check_weight(self, name: str, layer: Any) -> None:
         stored, own = self._get(name).double(), layer.weight.cpu().double()
-        if stored.shape != own.shape or not (stored - own).norm() <= _SAME_WEIGHT * own.norm():
+        if stored.shape != own.shape or not (stored - own).norm() <= _TOLERANCE * own.norm():
             raise ValueError(
-                f"{name} in {self.path} is another weight than the backbone's: it was trained on other weights "
-                "than config.backbone and config.pretrained name"
+                f"{name} in {self.path} must be the weight of config.backbone and config.pretrained, got another: "
+                "the checkpoint was trained on other weights"
             )
 
     def _projection(self, layer: Any, left: str, right: str) -> Tensor:
-        """[rank, rank] in float64: from offsets in the stored basis to offsets in that of `layer`."""
+        """Return the map [rank, rank], in float64, from offsets in the stored basis to offsets in that of `layer`."""
         u, vh = (factor.cpu().double() for factor in (layer.u, layer.vh))
         stored_u, stored_v = self._get(left).double(), self._get(right).double()
         if stored_u.shape != u.shape or stored_v.shape != vh.shape:
             raise ValueError(
-                f"{left} and {right} in {self.path} have shapes {list(stored_u.shape)} and {list(stored_v.shape)}, "
-                f"this model needs {list(u.shape)} and {list(vh.shape)}"
+                f"{left} and {right} in {self.path} must have shapes {list(u.shape)} and {list(vh.shape)}, "
+                f"got {list(stored_u.shape)} and {list(stored_v.shape)}"
             )
         return (u.T @ stored_u) * (vh @ stored_v.T)

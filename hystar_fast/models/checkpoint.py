@@ -1,7 +1,8 @@
-"""Adapters on disk: ``adapter.safetensors`` (tensors) beside ``config.json`` (what they belong to).
+"""Adapters on disk: tensors in ``adapter.safetensors``, their description in ``config.json``.
 
-Each file is written beside its place and moved there whole. The description holds a hash of the tensor file, so a
-damaged file, or a pair torn apart by a crash between the two moves, is recognised and not loaded.
+Each file is written beside its place and renamed, so that it is replaced as a whole. The description holds a hash of
+the tensor file: a damaged file is rejected, and so are two files of different saves after a crash between their
+renames.
 """
 
 from __future__ import annotations
@@ -11,41 +12,79 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+
+from hystar_fast.nn.factors import bytes_of
 
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "adapter.safetensors"
 FORMAT = "hystar_fast.adapter/1"
 METHOD_FORMAT = "hystar_fast.method/1"
-_SAMPLES = 1024
+Hashed: TypeAlias = "dict[tuple[Any, ...], tuple[Tensor, bytes]]"
+_SAMPLES = 1024  # values of a tensor in the hash of earlier versions
+_CHUNK = 1 << 20  # bytes
 
 
-def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """A hash of names, shapes, types and up to 1024 evenly spaced values of each tensor; None for meta tensors."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors:
-        if tensor.is_meta:
-            return None
-        flat = tensor.detach().reshape(-1)
-        sampled = flat[:: max(1, flat.numel() // _SAMPLES)].cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(sampled.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def fingerprint(tensors: Iterable[tuple[str, Tensor]], hashed: Hashed | None = None) -> str | None:
+    """Return a hash of the names, shapes, types and every value of `tensors`; None where one is on the meta device.
+
+    Args:
+        tensors: names and tensors, as a state dict has them.
+        hashed: a dictionary for several calls, so that tensors which they share are hashed once.
+
+    Returns:
+        Two SHA-256 hashes with a colon between them. The first covers up to 1024 values of each tensor; adapters of
+        earlier versions hold only this one, see :func:`are_same_weights`. The second covers all values.
+
+    Cost: one read of every value, in chunks that are spread over all cores: 1.4 s for the 1.71 GB of ViT-L/14 on one
+    core.
+    """
+    hashed = {} if hashed is None else hashed
+    sampled, whole = hashlib.sha256(), hashlib.sha256()
+    with ThreadPoolExecutor() as pool:
+        for name, tensor in tensors:
+            if tensor.is_meta:
+                return None
+            flat = tensor.detach().reshape(-1)
+            header = f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
+            sampled.update(header + bytes(bytes_of(flat[:: max(1, flat.numel() // _SAMPLES)])))
+            place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            if place not in hashed:  # holding the tensor keeps its memory from being used for another
+                hashed[place] = (tensor, _hash_in_chunks(bytes_of(flat), pool))
+            whole.update(hashlib.sha256(header).digest() + hashed[place][1])
+    return f"{sampled.hexdigest()}:{whole.hexdigest()}"
+
+
+def are_same_weights(trained_on: str | None, found: str | None) -> bool:
+    """Compare two fingerprints; True unless both are known and differ.
+
+    Args:
+        trained_on: the fingerprint in an adapter. Earlier versions wrote the first hash of a fingerprint alone.
+        found: the fingerprint of the loaded weights.
+    """
+    return trained_on is None or found is None or trained_on in (found, found.partition(":")[0])
+
+
+def _hash_in_chunks(content: memoryview, pool: Executor) -> bytes:
+    """Hash chunks in several threads, as hashlib releases the lock of the interpreter, and then their hashes."""
+    chunks = [content[start : start + _CHUNK] for start in range(0, len(content), _CHUNK)]
+    compute = map if len(chunks) < 2 else pool.map
+    return hashlib.sha256(b"".join(compute(lambda chunk: hashlib.sha256(chunk).digest(), chunks))).digest()
 
 
 def write_adapter(
     directory: str | Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor], *, kind: str = FORMAT
 ) -> None:
-    """Write both files into `directory`, which is made if need be; `kind` is the format they say they have."""
+    """Write both files into `directory`, which is created if it does not exist; `kind` is their format."""
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
-        raise ValueError(f"directory must be a folder, {directory} is a file")
+        raise ValueError(f"directory must be a folder, got the file {directory}")
     directory.mkdir(parents=True, exist_ok=True)
     content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     described = {"format": kind, **description, "tensors_sha256": hashlib.sha256(content).hexdigest()}
@@ -56,15 +95,17 @@ def write_adapter(
 def read_adapter(
     directory: str | Path, *, kinds: Sequence[str] = (FORMAT,)
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What :func:`write_adapter` wrote in one of the formats `kinds`: the description and the tensors.
+    """Read the description and the tensors that :func:`write_adapter` wrote, in one of the formats `kinds`.
 
     Raises:
-        ValueError: when a file is missing, unreadable, of another format, or the two do not belong together.
+        ValueError: a file is missing, corrupt or of another format, or the two are of different saves.
     """
     directory = Path(directory)
     for name in (CONFIG_FILE, TENSOR_FILE):
         if not (directory / name).is_file():
-            raise ValueError(f"directory must hold {CONFIG_FILE} and {TENSOR_FILE}; {directory} has no {name}")
+            raise ValueError(
+                f"directory must hold {CONFIG_FILE} and {TENSOR_FILE}, got {directory}, which has no {name}"
+            )
     try:
         description = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -72,12 +113,12 @@ def read_adapter(
     found = description.get("format") if isinstance(description, dict) else type(description).__name__
     if not isinstance(description, dict) or found not in kinds:
         wanted = " or ".join(map(repr, kinds))
-        raise ValueError(f"{directory / CONFIG_FILE} must have format {wanted}, it has {found!r}")
+        raise ValueError(f"{directory / CONFIG_FILE} must have format {wanted}, got {found!r}")
     if not all(isinstance(description.get(part), dict) for part in ("config", "fingerprints")):
-        raise ValueError(f'{directory / CONFIG_FILE} must hold "config" and "fingerprints"')
+        raise ValueError(f'{directory / CONFIG_FILE} must hold "config" and "fingerprints", got {sorted(description)}')
     content = (directory / TENSOR_FILE).read_bytes()
     if hashlib.sha256(content).hexdigest() != description.get("tensors_sha256"):
-        raise ValueError(f"{directory / TENSOR_FILE} is corrupt or not from the save {CONFIG_FILE} describes")
+        raise ValueError(f"{directory / TENSOR_FILE} is corrupt or not from the save that {CONFIG_FILE} describes")
     try:
         tensors = load(content)
     except SafetensorError as error:
@@ -86,14 +127,14 @@ def read_adapter(
 
 
 def check_tensors(found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:
-    """ValueError naming the first differences in names, shapes or kind between an adapter and the model it is for."""
+    """Raise a ValueError with the first differences where the tensors of an adapter do not fit the model."""
     differences = [f"{name} is missing" for name in sorted(set(needed) - set(found))]
     differences += [f"{name} is not of this model" for name in sorted(set(found) - set(needed))]
     for name in sorted(set(found) & set(needed)):
         if found[name].shape != needed[name].shape:
-            differences.append(f"{name} has shape {list(found[name].shape)}, needs {list(needed[name].shape)}")
+            differences.append(f"{name} must have shape {list(needed[name].shape)}, got {list(found[name].shape)}")
         elif not found[name].is_floating_point():
-            differences.append(f"{name} has type {found[name].dtype}, needs a floating one")
+            differences.append(f"{name} must have a floating type, got {found[name].dtype}")
     if differences:
         rest = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ValueError(f"the adapter does not fit this model: {'; '.join(differences[:3])}{rest}")

@@ -1,4 +1,4 @@
-"""What a Hystar is made of: one frozen, validated, JSON-able description."""
+"""Configuration of Hystar: frozen, checked, and readable as JSON."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ _POSITIVE = ("temperature", "lam", "epsilon")
 
 @dataclass(frozen=True)
 class HystarConfig:
-    """Everything that decides what a :class:`Hystar` computes, and how its StyleNCE loss is set.
+    """Settings of a :class:`Hystar` and of its StyleNCE loss.
 
     Args:
-        backbone: ``"open_clip:<name>"`` (any name open_clip takes, ``local-dir:<path>`` included),
+        backbone: ``"open_clip:<name>"`` (any name of open_clip, also ``local-dir:<path>``),
             ``"transformers:<id or path>"`` (CLIP, SigLIP, SigLIP 2, or BLIP for retrieval),
             ``"albef:<path>"`` (a published checkpoint) or ``"tiny"``.
-        pretrained: a tag, a local path, or None for random weights (the same ones every time, for tests);
-            for ``"transformers:"`` and ``"albef:"`` anything but None means the weights stored there;
-            for ``"tiny"``: ``"packaged"``, a local path, or None.
-        style: what the style vector z is made from: ``"dinov2"`` (the paper), ``"clip"`` (the frozen backbone's
-            own image embedding), ``"vgg"`` (Gram matrices of VGG-16) or ``"prefix"`` (the class token of
-            a backbone that has one, and each channel's mean and deviation over the patches, where they enter the first
-            modulated block: how a picture is drawn, hardly what it shows).
-        style_pretrained: for ``"dinov2"`` the id or local path of one, with or without registers, or None for small
-            random weights; for ``"vgg"``, which has no default, a torchvision weights name, a local state dict, or
-            None; ``"clip"`` and ``"prefix"`` do not read it.
-        style_normalization: ``"backbone"`` shows the extractor the very pixels the backbone sees (the published
-            system); ``"own"`` renormalises them to the statistics the extractor was trained with.
-        blocks: 1-based visual blocks the style modulates, their packed qkv weight unless `design` says otherwise. None
-            takes the default of the backbone's depth (see :func:`default_blocks`); ``()`` modulates none, so there is
-            no style either.
-        static: whether every MLP linear of every visual block has a learned static offset.
-        design: which layers move how (Table 6). ``"original"``: dynamic attention in `blocks`, static MLPs everywhere.
-            ``"reversed"``: the first MLP linear is dynamic in `blocks` and the packed qkv static everywhere.
-            ``"dynamic-all"``: packed qkv and first MLP linear are dynamic in `blocks`, nothing is static (the paper
-            does not say which of the MLP's linears; the first one is what it says of the reversed design).
-        hypernetwork_width: of the hidden layers; None for twice the rank (Table 9).
-        hypernetwork_depth: linear layers of a hypernetwork; 1 has no hidden one (Table 9).
-        rank: how many of the largest singular directions are modulated; None for all of them.
-        image_size: pixels a side, for ``"open_clip:"`` and ``"albef:"``, whose position embeddings are then resized;
-            None for the size the weights were trained at.
-        hypernetwork_init: of the last layer of every hypernetwork, see :class:`hystar_fast.Hypernetwork`.
+        pretrained: a tag, a local path, or None for random weights, the same ones every time.
+            For ``"transformers:"`` and ``"albef:"`` any value but None means the weights that are stored there.
+            For ``"tiny"``: ``"packaged"``, a local path, or None.
+        style: the source of the style vector z. ``"dinov2"``: the class token of DINOv2, as in the paper. ``"clip"``:
+            the image embedding of the frozen backbone. ``"vgg"``: Gram matrices of VGG-16. ``"prefix"``: statistics of
+            the tokens that enter the first modulated block, see :class:`hystar_fast.models.style.PrefixStyle`.
+        style_pretrained: for ``"dinov2"`` the id or local path of a DINOv2, with or without registers, or None for
+            small random weights. For ``"vgg"``, which has no default, the name of torchvision weights, a local state
+            dict, or None. Not used by ``"clip"`` and ``"prefix"``.
+        style_normalization: ``"backbone"``: the extractor gets the same pixels as the backbone, as in the published
+            system. ``"own"``: they are normalised with the statistics that the extractor was trained with.
+        blocks: 1-based visual blocks that the style modulates: their packed qkv weight, unless `design` says otherwise.
+            None means the default of the backbone's depth, see :func:`default_blocks`. ``()`` modulates none; the model
+            then has no style.
+        static: give every MLP linear of every visual block a learned static offset.
+        design: the layers with dynamic and with static offsets (Table 6). ``"original"``: dynamic attention in
+            `blocks`, static MLPs everywhere. ``"reversed"``: the first MLP linear is dynamic in `blocks`, and the
+            packed qkv is static everywhere. ``"dynamic-all"``: the packed qkv and the first MLP linear are dynamic in
+            `blocks`, and nothing is static. For this one the paper does not say which of the MLP's linears; the first
+            is the one that it names for the reversed design.
+        hypernetwork_width: width of the hidden layers; None means twice the rank (Table 9).
+        hypernetwork_depth: number of linear layers; 1 means no hidden layer (Table 9).
+        rank: number of leading singular directions that are modulated; None means all.
+        image_size: pixels a side, for ``"open_clip:"`` and ``"albef:"``; their position embeddings are resized. None
+            means the size that the weights were trained at.
+        hypernetwork_init: initialisation of the last layer, see :class:`hystar_fast.Hypernetwork`.
         temperature, gamma, lam, epsilon, n_iter, weights, plan_grad: StyleNCE, see :func:`hystar_fast.style_nce`.
 
     Raises:
-        ValueError, TypeError: naming the field, what it needs and what came.
+        ValueError, TypeError: a field has the wrong value or type; the message says what it must be.
 
     Source: Hystar, sections 3.2 and 4.
 
@@ -114,18 +114,22 @@ class HystarConfig:
 
     @property
     def lacks_style_weights(self) -> bool:
-        """Whether the style is VGG's and `style_pretrained` still its default, which is a DINOv2."""
+        """True where the style is VGG's and `style_pretrained` is still the default, which is a DINOv2."""
         return self.style == "vgg" and self.style_pretrained == HystarConfig.style_pretrained
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-able values."""
+        """Return the fields as values that JSON can hold."""
         values = asdict(self)
         values["blocks"] = None if self.blocks is None else list(self.blocks)
         return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> HystarConfig:
-        """The configuration :meth:`to_dict` wrote; an unknown field is a ValueError naming it."""
+        """Return the configuration of the fields in `values`, as :meth:`to_dict` wrote them.
+
+        Raises:
+            ValueError: a field is unknown; the message names it.
+        """
         if not isinstance(values, Mapping):
             raise TypeError(f"values must be a mapping of HystarConfig fields, got {type(values).__name__}")
         known = [field.name for field in fields(cls)]
@@ -136,7 +140,7 @@ class HystarConfig:
 
 
 def default_blocks(depth: int) -> tuple[int, ...]:
-    """The modulated blocks of a backbone `depth` blocks deep: the paper's for 24 and 12, in proportion otherwise.
+    """Return the modulated blocks for a backbone of `depth` blocks: the paper's for 24 and 12, else in proportion.
 
     Source: Hystar, section 4 (4, 7, 10, 13 of 24) and appendix E.2 (2, 4, 6 of 12).
 
@@ -148,13 +152,13 @@ def default_blocks(depth: int) -> tuple[int, ...]:
 
 
 def resolve_blocks(blocks: tuple[int, ...] | None, depth: int, backbone: str) -> tuple[int, ...]:
-    """`blocks`, or the default for the depth; ValueError where one lies outside the backbone."""
+    """Return `blocks`, or for None the default of the depth; raise where a block is outside the backbone."""
     if blocks is None:
         return default_blocks(depth)
     if any(block > depth for block in blocks):
         raise ValueError(
             f"blocks must lie within 1..{depth}, the visual blocks of backbone {backbone!r}, got {blocks}; "
-            f"blocks=None takes its default {default_blocks(depth)}"
+            f"blocks=None means its default {default_blocks(depth)}"
         )
     return blocks
 
@@ -174,7 +178,7 @@ def _checked_blocks(blocks: object) -> tuple[int, ...]:
     if any(isinstance(number, bool) or not isinstance(number, int) for number in numbers):
         raise TypeError(f"blocks must hold integers, got {numbers}")
     if any(number < 1 for number in numbers):
-        raise ValueError(f"blocks are 1-based: every number must be at least 1, got {numbers}")
+        raise ValueError(f"blocks must be 1-based, each at least 1, got {numbers}")
     if len(set(numbers)) != len(numbers):
         raise ValueError(f"blocks must not repeat a number, got {numbers}")
     return tuple(sorted(numbers))

@@ -1,4 +1,4 @@
-"""DINOv2 of transformers, with or without registers: its weights, or its sizes alone."""
+"""Loader of DINOv2 from transformers, with or without registers, with its weights or with its sizes alone."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ _REGISTERS = "with-registers-"
 
 
 def load_dino(pretrained: str | None) -> Any:
-    """A Dinov2Model or Dinov2WithRegistersModel.
+    """Load a Dinov2Model or a Dinov2WithRegistersModel.
 
-    On the meta device, where nothing has a value, no weights are read, and the published models need no file at all.
+    On the meta device no weights are read, and the published models need no file at all.
 
     Args:
         pretrained: an id, a local path, or None for small random weights.
 
     Raises:
-        OSError, ValueError: it cannot be had, is another network, or lacks weights.
+        OSError, ValueError: the files are missing, hold another network, or lack weights.
     """
     from transformers import AutoConfig, Dinov2Config, Dinov2Model, Dinov2WithRegistersModel
 
-    if pretrained is None:  # as wide as the default DINOv2, so that the hypernetworks have the paper's shapes
+    if pretrained is None:  # the width of the default DINOv2 gives the hypernetworks the paper's shapes
         return Dinov2Model(Dinov2Config(hidden_size=768, num_hidden_layers=2, image_size=56, patch_size=14))
     kinds: dict[str, Any] = {"dinov2": Dinov2Model, "dinov2_with_registers": Dinov2WithRegistersModel}
     sizes_only = torch.get_default_device().type == "meta"
-    settings = _published(pretrained) if sizes_only else None
+    settings = _published_config(pretrained) if sizes_only else None
     settings = settings or AutoConfig.from_pretrained(pretrained)
     if settings.model_type not in kinds:
-        raise ValueError(f"its type {settings.model_type!r} is none of {', '.join(kinds)}")
+        raise ValueError(f"its type must be {' or '.join(kinds)}, got {settings.model_type!r}")
     if sizes_only:
         return kinds[settings.model_type](settings)
     network, report = kinds[settings.model_type].from_pretrained(pretrained, output_loading_info=True)
-    if report["missing_keys"]:  # transformers draws them at random and only warns
+    if report["missing_keys"]:  # transformers initialises them at random and only warns
         raise ValueError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
     return network
 
 
-def _published(name: str) -> Any:
-    """The configuration of a published model of a known size, None for any other."""
+def _published_config(name: str) -> Any:
+    """Return the configuration of a published model, or None for a name that is not known here."""
     from transformers import Dinov2Config, Dinov2WithRegistersConfig
 
     family, _, size = name.partition("facebook/dinov2-")

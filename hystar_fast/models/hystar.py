@@ -14,13 +14,20 @@ from tqdm import tqdm
 
 from hystar_fast.models.authors_checkpoint import AuthorsCheckpoint
 from hystar_fast.models.backbones import Backbone, create_backbone
-from hystar_fast.models.checkpoint import check_tensors, fingerprint, read_adapter, write_adapter
+from hystar_fast.models.checkpoint import (
+    Hashed,
+    are_same_weights,
+    check_tensors,
+    fingerprint,
+    read_adapter,
+    write_adapter,
+)
 from hystar_fast.models.config import HystarConfig, resolve_blocks
 from hystar_fast.models.style import PrefixStyle, StyleExtractor, create_style
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
 from hystar_fast.nn.hypernetwork import Hypernetwork
 
-_MLP = "mlp"  # before the block's number in the name of a hypernetwork that modulates its MLP
+_MLP = "mlp"  # a hypernetwork is named after its block's number, with this before it where it modulates the MLP
 _AUTHORS_DESIGN: dict[str, Any] = {
     "static": True,
     "design": "original",
@@ -30,25 +37,26 @@ _AUTHORS_DESIGN: dict[str, Any] = {
 
 
 class Hystar(nn.Module):
-    """A style-adaptive encoder: one model for pictures, sketches, low-resolution previews and text.
+    """Style-adaptive encoder: one model for pictures, sketches, low-resolution pictures and text.
 
-    ``W_b = U diag(s + Δs_stat + Δs_dyn(z_b)) Vᵀ`` (Eq. 1-2): the packed qkv weight of ``config.blocks`` takes
-    Δs_dyn = Hypernetwork(z) of each image's style z; every MLP linear of the visual tower takes a learned Δs_stat;
-    everything else is frozen. W_b is never built, and z is an argument all the way down to the weight.
+    ``W_b = U diag(s + Δs_stat + Δs_dyn(z_b)) Vᵀ`` (Eq. 1-2). The packed qkv weight of ``config.blocks`` takes
+    Δs_dyn = Hypernetwork(z) for the style z of each image. Every MLP linear of the visual tower takes a learned
+    Δs_stat. Everything else is frozen. W_b is never built, and z is passed as an argument down to the weight.
+
+    With ``style="prefix"`` the blocks before the first modulated one have no static offsets: z is computed from their
+    tokens, and must not change with training.
 
     Args:
-        config: what to build, see :class:`HystarConfig`.
+        config: the backbone, the style extractor and the modulated layers, see :class:`HystarConfig`.
 
     Gradients: for the hypernetworks and the static offsets.
 
-    With ``style="prefix"`` the blocks before the first modulated one have no static offsets: z is read from their
-    tokens on the way, and must not move with training.
-
-    Cost: beyond the backbone, one pass of the style extractor (none for "prefix"), 4/3 of the FLOPs of each modulated
-    qkv and 5/4 of those of each MLP linear. Building factors every injected weight once; the factors are kept on disk.
+    Cost: in addition to the backbone, one pass of the style extractor (none for "prefix"), 4/3 of the FLOPs of each
+    modulated qkv and 5/4 of those of each MLP linear. Construction factors every injected weight, once, as the factors
+    are cached on disk, and hashes every frozen weight (:func:`hystar_fast.models.checkpoint.fingerprint`).
 
     Raises:
-        TypeError, ValueError: naming the field of `config` that cannot be used.
+        TypeError, ValueError: a field of `config` cannot be used; the message names it.
 
     Source: Hystar, section 3.
 
@@ -67,20 +75,21 @@ class Hystar(nn.Module):
         self.backbone_parameter_count = sum(parameter.numel() for parameter in self.backbone.parameters())
         self.extractor: StyleExtractor | None = create_style(config, self.backbone) if blocks else None
         read_by_style = {} if self.extractor is None else self.extractor.state_dict()
+        hashed: Hashed = {}
         self._fingerprints = {
-            "backbone": fingerprint(self.backbone.state_dict().items()),
-            "style": fingerprint(read_by_style.items()) if read_by_style else None,
+            "backbone": fingerprint(self.backbone.state_dict().items(), hashed),
+            "style": fingerprint(read_by_style.items(), hashed) if read_by_style else None,
         }
         self.hypernetworks = nn.ModuleDict()
         self._static_names: tuple[str, ...] = ()
-        self._merged = False
+        self._is_merged = False
         self._inject(blocks)
 
     def _inject(self, blocks: tuple[int, ...]) -> None:
         progress = tqdm(desc="Factoring weights", unit="block", total=self.backbone.depth, delay=2.0, leave=False)
         names: list[str] = []
         design = self.config.design
-        untouched = self.extractor.blocks if isinstance(self.extractor, PrefixStyle) else 0
+        without_offsets = self.extractor.blocks if isinstance(self.extractor, PrefixStyle) else 0
         with progress:
             for number in range(1, self.backbone.depth + 1):
                 if number in blocks and self.extractor is not None:
@@ -90,10 +99,10 @@ class Hystar(nn.Module):
                     if design != "original":
                         rank = self.backbone.inject_dynamic_mlp(number, self.config.rank)
                         self.hypernetworks[_MLP + str(number)] = self._hypernetwork(self.extractor.dim, rank)
-                static = self.config.static and number > untouched
-                if static and design == "original":
+                is_static = self.config.static and number > without_offsets
+                if is_static and design == "original":
                     names += self.backbone.inject_static(number, self.config.rank)
-                if static and design == "reversed":
+                if is_static and design == "reversed":
                     names += self.backbone.inject_static_attention(number, self.config.rank)
                 progress.update()
         self._static_names = tuple(names)
@@ -110,27 +119,27 @@ class Hystar(nn.Module):
 
     @property
     def tokenizer(self) -> Any:
-        """A list of texts -> token ids [B, L]."""
+        """Callable of the backbone: a list of texts -> token ids [B, L]."""
         return self.backbone.tokenizer
 
     def style(self, images: Tensor) -> Tensor:
-        """The style vectors of preprocessed images.
+        """Compute the style vectors of preprocessed images.
 
         Args:
             images: [B, 3, H, W], as :attr:`preprocess` makes them.
 
         Returns:
-            z [B, style_dim], rows of unit length, never requiring a gradient.
+            z [B, style_dim], rows of unit length, without a gradient.
 
         Raises:
-            ValueError: when the model modulates no block, so that no style is used.
+            ValueError: the model modulates no block, and so has no style.
         """
         if self.extractor is None:
-            raise ValueError("blocks=() modulates no block, so this model has no style extractor")
-        return self._read_style(self.extractor, images)[0]
+            raise ValueError("config.blocks must name a block for a style, got blocks=()")
+        return self._extract_style(self.extractor, images)[0]
 
-    def _read_style(self, extractor: StyleExtractor, images: Tensor) -> tuple[Tensor, tuple[int, Tensor] | None]:
-        """The style of images and, where it was read on the way, how far the backbone has come with them."""
+    def _extract_style(self, extractor: StyleExtractor, images: Tensor) -> tuple[Tensor, tuple[int, Tensor] | None]:
+        """Return the style and, for "prefix", the number of blocks it was computed after and their tokens."""
         self.backbone.check_images(images)
         if not isinstance(extractor, PrefixStyle) or images.shape[0] == 0:
             return extractor(images), None
@@ -143,21 +152,22 @@ class Hystar(nn.Module):
 
         Args:
             images: [B, 3, H, W], as :attr:`preprocess` makes them.
-            style: z [B, style_dim], one a sample, or [style_dim], shared by all; None takes :meth:`style` of `images`.
+            style: z [B, style_dim], one for each image, or [style_dim], shared by all; None means
+                :meth:`style` of `images`.
 
         Returns:
-            [B, D], rows of unit length. A non-finite image makes only its own row non-finite.
+            [B, D], rows of unit length. NaN or inf in an image reaches only its own row.
 
-        Gradients: for the hypernetworks, the static offsets, and `style` where it requires one.
+        Gradients: for the hypernetworks, the static offsets, and `style` where it requires a gradient.
         """
         self.backbone.check_images(images)
         if self.extractor is None:
             if style is not None:
-                raise ValueError("style must be None: blocks=() modulates no block")
+                raise ValueError(f"style must be None where config.blocks is (), got {type(style).__name__}")
             return F.normalize(self.backbone.encode_image(images), dim=-1)
-        begun = None
+        resume_from = None
         if style is None:
-            style, begun = self._read_style(self.extractor, images)
+            style, resume_from = self._extract_style(self.extractor, images)
         else:
             _check_style(style, images.shape[0], self.extractor.dim)
         style = style.to(next(self.hypernetworks.parameters()).dtype)
@@ -165,34 +175,41 @@ class Hystar(nn.Module):
         mlp: dict[int, Tensor] = {}
         for name, network in self.hypernetworks.items():
             (mlp if name.startswith(_MLP) else attention)[int(name.removeprefix(_MLP))] = network(style)
-        return F.normalize(self.backbone.encode_image(images, attention, mlp, begun=begun), dim=-1)
+        return F.normalize(self.backbone.encode_image(images, attention, mlp, resume_from=resume_from), dim=-1)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """tokens [B, L], as :attr:`tokenizer` makes them -> [B, D], rows of unit length, by the untouched tower."""
+        """Embed texts with the frozen text tower.
+
+        Args:
+            tokens: [B, L], as :attr:`tokenizer` makes them.
+
+        Returns:
+            [B, D], rows of unit length.
+        """
         return F.normalize(self.backbone.encode_text(tokens), dim=-1)
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """Recompute each visual block in the backward pass instead of keeping what happened inside it."""
+        """Recompute each visual block in the backward, so that its activations are not stored."""
         self.backbone.gradient_checkpointing = bool(enabled)
 
     def static_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The static offsets, by name; none after :meth:`merge_static_`."""
+        """Yield the static offsets with their names; none after :meth:`merge_static_`."""
         for name in self._static_names:
             layer = self.backbone.get_submodule(name)
             if isinstance(layer, FastSVDLinear):
                 yield f"static.{name}", layer.delta_s_static
 
     def dynamic_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The hypernetworks' weights, by name."""
+        """Yield the parameters of the hypernetworks with their names."""
         yield from self.hypernetworks.named_parameters(prefix="hypernetworks")
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """Every parameter that is trained, static offsets first: hand it to an optimizer or a gradient clip."""
+        """Return every parameter that is trained, static offsets first, for an optimizer or for gradient clipping."""
         named = (*self.static_parameters(), *self.dynamic_parameters())
         return [parameter for _, parameter in named if parameter.requires_grad]
 
     def parameter_groups(self, static_lr: float = 1e-3, dynamic_lr: float = 1e-5) -> list[dict[str, Any]]:
-        """Optimizer groups "static" and "dynamic" with the paper's two learning rates; empty groups are left out."""
+        """Return the optimizer groups "static" and "dynamic", without empty ones, with the paper's learning rates."""
         static = [parameter for _, parameter in self.static_parameters() if parameter.requires_grad]
         dynamic = [parameter for _, parameter in self.dynamic_parameters() if parameter.requires_grad]
         groups = [
@@ -202,7 +219,7 @@ class Hystar(nn.Module):
         return [group for group in groups if group["params"]]
 
     def parameter_counts(self) -> dict[str, int]:
-        """How many numbers are in the backbone as published, the static offsets, and the hypernetworks."""
+        """Count the parameters of the published backbone, of the static offsets and of the hypernetworks."""
         return {
             "backbone": self.backbone_parameter_count,
             "static": sum(parameter.numel() for _, parameter in self.static_parameters()),
@@ -210,7 +227,7 @@ class Hystar(nn.Module):
         }
 
     def print_trainable_parameters(self) -> None:
-        """Print how much is trained, against the backbone as published (Table 5)."""
+        """Print the number of trained parameters, and their share of the published backbone's (Table 5)."""
         sizes = {group["name"]: sum(p.numel() for p in group["params"]) for group in self.parameter_groups()}
         trained, backbone = sum(sizes.values()), self.backbone_parameter_count
         parts = " + ".join(f"{size:,} {name}" for name, size in sizes.items()) or "nothing"
@@ -220,49 +237,54 @@ class Hystar(nn.Module):
 
     @torch.no_grad()
     def merge_static_(self) -> Self:
-        """Fold the static offsets into plain linears and keep the hypernetworks: the serving form. Saves no more."""
+        """Fold the static offsets into nn.Linear layers and keep the hypernetworks, for serving.
+
+        The model cannot be saved afterwards.
+        """
         for name in self._static_names:
             layer = self.backbone.get_submodule(name)
             if isinstance(layer, FastSVDLinear):
                 parent, _, child = name.rpartition(".")
                 setattr(self.backbone.get_submodule(parent), child, layer.merge().requires_grad_(False))
-                self._merged = True
+                self._is_merged = True
         return self
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write the adapter, not the backbone: ``config.json`` and ``adapter.safetensors``, each whole or not at all.
+        """Write the adapter without the backbone: ``config.json`` and ``adapter.safetensors``.
+
+        Each file is written beside its place and renamed, so that an old file is replaced as a whole.
 
         Raises:
-            ValueError: after :meth:`merge_static_`, whose offsets can no longer be told from the weights.
+            ValueError: the model was merged by :meth:`merge_static_`, so its offsets are no longer known.
         """
-        if self._merged:
-            raise ValueError("the static offsets are merged into the weights: save before merge_static_")
+        if self._is_merged:
+            raise ValueError("the model must be saved before merge_static_, got one whose static offsets are merged")
         description = {"config": self.config.to_dict(), "fingerprints": self._fingerprints}
-        write_adapter(directory, description, self._adapter())
+        write_adapter(directory, description, self._adapter_tensors())
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, **changes: Any) -> Self:
-        """Rebuild a saved model: the backbone and the style extractor its configuration names, and the adapter.
+        """Build the model of a saved adapter: backbone and style extractor by its configuration, then its tensors.
 
         Args:
-            directory: what :meth:`save_pretrained` wrote.
+            directory: the folder that :meth:`save_pretrained` wrote.
             changes: fields of the configuration to replace, such as ``pretrained`` where the weights have moved.
 
         Raises:
-            ValueError: when a file is missing, corrupt or of another format, when the adapter does not fit the
-                configuration, or when the backbone or extractor holds other weights than the adapter was trained on.
+            ValueError: a file is missing, corrupt or of another format, the adapter does not fit the configuration, or
+                the backbone or the style extractor has other weights than those that the adapter was trained on.
         """
         description, tensors = read_adapter(directory)
         config = HystarConfig.from_dict({**description["config"], **changes})
         model = cls(config)
         for part, trained_on in description["fingerprints"].items():
-            if trained_on is not None and model._fingerprints.get(part) not in (None, trained_on):
+            if not are_same_weights(trained_on, model._fingerprints.get(part)):
                 field = "pretrained" if part == "backbone" else "style_pretrained"
                 raise ValueError(
                     f"the adapter in {directory} was trained on another {part}: {field}={getattr(config, field)!r} "
                     "gives different weights"
                 )
-        needed = model._adapter()
+        needed = model._adapter_tensors()
         check_tensors(tensors, needed)
         with torch.no_grad():
             for name, parameter in needed.items():
@@ -271,25 +293,28 @@ class Hystar(nn.Module):
 
     @classmethod
     def from_authors_checkpoint(cls, path: str | Path, config: HystarConfig | None = None) -> Self:
-        """Read a checkpoint of the published Hystar code (its ``best.pt`` or ``last.pt``); save it as our adapter then.
+        """Build the model of a checkpoint that the published Hystar code wrote, its ``best.pt`` or ``last.pt``.
 
         Args:
             path: the file.
-            config: names the backbone and style it was trained with, an open_clip one; None is the published setting.
-                ``blocks``, ``rank`` and ``static`` are taken from the file.
+            config: the backbone, one of open_clip, and the style that it was trained with; None means the published
+                ones. ``blocks``, ``rank`` and ``static`` are taken from the file.
 
         Returns:
-            The model with the learned gates folded into its static offsets.
+            The model, with the learned gates folded into its static offsets.
 
         Raises:
-            ValueError: when the file is of another layout, lacks a tensor, or was trained on other weights.
+            ValueError: the file has another layout, lacks a tensor, or was trained on other weights.
         """
         stored = AuthorsCheckpoint.read(path)
         config = HystarConfig(weights="authors") if config is None else config
         if not config.backbone.startswith("open_clip:"):
             raise ValueError(f"config.backbone must be one of open_clip for these checkpoints, got {config.backbone!r}")
         if config.style == "prefix":
-            raise ValueError('config.style must be that of the checkpoint, "prefix" leaves out static offsets it has')
+            raise ValueError(
+                'config.style must be the one of the checkpoint, got "prefix", under which the first blocks have no '
+                "static offsets"
+            )
         model = cls(replace(config, blocks=stored.blocks, rank=stored.rank, **_AUTHORS_DESIGN))
         for name in model._static_names:
             stored.fill_static(name, model.backbone.get_submodule(name))
@@ -298,7 +323,7 @@ class Hystar(nn.Module):
             stored.fill_dynamic(name, model.backbone.get_submodule(f"{name}.in_proj"), network)
         return model
 
-    def _adapter(self) -> dict[str, Tensor]:
+    def _adapter_tensors(self) -> dict[str, Tensor]:
         return dict((*self.static_parameters(), *self.dynamic_parameters()))
 
 

@@ -1,4 +1,4 @@
-"""Style extractors: images -> the L2-normalised vector z that conditions the hypernetworks. Frozen, never trained."""
+"""Style extractors: frozen networks from images to the L2-normalised vector z that the hypernetworks read."""
 
 from __future__ import annotations
 
@@ -18,57 +18,58 @@ from hystar_fast.models.vgg import WIDTHS, gram, vgg_features
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-_MIXED = 16
-_VISIBLE_SIZE = 224  # what DINOv2 and VGG are evaluated at; DINOv2's own 518 is the grid of its position embeddings
+_MIXED_CHANNELS = 16
+_INPUT_SIZE = 224  # pixels; DINOv2 and VGG are evaluated at it. DINOv2's configuration says 518, for its positions
 
 
 class StyleExtractor(nn.Module, ABC):
-    """A frozen network from preprocessed images [B, 3, H, W] to z [B, dim], rows of unit length.
+    """Frozen network from preprocessed images [B, 3, H, W] to z [B, dim], rows of unit length.
 
-    It stays in evaluation mode whatever mode the model around it is in, and records no gradient.
+    It is always in evaluation mode, also inside a model in training mode, and records no gradient.
     """
 
     dim: int
 
     @abstractmethod
-    def features(self, seen: Tensor) -> Tensor:
-        """images [B, 3, H, W], or what else the class says that it reads -> [B, dim], any length."""
+    def features(self, inputs: Tensor) -> Tensor:
+        """Compute [B, dim], not normalised, from images [B, 3, H, W] or from the inputs that the subclass names."""
 
-    def forward(self, seen: Tensor) -> Tensor:
-        if seen.shape[0] == 0:
-            return torch.zeros(0, self.dim, device=seen.device)
+    def forward(self, inputs: Tensor) -> Tensor:
+        if inputs.shape[0] == 0:
+            return torch.zeros(0, self.dim, device=inputs.device)
         with torch.no_grad():
-            return F.normalize(self.features(seen).float(), dim=-1)
+            return F.normalize(self.features(inputs).float(), dim=-1)
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
 
 
 class BackboneStyle(StyleExtractor):
-    """The image embedding of the backbone as it was before anything was injected into it."""
+    """Image embedding of the backbone without any offsets."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.encoder = backbone.frozen_image_encoder()
         self.dim = backbone.embed_dim
 
-    def features(self, seen: Tensor) -> Tensor:
-        return self.encoder(seen)
+    def features(self, inputs: Tensor) -> Tensor:
+        return self.encoder(inputs)
 
 
 class PrefixStyle(StyleExtractor):
-    """Statistics of the tokens that enter the first modulated block: the encoder's own, so that no network runs twice.
+    """Statistics of the tokens that enter the first modulated block, which the encoder computes anyway.
 
-    Hystar leaves the blocks before it as they are, static offsets included, so that z does not move with training. The
-    class token, where there is one, and the mean and standard deviation of every channel over the patches (the diagonal
-    of the centred Gram matrix), each part normalised by itself; registers are left out. Where things are, and so most
-    of what is shown, is averaged away; line, colour and sharpness are not.
+    z consists of the class token, where there is one, and of the mean and the standard deviation of every channel over
+    the patches (the diagonal of the centred Gram matrix); each part is normalised by itself, and registers are left
+    out. The averages over the patches hold no positions, and so little of the objects shown, but they do hold line,
+    colour and sharpness. Hystar gives the blocks before the first modulated one no static offsets, so z does not change
+    with training.
 
-    It is called with the tokens [B, T, width] (see :meth:`Backbone.prefix`), not with images.
+    Its inputs are the tokens [B, T, width] of :meth:`Backbone.prefix`, not images.
 
     Args:
-        backbone: whose tokens they are.
-        blocks: how many blocks come before the first modulated one.
+        backbone: the source of the tokens.
+        blocks: number of blocks before the first modulated one.
     """
 
     def __init__(self, backbone: Backbone, blocks: int) -> None:
@@ -77,8 +78,8 @@ class PrefixStyle(StyleExtractor):
         self.has_class_token, self.leading = backbone.leading_tokens
         self.dim = (3 if self.has_class_token else 2) * backbone.width
 
-    def features(self, seen: Tensor) -> Tensor:
-        tokens = seen.float()
+    def features(self, inputs: Tensor) -> Tensor:
+        tokens = inputs.float()
         patches = tokens[:, self.leading :]
         parts = [tokens[:, 0]] if self.has_class_token else []
         parts += [patches.mean(dim=1), patches.std(dim=1, correction=0)]
@@ -86,7 +87,7 @@ class PrefixStyle(StyleExtractor):
 
 
 class NetworkStyle(StyleExtractor):
-    """A vision network of its own: resizes to its size and, where asked to, renormalises to its own statistics."""
+    """Separate vision network, on images of its own size and, as an option, with its own statistics."""
 
     renormalise: Tensor | None
 
@@ -97,8 +98,8 @@ class NetworkStyle(StyleExtractor):
         self.size = size
         self.register_buffer("renormalise", renormalise, persistent=False)
 
-    def features(self, seen: Tensor) -> Tensor:
-        images = seen.float()
+    def features(self, inputs: Tensor) -> Tensor:
+        images = inputs.float()
         if images.shape[-2:] != (self.size, self.size):
             images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True)
         if self.renormalise is not None:
@@ -107,33 +108,33 @@ class NetworkStyle(StyleExtractor):
 
     @abstractmethod
     def summarise(self, images: Tensor) -> Tensor:
-        """images of the network's own size -> [B, dim]."""
+        """Compute [B, dim] from images of the network's size."""
 
 
 class DinoStyle(NetworkStyle):
-    """The [CLS] token of DINOv2, with or without registers, after its last layer norm."""
+    """Class token of DINOv2, with or without registers, after its last layer norm."""
 
     def summarise(self, images: Tensor) -> Tensor:
         return self.network(pixel_values=images).last_hidden_state[:, 0]
 
 
 class VggStyle(NetworkStyle):
-    """Gram matrices of VGG-16 at the first rectified convolution of each of its five stages.
+    """Gram matrices of VGG-16 after the first ReLU of each of its five stages.
 
-    A Gram matrix of 512 channels has 131,328 entries, so each stage's channels are first mixed into 16 by fixed random
-    signs (P F of the maps F, hence P G Pᵀ of their Gram matrix G). The upper triangles are normalised one by one.
+    A Gram matrix of 512 channels has 131,328 different entries. So the channels of each stage are first mixed into 16
+    with fixed random signs P, which gives P G Pᵀ for a Gram matrix G. The upper triangle of each is normalised.
     """
 
     def __init__(self, network: nn.Sequential, size: int, renormalise: Tensor | None) -> None:
-        super().__init__(network, len(WIDTHS) * _MIXED * (_MIXED + 1) // 2, size, renormalise)
+        super().__init__(network, len(WIDTHS) * _MIXED_CHANNELS * (_MIXED_CHANNELS + 1) // 2, size, renormalise)
         generator = torch.Generator().manual_seed(0)
         for place, width in WIDTHS.items():
-            signs = torch.randint(2, (_MIXED, width), generator=generator, device="cpu").float() * 2 - 1
+            signs = torch.randint(2, (_MIXED_CHANNELS, width), generator=generator, device="cpu").float() * 2 - 1
             self.register_buffer(f"mix{place}", (signs / width**0.5).to(torch.get_default_device()))
 
     def summarise(self, images: Tensor) -> Tensor:
         parts, x = [], images
-        rows, columns = torch.triu_indices(_MIXED, _MIXED, device=images.device)
+        rows, columns = torch.triu_indices(_MIXED_CHANNELS, _MIXED_CHANNELS, device=images.device)
         for place, layer in enumerate(self.network.children()):
             x = layer(x)
             if place in WIDTHS:
@@ -147,12 +148,12 @@ class VggStyle(NetworkStyle):
 
 
 def create_style(config: HystarConfig, backbone: Backbone) -> StyleExtractor:
-    """The style extractor `config` names. Call it before anything is injected into `backbone`.
+    """Create the style extractor of `config`, before anything is injected into `backbone`.
 
     On the meta device a DINOv2 needs no weights, see :func:`hystar_fast.models.dino.load_dino`.
 
     Raises:
-        ValueError: naming ``style_pretrained``, when the weights cannot be had.
+        ValueError: the weights cannot be loaded; the message names ``style_pretrained``.
     """
     if config.style == "clip":
         return BackboneStyle(backbone)
@@ -160,15 +161,15 @@ def create_style(config: HystarConfig, backbone: Backbone) -> StyleExtractor:
         return PrefixStyle(backbone, min(resolve_blocks(config.blocks, backbone.depth, config.backbone)) - 1)
     if config.lacks_style_weights:
         raise ValueError(
-            'style="vgg" needs style_pretrained: a torchvision weights name, a file, or None for random weights; got '
-            f"the default, {config.style_pretrained!r}, which is a DINOv2"
+            "style_pretrained must be the name of torchvision weights, a file, or None for random weights with "
+            f'style="vgg", got the default {config.style_pretrained!r}, which is a DINOv2'
         )
     renormalise = _to_imagenet(backbone) if config.style_normalization == "own" else None
     try:
         with repeatable_weights():
             create = _create_dino if config.style == "dinov2" else _create_vgg
             return create(config.style_pretrained, renormalise)
-    except Exception as error:  # loaders of damaged or missing weights raise anything
+    except Exception as error:  # damaged or missing weights can raise anything
         raise ValueError(
             f"style_pretrained={config.style_pretrained!r} could not be loaded for style={config.style!r}: {error}"
         ) from error
@@ -177,12 +178,12 @@ def create_style(config: HystarConfig, backbone: Backbone) -> StyleExtractor:
 def _create_dino(pretrained: str | None, renormalise: Tensor | None) -> DinoStyle:
     network = load_dino(pretrained)
     settings = network.config
-    size = min(_VISIBLE_SIZE, int(settings.image_size))
+    size = min(_INPUT_SIZE, int(settings.image_size))
     return DinoStyle(network, int(settings.hidden_size), size - size % int(settings.patch_size), renormalise)
 
 
 def _create_vgg(pretrained: str | None, renormalise: Tensor | None) -> VggStyle:
-    return VggStyle(vgg_features(pretrained), _VISIBLE_SIZE, renormalise)
+    return VggStyle(vgg_features(pretrained), _INPUT_SIZE, renormalise)
 
 
 def _to_imagenet(backbone: Backbone) -> Tensor:

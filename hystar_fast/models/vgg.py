@@ -1,4 +1,4 @@
-"""VGG-16's convolutions, and the Gram matrices of their maps that say how a picture is drawn."""
+"""Convolutions of VGG-16, and the Gram matrices of their maps, which describe the style of a picture."""
 
 from __future__ import annotations
 
@@ -7,39 +7,41 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-WIDTHS = {1: 64, 6: 128, 11: 256, 18: 512, 25: 512}  # the first rectified convolution of each stage, and its channels
+WIDTHS = {1: 64, 6: 128, 11: 256, 18: 512, 25: 512}  # layer of the first ReLU of each stage: its channels
 
 
 def vgg_features(pretrained: str | None) -> nn.Sequential:
-    """The convolutional part of VGG-16, frozen.
+    """Load the convolutional part of VGG-16, frozen.
 
     Args:
         pretrained: the name of torchvision weights, a local state dict, or None for random weights.
 
     Raises:
-        KeyError, OSError, RuntimeError, ValueError: weights that cannot be had or do not fit.
+        KeyError, OSError, RuntimeError, ValueError: the weights are missing or do not fit.
     """
-    from torchvision.models.vgg import cfgs, make_layers, vgg16
+    from torchvision.models.vgg import VGG16_Weights, cfgs, make_layers
 
-    if pretrained is not None and not Path(pretrained).is_file():
-        return vgg16(weights=pretrained).features.requires_grad_(False).eval()
     features = make_layers(cfgs["D"])
-    if pretrained is None:  # the default initialisation halves the signal at every layer and leaves little of the image
+    if pretrained is None:  # torch's default initialisation halves the activations at every layer
         for layer in features:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     else:
-        stored = torch.load(pretrained, map_location="cpu", weights_only=True)
+        if Path(pretrained).is_file():
+            stored = torch.load(pretrained, map_location="cpu", weights_only=True)
+        else:
+            options = {"map_location": "cpu", "weights_only": True}  # torchvision's default runs any pickle
+            stored = VGG16_Weights.verify(pretrained).get_state_dict(progress=True, check_hash=True, **options)
         held = {name: value for name, value in stored.items() if name.startswith("features.")}
         features.load_state_dict({name.removeprefix("features."): value for name, value in held.items()})
     return features.requires_grad_(False).eval()
 
 
 def gram(maps: Tensor) -> Tensor:
-    """G = F Fᵀ / (H W) of maps [B, C, H, W] -> [B, C, C]: which channels answer together, wherever they do.
+    """Compute the Gram matrices G = F Fᵀ / (H W) of maps [B, C, H, W] -> [B, C, C], which hold no positions.
 
-    Source: Gatys et al., Image Style Transfer Using Convolutional Neural Networks (CVPR 2016), Eq. 3, there without
-    the division.
+    Source: Gatys et al., Image Style Transfer Using Convolutional Neural Networks (CVPR 2016), Eq. 3, which does not
+    divide.
 
     >>> gram(torch.ones(1, 2, 3, 3)).tolist()
     [[[1.0, 1.0], [1.0, 1.0]]]

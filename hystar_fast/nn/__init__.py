@@ -1,4 +1,4 @@
-"""Modules over the ops: factors, FastSVDLinear, injection, attention, hypernetwork and losses."""
+"""PyTorch modules: SVD factors, FastSVDLinear and its injection, attention, the hypernetwork and the losses."""
 
 from hystar_fast.nn.attention import SVDAttention
 from hystar_fast.nn.factors import SVDFactors, svd_factors

@@ -1,4 +1,4 @@
-"""Self-attention whose packed projection is modulated per sample: a drop-in for nn.MultiheadAttention."""
+"""Self-attention whose packed projection is modulated for each sample; it replaces nn.MultiheadAttention."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
+from hystar_fast.nn.views import apply_linear
 
 _PACKED_NAMES = ("in_proj_", "qkv.")
 _SPLIT_NAMES = ("q_proj.", "k_proj.", "v_proj.")
 _OUTPUT_NAMES = ("proj.", "projection.")
-_SHORT = 128
+_SHORT_SEQUENCE = 128  # tokens
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """``softmax(q kᵀ / sqrt(d_head) + mask) v`` of [B, heads, T, d_head]; a boolean mask is True where allowed.
+    """Compute ``softmax(q kᵀ / sqrt(d_head) + mask) v``.
 
-    scaled_dot_product_attention, but for up to 128 tokens on the CPU without a mask: there the backward of its fused
-    kernel takes about five times as long as the plain products below, and its own plain fallback twice.
+    This is scaled_dot_product_attention, with one exception: up to 128 tokens on the CPU, without a mask, are computed
+    by plain products. There the backward of the fused kernel takes about five times as long, and that of torch's own
+    plain implementation twice as long.
+
+    Args:
+        q, k, v: [B, heads, T, d_head].
+        mask: boolean, True where a query may see a key, or floating and added; None for no mask.
     """
-    if mask is not None or q.device.type != "cpu" or q.shape[-2] > _SHORT:
+    if mask is not None or q.device.type != "cpu" or q.shape[-2] > _SHORT_SEQUENCE:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1) @ v
 
@@ -34,26 +40,28 @@ class SVDAttention(nn.Module):
 
     ``q, k, v = split(u diag(s + delta_s) vh x + b)``, ``y = W_o softmax(q kᵀ / sqrt(d_head) + mask) v + b_o``.
 
-    Build one with :meth:`from_mha` or, from any other self-attention, :meth:`from_linears`; with zero offsets it
-    equals the attention it came from. The style is an argument of forward and nothing is remembered between calls,
-    so gradient checkpointing recomputes with the same style and threads do not mix theirs.
+    :meth:`from_mha` builds one from nn.MultiheadAttention, and :meth:`from_linears` from any other self-attention. With
+    zero offsets it equals the attention it was built from. The offsets are an argument of forward, and the module
+    stores nothing between calls: gradient checkpointing recomputes with the same offsets, and threads do not share
+    them.
 
     Args:
         in_proj: the packed projection, d -> 3 d.
-        out_proj: the output projection, d -> d, used as it is.
+        out_proj: the output projection, d -> d. It is used as it is, not copied.
         num_heads: a divisor of d.
 
-    Shapes: x [B, T, d], batch first whatever the source's layout; delta_s and index as for FastSVDLinear, or None;
-        attn_mask by nn.MultiheadAttention's convention, boolean with True at forbidden positions or floating and
-        added, [T, T], [B * heads, T, T] or anything that broadcasts to [B, heads, T, T]. Returns [B, T, d].
+    Shapes: x [B, T, d]: the batch comes first, also where the source had it second. delta_s and index as for
+        FastSVDLinear, or None. attn_mask as for nn.MultiheadAttention: boolean and True where a query must not see a
+        key, or floating and added; its shape is [T, T], [B * heads, T, T] or any that broadcasts to [B, heads, T, T].
+        Returns [B, T, d].
 
-    Gradients: for x, delta_s, in_proj.delta_s_static, a floating attn_mask and whatever of out_proj is trainable.
+    Gradients: for x, delta_s, in_proj.delta_s_static, a floating attn_mask and the trainable parameters of out_proj.
 
-    Cost: the projections as FastSVDLinear says; attention by scaled_dot_product_attention, so no T x T matrix is kept
-        where a fused kernel exists, but for the short sequences :func:`attend` names.
+    Cost: that of FastSVDLinear for the projection, and of scaled_dot_product_attention for the rest. Where a fused
+        kernel exists no T x T matrix is stored; :func:`attend` names the exception, short sequences on the CPU.
 
     Raises:
-        TypeError, ValueError: naming the argument, what it needs and what came.
+        TypeError, ValueError: an argument has the wrong type or shape; the message says what it must be.
 
     Source: Hystar, Sec. 3.2: the packed in_proj is modulated, out_proj is not.
 
@@ -76,7 +84,7 @@ class SVDAttention(nn.Module):
     def from_mha(
         cls, mha: nn.MultiheadAttention, rank: int | None = None, *, cache_dir: str | Path | None = None
     ) -> SVDAttention:
-        """Factor the packed projection of ``mha`` and keep its ``out_proj`` module; ``mha`` itself is left as it is."""
+        """Factor the packed projection of ``mha`` and share its ``out_proj``; ``mha`` itself does not change."""
         if not isinstance(mha, nn.MultiheadAttention):
             raise TypeError(f"mha must be an nn.MultiheadAttention, got {type(mha).__name__}")
         if mha.in_proj_weight is None:
@@ -85,9 +93,13 @@ class SVDAttention(nn.Module):
                 f"got kdim {mha.kdim} and vdim {mha.vdim}"
             )
         if mha.bias_k is not None or mha.bias_v is not None or mha.add_zero_attn:
-            raise ValueError("mha must have add_bias_kv=False and add_zero_attn=False; neither is supported")
+            has_bias_kv = mha.bias_k is not None or mha.bias_v is not None
+            raise ValueError(
+                "mha must have add_bias_kv=False and add_zero_attn=False, "
+                f"got add_bias_kv={has_bias_kv} and add_zero_attn={mha.add_zero_attn}"
+            )
         if mha.dropout:
-            raise ValueError(f"mha must have dropout=0, since attention dropout is not supported, got {mha.dropout}")
+            raise ValueError(f"mha must have dropout=0, as attention dropout is not supported, got {mha.dropout}")
         packed = nn.Linear(mha.embed_dim, 3 * mha.embed_dim, mha.in_proj_bias is not None, device="meta")
         packed.weight, packed.bias = mha.in_proj_weight, mha.in_proj_bias
         return cls.from_linears([packed], mha.out_proj, mha.num_heads, rank, cache_dir=cache_dir).train(mha.training)
@@ -102,14 +114,20 @@ class SVDAttention(nn.Module):
         *,
         cache_dir: str | Path | None = None,
     ) -> SVDAttention:
-        """Factor ``projections``, one packed layer or query, key and value in this order, and keep ``out_proj`` itself.
+        """Factor the projections of any self-attention and share its ``out_proj``.
 
-        Three layers are stacked to one weight [3 d, d] first, so that one spectrum spans all three.
+        Args:
+            projections: one packed layer d -> 3 d, or the layers of query, key and value, in this order. Three layers
+                are stacked into one weight [3 d, d], so that one spectrum spans all three.
+            out_proj: the output projection.
+            num_heads: a divisor of d.
+            rank: as in FastSVDLinear.
+            cache_dir: as in svd_factors.
         """
         if len(projections) not in (1, 3) or not all(isinstance(layer, nn.Linear) for layer in projections):
             kinds = ", ".join(type(layer).__name__ for layer in projections) or "nothing"
             raise TypeError(f"projections must be one packed nn.Linear or three (query, key, value), got {kinds}")
-        packed = projections[0] if len(projections) == 1 else _stacked(projections)
+        packed = projections[0] if len(projections) == 1 else _stack(projections)
         return cls(FastSVDLinear.from_linear(packed, rank, cache_dir=cache_dir), out_proj, num_heads)
 
     def forward(
@@ -123,14 +141,14 @@ class SVDAttention(nn.Module):
         if x.dim() != 3:
             raise ValueError(f"x must be [B, T, {self.in_proj.in_features}], got shape {tuple(x.shape)}")
         batch, tokens, width = x.shape
-        plain = delta_s is None and index is None  # a merged projection takes nothing else
-        packed = self.in_proj(x) if plain else self.in_proj(x, delta_s, index=index)
+        has_no_offset = delta_s is None and index is None
+        packed = self.in_proj(x) if has_no_offset else self.in_proj(x, delta_s, index=index)  # nn.Linear once merged
         q, k, v = packed.reshape(batch, tokens, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
-        mixed = attend(q, k, v, self._allowed(attn_mask, q))
-        return self.out_proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        mixed = attend(q, k, v, self._convert_mask(attn_mask, q))
+        return apply_linear(self.out_proj, mixed.transpose(1, 2).reshape(batch, tokens, width))
 
-    def _allowed(self, mask: Tensor | None, q: Tensor) -> Tensor | None:
-        """The mask by scaled_dot_product_attention's convention, where True means allowed."""
+    def _convert_mask(self, mask: Tensor | None, q: Tensor) -> Tensor | None:
+        """Return the mask as scaled_dot_product_attention takes it: True where a query may see a key."""
         if mask is None:
             return None
         batch, heads, tokens, _ = q.shape
@@ -148,12 +166,15 @@ class SVDAttention(nn.Module):
         return mask.to(q.dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Accept the source's keys, packed or split: this runs before the children load, so renaming suffices."""
+        """Accept the keys of the module that this one was built from, packed or split.
+
+        They are renamed in `state_dict` before the submodules load.
+        """
         for name in ("weight", "bias"):
             for source in _PACKED_NAMES:
-                _rename(state_dict, prefix + source + name, prefix + "in_proj." + name)
+                _rename_key(state_dict, prefix + source + name, prefix + "in_proj." + name)
             for source in _OUTPUT_NAMES:
-                _rename(state_dict, prefix + source + name, prefix + "out_proj." + name)
+                _rename_key(state_dict, prefix + source + name, prefix + "out_proj." + name)
             split = [prefix + source + name for source in _SPLIT_NAMES]
             if all(key in state_dict for key in split):
                 state_dict[prefix + "in_proj." + name] = torch.cat([state_dict.pop(key) for key in split])
@@ -163,8 +184,8 @@ class SVDAttention(nn.Module):
         return f"num_heads={self.num_heads}"
 
 
-def _stacked(projections: Sequence[nn.Linear]) -> nn.Linear:
-    """One layer whose output is that of all `projections` side by side; a missing bias is zero."""
+def _stack(projections: Sequence[nn.Linear]) -> nn.Linear:
+    """Return one layer whose output is the outputs of all `projections`, concatenated; a missing bias is zero."""
     packed = nn.Linear(projections[0].in_features, sum(layer.out_features for layer in projections), device="meta")
     packed.weight = nn.Parameter(torch.cat([layer.weight.detach() for layer in projections]), requires_grad=False)
     biases: list[Tensor] = [
@@ -176,6 +197,6 @@ def _stacked(projections: Sequence[nn.Linear]) -> nn.Linear:
     return packed.train(projections[0].training)
 
 
-def _rename(state_dict: dict[str, Any], old: str, new: str) -> None:
+def _rename_key(state_dict: dict[str, Any], old: str, new: str) -> None:
     if old in state_dict:
         state_dict[new] = state_dict.pop(old)

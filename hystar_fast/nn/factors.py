@@ -1,4 +1,4 @@
-"""Singular value factors of a weight, cached on disk by the weight's content."""
+"""Factors of a weight by its singular value decomposition, cached on disk by the content of the weight."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _VERSION = 1
 
 
 class SVDFactors(NamedTuple):
-    """The leading r terms of ``weight = u diag(s) vh``: u [out, r] and vh [r, in] orthonormal, s [r] descending."""
+    """Leading r terms of ``weight = u diag(s) vh``: u [out, r] and vh [r, in] are orthonormal, s [r] descends."""
 
     u: Tensor
     s: Tensor
@@ -26,30 +26,31 @@ class SVDFactors(NamedTuple):
 
 
 def svd_factors(weight: Tensor, rank: int | None = None, *, cache_dir: str | Path | None = None) -> SVDFactors:
-    """Factor a weight into its leading singular values and vectors, once per content.
+    """Return the leading singular values and vectors of a weight, from the cache where they are in it.
 
-    ``W = U diag(s) Vᵀ``, the decomposition behind Eq. 1.
+    ``W = U diag(s) Vᵀ``, the decomposition that Eq. 1 modulates.
 
     Args:
         weight: [out, in], any floating dtype, finite.
-        rank: how many leading terms to keep; ``None`` keeps all ``min(out, in)``.
-        cache_dir: where to keep the factors; ``None`` means ``$XDG_CACHE_HOME/hystar_fast/svd`` or
-            ``~/.cache/hystar_fast/svd``. A file is named by a hash of the weight's bytes, shape, dtype and rank, so
-            it never goes stale; a damaged one is rebuilt with a warning, an unwritable directory only warns.
+        rank: number of leading terms; ``None`` means all ``min(out, in)``.
+        cache_dir: folder of the cache; ``None`` means ``$XDG_CACHE_HOME/hystar_fast/svd`` or
+            ``~/.cache/hystar_fast/svd``. The name of a file is a hash of the weight's bytes, shape, dtype and rank, so
+            a changed weight has another file. A damaged file is rebuilt with a warning. A folder that cannot be
+            written to gives a warning.
 
     Returns:
         Factors on the weight's device, in float64 for a float64 weight and in float32 for every other dtype.
-        They are computed in float64 on the CPU, whatever the weight's device, so every machine finds the same file.
+        They are always computed in float64 on the CPU.
         Signs are fixed: the entry of largest magnitude in each column of u is positive.
 
     Gradients: none, the factors are detached.
 
-    Cost: one float64 SVD the first time (about a second for 3072 x 1024 on two cores), afterwards one read of
+    Cost: one SVD in float64 the first time, about a second for 3072 x 1024 on two cores. Afterwards one read of
     ``4 r (out + in)`` bytes and one hash of the weight.
 
     Raises:
-        TypeError: ``weight`` is no floating-point tensor or ``rank`` no integer.
-        ValueError: ``weight`` is not a non-empty matrix or holds NaN or inf, or ``rank`` is out of range.
+        TypeError: ``weight`` is not a floating-point tensor, or ``rank`` is not an integer.
+        ValueError: ``weight`` is not a matrix, is empty, or holds NaN or inf; or ``rank`` is out of range.
 
     Source: Hystar, Sec. 3.2.
 
@@ -63,20 +64,20 @@ def svd_factors(weight: Tensor, rank: int | None = None, *, cache_dir: str | Pat
     host = weight.detach().cpu().contiguous()
     directory = Path(cache_dir) if cache_dir is not None else _default_directory()
     path = None if directory is None else directory / f"{_digest(host, rank)}.safetensors"
-    factors = None if path is None else _read(path, host, rank)
+    factors = None if path is None else _read_factors(path, host, rank)
     if factors is None:
         factors = factorise(host, rank)
         if path is not None:
-            _write(path, factors)
+            _write_factors(path, factors)
     return SVDFactors(*(factor.to(weight.device) for factor in factors))
 
 
 def factorise(weight: Tensor, rank: int | None = None) -> SVDFactors:
-    """The same factors as :func:`svd_factors`, computed afresh and not cached."""
+    """Compute the factors of :func:`svd_factors` without the cache."""
     rank = checked_rank(weight, rank)
     if not torch.isfinite(weight).all():
-        bad = int((~torch.isfinite(weight)).sum())
-        raise ValueError(f"weight must be finite, but {bad} of its {weight.numel()} entries are NaN or inf")
+        count = int((~torch.isfinite(weight)).sum())
+        raise ValueError(f"weight must be finite, got NaN or inf in {count} of {weight.numel()} entries")
     u, s, vh = torch.linalg.svd(weight.detach().cpu().double(), full_matrices=False)
     signs = u.gather(0, u.abs().argmax(0, keepdim=True)).sign()
     dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -85,10 +86,10 @@ def factorise(weight: Tensor, rank: int | None = None) -> SVDFactors:
 
 
 def checked_rank(weight: Tensor, rank: int | None) -> int:
-    """``rank`` with its default filled in, after checking it against a weight that can be factored."""
+    """Return ``rank``, or the full rank for ``None``; raise where ``weight`` cannot be factored with it."""
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        what = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
-        raise TypeError(f"weight must be a floating-point tensor, got {what}")
+        kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"weight must be a floating-point tensor, got {kind}")
     if weight.dim() != 2 or weight.numel() == 0:
         raise ValueError(f"weight must be a non-empty matrix [out, in], got shape {tuple(weight.shape)}")
     full = min(weight.shape)
@@ -103,31 +104,35 @@ def checked_rank(weight: Tensor, rank: int | None) -> int:
 
 def _default_directory() -> Path | None:
     configured = os.environ.get("XDG_CACHE_HOME")
-    with contextlib.suppress(RuntimeError):  # a user without a home directory has no cache
+    with contextlib.suppress(RuntimeError):  # no home directory: no cache
         return (Path(configured) if configured else Path.home() / ".cache") / "hystar_fast" / "svd"
     return None
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Return the values of a tensor, in row-major order, as bytes."""
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _digest(weight: Tensor, rank: int) -> str:
     digest = hashlib.blake2b(f"{_VERSION} {weight.dtype} {tuple(weight.shape)} {rank}".encode(), digest_size=20)
-    digest.update(_bytes_of(weight))
+    digest.update(bytes_of(weight))
     return digest.hexdigest()
 
 
 def _checksum(path: Path, factors: SVDFactors) -> Tensor:
-    """Of the factors and of the name they go by, so that a file under another file's name is found out too."""
+    """Hash the factors and the name of their file, so that a file which was given another name is rejected too."""
     digest = hashlib.blake2b(path.stem.encode(), digest_size=20)
     for factor in factors:
-        digest.update(_bytes_of(factor))
+        digest.update(bytes_of(factor))
     return torch.tensor(list(digest.digest()), dtype=torch.uint8)
 
 
-def _read(path: Path, weight: Tensor, rank: int) -> SVDFactors | None:
-    """The factors in `path`, or None when there are none to trust. Read whole, never mapped: the file may change."""
+def _read_factors(path: Path, weight: Tensor, rank: int) -> SVDFactors | None:
+    """Return the factors in `path`, or None where there is no file or a damaged one.
+
+    The file is read whole and not mapped into memory, as another process may replace it.
+    """
     out_features, in_features = weight.shape
     try:
         stored = load(path.read_bytes())
@@ -138,14 +143,14 @@ def _read(path: Path, weight: Tensor, rank: int) -> SVDFactors | None:
             raise ValueError("checksum does not match")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except Exception as error:  # whatever a damaged file raises, the weight itself is at hand to rebuild it from
+    except Exception as error:  # a damaged file can raise anything
         warnings.warn(f"rebuilding the SVD cache file {path}, which cannot be used: {error}", stacklevel=3)
         return None
     return factors
 
 
-def _write(path: Path, factors: SVDFactors) -> None:
-    """Write whole or not at all: concurrent writers each replace the file by the same content."""
+def _write_factors(path: Path, factors: SVDFactors) -> None:
+    """Write a temporary file and rename it, so that no reader sees half a file. Concurrent writers write the same."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""FastSVDLinear: a frozen linear layer whose singular values move, once for all samples or per sample."""
+"""FastSVDLinear: a frozen linear layer whose singular values take offsets, shared or one set for each sample."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from hystar_fast.ops.svd_linear import svd_linear
 from hystar_fast.ops.svd_linear_fp8 import Fp8Factors, quantise_factors
 
 
-class _Quantised:
-    """Factors in e4m3 and the tensors they were made from. torch.compile cannot trace what ``stands_for`` looks at."""
+class _QuantisedFactors:
+    """Factors in e4m3 and the tensors that they were made from. torch.compile cannot trace :meth:`are_of`."""
 
     def __init__(self, u: Tensor, vh: Tensor) -> None:
         self.factors = quantise_factors(u, vh)
         self.made_from = None if torch.compiler.is_compiling() else (u, _version(u), vh, _version(vh))
 
-    def stands_for(self, u: Tensor, vh: Tensor) -> bool:
-        """Whether these are the same tensors, and none was written to since."""
+    def are_of(self, u: Tensor, vh: Tensor) -> bool:
+        """Return True where the factors were made from these tensors and neither has been written to since."""
         if self.made_from is None:
             return False
         old_u, u_version, old_vh, vh_version = self.made_from
@@ -37,34 +37,34 @@ def _version(tensor: Tensor) -> int:
 
 
 class FastSVDLinear(nn.Module):
-    """A linear layer that keeps its singular vectors and lets its singular values be adapted.
+    """Linear layer with frozen singular vectors, whose singular values take a static and a per-sample offset.
 
-    ``y = u diag(s + delta_s_static + delta_s) vh x + bias`` with ``W = u diag(s) vh`` (Eq. 1), or, when rank is
-    truncated and the remainder kept, ``y = W x + bias + u diag(delta_s_static + delta_s) vh x``. With zero offsets it
-    equals the layer it came from.
+    ``y = u diag(s + delta_s_static + delta_s) vh x + bias`` with ``W = u diag(s) vh`` (Eq. 1). With a truncated rank
+    and the remainder kept, ``y = W x + bias + u diag(delta_s_static + delta_s) vh x``. With zero offsets it equals the
+    layer that it was built from.
 
-    The factors and the bias are frozen Parameters rather than buffers: DistributedDataParallel would broadcast
-    buffers of this size every step, and FSDP2 shards Parameters only. ``s`` and ``delta_s_static`` stay in float32
-    (float64 in a float64 layer) whatever the layer is cast to: a half precision step would be lost against them.
+    The factors and the bias are frozen Parameters and not buffers: DistributedDataParallel broadcasts buffers in every
+    forward, and FSDP2 shards Parameters only. ``s`` and ``delta_s_static`` stay in float32 (float64 in a float64 layer)
+    when the layer is cast to half precision, where a small update would be rounded away.
 
     Args:
-        in_features, out_features, bias, device, dtype: as for nn.Linear, and initialised like one.
-        rank: how many leading singular values move; ``None`` means all ``min(in, out)``.
-        keep_remainder: whether a truncated layer keeps the rest of its spectrum. Without it the layer has rank
-            ``rank``, and is cheaper than nn.Linear when ``rank < in * out / (in + out)``.
-        precision: ``"fp8"`` runs the modulated products of the forward in e4m3, as in :func:`svd_linear`; it may be set
-            on a layer at any time. The quantised factors are kept beside u and vh, and are not saved with them.
+        in_features, out_features, bias, device, dtype: as for nn.Linear; the weight is initialised as there.
+        rank: number of leading singular values that take offsets; ``None`` means all ``min(in, out)``.
+        keep_remainder: keep the rest of the spectrum of a truncated layer. Without it the weight has rank ``rank``, and
+            the layer is cheaper than nn.Linear where ``rank < in * out / (in + out)``.
+        precision: ``"fp8"`` computes the modulated products of the forward in e4m3, as in :func:`svd_linear`. It can be
+            set on a layer at any time. The quantised factors are held beside u and vh, and are not saved.
 
-    Shapes: x [..., in] and delta_s [r]; x [B, ..., in] and delta_s [B, r]; or delta_s a bank [K, r] with ``index``
-        [B] int, which names each sample's row. Returns [..., out].
+    Shapes: x [..., in] and delta_s [r]; x [B, ..., in] and delta_s [B, r]; or a bank delta_s [K, r] with ``index``
+        [B] int, the row of each sample. Returns [..., out].
 
     Gradients: for x, delta_s and delta_s_static; for bias once it is unfrozen. u and vh cannot be trained.
 
-    Cost: ``2 r (in + out)`` FLOPs a token where nn.Linear takes ``2 in out`` (plus those with the remainder);
-        no weight per sample is ever built.
+    Cost: ``2 r (in + out)`` FLOPs a token, where nn.Linear takes ``2 in out``; with the remainder, both. No weight is
+        built for a sample, unless :func:`svd_linear` finds that cheaper.
 
     Raises:
-        TypeError, ValueError: naming the argument, what it needs and what came.
+        TypeError, ValueError: an argument has the wrong type or shape; the message says what it must be.
 
     Source: Hystar, Sec. 3.2.
 
@@ -98,7 +98,7 @@ class FastSVDLinear(nn.Module):
         if precision not in (None, "fp8"):
             raise ValueError(f"precision must be None or 'fp8', got {precision!r}")
         self.precision = precision
-        self._quantised: _Quantised | None = None
+        self._quantised: _QuantisedFactors | None = None
         dtype = torch.get_default_dtype() if dtype is None else dtype
         self.rank = checked_rank(torch.empty(out_features, in_features, device="meta", dtype=dtype), rank)
         self.in_features, self.out_features = in_features, out_features
@@ -127,9 +127,10 @@ class FastSVDLinear(nn.Module):
         precision: Literal["fp8"] | None = None,
         cache_dir: str | Path | None = None,
     ) -> FastSVDLinear:
-        """Build the layer that equals ``linear`` at zero offset; its factors come from the disk cache when they can.
+        """Build the layer that equals ``linear`` at zero offset.
 
-        ``linear`` is left as it is: weight and bias are copied. See :func:`svd_factors` for ``cache_dir``.
+        ``linear`` does not change: weight and bias are copied. The factors are read from the cache on disk where they
+        are in it, see :func:`svd_factors`.
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be an nn.Linear, got {type(linear).__name__}")
@@ -146,17 +147,17 @@ class FastSVDLinear(nn.Module):
         )
         if not weight.is_meta:
             layer.to_empty(device=weight.device)
-            layer._fill(weight, bias, svd_factors(weight, layer.rank, cache_dir=cache_dir))
+            layer._set_parameters(weight, bias, svd_factors(weight, layer.rank, cache_dir=cache_dir))
         return layer.train(linear.training)
 
     def reset_parameters(self) -> None:
-        """Draw a weight and bias as nn.Linear does, factor them, and set the static offset to zero."""
+        """Draw a weight and a bias as nn.Linear does, factor the weight, and set the static offset to zero."""
         bias = self.bias is not None
         plain = nn.Linear(self.in_features, self.out_features, bias, device=self.u.device, dtype=self.u.dtype)
-        self._fill(plain.weight, plain.bias, factorise(plain.weight, self.rank))
+        self._set_parameters(plain.weight, plain.bias, factorise(plain.weight, self.rank))
 
     @torch.no_grad()
-    def _fill(self, weight: Tensor, bias: Tensor | None, factors: SVDFactors) -> None:
+    def _set_parameters(self, weight: Tensor, bias: Tensor | None, factors: SVDFactors) -> None:
         for parameter, value in zip((self.u, self.s, self.vh), factors, strict=True):
             parameter.copy_(value)
         if self.base_weight is not None:
@@ -171,18 +172,18 @@ class FastSVDLinear(nn.Module):
             self._check_offset(x, delta_s, index)
             offset = offset + delta_s
         elif index is not None:
-            raise ValueError("index names rows of delta_s, but delta_s is None")
+            raise ValueError(f"index must be None where delta_s is None, got {type(index).__name__}")
         scale, bias = (self.s + offset, self.bias) if self.base_weight is None else (offset, None)
         factors = None if self.precision is None else self._fp8_factors()
         y = svd_linear(x, self.u, scale, self.vh, bias, index=index, precision=self.precision, factors=factors)
         return y if self.base_weight is None else F.linear(x, self.base_weight, self.bias) + y
 
     def _fp8_factors(self) -> Fp8Factors:
-        """The factors in e4m3, made when first needed and again when u or vh is another or was written to."""
-        made = self._quantised
-        if made is None or not (torch.compiler.is_compiling() or made.stands_for(self.u, self.vh)):
-            made = self._quantised = _Quantised(self.u, self.vh)
-        return made.factors
+        """Return the factors in e4m3, which are computed again where u or vh was replaced or written to."""
+        quantised = self._quantised
+        if quantised is None or not (torch.compiler.is_compiling() or quantised.are_of(self.u, self.vh)):
+            quantised = self._quantised = _QuantisedFactors(self.u, self.vh)
+        return quantised.factors
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_quantised": None}
@@ -201,7 +202,7 @@ class FastSVDLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight [out, in], static offset folded in: read-only, detached, built when its numbers are used."""
+        """Weight [out, in] with the static offset folded in: read-only, detached, and built only when it is used."""
         if torch.compiler.is_compiling():
             return self._materialise()
         return LazyWeight(self._materialise, self.u, (self.out_features, self.in_features))
@@ -217,7 +218,7 @@ class FastSVDLinear(nn.Module):
             return weight.to(self.u.dtype)
 
     def merge(self) -> nn.Linear:
-        """Return a frozen nn.Linear with the static offset folded in; this layer stays as it is."""
+        """Return a frozen nn.Linear with the static offset folded in; this layer does not change."""
         plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta", dtype=self.u.dtype)
         plain.weight = nn.Parameter(self._materialise(), requires_grad=False)
         if self.bias is not None:
@@ -236,13 +237,15 @@ class FastSVDLinear(nn.Module):
         return super()._apply(keep_precision, recurse)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Accept a plain layer's ``weight`` in place of the factors: it is factored and its static offset is zero."""
+        """Accept the ``weight`` of nn.Linear in place of the factors: it is factored, and the static offset is zero."""
         self._quantised = None
         if prefix + "weight" in state_dict and prefix + "u" not in state_dict:
             weight = state_dict.pop(prefix + "weight")
             if weight.shape != (self.out_features, self.in_features):
                 needs = (self.out_features, self.in_features)
-                args[-1].append(f"size mismatch for {prefix}weight: needs {needs}, got {tuple(weight.shape)}.")
+                args[-1].append(
+                    f"size mismatch for {prefix}weight: it must have shape {needs}, got {tuple(weight.shape)}"
+                )
                 return
             factors = SVDFactors(*(factor.detach() for factor in svd_factors(weight, self.rank)))
             state_dict[prefix + "u"], state_dict[prefix + "vh"] = (f.to(self.u.dtype) for f in (factors.u, factors.vh))

@@ -1,4 +1,4 @@
-"""The hypernetwork that turns a style embedding into singular value offsets."""
+"""Hypernetwork: offsets of singular values from a style embedding."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+from hystar_fast.nn.views import apply_linear
 
 
 class Hypernetwork(nn.Module):
@@ -15,22 +17,22 @@ class Hypernetwork(nn.Module):
 
     Args:
         style_dim: width of the style embedding z.
-        rank: number of singular values it modulates.
-        hidden: width of the hidden layers; ``None`` means ``2 * rank`` (the paper's choice).
-        depth: number of linear layers (Table 9); 1 is a single affine map and has no hidden layer.
-        init: of the last layer. ``"kaiming"``, as every other layer: offsets are small against a pretrained
-            spectrum but not zero, so the paper's learning rate of 1e-5 has a signal to work with. ``"zero"``: the
-            modulated model starts exactly at the original; train it with a larger rate.
+        rank: number of singular values that it modulates.
+        hidden: width of the hidden layers; ``None`` means ``2 * rank``, as in the paper.
+        depth: number of linear layers (Table 9); 1 is a single affine map without a hidden layer.
+        init: initialisation of the last layer. ``"kaiming"``, as for every other layer: the offsets start small beside
+            a pretrained spectrum, but not at zero, and the paper's learning rate of 1e-5 suits them. ``"zero"``: the
+            modulated model starts exactly at the original; it needs a larger learning rate.
 
     Shapes: z [..., style_dim] -> delta_s [..., rank].
 
     Gradients: for z and every parameter.
 
-    Cost: ``style_dim * hidden + (depth - 2) * hidden² + hidden * rank`` multiply-adds a sample, once per image;
+    Cost: ``style_dim * hidden + (depth - 2) * hidden² + hidden * rank`` multiply-adds for each image;
     3.7 M parameters at 768 -> 2048 -> 1024.
 
     Raises:
-        TypeError, ValueError: a size is no positive integer, ``init`` is unknown, or z has another width.
+        TypeError, ValueError: a size is not a positive integer, ``init`` is unknown, or z has another width.
 
     Source: Hystar, Sec. 3.2 and Appendix D.2.
 
@@ -66,7 +68,7 @@ class Hypernetwork(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew: Kaiming normal with zero biases, the last layer as ``init`` says."""
+        """Initialise all layers: Kaiming normal weights and zero biases, and the last layer according to ``init``."""
         for name, parameter in self.layers.named_parameters():
             if name.endswith("bias") or (self.init == "zero" and name == f"{self.depth - 1}.weight"):
                 nn.init.zeros_(parameter)
@@ -78,7 +80,7 @@ class Hypernetwork(nn.Module):
             raise ValueError(f"z must be [..., {self.style_dim}], got shape {tuple(z.shape)}")
         for layer in self.layers[:-1]:
             z = torch.relu(layer(z))
-        return self.layers[-1](z)
+        return apply_linear(self.layers[-1], z)
 
     def extra_repr(self) -> str:
         return f"style_dim={self.style_dim}, rank={self.rank}, hidden={self.hidden}, depth={self.depth}"

@@ -1,4 +1,4 @@
-"""Put FastSVDLinear into somebody else's model, and take it out again."""
+"""Replace the linear layers of any model by FastSVDLinear, and back."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ def inject(
 ) -> list[str]:
     """Replace matching nn.Linear layers of any model by FastSVDLinear, in place.
 
-    Each layer equals the one it replaces until its ``delta_s_static`` is trained (Eq. 1). Only the replaced weights
-    and biases are frozen; freeze the rest first with ``model.requires_grad_(False)`` to train the offsets alone.
+    Each layer equals the one that it replaces until its ``delta_s_static`` is trained (Eq. 1). Only the replaced
+    weights and biases are frozen. To train the offsets alone, call ``model.requires_grad_(False)`` first.
 
-    Offsets per sample (``delta_s``) reach a layer as an argument only, ``layer(x, delta_s)``, from a forward that
-    passes them on. There is no way to set a style on the model before its forward: that gives silently wrong
-    gradients under checkpointing and mixes styles across threads.
+    Offsets for each sample (``delta_s``) reach a layer only as an argument, ``layer(x, delta_s)``, so the model's own
+    forward must pass them on. They cannot be set on the model before its forward: that gives wrong gradients under
+    gradient checkpointing, and mixes the offsets of threads, without an error.
 
     Args:
-        model: any module; a layer it reaches under several names is replaced under all of them, once.
-        targets: which linear layers. A string is a name or glob, matched against the whole dotted name or its end
-            (``"mlp.fc1"``, ``"blocks.*.fc?"``, ``"*"`` for all); a compiled pattern is searched in the name; a list
-            takes the union; a callable gets (name, layer) and decides.
-        rank: how many leading singular values move, ``None`` for all of each layer.
+        model: any module. A layer that is in it under several names is replaced once, under all of them.
+        targets: the linear layers to replace. A string is a name or a glob and is compared with the whole dotted name
+            and with its end (``"mlp.fc1"``, ``"blocks.*.fc?"``, ``"*"`` for all). A compiled pattern is searched for in
+            the name. A list takes what any of its items matches. A callable gets (name, layer) and returns a bool.
+        rank: number of leading singular values that take offsets; ``None`` means all of each layer.
         keep_remainder: as in FastSVDLinear.
         cache_dir: as in svd_factors.
 
     Returns:
-        The names replaced, in the model's order. Layers that are FastSVDLinear already match but are left alone.
+        The names of the replaced layers, in the order of the model. A target may match layers that are FastSVDLinear
+        already; they are not replaced.
 
-    Cost: one SVD a layer the first time, read from disk afterwards.
+    Cost: one SVD for each layer the first time, one read from disk afterwards.
 
     Raises:
         TypeError: ``model`` or ``targets`` has the wrong type.
-        ValueError: a target matches no linear layer (close names are listed), or a match cannot be replaced: the
-            root itself, nn.MultiheadAttention's out_proj (its weight is read directly; see SVDAttention), a
-            parametrised weight, a weight tied to another module, a subclass with a forward of its own. Nothing is
-            replaced then.
+        ValueError: a target matches no linear layer (the message lists close names), or it matches one that cannot be
+            replaced: the model itself, the out_proj of nn.MultiheadAttention (see SVDAttention), a parametrised weight,
+            a weight that another module shares, or a subclass with its own forward. Then nothing is replaced.
 
     Example:
         >>> inject(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)), "*")
@@ -66,14 +66,14 @@ def inject(
     """
     _check_model(model)
     layers = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, (nn.Linear, FastSVDLinear))}
-    chosen = {layers[name] for name in _matching(layers, targets)}
+    chosen = {layers[name] for name in _matching_names(layers, targets)}
     linears = {n: m for n, m in layers.items() if m in chosen and isinstance(m, nn.Linear)}
     _check_replaceable(model, linears, rank)
     replacements: dict[nn.Module, FastSVDLinear] = {}
     for name, linear in linears.items():
         if linear not in replacements:
             layer = FastSVDLinear.from_linear(linear, rank, keep_remainder, cache_dir=cache_dir)
-            replacements[linear] = _with_hooks_of(linear, layer)
+            replacements[linear] = _share_hooks(linear, layer)
         model.set_submodule(name, replacements[linear])
     return list(linears)
 
@@ -81,14 +81,14 @@ def inject(
 def merge_(model: nn.Module) -> dict[str, FastSVDLinear]:
     """Replace every FastSVDLinear of ``model`` by an nn.Linear with its static offset folded in, in place.
 
-    The packed projection of an SVDAttention stays, since it takes offsets per sample.
+    The packed projection of an SVDAttention is not replaced, as it takes offsets for each sample.
 
     Returns:
-        The layers taken out, by name: :func:`unmerge_` puts them back. Dropping the dictionary frees their memory.
+        The replaced layers by name, for :func:`unmerge_`. Their memory is freed with this dictionary.
 
     Raises:
-        TypeError: ``model`` is no module.
-        ValueError: ``model`` is itself a FastSVDLinear (use its ``merge()``).
+        TypeError: ``model`` is not a module.
+        ValueError: ``model`` is itself a FastSVDLinear; use its ``merge()``.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 4))
@@ -102,23 +102,23 @@ def merge_(model: nn.Module) -> dict[str, FastSVDLinear]:
     _check_model(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     if isinstance(model, FastSVDLinear):
-        raise ValueError("model must contain FastSVDLinear layers, but is one: use model.merge()")
+        raise ValueError("model must contain FastSVDLinear layers, got a FastSVDLinear itself; use model.merge()")
     layers = {n: m for n, m in modules.items() if isinstance(m, FastSVDLinear)}
     layers = {n: m for n, m in layers.items() if not isinstance(modules[n.rpartition(".")[0]], SVDAttention)}
-    merged = {layer: _with_hooks_of(layer, layer.merge()) for layer in dict.fromkeys(layers.values())}
+    merged = {layer: _share_hooks(layer, layer.merge()) for layer in dict.fromkeys(layers.values())}
     for name, layer in layers.items():
         model.set_submodule(name, merged[layer])
     return layers
 
 
 def unmerge_(model: nn.Module, layers: Mapping[str, FastSVDLinear]) -> None:
-    """Put the layers that :func:`merge_` took out of ``model`` back, in place."""
+    """Put back the layers that :func:`merge_` replaced in ``model``, in place."""
     for name, layer in layers.items():
         model.set_submodule(name, layer)
 
 
-def _with_hooks_of(old: nn.Module, new: _Layer) -> _Layer:
-    """Share the hook dictionaries themselves, so that handles a user holds still remove their hooks."""
+def _share_hooks(old: nn.Module, new: _Layer) -> _Layer:
+    """Give `new` the hook dictionaries of `old`, so that the handles of hooks still remove them, and return `new`."""
     for name in _HOOKS:
         new.__dict__[name] = old.__dict__[name]
     return new
@@ -129,12 +129,12 @@ def _check_model(model: nn.Module) -> None:
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
 
 
-def _matching(layers: Mapping[str, nn.Module], targets: Targets) -> list[str]:
-    """The names of `layers` that any target picks; every target must pick one."""
+def _matching_names(layers: Mapping[str, nn.Module], targets: Targets) -> list[str]:
+    """Return the names of `layers` that any target matches; raise where a target matches none."""
     if callable(targets):
         names = [name for name, layer in layers.items() if isinstance(layer, nn.Linear) and targets(name, layer)]
         if not names:
-            raise ValueError(f"targets must pick a linear layer, but {targets} picked none of {_some(layers)}")
+            raise ValueError(f"targets must match linear layers, got {targets}, which matches none of {_list(layers)}")
         return names
     matched: list[str] = []
     for target in targets if isinstance(targets, Collection) and not isinstance(targets, str) else [targets]:
@@ -145,23 +145,24 @@ def _matching(layers: Mapping[str, nn.Module], targets: Targets) -> list[str]:
         else:
             raise TypeError(f"targets must be names, patterns or a callable, got {type(target).__name__}")
         if not names:
-            raise ValueError(f"targets must match linear layers, {written!r} matches none; {_near(written, layers)}")
+            close = _close_names(written, layers)
+            raise ValueError(f"targets must match linear layers, got {written!r}, which matches none; {close}")
         matched += names
     if not matched:
-        raise ValueError("targets must name at least one layer, got an empty list")
+        raise ValueError("targets must name at least one layer, got none")
     return matched
 
 
-def _near(target: str, names: Mapping[str, nn.Module]) -> str:
-    """Names that `target` may have meant, compared over as many trailing parts as it has."""
+def _close_names(target: str, names: Mapping[str, nn.Module]) -> str:
+    """List the names that are close to `target`, which is compared with as many of their last parts as it has."""
     parts = target.count(".") + 1
     ends = {name: ".".join(name.split(".")[-parts:]) for name in names}
     close = difflib.get_close_matches(target, set(ends.values()), n=5, cutoff=0.5)
-    near = {name: None for name, end in ends.items() if end in close}
-    return f"close names: {_some(near)}" if near else f"the model has {_some(names)}"
+    found = {name: None for name, end in ends.items() if end in close}
+    return f"close names: {_list(found)}" if found else f"the model has {_list(names)}"
 
 
-def _some(names: Mapping[str, object], count: int = 8) -> str:
+def _list(names: Mapping[str, object], count: int = 8) -> str:
     if not names:
         return "no linear layers"
     more = f" and {len(names) - count} more" if len(names) > count else ""
@@ -173,27 +174,28 @@ def _check_replaceable(model: nn.Module, linears: Mapping[str, nn.Linear], rank:
     for owner, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             owners.setdefault(parameter, set()).add(owner)
-    problems = {name: _why_not(model, name, linear, rank, owners) for name, linear in linears.items()}
-    found = [f"{name or 'the model itself'} ({problem})" for name, problem in problems.items() if problem]
+    reasons = {name: _reason_against(model, name, linear, rank, owners) for name, linear in linears.items()}
+    found = [f"{name or 'the model itself'} ({reason})" for name, reason in reasons.items() if reason]
     if found:
-        raise ValueError(f"targets match layers that cannot be replaced, so none was: {'; '.join(found)}")
+        raise ValueError(f"targets must match layers that can be replaced, got {'; '.join(found)}; none was replaced")
 
 
-def _why_not(
+def _reason_against(
     model: nn.Module, name: str, linear: nn.Linear, rank: int | None, owners: Mapping[nn.Parameter, set[str]]
 ) -> str | None:
+    """Return why a layer cannot be replaced, or None where it can."""
     parent = model.get_submodule(name.rpartition(".")[0])
     if not name:
         return "use FastSVDLinear.from_linear(model)"
     if isinstance(parent, nn.MultiheadAttention):
         return "nn.MultiheadAttention reads this weight instead of calling the layer; see SVDAttention"
     if type(linear).forward is not nn.Linear.forward or "forward" in vars(linear):
-        return f"its {type(linear).__name__} has a forward of its own"
+        return f"its {type(linear).__name__} has its own forward"
     weight = linear._parameters.get("weight")
     if weight is None or isinstance(weight, nn.UninitializedParameter):
         return "its weight is parametrised or not initialised yet"
     if len(owners[weight]) > 1:
-        return f"its weight is shared by {' and '.join(sorted(owners[weight]))}; untie them first"
+        return f"its weight is shared by {' and '.join(sorted(owners[weight]))}; copy it first"
     try:
         checked_rank(weight, rank)
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The losses of a batch of pairs: StyleNCE, and by name the ones it is compared with."""
+"""Losses of a batch of pairs: StyleNCE, and the losses that it is compared with, by name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LOSSES = ("style_nce", "info_nce", "info_nce_hard", "triplet", "triplet_hard", "
 
 
 class StyleNCELoss(nn.Module):
-    """`hystar_fast.style_nce` with its options fixed; called with query, target ``[N, D]`` and perhaps a mask.
+    """Module over `hystar_fast.style_nce` that holds its options; forward takes query and target ``[N, D]`` and a mask.
 
-    Under DistributedDataParallel every process contrasts within its own batch; to contrast across processes gather
-    both embeddings differentiably first (`torch.distributed.nn.all_gather`), and mind that DDP averages gradients.
+    Under DistributedDataParallel every process compares the pairs of its own batch. To compare those of all processes,
+    gather both embeddings with `torch.distributed.nn.all_gather`, which has a gradient; DDP averages the gradients.
 
     Example:
         >>> import torch
@@ -66,15 +66,15 @@ class StyleNCELoss(nn.Module):
 
 
 class InfoNCELoss(nn.Module):
-    """Cross entropy of the cosines over a temperature, perhaps with more weight on the harder negatives.
+    """Cross entropy of the cosines over a temperature, with an optional weight for hard negatives.
 
     ``loss_i = -log( e^(s_ii/t) / (e^(s_ii/t) + sum_{j != i} w_ij e^(s_ij/t)) )`` with, over a row's n negatives,
     ``w_ij = n e^(hardness s_ij/t) / sum_k e^(hardness s_ik/t)``; ``hardness=0`` gives w = 1, InfoNCE.
 
     Args:
         temperature: t.
-        hardness: the concentration beta of Robinson et al.; gradients flow through w, and their correction for
-            negatives of the same class is left out (a mask says which are none).
+        hardness: the concentration beta of Robinson et al. Gradients flow through w. Their correction for negatives of
+            the same class is left out; use a mask.
 
     Shapes: query, target [N, D]; mask bool [N, N], True where target j is not a negative of query i. Returns the mean.
 
@@ -85,13 +85,13 @@ class InfoNCELoss(nn.Module):
 
     def __init__(self, *, temperature: float = 0.07, hardness: float = 0.0) -> None:
         super().__init__()
-        _check_number("temperature", temperature, least=0.0, open_end=True)
-        _check_number("hardness", hardness, least=0.0)
+        _check_number("temperature", temperature, may_be_zero=False)
+        _check_number("hardness", hardness)
         self.temperature, self.hardness = temperature, hardness
 
     def forward(self, query: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         logits = _cosines(query, target) / self.temperature
-        negatives = _negatives(len(query), mask, query.device)
+        negatives = _negative_pairs(len(query), mask, query.device)
         others = logits.masked_fill(~negatives, -math.inf)
         if self.hardness:
             weights = (self.hardness * others).masked_fill(~negatives.any(1, keepdim=True), 0.0).log_softmax(1)
@@ -105,16 +105,16 @@ class InfoNCELoss(nn.Module):
 
 
 class MetricLearningLoss(nn.Module):
-    """Triplet or circle loss of pytorch-metric-learning (the extra ``hystar-fast[train]``) on cosines of pairs.
+    """Triplet or circle loss of pytorch-metric-learning on the cosines of pairs; needs ``hystar-fast[train]``.
 
     Query i is the anchor, target i its positive, the other targets its negatives.
 
     Args:
-        name: ``"triplet"``: ``max(0, s_ij - s_ii + margin)``, averaged over the triplets that are not yet apart;
+        name: ``"triplet"``: ``max(0, s_ij - s_ii + margin)``, averaged over the triplets where it is positive;
             ``"circle"``: Sun et al. 2020, Eq. 6, with relaxation ``margin`` and scale ``scale``.
-        margin: in cosine.
-        scale: of circle; triplet has none.
-        hard: only the most similar negative of each query makes a triplet.
+        margin: a difference of cosines.
+        scale: for circle alone.
+        hard: use only the most similar negative of each query.
 
     Shapes: query, target [N, D]; mask bool [N, N], True where target j is not a negative of query i. Returns a scalar.
 
@@ -128,13 +128,13 @@ class MetricLearningLoss(nn.Module):
         super().__init__()
         if name not in ("triplet", "circle"):
             raise ValueError(f"name must be 'triplet' or 'circle', got {name!r}")
-        _check_number("margin", margin, least=0.0)
-        _check_number("scale", scale, least=0.0, open_end=True)
+        _check_number("margin", margin)
+        _check_number("scale", scale, may_be_zero=False)
         try:
             from pytorch_metric_learning import distances, losses
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f"loss {name!r} is pytorch-metric-learning's: pip install 'hystar-fast[train]'"
+                f"loss {name!r} needs pytorch-metric-learning: pip install 'hystar-fast[train]'"
             ) from error
         self.name, self.hard = name, hard
         self.inner: nn.Module = (
@@ -144,7 +144,7 @@ class MetricLearningLoss(nn.Module):
         )
 
     def forward(self, query: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        negatives = _negatives(len(query), mask, query.device)
+        negatives = _negative_pairs(len(query), mask, query.device)
         if self.hard:
             score = _cosines(query.detach(), target.detach()).masked_fill(~negatives, -math.inf)
             hardest = F.one_hot(score.argmax(1), len(query)).bool()
@@ -152,7 +152,7 @@ class MetricLearningLoss(nn.Module):
         anchor, negative = negatives.nonzero(as_tuple=True)
         own = torch.arange(len(query), device=query.device)
         indices = (anchor, anchor, negative) if self.name == "triplet" else (own, own, anchor, negative)
-        labels = own  # not read: the pairs are given
+        labels = own  # not used, as the pairs are given
         with torch.autocast(query.device.type, enabled=False):
             loss: Tensor = self.inner(query, labels, indices, ref_emb=target, ref_labels=labels)
         return loss
@@ -167,19 +167,19 @@ def create_loss(
     circle_scale: float = 80.0,
     **style_nce: Any,
 ) -> nn.Module:
-    """A loss by its name (Table 14); each reads the options that are its own and leaves the others.
+    """Create a loss by its name (Table 14); each uses its own options and ignores the others.
 
     Args:
         name: one of ``LOSSES``: ``"style_nce"``, ``"info_nce"`` (temperature), ``"info_nce_hard"`` (temperature,
             hardness), ``"triplet"`` and ``"triplet_hard"`` (margin), ``"circle"`` (circle_margin, circle_scale).
-        style_nce: the options of :class:`StyleNCELoss`, but for its reduction.
+        style_nce: the options of :class:`StyleNCELoss` without ``reduction``.
 
     Returns:
         A module of (query, target, mask=None) -> scalar.
 
     Raises:
-        ValueError, TypeError: an unknown name, or an option that cannot be.
-        ModuleNotFoundError: triplet and circle without the extra ``hystar-fast[train]``.
+        ValueError, TypeError: the name is unknown, or an option has the wrong type or value.
+        ModuleNotFoundError: triplet or circle without the extra ``hystar-fast[train]``.
 
     Example:
         >>> create_loss("info_nce", temperature=0.1)
@@ -199,14 +199,14 @@ def create_loss(
 
 
 def loss_options() -> dict[str, tuple[Any, Any]]:
-    """Every option of :func:`create_loss` with its type and its default: the name, those of StyleNCE, the others."""
+    """Return type and default of every option of :func:`create_loss`: name, the options of StyleNCE, the others."""
     own, found = _options(create_loss), _options(StyleNCELoss.__init__)
     del found["reduction"]
     return {"name": own.pop("name"), **found, **own}
 
 
 def style_nce_options(source: object) -> dict[str, Any]:
-    """The options of StyleNCE that `create_loss` takes, read from the attributes of `source`, which has them all."""
+    """Return the options of StyleNCE that `create_loss` takes, from the attributes of `source`."""
     return {name: getattr(source, name) for name in _options(StyleNCELoss.__init__) if name != "reduction"}
 
 
@@ -221,13 +221,13 @@ def _cosines(query: Tensor, target: Tensor) -> Tensor:
         return F.normalize(query.to(dtype), dim=-1) @ F.normalize(target.to(dtype), dim=-1).mT
 
 
-def _negatives(n: int, mask: Tensor | None, device: torch.device) -> Tensor:
+def _negative_pairs(n: int, mask: Tensor | None, device: torch.device) -> Tensor:
     negatives = ~torch.eye(n, dtype=torch.bool, device=device)
     return negatives if mask is None else negatives & ~mask
 
 
-def _check_number(name: str, value: object, *, least: float, open_end: bool = False) -> None:
+def _check_number(name: str, value: object, *, may_be_zero: bool = True) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (least < value if open_end else least <= value) or not math.isfinite(value):
-        raise ValueError(f"{name} must be finite and {'above' if open_end else 'at least'} {least:g}, got {value}")
+    if not (value >= 0 if may_be_zero else value > 0) or not math.isfinite(value):
+        raise ValueError(f"{name} must be finite and {'at least' if may_be_zero else 'above'} 0, got {value}")

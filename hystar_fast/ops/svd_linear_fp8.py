@@ -98,7 +98,9 @@ def forward_cpu(
         g = (h.view(samples, tokens, rank) * row_scale).view(h.shape).mul_(1 / g_scale).to(E4M3)
         y = torch.mm(g.float(), u.float().t()).mul_(g_scale).mul_(u_scale)
         y = y if bias is None else y.add_(bias)
-    return y.to(x.dtype).view(*x.shape[:-1], len(u)), h.to(x.dtype) if save else x.new_empty(0)
+    result = x.new_empty(*x.shape[:-1], len(u))
+    result.view(y.shape).copy_(y)  # a view for a result could not be changed in place
+    return result, h.to(x.dtype) if save else x.new_empty(0)
 
 
 def forward_cuda(

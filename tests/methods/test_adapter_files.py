@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_named(config, tmp_path):
     for change, message in (
         (lambda d: d.update(method="prefix"), r"name must be one of .*got 'prefix'"),
         (lambda d: d.update(method=None), r'must hold "method" and "settings"'),
-        (lambda d: d.update(settings={"prompts": 3}), r"prompts has shape \[4, 32, 32\], needs \[4, 3, 32\]"),
+        (lambda d: d.update(settings={"prompts": 3}), r"prompts must have shape \[4, 3, 32\], got \[4, 32, 32\]"),
         (lambda d: d.update(settings={"tokens": 3}), r"settings {'tokens': 3} that 'vpt' has not"),
         (lambda d: d.update(method="ssf", settings={}), "conv1.bias is missing"),
         (lambda d: d.update(format="other"), "must have format 'hystar_fast.adapter/1' or 'hystar_fast.method/1'"),

@@ -1,4 +1,4 @@
-"""Checkpoints of the published code: a synthetic file of that layout gives the embeddings its own arithmetic gives."""
+"""Checkpoints of the published code: a file of their layout gives the embeddings that the published layers compute."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.tolerance import relative_error
 
 
 def published(state: dict[str, Tensor], small: Any, images: Tensor, styles: Tensor, blocks: tuple[int, ...]) -> Tensor:
-    """What the published layers compute: W + U diag(offset) V, a weight for every sample."""
+    """Embed images as the published layers do, with the weight W + U diag(offset) V for each one."""
     truth, embedded = Images(small), []
     for image, z in zip(images, styles, strict=True):
         weights = {}
@@ -42,7 +42,7 @@ def published(state: dict[str, Tensor], small: Any, images: Tensor, styles: Tens
 
 
 @pytest.mark.parametrize(("rank", "blocks"), [(32, (1, 3)), (32, (0,)), (7, (1, 3))])
-def test_embeddings_are_those_of_the_published_layers(tmp_path: Path, rank: int, blocks: tuple[int, ...]) -> None:
+def test_embeddings_equal_those_of_the_published_layers(tmp_path: Path, rank: int, blocks: tuple[int, ...]) -> None:
     path, state, small = write(tmp_path, rank, blocks)
     config = HystarConfig(backbone=small.backbone, pretrained="folder", style="clip")
     model = Hystar.from_authors_checkpoint(path, config)
@@ -57,17 +57,17 @@ def test_embeddings_are_those_of_the_published_layers(tmp_path: Path, rank: int,
     assert torch.equal(Hystar.from_pretrained(tmp_path / "adapter").encode_image(images, styles), found)
 
 
-def test_a_basis_turned_among_equal_singular_values_is_carried_over() -> None:
-    """Where values are equal the basis is arbitrary, and alike offsets are alike in every basis."""
+def test_another_basis_of_equal_singular_values_gives_the_same_weight() -> None:
+    """Two equal singular values have any rotated basis, and equal offsets do not depend on it."""
     u, s, vh = torch.linalg.svd(torch.randn(12, 8, dtype=torch.float64), full_matrices=False)
     s[5] = s[4]
-    turn = torch.eye(8, dtype=torch.float64)
-    turn[4:6, 4:6] = torch.tensor([[0.6, 0.8], [-0.8, 0.6]], dtype=torch.float64)
+    rotation = torch.eye(8, dtype=torch.float64)
+    rotation[4:6, 4:6] = torch.tensor([[0.6, 0.8], [-0.8, 0.6]], dtype=torch.float64)
     linear = nn.Linear(8, 12).double()
     linear.weight.data = (u * s) @ vh
     offset = torch.randn(8, dtype=torch.float64)
     offset[5] = offset[4]
-    tensors = {"a.weight": linear.weight, "a.U": u @ turn, "a.V": turn.T @ vh}
+    tensors = {"a.weight": linear.weight, "a.U": u @ rotation, "a.V": rotation.T @ vh}
     tensors |= {"a.delta_s": offset, "a.gate": torch.tensor(0.7, dtype=torch.float64)}
     layer = FastSVDLinear.from_linear(linear)
     AuthorsCheckpoint(Path("best.pt"), tensors, (), None).fill_static("a", layer)
@@ -77,27 +77,27 @@ def test_a_basis_turned_among_equal_singular_values_is_carried_over() -> None:
 
 def test_the_published_setting_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, _, _ = write(tmp_path)
-    asked: list[HystarConfig] = []
+    configs: list[HystarConfig] = []
 
     def record(self: Hystar, config: HystarConfig) -> None:
-        asked.append(config)
+        configs.append(config)
         raise RuntimeError("not downloaded in a test")
 
     monkeypatch.setattr(Hystar, "__init__", record)
     with pytest.raises(RuntimeError, match="not downloaded"):
         Hystar.from_authors_checkpoint(path)
-    assert asked == [HystarConfig(blocks=(2, 4), weights="authors")]
+    assert configs == [HystarConfig(blocks=(2, 4), weights="authors")]
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
+def test_files_that_do_not_fit_are_rejected(tmp_path: Path) -> None:
     path, state, small = write(tmp_path)
     config = HystarConfig(backbone=small.backbone, pretrained="folder", style="clip")
     with pytest.raises(ValueError, match=r"config\.backbone must be one of open_clip .* got 'tiny'"):
         Hystar.from_authors_checkpoint(path, HystarConfig(backbone="tiny", pretrained=None))
     other = write_small_clip(tmp_path / "other", seed=1)
-    with pytest.raises(ValueError, match=r"resblocks\.0\.mlp\.c_fc\.weight in .* trained on other weights"):
+    with pytest.raises(ValueError, match=r"resblocks\.0\.mlp\.c_fc\.weight in .* was trained on other weights"):
         Hystar.from_authors_checkpoint(path, HystarConfig(backbone=other, pretrained="folder", style="clip"))
-    with pytest.raises(ValueError, match=r"mlp\.0\.weight in .* \[64, 24\].* needs \[64, 768\].* another width"):
+    with pytest.raises(ValueError, match=r"mlp\.0\.weight in .* must have shape \[64, 768\], got \[64, 24\]: .* width"):
         fields = {"style": "dinov2", "style_pretrained": None}
         Hystar.from_authors_checkpoint(path, HystarConfig(backbone=small.backbone, pretrained="folder", **fields))
     gate = f"{BLOCKS}.3.mlp.c_proj.gate"
@@ -105,7 +105,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"gateless\.pt has no {gate}"):
         Hystar.from_authors_checkpoint(tmp_path / "gateless.pt", config)
     torch.save({"model": {}}, tmp_path / "foreign.pt")
-    with pytest.raises(ValueError, match="no checkpoint of the published code"):
+    with pytest.raises(ValueError, match="is not a checkpoint of the published code"):
         Hystar.from_authors_checkpoint(tmp_path / "foreign.pt", config)
     with pytest.raises(ValueError, match="could not be read"):
         Hystar.from_authors_checkpoint(tmp_path / "missing.pt", config)

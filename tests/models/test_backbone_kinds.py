@@ -1,4 +1,4 @@
-"""What every kind of backbone keeps: its library's embeddings, offsets that reach their weight, gradients, files."""
+"""Every kind of backbone: the embeddings of its library, offsets that reach their weight, gradients, adapters."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def backbone_of(small: Small) -> TowerBackbone:
 
 
 def model_of(small: Small, offsets: float = 0.1, **fields: Any) -> Hystar:
-    """A Hystar with blocks 2 and 3 modulated and all its offsets away from zero (unless `offsets` is)."""
+    """Create a Hystar with blocks 2 and 3 modulated and random offsets of deviation `offsets`."""
     torch.manual_seed(1)
     settings = {"backbone": small.backbone, "pretrained": small.pretrained, "style": "clip", "blocks": (2, 3), **fields}
     model = Hystar(HystarConfig(**settings))
@@ -62,7 +62,7 @@ def inject_all(backbone: TowerBackbone) -> list[str]:
 
 
 def step(model: Hystar, queries: Tensor, targets: Tensor) -> list[Tensor]:
-    """The gradients of a contrastive loss of two encodings, of every parameter that is trained."""
+    """Return the gradients of a contrastive loss of two encodings, for every trained parameter."""
     model.zero_grad(set_to_none=True)
     logits = model.encode_image(queries) @ model.encode_image(targets).T / 0.07
     F.cross_entropy(logits, torch.arange(len(queries))).backward()
@@ -70,7 +70,7 @@ def step(model: Hystar, queries: Tensor, targets: Tensor) -> list[Tensor]:
     return [gradient.clone() for gradient in gradients if gradient is not None]
 
 
-def test_zero_offsets_give_the_librarys_embeddings(small: Small) -> None:
+def test_zero_offsets_give_the_embeddings_of_the_library(small: Small) -> None:
     backbone, truth, images = backbone_of(small), Images(small), images_of(3)
     expected = truth(images)
     assert expected.shape == (3, small.embed_dim)
@@ -84,7 +84,7 @@ def test_zero_offsets_give_the_librarys_embeddings(small: Small) -> None:
     assert relative_error(truth(images + 0.1 * torch.randn_like(images)), expected) > 1e-3
 
 
-def test_text_embeddings_are_the_librarys(small: Small) -> None:
+def test_text_embeddings_equal_those_of_the_library(small: Small) -> None:
     backbone, truth = backbone_of(small), small.untouched()
     tokens = backbone.tokenizer(["a drawing of a red cat", "cat", ""])
     expected = small.encode_text(truth, tokens)
@@ -97,8 +97,8 @@ def test_text_embeddings_are_the_librarys(small: Small) -> None:
         backbone.encode_text(tokens.float())
 
 
-def test_offsets_and_their_gradients_are_those_of_weights_built_per_sample(small: Small) -> None:
-    """Each sample alone through the library's model, its weights replaced by U diag(s + offset) Vh of autograd."""
+def test_offsets_and_their_gradients_equal_those_of_weights_built_for_each_sample(small: Small) -> None:
+    """The library's model embeds each sample, with its weights replaced by U diag(s + offset) Vh."""
     backbone, truth, images, number = backbone_of(small), Images(small), images_of(3), 2
     names = inject_all(backbone)
     offsets = [(0.2 * torch.randn(backbone.get_submodule(name).rank)).requires_grad_() for name in names]
@@ -114,8 +114,8 @@ def test_offsets_and_their_gradients_are_those_of_weights_built_per_sample(small
     found_delta, delta_s.grad = delta_s.grad, None
 
     attention = f"{backbone.visual_at}.{backbone.tower.blocks_at}.{number - 1}.{backbone.tower.attention_at}"
-    here = f"model.{attention.partition('.')[2]}."
-    packed = [here + name for name in QKV if here + name in dict(truth.named_parameters())]
+    prefix = f"model.{attention.partition('.')[2]}."
+    packed = [prefix + name for name in QKV if prefix + name in dict(truth.named_parameters())]
     assert len(packed) in (1, 3)
     layer = backbone.get_submodule(attention).in_proj
     expected = []
@@ -134,7 +134,29 @@ def test_offsets_and_their_gradients_are_those_of_weights_built_per_sample(small
         assert relative_error(gradient, offset.grad) < 1e-4
 
 
-def test_injection_touches_only_what_it_names(small: Small) -> None:
+def test_queries_attend_to_keys_and_not_keys_to_queries(small: Small) -> None:
+    """Large weights make attention sharp, so that an exchange of queries and keys changes the embeddings."""
+    backbone, truth, images = backbone_of(small).double(), Images(small).double(), images_of(3).double()
+    own, sharp, exchanged = backbone.state_dict(), {}, {}
+    for number in range(backbone.depth):
+        attention = f"{backbone.visual_at}.{backbone.tower.blocks_at}.{number}.{backbone.tower.attention_at}"
+        names = [f"{attention}.{name}" for name in QKV if f"{attention}.{name}" in own]
+        query, key, value = torch.cat([own[name] for name in names]).chunk(3)
+        sharp |= dict(zip(names, torch.cat([5 * query, 5 * key, value]).chunk(len(names)), strict=True))
+        exchanged |= dict(zip(names, torch.cat([5 * key, 5 * query, value]).chunk(len(names)), strict=True))
+
+    def by_the_library(weights: dict[str, Tensor]) -> Tensor:
+        return functional_call(truth, {f"model.{name.partition('.')[2]}": w for name, w in weights.items()}, (images,))
+
+    expected = by_the_library(sharp)
+    assert relative_error(by_the_library(exchanged), expected) > 1e-2
+    backbone.load_state_dict(sharp, strict=False)
+    assert relative_error(backbone.encode_image(images), expected) < 1e-10
+    inject_all(backbone)
+    assert relative_error(backbone.encode_image(images), expected) < 1e-10
+
+
+def test_injection_changes_only_the_modules_that_it_names(small: Small) -> None:
     backbone = backbone_of(small)
     before = set(backbone.state_dict())
     names = backbone.inject_static(1, None)
@@ -148,7 +170,7 @@ def test_injection_touches_only_what_it_names(small: Small) -> None:
     assert trained == {f"{name}.delta_s_static" for name in names}
 
 
-def test_a_modulated_attention_loads_its_sources_keys(small: Small) -> None:
+def test_a_modulated_attention_loads_the_keys_of_its_library(small: Small) -> None:
     backbone = backbone_of(small)
     attention = backbone.blocks[1].get_submodule(backbone.tower.attention_at)
     state = {name: value + 0.1 * torch.randn_like(value) for name, value in attention.state_dict().items()}
@@ -162,7 +184,7 @@ def test_a_modulated_attention_loads_its_sources_keys(small: Small) -> None:
     assert relative_error(again.encode_image(images), expected) < 1e-5
 
 
-def test_the_frozen_encoder_keeps_the_weights_injection_replaces(small: Small) -> None:
+def test_the_frozen_encoder_keeps_the_weights_that_injection_replaces(small: Small) -> None:
     backbone, images = backbone_of(small), images_of(2)
     frozen = backbone.frozen_image_encoder()
     expected = Images(small)(images)
@@ -196,14 +218,14 @@ def test_blocks_follow_the_depth_and_zero_offsets_give_the_untouched_model(small
     assert relative_error(model.style(images), expected) < 1e-5
 
 
-def test_the_prefix_style_is_of_the_tokens_before_the_first_modulated_block(small: Small) -> None:
+def test_the_prefix_style_is_computed_from_the_tokens_before_the_first_modulated_block(small: Small) -> None:
     model, images = model_of(small, style="prefix", blocks=(2, 3)), images_of(3)
     z = model.style(images)
     has_class_token = not isinstance(model.backbone.tower, SiglipTower)
     assert z.shape == (3, (2 + has_class_token) * small.width) and relative_error(z[:1], z[1:2]) > 1e-3
     assert model.backbone.leading_tokens == (has_class_token, int(has_class_token))
     patches = model.backbone.prefix(images, 1)[:, has_class_token:]
-    assert patches.shape[1] ** 0.5 % 1 == 0, "a square of patches"
+    assert patches.shape[1] ** 0.5 % 1 == 0, "the patches must be a square"
     mean = F.layer_norm(patches.mean(1), (small.width,))
     assert relative_error(F.normalize(mean), F.normalize(z[:, -2 * small.width : -small.width])) < 1e-5
     step(model, images, images_of(3))
@@ -236,17 +258,17 @@ def test_threads_do_not_mix_their_styles(small: Small) -> None:
     model, images = model_of(small), images_of(2)
     styles = F.normalize(torch.randn(4, 2, small.embed_dim), dim=-1)
     with torch.no_grad():
-        alone = [model.encode_image(images, z) for z in styles]
+        expected = [model.encode_image(images, z) for z in styles]
         with ThreadPoolExecutor(4) as pool:
-            together = list(pool.map(lambda k: torch.no_grad()(model.encode_image)(images, styles[k % 4]), range(16)))
-    assert relative_error(alone[0], alone[1]) > 1e-3
-    for k, embedded in enumerate(together):
-        assert torch.equal(embedded, alone[k % 4])
+            found = list(pool.map(lambda k: torch.no_grad()(model.encode_image)(images, styles[k % 4]), range(16)))
+    assert relative_error(expected[0], expected[1]) > 1e-3
+    for k, embedded in enumerate(found):
+        assert torch.equal(embedded, expected[k % 4])
 
 
 @pytest.mark.parametrize("kind", ["transformers siglip2", "transformers blip"])
 def test_compiles_as_one_graph(kind: str, tmp_path: Path) -> None:
-    """One kind of each tower and attention; open_clip's is in test_hystar."""
+    """Other towers and other attention than open_clip's, which is in test_hystar."""
     model, images = model_of(WRITERS[kind](tmp_path)), images_of(2)
     z = model.style(images)
     torch.compiler.reset()

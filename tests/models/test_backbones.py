@@ -1,4 +1,4 @@
-"""open_clip's backbones: every variant of its vision transformer, and which models and specifications are refused."""
+"""Backbones of open_clip: every variant of its vision transformer, and rejected models and names."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def backbone_and_clip(
     tmp_path: Path, dtype: torch.dtype = torch.float32, **vision: Any
 ) -> tuple[OpenClipBackbone, Any]:
-    """A backbone and an untouched open_clip model with the same weights."""
+    """Create a backbone and a model of open_clip with the same weights."""
     name = write_small_clip(tmp_path / "clip", **vision).removeprefix("open_clip:")
     models = [open_clip.create_model(name).to(dtype).eval() for _ in range(2)]
     tokenizer = open_clip.get_tokenizer(name)
@@ -52,7 +52,9 @@ def images_of(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-def test_embeddings_are_open_clips(tmp_path: Path, variant: str, dtype: torch.dtype, tolerance: float) -> None:
+def test_embeddings_equal_those_of_open_clip(
+    tmp_path: Path, variant: str, dtype: torch.dtype, tolerance: float
+) -> None:
     backbone, clip = backbone_and_clip(tmp_path, dtype, **VARIANTS[variant])
     images = images_of(3, dtype)
     truth = clip.encode_image(images)
@@ -65,7 +67,7 @@ def test_embeddings_are_open_clips(tmp_path: Path, variant: str, dtype: torch.dt
     assert relative_error(backbone.encode_image(images, zero), truth) < tolerance
 
 
-def test_one_block_alone_through_torchs_multihead_attention(tmp_path: Path) -> None:
+def test_modulated_attention_of_one_block_equals_nn_multihead_attention(tmp_path: Path) -> None:
     backbone, clip = backbone_and_clip(tmp_path)
     x, delta_s = torch.randn(3, 17, backbone.width), 0.3 * torch.randn(3, backbone.width)
     attention: nn.MultiheadAttention = clip.visual.transformer.resblocks[0].attn
@@ -73,10 +75,10 @@ def test_one_block_alone_through_torchs_multihead_attention(tmp_path: Path) -> N
     layer = backbone.blocks[0].attn
     y = layer(x, delta_s)
     for sample in range(3):
-        own = (layer.in_proj.u * (layer.in_proj.s + delta_s[sample])) @ layer.in_proj.vh
-        attention.in_proj_weight.data.copy_(own)
-        one = x[sample : sample + 1]
-        assert (y[sample : sample + 1] - attention(one, one, one, need_weights=False)[0]).abs().max() <= 1e-5
+        weight = (layer.in_proj.u * (layer.in_proj.s + delta_s[sample])) @ layer.in_proj.vh
+        attention.in_proj_weight.data.copy_(weight)
+        row = x[sample : sample + 1]
+        assert (y[sample : sample + 1] - attention(row, row, row, need_weights=False)[0]).abs().max() <= 1e-5
 
 
 def test_another_image_size_resizes_the_position_embeddings(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_patch_dropout_drops_nothing_of_a_frozen_tower(tmp_path: Path) -> None:
     assert relative_error(clip.train().encode_image(images), expected) > 1e-2
 
 
-def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone(tmp_path: Path) -> None:
+def test_random_weights_are_the_same_every_time_and_do_not_change_the_generator(tmp_path: Path) -> None:
     config = HystarConfig(backbone=write_small_clip(tmp_path, weights=False), pretrained=None)
     state = torch.get_rng_state()
     first = create_backbone(config)
@@ -121,20 +123,20 @@ def test_preprocess_and_tokenizer_of_the_tiny_backbone_feed_its_encoders() -> No
 
 
 def test_weights_trained_with_quick_gelu_get_quick_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """open_clip only warns when the tag wants QuickGELU, and computes with GELU."""
-    asked: dict[str, Any] = {}
+    """Without the flag open_clip computes with GELU and only warns."""
+    passed: dict[str, Any] = {}
 
     def record(name: str, **settings: Any) -> None:
-        asked.update(settings, name=name)
+        passed.update(settings, name=name)
         raise RuntimeError("not downloaded in a test")
 
     monkeypatch.setattr(open_clip, "create_model", record)
     with pytest.raises(ValueError, match="pretrained='openai'"):
         create_backbone(HystarConfig(backbone="open_clip:ViT-L/14"))
-    assert (asked["name"], asked["pretrained"], asked["force_quick_gelu"]) == ("ViT-L-14", "openai", True)
+    assert (passed["name"], passed["pretrained"], passed["force_quick_gelu"]) == ("ViT-L-14", "openai", True)
     with pytest.raises(ValueError, match="laion2b"):
         create_backbone(HystarConfig(backbone="open_clip:ViT-L-14", pretrained="laion2b_s32b_b82k"))
-    assert asked["force_quick_gelu"] is False
+    assert passed["force_quick_gelu"] is False
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_weights_trained_with_quick_gelu_get_quick_gelu(monkeypatch: pytest.Monk
         ({"backbone": "transformers:/no/such/folder"}, "'transformers:/no/such/folder' .* could not be loaded"),
         ({"backbone": "albef:/weights.pth"}, "'albef:/weights.pth' .* could not be loaded"),
         ({"backbone": "tiny", "image_size": 96}, "image_size must be None for backbone 'tiny', got 96"),
-        ({"backbone": "open_clip:ViT-X-99"}, "backbone 'open_clip:ViT-X-99' is not a model open_clip knows"),
+        ({"backbone": "open_clip:ViT-X-99"}, "backbone must be a model of open_clip.* got 'open_clip:ViT-X-99'"),
         (
             {"backbone": "open_clip:ViT-B-32", "pretrained": "nowhere"},
             "pretrained must be a tag of 'ViT-B-32'.*'nowhere'",
@@ -152,12 +154,12 @@ def test_weights_trained_with_quick_gelu_get_quick_gelu(monkeypatch: pytest.Monk
         ({"backbone": "tiny", "pretrained": "/no/such/file"}, "pretrained .* '/no/such/file'"),
     ],
 )
-def test_unusable_specifications(fields: dict[str, Any], message: str) -> None:
+def test_bad_names_of_backbones_and_weights(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_backbone(HystarConfig(**fields))
 
 
-def test_missing_and_damaged_weights(tmp_path: Path) -> None:
+def test_missing_and_damaged_weights_are_rejected(tmp_path: Path) -> None:
     bare = write_small_clip(tmp_path / "bare", weights=False)
     with pytest.raises(ValueError, match="could not be loaded"):
         create_backbone(HystarConfig(backbone=bare, pretrained="folder"))
@@ -168,7 +170,7 @@ def test_missing_and_damaged_weights(tmp_path: Path) -> None:
         create_backbone(HystarConfig(backbone=damaged, pretrained="folder"))
 
 
-def test_image_towers_without_blocks_are_refused() -> None:
+def test_image_towers_without_blocks_are_rejected() -> None:
     resnet = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8}
     text = {"context_length": 4, "vocab_size": 10, "width": 8, "heads": 1, "layers": 1}
     clip = open_clip.CLIP(8, resnet, text)
@@ -176,8 +178,8 @@ def test_image_towers_without_blocks_are_refused() -> None:
         OpenClipBackbone(clip, RESIZE, NORMALISE, lambda texts: texts)
 
 
-def test_the_attention_of_newer_open_clips_is_run_and_modulated(tmp_path: Path) -> None:
-    """Plain blocks whose attention has the keys of torch's and returns a tensor."""
+def test_the_attention_of_newer_versions_of_open_clip_is_modulated(tmp_path: Path) -> None:
+    """It has the keys of nn.MultiheadAttention and returns a tensor."""
     backbone, clip = backbone_and_clip(tmp_path)
     for block in backbone.blocks:
         own = open_clip.transformer.Attention(backbone.width, block.attn.num_heads)
@@ -208,25 +210,27 @@ def test_published_siglips_are_adaptable(name: str, millions: int, depth: int, w
 
 
 @pytest.mark.parametrize(("name", "embedding"), [("MobileCLIP-B", "HybridEmbed"), ("ViTamin-S", "HybridEmbed")])
-def test_timm_towers_that_do_not_cut_patches_by_one_convolution_are_refused(name: str, embedding: str) -> None:
+def test_timm_towers_that_embed_patches_otherwise_are_rejected(name: str, embedding: str) -> None:
     with torch.device("meta"):
         clip = open_clip.create_model(name, device="meta")
-    with pytest.raises(ValueError, match=rf"by one convolution \(PatchEmbed\), it has {embedding}"):
+    with pytest.raises(ValueError, match=rf"with one convolution \(PatchEmbed\), got {embedding}"):
         OpenClipBackbone(clip, RESIZE, NORMALISE, lambda texts: texts)
 
 
-def test_timm_towers_of_other_kinds_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"timm's VisionTransformer as image tower; ResNet has no patch_embed"):
+def test_timm_towers_of_other_kinds_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"timm's VisionTransformer as image tower, got ResNet, which has no patch_emb"
+    ):
         backbone_and_clip(tmp_path / "resnet", timm_model_name="test_resnet", timm_proj="linear")
     vit = {"timm_model_name": "test_vit", "timm_proj": "none", "embed_dim": 64}
-    with pytest.raises(ValueError, match="global_pool is ''"):
+    with pytest.raises(ValueError, match="one embedding for each image, got global_pool=''"):
         backbone_and_clip(tmp_path / "unpooled", timm_pool="", **vit)
     backbone, _ = backbone_and_clip(tmp_path / "vit", timm_pool="map", **vit)
     backbone.blocks[0].attn.q_norm = nn.LayerNorm(32)
     with pytest.raises(ValueError, match="plain softmax attention"):
         backbone.inject_dynamic(1, None)
     backbone.blocks[1].attn.proj_drop.p = 0.1
-    with pytest.raises(ValueError, match="no dropout in their attention"):
+    with pytest.raises(ValueError, match=r"no dropout in their attention .* got attn_drop=0\.0 and proj_drop=0\.1"):
         backbone.inject_dynamic(2, None)
     clip = backbone.clip
     clip.visual.trunk.blocks[2] = nn.TransformerEncoderLayer(64, 2)
@@ -234,7 +238,7 @@ def test_timm_towers_of_other_kinds_are_refused(tmp_path: Path) -> None:
         OpenClipBackbone(clip, RESIZE, NORMALISE, lambda texts: texts)
 
 
-def test_the_prefix_style_without_a_class_token_is_of_the_patches_and_of_no_register(tmp_path: Path) -> None:
+def test_the_prefix_style_without_a_class_token_leaves_out_registers(tmp_path: Path) -> None:
     backbone, _ = backbone_and_clip(tmp_path, timm_model_name="test_vit2", timm_pool="avg", timm_proj="linear")
     assert backbone.leading_tokens == (False, 1)
     extractor, tokens = PrefixStyle(backbone, 1), backbone.prefix(images_of(2), 1)
@@ -249,8 +253,8 @@ def test_the_prefix_style_without_a_class_token_is_of_the_patches_and_of_no_regi
     assert relative_error(extractor(shifted), extractor(tokens)) > 1e-3
 
 
-def test_training_drops_neither_words_nor_patches(tmp_path: Path) -> None:
-    """open_clip's text towers of transformers have dropout, its image towers may drop patches."""
+def test_training_mode_drops_neither_words_nor_patches(tmp_path: Path) -> None:
+    """Text towers of transformers have dropout, and image towers of open_clip can drop patches."""
     sizes = {**TEXT, "hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
     RobertaConfig(**sizes).save_pretrained(tmp_path)
     vision = {
@@ -271,15 +275,15 @@ def test_training_drops_neither_words_nor_patches(tmp_path: Path) -> None:
 
     expected = outputs()
     nn.Sequential(backbone).train()
-    for trained, evaluated in zip(outputs(), expected, strict=True):
-        assert torch.equal(trained, evaluated)
+    for in_training_mode, in_evaluation_mode in zip(outputs(), expected, strict=True):
+        assert torch.equal(in_training_mode, in_evaluation_mode)
     clip.train()
-    assert outputs()[1].shape[1] < expected[1].shape[1], "patches are dropped by a tower in training"
-    assert relative_error(outputs()[2], expected[2]) > 1e-2, "and so are words"
+    assert outputs()[1].shape[1] < expected[1].shape[1], "the tower itself must drop patches in training mode"
+    assert relative_error(outputs()[2], expected[2]) > 1e-2, "the text tower itself must drop activations"
 
 
-def test_image_towers_without_pooling_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="pool_type is 'none'"):
+def test_image_towers_without_pooling_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one embedding for each image, got pool_type='none'"):
         backbone_and_clip(tmp_path, pool_type="none")
 
 

@@ -1,4 +1,4 @@
-"""ALBEF from files of the published layouts: which tensors are read, other image sizes, and what is refused."""
+"""ALBEF from files of the published layouts: the tensors read, other image sizes, and rejected files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from hystar_fast.models.backbones import Backbone, create_backbone
-from hystar_fast.models.backbones.albef import TOKENIZER_HINT, resized_positions
+from hystar_fast.models.backbones.albef import TOKENIZER_HINT, resize_positions
 from hystar_fast.models.backbones.processors import load_tokenizer
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
@@ -40,19 +41,21 @@ def test_another_image_size_resizes_the_position_embeddings(tmp_path: Path, size
     small = write_albef(tmp_path)
     backbone, truth = create(tmp_path, image_size=size), small.untouched()
     trained = truth.visual_encoder.pos_embed.detach()
+    grid = trained[:, 1:].reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(grid, size=(size // 8, size // 8), mode="bicubic", align_corners=False)
     truth.visual_encoder.set_input_size((size, size))
-    truth.visual_encoder.pos_embed.data = resized_positions(trained, size // 8)
+    truth.visual_encoder.pos_embed.data = torch.cat([trained[:, :1], resized.permute(0, 2, 3, 1).flatten(1, 2)], 1)
     images = torch.randn(2, 3, size, size)
     assert backbone.image_size == (size, size)
     assert relative_error(backbone.encode_image(images), truth.encode_image(images)) < 1e-5
 
 
 def test_positions_are_resized_bicubically_without_antialiasing() -> None:
+    """At half the size each new point lies midway between four others: weights (-3, 19, 19, -3) / 32 on each axis."""
     positions = torch.randn(1, 1 + 16, 5)
-    assert resized_positions(positions, 4) is positions
-    smaller = resized_positions(positions, 2)
+    assert resize_positions(positions, 4) is positions
+    smaller = resize_positions(positions, 2)
     grid = positions[0, 1:].view(4, 4, 5)
-    # a half-pixel grid of half the size falls between pixels: cubic weights (-3, 19, 19, -3) / 32 along each axis
     weights = torch.tensor([-3.0, 19.0, 19.0, -3.0]) / 32
     upper = torch.stack([grid[0], grid[0], grid[1], grid[2]])  # the edge is repeated
     corner = torch.einsum("i,ijd->jd", weights, upper)
@@ -62,7 +65,7 @@ def test_positions_are_resized_bicubically_without_antialiasing() -> None:
 
 
 def test_the_published_sizes() -> None:
-    """On the meta device: a ViT-B/16 at 256 pixels, six layers of BERT base, and two projections to 256."""
+    """Count a ViT-B/16 at 256 pixels, six layers of BERT base, and two projections to 256, on the meta device."""
     with torch.device("meta"):
         model = Hystar(HystarConfig(backbone="albef:none", pretrained=None, style_pretrained=None, blocks=None))
     vision = 85_798_656 + (257 - 197) * 768  # timm's vit_base_patch16_224 without its head, and more positions
@@ -74,14 +77,14 @@ def test_the_published_sizes() -> None:
     assert model.backbone.image_size == (256, 256)
 
 
-def test_random_weights_of_a_files_sizes(tmp_path: Path) -> None:
+def test_random_weights_have_the_sizes_of_the_file(tmp_path: Path) -> None:
     write_albef(tmp_path)
     first, second = (create(tmp_path, pretrained=None) for _ in range(2))
     assert (first.depth, first.width, first.embed_dim) == (3, 128, EMBED)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
+def test_files_that_do_not_fit_are_rejected(tmp_path: Path) -> None:
     write_albef(tmp_path)
     file = tmp_path / "ALBEF.pth"
     stored = torch.load(file, weights_only=True)
@@ -92,7 +95,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"could not be loaded: it lacks vision_proj\.bias"):
         create(tmp_path)
     torch.save({"model": {"weight": torch.zeros(2)}}, file)
-    with pytest.raises(ValueError, match=r"holds no visual_encoder\.pos_embed"):
+    with pytest.raises(ValueError, match=r"checkpoint of ALBEF, got a file without visual_encoder\.pos_embed"):
         create(tmp_path)
     file.write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(ValueError, match="could not be loaded"):

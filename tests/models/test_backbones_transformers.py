@@ -1,4 +1,4 @@
-"""Backbones of transformers: the published sizes, fused attention, and clear errors where something is missing."""
+"""Backbones of transformers: the published sizes, fused attention, and the errors for missing files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import torch.nn.functional as F
 import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from hystar_fast.models.backbones import Backbone, create_backbone
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
-from tests.support.small_backbones import write_transformers
+from tests.support.small_backbones import disturb, write_transformers
 from tests.support.small_clip import IMAGE_SIZE
 from tests.support.tolerance import relative_error
 
@@ -56,7 +57,7 @@ def edit(file: Path, part: str, **values: Any) -> None:
     ids=["clip-vit-base-patch32", "clip-vit-large-patch14", "siglip-base-patch16-224"],
 )
 def test_published_sizes(tmp_path: Path, config: Any, parameters: int, blocks: tuple[int, ...], width: int) -> None:
-    """On the meta device: the shapes are the published ones, nothing is computed."""
+    """Count parameters on the meta device, where only shapes exist."""
     config.save_pretrained(tmp_path)
     with torch.device("meta"):
         model = Hystar(
@@ -70,7 +71,7 @@ def test_published_sizes(tmp_path: Path, config: Any, parameters: int, blocks: t
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "siglip2", "blip"])
-def test_a_configuration_alone_gives_random_weights_and_says_what_is_missing(tmp_path: Path, kind: str) -> None:
+def test_a_configuration_alone_gives_random_weights_and_names_missing_files(tmp_path: Path, kind: str) -> None:
     write_transformers(kind, tmp_path, inputs=False)
     (tmp_path / "model.safetensors").unlink()
     state = torch.get_rng_state()
@@ -91,28 +92,37 @@ def test_a_configuration_alone_gives_random_weights_and_says_what_is_missing(tmp
 
 
 def test_blip_attends_without_a_matrix_of_all_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 145 tokens, which are too many for plain products. The attention of the library stores the matrix."""
     write_transformers("blip", tmp_path, inputs=False)
     edit(tmp_path / "config.json", "vision_config", image_size=96)
     backbone, fused = create(tmp_path, None), F.scaled_dot_product_attention
-    calls = []
-    monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda *args, **kept: calls.append(1) or fused(*args, **kept)
-    )
-    backbone.encode_image(torch.randn(1, 3, 96, 96))
-    assert len(calls) == backbone.depth
+    disturb(backbone)
+    images, shapes = torch.randn(2, 3, 96, 96), []
+
+    def record(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        shapes.append((query.shape, key.shape, value.shape))
+        return fused(query, key, value, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", record)
+    found = backbone.encode_image(images)
+    assert shapes == [((2, 4, 145, 8),) * 3] * backbone.depth
+    library: Any = backbone.get_submodule("model")
+    expected = library.vision_proj(library.vision_model(pixel_values=images).last_hidden_state[:, 0])
+    assert len(shapes) == backbone.depth, "the attention of the library must not be fused"
+    assert relative_error(found, expected) < 1e-5
 
 
 def test_padding_does_not_change_blips_text_embedding(tmp_path: Path) -> None:
     write_transformers("blip", tmp_path)
     backbone = create(tmp_path)
     padded = backbone.tokenizer(["a red cat"])
-    written = int((padded != 0).sum())
-    assert written < padded.shape[1] <= 35
-    assert relative_error(backbone.encode_text(padded[:, :written]), backbone.encode_text(padded)) < 1e-5
+    length = int((padded != 0).sum())
+    assert length < padded.shape[1] <= 35
+    assert relative_error(backbone.encode_text(padded[:, :length]), backbone.encode_text(padded)) < 1e-5
 
 
-def test_weights_that_lack_a_part_are_refused(tmp_path: Path) -> None:
-    """transformers would draw the missing head at random and go on."""
+def test_weights_without_a_head_are_rejected(tmp_path: Path) -> None:
+    """The library itself would initialise the missing head at random."""
     write_transformers("blip", tmp_path)
     file = tmp_path / "model.safetensors"
     kept = {name: value for name, value in load_file(file).items() if not name.startswith("vision_proj")}
@@ -121,7 +131,7 @@ def test_weights_that_lack_a_part_are_refused(tmp_path: Path) -> None:
         create(tmp_path)
 
 
-def test_half_precision_files_are_computed_with_in_float32(tmp_path: Path) -> None:
+def test_weights_in_half_precision_are_loaded_in_float32(tmp_path: Path) -> None:
     small = write_transformers("siglip", tmp_path)
     small.untouched().to(torch.bfloat16).save_pretrained(tmp_path)
     assert {parameter.dtype for parameter in create(tmp_path).parameters()} == {torch.float32}
@@ -130,12 +140,12 @@ def test_half_precision_files_are_computed_with_in_float32(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("kind", "part", "values", "message"),
     [
-        ("clip", "vision_config", {"attention_dropout": 0.1}, "attention_dropout=0 in its vision_config"),
-        ("blip", "vision_config", {"attention_dropout": 0.1}, "attention_dropout=0 in its vision_config"),
+        ("clip", "vision_config", {"attention_dropout": 0.1}, "attention_dropout=0 in its vision_config, got 0.1"),
+        ("blip", "vision_config", {"attention_dropout": 0.1}, "attention_dropout=0 in its vision_config, got 0.1"),
         ("siglip", "vision_config", {"vision_use_head": False}, "vision_use_head=False"),
     ],
 )
-def test_models_the_loop_cannot_run_are_refused(
+def test_models_that_the_loop_cannot_run_are_rejected(
     tmp_path: Path, kind: str, part: str, values: dict[str, Any], message: str
 ) -> None:
     write_transformers(kind, tmp_path, inputs=False)
@@ -144,7 +154,7 @@ def test_models_the_loop_cannot_run_are_refused(
         create(tmp_path, None)
 
 
-def test_other_types_are_refused(tmp_path: Path) -> None:
+def test_other_types_are_rejected(tmp_path: Path) -> None:
     transformers.BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="its type 'bert' is none of clip, siglip, siglip2, blip"):
+    with pytest.raises(ValueError, match="its type must be clip or siglip or siglip2 or blip, got 'bert'"):
         create(tmp_path, None)

@@ -1,4 +1,4 @@
-"""Adapters on disk: exact, small, whole or not at all, and refused when they do not fit."""
+"""Adapters on disk: exact, without the backbone, never half written, and rejected where they do not fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hystar_fast.models.checkpoint import CONFIG_FILE, TENSOR_FILE, fingerprint
+from hystar_fast.models.checkpoint import CONFIG_FILE, TENSOR_FILE
 from hystar_fast.models.hystar import Hystar
 from tests.support.small_clip import IMAGE_SIZE, small_config, write_small_clip
 
@@ -31,7 +31,7 @@ def saved(tmp_path: Path, **fields: Any) -> tuple[Hystar, Path]:
 
 
 @pytest.mark.parametrize("fields", [{}, {"rank": 7}, {"blocks": ()}, {"static": False}, {"blocks": None}])
-def test_a_reloaded_model_embeds_exactly_alike(tmp_path: Path, fields: dict[str, Any]) -> None:
+def test_a_reloaded_model_gives_the_same_embeddings(tmp_path: Path, fields: dict[str, Any]) -> None:
     model, adapter = saved(tmp_path, **fields)
     torch.rand(3)
     again = Hystar.from_pretrained(adapter)
@@ -84,7 +84,7 @@ def test_a_failed_save_leaves_the_old_adapter(tmp_path: Path, monkeypatch: pytes
     assert torch.equal(Hystar.from_pretrained(adapter).encode_image(images), before)
 
 
-def test_a_pair_torn_apart_is_recognised(tmp_path: Path) -> None:
+def test_files_of_different_saves_are_rejected(tmp_path: Path) -> None:
     model, adapter = saved(tmp_path)
     old = (adapter / CONFIG_FILE).read_bytes()
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_a_pair_torn_apart_is_recognised(tmp_path: Path) -> None:
             parameter.mul_(2)
     model.save_pretrained(adapter)
     (adapter / CONFIG_FILE).write_bytes(old)
-    with pytest.raises(ValueError, match=f"{TENSOR_FILE} is corrupt or not from the save"):
+    with pytest.raises(ValueError, match=f"{TENSOR_FILE} is corrupt or not from the save that {CONFIG_FILE} describes"):
         Hystar.from_pretrained(adapter)
 
 
@@ -100,17 +100,17 @@ def test_a_pair_torn_apart_is_recognised(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     _, adapter = saved(tmp_path)
     (adapter / name).unlink()
-    with pytest.raises(ValueError, match=f"has no {name}"):
+    with pytest.raises(ValueError, match=f"directory must hold .* got .* which has no {name}"):
         Hystar.from_pretrained(adapter)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere has no"):
+    with pytest.raises(ValueError, match="nowhere, which has no"):
         Hystar.from_pretrained(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "empty", "noise"])
-def test_damaged_tensors_are_refused(tmp_path: Path, damage: str) -> None:
+def test_damaged_tensors_are_rejected(tmp_path: Path, damage: str) -> None:
     _, adapter = saved(tmp_path)
     content = bytearray((adapter / TENSOR_FILE).read_bytes())
     content[-9] ^= 1
@@ -125,12 +125,12 @@ def test_damaged_tensors_are_refused(tmp_path: Path, damage: str) -> None:
     [
         ("{", "is corrupt"),
         ("\udcff", "is corrupt"),
-        ("[1]", "must have format .* it has 'list'"),
-        ('{"format": "peft"}', "must have format .* it has 'peft'"),
-        ('{"format": "hystar_fast.adapter/1"}', 'must hold "config" and "fingerprints"'),
+        ("[1]", "must have format .* got 'list'"),
+        ('{"format": "peft"}', "must have format .* got 'peft'"),
+        ('{"format": "hystar_fast.adapter/1"}', r"must hold \"config\" and \"fingerprints\", got \['format'\]"),
     ],
 )
-def test_a_damaged_configuration_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_a_damaged_configuration_is_rejected(tmp_path: Path, text: str, message: str) -> None:
     _, adapter = saved(tmp_path)
     (adapter / CONFIG_FILE).write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=message):
@@ -148,19 +148,19 @@ def edit(adapter: Path, **fields: Any) -> None:
     [
         ({"blocks": [2]}, r"hypernetworks\.3\..* is not of this model"),
         ({"blocks": [1, 2, 3]}, r"hypernetworks\.1\..* is missing"),
-        ({"rank": 5}, r"has shape \[\d+(, \d+)?\], needs \[\d+(, \d+)?\]"),
+        ({"rank": 5}, r"must have shape \[\d+(, \d+)?\], got \[\d+(, \d+)?\]"),
         ({"layers": 3}, r"unknown HystarConfig field\(s\) layers"),
         ({"style": "gram"}, "style must be one of"),
     ],
 )
-def test_a_configuration_that_does_not_fit_is_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+def test_a_configuration_that_does_not_fit_is_rejected(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     _, adapter = saved(tmp_path)
     edit(adapter, **fields)
     with pytest.raises(ValueError, match=message):
         Hystar.from_pretrained(adapter)
 
 
-def test_other_weights_are_refused_and_moved_weights_are_not(tmp_path: Path) -> None:
+def test_other_weights_are_rejected_and_moved_weights_are_not(tmp_path: Path) -> None:
     model, adapter = saved(tmp_path)
     moved = write_small_clip(tmp_path / "moved")
     images = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE)
@@ -175,22 +175,13 @@ def test_other_weights_are_refused_and_moved_weights_are_not(tmp_path: Path) -> 
 
 def test_a_merged_model_is_not_saved(tmp_path: Path) -> None:
     model = trained(tmp_path).merge_static_()
-    with pytest.raises(ValueError, match="save before merge_static_"):
+    with pytest.raises(ValueError, match="must be saved before merge_static_, got"):
         model.save_pretrained(tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_rejected(tmp_path: Path) -> None:
     model = trained(tmp_path)
     (tmp_path / "taken").write_text("")
-    with pytest.raises(ValueError, match="directory must be a folder"):
+    with pytest.raises(ValueError, match=r"directory must be a folder, got the file .*taken"):
         model.save_pretrained(tmp_path / "taken")
-
-
-def test_fingerprints_tell_values_shapes_types_and_names_apart() -> None:
-    base = torch.randn(40, 60)
-    variants = [("a", base), ("b", base), ("a", base.reshape(60, 40)), ("a", base.bfloat16()), ("a", base + 1e-6)]
-    assert len({fingerprint([variant]) for variant in variants}) == len(variants)
-    assert fingerprint([("a", base.clone())]) == fingerprint([("a", base)])
-    assert fingerprint([("a", base.to("meta"))]) is None
-    assert fingerprint([("scalar", torch.tensor(1.0)), ("empty", torch.empty(0))]) is not None

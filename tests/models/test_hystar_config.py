@@ -1,4 +1,4 @@
-"""HystarConfig: the pinned defaults, the round trip, and an error that names the field for each bad value."""
+"""HystarConfig: the pinned defaults, the round trip through JSON, and errors that name the field."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ PINNED = {
 }
 
 
-def test_defaults_are_the_pinned_ones() -> None:
+def test_defaults_are_pinned() -> None:
     config = HystarConfig()
     assert {name: getattr(config, name) for name in PINNED} == PINNED
 
 
-def test_it_cannot_be_changed_and_hashes() -> None:
+def test_it_is_frozen_and_hashable() -> None:
     config = HystarConfig(blocks=[3, 1])
     assert config.blocks == (1, 3)
     assert hash(config) == hash(replace(config))

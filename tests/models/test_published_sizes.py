@@ -1,4 +1,4 @@
-"""The published models at their sizes, on the meta device: depths, parameters, activations, and what Hystar adds."""
+"""Published models at their sizes, on the meta device: depths, parameters, activations, and those of Hystar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Style extractors: unit vectors, frozen, and of the image as the extractor should see it."""
+"""Style extractors: unit vectors of frozen networks, on images of the right size and normalisation."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_dinov2_is_its_class_token_after_the_last_norm(tmp_path: Path, registers
     assert relative_error(extractor(images), truth) < 1e-5
 
 
-def test_own_normalisation_shows_the_extractor_imagenet_statistics(tmp_path: Path) -> None:
+def test_own_normalisation_gives_the_extractor_imagenets_statistics(tmp_path: Path) -> None:
     network = write_dino(tmp_path / "dino")
     fields = {"style": "dinov2", "style_pretrained": str(tmp_path / "dino"), "style_normalization": "own"}
     config = small_config(tmp_path, **fields)
@@ -80,7 +80,7 @@ def test_own_normalisation_shows_the_extractor_imagenet_statistics(tmp_path: Pat
     assert relative_error(as_the_backbone(images), truth) > 1e-4
 
 
-def test_clip_style_is_the_untouched_models_embedding_before_and_after_training(tmp_path: Path) -> None:
+def test_clip_style_is_the_embedding_of_open_clip_before_and_after_training(tmp_path: Path) -> None:
     model, images = Hystar(small_config(tmp_path)), images_of(3)
     clip = open_clip.create_model(model.config.backbone.removeprefix("open_clip:")).eval()
     truth = F.normalize(clip.encode_image(images), dim=-1)
@@ -92,7 +92,7 @@ def test_clip_style_is_the_untouched_models_embedding_before_and_after_training(
     assert relative_error(model.merge_static_().style(images), truth) < 1e-5
 
 
-def test_prefix_style_runs_every_block_once_and_changes_none_before_the_first_modulated(tmp_path: Path) -> None:
+def test_prefix_style_runs_every_block_once_and_has_no_static_offsets_before_the_first(tmp_path: Path) -> None:
     model, images = Hystar(small_config(tmp_path, style="prefix", blocks=(2, 3))), images_of(2)
     entered: list[int] = []
     for number, block in enumerate(model.backbone.blocks, start=1):
@@ -100,7 +100,7 @@ def test_prefix_style_runs_every_block_once_and_changes_none_before_the_first_mo
     model.encode_image(images)
     assert entered == list(range(1, model.backbone.depth + 1))
     blocks = {int(name.split(".")[5]) for name, _ in model.static_parameters()}
-    assert blocks == set(range(1, model.backbone.depth)), "counted from 0"
+    assert blocks == set(range(1, model.backbone.depth)), "these numbers begin with 0"
     assert model.encode_image(images_of(0)).shape == (0, 24)
 
 
@@ -127,7 +127,7 @@ def test_prefix_style_is_statistics_of_the_tokens_that_enter_the_first_modulated
         assert relative_error(model.style(images), truth) < 1e-5
 
 
-def test_prefix_style_hardly_minds_where_things_are(tmp_path: Path) -> None:
+def test_prefix_style_depends_less_on_positions_than_on_colours(tmp_path: Path) -> None:
     model, images = Hystar(small_config(tmp_path, style="prefix", blocks=(1,))), images_of(4)
     patch = model.backbone.get_submodule("clip.visual.conv1").kernel_size[0]  # type: ignore[index]
     moved, inverted = images.roll(patch, dims=-1), -images
@@ -159,7 +159,7 @@ def test_vgg_reads_a_state_dict(tmp_path: Path) -> None:
 
 def test_vgg_has_no_default_weights(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r'style="vgg" needs style_pretrained: .*got the default, .facebook/dinov2-base'
+        ValueError, match=r'style_pretrained must be .* with style="vgg", got the default .facebook/dinov2-base'
     ):
         style_of(tmp_path, style="vgg")
 
@@ -170,13 +170,13 @@ def test_missing_weights_are_named(tmp_path: Path, style: str, pretrained: str) 
         style_of(tmp_path, style=style, style_pretrained=pretrained)
 
 
-def test_a_network_that_is_no_dinov2_is_refused(tmp_path: Path) -> None:
+def test_a_network_that_is_not_dinov2_is_rejected(tmp_path: Path) -> None:
     ViTModel(ViTConfig(**{**SIZES, "intermediate_size": 32})).save_pretrained(tmp_path / "vit")
-    with pytest.raises(ValueError, match=r"style_pretrained='.*vit' .*its type 'vit' is none of dinov2, "):
+    with pytest.raises(ValueError, match=r"style_pretrained='.*vit' .*its type must be dinov2 or .*, got 'vit'"):
         style_of(tmp_path, style="dinov2", style_pretrained=str(tmp_path / "vit"))
 
 
-def test_dinov2_without_all_of_its_weights_is_refused(tmp_path: Path) -> None:
+def test_a_dinov2_with_missing_weights_is_rejected(tmp_path: Path) -> None:
     write_dino(tmp_path / "dino")
     file = tmp_path / "dino" / "model.safetensors"
     kept = {name: value for name, value in load_file(file).items() if "layer.1.attention" not in name}
@@ -185,13 +185,13 @@ def test_dinov2_without_all_of_its_weights_is_refused(tmp_path: Path) -> None:
         style_of(tmp_path, style="dinov2", style_pretrained=str(tmp_path / "dino"))
 
 
-def test_a_foreign_state_dict_is_refused(tmp_path: Path) -> None:
+def test_the_state_dict_of_another_network_is_rejected(tmp_path: Path) -> None:
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "vgg.pt")
     with pytest.raises(ValueError, match=r"style_pretrained='.*vgg\.pt'"):
         style_of(tmp_path, style="vgg", style_pretrained=str(tmp_path / "vgg.pt"))
 
 
-def test_hystar_takes_every_extractor(tmp_path: Path) -> None:
+def test_hystar_works_with_every_extractor(tmp_path: Path) -> None:
     write_dino(tmp_path / "dino")
     images = images_of(2)
     for style, pretrained in (("dinov2", str(tmp_path / "dino")), ("clip", None), ("prefix", None), ("vgg", None)):

@@ -1,4 +1,4 @@
-"""SVDAttention: torch's own multi-head attention with a weight per sample, for the price of one SVD."""
+"""SVDAttention against nn.MultiheadAttention with the weight of each sample materialised."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def make(dtype: torch.dtype = torch.float64, bias: bool = True, batch_first: boo
 
 
 def by_torch(mha: nn.MultiheadAttention, x: Tensor, offset: Tensor | None, attn_mask: Tensor | None = None) -> Tensor:
-    """Each sample through nn.MultiheadAttention's own code, with its weight W + u diag(offset) vh materialised."""
+    """Run nn.MultiheadAttention on each sample, with the weight W + u diag(offset) vh."""
     u, _, vh = torch.linalg.svd(mha.in_proj_weight.detach().double(), full_matrices=False)
     rows = []
     for b in range(len(x)):
@@ -77,18 +77,18 @@ def test_gradients_are_those_of_materialised_weights() -> None:
 
 def masks() -> dict[str, Tensor]:
     causal = torch.ones(T, T, dtype=torch.bool).triu(1)
-    own = torch.rand(B * HEADS, T, T) < 0.4
-    own.diagonal(dim1=1, dim2=2).fill_(False)  # every query sees itself
+    for_each_head = torch.rand(B * HEADS, T, T) < 0.4
+    for_each_head.diagonal(dim1=1, dim2=2).fill_(False)  # every query sees itself
     return {
         "boolean": causal,
         "additive": torch.zeros(T, T).masked_fill(causal, -torch.inf),
-        "a head": own,
-        "additive a head": torch.randn(B * HEADS, T, T),
+        "boolean for each head": for_each_head,
+        "additive for each head": torch.randn(B * HEADS, T, T),
     }
 
 
-@pytest.mark.parametrize("kind", ["boolean", "additive", "a head", "additive a head"])
-def test_masks_mean_what_they_mean_to_torch(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["boolean", "additive", "boolean for each head", "additive for each head"])
+def test_masks_have_the_meaning_of_nn_multihead_attention(kind: str) -> None:
     mha, mask = make(), masks()[kind]
     x, delta_s = torch.randn(B, T, D, dtype=torch.float64), torch.randn(B, D)
     ours = SVDAttention.from_mha(mha)(x, delta_s, attn_mask=mask)
@@ -141,12 +141,16 @@ def test_compiles_without_a_graph_break() -> None:
 def test_half_precision_and_autocast(dtype: torch.dtype) -> None:
     mha = make(torch.float32)
     attention = SVDAttention.from_mha(mha)
-    x, delta_s, mask = torch.randn(B, T, D), 0.3 * torch.randn(B, D), masks()["additive"]
+    x, delta_s, mask = torch.randn(B, T, D), torch.randn(B, D, requires_grad=True), masks()["additive"]
     truth = by_torch(mha, x, delta_s, mask)
+    assert relative_error(by_torch(mha, x, None, mask), truth) > 0.3
     with torch.autocast("cpu", dtype):
         y = attention(x, delta_s, attn_mask=mask)
     assert y.dtype == dtype
     assert relative_error(y, truth) < 0.02
+    dy = torch.randn(B, T, D)
+    (gradient,), (expected,) = torch.autograd.grad(y, delta_s, dy.to(dtype)), torch.autograd.grad(truth, delta_s, dy)
+    assert relative_error(gradient, expected) < 0.05
     half = attention.to(dtype)(x.to(dtype), delta_s, attn_mask=mask)
     assert relative_error(half, truth) < 0.03
 
@@ -162,8 +166,25 @@ def test_state_dicts_of_its_own_and_of_multihead_attention() -> None:
     assert torch.equal(again(x, delta_s), ours["attn"](x, delta_s))
 
 
+@pytest.mark.parametrize("output", ["proj", "projection", "out_proj"])
+@pytest.mark.parametrize("packed", ["in_proj_", "qkv.", None])
+def test_state_dicts_of_other_attention_modules(packed: str | None, output: str) -> None:
+    """timm and BLIP pack their projections under ``qkv``, CLIP and SigLIP of transformers split them."""
+    mha, x = make(), torch.randn(B, T, D, dtype=torch.float64)
+    state = {f"{output}.{name}": value for name, value in mha.out_proj.state_dict().items()}
+    for kind in ("weight", "bias"):
+        value = mha.get_parameter(f"in_proj_{kind}").detach()
+        if packed is None:
+            state |= {f"{name}_proj.{kind}": part for name, part in zip("qkv", value.chunk(3), strict=True)}
+        else:
+            state[f"{packed}{kind}"] = value
+    ours = nn.ModuleDict({"attn": SVDAttention.from_mha(make())})
+    ours.load_state_dict({f"attn.{name}": value for name, value in state.items()})
+    assert relative_error(ours["attn"](x), by_torch(mha, x, None)) < 1e-12
+
+
 @pytest.mark.parametrize("biased", [(True, True, True), (True, False, True), (False, False, False)])
-def test_separate_projections_are_stacked_to_one_spectrum(biased: tuple[bool, ...]) -> None:
+def test_separate_projections_are_stacked_into_one_spectrum(biased: tuple[bool, ...]) -> None:
     projections = [nn.Linear(8, 8, bias).double() for bias in biased]
     out_proj, x = nn.Linear(8, 8).double(), torch.randn(3, 5, 8, dtype=torch.float64)
     attention = SVDAttention.from_linears(projections, out_proj, 2)
@@ -206,9 +227,13 @@ X = torch.ones(B, T, D)
         (
             lambda _: SVDAttention.from_mha(nn.MultiheadAttention(8, 2, add_bias_kv=True)),
             ValueError,
-            "add_bias_kv=False",
+            "add_bias_kv=False and add_zero_attn=False, got add_bias_kv=True and add_zero_attn=False",
         ),
-        (lambda _: SVDAttention.from_mha(nn.MultiheadAttention(8, 2, add_zero_attn=True)), ValueError, "add_zero_attn"),
+        (
+            lambda _: SVDAttention.from_mha(nn.MultiheadAttention(8, 2, add_zero_attn=True)),
+            ValueError,
+            "got add_bias_kv=False and add_zero_attn=True",
+        ),
         (lambda _: SVDAttention.from_mha(nn.MultiheadAttention(8, 2, 0.1)), ValueError, "dropout=0, .* got 0.1"),
         (
             lambda _: SVDAttention.from_linears([nn.Linear(8, 8)] * 2, nn.Linear(8, 8), 2),
@@ -243,7 +268,7 @@ def test_bad_input(call: Callable[[SVDAttention], object], error: type[Exception
 
 @pytest.mark.parametrize("tokens", [1, 7, 128, 129])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_attend_is_scaled_dot_product_attention_in_training_and_out_of_it(tokens: int, dtype: torch.dtype) -> None:
+def test_attend_equals_scaled_dot_product_attention_with_and_without_gradients(tokens: int, dtype: torch.dtype) -> None:
     q, k, v = (torch.randn(2, HEADS, tokens, 8, dtype=dtype, requires_grad=True) for _ in range(3))
     exact = [t.detach().double().requires_grad_() for t in (q, k, v)]
     truth = F.scaled_dot_product_attention(*exact)
@@ -254,3 +279,22 @@ def test_attend_is_scaled_dot_product_attention_in_training_and_out_of_it(tokens
         assert relative_error(attend(q, k, v), truth) < tolerance
     for gradient, expected in zip(torch.autograd.grad(attend(q, k, v).sin().sum(), (q, k, v)), gradients, strict=True):
         assert relative_error(gradient, expected) < tolerance if expected.norm() > 1e-9 else gradient.norm() < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("tokens", "is_masked", "is_fused"), [(128, False, False), (129, False, True), (7, True, True)]
+)
+def test_attend_uses_the_fused_kernel_for_long_sequences_and_for_masks(
+    tokens: int, is_masked: bool, is_fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, fused = [], F.scaled_dot_product_attention
+
+    def record(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None) -> Tensor:
+        calls.append(attn_mask)
+        return fused(q, k, v, attn_mask=attn_mask)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", record)
+    q, k, v = torch.randn(3, 2, HEADS, tokens, 8)
+    mask = torch.ones(tokens, tokens, dtype=torch.bool).tril() if is_masked else None
+    attend(q, k, v, mask)
+    assert len(calls) == is_fused and all(call is mask for call in calls)

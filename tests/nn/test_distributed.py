@@ -1,4 +1,4 @@
-"""Two gloo processes train the layers with DistributedDataParallel and FSDP2 exactly as one process does."""
+"""Training with DistributedDataParallel and with FSDP2 in two gloo processes equals training in one process."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from hystar_fast.nn.fast_svd_linear import FastSVDLinear
 from hystar_fast.nn.hypernetwork import Hypernetwork
 from tests.support.tolerance import relative_error
 
-pytestmark = pytest.mark.xdist_group("distributed")  # the processes start once, not once a worker
+pytestmark = pytest.mark.xdist_group("distributed")  # one worker starts the processes, once
 WORLD, STEPS, BATCH = 2, 3, 6
 
 
 class Adapted(nn.Module):
-    """Modulated attention, a static layer of full rank and one of truncated rank, and the hypernetwork before them."""
+    """Hypernetwork, modulated attention, and static layers of full and of truncated rank."""
 
     def __init__(self, recompute: bool = False) -> None:
         super().__init__()
@@ -41,10 +41,11 @@ class Adapted(nn.Module):
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         x = x.to(self.full.u.dtype)
         if self.recompute:
-            x = x + checkpoint(self.attention, x, self.hypernetwork(z), use_reentrant=False)
+            y = checkpoint(self.attention, x, self.hypernetwork(z), use_reentrant=False)
         else:
-            x = x + self.attention(x, self.hypernetwork(z))
-        return self.truncated(self.full(x).relu())
+            y = self.attention(x, self.hypernetwork(z))
+        y += x  # in place: FSDP2's hook on the output must survive it
+        return self.truncated(self.full(y).relu_())
 
 
 def create(dtype: torch.dtype, recompute: bool = False) -> Adapted:
@@ -56,7 +57,7 @@ def create(dtype: torch.dtype, recompute: bool = False) -> Adapted:
 
 
 def train(model: nn.Module, part: slice) -> list[Tensor]:
-    """Parameters after a few steps on this part of each batch, losses averaged over the part."""
+    """Train on this part of each batch for a few steps, and return the parameters."""
     generator = torch.Generator().manual_seed(1)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.SGD(trained, lr=0.1)
@@ -74,7 +75,7 @@ def whole(parameter: Tensor) -> Tensor:
 
 
 def work(rank: int, folder: str) -> None:
-    """One of the processes: all start at once on one empty SVD cache."""
+    """Train in one of the processes, which start at the same time with one empty SVD cache."""
     os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
     warnings.simplefilter("error", UserWarning)
     torch.set_num_threads(1)
@@ -88,7 +89,7 @@ def work(rank: int, folder: str) -> None:
         model = create(dtype)
         for module in (model.hypernetwork, model.attention, model.full, model.truncated, model):
             fully_shard(module, mesh=mesh)
-        assert all(isinstance(parameter, DTensor) for parameter in model.parameters())  # the factors are sharded too
+        assert all(isinstance(parameter, DTensor) for parameter in model.parameters())  # the factors too
         results[name] = train(model, part)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -112,20 +113,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[Tensor
         ("fsdp bfloat16", torch.bfloat16, 1e-2),
     ],
 )
-def test_two_processes_train_like_one(
+def test_two_processes_train_as_one_does(
     runs: list[dict[str, list[Tensor]]], run: str, dtype: torch.dtype, limit: float
 ) -> None:
     untrained = [parameter.detach().clone() for parameter in create(dtype).parameters() if parameter.requires_grad]
     expected = train(create(dtype), slice(0, BATCH))
     assert len(expected) == 6  # four of the hypernetwork, two static offsets
-    for first, second, alone, start in zip(runs[0][run], runs[1][run], expected, untrained, strict=True):
+    for first, second, single, start in zip(runs[0][run], runs[1][run], expected, untrained, strict=True):
         assert torch.equal(first, second)
         assert first.dtype == torch.float32
         assert not torch.equal(first, start)
-        assert relative_error(first - start, alone - start) < (limit if dtype == torch.bfloat16 else 1e-3)
-        assert relative_error(first, alone) < limit
+        assert relative_error(first - start, single - start) < (limit if dtype == torch.bfloat16 else 1e-3)
+        assert relative_error(first, single) < limit
 
 
-def test_nothing_large_is_a_buffer() -> None:
+def test_there_are_no_buffers() -> None:
     """DistributedDataParallel broadcasts buffers in every forward."""
     assert not list(create(torch.float32).buffers())

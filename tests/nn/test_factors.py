@@ -1,7 +1,8 @@
-"""SVD factors: exact, of one sign, cached by content, and robust to whatever happens to the cache."""
+"""SVD factors: accuracy, signs, the cache by content, and damaged or unwritable caches."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load
 from torch import Tensor
 
 from hystar_fast.nn.factors import SVDFactors, svd_factors
+from tests.support.pickles import Payload
 from tests.support.tolerance import relative_error
 
 SHAPES = [(1, 1), (17, 13), (31, 33), (192, 64), (3, 65), (1, 7)]
@@ -78,7 +81,7 @@ def test_the_largest_entry_of_each_left_vector_is_positive(tmp_path: Path) -> No
     assert relative_error(negated.u, u) < 1e-10
 
 
-def test_the_second_start_costs_no_svd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_factors_cost_no_svd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(24, 16)
     first = svd_factors(weight, cache_dir=tmp_path)
     forbid_svd(monkeypatch)
@@ -86,7 +89,7 @@ def test_the_second_start_costs_no_svd(tmp_path: Path, monkeypatch: pytest.Monke
         assert all(map(torch.equal, svd_factors(same, cache_dir=tmp_path), first))
 
 
-def test_everything_that_changes_the_factors_has_its_own_file(tmp_path: Path) -> None:
+def test_each_weight_dtype_shape_and_rank_has_its_own_file(tmp_path: Path) -> None:
     weight = torch.randn(16, 16)
     changed = weight.clone()
     changed[3, 5] = torch.nextafter(changed[3, 5], torch.tensor(9.0))
@@ -104,7 +107,7 @@ def test_everything_that_changes_the_factors_has_its_own_file(tmp_path: Path) ->
     assert len(list(tmp_path.iterdir())) == 8
 
 
-def test_cached_factors_belong_to_the_caller(tmp_path: Path) -> None:
+def test_writing_into_the_factors_does_not_change_the_cache(tmp_path: Path) -> None:
     weight = torch.randn(8, 8)
     first = svd_factors(weight, cache_dir=tmp_path)
     kept = first.u.clone()
@@ -144,7 +147,22 @@ def test_a_damaged_file_is_rebuilt(tmp_path: Path, damage: object) -> None:
         svd_factors(weight, cache_dir=tmp_path)
 
 
-def test_another_weights_file_is_not_trusted(tmp_path: Path) -> None:
+def test_a_pickle_in_the_cache_is_rebuilt_and_not_run(tmp_path: Path) -> None:
+    """Neither code nor a state dict that torch.save wrote is read: the cache holds safetensors alone."""
+    weight, mark = torch.randn(12, 9), tmp_path / "ran"
+    cache = tmp_path / "cache"
+    whole = svd_factors(weight, cache_dir=cache)
+    (path,) = cache.iterdir()
+    stored = {**whole._asdict(), "checksum": load(path.read_bytes())["checksum"]}
+    for held in (stored, {**stored, "payload": Payload(mark)}):
+        torch.save(held, path)
+        with pytest.warns(UserWarning, match="rebuilding the SVD cache file"):
+            rebuilt = svd_factors(weight, cache_dir=cache)
+        assert relative_error(rebuild(rebuilt), weight) < 1e-6
+    assert not mark.exists()
+
+
+def test_a_file_of_another_weight_is_rebuilt(tmp_path: Path) -> None:
     weight, other = torch.randn(12, 9), torch.randn(12, 9)
     svd_factors(weight, cache_dir=tmp_path / "a")
     svd_factors(other, cache_dir=tmp_path / "b")
@@ -155,12 +173,24 @@ def test_another_weights_file_is_not_trusted(tmp_path: Path) -> None:
     assert relative_error(rebuild(factors), weight) < 1e-6
 
 
-def test_an_unusable_directory_only_warns(tmp_path: Path) -> None:
+def test_an_unwritable_directory_gives_a_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     weight = torch.randn(6, 5)
     with pytest.warns(UserWarning, match="not cached"):
         factors = svd_factors(weight, cache_dir=tmp_path / "file" / "svd")
     assert relative_error(rebuild(factors), weight) < 1e-6
+
+
+def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    weight = torch.randn(6, 5)
+    with pytest.warns(UserWarning, match="not cached, .*no space left"):
+        factors = svd_factors(weight, cache_dir=tmp_path)
+    assert relative_error(rebuild(factors), weight) < 1e-6
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_default_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +226,7 @@ def test_concurrent_writers_leave_one_whole_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weight", "rank", "error", "message"),
     [
-        (torch.full((3, 3), torch.nan), None, ValueError, "weight must be finite, but 9 of its 9"),
+        (torch.full((3, 3), torch.nan), None, ValueError, "weight must be finite, got NaN or inf in 9 of 9 entries"),
         (torch.tensor([[1.0, torch.inf]]), None, ValueError, "weight must be finite"),
         (
             torch.ones(3, 3, dtype=torch.int32),

@@ -1,8 +1,9 @@
-"""FastSVDLinear: its origin at zero offset, W + u diag(delta_s) vh at any other, one read-only weight."""
+"""FastSVDLinear: equal to its nn.Linear at zero offset, to W + u diag(delta_s) vh at others; the read-only weight."""
 
 from __future__ import annotations
 
 import copy
+import operator
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("batch", "tokens", "in_features", "out_features", "rank"), SVD_LINEAR)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_equals_its_origin(
+def test_equals_the_layer_it_was_built_from(
     batch: int, tokens: int, in_features: int, out_features: int, rank: int, dtype: torch.dtype
 ) -> None:
     linear, layer = make(in_features, out_features, dtype=dtype)
@@ -45,7 +46,7 @@ def test_equals_its_origin(
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_a_kept_remainder_is_exact(dtype: torch.dtype) -> None:
+def test_with_a_remainder_it_equals_the_layer_bit_for_bit(dtype: torch.dtype) -> None:
     linear, layer = make(rank=5, dtype=dtype)
     x = torch.randn(4, 3, 13, dtype=dtype)
     assert torch.equal(layer(x), linear(x))
@@ -70,14 +71,14 @@ def test_half_precision_is_as_accurate_as_the_reference(dtype: torch.dtype) -> N
     assert_as_accurate(layer(x, delta_s), same, truth)
 
 
-def test_a_fresh_layer_starts_like_a_linear_one(tmp_path: Path) -> None:
+def test_a_new_layer_is_initialised_as_nn_linear(tmp_path: Path) -> None:
     torch.manual_seed(3)
     linear = nn.Linear(13, 17)
     torch.manual_seed(3)
     layer = FastSVDLinear(13, 17)
     assert relative_error(layer.weight, linear.weight) < 1e-6
     assert torch.equal(layer.bias, linear.bias)  # type: ignore[arg-type]
-    assert not list(tmp_path.rglob("*.safetensors"))  # a random weight never comes back
+    assert not list(tmp_path.rglob("*.safetensors"))  # random weights are not cached
     assert FastSVDLinear(13, 17, bias=False, rank=4, dtype=torch.float64)(torch.ones(2, 13).double()).shape == (2, 17)
 
 
@@ -86,7 +87,7 @@ def test_a_fresh_layer_starts_like_a_linear_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("rank", "keep_remainder"), [(None, True), (5, True), (5, False)])
 @pytest.mark.parametrize("form", ["static", "shared", "sample", "bank"])
-def test_offsets_and_their_gradients_are_those_of_a_materialised_weight(
+def test_offsets_and_their_gradients_equal_those_of_a_materialised_weight(
     rank: int | None, keep_remainder: bool, form: str
 ) -> None:
     linear, layer = make(rank=rank, keep_remainder=keep_remainder)
@@ -150,7 +151,7 @@ def test_leading_shapes(shape: tuple[int, ...]) -> None:
 # The weight
 
 
-def test_weight_is_the_layers_own() -> None:
+def test_the_weight_has_the_static_offset_folded_in() -> None:
     linear, layer = make()
     assert relative_error(layer.weight, linear.weight) < 1e-12
     with torch.no_grad():
@@ -162,15 +163,17 @@ def test_weight_is_the_layers_own() -> None:
     assert not weight.requires_grad
     F.linear(x, weight).sum().backward()
     assert relative_error(x.grad, weight.sum(0).expand(3, 13)) < 1e-12
-    assert weight.numpy().shape == (17, 13)
-    assert weight.tolist() == weight.clone().tolist()
-    assert repr(weight) == repr(weight.clone())
+    values = weight.clone()
+    assert type(values) is Tensor
+    assert torch.equal(torch.from_numpy(weight.numpy().copy()), values)
+    assert weight.tolist() == values.tolist()
+    assert repr(weight) == repr(values)
     for copied in (copy.deepcopy(weight), pickle.loads(pickle.dumps(weight))):
         assert type(copied) is Tensor
-        assert torch.equal(copied, weight)
+        assert torch.equal(copied, values)
 
 
-def test_looking_at_the_weight_builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shape_and_dtype_of_the_weight_are_known_without_building_it(monkeypatch: pytest.MonkeyPatch) -> None:
     _, layer = make(dtype=torch.float16)
 
     def build(self: FastSVDLinear) -> Tensor:
@@ -188,17 +191,68 @@ def test_looking_at_the_weight_builds_nothing(monkeypatch: pytest.MonkeyPatch) -
     "write",
     [
         lambda w: w.mul_(2),
+        lambda w: operator.imul(w, 2),
+        lambda w: operator.imul(w.data, 2),
         lambda w: w.data.normal_(),
+        lambda w: setattr(w, "data", torch.zeros(17, 13)),
         lambda w: w.detach().copy_(torch.zeros(17, 13)),
         nn.init.zeros_,
         lambda w: torch.add(w, 1, out=w),
         lambda w: torch._foreach_add_([w], 1.0),
+        lambda w: operator.setitem(w, 0, 0.0),
+        lambda w: operator.setitem(w, (slice(None), [0, 1]), 0.0),
+        lambda w: w[0].zero_(),
+        lambda w: w.data[1:, 2].zero_(),
+        lambda w: w.t().zero_(),
+        lambda w: w.view(-1).fill_(1),
+        lambda w: w.unbind()[0].zero_(),
+        lambda w: w.chunk(2)[1].zero_(),
+        lambda w: w.diagonal().zero_(),
+        lambda w: operator.iadd(w.t()[2:].unflatten(1, (1, -1)), 1),
     ],
 )
-def test_writing_into_the_weight_is_refused_rather_than_lost(write: Callable[[Tensor], object]) -> None:
+def test_writing_into_the_weight_or_a_view_of_it_raises(write: Callable[[Tensor], object]) -> None:
     _, layer = make()
-    with pytest.raises(TypeError, match=r"FastSVDLinear\.weight, which is read-only"):
+    with pytest.raises(RuntimeError, match=r"FastSVDLinear\.weight must not be written to, got a"):
         write(layer.weight)
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"FastSVDLinear\.weight must not be written to, got a"):
+        write(layer.weight)
+
+
+@pytest.mark.parametrize(
+    ("write", "error"),
+    [
+        (lambda layer: setattr(layer, "weight", torch.zeros(17, 13)), AttributeError),
+        (lambda layer: setattr(layer, "weight", nn.Parameter(torch.zeros(17, 13))), KeyError),
+        (lambda layer: delattr(layer, "weight"), AttributeError),
+        (lambda layer: operator.setitem(layer.weight.numpy(), 0, 0.0), ValueError),
+    ],
+)
+def test_replacing_the_weight_raises(write: Callable[[FastSVDLinear], object], error: type[Exception]) -> None:
+    _, layer = make()
+    with pytest.raises(error):
+        write(layer)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        Tensor.t,
+        lambda w: w[3],
+        lambda w: w[2:9, ::2],
+        lambda w: w.t().unsqueeze(0),
+        lambda w: w.split(5)[1],
+        lambda w: w.mT[1],
+    ],
+)
+def test_views_of_the_weight_have_its_values(view: Callable[[Tensor], Tensor]) -> None:
+    _, layer = make()
+    expected = view(layer.weight.clone())
+    found = view(layer.weight)
+    assert (found.shape, found.stride(), found.dtype) == (expected.shape, expected.stride(), expected.dtype)
+    assert torch.equal(found, expected)
+    assert torch.equal(found * 2, expected * 2)
+    assert type(found.clone()) is Tensor
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -218,10 +272,10 @@ def test_merge(dtype: torch.dtype, rank: int | None, keep_remainder: bool) -> No
     assert relative_error(merged(x), layer(x)) < LIMIT[dtype]
     merged.weight.zero_()
     merged.bias.zero_()
-    assert all(torch.equal(layer.state_dict()[key], value) for key, value in before.items())  # unmerging is keeping it
+    assert all(torch.equal(layer.state_dict()[key], value) for key, value in before.items())
 
 
-def test_merging_and_factoring_again() -> None:
+def test_a_merged_layer_can_be_factored_again() -> None:
     _, layer = make()
     with torch.no_grad():
         layer.delta_s_static.normal_()
@@ -258,7 +312,11 @@ X = torch.ones(4, 3, 13)
             r"one row for each sample of x \(4, 3, 13\), got shape \(3, 13\)",
         ),
         (lambda layer: layer(X[0, 0], torch.ones(1, 13)), ValueError, r"one row for each sample of x \(13,\)"),
-        (lambda layer: layer(X, index=torch.zeros(4, dtype=torch.int64)), ValueError, "index names rows of delta_s"),
+        (
+            lambda layer: layer(X, index=torch.zeros(4, dtype=torch.int64)),
+            ValueError,
+            "index must be None where delta_s is None, got Tensor",
+        ),
         (lambda layer: layer(X, torch.ones(2, 13), index=torch.full((4,), 2)), ValueError, "index"),
         (lambda layer: layer(X, torch.ones(2, 13), index=torch.ones(4)), TypeError, "index"),
         (lambda layer: layer(torch.ones(4, 3, 12)), ValueError, "x: needs 13 features"),
@@ -271,7 +329,7 @@ def test_bad_input(call: Callable[[FastSVDLinear], object], error: type[Exceptio
         call(FastSVDLinear(13, 17))
 
 
-def test_a_weight_that_is_not_finite_is_refused() -> None:
+def test_a_weight_with_nan_is_rejected() -> None:
     linear = nn.Linear(3, 3)
     nn.init.constant_(linear.weight, torch.nan)
     with pytest.raises(ValueError, match="weight must be finite"):

@@ -1,4 +1,4 @@
-"""FastSVDLinear among torch's own tools: saving, casting, moving, compiling, autocast, checkpointing, threads."""
+"""FastSVDLinear with other parts of torch: saving, casting, moving, compiling, autocast, checkpointing, threads."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_state_dict_round_trip() -> None:
             assert [n for n, p in other.named_parameters() if p.requires_grad] == ["delta_s_static"]
 
 
-def test_the_static_offset_is_all_an_adapter_needs() -> None:
+def test_the_static_offset_alone_restores_a_trained_layer() -> None:
     linear, layer = make()
     assert [name for name, p in layer.named_parameters() if p.requires_grad] == ["delta_s_static"]
     assert not layer.delta_s_static.any()
@@ -60,7 +60,7 @@ def test_the_static_offset_is_all_an_adapter_needs() -> None:
 
 @pytest.mark.parametrize("rank", [None, 5])
 @pytest.mark.parametrize("assign", [False, True])
-def test_a_plain_layers_checkpoint_loads(rank: int | None, assign: bool) -> None:
+def test_a_checkpoint_of_nn_linear_loads(rank: int | None, assign: bool) -> None:
     plain = nn.Sequential(nn.Linear(13, 17), nn.Linear(17, 3)).double()
     ours = nn.Sequential(FastSVDLinear(13, 17, rank=rank), FastSVDLinear(17, 3)).double()
     with torch.no_grad():
@@ -74,9 +74,9 @@ def test_a_plain_layers_checkpoint_loads(rank: int | None, assign: bool) -> None
     assert not ours[0].u.requires_grad
 
 
-def test_a_plain_checkpoint_of_another_size_is_refused() -> None:
+def test_a_checkpoint_of_nn_linear_of_another_size_is_rejected() -> None:
     layer = FastSVDLinear(13, 17)
-    with pytest.raises(RuntimeError, match=r"size mismatch for weight: needs \(17, 13\), got \(13, 17\)"):
+    with pytest.raises(RuntimeError, match=r"mismatch for weight: it must have shape \(17, 13\), got \(13, 17\)"):
         layer.load_state_dict(nn.Linear(17, 13).state_dict())
 
 
@@ -92,7 +92,7 @@ def test_copies_are_independent() -> None:
         assert torch.equal(layer(x), y)
 
 
-def test_from_linear_leaves_its_source_alone() -> None:
+def test_from_linear_does_not_change_its_source() -> None:
     linear, layer = make(rank=5)
     x = torch.randn(4, 13, dtype=torch.float64)
     y = layer(x)
@@ -151,8 +151,13 @@ def test_meta_device() -> None:
     assert layer(x, delta_s).shape == (2, 3, 17)
     assert layer.merge().weight.is_meta
     assert FastSVDLinear.from_linear(nn.Linear(13, 17, device="meta")).u.is_meta
-    layer.to_empty(device="cpu").reset_parameters()
-    assert layer(torch.ones(2, 13, dtype=torch.float16)).isfinite().all()
+    layer.to_empty(device="cpu")
+    torch.manual_seed(3)
+    layer.reset_parameters()
+    torch.manual_seed(3)
+    linear, x = nn.Linear(13, 17, dtype=torch.float16), torch.randn(2, 13, dtype=torch.float16)
+    assert torch.equal(layer.delta_s_static, torch.zeros(5))
+    assert relative_error(layer(x), linear(x)) < 2e-3
 
 
 # The rest of torch
@@ -177,16 +182,41 @@ def test_compiles_without_a_graph_break(rank: int | None) -> None:
 
 
 @pytest.mark.parametrize("rank", [None, 5])
-def test_autocast(rank: int | None) -> None:
-    linear, layer = make(64, 48, rank, dtype=torch.float32)
-    x, delta_s = torch.randn(4, 3, 64), torch.zeros(4, layer.rank, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        y, weight = layer(x, delta_s.bfloat16()), layer.weight.clone()
-        assert y.dtype == linear(x).dtype == torch.bfloat16
-    assert relative_error(y, linear(x)) < 0.012
-    assert relative_error(weight, linear.weight) < 1e-6
-    y.float().sum().backward()
-    assert delta_s.grad.dtype == layer.delta_s_static.grad.dtype == torch.float32
+@pytest.mark.parametrize("keep_remainder", [True, False])
+@pytest.mark.parametrize("form", ["shared", "sample", "bank"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(rank: int | None, keep_remainder: bool, form: str, dtype: torch.dtype) -> None:
+    """The offsets are as large as the singular values, so a dropped one is larger than the rounding error."""
+    linear, layer = make(64, 48, rank, keep_remainder, dtype=torch.float32)
+    layer.bias.requires_grad_()  # type: ignore[union-attr]
+    index = torch.tensor([2, 0, 2, 1]) if form == "bank" else None
+    rows = {"shared": (), "sample": (4,), "bank": (3,)}[form]
+    x, delta_s = torch.randn(4, 3, 64, requires_grad=True), torch.randn(*rows, layer.rank, requires_grad=True)
+    with torch.no_grad():
+        layer.delta_s_static.normal_()
+    inputs = [x, delta_s, layer.delta_s_static, layer.bias]
+    with torch.autocast("cpu", dtype):
+        y, static = layer(x, delta_s.to(dtype), index=index), layer(x)
+        weight, plain = layer.weight.clone(), linear(x)
+    assert y.dtype == static.dtype == plain.dtype == dtype
+    assert weight.dtype == torch.float32
+
+    def exact(offset: Tensor) -> Tensor:
+        weights = modulated(linear, layer, offset).expand(4, 48, 64)
+        return torch.einsum("btd,bod->bto", x.double(), weights) + layer.bias  # type: ignore[operator]
+
+    sample = delta_s if index is None else delta_s[index]
+    truth = exact(layer.delta_s_static + sample)
+    assert relative_error(y, truth) < 0.012
+    assert relative_error(static, exact(layer.delta_s_static)) < 0.012
+    assert relative_error(weight, modulated(linear, layer, layer.delta_s_static.detach())) < 1e-6
+    assert min(relative_error(exact(offset), truth) for offset in (layer.delta_s_static, sample)) > 0.1
+    dy = torch.randn_like(truth)
+    for gradient, expected in zip(
+        torch.autograd.grad(y, inputs, dy.to(dtype)), torch.autograd.grad(truth, inputs, dy), strict=True
+    ):
+        assert gradient.dtype == torch.float32
+        assert relative_error(gradient, expected) < 0.02
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
@@ -217,7 +247,7 @@ def test_threads_do_not_mix_their_styles() -> None:
 
 @pytest.mark.parametrize("rank", [None, 5])
 @pytest.mark.parametrize("shape", [(4, 13), (4, 3, 13)])
-def test_what_follows_may_work_in_place(rank: int | None, shape: tuple[int, ...]) -> None:
+def test_in_place_operations_on_the_output_keep_gradients(rank: int | None, shape: tuple[int, ...]) -> None:
     _, layer = make(rank=rank)
     x, delta_s = torch.randn(shape, dtype=torch.float64, requires_grad=True), torch.randn(4, layer.rank)
     for style in (None, delta_s):

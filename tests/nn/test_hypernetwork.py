@@ -1,4 +1,4 @@
-"""Hypernetwork: Eq. 2, the sizes of Table 9 and its two starting points."""
+"""Hypernetwork: Eq. 2, the sizes of Table 9 and both initialisations."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from tests.support.tolerance import relative_error
 )
 def test_parameter_counts_of_table_9(hidden: int | None, depth: int, count: int, published: str) -> None:
     network = Hypernetwork(768, 1024, hidden, depth, device="meta")
-    assert sum(parameter.numel() for parameter in network.parameters()) == count
-    assert f"{count / 1e6:.1f}M" == published
+    total = sum(parameter.numel() for parameter in network.parameters())
+    assert total == count
+    assert f"{total / 1e6:.1f}M" == published
     assert network(torch.empty(2, 768, device="meta")).shape == (2, 1024)
 
 
@@ -49,11 +50,13 @@ def test_equation_2() -> None:
 
 
 def test_offsets_start_small_but_not_at_zero() -> None:
+    """Kaiming's weights keep the mean square from layer to layer; the last one has no ReLU and doubles it."""
     z = nn.functional.normalize(torch.randn(64, 768), dim=-1)
-    network = Hypernetwork(768, 256)
-    size = network(z).square().mean().sqrt()
-    assert 0.01 < size < 0.2  # beside singular values of order one
-    assert not any(layer.bias.any() for layer in network.layers)
+    for depth in (2, 3):
+        network = Hypernetwork(768, 256, depth=depth)
+        size = network(z).square().mean().sqrt().item()
+        assert size == pytest.approx((2 / 768) ** 0.5, rel=0.1)  # 0.05, beside singular values of order one
+        assert not any(layer.bias.any() for layer in network.layers)
 
 
 def test_zero_init_starts_at_the_original_and_still_learns() -> None:

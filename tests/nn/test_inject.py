@@ -1,4 +1,4 @@
-"""inject: in models that are not ours, by names users would write, and never half done."""
+"""Injection into the models of other libraries, the forms of targets, and rejected layers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ FC1, FC2 = ["blocks.0.fc1", "blocks.1.fc1"], ["blocks.0.fc2", "blocks.1.fc2"]
 FC = ["blocks.0.fc1", "blocks.0.fc2", "blocks.1.fc1", "blocks.1.fc2"]
 
 
-# Two models that are not ours
+# Models of other libraries
 
 
 def bert() -> tuple[nn.Module, Any, Callable[[Any], Tensor]]:
@@ -78,7 +78,7 @@ def vit() -> tuple[nn.Module, Any, Callable[[Any], Tensor]]:
     [(bert, ["query", "key", "value", "encoder.*.dense"], 12), (vit, ["attn.qkv", "mlp.fc?"], 6), (vit, "*", 9)],
 )
 @pytest.mark.parametrize("rank", [None, 8])
-def test_a_foreign_model_trains_merges_and_comes_back(
+def test_a_model_of_another_library_trains_merges_and_unmerges(
     build: Callable[[], tuple[nn.Module, Any, Callable[[Any], Tensor]]], targets: Any, count: int, rank: int | None
 ) -> None:
     model, inputs, out = build()
@@ -128,18 +128,25 @@ def test_an_injected_model_loads_its_own_and_the_original_checkpoint() -> None:
     assert torch.equal(model(x), moved)
 
 
-def test_transformer_encoder_layer_reads_the_weights_itself_when_it_infers() -> None:
+def test_transformer_encoder_layer_reads_the_weights_itself_when_it_infers(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
     inject(encoder, "linear?")
     with torch.no_grad():
         encoder.linear1.delta_s_static.normal_()
     x = torch.randn(2, 7, 16)
     y = encoder(x)
-    with torch.no_grad():  # torch's fused path takes linear1.weight and never calls linear1
+
+    def forward(self: FastSVDLinear, x: Tensor) -> Tensor:
+        raise AssertionError("the layer was called")
+
+    monkeypatch.setattr(FastSVDLinear, "forward", forward)
+    with torch.no_grad():  # torch's fused path reads linear1.weight
         assert relative_error(encoder(x), y) < 1e-5
+    with pytest.raises(AssertionError, match="the layer was called"):
+        encoder(x)
 
 
-# What targets may be
+# Forms of targets
 
 
 @pytest.mark.parametrize(
@@ -175,13 +182,21 @@ def test_only_the_replaced_layers_are_frozen() -> None:
     assert trained == rest | {"head.weight", "head.bias"} | {f"{name}.delta_s_static" for name in FC1}
 
 
-def test_injecting_again_adds_only_what_is_new() -> None:
+def test_a_second_injection_replaces_only_other_layers() -> None:
     model = Net()
     assert inject(model, "fc1") == FC1
     layer = model.blocks[0].fc1
     assert inject(model, "fc1") == []
     assert inject(model, "fc?") == FC2
     assert model.blocks[0].fc1 is layer
+
+
+def test_an_error_lists_at_most_eight_names() -> None:
+    eight, ten = (nn.Sequential(*[nn.Linear(2, 2) for _ in range(count)]) for count in (8, 10))
+    with pytest.raises(ValueError, match=r"the model has 0, 1, 2, 3, 4, 5, 6, 7$"):
+        inject(eight, "head")
+    with pytest.raises(ValueError, match=r"the model has 0, 1, 2, 3, 4, 5, 6, 7 and 2 more$"):
+        inject(ten, "head")
 
 
 def test_options_reach_the_layers(tmp_path: Path) -> None:
@@ -205,7 +220,7 @@ def test_a_shared_layer_is_replaced_once_everywhere() -> None:
     assert list(layers) == [*FC1, "head", "again"]
 
 
-def test_hooks_and_their_handles_survive() -> None:
+def test_hooks_and_their_handles_are_kept() -> None:
     model, forward, backward = Net(), [], []
     handle = model.head.register_forward_hook(lambda module, args, output: forward.append(type(module)))
     model.head.register_full_backward_hook(lambda module, dx, dy: backward.append(type(module)))
@@ -220,13 +235,13 @@ def test_hooks_and_their_handles_survive() -> None:
     assert forward == [FastSVDLinear, nn.Linear]
 
 
-def test_merging_leaves_modulated_attention_alone() -> None:
+def test_merging_does_not_change_modulated_attention() -> None:
     model = nn.ModuleDict({"attn": SVDAttention.from_mha(nn.MultiheadAttention(8, 2)), "fc": FastSVDLinear(8, 8)})
     assert list(merge_(model)) == ["fc"]
     assert model["attn"](torch.randn(2, 3, 8), torch.randn(2, 8)).shape == (2, 3, 8)
 
 
-# What is refused, and that nothing is replaced then
+# Rejected layers: nothing is replaced
 
 
 def with_parametrised() -> Net:
@@ -258,13 +273,13 @@ def with_tied_weights() -> Net:
     return model
 
 
-def with_nan() -> Net:
+def with_nan_in_a_weight() -> Net:
     model = Net()
     nn.init.constant_(model.blocks[1].fc2.weight, torch.nan)
     return model
 
 
-def with_lazy() -> Net:
+def with_lazy_linear() -> Net:
     model = Net()
     model.blocks[1].fc2 = nn.LazyLinear(6)
     return model
@@ -274,14 +289,14 @@ def with_lazy() -> Net:
     ("build", "message"),
     [
         (with_parametrised, r"blocks\.1\.fc2 \(its .*parametrised"),
-        (with_own_forward, r"blocks\.1\.fc2 \(its Linear has a forward of its own"),
-        (with_subclass, r"blocks\.1\.fc2 \(its Scaled has a forward of its own"),
-        (with_tied_weights, r"its weight is shared by blocks\.0\.fc2 and blocks\.1\.fc2; untie them first"),
-        (with_nan, r"blocks\.1\.fc2 \(its weight holds NaN or inf"),
-        (with_lazy, r"blocks\.1\.fc2 \(its weight is parametrised or not initialised yet"),
+        (with_own_forward, r"blocks\.1\.fc2 \(its Linear has its own forward\); none was replaced"),
+        (with_subclass, r"blocks\.1\.fc2 \(its Scaled has its own forward"),
+        (with_tied_weights, r"its weight is shared by blocks\.0\.fc2 and blocks\.1\.fc2; copy it first"),
+        (with_nan_in_a_weight, r"blocks\.1\.fc2 \(its weight holds NaN or inf"),
+        (with_lazy_linear, r"blocks\.1\.fc2 \(its weight is parametrised or not initialised yet"),
     ],
 )
-def test_a_layer_that_cannot_be_replaced_stops_everything(build: Callable[[], Net], message: str) -> None:
+def test_nothing_is_replaced_where_one_layer_cannot_be(build: Callable[[], Net], message: str) -> None:
     model = build()
     with pytest.raises(ValueError, match=message):
         inject(model, "fc?")
@@ -289,7 +304,7 @@ def test_a_layer_that_cannot_be_replaced_stops_everything(build: Callable[[], Ne
     assert inject(model, "fc1") == FC1
 
 
-def test_the_output_projection_of_multihead_attention_is_refused() -> None:
+def test_the_output_projection_of_multihead_attention_is_rejected() -> None:
     encoder = nn.TransformerEncoderLayer(16, 4, 32)
     with pytest.raises(ValueError, match=r"self_attn\.out_proj \(nn\.MultiheadAttention reads .* see SVDAttention"):
         inject(encoder, "*")
@@ -299,13 +314,21 @@ def test_the_output_projection_of_multihead_attention_is_refused() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda m: inject(m, "fc3"), ValueError, "'fc3' matches none; close names: blocks.0.fc1, blocks.0.fc2"),
-        (lambda m: inject(m, ["fc1", "haed"]), ValueError, "'haed' matches none; close names: head"),
-        (lambda m: inject(m, "block.0.fc1"), ValueError, "'block.0.fc1' matches none; close names: blocks.0.fc1"),
-        (lambda m: inject(m, "norm"), ValueError, "'norm' matches none; the model has blocks.0.fc1"),
-        (lambda m: inject(m, re.compile("^fc")), ValueError, r"'\^fc' matches none"),
-        (lambda m: inject(m, lambda name, layer: False), ValueError, "picked none of blocks.0.fc1"),
-        (lambda m: inject(m, []), ValueError, "at least one layer, got an empty list"),
+        (
+            lambda m: inject(m, "fc3"),
+            ValueError,
+            "got 'fc3', which matches none; close names: blocks.0.fc1, blocks.0.fc2",
+        ),
+        (lambda m: inject(m, ["fc1", "haed"]), ValueError, "got 'haed', which matches none; close names: head"),
+        (
+            lambda m: inject(m, "block.0.fc1"),
+            ValueError,
+            "'block.0.fc1', which matches none; close names: blocks.0.fc1",
+        ),
+        (lambda m: inject(m, "norm"), ValueError, "got 'norm', which matches none; the model has blocks.0.fc1"),
+        (lambda m: inject(m, re.compile("^fc")), ValueError, r"got '\^fc', which matches none"),
+        (lambda m: inject(m, lambda name, layer: False), ValueError, "which matches none of blocks.0.fc1"),
+        (lambda m: inject(m, []), ValueError, "at least one layer, got none"),
         (lambda m: inject(m, 3), TypeError, "names, patterns or a callable, got int"),
         (lambda m: inject(m, ["fc1", 3]), TypeError, "names, patterns or a callable, got int"),
         (lambda m: inject({"fc1": m}, "fc1"), TypeError, "model must be an nn.Module, got dict"),

@@ -1,4 +1,4 @@
-"""A checkpoint of the layout that the published code writes, for a small backbone."""
+"""Checkpoint in the layout of the published code, for a small backbone."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ from torch import Tensor
 from tests.support.small_backbones import write_open_clip
 
 BLOCKS = "clip.visual.transformer.resblocks"
-
-
-STYLE = 24
+STYLE = 24  # width of the style vector
 
 
 def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """U and V of another SVD than ours: single precision, with signs of its own."""
+    """Return U and V of an SVD in single precision with random signs."""
     u, _, vh = torch.linalg.svd(weight, full_matrices=False)
     signs = torch.randn(len(vh)).sign()
     return (u * signs)[:, :rank].contiguous(), (vh * signs[:, None])[:rank].contiguous()
 
 
 def write(folder: Path, rank: int = 32, blocks: tuple[int, ...] = (1, 3)) -> tuple[Path, dict[str, Tensor], Any]:
-    """A file of the published layout on a small CLIP; its tensors, and the CLIP."""
+    """Write a file of the published layout on a small CLIP, and return its path, its tensors and the CLIP."""
     small = write_open_clip(folder / "clip")
     state = {f"clip.{name}": value.clone() for name, value in small.untouched().state_dict().items()}
     state["gram_encoder.cls_token"] = torch.randn(1, 1, 8)

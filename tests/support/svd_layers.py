@@ -1,4 +1,4 @@
-"""Pairs of a linear layer and the FastSVDLinear made from it, and the weight a layer stands for."""
+"""Pairs of an nn.Linear and the FastSVDLinear built from it, and the modulated weight."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def make(
 
 
 def modulated(linear: nn.Linear, layer: FastSVDLinear, offset: Tensor) -> Tensor:
-    """W + u diag(offset) vh by hand, [out, in] or [B, out, in]."""
+    """Compute W + u diag(offset) vh, [out, in] or [B, out, in], in float64."""
     u, vh = layer.u.detach().double(), layer.vh.detach().double()
     weight = linear.weight.detach().double()
     if layer.rank < min(weight.shape) and layer.base_weight is None:

@@ -1,4 +1,4 @@
-"""Encoders Hystar can adapt: vision transformers of open_clip and transformers, ALBEF, and the packaged tiny one."""
+"""Backbones of Hystar: vision transformers of open_clip and transformers, ALBEF, and the packaged tiny model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["Backbone", "create_backbone"]
 
 
 def create_backbone(config: HystarConfig) -> TowerBackbone:
-    """The frozen backbone `config` names, in evaluation mode.
+    """Create the frozen backbone of `config`, in evaluation mode.
 
     Raises:
-        ValueError: naming the field, when the backbone cannot be adapted or its weights cannot be had.
+        ValueError: the backbone cannot be adapted, or its weights cannot be loaded; the message names the field.
     """
     prefix, _, name = config.backbone.partition(":")
     if prefix == "open_clip":

@@ -1,4 +1,4 @@
-"""ALBEF: a ViT-B/16 and the first half of a BERT, read from the layout of the published checkpoints."""
+"""ALBEF: a ViT-B/16 and the first half of a BERT, from files in the layout of the published checkpoints."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from hystar_fast.models.backbones.tower import TowerBackbone
 from hystar_fast.models.random_weights import repeatable_weights
 
 _NORMALISE = Normalise((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-_HEAD_WIDTH = 64  # of both encoders: a checkpoint does not say it
-_CAPTION_LENGTH = 30  # tokens: what the published retrieval evaluation pads and truncates to
-_PADDING = 0  # BERT's id
+_HEAD_WIDTH = 64  # in both encoders; no shape in a checkpoint shows it
+_CAPTION_LENGTH = 30  # tokens, as in the published retrieval evaluation
+_PADDING = 0  # the id of BERT's padding
 _POSITIONS = "visual_encoder.pos_embed"
 TOKENIZER_HINT = "save transformers' AutoTokenizer.from_pretrained('bert-base-uncased') into that folder"
 
 
 @dataclass(frozen=True)
 class AlbefSizes:
-    """The published sizes; what a checkpoint's shapes say otherwise is read by :meth:`of`."""
+    """Sizes of ALBEF: by default the published ones, and by :meth:`of` those of a checkpoint."""
 
     image_size: int = 256
     patch_size: int = 16
@@ -44,20 +44,20 @@ class AlbefSizes:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], image_size: int | None) -> AlbefSizes:
-        """The sizes of a checkpoint; `image_size` None is the resolution its positions were trained at."""
+        """Return the sizes of a checkpoint; None for `image_size` means that of its position embeddings."""
         patch_size = tensors["visual_encoder.patch_embed.proj.weight"].shape[-1]
         embedding = "text_encoder.embeddings."
-        fused = {int(name.split(".")[3]) for name in tensors if ".crossattention." in name}
-        layers = _numbered(tensors, "text_encoder.encoder.layer.")
+        fusion_layers = {int(name.split(".")[3]) for name in tensors if ".crossattention." in name}
+        layers = _count_parts(tensors, "text_encoder.encoder.layer.")
         return cls(
             image_size=image_size or math.isqrt(tensors[_POSITIONS].shape[1] - 1) * patch_size,
             patch_size=patch_size,
             vision_width=tensors[_POSITIONS].shape[2],
-            vision_depth=_numbered(tensors, "visual_encoder.blocks."),
+            vision_depth=_count_parts(tensors, "visual_encoder.blocks."),
             vision_hidden=tensors["visual_encoder.blocks.0.mlp.fc1.weight"].shape[0],
             embed_dim=tensors["vision_proj.weight"].shape[0],
             text_width=tensors["text_proj.weight"].shape[1],
-            text_depth=min(fused, default=layers),  # what lies above attends to an image too
+            text_depth=min(fusion_layers, default=layers),  # the layers from here on also attend to an image
             text_hidden=tensors["text_encoder.encoder.layer.0.intermediate.dense.weight"].shape[0],
             vocabulary=tensors[f"{embedding}word_embeddings.weight"].shape[0],
             text_positions=tensors[f"{embedding}position_embeddings.weight"].shape[0],
@@ -65,7 +65,7 @@ class AlbefSizes:
 
 
 class Albef(nn.Module):
-    """ALBEF's two unimodal encoders and their projections, with the published names of their tensors."""
+    """Image encoder, text encoder and projections of ALBEF, with the published names of their tensors."""
 
     def __init__(self, sizes: AlbefSizes) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Albef(nn.Module):
 
 
 class AlbefTower(TimmTower):
-    """The image embedding is the projected class token after the last norm."""
+    """Visual tower of ALBEF: its embedding is the projected class token after the last norm."""
 
     family = "albef"
 
@@ -114,11 +114,11 @@ class AlbefTower(TimmTower):
 
 
 class AlbefBackbone(TowerBackbone):
-    """ALBEF's unimodal encoders, frozen; the fusion layers and the matching head are not part of it.
+    """Frozen image and text encoder of ALBEF, without the fusion layers and the matching head.
 
     Args:
         albef: its parameters are frozen here.
-        folder: where a tokenizer of transformers is looked for.
+        folder: the folder of a tokenizer of transformers, which may be missing.
     """
 
     def __init__(self, albef: Albef, folder: Path) -> None:
@@ -133,19 +133,19 @@ class AlbefBackbone(TowerBackbone):
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         self.check_tokens(tokens)
-        written = tokens.ne(_PADDING).long()
-        states = self.albef.text_encoder(input_ids=tokens, attention_mask=written).last_hidden_state
+        is_word = tokens.ne(_PADDING).long()
+        states = self.albef.text_encoder(input_ids=tokens, attention_mask=is_word).last_hidden_state
         return self.albef.text_proj(states[:, 0])
 
 
 def load_albef(path: str, pretrained: str | None, image_size: int | None = None) -> AlbefBackbone:
-    """ALBEF on the default device.
+    """Load ALBEF on the default device.
 
     Args:
         path: a published checkpoint, of pretraining or tuned for retrieval.
-        pretrained: anything but None means the weights of `path`; None gives random ones, the same every time, in
-            the sizes of `path`, or the published sizes where there is no such file.
-        image_size: None for that of the checkpoint's position embeddings, which are resized for any other.
+        pretrained: any value but None means the weights of `path`. None means random weights, the same every time, in
+            the sizes of `path`, or in the published sizes where there is no such file.
+        image_size: None means that of the position embeddings of the checkpoint, which are resized for any other.
     """
     try:
         tensors = None if pretrained is None and not Path(path).is_file() else read_albef(path)
@@ -155,13 +155,13 @@ def load_albef(path: str, pretrained: str | None, image_size: int | None = None)
         with repeatable_weights():
             albef = Albef(sizes)
         if tensors is not None and pretrained is not None:
-            tensors[_POSITIONS] = resized_positions(tensors[_POSITIONS], sizes.image_size // sizes.patch_size)
+            tensors[_POSITIONS] = resize_positions(tensors[_POSITIONS], sizes.image_size // sizes.patch_size)
             needed = albef.state_dict()
-            lacking = sorted(set(needed) - set(tensors))
-            if lacking:
-                raise ValueError(f"it lacks {', '.join(lacking[:3])}")
+            missing = sorted(set(needed) - set(tensors))
+            if missing:
+                raise ValueError(f"it lacks {', '.join(missing[:3])}")
             albef.load_state_dict({name: tensors[name] for name in needed})
-    except Exception as error:  # readers of damaged or missing files raise anything
+    except Exception as error:  # damaged or missing files can raise anything
         raise ValueError(
             f"backbone 'albef:{path}' with pretrained={pretrained!r} could not be loaded: {error}"
         ) from error
@@ -169,11 +169,11 @@ def load_albef(path: str, pretrained: str | None, image_size: int | None = None)
 
 
 def read_albef(path: str) -> dict[str, Tensor]:
-    """The tensors of the unimodal encoders in a checkpoint, with ``text_encoder.bert.`` shortened, in float32."""
+    """Read the tensors of the two encoders from a checkpoint, in float32, with ``text_encoder.bert.`` shortened."""
     stored = torch.load(path, map_location="cpu", weights_only=True)
     tensors = stored.get("model", stored) if isinstance(stored, dict) else None
     if not isinstance(tensors, dict) or _POSITIONS not in tensors:
-        raise ValueError(f"it holds no {_POSITIONS}, so it is no checkpoint of ALBEF")
+        raise ValueError(f"it must be a checkpoint of ALBEF, got a file without {_POSITIONS}")
     kept = {}
     for name, tensor in tensors.items():
         part = name.split(".")[0]
@@ -183,8 +183,8 @@ def read_albef(path: str) -> dict[str, Tensor]:
     return kept
 
 
-def resized_positions(positions: Tensor, grid: int) -> Tensor:
-    """Position embeddings [1, 1 + n², d] for a grid of `grid` x `grid` patches: bicubic, without antialiasing."""
+def resize_positions(positions: Tensor, grid: int) -> Tensor:
+    """Resize position embeddings [1, 1 + n², d] to `grid` x `grid` patches, bicubically and without antialiasing."""
     old = math.isqrt(positions.shape[1] - 1)
     if old == grid:
         return positions
@@ -193,6 +193,6 @@ def resized_positions(positions: Tensor, grid: int) -> Tensor:
     return torch.cat([positions[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
 
 
-def _numbered(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbered parts there are below `prefix`."""
+def _count_parts(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """Count the different numbers that follow `prefix` in the names of tensors."""
     return len({name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)})

@@ -1,4 +1,4 @@
-"""What Hystar needs of a vision-language encoder, whichever library it comes from."""
+"""Interface of a vision-language encoder, which Hystar uses for the models of every library."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hystar_fast.data.images import Normalise, Preprocess, Resize
 
 
 class Backbone(nn.Module, ABC):
-    """A frozen image and text encoder whose visual blocks can be modulated.
+    """Frozen image and text encoder whose visual blocks can be modulated.
 
-    The offsets of the singular values travel as arguments of :meth:`encode_image` down to the weight they modulate,
-    never as state of a module: two calls in one step, recomputation and threads cannot mix them.
+    Offsets are arguments of :meth:`encode_image` and are passed down to the weight that they modulate. No module stores
+    them, so two calls in one step, recomputation and threads cannot mix them.
     """
 
     depth: int
@@ -36,36 +36,45 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
-        """The visual blocks, first to last."""
+        """Visual blocks, from the first to the last."""
 
     @property
     @abstractmethod
     def leading_tokens(self) -> tuple[bool, int]:
-        """Whether the first token is a class token, and how many there are before the patches: it and registers."""
+        """Tuple of True where the first token is a class token, and the number of tokens before the patches.
+
+        Those tokens are the class token and the registers.
+        """
 
     @abstractmethod
     def inject_dynamic(self, number: int, rank: int | None) -> int:
-        """Make the packed qkv weight of block `number` (1-based) take offsets; returns how many."""
+        """Let the packed qkv weight of block `number` (1-based) take offsets, and return their number."""
 
     @abstractmethod
     def inject_static(self, number: int, rank: int | None) -> list[str]:
-        """Give every MLP linear of block `number` (1-based) a learned static offset; returns their module names."""
+        """Give every MLP linear of block `number` (1-based) a learned static offset, and return the modules' names."""
 
     @abstractmethod
     def inject_dynamic_mlp(self, number: int, rank: int | None) -> int:
-        """Make the first MLP linear of block `number` (1-based) take offsets; returns how many."""
+        """Let the first MLP linear of block `number` (1-based) take offsets, and return their number."""
 
     @abstractmethod
     def inject_static_attention(self, number: int, rank: int | None) -> list[str]:
-        """Give the packed qkv weight of block `number` (1-based) a learned static offset; returns its module's name."""
+        """Give the packed qkv weight of block `number` (1-based) a learned static offset, and return its module's name.
+
+        The list has one name, as :meth:`inject_static` returns a list.
+        """
 
     @abstractmethod
     def frozen_image_encoder(self) -> nn.Module:
-        """The encoder as it was before any injection: images -> unnormalised embeddings; call it before injecting."""
+        """Return a module from images to embeddings that later injections do not change. Call it before them.
+
+        The embeddings are not normalised.
+        """
 
     @abstractmethod
     def prefix(self, images: Tensor, blocks: int) -> Tensor:
-        """images [B, 3, H, W] -> the tokens [B, T, width] that the first `blocks` blocks make, without offsets."""
+        """Compute the tokens [B, T, width] after the first `blocks` blocks, without offsets, of images [B, 3, H, W]."""
 
     @abstractmethod
     def encode_image(
@@ -74,19 +83,26 @@ class Backbone(nn.Module, ABC):
         delta_s: Mapping[int, Tensor] | None = None,
         mlp_delta_s: Mapping[int, Tensor] | None = None,
         *,
-        begun: tuple[int, Tensor] | None = None,
+        resume_from: tuple[int, Tensor] | None = None,
     ) -> Tensor:
-        """images [B, 3, H, W], offsets [r] or [B, r] of attention and MLP per 1-based block -> [B, D], any length.
+        """Embed images with offsets.
 
-        ``begun`` is (n, tokens): what ``prefix(images, n)`` gave, from where this goes on.
+        Args:
+            images: [B, 3, H, W].
+            delta_s: offsets [r] or [B, r] of the attention of each block, by its 1-based number.
+            mlp_delta_s: offsets of the first MLP linear of each block, in the same form.
+            resume_from: (n, tokens) where ``prefix(images, n)`` returned the tokens; the first n blocks are skipped.
+
+        Returns:
+            [B, D], not normalised.
         """
 
     @abstractmethod
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """tokens [B, L] -> [B, D], not normalised."""
+        """Embed tokens [B, L] -> [B, D], not normalised."""
 
     def check_images(self, images: Tensor) -> None:
-        """ValueError or TypeError unless `images` is a preprocessed batch of this backbone's size."""
+        """Raise a ValueError or a TypeError unless `images` is a preprocessed batch of this backbone's size."""
         height, width = self.image_size
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor [B, 3, {height}, {width}], got {type(images).__name__}")
@@ -99,7 +115,7 @@ class Backbone(nn.Module, ABC):
             raise ValueError(f"images must be on the model's device {device}, got {images.device}")
 
     def check_tokens(self, tokens: Tensor) -> None:
-        """ValueError or TypeError unless `tokens` is a batch of token ids."""
+        """Raise a ValueError or a TypeError unless `tokens` is a batch of token ids."""
         if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
             kind = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
             raise TypeError(f"tokens must be an integer tensor [B, L] (see model.tokenizer), got {kind}")

@@ -1,4 +1,4 @@
-"""open_clip's models: its own vision transformers and timm's, frozen, with their text towers as they are."""
+"""Models of open_clip with a vision transformer, its own or one of timm, frozen."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hystar_fast.models.backbones.timm import TimmTower
 from hystar_fast.models.backbones.tower import Affine, TowerBackbone, VisionTower
 from hystar_fast.models.random_weights import repeatable_weights
 from hystar_fast.nn.attention import SVDAttention, attend
+from hystar_fast.nn.views import own_tensor
 
 _VISUAL_PARTS = ("conv1", "class_embedding", "positional_embedding", "transformer", "proj", "_embeds", "_pool")
 _BLOCK_PARTS = ("ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2")
@@ -23,7 +24,7 @@ _AT = re.compile(r"@(\d+)(px)?")
 
 
 class OpenClipTower(VisionTower):
-    """open_clip's VisionTransformer, with torch's multi-head attention or its own."""
+    """VisionTransformer of open_clip, with nn.MultiheadAttention or with open_clip's own attention."""
 
     blocks_at = "transformer.resblocks"
 
@@ -31,17 +32,17 @@ class OpenClipTower(VisionTower):
         missing = [part for part in _VISUAL_PARTS if not hasattr(visual, part)]
         if missing:
             raise ValueError(
-                "backbone must have an open_clip (3.x) VisionTransformer as image tower, or one of timm; "
-                f"{type(visual).__name__} has no {', '.join(missing)}"
+                "backbone must have a VisionTransformer of open_clip 3.x or of timm as image tower, "
+                f"got {type(visual).__name__}, which has no {', '.join(missing)}"
             )
         if getattr(visual, "pool_type", None) == "none":
-            raise ValueError("backbone must pool its tokens into one embedding an image, its pool_type is 'none'")
+            raise ValueError("backbone must pool its tokens into one embedding for each image, got pool_type='none'")
         for block in visual.transformer.resblocks:
             absent = [part for part in _BLOCK_PARTS if not hasattr(block, part)]
             if absent or not hasattr(block.attn, "in_proj_weight"):
                 raise ValueError(
-                    f"backbone blocks must have {', '.join(_BLOCK_PARTS)} and attention with a packed in_proj_weight; "
-                    f"{type(block).__name__} with {type(block.attn).__name__} has not"
+                    f"backbone blocks must have {', '.join(_BLOCK_PARTS)} and attention with a packed in_proj_weight, "
+                    f"got {type(block).__name__} with {type(block.attn).__name__}"
                 )
 
     def widths(self, visual: Any) -> tuple[int, int]:
@@ -63,17 +64,17 @@ class OpenClipTower(VisionTower):
 
     def pool(self, visual: Any, x: Tensor) -> Tensor:
         pooled, _ = visual._pool(x)
-        return pooled if visual.proj is None else pooled @ visual.proj
+        return own_tensor(pooled if visual.proj is None else pooled @ visual.proj)
 
-    def modulated(self, attention: Any, rank: int | None) -> SVDAttention:
+    def create_modulated(self, attention: Any, rank: int | None) -> SVDAttention:
         if isinstance(attention, nn.MultiheadAttention):
             return SVDAttention.from_mha(attention, rank)
         norms = [getattr(attention, part, nn.Identity()) for part in ("ln_q", "ln_k", "ln_inner")]
         scales = [getattr(attention, part, None) for part in ("logit_scale", "head_scale")]
         if not all(isinstance(norm, nn.Identity) for norm in norms) or any(scale is not None for scale in scales):
             raise ValueError(
-                "blocks must have plain softmax attention to be modulated; this backbone's "
-                f"{type(attention).__name__} normalises or scales its heads"
+                f"blocks must have plain softmax attention to be modulated, got {type(attention).__name__}, "
+                "which normalises or scales its heads"
             )
         out_features, in_features = attention.in_proj_weight.shape
         packed = nn.Linear(in_features, out_features, attention.in_proj_bias is not None, device="meta")
@@ -88,7 +89,7 @@ class OpenClipTower(VisionTower):
 
 
 class OpenClipBackbone(TowerBackbone):
-    """An open_clip model with a vision transformer, frozen.
+    """Frozen model of open_clip with a vision transformer.
 
     Args:
         clip: the open_clip model; its parameters are frozen here.
@@ -97,7 +98,7 @@ class OpenClipBackbone(TowerBackbone):
         tokenizer: texts -> token ids [B, L].
 
     Raises:
-        ValueError: when the image tower is not a vision transformer this loop can run.
+        ValueError: the image tower is not a vision transformer that this loop can run.
     """
 
     def __init__(
@@ -121,14 +122,14 @@ class OpenClipBackbone(TowerBackbone):
     def encode_text(self, tokens: Tensor) -> Tensor:
         self.check_tokens(tokens)
         clip: Any = self.clip
-        return clip.encode_text(tokens)
+        return own_tensor(clip.encode_text(tokens))
 
 
 def _attend(attention: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
     if isinstance(attention, SVDAttention):
         return attention(x, delta_s)
     if not isinstance(attention, nn.MultiheadAttention):
-        return attention(x)  # open_clip's own Attention: [B, T, d] -> [B, T, d]
+        return attention(x)  # open_clip's own
     B, T, D = x.shape
     qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
     query, key, value = qkv.view(B, T, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
@@ -137,14 +138,14 @@ def _attend(attention: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
 
 
 def load_open_clip(name: str, pretrained: str | None, image_size: int | None = None) -> OpenClipBackbone:
-    """An open_clip model on the default device.
+    """Load a model of open_clip on the default device.
 
     Args:
-        name: a name of ``open_clip.list_models()`` (OpenAI's spelling, ``ViT-L/14@336px``, is understood),
+        name: a name of ``open_clip.list_models()``, also in OpenAI's spelling ``ViT-L/14@336px``,
             ``local-dir:<path>`` or ``hf-hub:<id>``.
-        pretrained: a tag or a local file; with ``local-dir:`` and ``hf-hub:`` anything but None means the weights
-            stored there; None for random weights, the same every time.
-        image_size: None for the model's own; open_clip resizes the position embeddings for any other.
+        pretrained: a tag or a local file; with ``local-dir:`` and ``hf-hub:`` any value but None means the weights that
+            are stored there; None means random weights, the same every time.
+        image_size: None means that of the model; for any other open_clip resizes the position embeddings.
     """
     import open_clip
 
@@ -155,13 +156,13 @@ def load_open_clip(name: str, pretrained: str | None, image_size: int | None = N
         name = _AT.sub(r"-\1", name.replace("/", "-"))
         _check_weights(name, pretrained)
         tag = open_clip.get_pretrained_cfg(name, pretrained or "")
-        # On a mismatch open_clip only warns, and then computes with the activation the weights were not trained with.
+        # On a mismatch open_clip only warns, and computes with another activation than the weights were trained with.
         settings |= {"pretrained": pretrained, "force_quick_gelu": bool(tag.get("quick_gelu"))}
     try:
         with repeatable_weights():
             clip = open_clip.create_model(name, device=torch.get_default_device(), pretrained_text=False, **settings)
         tokenizer = open_clip.get_tokenizer(name)
-    except Exception as error:  # loaders of damaged or missing weights raise anything
+    except Exception as error:  # damaged or missing weights can raise anything
         raise ValueError(
             f"backbone 'open_clip:{name}' with pretrained={pretrained!r} could not be loaded: {error}"
         ) from error
@@ -187,7 +188,7 @@ def _channels(statistic: float | Sequence[float]) -> tuple[float, ...]:
 
 
 def load_tiny(pretrained: str | None) -> OpenClipBackbone:
-    """The packaged tiny model."""
+    """Load the packaged tiny model."""
     from hystar_fast.models.tiny import NORMALISE, RESIZE, create_tiny
 
     if pretrained not in (None, "packaged") and not Path(str(pretrained)).is_file():
@@ -201,7 +202,7 @@ def _check_weights(name: str, pretrained: str | None) -> None:
     import open_clip
 
     if name not in open_clip.list_models():
-        raise ValueError(f"backbone 'open_clip:{name}' is not a model open_clip knows; see open_clip.list_models()")
+        raise ValueError(f"backbone must be a model of open_clip.list_models(), got 'open_clip:{name}'")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
         known = ", ".join(tags)

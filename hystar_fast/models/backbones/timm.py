@@ -1,4 +1,4 @@
-"""The block loop for timm's vision transformers: ALBEF's, and those open_clip wraps (SigLIP and others)."""
+"""Vision transformers of timm: those of ALBEF, and those that open_clip wraps (SigLIP and others)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from torch import Tensor, nn
 
 from hystar_fast.models.backbones.tower import Affine, VisionTower
 from hystar_fast.nn.attention import SVDAttention
+from hystar_fast.nn.views import own_tensor
 
 _TRUNK_PARTS = ("patch_embed", "_pos_embed", "patch_drop", "norm_pre", "blocks", "norm", "forward_head")
 
 
 class TimmTower(VisionTower):
-    """timm's VisionTransformer with pre-norm blocks.
+    """VisionTransformer of timm with pre-norm blocks.
 
     Args:
-        trunk_at: the name of the VisionTransformer below the module the tower is asked about.
-        head_at: the name of the module that makes embeddings of what the trunk pools.
+        trunk_at: name of the VisionTransformer within the module `visual`.
+        head_at: name of the module from the pooled output of the trunk to embeddings.
     """
 
     mlp_parts = ("fc1", "act", "drop1", "norm", "fc2", "drop2")
@@ -34,14 +35,14 @@ class TimmTower(VisionTower):
         missing = [part for part in _TRUNK_PARTS if not hasattr(trunk, part)]
         if missing:
             raise ValueError(
-                f"backbone must have timm's VisionTransformer as image tower; {type(trunk).__name__} "
-                f"has no {', '.join(missing)}"
+                f"backbone must have timm's VisionTransformer as image tower, got {type(trunk).__name__}, "
+                f"which has no {', '.join(missing)}"
             )
         if not isinstance(trunk.patch_embed, PatchEmbed):
             kind = type(trunk.patch_embed).__name__
-            raise ValueError(f"backbone must cut images into patches by one convolution (PatchEmbed), it has {kind}")
+            raise ValueError(f"backbone must embed patches with one convolution (PatchEmbed), got {kind}")
         if trunk.attn_pool is None and not trunk.global_pool:
-            raise ValueError("backbone must pool its tokens into one embedding an image, its global_pool is ''")
+            raise ValueError("backbone must pool its tokens into one embedding for each image, got global_pool=''")
         for block in trunk.blocks:
             if type(block) is not Block:
                 raise ValueError(f"backbone blocks must be timm's pre-norm Block, got {type(block).__name__}")
@@ -66,21 +67,22 @@ class TimmTower(VisionTower):
 
     def pool(self, visual: Any, x: Tensor) -> Tensor:
         trunk = visual.get_submodule(self.trunk_at)
-        return visual.get_submodule(self.head_at)(trunk.forward_head(trunk.norm(x)))
+        return own_tensor(visual.get_submodule(self.head_at)(trunk.forward_head(trunk.norm(x))))
 
-    def modulated(self, attention: Any, rank: int | None) -> SVDAttention:
+    def create_modulated(self, attention: Any, rank: int | None) -> SVDAttention:
         from timm.models import vision_transformer
 
         plain_attention: Any = vars(vision_transformer)["Attention"]
         norms = [getattr(attention, part, nn.Identity()) for part in ("q_norm", "k_norm", "norm")]
-        plain = all(isinstance(norm, nn.Identity) for norm in norms) and getattr(attention, "gate", None) is None
-        if type(attention) is not plain_attention or not plain:
+        is_plain = all(isinstance(norm, nn.Identity) for norm in norms) and getattr(attention, "gate", None) is None
+        if type(attention) is not plain_attention or not is_plain:
             raise ValueError(
-                "blocks must have plain softmax attention to be modulated; this backbone's "
-                f"{type(attention).__name__} is another kind, or normalises or gates its heads"
+                f"blocks must have plain softmax attention to be modulated, got {type(attention).__name__}, "
+                "which is another kind or normalises or gates its heads"
             )
         if attention.attn_drop.p or attention.proj_drop.p:
-            raise ValueError("blocks must have no dropout in their attention to be modulated")
+            rates = f"attn_drop={attention.attn_drop.p} and proj_drop={attention.proj_drop.p}"
+            raise ValueError(f"blocks must have no dropout in their attention to be modulated, got {rates}")
         return SVDAttention.from_linears([attention.qkv], attention.proj, attention.num_heads, rank)
 
     def projections(self, attention: Any) -> list[Affine]:
@@ -91,7 +93,7 @@ class TimmTower(VisionTower):
         return [trunk.patch_embed.proj, trunk.patch_embed.norm, trunk.norm_pre, trunk.norm, trunk.fc_norm]
 
     def widths(self, visual: Any) -> tuple[int, int]:
-        """Embeddings are as wide as the last linear layer after pooling, or as the tokens where there is none."""
+        """Return the width of the tokens, and that of the last linear layer after pooling or, without one, the same."""
         trunk, head = visual.get_submodule(self.trunk_at), visual.get_submodule(self.head_at)
         after = [layer for part in (trunk.head, head) for layer in part.modules() if isinstance(layer, nn.Linear)]
         return int(trunk.embed_dim), int(after[-1].out_features if after else trunk.num_features)

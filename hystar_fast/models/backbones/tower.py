@@ -1,7 +1,7 @@
-"""Vision transformers as a loop over their own blocks, with the offsets as arguments, whichever library built them.
+"""Vision transformers of any library as a loop over their own blocks, with the offsets as arguments.
 
-The loop calls the very modules the library built (its keys do not change) and does its own recomputation, because no
-library's blocks have a way to pass an argument down to attention through their gradient checkpointing.
+The loop calls the modules that the library built, so their keys do not change. It recomputes blocks itself, as the
+gradient checkpointing of no library can pass an argument to attention.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hystar_fast.nn.inject import inject
 
 
 class Affine(NamedTuple):
-    """An affine map by where its tensors are: the weight has its outputs first, the bias may be None."""
+    """Location of an affine map: a module, and the names of its weight [out, in, ...] and of its bias, or None."""
 
     module: nn.Module
     weight: str = "weight"
@@ -30,63 +30,63 @@ class Affine(NamedTuple):
 
 
 class VisionTower(ABC):
-    """Where one library keeps the parts of a vision transformer; it holds no tensor itself.
+    """Names of the parts of one library's vision transformer, and the loop over its blocks. It holds no tensors.
 
-    Every method takes ``visual``, the module that holds the tensors: the backbone's own, or a frozen twin of it.
+    The argument ``visual`` of its methods is the module with the tensors: the one of the backbone, or its frozen copy.
     """
 
     family: str = "clip"
     blocks_at: str
     attention_at: str = "attn"
-    mlp_parts: tuple[str, ...] = ()  # what an MLP runs one after the other, a linear first; () for all its children
+    mlp_parts: tuple[str, ...] = ()  # names of an MLP's layers in order, the first one a linear; () means all children
 
     @abstractmethod
     def check(self, visual: Any) -> None:
-        """ValueError unless this loop computes what `visual` does."""
+        """Raise a ValueError unless this loop computes the same as `visual`."""
 
     @abstractmethod
     def widths(self, visual: Any) -> tuple[int, int]:
-        """The width of the tokens and that of the embeddings."""
+        """Return the width of the tokens and the width of the embeddings."""
 
     def leading_tokens(self, visual: Any) -> tuple[bool, int]:
-        """Whether the first token is a class token, and how many there are before the patches: it and registers."""
+        """Return True where the first token is a class token, and the number of tokens before the patches."""
         return True, 1
 
     @abstractmethod
     def patch_weight(self, visual: Any) -> Tensor:
-        """The weight [d, ...] that makes tokens of patches."""
+        """Return the weight [d, ...] of the patch embedding."""
 
     @abstractmethod
     def embed(self, visual: Any, images: Tensor) -> Tensor:
-        """images [B, 3, H, W] -> tokens [B, T, d] as the first block takes them."""
+        """Compute the tokens [B, T, d] that the first block takes from images [B, 3, H, W]."""
 
     @abstractmethod
     def run_block(self, block: Any, x: Tensor, delta_s: Tensor | None, mlp_delta_s: Tensor | None = None) -> Tensor:
-        """x [B, T, d] -> [B, T, d], attention and MLP of `block` with their offsets where given."""
+        """Run `block` on x [B, T, d], with the offsets of its attention and of its MLP where they are given."""
 
     def pass_block(
         self, block: Any, x: Tensor, delta_s: Tensor | None, mlp_delta_s: Tensor | None = None, *, recompute: bool
     ) -> Tensor:
-        """`run_block`; with `recompute` the backward pass runs it again instead of having kept what is inside."""
+        """Call `run_block`; with `recompute` the backward calls it again, and its activations are not stored."""
         if recompute:
             return checkpoint(self.run_block, block, x, delta_s, mlp_delta_s, use_reentrant=False)
         return self.run_block(block, x, delta_s, mlp_delta_s)
 
     def parts_of(self, mlp: Any) -> list[tuple[str, nn.Module]]:
-        """What `mlp` runs one after the other.
+        """Return the layers of `mlp` with their names, in the order in which they run.
 
         Raises:
-            ValueError: it has other parts, or does not begin with a linear layer.
+            ValueError: it has other layers, or the first one is not linear.
         """
         parts = [(name, part) for name, part in mlp.named_children() if not self.mlp_parts or name in self.mlp_parts]
         if self.mlp_parts:
             parts.sort(key=lambda entry: self.mlp_parts.index(entry[0]))
         if len(parts) < len(list(mlp.children())) or not parts or not hasattr(parts[0][1], "in_features"):
-            raise ValueError(f"blocks must have an MLP that begins with a linear layer, {type(mlp).__name__} does not")
+            raise ValueError(f"blocks must have an MLP that begins with a linear layer, got {type(mlp).__name__}")
         return parts
 
     def run_mlp(self, mlp: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
-        """x [B, T, d] -> [B, T, d], the first linear of `mlp` with the offsets `delta_s` where given."""
+        """Run `mlp` on x [B, T, d], its first linear with the offsets `delta_s` where they are given."""
         if delta_s is None:
             return mlp(x)
         (_, first), *rest = self.parts_of(mlp)
@@ -97,26 +97,26 @@ class VisionTower(ABC):
 
     @abstractmethod
     def pool(self, visual: Any, x: Tensor) -> Tensor:
-        """The last block's x [B, T, d] -> embeddings [B, D], not normalised."""
+        """Compute embeddings [B, D], not normalised, from the output x [B, T, d] of the last block; not a view."""
 
     @abstractmethod
-    def modulated(self, attention: Any, rank: int | None) -> SVDAttention:
-        """The attention of a block in the form that takes offsets; ValueError where it has none."""
+    def create_modulated(self, attention: Any, rank: int | None) -> SVDAttention:
+        """Return an SVDAttention that equals `attention`; raise a ValueError where there is none."""
 
     @abstractmethod
     def projections(self, attention: Any) -> list[Affine]:
-        """What makes queries, keys and values in a block as the library built it: three maps, or one of all three."""
+        """Return the maps of query, key and value in a block as the library built it: three, or one packed map."""
 
     @abstractmethod
     def around_blocks(self, visual: Any) -> list[nn.Module]:
-        """The patch embedding and the norms before and after the blocks; not the head that pools, nor a projection."""
+        """Return the patch embedding and the norms before and after the blocks, without the pooling and projection."""
 
     def unused(self, visual: Any) -> Sequence[nn.Module]:
-        """The children of `visual` that no image passes."""
+        """Return the children of `visual` that the image encoder does not use."""
         return ()
 
     def prefix(self, visual: Any, images: Tensor, blocks: int) -> Tensor:
-        """images -> the tokens that the first `blocks` blocks make."""
+        """Compute the tokens of images after the first `blocks` blocks."""
         x = self.embed(visual, images)
         for block in islice(visual.get_submodule(self.blocks_at), blocks):
             x = self.run_block(block, x, None)
@@ -132,14 +132,17 @@ class VisionTower(ABC):
         done: int = 0,
         recompute: bool = False,
     ) -> Tensor:
-        """Tokens after `done` blocks -> embeddings; block n (1-based) takes ``delta_s[n]`` and ``mlp_delta_s[n]``."""
+        """Compute embeddings from the tokens x after the first `done` blocks.
+
+        Block n (1-based) takes the offsets ``delta_s[n]`` and ``mlp_delta_s[n]`` where they are given.
+        """
         for number, block in enumerate(visual.get_submodule(self.blocks_at)[done:], start=done + 1):
             x = self.pass_block(block, x, delta_s.get(number), mlp_delta_s.get(number), recompute=recompute)
         return self.pool(visual, x)
 
 
 class FrozenTower(nn.Module):
-    """The visual tower as it is now: it shares every tensor, so what injection replaces later stays here as it was."""
+    """Copy of a visual tower that shares its tensors, and keeps the modules that a later injection replaces."""
 
     def __init__(self, tower: VisionTower, visual: nn.Module) -> None:
         super().__init__()
@@ -152,11 +155,11 @@ class FrozenTower(nn.Module):
 
 
 class TowerBackbone(Backbone):
-    """A frozen model whose visual tower is run by a :class:`VisionTower`.
+    """Frozen model whose visual tower is run by a :class:`VisionTower`.
 
     Args:
-        tower: says where the parts are.
-        visual_at: the name, below this module, of the module that `tower` is asked about.
+        tower: the loop over the blocks.
+        visual_at: name, within this module, of the module with the tensors of `tower`.
     """
 
     def __init__(self, tower: VisionTower, visual_at: str) -> None:
@@ -175,12 +178,12 @@ class TowerBackbone(Backbone):
 
     @property
     def family(self) -> str:
-        """ "clip" (whatever learned pictures and texts by contrast alone), "blip" or "albef"."""
+        """Name of the training method: "blip", "albef", or "clip" for all that were trained by contrast alone."""
         return self.tower.family
 
     @property
     def recomputes(self) -> bool:
-        """Whether blocks are run with `recompute` now."""
+        """True where blocks run with `recompute`: gradient checkpointing is on, and gradients are recorded."""
         return self.gradient_checkpointing and torch.is_grad_enabled()
 
     @property
@@ -188,16 +191,16 @@ class TowerBackbone(Backbone):
         return self.tower.leading_tokens(self.visual)
 
     def train(self, mode: bool = True) -> Self:
-        """It stays in evaluation mode: it is frozen, and libraries drop patches and activations in training.
+        """Stay in evaluation mode, as in training mode the libraries drop patches and activations.
 
-        What is injected computes the same in both modes.
+        The injected layers compute the same in both modes.
         """
         return super().train(False)
 
     def inject_dynamic(self, number: int, rank: int | None) -> int:
         block = self.blocks[number - 1]
         attention = block.get_submodule(self.tower.attention_at)
-        modulated = self.tower.modulated(attention, rank).requires_grad_(False)
+        modulated = self.tower.create_modulated(attention, rank).requires_grad_(False)
         block.set_submodule(self.tower.attention_at, modulated)
         return modulated.in_proj.rank
 
@@ -232,10 +235,10 @@ class TowerBackbone(Backbone):
         delta_s: Mapping[int, Tensor] | None = None,
         mlp_delta_s: Mapping[int, Tensor] | None = None,
         *,
-        begun: tuple[int, Tensor] | None = None,
+        resume_from: tuple[int, Tensor] | None = None,
     ) -> Tensor:
         self.check_images(images)
-        if images.shape[0] == 0:  # patch embeddings cannot tell the shape of nothing
+        if images.shape[0] == 0:  # patch embeddings fail on an empty batch
             return images.new_zeros(0, self.embed_dim)
-        done, x = begun or (0, self.tower.embed(self.visual, images))
+        done, x = resume_from or (0, self.tower.embed(self.visual, images))
         return self.tower.encode(self.visual, x, delta_s or {}, mlp_delta_s or {}, done=done, recompute=self.recomputes)

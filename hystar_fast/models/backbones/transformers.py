@@ -1,4 +1,4 @@
-"""transformers' CLIP, SigLIP and BLIP, frozen, run by our block loop with fused attention."""
+"""CLIP, SigLIP and BLIP of transformers, frozen, run by the loop over blocks with fused attention."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from hystar_fast.models.backbones.processors import load_image_processing, load_
 from hystar_fast.models.backbones.tower import Affine, TowerBackbone, VisionTower
 from hystar_fast.models.random_weights import repeatable_weights
 from hystar_fast.nn.attention import SVDAttention, attend
+from hystar_fast.nn.views import own_tensor
 
 _SPLIT = ("q_proj", "k_proj", "v_proj")
-_BLIP_CAPTION_LENGTH = 35  # tokens; what BLIP was tuned and evaluated with for retrieval
+_BLIP_CAPTION_LENGTH = 35  # tokens, as BLIP was tuned and evaluated for retrieval
 
 
 class TransformersTower(VisionTower):
-    """The vision models of transformers: pre-norm blocks below ``vision_model.encoder.layers``.
+    """Vision model of transformers, with pre-norm blocks in ``vision_model.encoder.layers``.
 
-    Attention is computed here from the projections, packed (``qkv``) or split, because BLIP's own keeps every
-    T x T matrix.
+    Attention is computed here from the projections, packed (``qkv``) or split, because BLIP's own stores every T x T
+    matrix.
     """
 
     blocks_at = "vision_model.encoder.layers"
@@ -41,7 +42,7 @@ class TransformersTower(VisionTower):
         x = x + _attend(block.self_attn, block.layer_norm1(x), delta_s)
         return x + self.run_mlp(block.mlp, block.layer_norm2(x), mlp_delta_s)
 
-    def modulated(self, attention: Any, rank: int | None) -> SVDAttention:
+    def create_modulated(self, attention: Any, rank: int | None) -> SVDAttention:
         return SVDAttention.from_linears(_projections(attention), _output(attention), attention.num_heads, rank)
 
     def projections(self, attention: Any) -> list[Affine]:
@@ -55,22 +56,25 @@ class TransformersTower(VisionTower):
 
     @abstractmethod
     def encode_text(self, model: Any, tokens: Tensor) -> Tensor:
-        """tokens [B, L] -> [B, D], not normalised."""
+        """Embed tokens [B, L] -> [B, D], not normalised."""
 
     def check(self, visual: Any) -> None:
-        lacking = [head for head in self.heads if not hasattr(visual, head)]
-        if lacking:
-            raise ValueError(f"backbone must be a two-tower model, {type(visual).__name__} has no {', '.join(lacking)}")
+        missing = [head for head in self.heads if not hasattr(visual, head)]
+        if missing:
+            raise ValueError(
+                f"backbone must be a model with two towers, got {type(visual).__name__}, "
+                f"which has no {', '.join(missing)}"
+            )
         for block in visual.get_submodule(self.blocks_at):
             attention = block.get_submodule(self.attention_at)
             if not hasattr(attention, "qkv") and not all(hasattr(attention, name) for name in _SPLIT):
                 raise ValueError(
-                    "backbone blocks must have attention with q_proj, k_proj and v_proj or a packed qkv; "
-                    f"{type(attention).__name__} has neither"
+                    "backbone blocks must have attention with q_proj, k_proj and v_proj or a packed qkv, "
+                    f"got {type(attention).__name__}"
                 )
             dropout = attention.dropout.p if isinstance(attention.dropout, nn.Module) else attention.dropout
             if dropout:
-                raise ValueError(f"backbone must have attention_dropout=0 in its vision_config, it has {dropout}")
+                raise ValueError(f"backbone must have attention_dropout=0 in its vision_config, got {dropout}")
 
     def widths(self, visual: Any) -> tuple[int, int]:
         width = int(visual.config.vision_config.hidden_size)
@@ -84,7 +88,7 @@ class TransformersTower(VisionTower):
 
 
 class ClipTower(TransformersTower):
-    """CLIPModel."""
+    """Visual tower of CLIPModel."""
 
     heads = ("visual_projection",)
 
@@ -102,7 +106,7 @@ class ClipTower(TransformersTower):
 
 
 class SiglipTower(TransformersTower):
-    """SiglipModel, which the SigLIP 2 checkpoints of fixed resolution are too."""
+    """Visual tower of SiglipModel, also for the SigLIP 2 checkpoints of fixed resolution."""
 
     def leading_tokens(self, visual: Any) -> tuple[bool, int]:
         return False, 0
@@ -110,17 +114,19 @@ class SiglipTower(TransformersTower):
     def check(self, visual: Any) -> None:
         super().check(visual)
         if not hasattr(visual.vision_model, "head"):
-            raise ValueError("backbone must pool its tokens into one embedding an image, it has vision_use_head=False")
+            raise ValueError(
+                "backbone must pool its tokens into one embedding for each image, got vision_use_head=False"
+            )
 
     def pool(self, visual: Any, x: Tensor) -> Tensor:
-        return visual.vision_model.head(visual.vision_model.post_layernorm(x))
+        return own_tensor(visual.vision_model.head(visual.vision_model.post_layernorm(x)))
 
     def encode_text(self, model: Any, tokens: Tensor) -> Tensor:
         return model.text_model(input_ids=tokens).pooler_output
 
 
 class Siglip2Tower(SiglipTower):
-    """Siglip2Model (NaFlex) on square images of the grid its position embeddings have, so that none is resized."""
+    """Visual tower of Siglip2Model (NaFlex), on square images whose patches are the grid of its positions."""
 
     def embed(self, visual: Any, images: Tensor) -> Tensor:
         embeddings = visual.vision_model.embeddings
@@ -136,7 +142,7 @@ class Siglip2Tower(SiglipTower):
 
 
 class BlipTower(TransformersTower):
-    """BlipForImageTextRetrieval: the embeddings of its contrastive heads; the matching head stays as it is."""
+    """Visual tower of BlipForImageTextRetrieval with the embeddings of its contrastive heads; no matching head."""
 
     family = "blip"
     heads = ("vision_proj",)
@@ -145,8 +151,8 @@ class BlipTower(TransformersTower):
         return visual.vision_proj(visual.vision_model.post_layernorm(x[:, 0]))
 
     def encode_text(self, model: Any, tokens: Tensor) -> Tensor:
-        written = (tokens != model.config.text_config.pad_token_id).long()
-        states = model.text_encoder(input_ids=tokens, attention_mask=written).last_hidden_state
+        is_word = (tokens != model.config.text_config.pad_token_id).long()
+        states = model.text_encoder(input_ids=tokens, attention_mask=is_word).last_hidden_state
         return model.text_proj(states[:, 0])
 
     def text_length(self, model: Any) -> int:
@@ -162,14 +168,14 @@ _TOWERS: dict[str, Callable[[], TransformersTower]] = {
 
 
 class TransformersBackbone(TowerBackbone):
-    """A CLIPModel, SiglipModel, Siglip2Model or BlipForImageTextRetrieval of transformers, frozen.
+    """Frozen CLIPModel, SiglipModel, Siglip2Model or BlipForImageTextRetrieval of transformers.
 
     Args:
         model: its parameters are frozen here.
-        source: the id or folder whose image processor and tokenizer are used, where it has them.
+        source: the id or folder of its image processor and tokenizer, which may be missing.
 
     Raises:
-        ValueError: when the model is of another type, or its blocks are not ones this loop can run.
+        ValueError: the model has another type, or blocks that this loop cannot run.
     """
 
     tower: TransformersTower
@@ -177,7 +183,7 @@ class TransformersBackbone(TowerBackbone):
     def __init__(self, model: nn.Module, source: str) -> None:
         kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         if kind not in _TOWERS:
-            raise ValueError(f"backbone must be of type {', '.join(_TOWERS)} in transformers, got {kind}")
+            raise ValueError(f"backbone must be a {' or '.join(_TOWERS)} of transformers, got {kind}")
         super().__init__(_TOWERS[kind](), "model")
         self.model = model.requires_grad_(False).eval()
         self.tower.check(self.model)
@@ -194,19 +200,19 @@ class TransformersBackbone(TowerBackbone):
 
 
 def load_transformers(source: str, pretrained: str | None) -> TransformersBackbone:
-    """A model of transformers on the default device, in float32.
+    """Load a model of transformers on the default device, in float32.
 
     Args:
         source: an id on the hub or a local folder.
-        pretrained: anything but None means the weights stored in `source`; None needs only its ``config.json`` and
-            gives random weights, the same every time.
+        pretrained: any value but None means the weights that are stored in `source`; None needs only its
+            ``config.json`` and means random weights, the same every time.
     """
     from transformers import AutoConfig, AutoModel, BlipForImageTextRetrieval
 
     try:
         config = AutoConfig.from_pretrained(source)
         if config.model_type not in _TOWERS:
-            raise ValueError(f"its type {config.model_type!r} is none of {', '.join(_TOWERS)}")
+            raise ValueError(f"its type must be {' or '.join(_TOWERS)}, got {config.model_type!r}")
         model: Any
         if pretrained is None:
             with repeatable_weights():
@@ -219,7 +225,7 @@ def load_transformers(source: str, pretrained: str | None) -> TransformersBackbo
                 raise ValueError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
             model = model.to(torch.get_default_device())
         return TransformersBackbone(model, source)
-    except Exception as error:  # loaders of damaged or missing files raise anything
+    except Exception as error:  # damaged or missing files can raise anything
         raise ValueError(
             f"backbone 'transformers:{source}' with pretrained={pretrained!r} could not be loaded: {error}"
         ) from error
