@@ -21,7 +21,7 @@ app = typer.Typer(
 @clear_errors()
 def tune(config: Config = "emoji", set_: Set = None, output: Output = None) -> None:
     """Select learning rates on the validation part, with the same number of trials for every method."""
-    from hystar_fast.experiments.settings import read_experiment
+    from hystar_fast.experiments.experiment_settings import read_experiment
     from hystar_fast.experiments.tune import tune as run_tune
 
     run_tune(read_experiment(config, setting_changes(set_, output)), Console())
@@ -32,7 +32,7 @@ def tune(config: Config = "emoji", set_: Set = None, output: Output = None) -> N
 def compare(config: Config = "emoji", set_: Set = None, output: Output = None) -> None:
     """Tune, train and evaluate methods with one budget, and print their differences from Hystar."""
     from hystar_fast.experiments.compare import run_compare
-    from hystar_fast.experiments.settings import read_experiment
+    from hystar_fast.experiments.experiment_settings import read_experiment
 
     run_compare(read_experiment(config, setting_changes(set_, output)), Console())
 
@@ -46,9 +46,9 @@ def reproduce(
     output: Output = None,
 ) -> None:
     """Run the rows of the paper's tables, and print them beside the paper's figures."""
+    from hystar_fast.experiments.experiment_settings import read_experiment
     from hystar_fast.experiments.paper_tables import table_numbers
     from hystar_fast.experiments.reproduce import run_reproduce
-    from hystar_fast.experiments.settings import read_experiment
 
     settings = read_experiment(config, setting_changes(set_, output))
     run_reproduce(table_numbers(tables), settings, Console())
@@ -65,8 +65,8 @@ def figure(
     output: Output = None,
 ) -> None:
     """Draw figures of the paper; methods that the output folder does not hold are trained first."""
+    from hystar_fast.experiments.experiment_settings import read_experiment
     from hystar_fast.experiments.figures import run_figures
-    from hystar_fast.experiments.settings import read_experiment
 
     run_figures(numbers, read_experiment(config, setting_changes(set_, output)), Console())
 
@@ -75,7 +75,7 @@ def figure(
 @clear_errors()
 def few_shot(config: Config = "emoji", set_: Set = None, output: Output = None) -> None:
     """Classify base and new classes after training on a few pictures of the base classes, as CoOp splits them."""
+    from hystar_fast.experiments.experiment_settings import read_experiment
     from hystar_fast.experiments.few_shot import run_few_shot
-    from hystar_fast.experiments.settings import read_experiment
 
     run_few_shot(read_experiment(config, setting_changes(set_, output)), Console())

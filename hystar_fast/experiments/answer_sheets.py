@@ -9,7 +9,7 @@ from pathlib import Path
 from hystar_fast.data.emoji import load_emoji
 from hystar_fast.data.image_set import ImageSet, Skipped
 from hystar_fast.data.open import open_images
-from hystar_fast.experiments.settings import ExperimentSettings
+from hystar_fast.experiments.experiment_settings import ExperimentSettings
 from hystar_fast.experiments.splits import open_splits
 from hystar_fast.methods.interface import Method
 from hystar_fast.retrieval.answer_grid import IRRELEVANT, RELEVANT, SAME_CATEGORY, answer_sheet

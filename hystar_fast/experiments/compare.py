@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hystar_fast.experiments.comparison_tables import comparison_note, comparison_tables, summarise
+from hystar_fast.experiments.experiment_settings import ExperimentSettings
 from hystar_fast.experiments.jobs import run_jobs
 from hystar_fast.experiments.learning_rates import Rates, groups_at_edge
 from hystar_fast.experiments.records import is_done, merge_query_ids, query_ids, read_earlier
-from hystar_fast.experiments.settings import ExperimentSettings
 from hystar_fast.experiments.splits import evaluate_method, open_splits, train_method
 from hystar_fast.experiments.tune import TUNING_FILE, tune
 from hystar_fast.experiments.variants import Variant, create_variant

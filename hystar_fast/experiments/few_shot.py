@@ -21,8 +21,8 @@ from hystar_fast.data.image_set import ImageSet, Skipped, read_images, spread_ev
 from hystar_fast.experiments.base_to_new import BaseToNew, accuracies, base_to_new, draw_shots, is_correct
 from hystar_fast.experiments.class_training import train_on_classes
 from hystar_fast.experiments.comparison_tables import interval_cell, table_of_methods
+from hystar_fast.experiments.experiment_settings import ExperimentSettings
 from hystar_fast.experiments.learning_rates import Rates, untuned_rates
-from hystar_fast.experiments.settings import ExperimentSettings
 from hystar_fast.methods.device import on_device
 from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.suite import METHODS, create_method

@@ -10,7 +10,7 @@ from typing import Any
 from hystar_fast.data.hold_out import hold_out
 from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.open import open_images
-from hystar_fast.experiments.settings import Data, ExperimentSettings
+from hystar_fast.experiments.experiment_settings import Data, ExperimentSettings
 from hystar_fast.experiments.variants import Variant
 from hystar_fast.methods.device import on_device
 from hystar_fast.methods.interface import Method

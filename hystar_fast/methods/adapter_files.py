@@ -15,7 +15,7 @@ import torch
 from hystar_fast.methods.hystar_method import HystarMethod
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.suite import create_method
-from hystar_fast.models.checkpoint import (
+from hystar_fast.models.adapter_format import (
     FORMAT,
     METHOD_FORMAT,
     are_same_weights,

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hystar_fast.methods.adapted import Adapted
+from hystar_fast.models.adapter_format import fingerprint
 from hystar_fast.models.backbones.tower import TowerBackbone
-from hystar_fast.models.checkpoint import fingerprint
 from hystar_fast.models.random_weights import repeatable_weights
 from hystar_fast.models.vgg import gram, vgg_features
 

@@ -15,9 +15,9 @@ from hystar_fast.methods.interface import Method
 from hystar_fast.methods.lora import LoRA
 from hystar_fast.methods.pixels import Pixels
 from hystar_fast.methods.static_only import StaticOnly
+from hystar_fast.models.adapter_format import fingerprint
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.backbones.tower import TowerBackbone
-from hystar_fast.models.checkpoint import fingerprint
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
 

@@ -12,9 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hystar_fast.models.authors_checkpoint import AuthorsCheckpoint
-from hystar_fast.models.backbones import Backbone, create_backbone
-from hystar_fast.models.checkpoint import (
+from hystar_fast.models.adapter_format import (
     Hashed,
     are_same_weights,
     check_tensors,
@@ -22,6 +20,8 @@ from hystar_fast.models.checkpoint import (
     read_adapter,
     write_adapter,
 )
+from hystar_fast.models.authors_checkpoint import AuthorsCheckpoint
+from hystar_fast.models.backbones import Backbone, create_backbone
 from hystar_fast.models.config import HystarConfig, resolve_blocks
 from hystar_fast.models.style import PrefixStyle, StyleExtractor, create_style
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
@@ -53,7 +53,7 @@ class Hystar(nn.Module):
 
     Cost: in addition to the backbone, one pass of the style extractor (none for "prefix"), 4/3 of the FLOPs of each
     modulated qkv and 5/4 of those of each MLP linear. Construction factors every injected weight, once, as the factors
-    are cached on disk, and hashes every frozen weight (:func:`hystar_fast.models.checkpoint.fingerprint`).
+    are cached on disk, and hashes every frozen weight (:func:`hystar_fast.models.adapter_format.fingerprint`).
 
     Raises:
         TypeError, ValueError: a field of `config` cannot be used; the message names it.

@@ -12,7 +12,7 @@ import pytest
 
 from hystar_fast.data.icons import SIDE
 from hystar_fast.data.open import open_images
-from hystar_fast.experiments.settings import Data, ExperimentSettings
+from hystar_fast.experiments.experiment_settings import Data, ExperimentSettings
 from hystar_fast.experiments.splits import open_splits
 from tests.support.cli import run
 

@@ -14,8 +14,8 @@ from hystar_fast.data.classes import open_classes
 from hystar_fast.experiments import few_shot
 from hystar_fast.experiments.base_to_new import accuracies, base_to_new, draw_shots, is_correct
 from hystar_fast.experiments.class_training import train_on_classes
+from hystar_fast.experiments.experiment_settings import ExperimentSettings, FewShot
 from hystar_fast.experiments.learning_rates import DEMO_RATES
-from hystar_fast.experiments.settings import ExperimentSettings, FewShot
 from hystar_fast.methods.suite import create_method
 from hystar_fast.models.vgg import vgg_features
 from hystar_fast.retrieval.zero_shot import class_embeddings

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hystar_fast.data.image_set import ImageSet
-from hystar_fast.experiments.settings import Data, ExperimentSettings
+from hystar_fast.experiments.experiment_settings import Data, ExperimentSettings
 from hystar_fast.experiments.splits import Splits, open_splits
 from tests.support import picture_trees as trees
 from tests.support.experiments import done, refused_experiment

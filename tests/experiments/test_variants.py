@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from hystar_fast.experiments.settings import Model
+from hystar_fast.experiments.experiment_settings import Model
 from hystar_fast.experiments.variants import Variant, create_variant
 from hystar_fast.methods.interface import count_parameters
 from hystar_fast.methods.suite import METHODS, create_method, hystar_size, tiny_config

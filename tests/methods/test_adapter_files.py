@@ -142,7 +142,9 @@ def test_a_write_that_fails_leaves_the_old_adapter(config, tmp_path, monkeypatch
     first = disturbed("vpt", config)
     save_method(first, tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    monkeypatch.setattr("hystar_fast.models.checkpoint.os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(
+        "hystar_fast.models.adapter_format.os.replace", lambda *_: (_ for _ in ()).throw(OSError("full"))
+    )
     with pytest.raises(OSError, match="full"):
         save_method(disturbed("vpt", config), tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

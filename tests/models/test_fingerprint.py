@@ -15,7 +15,7 @@ from torch import Tensor
 from hystar_fast.methods.adapter_files import load_method, save_method
 from hystar_fast.methods.suite import create_method
 from hystar_fast.models import checkpoint
-from hystar_fast.models.checkpoint import CONFIG_FILE, Hashed, are_same_weights, fingerprint
+from hystar_fast.models.adapter_format import CONFIG_FILE, Hashed, are_same_weights, fingerprint
 from hystar_fast.models.hystar import Hystar
 from tests.support.small_clip import small_config, write_small_clip
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hystar_fast.models.checkpoint import CONFIG_FILE, TENSOR_FILE
+from hystar_fast.models.adapter_format import CONFIG_FILE, TENSOR_FILE
 from hystar_fast.models.hystar import Hystar
 from tests.support.small_clip import IMAGE_SIZE, small_config, write_small_clip
 

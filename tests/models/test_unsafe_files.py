@@ -15,7 +15,7 @@ import torch
 from torchvision.models.vgg import cfgs, make_layers
 
 import hystar_fast
-from hystar_fast.models.checkpoint import CONFIG_FILE, TENSOR_FILE, read_adapter
+from hystar_fast.models.adapter_format import CONFIG_FILE, TENSOR_FILE, read_adapter
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
 from hystar_fast.models.tiny import create_tiny
