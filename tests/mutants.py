@@ -1,0 +1,236 @@
+"""Hand-picked faults that the tests must find: ``python tests/mutants.py [part of a name …]``.
+
+Each mutant replaces one expression in a copy of the project and runs the tests of that file there. A mutant whose
+tests pass has survived: either the tests miss a fault, or the expression does not matter. The exit status is the
+number of survivors. It takes a few minutes on two cores, so it is run by hand and not with the suite.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault.
+
+    Attributes:
+        name: describes the fault.
+        path: of the file, from the root.
+        old, new: the text that is replaced, which occurs once, and its replacement.
+        tests: arguments of pytest.
+    """
+
+    name: str
+    path: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def _of(path: str, *tests: str, **faults: tuple[str, str]) -> list[Mutant]:
+    return [Mutant(name.replace("_", " "), path, old, new, tests) for name, (old, new) in faults.items()]
+
+
+MUTANTS = [
+    # nn
+    *_of(
+        "hystar_fast/nn/fast_svd_linear.py",
+        "tests/nn/test_fast_svd_linear.py",
+        "tests/nn/test_fast_svd_linear_torch.py",
+        per_sample_offset_dropped=("offset = offset + delta_s", "offset = offset + 0 * delta_s"),
+        static_offset_dropped=("offset: Tensor = self.delta_s_static", "offset: Tensor = 0 * self.delta_s_static"),
+        offset_dropped_under_autocast=(
+            "            offset = offset + delta_s",
+            "            offset = offset if torch.is_autocast_enabled('cpu') else offset + delta_s",
+        ),
+        remainder_counted_twice=("if self.base_weight is None else (offset, None)", "if True else (offset, None)"),
+        merge_forgets_the_bias=("self.bias.detach().clone()", "0 * self.bias.detach()"),
+    ),
+    *_of(
+        "hystar_fast/nn/attention.py",
+        "tests/nn/test_attention.py",
+        query_and_key_swapped=("\n        q, k, v = packed", "\n        k, q, v = packed"),
+        value_is_key=("mixed = attend(q, k, v, self", "mixed = attend(q, k, k, self"),
+        scale_of_the_model_width=("q * q.shape[-1] ** -0.5", "q * (q.shape[-1] * q.shape[1]) ** -0.5"),
+        mask_not_inverted=("return mask.logical_not()", "return mask"),
+        split_keys_loaded_in_another_order=('("q_proj.", "k_proj.", "v_proj.")', '("k_proj.", "q_proj.", "v_proj.")'),
+    ),
+    *_of(
+        "hystar_fast/nn/hypernetwork.py",
+        "tests/nn/test_hypernetwork.py",
+        relu_after_the_last_layer=(
+            "return apply_linear(self.layers[-1], z)",
+            "return torch.relu(apply_linear(self.layers[-1], z))",
+        ),
+        zero_start_ignored=('self.init == "zero" and name', 'self.init == "none" and name'),
+    ),
+    *_of(
+        "hystar_fast/nn/factors.py",
+        "tests/nn/test_factors.py",
+        signs_not_fixed=("(u * signs)[:, :rank]", "u[:, :rank]"),
+        damaged_cache_is_used=(
+            'if not torch.equal(stored["checksum"], _checksum(path, factors))',
+            "if False",
+        ),
+        smallest_singular_values_kept=("s[:rank], (vh", "s[-rank:], (vh"),
+    ),
+    *_of(
+        "hystar_fast/nn/losses.py",
+        "tests/nn/test_losses.py",
+        mask_ignored=("return negatives if mask is None else negatives & ~mask", "return negatives"),
+        hardest_is_the_easiest=("hardest = F.one_hot(score.argmax(1)", "hardest = F.one_hot(score.argmin(1)"),
+    ),
+    *_of(
+        "hystar_fast/nn/inject.py",
+        "tests/nn/test_inject.py",
+        shared_layer_replaced_twice=("if linear not in replacements:", "if True:"),
+    ),
+    # models
+    *_of(
+        "hystar_fast/models/hystar.py",
+        "tests/models/test_hystar.py",
+        "tests/models/test_hystar_designs.py",
+        "tests/models/test_hystar_checkpoint.py",
+        embedding_not_normalised=(
+            "return F.normalize(self.backbone.encode_text(tokens), dim=-1)",
+            "return self.backbone.encode_text(tokens)",
+        ),
+        given_style_ignored=(
+            "        if style is None:\n            style, resume",
+            "        if True:\n            style, resume",
+        ),
+        another_backbone_accepted=("if not are_same_weights(", "if False and not are_same_weights("),
+        merged_model_saved=("        if self._is_merged:\n", "        if False:\n"),
+        learning_rates_swapped=('"params": static, "lr": static_lr', '"params": static, "lr": dynamic_lr'),
+    ),
+    *_of(
+        "hystar_fast/models/backbones/tower.py",
+        "tests/models/test_backbone_kinds.py",
+        "tests/models/test_hystar.py",
+        block_numbers_off_by_one=("start=done + 1):", "start=done):"),
+        offsets_of_the_mlp_dropped=("mlp_delta_s.get(number), recompute", "None, recompute"),
+    ),
+    *_of(
+        "hystar_fast/models/backbones/transformers.py",
+        "tests/models/test_backbone_kinds.py",
+        "tests/models/test_backbones_transformers.py",
+        query_and_key_swapped_in_the_split=(
+            '_SPLIT = ("q_proj", "k_proj", "v_proj")',
+            '_SPLIT = ("k_proj", "q_proj", "v_proj")',
+        ),
+        query_and_key_swapped_in_attention=("query, key, value = (part", "key, query, value = (part"),
+    ),
+    *_of(
+        "hystar_fast/models/adapter_format.py",
+        "tests/models/test_fingerprint.py",
+        "tests/models/test_hystar_checkpoint.py",
+        fingerprint_blind_outside_its_sample=(
+            "_hash_in_chunks(bytes_of(flat), pool)",
+            "_hash_in_chunks(bytes_of(flat[:9]), pool)",
+        ),
+        files_of_two_saves_accepted=("if hashlib.sha256(content).hexdigest() != ", "if '' == "),
+    ),
+    # data, retrieval, methods, train, experiments
+    *_of(
+        "hystar_fast/retrieval/metrics.py",
+        "tests/retrieval/test_metrics.py",
+        ties_counted_for_the_query=("counted = (found >= threshold)", "counted = (found > threshold + 2 * TIE)"),
+        non_finite_target_ranks_first=("| ~own.isfinite()", ""),
+        target_counted_against_itself=("counted[rows, local[rows]] = False", "pass"),
+        recall_off_by_one=("(ranks < k).double()", "(ranks <= k).double()"),
+        conditions_weighted_by_their_size=(
+            "nanmean(dim=1))",
+            "nanmean(dim=1) * 0 + (counts @ filled.mT).sum(1) / (counts @ present.mT).sum(1))",
+        ),
+        interval_of_another_level=("[0.025, 0.975]", "[0.05, 0.95]"),
+    ),
+    *_of(
+        "hystar_fast/retrieval/relevant_ranks.py",
+        "tests/retrieval/test_definitions.py",
+        ties_of_relevant_items_counted_for_the_query=("thresholds = (relevant - TIE)", "thresholds = (relevant + TIE)"),
+    ),
+    *_of(
+        "hystar_fast/retrieval/ranks.py",
+        "tests/retrieval/test_evaluate.py",
+        "tests/experiments/test_seeds.py",
+        unseen_categories_inverted=("return table[:, self.ids.unseen]", "return table[:, ~self.ids.unseen]"),
+    ),
+    *_of(
+        "hystar_fast/data/dsr.py",
+        "tests/data/test_layouts.py",
+        training_split_read_as_test=('root / f"{split}.json"', 'root / "train.json"'),
+    ),
+    *_of(
+        "hystar_fast/data/hold_out.py",
+        "tests/train/test_pairs.py",
+        "tests/train/test_validation.py",
+        "tests/experiments/test_splits.py",
+        pictures_of_one_instance_divided=("record.instance", "record.path"),
+    ),
+    *_of(
+        "hystar_fast/train/step.py",
+        "tests/train/test_train_step.py",
+        unreadable_pictures_are_trained_on=("usable=", "usable=~"),
+    ),
+]
+
+
+def main(words: list[str]) -> int:
+    """Run the mutants whose path or name contains one of the words, and return the number of survivors."""
+    chosen = [m for m in MUTANTS if not words or any(word in f"{m.path} {m.name}" for word in words)]
+    survivors = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = _copy(Path(folder) / "project")
+        for mutant in chosen:
+            start = time.monotonic()
+            killed = _is_killed(copy, mutant)
+            if not killed:
+                survivors.append(mutant)
+            word = "killed  " if killed else "SURVIVED"
+            print(f"{word} {time.monotonic() - start:4.0f} s  {mutant.path}: {mutant.name}", flush=True)
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} killed")
+    return len(survivors)
+
+
+def _copy(folder: Path) -> Path:
+    """Copy the tracked files, with the kernels where an import finds them before an installed package."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    (folder / "hystar_fast" / "kernels").symlink_to("../kernels", target_is_directory=True)
+    for library in (ROOT / "hystar_fast").glob("_C*.so"):
+        shutil.copy2(library, folder / "hystar_fast")
+    return folder
+
+
+def _is_killed(copy: Path, mutant: Mutant) -> bool:
+    path = copy / mutant.path
+    source = path.read_text(encoding="utf-8")
+    if source.count(mutant.old) != 1:
+        raise SystemExit(f"{mutant.path} must contain {mutant.old!r} once, got {source.count(mutant.old)} times")
+    path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", *mutant.tests]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(copy)}
+    try:
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    finally:
+        path.write_text(source, encoding="utf-8")
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"{mutant.name}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}")
+    return done.returncode == 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
