@@ -15,6 +15,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from hystar_fast.models.backbones import create_backbone
+from hystar_fast.models.backbones.open_clip import image_processing
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
 from tests.support.small_backbones import WRITERS, Small
@@ -74,11 +75,17 @@ def test_transparent_parts_are_white_in_every_models_input(small: Small) -> None
     torch.testing.assert_close(backbone.preprocess(clear), white)
 
 
-@pytest.mark.parametrize(("name", "fit"), [("ViT-B-32", "crop"), ("ViT-B-16-SigLIP", "squash")])
-def test_open_clips_own_configurations_say_how_pictures_fit(name: str, fit: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "pretrained", "fit"), [("ViT-B-32", "openai", "crop"), ("ViT-B-16-SigLIP", "webli", "squash")]
+)
+def test_published_weights_of_open_clip_have_their_own_fit(
+    name: str, pretrained: str, fit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_, **__: "not read")
     with torch.device("meta"):
-        backbone = create_backbone(HystarConfig(backbone=f"open_clip:{name}", pretrained=None))
-    assert backbone.resize.fit == fit and backbone.resize.size == (224, 224)
+        clip = open_clip.create_model(name, pretrained=pretrained, load_weights=False, device="meta")
+    resize, _ = image_processing(clip.visual)
+    assert resize.fit == fit and resize.size == (224, 224)
 
 
 def test_another_image_size_is_the_size_of_the_pictures(tmp_path: Any) -> None:

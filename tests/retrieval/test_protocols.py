@@ -126,5 +126,5 @@ def test_classification_refuses_what_it_cannot_do():
         class_embeddings(Pixels(), ["cat"])
     with pytest.raises(ValueError, match=r"one \{\} for the name"):
         class_embeddings(Letters(), ["cat"], ("a photo",))
-    with pytest.raises(ValueError, match="names and of templates"):
+    with pytest.raises(ValueError, match="names and templates must not be empty, got"):
         class_embeddings(Letters(), [])
