@@ -8,7 +8,7 @@ TRITON36 := $(VENV)/triton36
 # Test processes of one thread each, for a machine of two cores.
 WORKERS ?= 2
 
-.PHONY: help install build test lint demo bench wheel clean
+.PHONY: help install build test lint demo bench wheel docs clean
 
 help:
 	@echo "make demo     train on the embedded drawings, evaluate, write runs/demo"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench    the benchmarks against their baselines"
 	@echo "make build    recompile the extension in place (only what changed)"
 	@echo "make wheel    build a wheel into dist/"
+	@echo "make docs     build the documentation site into build/site"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -53,6 +54,10 @@ bench: $(INSTALLED)
 wheel: $(INSTALLED)
 	rm -rf build
 	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf build dist $(VENV) *.egg-info hystar_fast/_C*.so
