@@ -1,7 +1,7 @@
 """Index a folder of pictures with an adapter, and search it with a sketch.
 
-Without --folder the pictures are 100 embedded drawings and the query is an outline of one of them. Without --adapter a small
-one is trained first.
+Without --folder the pictures are 100 embedded drawings and the query is an outline of one of them. Without --adapter
+a small one is trained first.
 
     python examples/search_folder.py
     python examples/search_folder.py --folder ~/pictures --adapter runs/demo/adapter --query sketch.png

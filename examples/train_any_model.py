@@ -1,7 +1,7 @@
 """Put FastSVDLinear into a pretrained model and train one number for each singular value.
 
-The model is an image tower that knows nothing of hystar_fast. It learns to tell 8 groups of emoji from their outlines, which
-its pretraining never saw: with a linear classifier on frozen features, and with the singular values of its MLPs trained as well.
+The model is an image tower that knows nothing of hystar_fast. It learns the 8 groups of emoji from their outlines,
+which its pretraining never saw: first with a linear classifier alone, then with the singular values of its MLPs too.
 
     python examples/train_any_model.py --steps 60
 """

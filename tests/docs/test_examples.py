@@ -1,4 +1,4 @@
-"""The examples run: each script with few steps, and every code cell of the notebook, which is stored without outputs."""
+"""The examples run: each script with few steps, and every cell of the notebook, which is stored without outputs."""
 
 from __future__ import annotations
 
