@@ -10,12 +10,17 @@ from typing import Any
 
 import pytest
 
+from hystar_fast.experiments.paper_tables import paper_table
+from hystar_fast.experiments.table_rows import plan
 from hystar_fast.methods.suite import METHODS
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results"
 COMPARISON: dict[str, Any] = json.loads((FOLDER / "comparison.json").read_text(encoding="utf-8"))
 PAGE = (FOLDER / "comparison.md").read_text(encoding="utf-8")
 QUERIES = ("outline", "sketch", "lowres", "twemoji", "text")
+# A style left out of training -> the styles that are left.
+LEFT = {"outline": "sketch-lowres-twemoji", "sketch": "outline-lowres-twemoji", "lowres": "outline-sketch-twemoji"}
+DIFFERENCES = {(d["method"], d["minus"], d["kind"], d["part"]): d for d in COMPARISON["differences"]}
 
 Row = dict[str, str]
 
@@ -87,13 +92,66 @@ def test_the_tables_of_variants_have_the_figures_of_the_summary() -> None:
 
 def test_the_differences_from_hystar_are_those_of_the_summary() -> None:
     (table,) = tables(section("## Where Hystar does not win"))
-    found = {(d["method"], d["minus"], d["kind"], d["part"]): d for d in COMPARISON["differences"]}
     for row in table:
         name = row["Hystar minus"].strip("`")
         for kind in QUERIES:
-            assert row[kind] == difference(found.get(("hystar", name, kind, "all"))), (name, kind)
-        assert row["mean"] == difference(found["hystar", name, "headline", "all"])
-        assert row["unseen subgroups"] == difference(found["hystar", name, "headline", "unseen"])
+            assert row[kind] == difference(DIFFERENCES.get(("hystar", name, kind, "all"))), (name, kind)
+        assert row["mean"] == difference(DIFFERENCES["hystar", name, "headline", "all"])
+        assert row["unseen subgroups"] == difference(DIFFERENCES["hystar", name, "headline", "unseen"])
+
+
+def test_the_papers_differences_are_those_of_its_tables() -> None:
+    numbered = [(1, tables(section("## Methods"))[0])]
+    for heading, number in re.findall(r"^(### .+ \(Table (\d+)\))$", PAGE, re.MULTILINE):
+        numbered += [(int(number), table) for table in tables(section(heading))]
+    numbered += zip((2, 3, 7), tables(section("## Categories, class names, and pictures with words")), strict=True)
+    shown = 0
+    for number, table in numbered:
+        paper, planned = paper_table(number), plan(number)
+        means = {run: paper.headline(row) for row, run in planned.runs.items()}
+        for row in table:
+            mean, reference = means.get(row["method"].strip("`")), paper.headline(planned.reference)
+            if "the paper" in row and row["the paper"] != "–":
+                assert mean is not None and reference is not None
+                assert row["the paper"] == f"{round(mean - reference, 1):+.1f}", (number, row["method"])
+                shown += 1
+    assert shown > 25
+
+
+@pytest.mark.parametrize(("symbol", "field", "default"), [("γ", "gamma", "80"), ("λ", "lam", "1")])
+def test_the_tables_along_a_setting_have_the_figures_of_the_summary(symbol: str, field: str, default: str) -> None:
+    (table,) = [t for t in tables(section("### γ and λ of StyleNCE (Figures 6 and 7)")) if symbol in t[0]]
+    for row in table:
+        wanted = cells("hystar" if row[symbol] == default else f"hystar+{field}={row[symbol]}")
+        assert (row["R@1"], row[f"minus {symbol} = {default}"]) == (wanted["R@1"], wanted["minus Hystar"])
+
+
+def test_the_tables_of_unseen_styles_have_the_figures_of_the_summary() -> None:
+    recalls, from_hystar, losses = tables(section("## Styles that training never saw"))
+    for style, left in LEFT.items():
+        for row in recalls:
+            name = row["R@1 in the style left out"].strip("`")
+            assert row[style] == cells(name if name == "frozen" else f"{name}+styles={left}")[style], (name, style)
+        for row in from_hystar:
+            name = row["Hystar minus"].strip("`")
+            other = name if name == "frozen" else f"{name}+styles={left}"
+            assert row[style] == difference(DIFFERENCES[f"hystar+styles={left}", other, style, "all"]), (name, style)
+        for row in losses:
+            name = row["without the style minus with it"].strip("`")
+            assert row[style] == difference(DIFFERENCES[f"{name}+styles={left}", name, style, "all"]), (name, style)
+
+
+def test_the_tables_of_other_tasks_have_the_figures_of_the_summary() -> None:
+    found = tables(section("## Categories, class names, and pictures with words"))
+    for task, table in zip(("category", "classify", "joint"), found, strict=True):
+        summary = COMPARISON["tasks"][task]["summary"]
+        assert {row["method"].strip("`") for row in table} == set(summary)
+        for row in table:
+            entry = summary[row["method"].strip("`")]
+            headline = entry["recall"]["all"]["headline"]
+            _, first, fifth, minus, _ = row.values()
+            assert (first, fifth) == (recall(headline["R@1"]), recall(headline["R@5"])), row
+            assert minus == difference(entry.get("difference", {}).get("all"))
 
 
 def test_the_demo_table_is_the_committed_run() -> None:
@@ -124,3 +182,12 @@ def test_the_folder_is_at_most_a_megabyte_without_ranks() -> None:
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.png")), ids=lambda path: path.name)
 def test_every_picture_is_shown(path: Path) -> None:
     assert f"]({path.name})" in PAGE
+
+
+def test_every_difference_with_an_interval_is_one_of_the_summary() -> None:
+    found = [*COMPARISON["differences"]]
+    for summary in (COMPARISON["summary"], *(task["summary"] for task in COMPARISON["tasks"].values())):
+        found += [d for entry in summary.values() for d in entry.get("difference", {}).values()]
+    opposite = [{"value": -d["value"], "low": -d["high"], "high": -d["low"]} for d in found]
+    known = {difference(d) for d in (*found, *opposite)}
+    assert set(re.findall(r"[+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]", " ".join(PAGE.split()))) - known == set()
