@@ -7,12 +7,18 @@ INSTALLED := $(VENV)/.installed
 TRITON36 := $(VENV)/triton36
 # Test processes of one thread each, for a machine of two cores.
 WORKERS ?= 2
+# The versions that the tests last passed with (`make update` refreshes them), and the oldest supported ones.
+CONSTRAINTS ?= constraints.txt
+OLDEST := .venv-oldest
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help install build test lint demo bench wheel docs clean
+.PHONY: help install build test test-oldest lint demo bench wheel docs update clean
 
 help:
 	@echo "make demo     train on the embedded drawings, evaluate, write runs/demo"
 	@echo "make test     ruff, mypy and every test"
+	@echo "make test-oldest  the core of the tests with the oldest supported versions"
+	@echo "make update   install the newest versions and write them to constraints.txt"
 	@echo "make lint     ruff and mypy alone"
 	@echo "make bench    the benchmarks against their baselines"
 	@echo "make build    recompile the extension in place (only what changed)"
@@ -23,13 +29,13 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # Editable: a change of Python code needs no reinstall, a change of the build or of csrc/ does.
-$(INSTALLED): pyproject.toml setup.py $(wildcard csrc/*) | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[test]"
+$(INSTALLED): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*) | $(BIN)/python
+	$(PIP) install -c $(CONSTRAINTS) -e ".[test]"
 	@touch $@
 
 # The oldest Triton supported, beside the installed one: the kernels are compiled offline with both.
 $(TRITON36)/.installed: | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --upgrade --target $(TRITON36) triton==3.6.0
+	$(PIP) install --no-deps --upgrade --target $(TRITON36) triton==3.6.0
 	@touch $@
 
 install: $(INSTALLED)
@@ -45,6 +51,16 @@ lint: $(INSTALLED)
 test: lint $(TRITON36)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --triton36=$(TRITON36)
 
+# The layers that meet torch, Triton, transformers and open_clip; the rest of the suite is pure Python above them.
+test-oldest:
+	$(MAKE) install VENV=$(OLDEST) CONSTRAINTS=constraints-oldest.txt
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" \
+		tests/ops tests/nn tests/models tests/methods
+
+update: | $(BIN)/python
+	$(PIP) install --upgrade --upgrade-strategy eager -e ".[test]"
+	$(BIN)/python -m pip freeze --exclude-editable >$(CONSTRAINTS)
+
 demo: $(INSTALLED)
 	$(BIN)/hystar-fast demo --output runs/demo
 
@@ -53,10 +69,10 @@ bench: $(INSTALLED)
 
 wheel: $(INSTALLED)
 	rm -rf build
-	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+	$(PIP) wheel --no-deps -w dist .
 
 docs: $(INSTALLED)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[docs]"
+	$(PIP) install -c $(CONSTRAINTS) -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:

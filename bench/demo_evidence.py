@@ -1,4 +1,4 @@
-"""What there is for an adapter to gain on the embedded drawings: measured on the training and validation concepts.
+"""Measure how much an adapter can gain on the embedded drawings, on the training and validation concepts.
 
     python bench/demo_evidence.py style            # does z know the style? what does one map a style gain?
     python bench/demo_evidence.py adapt full       # one training run: full, static, lora, or Hystar with a z of
@@ -19,38 +19,50 @@ import typer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hystar_fast.data.emoji import GALLERY_STYLE, HARD_STYLES, QUERY_STYLES, load_emoji
+from hystar_fast.data.image_set import ImageSet, read_images
 from hystar_fast.methods.frozen import Frozen
-from hystar_fast.methods.hystar_method import HystarMethod, criterion
+from hystar_fast.methods.hystar_method import HystarMethod, create_criterion
 from hystar_fast.methods.interface import Method
-from hystar_fast.experiments.learning_rates import tiny_config
-from hystar_fast.methods.suite import create_method
+from hystar_fast.methods.suite import create_method, tiny_config
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
 from hystar_fast.models.style import PrefixStyle
+from hystar_fast.models.tiny import NORMALISE, RESIZE
 from hystar_fast.nn.attention import SVDAttention
 from hystar_fast.nn.hypernetwork import Hypernetwork
-from hystar_fast.retrieval.embed import embed_images, to_float
+from hystar_fast.retrieval.embed import embed_images
 from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.metrics import target_ranks
-from hystar_fast.retrieval.protocol import GALLERY_STYLE, HARD_STYLES, IMAGE_STYLES, StyledConcepts, load_split
 from hystar_fast.train.loop import train
 from hystar_fast.train.recipe import Recipe
 
 ByStyle = dict[str, dict[str, Tensor]]  # split -> style -> tensor
-DRAWN = (*IMAGE_STYLES, GALLERY_STYLE)
+DRAWN = (*QUERY_STYLES, GALLERY_STYLE)
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
-def _images(concepts: StyledConcepts) -> tuple[Tensor, Tensor]:
-    """Every drawing, and the number of its style."""
-    rows = {style: concepts.rows(style) for style in DRAWN}
-    labels = torch.cat([torch.full((len(rows[style]),), i) for i, style in enumerate(DRAWN)])
-    return torch.cat([concepts.images[style][rows[style]] for style in DRAWN]), labels
+def _pictures(images: ImageSet, style: str) -> Tensor:
+    """Read every drawing of a style, uint8 [n, 3, 64, 64]."""
+    return torch.cat([batch for _, batch in read_images(images, images.of_style(style), RESIZE, [])])
+
+
+def _gallery_rows(images: ImageSet, style: str) -> Tensor:
+    """Return the row of the gallery that each drawing of a style is a drawing of."""
+    rows = {record.instance: row for row, record in enumerate(images.gallery)}
+    return torch.tensor([rows[record.instance] for record in images.of_style(style)])
+
+
+def _images(images: ImageSet) -> tuple[Tensor, Tensor]:
+    """Read every drawing, and the number of its style."""
+    drawn = {style: _pictures(images, style) for style in DRAWN}
+    labels = torch.cat([torch.full((len(drawn[style]),), i) for i, style in enumerate(DRAWN)])
+    return torch.cat(list(drawn.values())), labels
 
 
 def probe(train_z: Tensor, train_y: Tensor, z: Tensor, y: Tensor) -> tuple[float, float]:
-    """Accuracy of a linear classifier of style on held-out z, and the share of z's variance that is between styles."""
+    """Return the accuracy of a linear classifier of style on held-out z, and the share of variance between styles."""
     mean, deviation = train_z.mean(0), train_z.std(0) + 1e-6
     train_z, z = (train_z - mean) / deviation, (z - mean) / deviation
     torch.manual_seed(0)
@@ -66,7 +78,7 @@ def probe(train_z: Tensor, train_y: Tensor, z: Tensor, y: Tensor) -> tuple[float
 
 
 def map_recall(vectors: ByStyle, rows: ByStyle, part: str, seed: int) -> float:
-    """Hard R@1 after a linear map of the frozen embeddings, with `part` of it learned for each (known) style alone."""
+    """Return hard R@1 after a linear map of the frozen embeddings, with `part` of it learned for each style alone."""
     torch.manual_seed(seed)
     width, styles = vectors["train"][GALLERY_STYLE].shape[1], len(DRAWN)
     shape = {"none": (0,), "bias": (styles, width), "diagonal": (styles, width), "map": (styles, width, width)}[part]
@@ -87,10 +99,11 @@ def map_recall(vectors: ByStyle, rows: ByStyle, part: str, seed: int) -> float:
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * (1 - step / steps)
-        style = IMAGE_STYLES[step % len(IMAGE_STYLES)]
-        chosen = rows["train"][style][torch.randperm(len(rows["train"][style]))[:256]]
+        style = QUERY_STYLES[step % len(QUERY_STYLES)]
+        chosen = torch.randperm(len(rows["train"][style]))[:256]
         query = mapped(vectors["train"][style][chosen], style)
-        logits = query @ mapped(vectors["train"][GALLERY_STYLE][chosen], GALLERY_STYLE).T / 0.05
+        gallery = vectors["train"][GALLERY_STYLE][rows["train"][style][chosen]]
+        logits = query @ mapped(gallery, GALLERY_STYLE).T / 0.05
         right = torch.arange(len(chosen))
         optimizer.zero_grad()
         ((F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2).backward()
@@ -99,8 +112,7 @@ def map_recall(vectors: ByStyle, rows: ByStyle, part: str, seed: int) -> float:
         gallery = mapped(vectors["val"][GALLERY_STYLE], GALLERY_STYLE)
         found = []
         for style in HARD_STYLES:
-            asked = rows["val"][style]
-            ranks = target_ranks(mapped(vectors["val"][style][asked], style), gallery, asked)
+            ranks = target_ranks(mapped(vectors["val"][style], style), gallery, rows["val"][style])
             found.append((ranks == 0).float().mean())
     return 100 * float(sum(found)) / len(found)
 
@@ -108,17 +120,17 @@ def map_recall(vectors: ByStyle, rows: ByStyle, part: str, seed: int) -> float:
 @app.command()
 def style(seeds: int = 3) -> None:
     """Linear probes of style from every z, and linear maps of the frozen embeddings with and without known style."""
-    splits = {name: load_split(name) for name in ("train", "val")}
+    splits = {name: load_emoji(name) for name in ("train", "val")}
     config = tiny_config()
     frozen = create_method("frozen", config)
     assert isinstance(frozen, Frozen)
     backbone = create_backbone(config)
     extractors = {f"prefix of {n} blocks": PrefixStyle(backbone, n) for n in range(4)}
-    seen = {name: _images(concepts) for name, concepts in splits.items()}
+    seen = {name: _images(images) for name, images in splits.items()}
     for name, extractor in (("clip", None), *extractors.items()):
         z = {}
         for split, (images, _) in seen.items():
-            batches = [frozen.preprocess(to_float(batch)) for batch in images.split(128)]
+            batches = [NORMALISE(batch) for batch in images.split(128)]
             with torch.no_grad():
                 z[split] = torch.cat(
                     [
@@ -130,15 +142,15 @@ def style(seeds: int = 3) -> None:
                 )
         accuracy, share = probe(z["train"], seen["train"][1], z["val"], seen["val"][1])
         print(f"z = {name}: style read linearly {accuracy:.1f} %, share of variance between styles {share:.3f}")
-    vectors = {n: {s: embed_images(frozen, c.images[s]) for s in DRAWN} for n, c in splits.items()}
-    rows = {n: {s: c.rows(s) for s in DRAWN} for n, c in splits.items()}
+    vectors = {n: {s: embed_images(frozen, _pictures(images, s)) for s in DRAWN} for n, images in splits.items()}
+    rows = {n: {s: _gallery_rows(images, s) for s in DRAWN} for n, images in splits.items()}
     for part in ("none", "bias", "diagonal", "map"):
         found = torch.tensor([map_recall(vectors, rows, part, seed) for seed in range(seeds)])
         print(f"shared map + own {part} a style: hard R@1 {found.mean():.1f}, {seeds} seeds spread {found.std():.1f}")
 
 
 class _Known(nn.Module):
-    """Style vectors by looking the drawing up: what no system can do, to see what a perfect signal would give."""
+    """Style vectors looked up by drawing, which no system can do, to see the gain of a perfect signal."""
 
     def __init__(self, table: dict[bytes, Tensor]) -> None:
         super().__init__()
@@ -149,12 +161,12 @@ class _Known(nn.Module):
         return torch.stack([self.table[image.numpy().tobytes()] for image in images])
 
 
-def _control(method: HystarMethod, kind: str, splits: list[StyledConcepts], init: str, seed: int) -> None:
-    """Replace z: by its style (oracle), by its style's mean over the training drawings, or by another drawing's z."""
+def _control(method: HystarMethod, kind: str, splits: list[ImageSet], init: str, seed: int) -> None:
+    """Replace z by its style (oracle), by the mean of its style over the training drawings, or by another z."""
     extractor = method.model.extractor
     assert extractor is not None
-    seen = [_images(concepts) for concepts in splits]
-    shown = [method.preprocess(to_float(images)) for images, _ in seen]
+    seen = [_images(images) for images in splits]
+    shown = [NORMALISE(images) for images, _ in seen]
     z = [torch.cat([extractor(batch) for batch in images.split(128)]) for images in shown]
     if kind == "oracle":
         z = [F.one_hot(labels, len(DRAWN)).float() for _, labels in seen]
@@ -168,8 +180,6 @@ def _control(method: HystarMethod, kind: str, splits: list[StyledConcepts], init
         for images, vectors in zip(shown, z, strict=True)
         for image, vector in zip(images, vectors, strict=True)
     }
-    blank = method.preprocess(torch.ones(1, 3, 64, 64))[0]  # stands where a drawing is missing, and is never asked
-    table.setdefault(blank.numpy().tobytes(), z[0][0])
     known = _Known(table)
     method.model.extractor = known  # type: ignore[assignment]
     torch.manual_seed(seed)
@@ -178,7 +188,7 @@ def _control(method: HystarMethod, kind: str, splits: list[StyledConcepts], init
         method.model.hypernetworks[number] = Hypernetwork(known.dim, network.rank, init=init)
 
 
-def _method(kind: str, config: HystarConfig, seed: int, splits: list[StyledConcepts]) -> Method:
+def _method(kind: str, config: HystarConfig, seed: int, splits: list[ImageSet]) -> Method:
     if kind == "full":
         method = create_method("frozen", config)
         assert isinstance(method, Frozen)
@@ -209,15 +219,15 @@ def adapt(
 ) -> None:
     """Train one method on the training concepts and print its recalls on the validation concepts as JSON."""
     began = time.process_time()
-    splits = [load_split("train"), load_split("val")]
+    splits = [load_emoji("train"), load_emoji("val")]
     chosen = tuple(int(number) for number in blocks.split(",")) if blocks else None
     method = _method(kind, replace(tiny_config(), hypernetwork_init=init, blocks=chosen), seed, splits)
     rates = {name: dynamic if name == "dynamic" else rate for name in method.parameter_groups()}
     losses = train(method, splits[0], Recipe(rates, steps=steps, seed=seed))
-    found = evaluate(method, splits[1], styles=IMAGE_STYLES)
-    reciprocal = [(1 / (1 + found.ranks[style].float())).mean() for style in HARD_STYLES]
+    found = evaluate(method, splits[1], kinds=QUERY_STYLES).ranks
+    reciprocal = [(1 / (1 + found.by_kind[style].float())).mean() for style in HARD_STYLES]
     row = {"kind": kind, "rates": rates, "steps": steps, "init": init, "blocks": blocks, "seed": seed}
-    row |= {f"R@{k}": str(found.mean_recall(HARD_STYLES, k)) for k in (1, 5)}
+    row |= {f"R@{k}": str(found.recall(HARD_STYLES, k)) for k in (1, 5)}
     row |= {"MRR": round(100 * float(sum(reciprocal)) / 3, 1), "loss": round(sum(losses[-20:]) / 20, 3)}
     if isinstance(method, HystarMethod) and method.model.extractor is not None:
         row["offsets"] = offsets(method.model, splits[1])
@@ -225,11 +235,10 @@ def adapt(
 
 
 @torch.no_grad()
-def offsets(model: Hystar, concepts: StyledConcepts) -> dict[str, list[float]]:
-    """For each modulated block: |Δs_dyn| / |s|, and the part of Δs_dyn that varies from drawing to drawing."""
+def offsets(model: Hystar, images: ImageSet) -> dict[str, list[float]]:
+    """Return |Δs_dyn| / |s| of each modulated block, and the part of Δs_dyn that varies from drawing to drawing."""
     assert model.extractor is not None
-    images = [to_float(concepts.images[style][concepts.rows(style)]).mul(2).sub(1) for style in DRAWN]
-    z = torch.cat([model.style(batch) for batch in torch.cat(images).split(128)])
+    z = torch.cat([model.style(NORMALISE(batch)) for batch in _images(images)[0].split(128)])
     found = {}
     for number, network in model.hypernetworks.items():
         block: object = model.backbone.blocks[int(number) - 1].attn

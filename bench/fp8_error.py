@@ -1,4 +1,4 @@
-"""What e4m3 costs svd_linear in accuracy, by emulation: the table of docs/algorithms/svd_linear.md.
+"""Emulate svd_linear in e4m3 and measure its loss of accuracy: the table of docs/algorithms/svd_linear.md.
 
 python bench/fp8_error.py prints it, and with --adapter what fp8 does to the retrieval of a trained model. Nothing here
 needs a GPU or says anything about speed: values are rounded to e4m3 by torch and multiplied in float32.
@@ -102,25 +102,27 @@ def table(kind: str, tokens: int, in_features: int, out_features: int) -> dict[s
     return {name: ((y.double() - truth).norm() / truth.norm()).item() for name, y in results.items()}
 
 
-def retrieval(adapter: str) -> dict[str, tuple[Interval, Interval, Interval]]:
-    """R@1 on the embedded drawings, every FastSVDLinear in full precision and in fp8, and the paired difference."""
+def retrieval(adapter: str) -> dict[str, tuple[Interval, ...]]:
+    """Return R@1 on the embedded drawings with every FastSVDLinear in full precision and in fp8, and the difference."""
     from hystar_fast import FastSVDLinear, Hystar
+    from hystar_fast.data.emoji import load_emoji
     from hystar_fast.methods.hystar_method import HystarMethod
-    from hystar_fast.retrieval.evaluate import difference, evaluate
-    from hystar_fast.retrieval.protocol import load_split
+    from hystar_fast.retrieval.evaluate import TEXT, evaluate
+    from hystar_fast.retrieval.ranks import paired_difference
 
-    model, concepts = Hystar.from_pretrained(adapter).eval(), load_split("test")
+    model, images = Hystar.from_pretrained(adapter).eval(), load_emoji("test")
+    kinds = (*images.query_styles, TEXT)
     with torch.no_grad():
-        full = evaluate(HystarMethod(model), concepts)
+        full = evaluate(HystarMethod(model), images, kinds=kinds).ranks
         for layer in model.modules():
             if isinstance(layer, FastSVDLinear):
                 layer.precision = "fp8"
-        fp8 = evaluate(HystarMethod(model), concepts)
-    groups = {style: [style] for style in full.rows} | {"all images": [s for s in full.rows if s != "text"]}
-    return {
-        name: (full.mean_recall(styles, 1), fp8.mean_recall(styles, 1), difference(fp8, full, styles))
-        for name, styles in groups.items()
-    }
+        fp8 = evaluate(HystarMethod(model), images, kinds=kinds).ranks
+    found = {}
+    for name, group in {**{kind: (kind,) for kind in kinds}, "all images": images.query_styles}.items():
+        values = full.recall(group, 1), fp8.recall(group, 1), paired_difference(fp8, full, group)
+        found[name] = tuple(value for value in values if value is not None)
+    return found
 
 
 def main() -> None:
@@ -137,12 +139,14 @@ def main() -> None:
         for name, values in found.items():
             sys.stdout.write(f"| {name} | " + " | ".join(map(str, values)) + " |\n")
         if arguments.output is not None:
-            from hystar_fast.retrieval.results_json import about, interval, write_json
+            from hystar_fast.retrieval.results_json import interval_info, run_info, write_json
 
             columns = ("full precision", "fp8", "difference")
-            figures = {name: dict(zip(columns, map(interval, values), strict=True)) for name, values in found.items()}
+            figures = {
+                name: dict(zip(columns, map(interval_info, values), strict=True)) for name, values in found.items()
+            }
             what = "R@1 in per cent with 95 % intervals; every FastSVDLinear in fp8, emulated on the CPU"
-            write_json(arguments.output, {**about(), "what": what, "adapter": arguments.adapter, "recall": figures})
+            write_json(arguments.output, {**run_info(), "what": what, "adapter": arguments.adapter, "recall": figures})
         return
     shape = arguments.shape
     columns = {kind: table(kind, *shape) for kind in ("normal", "decaying", "outliers")}

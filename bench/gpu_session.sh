@@ -103,11 +103,11 @@ for stem in "${compiling[@]}"; do
     measure 45 "$stem" -k compile
 done
 measure 300 svd_linear -k "not compile and not first_call" # what is left of its cases
-table5=("$python" -m hystar_fast.cli.main reproduce table5 --output "$out")
+table5=("$python" -m hystar_fast.cli.main experiments reproduce table5 --output "$out")
 if [ -n "$rehearse" ]; then
-    step 120 "table 5" "${table5[@]}" --weights random
+    step 120 "table 5" "${table5[@]}" --set model.pretrained=random
 else
-    step 120 "table 5" "${table5[@]}" --backbone open_clip:ViT-L-14 --device cuda
+    step 120 "table 5" "${table5[@]}" --set model.backbone=open_clip:ViT-L-14 --set run.device=cuda
 fi
 deadline=$((deadline + report_seconds))
 step $((deadline - SECONDS)) "report" "$python" bench/report.py --out "$out" "$results"

@@ -17,7 +17,7 @@ from hystar_fast.experiments.jobs import run_jobs
 from hystar_fast.experiments.learning_rates import Rates, groups_at_edge
 from hystar_fast.experiments.records import is_done, merge_query_ids, query_ids, read_earlier
 from hystar_fast.experiments.settings import ExperimentSettings
-from hystar_fast.experiments.splits import open_splits, evaluate_method, train_method
+from hystar_fast.experiments.splits import evaluate_method, open_splits, train_method
 from hystar_fast.experiments.tune import TUNING_FILE, tune
 from hystar_fast.experiments.variants import Variant, create_variant
 from hystar_fast.methods.adapter_files import load_method, save_method

@@ -1,19 +1,19 @@
 """FreestyleRet's style prompts: tokens made of each image's Gram matrix, in front of the first and the last block.
 
-Written from the abstract of Li et al., FreestyleRet (ECCV 2024), and from what its public code does. Where the two
-part, or one training run has to do what the code does in several, this is what is done here:
+Written from the abstract of Li et al., FreestyleRet (ECCV 2024), and from the behaviour of its public code. Differences
+between the two, and between one training run here and the several of the code, are resolved as follows:
 
-- The tokens follow the image, as the method is described. The public code's last version computes them and then uses
-  learned tokens that are the same for all images (it assigns to an attribute of the parameter).
+- The tokens depend on the image, as the method is described. The last version of the public code computes them and then
+  uses learned tokens that are the same for all images (it assigns to an attribute of the parameter).
 - The style space: the code first trains with the Gram tokens alone, then takes the mean token of each labelled style as
-  a fixed centre, then trains again. Here k-means over the Gram tokens of the first training batch places the centres,
-  without labels, and they train on with the rest.
-- The Gram matrix is divided by the number of positions; VGG-16 of torchvision up to relu2_1 stands for the normalised
-  VGG-19 (the same layers, of which the code keeps the unused later ones too); CLIP's layer norms stay frozen; the loss
-  is that of all methods here, not a triplet loss.
+  a fixed centre, then trains again. Here the centres start from k-means over the Gram tokens of the first training
+  batch, without labels, and are trained with the rest.
+- The Gram matrix is divided by the number of positions; torchvision's VGG-16 up to relu2_1 replaces the normalised
+  VGG-19 (the same layers; the code also keeps the later ones, unused); CLIP's layer norms stay frozen; the loss is that
+  of all methods here, not a triplet loss.
 
-On ViT-L/14 10,112,772 parameters train here. Table 5 of Hystar counts 476 M, 11.5 % more than CLIP: that is the
-public code with its parts that compute nothing (VGG-19 beyond relu2_1, a second embedding and map, 8,192 in tokens).
+On ViT-L/14 10,112,772 parameters are trained here. Table 5 of Hystar counts 476 M, 11.5 % more than CLIP: that is the
+public code with its unused parts (VGG-19 beyond relu2_1, a second embedding and map, 8,192 in tokens).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _EMBEDDED, _GRID = 256, 7  # channels whose Gram matrix is taken, and about how 
 
 
 class StyleSpace(nn.Module):
-    """s(t) = Σ_k softmax_k(cos(t, c_k)) c_k: the tokens of an image as a mixture of the centres c.
+    """The tokens of an image as a mixture of centres: s(t) = Σ_k softmax_k(cos(t, c_k)) c_k.
 
     Args:
         centres: how many.
@@ -49,7 +49,7 @@ class StyleSpace(nn.Module):
 
     @torch.no_grad()
     def place(self, tokens: Tensor) -> None:
-        """Put the centres where k-means finds them among tokens [n, size], unless they are somewhere already."""
+        """Initialise the centres by k-means over tokens [n, size], unless they are initialised."""
         if not bool(self.centres.any()):
             self.centres.copy_(k_means(tokens.float(), len(self.centres)))
 
@@ -60,7 +60,7 @@ class StyleSpace(nn.Module):
 
 
 def k_means(points: Tensor, centres: int, iterations: int = 20) -> Tensor:
-    """Centres [k, d] of points [n, d] by Lloyd's iteration, which begins with points far from each other.
+    """Return centres [k, d] of points [n, d] by Lloyd's iteration, started from points far from each other.
 
     Example:
         >>> k_means(torch.tensor([[0.0], [1.0], [10.0], [11.0]]), 2).sort(0).values.tolist()
@@ -77,13 +77,13 @@ def k_means(points: Tensor, centres: int, iterations: int = 20) -> Tensor:
 
 
 class StylePrompted(nn.Module):
-    """A CLIP whose image tower reads tokens made of the image's style.
+    """A CLIP whose image tower gets tokens that depend on the image's style.
 
     Args:
         backbone: the frozen CLIP.
         prompts: tokens of each of the two kinds.
         centres: of the style space.
-        vgg: the frozen layers whose maps show the style.
+        vgg: the frozen layers whose feature maps describe the style.
     """
 
     def __init__(self, backbone: TowerBackbone, prompts: int, centres: int, vgg: nn.Sequential) -> None:
@@ -98,13 +98,13 @@ class StylePrompted(nn.Module):
         self.to(next(backbone.parameters()).device)
 
     def gram_tokens(self, images: Tensor) -> Tensor:
-        """Tokens [B, prompts, width] of the Gram matrix of preprocessed images."""
+        """Return tokens [B, prompts, width] of the Gram matrix of preprocessed images."""
         with torch.no_grad():
             maps = self.vgg(images.to(next(self.vgg.parameters()).dtype))
         return self.map(self.pool(gram(self.embed(maps))).mT)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """images [B, 3, H, W] -> [B, D], not normalised."""
+        """Embed images [B, 3, H, W] as [B, D], not normalised."""
         backbone, count = self.backbone, self.prompts
         backbone.check_images(images)
         deep = self.gram_tokens(images)
@@ -120,15 +120,15 @@ class StylePrompted(nn.Module):
         return tower.pool(visual, torch.cat([x[:, :leading], x[:, leading + 2 * count :]], dim=1))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """tokens [B, L] -> [B, D], by the untouched tower."""
+        """Embed tokens [B, L] as [B, D] with the unchanged text tower."""
         return self.backbone.encode_text(tokens)
 
 
 def published_size(model: StylePrompted) -> int:
-    """How many parameters the public code holds beside CLIP, with those that compute nothing: what Table 5 counts.
+    """Count the parameters of the public code beside CLIP, unused ones included, as Table 5 of the paper does.
 
-    A second embedding and map, learned tokens in place of the centres (which are a file there), and all of VGG-19's
-    convolutions after one more that mixes the colours.
+    The unused ones are a second embedding and map, learned tokens instead of the centres (a file there), and all of
+    VGG-19's convolutions after one more that mixes the colours.
     """
     from torchvision.models import vgg19
 
@@ -140,17 +140,17 @@ def published_size(model: StylePrompted) -> int:
 
 
 class StylePrompts(Adapted):
-    """x_1 = [cls, s(t), patches] and x_L = [cls, t, …] with t = map(pool(G(image))), trained with a frozen CLIP.
+    """Style prompts for a frozen CLIP: x_1 = [cls, s(t), patches] and x_L = [cls, t, …] with t = map(pool(G(image))).
 
     It does not start as the frozen model: its tokens take part in attention from the first step. On ViT-L/14 it has
     10,112,772 parameters.
 
     Args:
-        backbone: is used in place.
+        backbone: changed in place.
         criterion: loss of (query, target).
         prompts: tokens of each kind.
         centres: of the style space.
-        vgg: weights, see :func:`hystar_fast.models.vgg.vgg_features`; random ones still show texture, though worse.
+        vgg: weights, see :func:`hystar_fast.models.vgg.vgg_features`; random ones describe texture too, but worse.
 
     Raises:
         ValueError: `prompts` or `centres` is not positive, or `vgg` names no weights.
@@ -187,5 +187,5 @@ class StylePrompts(Adapted):
 
 
 def _insert(x: Tensor, tokens: Tensor, place: int) -> Tensor:
-    """x [B, T, D] with tokens [B, P, D] after its first `place`."""
+    """Insert tokens [B, P, D] into x [B, T, D] after its first `place`."""
     return torch.cat([x[:, :place], tokens.to(x.dtype), x[:, place:]], dim=1)

@@ -1,11 +1,11 @@
-"""The published protocol: every query is ranked against the 24 pictures of its own batch and against no others.
+"""The published protocol: every query is ranked among the 24 pictures of its own batch only.
 
 FreestyleRet's public evaluation, which Hystar follows, goes through the test set in order in batches of 24, drops
-the last incomplete one, ranks each query against the batch's 24 pictures, and prints as "R@5" how often the right one
-is among the first four. Its figures say how a model does in a gallery of 24, and no figure over a whole gallery can be
-set beside them: wherever we print one, it carries `LABEL`.
+the last incomplete one, ranks each query among the batch's 24 pictures, and prints as "R@5" how often the relevant one
+is among the first four. Its figures describe a gallery of 24 and cannot be compared with figures over a whole gallery:
+wherever we print one, it has the label `LABEL`.
 
-As everywhere in this package ties count against the query; the published code leaves them to the sorting.
+Ties count against the query, as everywhere in this package; in the published code their order depends on the sort.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hystar_fast.retrieval.metrics import check_targets, target_ranks
 
 BATCH = 24
 LABEL = "batch24: ranked within batches of 24, not over the gallery"
-# What the published code calls R@1 and R@5, with the number of places it looks at.
+# The names R@1 and R@5 of the published code, with the number of places that each counts.
 CUTOFFS = {"R@1 of 24": 1, "R@5 of 24 (4 places)": 4}
 
 
@@ -30,14 +30,14 @@ def batch24_ranks(
     text: Tensor | None = None,
     combine: str = "similarity",
 ) -> Tensor:
-    """The rank of each query's target among the 24 targets of its batch, 0 being the first.
+    """Return the rank of each query's target among the 24 targets of its batch; 0 is the first.
 
     Args:
-        queries: [N, D] in the order of the test set, which decides who is in whose batch.
+        queries: [N, D] in the order of the test set, which determines the batches.
         gallery: [M, D].
-        targets: int64 [N], the position in `gallery` of each query's match.
-        text: [N, D], words that ask together with the queries; None for queries alone.
-        combine: how, see :func:`hystar_fast.retrieval.joint.joint_ranks`; its softmax is over the batch.
+        targets: int64 [N], the position in `gallery` of each query's relevant item.
+        text: [N, D], a text for each query, for joint retrieval; None for the queries alone.
+        combine: the rule, see :func:`hystar_fast.retrieval.joint.joint_ranks`; its softmax is over the batch.
 
     Returns:
         int64 [24 * (N // 24)], between 0 and 23; the queries of the incomplete last batch are dropped.

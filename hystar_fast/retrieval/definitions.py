@@ -16,7 +16,7 @@ among the first k; `rank_i` is the rank of the i-th relevant item (:mod:`hystar_
 | ``Prec@k:gallery`` | tp_k / min(k, M) | ACNet, MA-SBIR; torchmetrics with adaptive_k |
 | ``Prec@k:positives`` | tp_k / min(k, P) | some zero-shot SBIR code |
 
-A query without any relevant item has no value (nan): it is left out of the mean and counted.
+A query without any relevant item has no value (nan): it is excluded from the mean and counted.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Metric:
     Attributes:
         kind: "R", "mAP" or "Prec".
         k: the cut-off; None means the whole gallery.
-        denominator: what the sum is divided by; "" where there is no choice.
+        denominator: the divisor of the sum; "" where there is no choice.
         interpolated: precision is replaced by the best precision at the same or a higher recall.
     """
 
@@ -53,10 +53,10 @@ class Metric:
 
     @classmethod
     def parse(cls, name: str) -> Metric:
-        """The metric of a name such as "R@5", "mAP@all:interpolated" or "Prec@100:gallery".
+        """Return the metric of a name such as "R@5", "mAP@all:interpolated" or "Prec@100:gallery".
 
         Raises:
-            ValueError: no metric has that name; where the definition is missing, the message lists them.
+            ValueError: no metric has that name; if only the definition is missing, the message lists the choices.
 
         Example:
             >>> Metric.parse("mAP@200:capped")
@@ -88,7 +88,7 @@ class Metric:
         )
 
     def values(self, ranks: Tensor, counts: Tensor, gallery: int) -> Tensor:
-        """The metric of each query, float64 [n], nan without relevant items.
+        """Return the metric of each query, float64 [n], nan without relevant items.
 
         Args:
             ranks: int64 [n, P], counts: int64 [n]; as :func:`relevant_ranks` yields them.
@@ -135,11 +135,11 @@ class Measured:
 
     @property
     def unanswerable(self) -> int:
-        """Queries without a relevant item in the gallery; they are in no mean."""
+        """The number of queries without a relevant item in the gallery, which are excluded from every mean."""
         return int(next(iter(self.values.values())).isnan().sum())
 
     def interval(self, metric: Metric, *, seed: int = 0) -> Interval | None:
-        """The mean over the queries with its 95 % bootstrap interval; None if no query has a value."""
+        """Return the mean over the queries with its 95 % bootstrap interval; None if no query has a value."""
         values = self.values[metric]
         answered = values[~values.isnan()]
         return bootstrap_mean(answered, seed=seed) if len(answered) else None
@@ -155,7 +155,7 @@ def measure(
     block: int = 4096,
     query_block: int = 256,
 ) -> Measured:
-    """Every metric of every query over the whole gallery; the arguments are those of :func:`relevant_ranks`.
+    """Compute every metric of every query over the whole gallery; see :func:`relevant_ranks` for the arguments.
 
     Raises:
         TypeError, ValueError: as :func:`relevant_ranks`; ValueError too without a metric.

@@ -1,8 +1,9 @@
-"""Joint retrieval: a picture and words ask together (Table 7 of the paper).
+"""Joint retrieval: a picture and a text are one query (Table 7 of the paper).
 
-Two rules are public. The paper takes "the maximum similarity as the final retrieval score"; the public evaluation code
-of FreestyleRet, whose protocol the paper follows, takes the maximum of two softmaxes over the gallery. They differ: a
-softmax forgives the modality whose similarities are all low (text against images), a similarity does not.
+There are two public rules. The paper takes "the maximum similarity as the final retrieval score"; the public
+evaluation code of FreestyleRet, whose protocol the paper follows, takes the maximum of two softmaxes over the gallery.
+They differ: the softmax ignores that all similarities of one modality are lower (text with images), the similarity
+does not.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def joint_ranks(
     combine: str = "similarity",
     block: int = 4096,
 ) -> Tensor:
-    """The rank of each target when the better of two queries decides, 0 being the first.
+    """Return the rank of each target by the larger of its scores for two queries; 0 is the first.
 
     "similarity": score_ij = max(<q_i, g_j>, <t_i, g_j>).
     "softmax": score_ij = max(softmax_j(100 <q_i, g_j>), softmax_j(100 <t_i, g_j>)), the softmaxes over the gallery.
@@ -34,10 +35,10 @@ def joint_ranks(
     similarity, so that ties are those of `target_ranks`.
 
     Args:
-        style: [N, D] embeddings of the pictures that ask.
-        text: [N, D] embeddings of the words that ask with them.
+        style: [N, D] embeddings of the query pictures.
+        text: [N, D] embeddings of the texts that belong to them.
         gallery: [M, D].
-        targets: int64 [N], the position of each query's only match.
+        targets: int64 [N], the position of each query's only relevant item.
         combine: "similarity" or "softmax".
         block: gallery rows scored at a time.
 
@@ -58,18 +59,18 @@ def joint_ranks(
         check_targets(queries, gallery, targets, block)
     if combine not in COMBINATIONS:
         raise ValueError(f"combine must be one of {COMBINATIONS}, got {combine!r}")
-    asked = [(queries, _offset(queries, gallery, block) if combine == "softmax" else 0.0) for queries in (style, text)]
+    terms = [(queries, _offset(queries, gallery, block) if combine == "softmax" else 0.0) for queries in (style, text)]
 
     def scores(items: slice) -> Tensor:
-        first, second = (queries @ gallery[items].mT - offset for queries, offset in asked)
+        first, second = (queries @ gallery[items].mT - offset for queries, offset in terms)
         return torch.maximum(first, second)
 
-    own = torch.maximum(*((queries * gallery[targets]).sum(-1, keepdim=True) - offset for queries, offset in asked))
+    own = torch.maximum(*((queries * gallery[targets]).sum(-1, keepdim=True) - offset for queries, offset in terms))
     return ranks_of_scores(scores, own[:, 0], targets, len(gallery), block=block)
 
 
 def _offset(queries: Tensor, gallery: Tensor, block: int) -> Tensor:
-    """log(sum_j exp(100 <q_i, g_j>)) / 100, [N, 1]."""
+    """Return log(sum_j exp(100 <q_i, g_j>)) / 100, [N, 1]."""
     total = queries.new_full((len(queries), 1), -torch.inf)
     for start in range(0, len(gallery), block):
         scaled = SOFTMAX_SCALE * (queries @ gallery[start : start + block].mT)

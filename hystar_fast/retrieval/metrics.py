@@ -1,7 +1,7 @@
 """Ranks and recalls over a full gallery, streamed in blocks, with bootstrap intervals over the queries.
 
-Ties count against the query: an item whose score is within `TIE` of the target's is ranked before the target. So an
-encoder that maps everything to one point has a recall of zero and not of one.
+Ties count against the query: an item whose score is within `TIE` of the target's is ranked before the target. An
+encoder that maps everything to one point therefore has a recall of zero, not of one.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class Interval:
 
 
 def target_ranks(queries: Tensor, gallery: Tensor, targets: Tensor, *, block: int = 4096) -> Tensor:
-    """The rank of each query's target among all gallery items, 0 being the first.
+    """Return the rank of each query's target among all gallery items; 0 is the first.
 
     rank_i = #{j != t_i : <q_i, g_j> >= <q_i, g_{t_i}> - TIE}, so ties count against the query, and so does a target
     or query whose score is not finite (it ranks last).
 
     Args:
-        queries: [N, D] floating point, normalised if the cosine is meant.
+        queries: [N, D] floating point, normalised for cosine similarity.
         gallery: [M, D], the same dtype.
-        targets: [N] int64, the position in `gallery` of each query's only match.
+        targets: [N] int64, the position in `gallery` of each query's only relevant item.
         block: gallery rows scored at a time; the result does not depend on it.
 
     Returns:
@@ -64,10 +64,10 @@ def target_ranks(queries: Tensor, gallery: Tensor, targets: Tensor, *, block: in
 def ranks_of_scores(
     scores: Callable[[slice], Tensor], own: Tensor, targets: Tensor, gallery: int, *, block: int = 4096
 ) -> Tensor:
-    """The ranks of `target_ranks` for any score.
+    """Return the ranks of `target_ranks` for any score.
 
     Args:
-        scores: gives the scores [N, items] of a slice of the gallery.
+        scores: returns the scores [N, items] of a slice of the gallery.
         own: [N], the score of each query's target.
         targets: int64 [N].
         gallery: the size of the gallery.
@@ -88,7 +88,7 @@ def ranks_of_scores(
 
 
 def recall(ranks: Tensor, k: int) -> float:
-    """Recall at k: the share of queries whose target is among the first k (nan without queries).
+    """Return recall at k: the share of queries whose target is among the first k (nan without queries).
 
     Raises:
         ValueError: k is not positive.
@@ -99,7 +99,7 @@ def recall(ranks: Tensor, k: int) -> float:
 
 
 def recall_at_k(queries: Tensor, gallery: Tensor, targets: Tensor, k: int = 1, *, block: int = 4096) -> float:
-    """Recall at k over the whole gallery; the arguments are those of `target_ranks`.
+    """Return recall at k over the whole gallery; the arguments are those of `target_ranks`.
 
     Example:
         >>> recall_at_k(torch.eye(4), torch.eye(4), torch.tensor([0, 1, 2, 0]))
@@ -109,11 +109,11 @@ def recall_at_k(queries: Tensor, gallery: Tensor, targets: Tensor, k: int = 1, *
 
 
 def bootstrap_mean(values: Tensor, *, seed: int = 0, resamples: int = 2000) -> Interval:
-    """The mean of `values` with its 95 % interval from resampling the columns with replacement.
+    """Return the mean of `values` with its 95 % interval from resampling the columns with replacement.
 
     Args:
-        values: [n] one value a unit, or [S, n] with nan where a unit (column) was not asked in a condition (row). The
-            statistic of [S, n] is the mean of the row means: each condition counts the same, and the conditions of
+        values: [n] one value a unit, or [S, n] with nan where a unit (column) has no value in a condition (row). The
+            statistic of [S, n] is the mean of the row means: each condition has the same weight, and the conditions of
             one unit are resampled together, as they are not independent.
         seed: seeds the resampling; the result is reproducible.
         resamples: bootstrap samples.
@@ -145,7 +145,7 @@ def bootstrap_mean(values: Tensor, *, seed: int = 0, resamples: int = 2000) -> I
 
 
 def check_targets(queries: Tensor, gallery: Tensor, targets: Tensor, block: int = 1) -> None:
-    """TypeError or ValueError unless the four fit together as `target_ranks` needs them."""
+    """Raise TypeError or ValueError unless the arguments fit together as `target_ranks` needs them."""
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
         shapes = f"{tuple(queries.shape)} and {tuple(gallery.shape)}"
         raise ValueError(f"queries must be [N, D] and gallery [M, D] with one D, got {shapes}")

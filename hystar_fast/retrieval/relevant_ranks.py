@@ -1,8 +1,8 @@
-"""The ranks of everything relevant, streamed over a gallery of any size.
+"""Ranks of all relevant items, streamed over a gallery of any size.
 
-Where a query has many right answers (a category), its metrics need the rank of each. Two passes over the gallery
-find them with bounded memory: the first collects the scores of the relevant items, the second counts for each of them
-the irrelevant items ahead. Every metric of :mod:`hystar_fast.retrieval.definitions` is a function of these ranks.
+If a query has many relevant items (a category), its metrics need the rank of each. Two passes over the gallery find
+them with bounded memory: the first collects the scores of the relevant items, the second counts for each of them the
+irrelevant items ranked before it. Every metric of :mod:`hystar_fast.retrieval.definitions` depends on these ranks only.
 
 Ties count against the query, as in :func:`hystar_fast.retrieval.metrics.target_ranks`: an irrelevant item whose score
 is within `TIE` of a relevant one's is ranked before it.
@@ -27,13 +27,13 @@ def relevant_ranks(
     block: int = 4096,
     query_block: int = 256,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The ranks of all relevant gallery items of each query, a block of queries at a time.
+    """Yield the ranks of all relevant gallery items of each query, a block of queries at a time.
 
     With the relevant scores s_0 >= s_1 >= … of a query: rank_i = i + 1 + #{irrelevant j: s_j >= s_i - TIE}. A relevant
-    item whose score is not finite ranks behind everything.
+    item whose score is not finite ranks last.
 
     Args:
-        queries: [N, D] floating point, normalised if the cosine is meant.
+        queries: [N, D] floating point, normalised for cosine similarity.
         gallery: [M, D], the same dtype.
         query_labels: int64 [N]; an item is relevant if its label is the query's.
         gallery_labels: int64 [M].
@@ -66,7 +66,7 @@ def relevant_ranks(
 
 
 def _places(labels: Tensor) -> tuple[dict[int, int], Tensor]:
-    """How many items each label has, and the place of each item among those of its label."""
+    """Count the items of each label, and return the place of each item among those of its label."""
     order = labels.argsort(stable=True)
     values, counts = labels[order].unique_consecutive(return_counts=True)
     firsts = counts.cumsum(0) - counts
@@ -87,7 +87,7 @@ def _ranks(
     counts = torch.tensor([sizes.get(label, 0) for label in query_labels.tolist()], device=queries.device)
     counts = counts.to(torch.int64)
     width = int(counts.max()) if len(counts) else 0
-    # Missing and unusable scores are -inf: behind everything, and behind the right scores once sorted.
+    # Missing and non-finite scores are -inf: ranked last, and after the finite ones when sorted.
     relevant = queries.new_full((len(queries), width), -torch.inf)
     for start in range(0, len(gallery), block):
         rows, columns = _relevant(query_labels, gallery_labels, start, block)

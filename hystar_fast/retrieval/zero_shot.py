@@ -15,7 +15,7 @@ TEMPLATES = ("a photo of a {}.",)
 
 
 def class_embeddings(method: Method, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
-    """One unit vector [C, D] a class: the normalised mean of its name in every template, as CLIP does it.
+    """Return a unit vector for each class [C, D]: the normalised mean of its name in every template, as CLIP does it.
 
     An image belongs to the class whose vector is nearest, so accuracy is the recall of `target_ranks` with these
     vectors as the gallery and the class numbers as targets; ties count against the image.
@@ -31,7 +31,7 @@ def class_embeddings(method: Method, names: Sequence[str], templates: Sequence[s
     Source: CLIP (Radford et al., 2021), Section 3.1.4. The paper does not say which templates it used.
     """
     if not names or not templates:
-        raise ValueError(f"needs 1 of names and of templates at least, got {len(names)} and {len(templates)}")
+        raise ValueError(f"names and templates must not be empty, got {len(names)} and {len(templates)}")
     bad = [template for template in templates if template.count("{}") != 1]
     if bad:
         raise ValueError(f"templates must have one {{}} for the name of the class, got {bad[0]!r}")
@@ -43,7 +43,7 @@ def class_embeddings(method: Method, names: Sequence[str], templates: Sequence[s
 
 
 def numbered(categories: Sequence[str]) -> tuple[list[str], Tensor]:
-    """The distinct categories in alphabetical order, and the number of each entry among them, int64 [n].
+    """Return the distinct categories in alphabetical order, and the number of each entry among them, int64 [n].
 
     Example:
         >>> numbered(["cat", "ant", "cat"])

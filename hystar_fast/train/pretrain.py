@@ -32,7 +32,7 @@ _MIXTURE = (0.35, 0.45, 0.20)
 
 
 def train_tokenizer(captions: list[str], path: Path) -> None:
-    """Byte-pair encoding trained on the pretraining captions alone; two ids are left for start and end."""
+    """Train byte-pair encoding on the pretraining captions only; two ids are reserved for start and end."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -43,7 +43,7 @@ def train_tokenizer(captions: list[str], path: Path) -> None:
 
 
 def sample_pairs(drawings: Drawings, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Rows of `drawings.images` for two views of `size` different concepts, and their captions."""
+    """Draw rows of `drawings.images` for two views of `size` different concepts, and their captions."""
     emoji = drawings.emoji_count()
     several = np.array([len(g) > 1 for g in drawings.groups])
     is_emoji = np.arange(len(drawings.groups)) < emoji
@@ -60,9 +60,9 @@ def sample_pairs(drawings: Drawings, size: int, rng: np.random.Generator) -> tup
 
 
 def augment(images: Tensor) -> Tensor:
-    """Random affine, tint, grey, inverted, posterised and edge views: uint8 [n, 3, 64, 64] to float32 in [-1, 1].
+    """Transform images at random (affine, tint, grey, inverted, posterised, edges): uint8 [n, 3, 64, 64] to [-1, 1].
 
-    Low-resolution views are left out on purpose: the demo evaluates them.
+    Low-resolution views are excluded because the demo evaluates them.
     """
     n = len(images)
 
@@ -77,7 +77,7 @@ def augment(images: Tensor) -> Tensor:
     cos, sin = angle.cos() * scale, angle.sin() * scale
     theta = torch.stack([cos, -sin, uniform(-0.12, 0.12), sin, cos, uniform(-0.12, 0.12)], dim=1).view(n, 2, 3)
     grid = F.affine_grid(theta, [n, 3, *x.shape[-2:]], align_corners=False)
-    x = 1 - F.grid_sample(1 - x, grid, align_corners=False)  # what comes in from outside is white
+    x = 1 - F.grid_sample(1 - x, grid, align_corners=False)  # the outside is white
 
     grey = x.mean(dim=1, keepdim=True)
     edge_x = F.pad(grey[..., :, 1:] - grey[..., :, :-1], (0, 1))
@@ -95,7 +95,7 @@ def augment(images: Tensor) -> Tensor:
 
 
 def info_nce(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE of L2-normalised rows (paper, Eq. 3, both ways)."""
+    """Return the symmetric InfoNCE of L2-normalised rows (Eq. 3 of the paper in both directions)."""
     logits = scale * a @ b.T
     target = torch.arange(len(a))
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -109,27 +109,27 @@ def _optimizer(model: open_clip.CLIP, lr: float) -> torch.optim.AdamW:
 
 
 def export(model: open_clip.CLIP, path: Path) -> None:
-    """Write the weights in half precision, atomically."""
+    """Write the weights in half precision, in one move."""
     temporary = path.with_suffix(".tmp")
     save_file({name: value.detach().half().contiguous() for name, value in model.state_dict().items()}, temporary)
     temporary.replace(path)
 
 
 def schedule(step: int, steps: int) -> float:
-    """Warm-up over 200 steps, constant, linear to zero over the last quarter: a longer run shares its start."""
+    """Return the share of the rate: warm-up of 200 steps, constant, linear to zero over the last quarter."""
     return min(1.0, (step + 1) / 200, max(0.0, (steps - step) / (steps / 4)))
 
 
 def pretrain(
-    cache: Annotated[Path, typer.Option(help="Where the icon families and rendered drawings are kept.")],
-    output: Annotated[Path, typer.Option(help="Where the weights, tokenizer, log and checkpoint are written.")],
+    cache: Annotated[Path, typer.Option(help="Folder for the icon families and the rendered drawings.")],
+    output: Annotated[Path, typer.Option(help="Folder for the weights, tokenizer, log and checkpoint.")],
     steps: int = 2000,
     batch: Annotated[int, typer.Option(help="Concepts a step.")] = 192,
     lr: float = 1e-3,
-    patch_dropout: Annotated[float, typer.Option(help="Share of patches left out, until the last tenth.")] = 0.4,
+    patch_dropout: Annotated[float, typer.Option(help="Share of patches dropped until the last tenth.")] = 0.4,
     seed: int = 0,
     checkpoint_minutes: float = 3.0,
-    stop_after: Annotated[int | None, typer.Option(help="End at this step; a later call goes on from there.")] = None,
+    stop_after: Annotated[int | None, typer.Option(help="Stop at this step; a later call continues.")] = None,
 ) -> None:
     """Train the tiny backbone and write tiny.safetensors, tiny_tokenizer.json and pretrain.json."""
     output.mkdir(parents=True, exist_ok=True)

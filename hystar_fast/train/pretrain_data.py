@@ -1,9 +1,9 @@
-"""Drawings the tiny backbone is pretrained on: training concepts of the emoji styles and open icon families.
+"""The drawings for pretraining the tiny backbone: training concepts of the emoji styles, and open icon families.
 
-What is in: the train split of the emoji concepts in the styles photo3d, flat and noto; the same concepts in four
-further emoji families; and icon families with names, as other concepts in line, filled and colour styles. What stays
-out: every drawing of a val or test concept in any family (by code points, and by name for the icon families, see
-`HeldOut`), and the styles outline, sketch, twemoji and any low-resolution view, which the demo evaluates.
+Included: the train split of the emoji concepts in the styles photo3d, flat and noto; the same concepts in four further
+emoji families; and icon families with names, as other concepts in line, filled and colour styles. Excluded: every
+drawing of a validation or test concept in any family (by code points, and by name for the icon families, see
+`HeldOut`), and the styles outline, sketch, twemoji and low resolution, which the demo evaluates.
 
 The families are npm packages fetched with the ordinary client (``npm pack``) and rendered with resvg.
 """
@@ -55,7 +55,7 @@ EMOJI_FAMILIES = {
 }
 PRETRAINING_STYLES = ("photo3d", "flat", "noto")
 
-# Words of an icon's name that say how it is drawn and not what it shows.
+# Words of an icon's name that describe the drawing, not the subject.
 _DRAWING_WORDS = frozenset({
     "outline", "outlined", "outlinerounded", "rounded", "round", "sharp", "fill", "filled", "line", "bold", "thin",
     "light", "duotone", "regular", "twotone", "two", "tone", "alt", "variant",
@@ -65,12 +65,12 @@ _WORD = re.compile(r"[a-z0-9]+")
 
 
 def name_words(name: str) -> tuple[str, ...]:
-    """The words of an icon's or emoji's name that say what it shows: ``"heart-outline-24"`` -> ``("heart",)``."""
+    """Return the words of a name that describe the subject: ``"heart-outline-24"`` -> ``("heart",)``."""
     return tuple(word for word in _WORD.findall(name.lower()) if word not in _DRAWING_WORDS)
 
 
 class HeldOut:
-    """Decides whether an icon may show a held-out concept: its words contain, or are contained in, a held-out name."""
+    """Tells if an icon may show a held-out concept: its words contain, or are contained in, a held-out name."""
 
     _EMPTY = frozenset({
         "with", "and", "of", "the", "in", "on", "a", "face", "person", "man", "woman", "button", "symbol", "sign",
@@ -98,7 +98,7 @@ def _singular(word: str) -> str:
 
 @dataclass
 class Drawings:
-    """Drawings grouped by what they show.
+    """Drawings grouped by subject.
 
     Attributes:
         images: uint8 [n, 64, 64, 3].
@@ -115,7 +115,7 @@ class Drawings:
     counts: dict[str, int]
 
     def emoji_count(self) -> int:
-        """How many of the groups are emoji concepts; they come first."""
+        """Count the groups that are emoji concepts; they come first."""
         return sum(not key.startswith("icon ") for key in self.keys)
 
     def save(self, path: Path) -> None:
@@ -199,6 +199,6 @@ def build_drawings(cache: Path) -> Drawings:
 
 
 def _wrong_size(family: str, icon: str) -> bool:
-    """Families that draw each icon at several sizes are taken at one size."""
+    """Return whether an icon of a family with several sizes has another size than the one that is used."""
     size = re.search(r"-(8|10|12|16|20|24|28|32|48)(-|$)", icon)
     return family in ("fluent", "fluent-color") and (size is None or size.group(1) != "24")

@@ -22,8 +22,8 @@ from hystar_fast.methods.interface import Method
 from hystar_fast.nn.losses import PairLoss
 from hystar_fast.retrieval.embed import embed_styles
 from hystar_fast.train.pairs import GALLERY, PairBatch, TrainingPairs
-from hystar_fast.train.recipe import Recipe
 from hystar_fast.train.processes import World
+from hystar_fast.train.recipe import Recipe
 
 _ALONE = World()
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -18,21 +19,23 @@ import hystar_fast
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "hystar_fast"
 # What each layer may import of ours; "" is hystar_fast/__init__.py itself, whose only plain name is __version__.
-ABOVE_OPS = {"ref", "ops"}
-ABOVE_NN = ABOVE_OPS | {"nn"}
-ABOVE_MODELS = ABOVE_NN | {"models"}
-APPLICATIONS = ABOVE_MODELS | {"data", "train", "retrieval", "methods"}
+# The layers, lowest first; each may import itself and those below it. `data` imports nothing of ours: it stands below
+# `models` because a backbone states how it resizes and normalises a picture in the types of `data`.
+LIBRARY = ("ref", "ops", "nn")
+APPLICATION = ("models", "methods", "retrieval")
 MAY_IMPORT = {
     "ref": {"ref"},
     "kernels": {"kernels"},
     "ops": {"ref", "kernels", "_C", "ops", ""},
-    "nn": ABOVE_NN,
-    "models": ABOVE_MODELS | {""},
-    "data": APPLICATIONS,
-    "train": APPLICATIONS | {""},
-    "retrieval": APPLICATIONS,
-    "methods": APPLICATIONS,
-    "cli": APPLICATIONS | {"cli", ""},
+    "nn": {*LIBRARY},
+    "data": {"data"},
+    "models": {*LIBRARY, "data", "models", ""},
+    "methods": {*LIBRARY, "data", "models", "methods"},
+    "retrieval": {*LIBRARY, "data", *APPLICATION, ""},
+    "index": {*LIBRARY, "data", *APPLICATION, "index"},
+    "train": {*LIBRARY, "data", *APPLICATION, "train", ""},
+    "experiments": {*LIBRARY, "data", *APPLICATION, "train", "experiments"},
+    "cli": {*LIBRARY, "data", *APPLICATION, "index", "train", "experiments", "cli", ""},
 }
 # Distribution of an import name, where the two differ.
 DISTRIBUTION = {
@@ -62,14 +65,14 @@ def tree(path: Path) -> ast.Module:
 
 
 def literal_start(node: ast.expr) -> str:
-    """The text a string literal or an f-string begins with."""
+    """Return the text at the start of a string literal or an f-string."""
     if isinstance(node, ast.JoinedStr) and node.values:
         node = node.values[0]
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 def imported(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and full name of everything a file imports, by statement or by import_module, names included."""
+    """Yield the line and full name of every import of a file, by statement or by import_module."""
     package = module_name(path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
@@ -88,7 +91,7 @@ def imported(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def layer(name: str) -> str:
-    """The layer of a name under hystar_fast: ops for hystar_fast.ops.x and for hystar_fast.svd_linear."""
+    """Return the layer of a name: ops for hystar_fast.ops.x and for hystar_fast.svd_linear."""
     first = name.split(".")[1] if "." in name else ""
     if first in hystar_fast._EXPORTS:
         return hystar_fast._EXPORTS[first].split(".")[1]
@@ -195,6 +198,12 @@ def test_files_stay_short_and_are_named_for_what_they_mean() -> None:
     assert not long, f"over 400 lines, split by meaning: {long}"
     vague = re.compile(r"^(utils?|common|helpers?|misc|legacy_.*|.*_v\d+)$")
     assert not [str(path.relative_to(ROOT)) for path in files if vague.match(path.stem)]
+
+
+def test_no_two_modules_of_the_package_have_one_name() -> None:
+    stems = Counter(path.stem for path in PACKAGE.rglob("*.py") if not path.stem.startswith("__"))
+    ops = {"svd_linear", "sinkhorn", "style_nce"}  # each has its reference and its op by the same name
+    assert {stem for stem, count in stems.items() if count > 1} <= ops
 
 
 def test_no_environment_variable_of_ours() -> None:

@@ -47,7 +47,7 @@ def as_lists(ranks: Ranks) -> dict[str, list[int]]:
 
 def test_a_comparison_records_every_trial_and_run_and_summarises_them(tmp_path):
     shown = done("compare", tmp_path, **sections())
-    assert all(name in shown for name in NAMES) and "Gallery of 6 photo3d" in shown
+    assert all(name in shown for name in NAMES) and "Gallery of 6 noto" in shown
     found, tuned = record_of(tmp_path), record_of(tmp_path, "tuning")
     assert [(run["method"], run["seed"]) for run in found["runs"]] == [
         ("frozen", 0), ("vpt", 0), ("vpt", 1), ("hystar", 0), ("hystar", 1)
@@ -134,7 +134,7 @@ def test_bad_methods_and_folders(tmp_path):
     for methods, message in (
         (["frozen", "prefix"], "methods must be some of"),
         (["frozen", "frozen"], "methods must not repeat"),
-        (["static+styles=mosaic"], "styles must be some of ('outline', 'lowres', 'sketch', 'flat')"),
+        (["static+styles=mosaic"], "styles must be some of ('outline', 'sketch', 'lowres', 'twemoji')"),
         (["hystar+style=vgg"], "hystar+style=vgg needs weights of VGG"),
     ):
         assert message in refused_experiment("compare", tmp_path, training={"methods": methods})

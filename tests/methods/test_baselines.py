@@ -114,8 +114,8 @@ def test_the_counts_that_table_5_can_have_of_ia3_are_those_stated():
         ]
         outputs.append(sum(len(weight) for weights in linears for weight in weights))
     text = " ".join((baselines.__doc__ or "").split())
-    assert f"= {published[0]:,} numbers" in text and f"they are {sum(published):,}, 0.047 %" in text
-    assert f"{outputs[0]:,} in the image tower, 0.052 %, or {sum(outputs):,} in both, 0.071 %" in text
+    assert f"= {published[0]:,} numbers" in text and f"{sum(published):,} (0.047 %)" in text
+    assert f"{outputs[0]:,} in the image tower (0.052 %), {sum(outputs):,} in both (0.071 %)" in text
     shares = [100 * count / whole for count in (published[0], sum(published), outputs[0], sum(outputs))]
     assert [f"{share:.1f}" for share in shares] == ["0.0", "0.0", "0.1", "0.1"]
     assert [f"{share:.3f}" for share in shares[1:]] == ["0.047", "0.052", "0.071"]

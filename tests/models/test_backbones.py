@@ -128,7 +128,7 @@ def test_weights_trained_with_quick_gelu_get_quick_gelu(monkeypatch: pytest.Monk
         asked.update(settings, name=name)
         raise RuntimeError("not downloaded in a test")
 
-    monkeypatch.setattr(open_clip, "create_model_and_transforms", record)
+    monkeypatch.setattr(open_clip, "create_model", record)
     with pytest.raises(ValueError, match="pretrained='openai'"):
         create_backbone(HystarConfig(backbone="open_clip:ViT-L/14"))
     assert (asked["name"], asked["pretrained"], asked["force_quick_gelu"]) == ("ViT-L-14", "openai", True)

@@ -186,7 +186,7 @@ def test_a_log_shorter_than_its_checkpoint_is_refused_and_a_longer_one_cut(tmp_p
         MetricsLog(tmp_path, size=10_000)
 
 
-def test_a_run_that_cannot_go_on_says_what_can_be_done_and_that_works(tmp_path: Path) -> None:
+def test_the_advice_for_a_run_that_cannot_be_resumed_works(tmp_path: Path) -> None:
     small = ("model.pretrained=random", "data.limit=4", "data.validation=none", "optim.batch_size=2")
 
     def settings(*changes: str) -> Settings:
@@ -202,7 +202,7 @@ def test_a_run_that_cannot_go_on_says_what_can_be_done_and_that_works(tmp_path: 
     (tmp_path / "metrics.jsonl").unlink()
     with pytest.raises(ValueError, match="put the log back to go on, or delete the checkpoint to start anew"):
         run_training(settings("optim.steps=4"), resume=True)
-    with pytest.raises(ValueError, match=rf"--resume goes on.*or delete {re.escape(str(checkpoint))}"):
+    with pytest.raises(ValueError, match=rf"--resume continues it.*or delete {re.escape(str(checkpoint))}"):
         run_training(settings("optim.steps=2"))
     checkpoint.unlink()
     assert run_training(settings("optim.steps=2")).progress.step == 2
