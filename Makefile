@@ -12,7 +12,7 @@ CONSTRAINTS ?= constraints.txt
 OLDEST := .venv-oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help install build test test-oldest lint demo bench wheel update clean
+.PHONY: help install build test test-oldest lint demo bench wheel docs update clean
 
 help:
 	@echo "make demo     train on the embedded drawings, evaluate, write runs/demo"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench    the benchmarks against their baselines"
 	@echo "make build    recompile the extension in place (only what changed)"
 	@echo "make wheel    build a wheel into dist/"
+	@echo "make docs     build the documentation site into build/site"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -69,6 +70,10 @@ bench: $(INSTALLED)
 wheel: $(INSTALLED)
 	rm -rf build
 	$(PIP) wheel --no-deps -w dist .
+
+docs: $(INSTALLED)
+	$(PIP) install -c $(CONSTRAINTS) -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf build dist $(VENV) *.egg-info hystar_fast/_C*.so

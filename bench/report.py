@@ -90,18 +90,24 @@ def mark(row: dict[str, Any], device: str) -> str:
     return " (stale)" if row["dirty"] or stale(row["op"], row["commit"], device) else ""
 
 
-def table(results: dict[str, Any], *, with_goals: bool = False) -> str:
-    """A Markdown table: for each case our time, and every other provider's time as a multiple of ours.
-
-    Args:
-        results: content of a results file.
-        with_goals: only the cases that a goal is about.
-    """
-    wanted = list(goals.read(results["device"]))
-    bandwidth, rates = ceilings(results["rows"])
+def source(results: dict[str, Any]) -> str:
+    """When, where and with which torch the rows were measured."""
     dates = sorted({row["date"] for row in results["rows"]})
     note = f"Measured {dates[0]}" + (f" to {dates[-1]}" if len(dates) > 1 else "") + f" on {machine_name(results)}"
-    note += f", torch {results['versions']['torch']}" + (", malloc tuned" if results["tuned_malloc"] else "")
+    return note + f", torch {results['versions']['torch']}" + (", malloc tuned" if results["tuned_malloc"] else "")
+
+
+def ratios(providers: dict[str, dict[str, Any]]) -> str:
+    """Every other provider's time as a multiple of ours."""
+    ours = providers[OURS]
+    others = ((name, row["median_ms"] / ours["median_ms"]) for name, row in providers.items() if name != OURS)
+    return "; ".join(f"{name} {ratio:.2f}x" for name, ratio in others)
+
+
+def table(results: dict[str, Any]) -> str:
+    """A Markdown table: for each case our time, and every other provider's time as a multiple of ours."""
+    bandwidth, rates = ceilings(results["rows"])
+    note = source(results)
     if bandwidth is not None:
         parts = [f"copy {bandwidth:,.0f} GB/s", *(f"{name} {rate:,.0f} GFLOP/s" for name, rate in rates.items())]
         note += f"; ceilings: {', '.join(parts)}"
@@ -113,11 +119,8 @@ def table(results: dict[str, Any], *, with_goals: bool = False) -> str:
     ]
     for (op, case, dtype, mode), providers in cases(results["rows"]).items():
         ours = providers.get(OURS)
-        if ours is None or (with_goals and not any(goal.is_about(op, case, dtype, mode) for goal in wanted)):
+        if ours is None:
             continue
-        others = ", ".join(
-            f"{name} {row['median_ms'] / ours['median_ms']:.2f}x" for name, row in providers.items() if name != OURS
-        )
         error = "" if ours["error"] is None else f"{ours['error']:.1e}"
         time = f"{milliseconds(ours['median_ms'])} ({milliseconds(ours['spread_ms'])})"
         share = attained(ours, bandwidth, rates)
@@ -126,7 +129,7 @@ def table(results: dict[str, Any], *, with_goals: bool = False) -> str:
         reached = f"{reached} ({speed})" if reached and speed else reached or speed
         lines.append(
             f"| {op} | {case}, {dtype}, {mode}{mark(ours, results['device'])} | {time} | {reached} "
-            f"| {ours['peak_mib']:.0f} | {error} | {others} |"
+            f"| {ours['peak_mib']:.0f} | {error} | {ratios(providers)} |"
         )
     return "\n".join(lines)
 
@@ -149,10 +152,18 @@ def text(results: dict[str, Any]) -> str:
 
 
 def summary(results: dict[str, Any], stem: str) -> str:
-    """What the README shows: the cases with goals, how many were reached, and where the rest is."""
-    said = goals.count(results["device"], with_shares(results))
+    """The README's table: the cases with goals, how many goals were reached, and where the rest is."""
+    wanted = list(goals.read(results["device"]))
+    lines = ["| op | case | ours, ms | time of the others / ours |", "|---|---|---|---|"]
+    for (op, case, dtype, mode), providers in cases(results["rows"]).items():
+        if OURS in providers and any(goal.is_about(op, case, dtype, mode) for goal in wanted):
+            ours = providers[OURS]
+            named = f"{case}, {dtype}, {mode}{mark(ours, results['device'])}"
+            lines.append(f"| {op} | {named} | {milliseconds(ours['median_ms'])} | {ratios(providers)} |")
+    reached = goals.count(results["device"], with_shares(results))
     place = f"docs/benchmarks/{stem}.md"
-    return f"{table(results, with_goals=True)}\n\n{said} Every case and goal: [{place}]({place})."
+    note = f"{source(results)}. {reached} Every case, with memory and errors: [{place}]({place})."
+    return "\n".join(lines) + f"\n\n{note}"
 
 
 def page(results: dict[str, Any], stem: str) -> str:

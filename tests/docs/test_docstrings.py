@@ -1,4 +1,4 @@
-"""Every example in a docstring runs, and every public name has one."""
+"""Every doctest runs, and the docstring of every public name has a first sentence and a doctest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FUNCTIONS_AND_CLASSES = sorted(set(hystar_fast.__all__) - {"__version__", "ref"}
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_examples_of_a_module_run(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_doctests_of_a_module_pass(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # an example that writes, writes here
     module = import_module(name)
     result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
@@ -29,7 +29,7 @@ def test_the_examples_of_a_module_run(name: str, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name", FUNCTIONS_AND_CLASSES)
-def test_a_public_name_says_what_it_does_and_shows_it(name: str) -> None:
+def test_a_public_name_has_a_sentence_and_a_doctest(name: str) -> None:
     documentation = inspect.getdoc(getattr(hystar_fast, name)) or ""
     first = documentation.split("\n")[0]
     assert first.endswith("."), f"{name}: the first line of the docstring is a sentence"

@@ -1,10 +1,10 @@
-"""Every command in a shell block of the documentation parses: its program, its options and its paths are there."""
+"""Every command in a shell block of the documents is valid: its program, options, settings and paths exist."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +12,62 @@ import pytest
 import typer.main
 
 from hystar_fast.cli.main import app
-from hystar_fast.cli.options import numbers
-from hystar_fast.experiments.reproduce import table_numbers
+from hystar_fast.experiments.figures import FIGURES
+from hystar_fast.experiments.paper_tables import table_numbers
+from hystar_fast.experiments.settings import read_experiment
 from hystar_fast.experiments.variants import Variant
 from hystar_fast.retrieval.definitions import Metric
-from hystar_fast.train.settings import KEYS
+from hystar_fast.train.settings import read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "examples/README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 SHELL = ("sh", "bash", "shell", "console")
 OURS = re.compile(r"^\s*(\$ )?(\S*hystar-fast|make|python\d?|pytest|torchrun)\s|hystar_fast\.|\bhf\.", re.MULTILINE)
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-# programs whose arguments are not ours to check
+# Programs whose arguments are not checked.
 OTHERS = ("git", "cd", "pip", "pre-commit", ".", "npm", "tar")
 COMMAND_LINE = ("-m", "hystar_fast.cli.main")
+SHIPPED = ("emoji", "paper")
 
 
-def known_key(change: str) -> None:
-    if change.partition("=")[0] not in KEYS:
-        raise ValueError(f"no setting {change}")
+def check_train(values: Mapping[str, Any]) -> None:
+    config = values["config"]
+    read_settings(config if config in SHIPPED else "emoji", values["set_"] or ())
 
 
-# what is only a word to the command line, but can be wrong all the same
-VALUES: dict[str, Callable[[Any], object]] = {
-    "reproduce tables": table_numbers,
-    "compare methods": lambda names: [Variant.parse(name.strip()) for name in (names or "frozen").split(",")],
-    "fewshot methods": lambda names: [Variant.parse(name.strip()) for name in names.split(",")],
-    "eval metrics": lambda names: [Metric.parse(name) for name in (names or "R@1").split(",")],
-    "train set_": lambda changes: [known_key(change) for change in changes or ()],
-    **{f"{command} blocks": numbers for command in ("tune", "compare", "fewshot", "reproduce", "figure")},
+def check_experiment(values: Mapping[str, Any]) -> None:
+    config = values["config"]
+    settings = read_experiment(config if config in SHIPPED else "emoji", values["set_"] or ())
+    for name in (*settings.training.methods, *settings.few_shot.methods):
+        Variant.parse(name)
+    if "tables" in values:
+        table_numbers(values["tables"])
+    unknown = set(values.get("numbers", ())) - set(FIGURES)
+    if unknown:
+        raise ValueError(f"there is no figure {min(unknown)}")
+
+
+def check_metrics(values: Mapping[str, Any]) -> None:
+    for name in (values["metrics"] or "R@1").split(","):
+        Metric.parse(name)
+
+
+# Checks of values that the command line itself takes as any string.
+CHECKS: dict[str, Callable[[Mapping[str, Any]], None]] = {
+    "train": check_train,
+    "eval": check_metrics,
+    **{f"experiments {name}": check_experiment for name in ("tune", "compare", "reproduce", "figure", "fewshot")},
 }
 
 
 def commands(block: str) -> Iterator[list[str]]:
-    """The words of every command of a block: continued lines are one, comments are cut, &&, ; and | part two."""
+    """Yield the words of every command: continued lines are joined, comments cut, and &&, ; and | separate commands."""
     for line in block.replace("\\\n", " ").splitlines():
         words = shlex.shlex(line.strip().removeprefix("$ "), posix=True, punctuation_chars=";&|")
         words.whitespace_split = True
@@ -59,18 +80,18 @@ def commands(block: str) -> Iterator[list[str]]:
                 command = []
 
 
-def wrong(command: list[str]) -> str | None:
-    """What is wrong with a command, None if nothing is."""
+def fault_of(command: list[str]) -> str | None:
+    """Return the fault of a command, or None."""
     while re.fullmatch(r"[A-Z_]+=.*", command[0]):
         command = command[1:]
     program, *arguments = command
     name = Path(program).name if program != "." else program
     if name == "hystar-fast":
-        return wrong_arguments(arguments)
+        return fault_of_arguments(arguments)
     if name in ("torchrun", "python", "python3") and "-m" in arguments and arguments[-1] != "-m":
         place = arguments.index("-m")
         if tuple(arguments[place : place + 2]) == COMMAND_LINE:
-            return wrong_arguments(arguments[place + 2 :])
+            return fault_of_arguments(arguments[place + 2 :])
         name, arguments = arguments[place + 1], arguments[place + 2 :]
     if name == "make":
         missing = [word for word in arguments if "=" not in word and word not in TARGETS]
@@ -81,24 +102,28 @@ def wrong(command: list[str]) -> str | None:
             paths = [word.partition("::")[0] for word in arguments if not word.startswith("-") and "/" in word]
         missing = [path for path in paths if not any(ROOT.glob(path))]
         return f"there is no {missing[0]}" if missing else None
-    return None if name in OTHERS else f"{program} is no program that is known here"
+    return None if name in OTHERS else f"{program} is not a known program"
 
 
-def wrong_arguments(arguments: list[str]) -> str | None:
-    """What the real command line says of arguments of ``hystar-fast``; nothing is run."""
-    group: Any = typer.main.get_command(app)
-    name, *rest = arguments or [""]
-    if name in {"--help", *(word for option in group.params for word in option.opts)}:
+def fault_of_arguments(arguments: list[str]) -> str | None:
+    """Parse arguments of ``hystar-fast`` with its own parser, without running anything, and return the fault."""
+    command: Any = typer.main.get_command(app)
+    words: list[str] = []
+    if set(arguments[:1]) & {"--help", *(word for option in command.params for word in option.opts)}:
         return None
-    if name not in group.commands:
-        return f"there is no command {name!r}"
+    rest = arguments
+    while hasattr(command, "commands"):
+        name, *rest = rest or [""]
+        words.append(name)
+        if name not in command.commands:
+            return f"there is no command {' '.join(words)!r}"
+        command = command.commands[name]
     try:
-        with group.commands[name].make_context(name, rest) as parsed:
-            for key, value in parsed.params.items():
-                VALUES.get(f"{name} {key}", str)(value)
+        with command.make_context(" ".join(words), rest) as parsed:
+            CHECKS.get(" ".join(words), lambda values: None)(parsed.params)
     except Exception as error:  # a usage error, what a check of a value raises, or the exit of --help
-        said = getattr(error, "format_message", error.__str__)()
-        return None if getattr(error, "exit_code", 1) == 0 else said or type(error).__name__
+        message = getattr(error, "format_message", error.__str__)()
+        return None if getattr(error, "exit_code", 1) == 0 else message or type(error).__name__
     return None
 
 
@@ -106,38 +131,49 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return [(kind, text) for _, kind, text in BLOCK.findall(page.read_text(encoding="utf-8"))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_command_of_a_page_could_be_run(page):
-    found = [command for kind, text in blocks(page) if kind in SHELL for command in commands(text)]
-    faults = {shlex.join(command): fault for command in found if (fault := wrong(command)) is not None}
-    assert faults == {}
+def shell_commands(page: Path) -> list[list[str]]:
+    return [command for kind, text in blocks(page) if kind in SHELL for command in commands(text)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_no_block_hides_commands_or_code_behind_a_missing_language(page):
+def test_every_command_of_a_page_is_valid(page):
+    assert {shlex.join(c): fault for c in shell_commands(page) if (fault := fault_of(c)) is not None} == {}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_of_commands_or_code_has_a_language(page):
     assert [text for kind, text in blocks(page) if not kind and OURS.search(text)] == []
 
 
-def test_there_are_commands_to_check():
-    found = [command for page in PAGES for kind, text in blocks(page) if kind in SHELL for command in commands(text)]
+def test_the_pages_have_commands_of_every_kind():
+    found = [command for page in PAGES for command in shell_commands(page)]
     assert len(found) > 40
     assert {Path(command[0]).name for command in found} >= {"hystar-fast", "make", "python", "torchrun"}
+    ours = {tuple(command[1:3]) for command in found if Path(command[0]).name == "hystar-fast"}
+    assert {words[0] for words in ours} >= {"demo", "search", "info", "train", "eval", "embed", "experiments"}
+    assert {words[1] for words in ours if words[0] == "experiments"} >= {"compare", "reproduce", "figure", "fewshot"}
 
 
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        ("hystar-fast compare --metods frozen", "No such option"),
-        ("hystar-fast compare --seeds none", "--seeds"),
-        ("hystar-fast compare --steps 0", "--steps"),
+        ("hystar-fast experiments compare --metods frozen", "No such option"),
+        ("hystar-fast demo --seed none", "--seed"),
+        ("hystar-fast demo --steps -1", "--steps"),
         ("hystar-fast embed --output x", "Missing argument"),
-        ("hystar-fast compar", "there is no command 'compar'"),
+        ("hystar-fast experiment", "there is no command 'experiment'"),
+        ("hystar-fast compare", "there is no command 'compare'"),
+        ("hystar-fast experiments compar", "there is no command 'experiments compar'"),
+        ("hystar-fast experiments", "there is no command 'experiments '"),
         ("hystar-fast info extra", "unexpected extra argument"),
-        ("hystar-fast reproduce table99", "tables must be"),
-        ("hystar-fast compare --methods hystra", "methods must be some of"),
-        ("hystar-fast compare --blocks 4,7", "blocks must be numbers"),
+        ("hystar-fast experiments reproduce table99", "tables must be"),
+        ("hystar-fast experiments figure 4", "there is no figure 4"),
+        ("""hystar-fast experiments compare --set 'training.methods=["hystra"]'""", "methods must be some of"),
+        ("hystar-fast experiments compare --set model.blocks=4,7", "model.blocks must be"),
+        ("hystar-fast experiments tune --set training.step=3", "did you mean training.steps?"),
         ("hystar-fast eval --metrics mAP@200", "must name its definition"),
-        ("hystar-fast train --set optim.batchsize=3", "no setting optim.batchsize=3"),
+        ("hystar-fast train --set optim.batchsize=3", "unknown key optim.batchsize"),
+        ("hystar-fast train my.toml --set optim.batch_size=many", "must be an integer"),
         ("torchrun --nproc-per-node 4 -m hystar_fast.cli.main train a.toml b.toml", "unexpected extra argument"),
         ("make demo nothing", "no target nothing"),
         ("python bench/nothing.py --adapter x", "there is no bench/nothing.py"),
@@ -145,36 +181,37 @@ def test_there_are_commands_to_check():
         ("pytest benches/", "there is no benches/"),
         ("hystar-fast", "there is no command ''"),
         ("bash bench/nothing.sh", "there is no bench/nothing.sh"),
-        ("hystr-fast demo", "hystr-fast is no program"),
+        ("hystr-fast demo", "hystr-fast is not a known program"),
     ],
 )
 def test_a_wrong_line_is_found(line, fault):
     [command] = commands(line)
-    assert fault in (wrong(command) or "nothing")
+    assert fault in (fault_of(command) or "nothing")
 
 
 @pytest.mark.parametrize(
     "line",
     [
         ".venv/bin/hystar-fast search --query FOLDER/a.png",
-        "hystar-fast compare --output FOLDER --methods frozen,hystar+gamma=10 --no-tune-variants --train-data emoji",
+        "hystar-fast experiments compare --output FOLDER --config my.toml --set training.tune_variants=false",
+        """hystar-fast experiments compare --set 'training.methods=["frozen", "hystar+gamma=10"]'""",
         "hystar-fast --version",
-        "hystar-fast compare --help",
+        "hystar-fast experiments compare --help",
         "make demo VENV=other",
         "python -m pytest bench",
         "python bench/demo_evidence.py adapt clip [--steps 300]",
-        "pytest tests/test_svd_linear*.py",
+        "pytest tests/ops/test_svd_linear*.py",
     ],
 )
 def test_a_right_line_is_not(line):
     [command] = commands(line)
-    assert wrong(command) is None
+    assert fault_of(command) is None
 
 
 def test_a_block_is_read_as_a_shell_reads_it():
-    block = "# first\n$ hystar-fast compare \\\n  --methods 'a b'  # two\n\nmake demo && make test; make lint\n"
+    block = "# first\n$ hystar-fast demo \\\n  --output 'a b'  # two\n\nmake demo && make test; make lint\n"
     assert list(commands(block)) == [
-        ["hystar-fast", "compare", "--methods", "a b"],
+        ["hystar-fast", "demo", "--output", "a b"],
         ["make", "demo"],
         ["make", "test"],
         ["make", "lint"],

@@ -1,4 +1,4 @@
-"""The tutorials run as written; public data and published weights are replaced by small ones of the same form."""
+"""The tutorials run as written; small data and weights of the same form replace public data and published weights."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ PAGES = sorted(FOLDER.glob("*.md"))
 BLOCK = re.compile(r"^```(python|sh|toml)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-def shown(command: str, folder: Path) -> str:
-    """The command with what cannot be had here replaced."""
+def replaced(command: str, folder: Path) -> str:
+    """Return a command with public data and published weights replaced."""
     for data in ("DSR", "DomainNet"):
         command = command.replace(f"/data/{data}", str(folder / data))
     return command.replace("open_clip:ViT-L-14 --weights openai", "tiny --weights random")
 
 
 def publish_small_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``best.pt`` of the authors' layout, on a small backbone that is then the published one."""
+    """Write a small ``best.pt`` in the authors' layout, and make its backbone the published one."""
     _, _, small = authors_checkpoint.write(folder)
     published = Hystar.from_authors_checkpoint
     config = HystarConfig(backbone=small.backbone, pretrained="folder", style="clip")
@@ -52,18 +52,7 @@ def test_a_tutorial_runs_from_its_first_block_to_its_last(page, tmp_path, monkey
             Path(text.splitlines()[0].removeprefix("# ")).write_text(text, encoding="utf-8")
         else:
             for command in text.splitlines():
-                program, *arguments = shlex.split(shown(command, tmp_path))
+                program, *arguments = shlex.split(replaced(command, tmp_path))
                 assert program == "hystar-fast"
                 result = run(*arguments)
                 assert result.exit_code == 0, f"{command}\n{result.output}"
-
-
-def test_every_link_leads_somewhere():
-    for page in PAGES:
-        for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
-            assert link.startswith("http") or (page.parent / link).exists(), f"{page.name} links to {link}"
-
-
-def test_the_readme_names_every_tutorial():
-    readme = (FOLDER.parent.parent / "README.md").read_text(encoding="utf-8")
-    assert [page.name for page in PAGES if f"docs/tutorials/{page.name}" not in readme] == []
