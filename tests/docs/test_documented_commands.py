@@ -12,9 +12,9 @@ import pytest
 import typer.main
 
 from hystar_fast.cli.main import app
+from hystar_fast.experiments.experiment_settings import read_experiment
 from hystar_fast.experiments.figures import FIGURES
 from hystar_fast.experiments.paper_tables import table_numbers
-from hystar_fast.experiments.settings import read_experiment
 from hystar_fast.experiments.variants import Variant
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.train.settings import read_settings

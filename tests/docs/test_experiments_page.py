@@ -6,7 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from hystar_fast.experiments.settings import KEYS
+from hystar_fast.experiments.experiment_settings import KEYS
 from hystar_fast.methods.suite import METHODS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "experiments.md").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hystar_fast.methods.adapter_files import load_method, save_method
 from hystar_fast.methods.suite import create_method
-from hystar_fast.models import checkpoint
+from hystar_fast.models import adapter_format
 from hystar_fast.models.adapter_format import CONFIG_FILE, Hashed, are_same_weights, fingerprint
 from hystar_fast.models.hystar import Hystar
 from tests.support.small_clip import small_config, write_small_clip
@@ -97,13 +97,13 @@ def test_memory_that_is_used_again_is_hashed_again() -> None:
 def test_shared_tensors_are_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: Hashed = {}
     state, sizes = {"a": torch.randn(7), "b": torch.randn(9)}, []
-    compute = checkpoint._hash_in_chunks
+    compute = adapter_format._hash_in_chunks
 
     def record(content: memoryview, pool: Any) -> bytes:
         sizes.append(len(content))
         return compute(content, pool)
 
-    monkeypatch.setattr(checkpoint, "_hash_in_chunks", record)
+    monkeypatch.setattr(adapter_format, "_hash_in_chunks", record)
     first = fingerprint(state.items(), hashed)
     assert fingerprint(((f"again.{name}", tensor.detach()) for name, tensor in state.items()), hashed) != first
     assert sizes == [28, 36]

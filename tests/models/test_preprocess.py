@@ -38,7 +38,7 @@ def librarys_own(small: Small) -> Callable[[Image.Image], Tensor]:
     if kind == "transformers":
         settings: dict[str, Any] = {}
         processor = transformers.AutoImageProcessor.from_pretrained(place)
-        if isinstance(processor, transformers.Siglip2ImageProcessor):  # read as square pictures of one size
+        if "Siglip2" in type(processor).__name__:  # read as square pictures of one size
             settings = {"size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE}, "resample": processor.resample}
             settings |= {"image_mean": processor.image_mean, "image_std": processor.image_std}
             processor = transformers.SiglipImageProcessor(**settings)

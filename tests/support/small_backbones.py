@@ -129,10 +129,8 @@ def write_transformers(kind: str, folder: Path, *, inputs: bool = True) -> Small
 
 
 def _siglip2_images(model: Any, images: Tensor) -> Tensor:
-    """Through the library's own patches, mask and shapes."""
-    from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
-
-    patches = torch.stack([convert_image_to_patches(image, 8) for image in images])
+    """Embed images through the library's mask and shapes; a patch is its pixels row by row, channels last."""
+    patches = images.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
     shapes = torch.full((len(images), 2), IMAGE_SIZE // 8)
     return model.get_image_features(patches, torch.ones(patches.shape[:2]), shapes).pooler_output
 
