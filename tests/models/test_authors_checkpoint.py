@@ -100,6 +100,21 @@ def test_files_that_do_not_fit_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"mlp\.0\.weight in .* must have shape \[64, 768\], got \[64, 24\]: .* width"):
         fields = {"style": "dinov2", "style_pretrained": None}
         Hystar.from_authors_checkpoint(path, HystarConfig(backbone=small.backbone, pretrained="folder", **fields))
+    changes = {
+        f"{BLOCKS}.3.attn.in_proj_weight": (
+            lambda value: value + 0.1,
+            "in_proj_weight in .* was trained on other weights",
+        ),
+        f"{BLOCKS}.1.attn.U_qkv": (
+            lambda value: value[:-1],
+            r"U_qkv and .* must have shapes \[96, 32\] and .* got \[95, 32\]",
+        ),
+        f"{BLOCKS}.1.mlp.c_fc.V": (lambda value: value[:, :-1], r"c_fc\.V in .* got \[128, 32\] and \[32, 31\]"),
+    }
+    for name, (change, message) in changes.items():
+        torch.save({**state, name: change(state[name])}, tmp_path / "changed.pt")
+        with pytest.raises(ValueError, match=message):
+            Hystar.from_authors_checkpoint(tmp_path / "changed.pt", config)
     gate = f"{BLOCKS}.3.mlp.c_proj.gate"
     torch.save({name: value for name, value in state.items() if name != gate}, tmp_path / "gateless.pt")
     with pytest.raises(ValueError, match=rf"gateless\.pt has no {gate}"):
