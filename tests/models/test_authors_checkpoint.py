@@ -57,6 +57,15 @@ def test_embeddings_equal_those_of_the_published_layers(tmp_path: Path, rank: in
     assert torch.equal(Hystar.from_pretrained(tmp_path / "adapter").encode_image(images, styles), found)
 
 
+def test_a_file_in_half_precision_holds_the_same_weights(tmp_path: Path) -> None:
+    path, state, small = write(tmp_path)
+    config = HystarConfig(backbone=small.backbone, pretrained="folder", style="clip")
+    images, styles = torch.randn(3, 3, IMAGE_SIZE, IMAGE_SIZE), F.normalize(torch.randn(3, STYLE), dim=-1)
+    expected = Hystar.from_authors_checkpoint(path, config).encode_image(images, styles)
+    torch.save({name: value.half() for name, value in state.items()}, path)
+    assert relative_error(Hystar.from_authors_checkpoint(path, config).encode_image(images, styles), expected) < 1e-2
+
+
 def test_another_basis_of_equal_singular_values_gives_the_same_weight() -> None:
     """Two equal singular values have any rotated basis, and equal offsets do not depend on it."""
     u, s, vh = torch.linalg.svd(torch.randn(12, 8, dtype=torch.float64), full_matrices=False)
