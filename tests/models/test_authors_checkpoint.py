@@ -57,6 +57,15 @@ def test_embeddings_equal_those_of_the_published_layers(tmp_path: Path, rank: in
     assert torch.equal(Hystar.from_pretrained(tmp_path / "adapter").encode_image(images, styles), found)
 
 
+def test_a_file_in_half_precision_holds_the_same_weights(tmp_path: Path) -> None:
+    path, state, small = write(tmp_path)
+    config = HystarConfig(backbone=small.backbone, pretrained="folder", style="clip")
+    images, styles = torch.randn(3, 3, IMAGE_SIZE, IMAGE_SIZE), F.normalize(torch.randn(3, STYLE), dim=-1)
+    expected = Hystar.from_authors_checkpoint(path, config).encode_image(images, styles)
+    torch.save({name: value.half() for name, value in state.items()}, path)
+    assert relative_error(Hystar.from_authors_checkpoint(path, config).encode_image(images, styles), expected) < 1e-2
+
+
 def test_another_basis_of_equal_singular_values_gives_the_same_weight() -> None:
     """Two equal singular values have any rotated basis, and equal offsets do not depend on it."""
     u, s, vh = torch.linalg.svd(torch.randn(12, 8, dtype=torch.float64), full_matrices=False)
@@ -100,6 +109,21 @@ def test_files_that_do_not_fit_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"mlp\.0\.weight in .* must have shape \[64, 768\], got \[64, 24\]: .* width"):
         fields = {"style": "dinov2", "style_pretrained": None}
         Hystar.from_authors_checkpoint(path, HystarConfig(backbone=small.backbone, pretrained="folder", **fields))
+    changes = {
+        f"{BLOCKS}.3.attn.in_proj_weight": (
+            lambda value: value + 0.1,
+            "in_proj_weight in .* was trained on other weights",
+        ),
+        f"{BLOCKS}.1.attn.U_qkv": (
+            lambda value: value[:-1],
+            r"U_qkv and .* must have shapes \[96, 32\] and .* got \[95, 32\]",
+        ),
+        f"{BLOCKS}.1.mlp.c_fc.V": (lambda value: value[:, :-1], r"c_fc\.V in .* got \[128, 32\] and \[32, 31\]"),
+    }
+    for name, (change, message) in changes.items():
+        torch.save({**state, name: change(state[name])}, tmp_path / "changed.pt")
+        with pytest.raises(ValueError, match=message):
+            Hystar.from_authors_checkpoint(tmp_path / "changed.pt", config)
     gate = f"{BLOCKS}.3.mlp.c_proj.gate"
     torch.save({name: value for name, value in state.items() if name != gate}, tmp_path / "gateless.pt")
     with pytest.raises(ValueError, match=rf"gateless\.pt has no {gate}"):

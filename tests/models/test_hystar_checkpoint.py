@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
-from hystar_fast.models.adapter_format import CONFIG_FILE, TENSOR_FILE
+from hystar_fast.models.adapter_format import CONFIG_FILE, TENSOR_FILE, check_tensors
 from hystar_fast.models.hystar import Hystar
 from tests.support.small_clip import IMAGE_SIZE, small_config, write_small_clip
 
@@ -60,9 +61,10 @@ def test_only_the_adapter_is_written(tmp_path: Path) -> None:
 def test_frozen_adapter_parameters_are_saved_all_the_same(tmp_path: Path) -> None:
     model = trained(tmp_path)
     model.hypernetworks.requires_grad_(False)
-    model.save_pretrained(tmp_path / "adapter")
+    folder = tmp_path / "a new" / "folder"
+    model.save_pretrained(folder)
     images = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE)
-    assert torch.equal(Hystar.from_pretrained(tmp_path / "adapter").encode_image(images), model.encode_image(images))
+    assert torch.equal(Hystar.from_pretrained(folder).encode_image(images), model.encode_image(images))
 
 
 def test_a_failed_save_leaves_the_old_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +160,22 @@ def test_a_configuration_that_does_not_fit_is_rejected(tmp_path: Path, fields: d
     edit(adapter, **fields)
     with pytest.raises(ValueError, match=message):
         Hystar.from_pretrained(adapter)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({"a": torch.zeros(2)}, "model: b is missing$"),
+        ({"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(1)}, "model: c is not of this model$"),
+        ({"a": torch.zeros(3), "b": torch.zeros(3)}, r"model: a must have shape \[2\], got \[3\]$"),
+        ({"a": torch.zeros(2).int(), "b": torch.zeros(3)}, r"model: a must have a floating type, got torch\.int32$"),
+        ({"c": torch.zeros(1)}, "model: a is missing; b is missing; c is not of this model$"),
+        ({"c": torch.zeros(1), "d": torch.zeros(1), "e": torch.zeros(1)}, "c is not of this model and 2 more$"),
+    ],
+)
+def test_the_first_three_differences_are_named(found: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_tensors(found, {"a": torch.zeros(2), "b": torch.zeros(3)})
 
 
 def test_other_weights_are_rejected_and_moved_weights_are_not(tmp_path: Path) -> None:

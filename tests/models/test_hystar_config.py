@@ -66,7 +66,17 @@ def test_paths_become_strings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "blocks"), [(24, (4, 7, 10, 13)), (12, (2, 4, 6)), (6, (1, 2, 3)), (1, (1,)), (32, (5, 9, 13, 17))]
+    ("depth", "blocks"),
+    [
+        (24, (4, 7, 10, 13)),
+        (12, (2, 4, 6)),
+        (6, (1, 2, 3)),
+        (1, (1,)),
+        (14, (2, 5, 7)),
+        (16, (3, 5, 8)),
+        (17, (3, 5, 7, 9)),
+        (32, (5, 9, 13, 17)),
+    ],
 )
 def test_blocks_follow_the_depth(depth: int, blocks: tuple[int, ...]) -> None:
     assert default_blocks(depth) == blocks
@@ -121,6 +131,20 @@ def test_a_bad_field_is_named(fields: dict[str, Any], error: type[Exception]) ->
     (name,) = fields
     with pytest.raises(error, match=name):
         HystarConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "lacks"),
+    [
+        ({"style": "vgg"}, True),
+        ({"style": "vgg", "style_pretrained": None}, False),
+        ({"style": "vgg", "style_pretrained": "IMAGENET1K_V1"}, False),
+        ({"style": "dinov2"}, False),
+        ({"style": "clip"}, False),
+    ],
+)
+def test_vgg_lacks_weights_until_they_are_named(fields: dict[str, Any], lacks: bool) -> None:
+    assert HystarConfig(**fields).lacks_style_weights is lacks
 
 
 def test_unknown_fields_are_named() -> None:
