@@ -117,6 +117,7 @@ MUTANTS = [
         "hystar_fast/models/backbones/tower.py",
         "tests/models/test_backbone_kinds.py",
         "tests/models/test_hystar.py",
+        "tests/models/test_hystar_designs.py",
         block_numbers_off_by_one=("start=done + 1):", "start=done):"),
         offsets_of_the_mlp_dropped=("mlp_delta_s.get(number), recompute", "None, recompute"),
     ),

@@ -155,3 +155,15 @@ def test_the_interval_does_not_depend_on_how_many_draws_are_in_memory(monkeypatc
 def test_values_without_a_mean_are_refused(values):
     with pytest.raises(ValueError, match="values must be"):
         bootstrap_mean(values)
+
+
+def test_the_interval_is_that_of_the_mean_of_row_means_in_every_resample():
+    """A row with few values has the same weight as a full one, in every resample too."""
+    generator = torch.Generator().manual_seed(3)
+    table = torch.rand(2, 40, generator=generator)
+    table[0, 5:] = torch.nan
+    draws = torch.randint(40, (300, 40), generator=torch.Generator().manual_seed(0))
+    means = torch.stack([table[:, draw].double().nanmean(dim=1).nanmean() for draw in draws])
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    found = bootstrap_mean(table, resamples=300)
+    assert (found.low, found.high) == pytest.approx((low, high))
