@@ -20,10 +20,11 @@ from transformers import (
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.hystar import Hystar
 from hystar_fast.models.style import StyleExtractor, create_style
-from hystar_fast.models.vgg import WIDTHS
 from tests.support.dino import SIZES, write_dino
 from tests.support.small_clip import IMAGE_SIZE, small_config
 from tests.support.tolerance import relative_error
+
+FIRST_RELUS = (1, 6, 11, 18, 25)  # layers of VGG-16 after conv1_1, conv2_1, conv3_1, conv4_1 and conv5_1
 
 
 def images_of(count: int) -> Tensor:
@@ -146,7 +147,7 @@ def test_vgg_reads_a_state_dict(tmp_path: Path) -> None:
         parts, x = [], seen
         for place, layer in enumerate(features):
             x = layer(x)
-            if place in WIDTHS:
+            if place in FIRST_RELUS:
                 mix = extractor.get_buffer(f"mix{place}").double()
                 assert torch.equal(mix.abs(), torch.full_like(mix, x.shape[1] ** -0.5).float().double())
                 flat = x[0].double().flatten(1)

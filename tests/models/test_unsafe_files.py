@@ -171,6 +171,19 @@ def test_torchvisions_weights_are_read_by_name(tmp_path: Path, monkeypatch: pyte
     assert all(torch.equal(value, state[f"features.{name}"]) for name, value in layers.state_dict().items())
 
 
+def test_torchvision_hashes_what_it_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {}
+
+    def download(url: str, **passed: Any) -> dict[str, Any]:
+        options.update(passed, url=url)
+        return vgg_state()
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    vgg_features("VGG16_Weights.IMAGENET1K_V1")
+    assert options["url"].endswith("/vgg16-397923af.pth")
+    assert options["check_hash"] is options["weights_only"] is True
+
+
 def test_no_call_of_torch_load_in_the_package_allows_code() -> None:
     calls = []
     for path in sorted(Path(hystar_fast.__file__).parent.rglob("*.py")):
