@@ -22,7 +22,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # Editable: a change of Python code needs no reinstall, a change of the build or of csrc/ does.
-$(INSTALLED): pyproject.toml setup.py $(wildcard csrc/*) | $(BIN)/python
+$(INSTALLED): pyproject.toml setup.py $(wildcard csrc/* csrc/*/* csrc/*/*/*) | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[test]"
 	@touch $@
 

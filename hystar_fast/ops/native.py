@@ -49,8 +49,8 @@ def sources_problem(built: str, folder: Path) -> str:
     if not folder.is_dir():
         return ""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.suffix in _SOURCES):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in _SOURCES):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return "" if digest.hexdigest()[:16] == built else f"the extension is older than the sources in {folder}"
 
 

@@ -205,7 +205,7 @@ def status() -> list[OpStatus]:
     """Say what sinkhorn runs on each device."""
     native = extension()
     slow, reason = "torch: logsumexp", why_not() or ""
-    cpu = slow if native is None else f"C++: stabilised scaling, {native.sinkhorn_cpu_isas()[0]}"
+    cpu = slow if native is None else f"C++: stabilised scaling, {native.cpu_instruction_sets()[0]}"
     ready, cuda_reason = cuda_ready()
     cuda = "CUDA C++ in float32, gradients where a problem stays on chip; the rest in torch" if ready else slow
     return [

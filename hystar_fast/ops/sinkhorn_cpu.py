@@ -9,7 +9,7 @@ from hystar_fast.ops import sinkhorn_torch
 from hystar_fast.ops.native import extension
 
 ISA = ""
-"""The instruction set to use: empty for the widest this CPU has, or a member of ``_C.sinkhorn_cpu_isas()``."""
+"""The instruction set to use: empty for the widest this CPU has, or a member of ``_C.cpu_instruction_sets()``."""
 
 
 def forward(

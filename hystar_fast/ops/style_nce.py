@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from hystar_fast.ops import style_nce_cpu, style_nce_cuda, style_nce_stream, style_nce_torch
 from hystar_fast.ops.native import cuda_ready, extension, why_not
 from hystar_fast.ops.status import OpStatus
+from hystar_fast.ref.style_nce import WEIGHTS
 
 LIB = torch.library.Library("hystar_fast", "FRAGMENT")
 LIB.define(
@@ -28,7 +29,6 @@ for _device, _module in (("CPU", style_nce_cpu), ("CUDA", style_nce_cuda)):
     LIB.impl("style_nce_backward", _module.backward, _device)
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-WEIGHTS = ("paper", "authors", "uniform")
 PLAN_GRADS = ("none", "unroll", "implicit")
 REDUCTIONS = ("mean", "none")
 
@@ -235,7 +235,11 @@ def _with_plan_gradient(
 def status() -> list[OpStatus]:
     """Say what style_nce runs on each device."""
     native, slow = extension(), "torch around hystar_fast.sinkhorn, closed-form backward"
-    cpu = slow if native is None else f"C++ with its Sinkhorn, large products in torch, {native.sinkhorn_cpu_isas()[0]}"
+    cpu = (
+        slow
+        if native is None
+        else f"C++ with its Sinkhorn, large products in torch, {native.cpu_instruction_sets()[0]}"
+    )
     ready, cuda_reason = cuda_ready()
     cuda = "CUDA C++ around its Sinkhorn in float32, products in torch; float64 and plan gradients in torch"
     return [

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from hystar_fast.ops import style_nce_torch
 from hystar_fast.ops.native import extension
+from hystar_fast.ref.style_nce import WEIGHTS
 
 ISA = ""
-"""The instruction set to use: empty for the widest this CPU has, or a member of ``_C.sinkhorn_cpu_isas()``."""
+"""The instruction set to use: empty for the widest this CPU has, or a member of ``_C.cpu_instruction_sets()``."""
 OWN_PRODUCT = {"avx512": 1 << 26, "avx2": 1 << 25, "baseline": 1 << 20}
 """Multiply-adds of a product, N * N * D, up to which the extension's beats a call of torch's (measured on Zen 4)."""
-_WEIGHTS = {"paper": 0, "authors": 1, "uniform": 2}
 
 
 def forward(
@@ -65,7 +65,7 @@ def forward(
         lam,
         epsilon,
         n_iter,
-        _WEIGHTS[weights],
+        WEIGHTS.index(weights),
         loss.data_ptr(),
         mean,
         slope.data_ptr(),
@@ -135,7 +135,7 @@ def _own_product(native: ModuleType) -> int:
 
 @cache
 def _widest(native: ModuleType) -> str:
-    isa: str = native.sinkhorn_cpu_isas()[0]
+    isa: str = native.cpu_instruction_sets()[0]
     return isa
 
 

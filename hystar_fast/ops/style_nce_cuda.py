@@ -13,8 +13,7 @@ from torch import Tensor
 
 from hystar_fast.ops import style_nce_torch
 from hystar_fast.ops.native import cuda_ready, extension
-
-_WEIGHTS = {"paper": 0, "authors": 1, "uniform": 2}
+from hystar_fast.ref.style_nce import WEIGHTS
 
 
 def forward(
@@ -65,7 +64,7 @@ def forward(
             lam,
             epsilon,
             n_iter,
-            _WEIGHTS[weights],
+            WEIGHTS.index(weights),
             loss.data_ptr(),
             mean,
             slope.data_ptr(),

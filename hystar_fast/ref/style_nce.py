@@ -9,8 +9,10 @@ from torch import Tensor
 
 from hystar_fast.ref.sinkhorn import SinkhornStatus, sinkhorn
 
-# exp((1 - sim) / lam) is capped at exp(60): past it the plan is an assignment, and float32 would reach infinity,
-# which forbids a pair. "auto" keeps the paper's ratio of gamma = 80 to the 47 negatives of its batch.
+# csrc/constants.h repeats these three. exp((1 - sim) / lam) is at most exp(60): above that the plan is an assignment in
+# any precision, and float32 would reach infinity, which forbids a pair. gamma="auto" keeps the ratio of the paper's
+# gamma, 80, to the 47 negatives of its batch.
+WEIGHTS = ("paper", "authors", "uniform")
 MAX_EXPONENT = 60.0
 AUTO_GAMMA = 80.0 / 47.0
 

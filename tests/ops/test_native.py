@@ -17,6 +17,8 @@ import torch
 
 import hystar_fast
 from hystar_fast.ops import native
+from hystar_fast.ref.sinkhorn import CONVERGED_BELOW, SinkhornStatus
+from hystar_fast.ref.style_nce import AUTO_GAMMA, MAX_EXPONENT, WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = import_module("hystar_fast._C")
@@ -51,6 +53,16 @@ def test_the_installed_extension_loads_without_a_warning(fresh: None) -> None:
     assert native.why_not() is None
     assert module.version == hystar_fast.__version__
     assert bool(module.cuda_version) == bool(module.cuda_architectures) == (not module.cuda_reason)
+
+
+def test_the_extension_has_the_constants_of_the_reference() -> None:
+    assert REAL.constants == {
+        "SinkhornStatus": {status.name: status.value for status in SinkhornStatus},
+        "WEIGHTS": {name.upper(): code for code, name in enumerate(WEIGHTS)},
+        "CONVERGED_BELOW": CONVERGED_BELOW,
+        "MAX_EXPONENT": MAX_EXPONENT,
+        "AUTO_GAMMA": AUTO_GAMMA,
+    }
 
 
 def test_a_missing_extension_warns_once_and_gives_the_reason(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from tests.support.style_nce_parity import assert_parity, make_pair, run, same_c
 
 # one vector and its parts, tiles and their remainders, both below and above each width
 SHAPES = [(1, 5), (2, 3), (5, 16), (31, 17), (48, 768), (67, 131), (130, 33)]
-ISAS: list[str] = extension().sinkhorn_cpu_isas() if extension() is not None else []
+ISAS: list[str] = extension().cpu_instruction_sets() if extension() is not None else []
 PATHS = [*ISAS, *(f"{isa}, torch's products" for isa in ISAS), "torch"]
 
 

@@ -10,7 +10,8 @@ import torch
 
 from hystar_fast import ref
 from hystar_fast.ops import style_nce_stream
-from hystar_fast.ops.style_nce import WEIGHTS, style_nce
+from hystar_fast.ops.style_nce import style_nce
+from hystar_fast.ref.style_nce import WEIGHTS
 from hystar_fast.ref.style_nce import style_nce as reference
 from tests.support.style_nce_parity import assert_parity, make_pair, run, same_class
 

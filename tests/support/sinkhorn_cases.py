@@ -14,7 +14,7 @@ INF, NAN = math.inf, math.nan
 
 def isas() -> list[str]:
     native = extension()
-    return [] if native is None else native.sinkhorn_cpu_isas()
+    return [] if native is None else native.cpu_instruction_sets()
 
 
 def random_cost(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -1,4 +1,4 @@
-"""Runs the CUDA Sinkhorn's block algorithms on the CPU: builds tests/cuda_host with the C++ compiler and calls it."""
+"""The block algorithms of the CUDA Sinkhorn on the CPU: cuda_host/ is built with the C++ compiler and called here."""
 
 from __future__ import annotations
 
@@ -111,15 +111,15 @@ def check(solved: Solved, cost: Tensor, epsilon: float, n_iter: int, **options: 
 
 
 def build(folder: Path, stem: str) -> ctypes.CDLL:
-    """The library of tests/cuda_host/<stem>.cpp."""
+    """The library of tests/support/cuda_host/<stem>.cpp."""
     compiler = shutil.which("g++") or shutil.which("c++")
     assert compiler, "a C++ compiler is needed to run the CUDA block algorithms on the CPU"
     library = folder / f"{stem}_host.so"
     # contraction is off: nvcc contracts elsewhere than g++ would, and the tests should not depend on where
     flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
     flags += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/cuda_host'}"]
-    source = ROOT / f"tests/cuda_host/{stem}.cpp"
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/support/cuda_host'}"]
+    source = ROOT / f"tests/support/cuda_host/{stem}.cpp"
     command = [compiler, *flags, *includes, str(source), "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@
 #include <random>
 #include <vector>
 
-#include "sinkhorn_cuda.cuh"
+#include "sinkhorn/cuda/problem.cuh"
 
 namespace hystar_fast {
 
@@ -167,7 +167,7 @@ class Fibers {
     int current_ = 0;
 };
 
-// What the block algorithms know of the block they run in; the twin of DeviceBlock in sinkhorn_cuda_device.cuh.
+// What the block algorithms know of the block they run in; the twin of DeviceBlock in sinkhorn/cuda/device_block.cuh.
 template <int WARPS_>
 class HostBlock {
   public:

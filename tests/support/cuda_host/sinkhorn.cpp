@@ -1,9 +1,9 @@
-// The kernels of csrc/sinkhorn_cuda.cu on the CPU: the same block algorithms, blocks run one after the other.
+// The kernels of csrc/sinkhorn/cuda/forward.cu on the CPU: the same block algorithms, blocks run one after the other.
 #include "block.h"
-#include "sinkhorn_cuda_implicit.cuh"
-#include "sinkhorn_cuda_stream.cuh"
-#include "sinkhorn_cuda_sweep.cuh"
-#include "sinkhorn_cuda_unrolled.cuh"
+#include "sinkhorn/cuda/implicit_gradient.cuh"
+#include "sinkhorn/cuda/stream.cuh"
+#include "sinkhorn/cuda/sweep.cuh"
+#include "sinkhorn/cuda/unrolled_gradient.cuh"
 
 using namespace hystar_fast;
 
@@ -148,7 +148,7 @@ struct Gradients {
 
 }  // namespace
 
-// How a problem is solved: the kind, shape and blocks of sinkhorn_cuda_shapes.cuh.
+// How a problem is solved: the kind, shape and blocks of sinkhorn/cuda/shapes.cuh.
 extern "C" void choose_host(int64_t problems, int64_t n, int64_t m, int multiprocessors, int cluster, int memory, int* chosen) {
     const Choice choice = choose(problems, n, m, {multiprocessors, cluster, memory});
     chosen[0] = choice.kind;

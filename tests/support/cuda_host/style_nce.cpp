@@ -1,5 +1,5 @@
-// The kernels of csrc/style_nce_cuda.cu on the CPU: the same block algorithms, blocks run one after the other.
-#include "style_nce_cuda.cuh"
+// The kernels of csrc/style_nce/cuda/style_nce.cu on the CPU: the same block algorithms, blocks run one after the other.
+#include "style_nce/cuda/rows.cuh"
 
 #include "block.h"
 

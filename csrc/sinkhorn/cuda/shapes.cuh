@@ -1,0 +1,205 @@
+// The shapes in which a Sinkhorn problem lives on chip, in one block or in a cluster of them, those in which a grid sweeps
+// over it, and the choice between these and streaming. Plain constants and pure functions: no CUDA in here.
+#pragma once
+
+#include "sinkhorn/cuda/feasibility.cuh"
+
+namespace hystar_fast {
+
+// Odd multiples of 16 bytes: vector reads of different lanes then fall into different banks.
+constexpr int pitch(int count) { return (count + 3) / 4 % 2 == 1 ? (count + 3) / 4 * 4 : (count + 3) / 4 * 4 + 4; }
+
+// The most rows or columns of any shape. One iteration changes a scaling by at most this factor, 2^10.
+constexpr int LARGEST_ON_CHIP = 1024;
+
+// A block holds ROWS x LANE_ROWS x WARPS rows and all columns; a cluster stacks up to CLUSTER blocks over the rows.
+template <int ROWS_, int COLUMNS_, int LANE_COLUMNS_, int WARPS_, int BLOCKS_, int CLUSTER_ = 1>
+struct Tile {
+    static constexpr int BLOCKS = BLOCKS_;  // how many the registers of a multiprocessor should hold
+    static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, LANE_COLUMNS = LANE_COLUMNS_, WARPS = WARPS_;
+    static constexpr int CLUSTER = CLUSTER_;
+    static constexpr int LANE_ROWS = 32 / LANE_COLUMNS, THREADS = 32 * WARPS;
+    static constexpr int MAX_ROWS = ROWS * LANE_ROWS * WARPS, MAX_COLUMNS = COLUMNS * LANE_COLUMNS;
+    static constexpr int ROW_PITCH = pitch(ROWS), COLUMN_PITCH = pitch(COLUMNS);
+    static constexpr int ROW_SLOTS = WARPS * LANE_ROWS * ROW_PITCH, COLUMN_SLOTS = LANE_COLUMNS * COLUMN_PITCH;
+    static constexpr int STAGED_PITCH = MAX_COLUMNS + LANE_COLUMNS;  // no two lanes in one bank
+    static constexpr int OWNED_ROWS = most_owned<ROWS, LANE_COLUMNS / 2, 1>();
+    static constexpr int OWNED_COLUMNS = most_owned<COLUMNS, 16, LANE_COLUMNS>();
+    static constexpr int CHUNKS = MAX_COLUMNS / 32;  // of columns, dealt out to the blocks of a cluster
+    static constexpr int SENT = CLUSTER > 1 ? 32 * (CHUNKS + CLUSTER - 1) : 1;
+
+    // A scaling beyond this is absorbed. Looked at every fourth iteration, none passes 2^56 (the factor above).
+    static constexpr float FAR = CLUSTER == 1 ? 16777216.0f : 65536.0f;
+
+    static_assert(CLUSTER > 1 || MAX_ROWS == MAX_COLUMNS);
+    static_assert(MAX_ROWS * CLUSTER <= LARGEST_ON_CHIP && MAX_COLUMNS <= LARGEST_ON_CHIP);
+    static_assert(LANE_ROWS > 1 || (COLUMNS % 8 == 0 && WARPS > 1));
+
+    // The scalings a, b and the potentials, by slot: the piece of a lane is contiguous and padded to the pitch.
+    struct alignas(16) Shared {
+        float a[ROW_SLOTS], u[ROW_SLOTS], lowest[ROW_SLOTS];
+        float b[COLUMN_SLOTS], v[COLUMN_SLOTS];
+        float partial[WARPS > 1 ? WARPS * COLUMN_SLOTS : 1];
+        float staged[LANE_ROWS > 1 ? WARPS : 1][LANE_ROWS > 1 ? LANE_ROWS * STAGED_PITCH : 1];
+        float sent[SENT];  // the other blocks' column sums of the columns this block adds up
+        float box[2][CLUSTER];     // one number a block, from all to all
+        float scratch[WARPS];
+        int zero, turn;  // 0, and which box is next
+    };
+    static constexpr int LARGEST = CLUSTER > 1 ? LARGEST_ON_CHIP : MAX_COLUMNS;
+    static_assert(sizeof(Shared) / sizeof(int) >= settle_words(LARGEST, MAX_COLUMNS));
+};
+
+// The sizes that are built. A piece of 72 entries or more a lane makes the reductions cheap beside the
+// multiply-adds; one warp a problem needs no barrier at all.
+using Tile32 = Tile<4, 8, 4, 1, 16>;
+using Tile48 = Tile<6, 12, 4, 1, 12>;
+using Tile64 = Tile<8, 8, 8, 2, 6>;
+using Tile96 = Tile<6, 12, 8, 4, 3>;
+using Tile128 = Tile<8, 8, 16, 8, 1>;
+using TileLargest = Tile<8, 12, 16, 12, 1>;  // 192
+
+// Calls launcher.launch<T>() with the smallest tile that holds N x M; false if none does.
+template <class Launcher>
+bool with_tile(int64_t n, int64_t m, const Launcher& launcher) {
+    const int64_t size = n > m ? n : m;
+    if (size <= Tile32::MAX_COLUMNS) launcher.template launch<Tile32>();
+    else if (size <= Tile48::MAX_COLUMNS) launcher.template launch<Tile48>();
+    else if (size <= Tile64::MAX_COLUMNS) launcher.template launch<Tile64>();
+    else if (size <= Tile96::MAX_COLUMNS) launcher.template launch<Tile96>();
+    else if (size <= Tile128::MAX_COLUMNS) launcher.template launch<Tile128>();
+    else if (size <= TileLargest::MAX_COLUMNS) launcher.template launch<TileLargest>();
+    else return false;
+    return true;
+}
+
+// The shapes of clusters: a row of a lane is a row of its warp, and 8 warps fill the registers of a multiprocessor.
+using Cluster256 = Tile<16, 8, 32, 8, 1, 8>;
+using Cluster512 = Tile<8, 16, 32, 8, 1, 16>;
+using Cluster768 = Tile<5, 24, 32, 8, 1, 16>;
+
+struct ClusterShape {
+    int rows, columns, most;  // of one block; the most blocks
+};
+template <class T>
+constexpr ClusterShape describe() {
+    return {T::MAX_ROWS, T::MAX_COLUMNS, T::CLUSTER};
+}
+constexpr ClusterShape CLUSTER_SHAPES[] = {describe<Cluster256>(), describe<Cluster512>(), describe<Cluster768>()};
+
+// Calls launcher.launch<T>() with CLUSTER_SHAPES[shape].
+template <class Launcher>
+auto with_cluster(int shape, const Launcher& launcher) {
+    if (shape == 0) return launcher.template launch<Cluster256>();
+    if (shape == 1) return launcher.template launch<Cluster512>();
+    return launcher.template launch<Cluster768>();
+}
+
+// A sweeping block: teams of TEAM_WARPS warps with a row each, COLUMNS entries of it a thread, in vectors of VECTOR.
+template <int TEAM_WARPS_, int VECTOR_>
+struct SweepShape {
+    static constexpr int WARPS = 16, THREADS = 32 * WARPS, COLUMNS = 16, SLOT = THREADS * COLUMNS;
+    static constexpr int TEAM_WARPS = TEAM_WARPS_, TEAM_THREADS = 32 * TEAM_WARPS, TEAMS = WARPS / TEAM_WARPS;
+    static constexpr int VECTOR = VECTOR_, PIECES = COLUMNS / VECTOR, MAX_COLUMNS = TEAM_THREADS * COLUMNS;
+    static constexpr float FAR = 16777216.0f;  // no scaling passes 2^24 max(N, M)
+
+    struct alignas(16) Shared {
+        float box[2][WARPS];  // a number a warp, to its team
+        float scratch[THREADS];
+        float columns[TEAMS > 1 ? MAX_COLUMNS : 1];  // of all teams
+    };
+};
+constexpr int SWEEP_TEAMS[] = {1, 4, 16};  // in warps, of the shapes in order
+constexpr int sweep_columns(int shape) { return SweepShape<1, 4>::MAX_COLUMNS * SWEEP_TEAMS[shape]; }
+
+// Calls launcher.launch<S>() with that shape, in vectors of four or of one.
+template <class Launcher>
+auto with_sweep(int shape, bool vectors, const Launcher& launcher) {
+    if (shape == 0 && vectors) return launcher.template launch<SweepShape<SWEEP_TEAMS[0], 4>>();
+    if (shape == 0) return launcher.template launch<SweepShape<SWEEP_TEAMS[0], 1>>();
+    if (shape == 1 && vectors) return launcher.template launch<SweepShape<SWEEP_TEAMS[1], 4>>();
+    if (shape == 1) return launcher.template launch<SweepShape<SWEEP_TEAMS[1], 1>>();
+    if (vectors) return launcher.template launch<SweepShape<SWEEP_TEAMS[2], 4>>();
+    return launcher.template launch<SweepShape<SWEEP_TEAMS[2], 1>>();
+}
+
+// Whether rows can be read as vectors of four.
+inline bool has_vectors(const Batch& batch) {
+    const auto from = reinterpret_cast<uintptr_t>(batch.cost) | reinterpret_cast<uintptr_t>(batch.plan);
+    return batch.m % 4 == 0 && from % 16 == 0;
+}
+
+// What the choice knows of a GPU.
+struct Gpu {
+    int multiprocessors;
+    int cluster;  // most blocks of a cluster, 0 without clusters
+    int shared;   // bytes of shared memory of a block whose grid has barriers, 0 where there are none
+};
+struct Choice {
+    enum Kind : int { TILE, CLUSTER, STREAM, SWEEP } kind;
+    int shape, blocks;  // CLUSTER: of CLUSTER_SHAPES, and the blocks of a problem; SWEEP: of SWEEP_TEAMS, and of the grid
+};
+
+// How many slots the ring of a sweep has: what shared memory holds, and no more than waiting for copies can count.
+constexpr int sweep_stages(const Gpu& gpu, int shape) {
+    const int fixed = static_cast<int>(shape == 0   ? sizeof(SweepShape<SWEEP_TEAMS[0], 1>::Shared)
+                                       : shape == 1 ? sizeof(SweepShape<SWEEP_TEAMS[1], 1>::Shared)
+                                                    : sizeof(SweepShape<SWEEP_TEAMS[2], 1>::Shared));
+    const int stages = (gpu.shared - fixed) / static_cast<int>(sizeof(float) * SweepShape<1, 1>::SLOT);
+    return stages < 8 ? stages : 8;
+}
+
+// A sweep, or streaming where it cannot be. Both begin an iteration for about 5 us, the one with two barriers of the
+// grid, the other with two launches; a sweep then reads N M entries and not 2 N M, but hands on about four numbers a
+// column for every problem and block (partial sums and scalings, written and read), so a problem has to have 16 rows.
+constexpr Choice choose_off_chip(int64_t batch, int64_t n, int64_t m, const Gpu& gpu) {
+    int shape = 0;
+    while (shape < 2 && m > sweep_columns(shape)) ++shape;
+    if (m > sweep_columns(shape) || n < 16 || n > 1 << 24 || sweep_stages(gpu, shape) < 2) return {Choice::STREAM, 0, 0};
+    const int64_t teams = SweepShape<1, 1>::WARPS / SWEEP_TEAMS[shape], steps = batch * ((n + teams - 1) / teams);
+    return {Choice::SWEEP, shape, static_cast<int>(steps < gpu.multiprocessors ? steps : gpu.multiprocessors)};
+}
+
+// Tiles up to 192, then the narrowest shape that holds the problem, else off chip. An on-chip iteration costs the same
+// however full the block is, about 0.05 clocks of a multiprocessor an entry, off chip 0.2 and more: a problem that leaves
+// nine tenths of its blocks empty is not taken on chip, unless the whole batch runs at once, where launches decide.
+constexpr Choice choose(int64_t batch, int64_t n, int64_t m, const Gpu& gpu) {
+    if (n <= TileLargest::MAX_ROWS && m <= TileLargest::MAX_COLUMNS) return {Choice::TILE, 0, 1};
+    int index = 0;
+    for (const ClusterShape& shape : CLUSTER_SHAPES) {
+        int blocks = 1;
+        while (blocks * shape.rows < n && blocks < shape.most) blocks *= 2;
+        if (n <= blocks * shape.rows && m <= shape.columns && blocks <= gpu.cluster) {
+            const bool at_once = batch * blocks <= gpu.multiprocessors;
+            const bool full = 10 * n * m >= static_cast<int64_t>(blocks) * shape.rows * shape.columns;
+            if (at_once || full) return {Choice::CLUSTER, index, blocks};
+            break;
+        }
+        ++index;
+    }
+    return choose_off_chip(batch, n, m, gpu);
+}
+
+// The shapes of the gradients, which need registers beside A: fewer blocks a multiprocessor and fewer rows a block.
+using Gradient48 = Tile<6, 12, 4, 1, 8>;
+using Gradient128 = Tile<8, 8, 16, 8, 1>;
+using GradientCluster = Tile<8, 8, 32, 8, 1, 8>;
+
+// Where the gradients of a problem are taken on chip. STREAM: nowhere, they are left to the caller.
+constexpr Choice choose_gradient(int64_t n, int64_t m, const Gpu& gpu) {
+    if (n <= Gradient128::MAX_ROWS && m <= Gradient128::MAX_COLUMNS) return {Choice::TILE, 0, 1};
+    int blocks = 1;
+    while (blocks * GradientCluster::MAX_ROWS < n && blocks < GradientCluster::CLUSTER) blocks *= 2;
+    const bool fits = n <= blocks * GradientCluster::MAX_ROWS && m <= GradientCluster::MAX_COLUMNS;
+    return fits && blocks <= gpu.cluster ? Choice{Choice::CLUSTER, 0, blocks} : Choice{Choice::STREAM, 0, 0};
+}
+
+// Calls launcher.launch<T>() with the smallest of them that holds N x M.
+template <class Launcher>
+void with_gradient_tile(int64_t n, int64_t m, const Launcher& launcher) {
+    const int64_t size = n > m ? n : m;
+    if (size <= Gradient48::MAX_COLUMNS) launcher.template launch<Gradient48>();
+    else launcher.template launch<Gradient128>();
+}
+
+}  // namespace hystar_fast
