@@ -58,7 +58,7 @@ def quick(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture(scope="module", autouse=True)
 def parity_gate(request: pytest.FixtureRequest) -> None:
     """No speed is measured on an op that is not right."""
-    check_parity(request.module.__name__.removeprefix("bench_"))
+    check_parity(request.module.__name__.rpartition(".")[2].removeprefix("bench_"))
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ using namespace py::literals;
 
 namespace {
 
-// The CUDA version that the installed driver supports (13000 is 13.0), or 0 without a driver. This asks the driver itself,
-// which needs no context, does not start the runtime, and is safe before a fork.
+// The CUDA version that the installed driver supports (13000 is 13.0), or 0 without a driver. This asks the driver
+// itself, which needs no context, does not start the runtime, and is safe before a fork.
 int cuda_driver_version() {
     void* driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
     if (driver == nullptr) return 0;

@@ -1,5 +1,5 @@
-// The threads of one call: std::thread, started by the call and joined before it returns, so that no thread is left in a
-// process that forks. A team of them can share one problem and meet at barriers.
+// The threads of one call: std::thread, started by the call and joined before it returns, so that no thread is left in
+// a process that forks. A team of them can share one problem and meet at barriers.
 #pragma once
 
 #include <atomic>
@@ -50,8 +50,8 @@ struct Member {
     std::int64_t end(std::int64_t count, std::int64_t step = 1) const { return part_begin(count, rank + 1, size, step); }
 };
 
-// While an object of this class lives, its thread treats denormal numbers as zero. Computing with them is slow, and here
-// they change no result.
+// While an object of this class lives, its thread treats denormal numbers as zero. Computing with them is slow, and
+// here they change no result.
 class FlushDenormals {
 #if defined(__x86_64__)
 public:

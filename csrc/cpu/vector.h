@@ -1,6 +1,6 @@
-// Vectors in the compiler's own vector types, with exp and log that are exact to about one ulp. The flags of the compiler
-// decide how wide they are. Everything is in an unnamed namespace: each instruction set must have a copy of its own, and
-// never one that the linker shares with another.
+// Vectors in the compiler's own vector types, with exp and log that are exact to about one ulp. The flags of the
+// compiler decide how wide they are. Everything is in an unnamed namespace: each instruction set must have a copy of
+// its own, and never one that the linker shares with another.
 #pragma once
 
 #include <cstdint>
@@ -110,8 +110,8 @@ HYSTAR_INLINE typename Vector<T>::I bytes_part(const std::uint8_t* p, std::int64
     std::memcpy(&value, lanes, sizeof(value));
     return value;
 }
-// The larger and the smaller of two; b if either is NaN. The intrinsics are for GCC, which makes a comparison and a blend
-// of the expression for 64-byte vectors.
+// The larger and the smaller of two; b if either is NaN. The intrinsics are for GCC, which makes a comparison and a
+// blend of the expression for 64-byte vectors.
 template <typename T>
 HYSTAR_INLINE V<T> larger(V<T> a, V<T> b) {
 #if HYSTAR_VECTOR_BYTES == 64
@@ -185,8 +185,8 @@ HYSTAR_INLINE V<T> group_sums(V<T> value) {
     else return group_sums<T, Width / 2>(value + shuffle<T, Butterfly<Width / 2>>(value, value));
 }
 
-// The lane sums of Rows vectors. Rows is a power of two, and at most the number of lanes. Merging the vectors takes fewer
-// instructions than summing each of them.
+// The lane sums of Rows vectors. Rows is a power of two, and at most the number of lanes. Merging the vectors takes
+// fewer instructions than summing each of them.
 template <typename T, int Rows, int Groups = 1>
 HYSTAR_INLINE void lane_sums(V<T> (&values)[Rows], T* sums) {
     if constexpr (Rows == 1) {

@@ -134,7 +134,7 @@ home = Path(hf.__file__).parent
 assert home.is_relative_to(sys.prefix), home
 assert Path(hystar_fast.kernels.__file__).is_relative_to(home)
 module = native.extension()
-assert module is not None and Path(module.__file__).parent == home, native.why_not()
+assert module is not None and Path(module.__file__).parent == home, native.extension_problem()
 assert module.cuda_version == 0 and "broken on purpose" in module.cuda_reason
 x, u, vh = torch.randn(2, 3, 8), torch.randn(6, 4), torch.randn(4, 8)
 scale = torch.randn(2, 4)

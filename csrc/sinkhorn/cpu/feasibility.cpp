@@ -39,7 +39,8 @@ private:
     };
     static std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
 
-    // Returns a column with demand left that a path from `start` reaches, or -1. Sets last_row_, the last row of the path.
+    // Returns a column with demand left that a path from `start` reaches, or -1. Sets last_row_, the last row of the
+    // path.
     std::int64_t find_path(std::int64_t start) {
         std::fill(unseen_.begin(), unseen_.end(), ~std::uint64_t{0});
         std::fill(reached_from_.begin(), reached_from_.end(), Step{-1, -1});

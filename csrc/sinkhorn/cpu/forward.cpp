@@ -1,10 +1,11 @@
 // The forward pass of the CPU Sinkhorn: stabilised scaling, with exact steps in the log domain where scaling would lose
 // digits.
 //
-// With A = exp(K + u + v), an iteration is x = 1 / (A y), y = (n/m) / (A^T x): two multiply-adds an entry and no exp. If a
-// scaling leaves [1/kBound, kBound], the iteration is rejected: the scalings so far are absorbed into u and v, A is built
-// again, and the iteration is repeated. If even the first iteration with a new A leaves the bounds, that iteration is done
-// by logsumexps. In each case an iteration is the row half-step of the reference and then its column half-step.
+// With A = exp(K + u + v), an iteration is x = 1 / (A y), y = (n/m) / (A^T x): two multiply-adds an entry and no exp.
+// If a scaling leaves [1/kBound, kBound], the iteration is rejected: the scalings so far are absorbed into u and v, A
+// is built again, and the iteration is repeated. If even the first iteration with a new A leaves the bounds, that
+// iteration is done by logsumexps. In each case an iteration is the row half-step of the reference and then its column
+// half-step.
 #include "sinkhorn/cpu/sinkhorn.h"
 
 #include <algorithm>
@@ -115,8 +116,8 @@ private:
         return kAccepted;
     }
 
-    // One iteration from the potentials alone (x = y = 1), exact at any epsilon. Returns false if a column has no allowed
-    // entry.
+    // One iteration from the potentials alone (x = y = 1), exact at any epsilon. Returns false if a column has no
+    // allowed entry.
     bool exact_iteration() {
         k_.lse_rows(cost_, row_begin_, row_end_, w_.v, w_.u);
         T *high = partial_, *sum = partial_ + ld_;
@@ -180,7 +181,8 @@ private:
                 error = std::max(error, deviation), total += deviation;
             }
             for (std::int64_t j = 0; j < m_; ++j) error = std::max(error, std::abs(static_cast<double>(columns[j]) - target_));
-            // the row sums of an infeasible problem are off by at least 2 gcd / m (see the reference); half of that decides
+            // the row sums of an infeasible problem are off by at least 2 gcd / m (see the reference); half of that
+            // decides
             const bool doubtful = has_forbidden && total * static_cast<double>(m_) >= static_cast<double>(std::gcd(n_, m_));
             if (doubtful && !allows_plan()) w_.flags |= kHasNoPlan;
             report(done, error, error <= (job_.tol > 0 ? job_.tol : CONVERGED_BELOW) ? CONVERGED : NOT_CONVERGED);

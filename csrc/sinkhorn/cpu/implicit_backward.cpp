@@ -1,9 +1,9 @@
 // The gradient of the CPU Sinkhorn at the fixed point.
 //
 // dK = W - plan_ij (alpha_i + beta_j) with W = plan * grad, where the marginals of the right side are zero. alpha is
-// eliminated, and (diag(b) - P^T diag(1/a) P) beta = W^T 1 - P^T (W 1 / a) is solved by conjugate gradients in double. The
-// matrix is singular, because constants move between alpha and beta in every connected part of the support, but the system
-// is consistent, and the result does not depend on the solution found.
+// eliminated, and (diag(b) - P^T diag(1/a) P) beta = W^T 1 - P^T (W 1 / a) is solved by conjugate gradients in double.
+// The matrix is singular, because constants move between alpha and beta in every connected part of the support, but the
+// system is consistent, and the result does not depend on the solution found.
 #include "sinkhorn/cpu/sinkhorn.h"
 
 #include <algorithm>
@@ -64,8 +64,8 @@ private:
         return row_product_;
     }
 
-    // Solves for beta. residual_ holds the right side at first, and b preconditions. The iteration stops at rounding, or
-    // when it has searched as many directions as there are, and some more.
+    // Solves for beta. residual_ holds the right side at first, and b preconditions. The iteration stops at rounding,
+    // or when it has searched as many directions as there are, and some more.
     void conjugate_gradients() {
         const auto preconditioned = [this](std::int64_t j) { return column_sum_[j] > 0 ? residual_[j] / column_sum_[j] : 0; };
         double rho = 0;

@@ -138,9 +138,9 @@ HYSTAR_INLINE void add_rows(const T* rows, std::int64_t ld, const T* s, T* t) {
     }
 }
 
-// For the rows i: s = A p, h = op(i, s), t += A^T h. Works on blocks of four rows. The second product of a block runs in
-// one loop with the first product of the next block: one loads from the first-level cache while the other waits for the
-// second-level cache.
+// For the rows i: s = A p, h = op(i, s), t += A^T h. Works on blocks of four rows. The second product of a block runs
+// in one loop with the first product of the next block: one loads from the first-level cache while the other waits for
+// the second-level cache.
 template <typename T, typename Op>
 HYSTAR_INLINE void sweep(const T* a, std::int64_t ld, std::int64_t begin, std::int64_t end, const T* p, T* h, T* t,
                          const Op& op) {
@@ -254,8 +254,8 @@ void adjoint_rows(const T* a, std::int64_t ld, std::int64_t begin, std::int64_t 
     sweep(a, ld, begin, end, p, h, t, [=](std::int64_t i, T s) { return scale[i] * (start[i] + factor[i] * s); });
 }
 
-// R rows and C vectors of columns of out (+)= coefficient * A * (start - left^T right). The outer products are summed in
-// registers.
+// R rows and C vectors of columns of out (+)= coefficient * A * (start - left^T right). The outer products are summed
+// in registers.
 template <typename T, int R, int C>
 HYSTAR_INLINE void outer_block(const T* a, std::int64_t ld, std::int64_t i, std::int64_t j, std::int64_t m, const T* left,
                                std::int64_t left_stride, const T* right, std::int64_t right_stride, std::int64_t count,

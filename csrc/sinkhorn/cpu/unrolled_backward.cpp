@@ -5,11 +5,11 @@
 //     R_ij = exp(K + u_k + v_{k-1})        dv  = -R^T du
 //     dK -= Q_ij dv_j + R_ij du_i
 // Q and R are one matrix A, at first the plan, between diagonal scalings: alpha = 1 / (A beta_{k-1}) and
-// beta_k = (n/m) / (A^T alpha). They are computed again from the stored v_{k-1}, so that the rows of R and the columns of Q
-// sum to 1 up to rounding. From stored u and v the sums would be 1 only up to rounding times |u|, which is too inexact at
-// small epsilon. The rank-one terms of up to kTerms / 2 iterations are added together, as one product of matrices.
-// If a scaling leaves [1/kBound, kBound], A is built again, by logsumexp. If even then the scalings of the two half-steps
-// are too far apart, each half-step gets a matrix of its own.
+// beta_k = (n/m) / (A^T alpha). They are computed again from the stored v_{k-1}, so that the rows of R and the columns
+// of Q sum to 1 up to rounding. From stored u and v the sums would be 1 only up to rounding times |u|, which is too
+// inexact at small epsilon. The rank-one terms of up to kTerms / 2 iterations are added together, as one product of
+// matrices. If a scaling leaves [1/kBound, kBound], A is built again, by logsumexp. If even then the scalings of the
+// two half-steps are too far apart, each half-step gets a matrix of its own.
 #include "sinkhorn/cpu/sinkhorn.h"
 
 #include <algorithm>

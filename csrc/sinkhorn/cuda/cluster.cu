@@ -1,5 +1,5 @@
-// Problems that take the registers and shared memory of several multiprocessors: one source for clusters of 1, 2, 4, 8
-// and 16 blocks. A file of its own: it is compiled beside sinkhorn/cuda/forward.cu.
+// Problems that need the registers and shared memory of several multiprocessors, on clusters of 1, 2, 4, 8 or 16
+// blocks. This is a file of its own, so that it is compiled at the same time as forward.cu.
 #include "sinkhorn/cuda/cluster.h"
 
 #include <map>
@@ -15,12 +15,12 @@ namespace {
 
 template <class T>
 __global__ void __launch_bounds__(T::THREADS, T::BLOCKS) cluster_kernel(const __grid_constant__ Batch batch) {
-#if __CUDA_ARCH__ >= 900  // below there are no clusters, and nothing is launched
+#if __CUDA_ARCH__ >= 900  // an older architecture has no clusters, and this kernel is not launched
     __shared__ typename T::Shared shared;
     DeviceCluster<T::WARPS> block;
     const Problem problem(batch, blockIdx.x >> block.log2_blocks());
     if (TileSolver<T, DeviceCluster<T::WARPS>>(block, problem, shared).solve())
-        settle_apart<T::WARPS>(batch, problem.index, reinterpret_cast<int*>(&shared));
+        check_feasibility_apart<T::WARPS>(batch, problem.index, reinterpret_cast<int*>(&shared));
 #endif
 }
 
@@ -50,7 +50,7 @@ int attribute(cudaDeviceAttr which, int device) {
     return value;
 }
 
-// A cluster of 8 runs wherever clusters do; 16 on request, on the large chips.
+// Every device with clusters has clusters of 8 blocks. Large chips have 16 if a kernel asks for them.
 Gpu describe_gpu(int device) {
     const int major = attribute(cudaDevAttrComputeCapabilityMajor, device);
     const int largest = major == 9 || major == 10 ? 16 : 8;
@@ -76,7 +76,7 @@ Gpu gpu_here() {
     return gpu != gpus.end() ? gpu->second : gpus.emplace(device, describe_gpu(device)).first->second;
 }
 
-// More than 8 blocks have to be allowed first.
+// More than 8 blocks must be allowed first.
 bool cluster_fits_here(const void* kernel, int threads, int blocks) {
     static std::mutex mutex;
     static std::map<std::tuple<int, const void*, int>, bool> known;
@@ -90,7 +90,7 @@ bool cluster_fits_here(const void* kernel, int threads, int blocks) {
     int active = 0;
     ClusterLaunch one(1, threads, blocks, nullptr);
     if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&active, kernel, one.get());
-    if (error != cudaSuccess) cudaGetLastError();  // a refusal is an answer, not an error of the caller's
+    if (error != cudaSuccess) cudaGetLastError();  // the answer is no; this must not become an error of a later call
     return known[key] = error == cudaSuccess && active > 0;
 }
 

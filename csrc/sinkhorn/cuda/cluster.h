@@ -1,4 +1,4 @@
-// Clusters of thread blocks (sinkhorn/cuda/cluster.cu) as the other sources see them.
+// Declarations of cluster.cu: launches on clusters of thread blocks, and the choice of a kernel on the current device.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,7 +9,7 @@
 
 namespace hystar_fast {
 
-// A launch of `problems` on clusters of `blocks`. The configuration points into this object.
+// The configuration of a launch of `problems` on clusters of `blocks`. It points into this object.
 class ClusterLaunch {
   public:
     ClusterLaunch(int64_t problems, int threads, int blocks, cudaStream_t stream) {
@@ -31,13 +31,14 @@ class ClusterLaunch {
     cudaLaunchAttribute cluster_{};
 };
 
-// The current device; without one, no multiprocessors.
+// Describes the current device. Without a device there are no multiprocessors.
 Gpu gpu_here();
 
-// Whether the current device holds a cluster of this kernel.
+// Whether the current device can hold a cluster of this kernel.
 bool cluster_fits_here(const void* kernel, int threads, int blocks);
 
-// What `choose` says on the current device; off chip if it cannot hold a cluster of that size after all.
+// The result of `choose` for the current device. If the device cannot hold a cluster of that size, the problem is
+// solved off chip.
 Choice choose_here(int64_t batch, int64_t n, int64_t m);
 
 void launch_cluster(const Batch& batch, int64_t problems, const Choice& choice, cudaStream_t stream);

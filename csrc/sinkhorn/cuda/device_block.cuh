@@ -1,4 +1,4 @@
-// What the block algorithms know of the block they run in, on the GPU; the twin of tests/support/cuda_host/block.h.
+// The thread blocks of the GPU, for the block algorithms. tests/support/cuda_host/block.h emulates them on the CPU.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -29,7 +29,7 @@ struct DeviceBlock {
         if constexpr (WARPS == 1) return __any_sync(0xffffffffu, fact) != 0;
         else return __syncthreads_or(fact) != 0;
     }
-    // Whether this block is the last of `blocks` to count itself; it then sees what the others wrote.
+    // Counts this block, and returns whether it is the last of `blocks`. The last one sees all that the others wrote.
     __device__ bool arrives_last(int* counter, int blocks) const {
         __threadfence();
         sync();
@@ -48,20 +48,20 @@ struct DeviceCluster : DeviceBlock<WARPS> {
     __device__ int blocks() const { return static_cast<int>(cooperative_groups::this_cluster().num_blocks()); }
     __device__ int log2_blocks() const { return 31 - __clz(blocks()); }
     __device__ void sync_cluster() const { cooperative_groups::this_cluster().sync(); }
-    // The same place in the shared memory of another block.
+    // The address in the shared memory of another block that corresponds to `here`.
     __device__ float* remote(float* here, int rank) const {
         return cooperative_groups::this_cluster().map_shared_rank(here, rank);
     }
 };
 #endif
 
-// A block of a cooperative launch, whose blocks can meet.
+// A block of a cooperative launch, which has a barrier for the whole grid.
 template <int WARPS>
 struct DeviceGrid : DeviceBlock<WARPS> {
     __device__ int rank() const { return static_cast<int>(blockIdx.x); }
     __device__ int blocks() const { return static_cast<int>(gridDim.x); }
     __device__ void sync_grid() const { cooperative_groups::this_grid().sync(); }
-    // From global to shared memory, 4 or 16 bytes; it is there when its group has been waited for.
+    // Starts a copy of 4 or 16 bytes from global to shared memory. It has arrived after the wait for its group.
     template <class Vector>
     __device__ void copy_async(Vector* to, const float* from) const {
         const auto at = static_cast<unsigned>(__cvta_generic_to_shared(to));
@@ -71,7 +71,7 @@ struct DeviceGrid : DeviceBlock<WARPS> {
             asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(at), "l"(from) : "memory");
     }
     __device__ void commit_copies() const { asm volatile("cp.async.commit_group;" ::: "memory"); }
-    // Until at most `but` groups, up to 7, are under way; the instruction wants a constant.
+    // Waits until at most `but` groups, up to 7, are in flight. The instruction needs a constant.
     template <int MOST = 7>
     __device__ void wait_for_copies(int but) const {
         if constexpr (MOST > 0)
@@ -80,11 +80,11 @@ struct DeviceGrid : DeviceBlock<WARPS> {
     }
 };
 
-// Rare and long, so it is a call: inlined it would cost the loop around it registers.
+// A function that is not inlined, because it is long and rarely called. Inlined, it would take registers from the loop.
 template <int WARPS>
-__device__ __noinline__ void settle_apart(const Batch& batch, long long index, int* words) {
+__device__ __noinline__ void check_feasibility_apart(const Batch& batch, long long index, int* words) {
     DeviceBlock<WARPS> block;
-    settle(block, Problem(batch, index), words);
+    check_feasibility(block, Problem(batch, index), words);
 }
 
 inline void check(cudaError_t error, const char* what) {

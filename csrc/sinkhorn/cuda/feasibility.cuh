@@ -1,9 +1,9 @@
-// Computes: whether a problem that is far from its marginals has a plan at all (status INFEASIBLE if not).
-// Grid: called by the block that owns the problem, after it wrote the plan, and only if entries are forbidden and
-//   the rows miss at least gcd(N, M) / M of mass in all; below that a plan provably exists.
+// Computes: whether a problem that is far from its marginals has a plan (status INFEASIBLE if not).
+// Grid: called by the block that owns the problem, after it wrote the plan. It is called only if entries are forbidden
+//   and the errors of the row sums add up to at least gcd(N, M) / M; if they are smaller, a plan exists.
 // Each thread owns: every THREADS-th row or column of a breadth-first search.
-// Memory traffic: two readings of the cost where the degrees decide (diagonal and same-class masks always do),
-//   one reading an augmenting path otherwise; the flow lies in the plan's own memory, the plan is then rebuilt.
+// Memory traffic: the cost twice if the degrees decide, as they do for diagonal and same-class masks; else once for
+//   each augmenting path. The flow is stored in the memory of the plan, and the plan is then computed again.
 // Numerics: whole numbers, so the answer is exact.
 #pragma once
 
@@ -11,13 +11,14 @@
 
 namespace hystar_fast {
 
-HYSTAR_BOTH constexpr int settle_words(int n, int m) { return 2 * (n + m) + 34; }
+HYSTAR_BOTH constexpr int feasibility_words(int n, int m) { return 2 * (n + m) + 34; }
 
-// Hall's condition holds wherever least row degree / M + least column degree / N >= 1: a set of rows S with too few
-// columns has |S| / N > degree_row / M, and a column outside them needs all its rows outside S.
+// Whether the least row degree / M + the least column degree / N is at least 1. Then Hall's condition holds: a set of
+// rows S with too few columns has |S| / N > degree_row / M, and all rows of a column outside these columns are outside
+// S.
 template <class Block>
 HYSTAR_DEVICE bool degrees_suffice(Block& block, const Problem& problem, float* scratch) {
-    float row_degree = -INFINITY, column_degree = -INFINITY;  // negated: the reduction at hand is Max
+    float row_degree = -INFINITY, column_degree = -INFINITY;  // negated, because the reduction is Max
     for (int i = block.warp(); i < problem.n; i += Block::WARPS) {
         float degree = 0;
         for (int j = block.lane(); j < problem.m; j += 32) degree += problem.allowed_cost(i, j) != INFINITY;
@@ -33,7 +34,8 @@ HYSTAR_DEVICE bool degrees_suffice(Block& block, const Problem& problem, float* 
     return row * problem.n + column * problem.m >= static_cast<long long>(problem.n) * problem.m;
 }
 
-// Maximum flow of row supplies M/g into column demands N/g along allowed entries, by shortest augmenting paths.
+// A maximum flow from rows, each of which supplies M/g, to columns, each of which demands N/g, along allowed entries.
+// It is found by shortest augmenting paths.
 template <class Block>
 class Flow {
   public:
@@ -59,7 +61,7 @@ class Flow {
     }
 
   private:
-    // The first column with demand left that a path from `start` reaches, -1 if there is none.
+    // Returns the first column with demand left that a path from `start` reaches, or -1.
     HYSTAR_DEVICE int search(int start) {
         block_.sync();
         for (int j = block_.thread(); j < problem_.m; j += Block::THREADS) reached_from_[j] = -1;
@@ -87,7 +89,7 @@ class Flow {
         return -1;
     }
 
-    // Appends the rows that were reached now to the order of search; rows already in it are skipped.
+    // Appends the rows that were reached in this step to the order of search, and returns its new length.
     HYSTAR_DEVICE int extend(int to) {
         const int known = to;
         for (int i = 0; i < problem_.n; ++i) {
@@ -98,7 +100,7 @@ class Flow {
         return to;
     }
 
-    // Sends as much as the path allows from `start` to column `end`; returns how much.
+    // Sends as much as possible along the path from `start` to the column `end`, and returns the amount.
     HYSTAR_DEVICE int augment(int start, int end, int supply) {
         int amount = demand_[end] < supply ? demand_[end] : supply;
         for (int i = reached_from_[end]; i != start; i = reached_from_[gives_up_[i]]) {
@@ -118,17 +120,18 @@ class Flow {
     Block& block_;
     const Problem& problem_;
     float* flow_;        // [N, M], whole numbers
-    int* demand_;        // what a column still takes
-    int* reached_from_;  // the row a column was reached from, -1: not reached
-    int* gives_up_;      // the column a row was reached through (it can give that up), -1: not reached
-    int* order_;         // reached rows in the order of search
-    int* box_;           // two words from one thread to all
-    float* scratch_;     // one float a warp
+    int* demand_;        // the demand that a column has left
+    int* reached_from_;  // the row from which a column was reached; -1: not reached
+    int* gives_up_;      // the column through which a row was reached, and from which it can take flow; -1: not reached
+    int* order_;         // the rows that were reached, in the order of the search
+    int* box_;           // two words that one thread passes to all
+    float* scratch_;     // one float for each warp
 };
 
-// Decides, and replaces the plan of an infeasible problem by zeros. `words` holds settle_words(N, M) ints.
+// Replaces the plan by zeros, and the status by INFEASIBLE, if no plan exists. `words` has feasibility_words(N, M)
+// ints.
 template <class Block>
-HYSTAR_DEVICE void settle(Block& block, const Problem& problem, int* words) {
+HYSTAR_DEVICE void check_feasibility(Block& block, const Problem& problem, int* words) {
     block.sync();
     if (degrees_suffice(block, problem, reinterpret_cast<float*>(words))) return;
     if (!Flow<Block>(block, problem, words).saturates()) {

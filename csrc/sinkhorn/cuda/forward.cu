@@ -1,4 +1,4 @@
-// The CUDA kernels of the Sinkhorn op and the choice between them; the interface is described in sinkhorn/cuda/sinkhorn.h.
+// The CUDA kernels of the forward pass of Sinkhorn, and the choice between them. sinkhorn.h describes the interface.
 #include "sinkhorn/cuda/sinkhorn.h"
 
 #include <algorithm>
@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(32 * T::WARPS, T::BLOCKS) tile_kernel(const __
     DeviceBlock<T::WARPS> block;
     const Problem problem(batch, blockIdx.x);
     if (TileSolver<T, DeviceBlock<T::WARPS>>(block, problem, shared).solve())
-        settle_apart<T::WARPS>(batch, blockIdx.x, reinterpret_cast<int*>(&shared));
+        check_feasibility_apart<T::WARPS>(batch, blockIdx.x, reinterpret_cast<int*>(&shared));
 }
 
 constexpr int STREAM_WARPS = 8;
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(StreamBlock::THREADS) stream_outcome_kernel(co
     StreamBlock block;
     const Problem problem(batch, blockIdx.x);
     const Workspace work(workspace, problem, blockIdx.x);
-    if (stream_outcome(block, problem, work, scratch)) settle_apart<STREAM_WARPS>(batch, blockIdx.x, work.settling);
+    if (stream_outcome(block, problem, work, scratch)) check_feasibility_apart<STREAM_WARPS>(batch, blockIdx.x, work.feasibility);
 }
 
 struct TileLauncher {
@@ -67,7 +67,7 @@ struct TileLauncher {
     }
 };
 
-// The whole batch advances together, one iteration after the other.
+// Runs one iteration after the other for the whole batch.
 void launch_stream(const Batch& batch, int64_t problems, float* workspace, cudaStream_t stream) {
     const auto count = static_cast<unsigned>(problems);
     const dim3 rows((batch.n + STREAM_WARPS - 1) / STREAM_WARPS, count), columns((batch.m + 31) / 32, count);
@@ -115,7 +115,7 @@ void sinkhorn_cuda_forward(uintptr_t cost, uintptr_t mask, uintptr_t plan, uintp
         float* rows = launch_sweep(all, batch, choice, reinterpret_cast<float*>(workspace), on);
         return launch_outcome(all, batch, rows, on);
     }
-    // a grid's y ends at 65535; its x, the blocks' on chip, at 2^31 - 1
+    // a grid has at most 65535 blocks in y, which counts the problems when streaming, and 2^31 - 1 in x
     const int64_t at_once = choice.kind == Choice::STREAM ? 65535 : 0x7fffffff / choice.blocks;
     for (int64_t first = 0; first < batch; first += at_once) {
         const Batch part = all.from(first);

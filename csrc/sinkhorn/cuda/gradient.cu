@@ -1,4 +1,4 @@
-// The CUDA kernels of both gradients of the Sinkhorn op; the interface is described in sinkhorn/cuda/sinkhorn.h.
+// The CUDA kernels of both gradients of Sinkhorn. sinkhorn.h describes the interface.
 #include <algorithm>
 
 #include "sinkhorn/cuda/sinkhorn.h"
@@ -10,7 +10,7 @@
 namespace hystar_fast {
 namespace {
 
-// A block or cluster takes a problem after the other, and has one history for all of them.
+// A block or cluster takes one problem after the other. It has one history, which all its problems use.
 template <class T, class Block>
 __device__ __forceinline__ void unrolled_problems(Block& block, typename T::Shared& shared, const Batch& batch,
                                                   const Upstream& upstream, float* histories, int64_t problems, int blocks) {
@@ -51,7 +51,7 @@ template <class T>
 __global__ void __launch_bounds__(T::THREADS, T::BLOCKS)
     unrolled_cluster_kernel(const __grid_constant__ Batch batch, const __grid_constant__ Upstream upstream,
                             float* histories, int64_t problems) {
-#if __CUDA_ARCH__ >= 900  // below there are no clusters, and nothing is launched
+#if __CUDA_ARCH__ >= 900  // an older architecture has no clusters, and this kernel is not launched
     __shared__ typename T::Shared shared;
     DeviceCluster<T::WARPS> block;
     unrolled_problems<T>(block, shared, batch, upstream, histories, problems, block.blocks());
@@ -78,7 +78,7 @@ Choice choose_gradient_here(int64_t n, int64_t m) {
     return fits ? choice : Choice{Choice::STREAM, 0, 0};
 }
 
-// How many blocks or clusters share the problems of a batch, and the floats of history that each has.
+// How many blocks or clusters share the problems of a batch, and how many floats of history each of them has.
 struct Shares {
     int64_t count, words;
 };
@@ -108,7 +108,7 @@ Shares share(const Choice& choice, int64_t batch, int64_t n, int64_t m, int64_t 
 struct Gradient {
     const Batch& batch;
     const Upstream& upstream;
-    float* histories;  // null: implicit
+    float* histories;  // null: the implicit gradient
     int64_t problems, count;
     cudaStream_t stream;
 

@@ -1,12 +1,13 @@
-// What the two gradients of a Sinkhorn problem that lives in registers share; see sinkhorn/cuda/unrolled_gradient.cuh and
-// sinkhorn/cuda/implicit_gradient.cuh.
+// The parts that the two gradients of a problem in registers share; see unrolled_gradient.cuh and
+// implicit_gradient.cuh.
 #pragma once
 
 #include "sinkhorn/cuda/tile.cuh"
 
 namespace hystar_fast {
 
-// What a gradient has beside the Batch of its forward, whose potentials, status and error it does not use.
+// The arguments of a gradient beside the Batch of its forward pass. It does not use the potentials, status and error of
+// that.
 struct Upstream {
     const float* dplan;  // [batch, N, M]
     float* dcost;        // [batch, N, M]
@@ -22,8 +23,9 @@ class TileGradient : protected TileSolver<T, Block> {
     HYSTAR_DEVICE TileGradient(Block& block, const Problem& problem, typename T::Shared& shared, const Upstream& upstream)
         : Base(block, problem, shared), upstream_(upstream) {}
 
-    // Infeasible and invalid problems did no iteration, and their plan does not depend on the cost.
-    HYSTAR_DEVICE bool has_none() {
+    // Writes a gradient of zero and returns true for infeasible and invalid problems: their plan does not depend on the
+    // cost.
+    HYSTAR_DEVICE bool is_zero() {
         if constexpr (Block::CLUSTERED) block_.sync_cluster();
         shared_.zero = shared_.turn = 0;
         block_.sync();
@@ -36,15 +38,15 @@ class TileGradient : protected TileSolver<T, Block> {
         return true;
     }
 
-    // Nobody ends, or takes the next problem, while another may still need its shared memory.
+    // Waits until no other thread or block may still use the shared memory of this block.
     HYSTAR_DEVICE void leave() {
         if constexpr (Block::CLUSTERED) block_.sync_cluster();
         block_.sync();
     }
 
-    // The entries of a lane's row: entry k stands LANE_COLUMNS * k after the first, and exists where that is below `left`.
-    // `zero` is 0, but read from memory, so that no address is kept from one row or pass to the next: A leaves no
-    // registers for that.
+    // The entries of a row of the lane: entry k is LANE_COLUMNS * k after the first, and exists if that is below
+    // `left`. `zero` is 0, but it is read from memory, so that the compiler does not keep addresses in registers from
+    // one row or pass to the next: A needs all registers.
     struct Entries {
         long long first;
         int left;
@@ -61,7 +63,7 @@ class TileGradient : protected TileSolver<T, Block> {
             values[k] = read_if(own.has(k), matrix + own.first + T::LANE_COLUMNS * k, 0.0f);
     }
 
-    // Sums over the lane's rows and columns, by way of slots that no lane still reads.
+    // Sums over the rows and columns of the lane. `slots` must be memory that no lane reads any more.
     HYSTAR_DEVICE void add_rows(float (&values)[T::ROWS], float* slots) {
         this->template reduce_rows<Sum>(values, slots, [](float sum, int) { return sum; });
     }
@@ -69,7 +71,7 @@ class TileGradient : protected TileSolver<T, Block> {
         this->template reduce_columns<Sum>(values, slots, [](float sum) { return sum; });
     }
 
-    // A x for the lane's rows and A' y for its columns, over its own entries.
+    // A x for the rows of the lane, and A' y for its columns, over its own entries.
     HYSTAR_DEVICE void times(const float (&x)[T::COLUMNS], float (&y)[T::ROWS]) const {
 #pragma unroll
         for (int i = 0; i < T::ROWS; ++i) {

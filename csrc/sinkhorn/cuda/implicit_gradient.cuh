@@ -1,11 +1,12 @@
-// Computes: the gradient of the cost through the converged plan P of a problem that lives in registers.
-// Grid: blocks or clusters that take a problem after the other.
-// Each thread owns: a piece of P, as of A in TileSolver, and the column vectors of its columns.
-// Memory traffic: plan once, its gradient twice, dcost once.
+// Computes: the gradient of the cost through the converged plan P of a problem in registers.
+// Grid: blocks or clusters, each of which takes one problem after the other.
+// Each thread owns: a piece of P, like that of A in TileSolver, and the column vectors of its columns.
+// Memory traffic: the plan once, its gradient twice, dcost once.
 // Numerics: with W = P * dplan, a = P 1, b = P' 1,
 //     dK = P * (dplan - alpha_i - beta_j),   alpha = (W 1 - P beta) / a,   W' 1 - P' alpha - diag(b) beta = 0,
-//   where beta is found by conjugate gradients preconditioned by b: a graph Laplacian, singular but consistent, and the
-//   result does not depend on the solution found. In fp32, as P is: where that is too little, so were P's own digits.
+//   where beta is found by conjugate gradients, preconditioned by b. The matrix is a graph Laplacian, which is
+//   singular, but the system is consistent, and the result does not depend on the solution found. All in fp32, like P:
+//   where this is not exact enough, the digits of P are not enough either.
 #pragma once
 
 #include "sinkhorn/cuda/gradient.cuh"
@@ -24,7 +25,7 @@ class TileImplicit : TileGradient<T, Block> {
         : Base(block, problem, shared, upstream) {}
 
     HYSTAR_DEVICE void solve() {
-        if (this->has_none()) return;
+        if (this->is_zero()) return;
         float alpha[T::ROWS];
         Vector beta = {}, residual;
         load();
@@ -40,7 +41,7 @@ class TileImplicit : TileGradient<T, Block> {
     }
 
   private:
-    // P, the sums of its rows and columns and those of W.
+    // Loads P, and computes the sums of its rows and columns, and those of W.
     HYSTAR_DEVICE void load() {
         float rows[T::ROWS] = {};
 #pragma unroll
@@ -76,7 +77,7 @@ class TileImplicit : TileGradient<T, Block> {
         for (int i = 0; i < T::ROWS; ++i) alpha[i] = (weighted_rows_[i] - alpha[i]) * inverse_rows_[i];
     }
 
-    // The same number in every lane, as all rows of lanes hold the same columns.
+    // The dot product of two column vectors: the same in every lane, because all rows of lanes have the same columns.
     HYSTAR_DEVICE float dot(const Vector& x, const Vector& y) {
         float total = x[0] * y[0];
 #pragma unroll
@@ -84,7 +85,7 @@ class TileImplicit : TileGradient<T, Block> {
         return reduce_warp<Sum, T::LANE_COLUMNS>(block_, total);
     }
 
-    // Conjugate gradients from beta = 0, whose residual is the right side.
+    // Conjugate gradients from beta = 0. `residual` is the right side at first.
     HYSTAR_DEVICE void solve_for(Vector& beta, Vector& residual) {
         Vector direction, image, preconditioned;
         const auto precondition = [&] {
@@ -110,7 +111,7 @@ class TileImplicit : TileGradient<T, Block> {
                 image[c] = preconditioned[c] - image[c];
             }
             const float curvature = dot(direction, image), size = dot(direction, preconditioned);
-            if (!(curvature > FLAT * size)) return;  // a direction that moves no marginal
+            if (!(curvature > FLAT * size)) return;  // the direction changes no marginal
             const float step = rho / curvature, before = rho;
 #pragma unroll
             for (int c = 0; c < T::COLUMNS; ++c) {
@@ -139,7 +140,7 @@ class TileImplicit : TileGradient<T, Block> {
         }
     }
 
-    static constexpr float SMALL = 1e-13f;  // of the first residual, squared: rounding, for fp32
+    static constexpr float SMALL = 1e-13f;  // the square of the relative residual at which rounding dominates in fp32
     static constexpr float FLAT = 1e-6f;
 
     float columns_[T::COLUMNS], weighted_columns_[T::COLUMNS];

@@ -1,11 +1,11 @@
-// What every Sinkhorn kernel shares: the problem, the mathematics of one entry, reductions over lanes.
+// The parts that all CUDA Sinkhorn kernels share: the problem, the mathematics of one entry, reductions over lanes.
 //
-// The block algorithms (tile, shared, stream, settle) are templates over `Block`, which is the GPU's thread block
-// under nvcc (sinkhorn/cuda/forward.cu) and an emulation with one fiber a thread under g++ (tests/support/cuda_host/block.h), so the
-// source that runs on the GPU is the source the tests execute.
+// The block algorithms (tile, stream, sweep, feasibility) are templates over `Block`. Under nvcc this is the thread
+// block of the GPU (device_block.cuh). Under g++ it is an emulation with one fiber for each thread
+// (tests/support/cuda_host/block.h). So the tests execute the source that runs on the GPU.
 //
-// Numerics: logarithms are base 2. x_ij = (lowest_i - cost_ij) / (epsilon ln 2) <= 0 is the kernel with every row
-// shifted to a maximum of 0; u and v are potentials of x, so plan_ij = 2^(x_ij + u_i + v_j).
+// Numerics: logarithms have base 2. x_ij = (lowest_i - cost_ij) / (epsilon ln 2) <= 0 is the kernel, with every row
+// shifted to a maximum of 0. u and v are potentials of x, so plan_ij = 2^(x_ij + u_i + v_j).
 #pragma once
 
 #include <cmath>
@@ -23,7 +23,8 @@
 
 namespace hystar_fast {
 
-// What lies at an address if `there`. A predicated load: the compiler would branch around each one.
+// Returns the value at an address if `there`, else the other value. This is a predicated load; without it the compiler
+// would make a branch for each load.
 #ifdef __CUDACC__
 HYSTAR_DEVICE float read_if(bool there, const float* at, float otherwise) {
     asm volatile("{.reg .pred p; setp.ne.s32 p, %2, 0; @p ld.global.f32 %0, [%1];}"
@@ -41,10 +42,10 @@ inline float read_if(bool there, const float* at, float otherwise) { return ther
 inline int read_if(bool there, const uint8_t* at) { return there ? *at : 0; }
 #endif
 
-// A batch of problems as the caller gave it.
+// A batch of problems, as the caller passed it.
 struct Batch {
     const float* cost;      // [batch, N, M]
-    const uint8_t* mask;    // [batch, N, M], nonzero forbids; null: none
+    const uint8_t* mask;    // [batch, N, M], nonzero forbids; null: nothing is forbidden
     float* plan;            // [batch, N, M]
     float* u;               // [batch, N], in units of cost
     float* v;               // [batch, M]
@@ -52,15 +53,15 @@ struct Batch {
     float* error;           // [batch]
     int* iterations;        // [batch]
     int n, m, n_iter;
-    float tol;              // 0: run exactly n_iter iterations
+    float tol;              // 0: exactly n_iter iterations run
     float scale, scale_low; // their sum is 1 / (epsilon ln 2)
     float unit;             // epsilon ln 2
-    float floor;            // the least lowest - cost, so that x stays finite
+    float floor;            // a lower limit of lowest - cost, which keeps x finite
     float column_mass;      // N / M
-    float row_mass;         // gcd(N, M) / M: a smaller sum of |row - 1| proves that a plan exists
+    float row_mass;         // gcd(N, M) / M; if the sum of |row - 1| is smaller, a plan exists
     int divisor;            // gcd(N, M)
 
-    // The batch without its first problems.
+    // The batch without the problems before `first`.
     Batch from(int64_t first) const {
         const int64_t size = static_cast<int64_t>(n) * m;
         Batch rest = *this;
@@ -93,7 +94,7 @@ inline Batch make_batch(const float* cost, const uint8_t* mask, float* plan, flo
             static_cast<float>(divisor) / static_cast<float>(m), divisor};
 }
 
-// One problem of a batch. Its pointers are computed where they are used: kept, they would cost a kernel 16 registers.
+// One problem of a batch. Its pointers are computed when they are used, which saves a kernel 16 registers.
 struct Problem : Batch {
     HYSTAR_DEVICE Problem(const Batch& batch, long long at) : Batch(batch), index(at) {}
 
@@ -110,14 +111,14 @@ struct Problem : Batch {
     HYSTAR_DEVICE long long size() const { return static_cast<long long>(n) * m; }
     HYSTAR_DEVICE long long at(int row, int column) const { return static_cast<long long>(row) * m + column; }
 
-    // The cost of an entry; +inf where it is forbidden or outside the matrix.
+    // The cost of an entry; +inf if it is forbidden or outside the matrix.
     HYSTAR_DEVICE float allowed_cost(int row, int column) const {
         if (row >= n || column >= m) return INFINITY;
         if (Batch::mask != nullptr && mask()[at(row, column)] != 0) return INFINITY;
         return cost()[at(row, column)];
     }
 
-    // The costs of COUNT entries of a row, every 32nd from `first` on, all of them under way at once.
+    // Reads the costs of COUNT entries of a row: every 32nd from `first` on. All loads are in flight at the same time.
     template <int COUNT>
     HYSTAR_DEVICE void allowed_costs(float (&values)[COUNT], int row, int first) const {
         const float* costs = cost() + at(row, first);
@@ -130,7 +131,7 @@ struct Problem : Batch {
             if (read_if(first + 32 * k < m && row < n, forbids + 32 * k) != 0) values[k] = INFINITY;
     }
 
-    // x of an entry of this cost in a row whose lowest cost is `lowest`: -inf where forbidden, NaN where it is invalid.
+    // x of an entry with this cost in a row whose lowest cost is `lowest`; -inf if forbidden, NaN if the cost is NaN.
     HYSTAR_DEVICE float exponent(float cost_ij, float lowest) const {
         const float gap = lowest - cost_ij;
         const float kept = gap < floor ? floor : gap;
@@ -143,12 +144,12 @@ struct Problem : Batch {
     const long long index;
 };
 
-// An allowed entry that no plan can have: NaN or -inf.
+// Whether an allowed entry makes its problem invalid: NaN or -inf.
 HYSTAR_DEVICE bool is_invalid(float cost) { return !(cost >= -3.402823466e38f); }
 
-// The approximate instructions: the error of 2^x is 2^-22 relative, of 1 / x 2^-23 relative, of log2 x 2^-22, absolute
-// for x in [1/2, 2] and relative elsewhere; numbers below 2^-126 are 0. On the host tests/support/cuda_host/block.h defines
-// them, as inaccurate as that.
+// The approximate instructions. The relative error of 2^x is 2^-22 and that of 1 / x is 2^-23. The error of log2 x is
+// 2^-22, absolute for x in [1/2, 2] and relative elsewhere. Numbers below 2^-126 are 0. On the host,
+// tests/support/cuda_host/block.h defines them with the same errors.
 #ifdef __CUDACC__
 #define HYSTAR_APPROXIMATE(name, instruction)                                \
     HYSTAR_DEVICE float name(float x) {                                      \
@@ -166,10 +167,10 @@ inline float reciprocal(float x);
 inline float log2_of(float x);
 #endif
 
-// 1 / x for a positive sum, 0 for an empty row or column.
+// 1 / x of a positive sum; 0 for an empty row or column.
 HYSTAR_DEVICE float inverse(float x) { return x > 0 ? reciprocal(x) : 0.0f; }
 
-// 2^(x + u + v): the rounding error of u + v is kept, since potentials may be large and cancel x.
+// 2^(x + u + v). The rounding error of u + v is added too, because large potentials may cancel x.
 HYSTAR_DEVICE float plan_entry(float x, float u, float v) {
     const float sum = u + v;
     const float part = sum - u;
@@ -177,7 +178,8 @@ HYSTAR_DEVICE float plan_entry(float x, float u, float v) {
     return power_of_two((x + sum) + lost);
 }
 
-// Scalings beyond FAR are moved into the potentials, long before a product can leave the range of fp32.
+// Whether a scaling is so large or small that it is moved into the potentials. This happens long before a product can
+// leave the range of fp32.
 template <class T>
 HYSTAR_DEVICE bool is_far(float scaling) {
     return scaling > T::FAR || (scaling > 0 && scaling < 1 / T::FAR);
@@ -192,7 +194,7 @@ struct Max {
     HYSTAR_DEVICE static float apply(float a, float b) { return fmaxf(a, b); }
 };
 
-// Reduces a value over the lanes of a warp that differ in the bits below LANES; every lane gets the result.
+// Reduces a value over the lanes of a warp that differ in the bits below LANES. Every lane gets the result.
 template <class Op, int LANES = 32, class Block>
 HYSTAR_DEVICE float reduce_warp(Block& block, float value) {
 #pragma unroll
@@ -200,7 +202,7 @@ HYSTAR_DEVICE float reduce_warp(Block& block, float value) {
     return value;
 }
 
-// Reduces a value over the block in a fixed order; `scratch` has one float a warp. Every thread gets the result.
+// Reduces a value over the block in a fixed order. `scratch` has one float for each warp. Every thread gets the result.
 template <class Op, class Block>
 HYSTAR_DEVICE float reduce_block(Block& block, float value, float* scratch) {
     value = reduce_warp<Op>(block, value);
@@ -214,9 +216,9 @@ HYSTAR_DEVICE float reduce_block(Block& block, float value, float* scratch) {
     return value;
 }
 
-// The transposed butterfly. COUNT values a lane are reduced over the lanes that differ in the bits MASK, MASK / 2,
-// ..., LAST, and each lane keeps the results of its own few: every step sends half of what is left and keeps the
-// other half, so 12 values over 8 lanes take 6 + 3 + 2 shuffles, not 36.
+// The transposed butterfly: reduces COUNT values of each lane over the lanes that differ in the bits MASK, MASK / 2,
+// ..., LAST. Each lane keeps the results of a few of the values: in every step it sends one half of its values and
+// keeps the other half. So 12 values over 8 lanes take 6 + 3 + 2 shuffles instead of 36.
 template <class Op, int COUNT, int MASK, int LAST, class Block>
 HYSTAR_DEVICE void reduce_scatter(Block& block, float* values) {
     if constexpr (MASK >= LAST) {
@@ -232,7 +234,7 @@ HYSTAR_DEVICE void reduce_scatter(Block& block, float* values) {
     }
 }
 
-// Which of COUNT values a lane owns after reduce_scatter: values[0 .. count) are number first, first + 1, ...
+// The values that a lane has after reduce_scatter: values[0 .. count) are the values number first, first + 1, ...
 struct Owned {
     int first, count;
 };
@@ -268,7 +270,7 @@ HYSTAR_DEVICE void load_aligned(float (&values)[COUNT], const float* from) {
     }
 }
 
-// Writes them there; a multiple of four.
+// Writes COUNT consecutive floats, a multiple of four, to a 16-byte aligned address.
 template <int COUNT>
 HYSTAR_DEVICE void store_aligned(float* to, const float (&values)[COUNT]) {
     static_assert(COUNT % 4 == 0);
@@ -277,7 +279,7 @@ HYSTAR_DEVICE void store_aligned(float* to, const float (&values)[COUNT]) {
         *reinterpret_cast<Float4*>(to + i) = {{values[i], values[i + 1], values[i + 2], values[i + 3]}};
 }
 
-// What a problem without a plan returns: zeros (no plan exists) or NaN (its cost is not a number).
+// Writes the results of a problem without a plan: zeros if it is infeasible, NaN if it is invalid.
 template <class Block>
 HYSTAR_DEVICE void write_without_plan(Block& block, const Problem& problem, int status) {
     const float value = status == INVALID ? NAN : 0.0f;

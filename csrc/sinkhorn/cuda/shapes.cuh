@@ -1,57 +1,58 @@
-// The shapes in which a Sinkhorn problem lives on chip, in one block or in a cluster of them, those in which a grid sweeps
-// over it, and the choice between these and streaming. Plain constants and pure functions: no CUDA in here.
+// The shapes of the kernels: how a problem is distributed over one block, over a cluster of blocks, or over a grid that
+// sweeps over it. And the choice between these kernels and streaming. Constants and pure functions, without CUDA.
 #pragma once
 
 #include "sinkhorn/cuda/feasibility.cuh"
 
 namespace hystar_fast {
 
-// Odd multiples of 16 bytes: vector reads of different lanes then fall into different banks.
+// `count` floats rounded up to an odd multiple of 16 bytes. Then vector reads of different lanes use different banks.
 constexpr int pitch(int count) { return (count + 3) / 4 % 2 == 1 ? (count + 3) / 4 * 4 : (count + 3) / 4 * 4 + 4; }
 
-// The most rows or columns of any shape. One iteration changes a scaling by at most this factor, 2^10.
+// The most rows or columns of a problem on chip, 2^10. One iteration changes a scaling by at most this factor.
 constexpr int LARGEST_ON_CHIP = 1024;
 
-// A block holds ROWS x LANE_ROWS x WARPS rows and all columns; a cluster stacks up to CLUSTER blocks over the rows.
+// A block holds ROWS x LANE_ROWS x WARPS rows and all columns. A cluster has up to CLUSTER blocks, one below the other.
 template <int ROWS_, int COLUMNS_, int LANE_COLUMNS_, int WARPS_, int BLOCKS_, int CLUSTER_ = 1>
 struct Tile {
-    static constexpr int BLOCKS = BLOCKS_;  // how many the registers of a multiprocessor should hold
+    static constexpr int BLOCKS = BLOCKS_;  // blocks for which a multiprocessor must have enough registers
     static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, LANE_COLUMNS = LANE_COLUMNS_, WARPS = WARPS_;
     static constexpr int CLUSTER = CLUSTER_;
     static constexpr int LANE_ROWS = 32 / LANE_COLUMNS, THREADS = 32 * WARPS;
     static constexpr int MAX_ROWS = ROWS * LANE_ROWS * WARPS, MAX_COLUMNS = COLUMNS * LANE_COLUMNS;
     static constexpr int ROW_PITCH = pitch(ROWS), COLUMN_PITCH = pitch(COLUMNS);
     static constexpr int ROW_SLOTS = WARPS * LANE_ROWS * ROW_PITCH, COLUMN_SLOTS = LANE_COLUMNS * COLUMN_PITCH;
-    static constexpr int STAGED_PITCH = MAX_COLUMNS + LANE_COLUMNS;  // no two lanes in one bank
+    static constexpr int STAGED_PITCH = MAX_COLUMNS + LANE_COLUMNS;  // no two lanes use the same bank
     static constexpr int OWNED_ROWS = most_owned<ROWS, LANE_COLUMNS / 2, 1>();
     static constexpr int OWNED_COLUMNS = most_owned<COLUMNS, 16, LANE_COLUMNS>();
-    static constexpr int CHUNKS = MAX_COLUMNS / 32;  // of columns, dealt out to the blocks of a cluster
+    static constexpr int CHUNKS = MAX_COLUMNS / 32;  // chunks of columns, distributed over the blocks of a cluster
     static constexpr int SENT = CLUSTER > 1 ? 32 * (CHUNKS + CLUSTER - 1) : 1;
 
-    // A scaling beyond this is absorbed. Looked at every fourth iteration, none passes 2^56 (the factor above).
+    // A scaling above FAR or below 1 / FAR is absorbed. This is checked in every fourth iteration, so by the factor
+    // above no scaling exceeds 2^56.
     static constexpr float FAR = CLUSTER == 1 ? 16777216.0f : 65536.0f;
 
     static_assert(CLUSTER > 1 || MAX_ROWS == MAX_COLUMNS);
     static_assert(MAX_ROWS * CLUSTER <= LARGEST_ON_CHIP && MAX_COLUMNS <= LARGEST_ON_CHIP);
     static_assert(LANE_ROWS > 1 || (COLUMNS % 8 == 0 && WARPS > 1));
 
-    // The scalings a, b and the potentials, by slot: the piece of a lane is contiguous and padded to the pitch.
+    // The scalings a, b and the potentials, by slot: the values of a lane are contiguous and padded to the pitch.
     struct alignas(16) Shared {
         float a[ROW_SLOTS], u[ROW_SLOTS], lowest[ROW_SLOTS];
         float b[COLUMN_SLOTS], v[COLUMN_SLOTS];
         float partial[WARPS > 1 ? WARPS * COLUMN_SLOTS : 1];
         float staged[LANE_ROWS > 1 ? WARPS : 1][LANE_ROWS > 1 ? LANE_ROWS * STAGED_PITCH : 1];
-        float sent[SENT];  // the other blocks' column sums of the columns this block adds up
-        float box[2][CLUSTER];     // one number a block, from all to all
+        float sent[SENT];  // the column sums of all blocks, of the columns that this block adds up
+        float box[2][CLUSTER];     // one number from each block to all blocks
         float scratch[WARPS];
-        int zero, turn;  // 0, and which box is next
+        int zero, turn;  // 0, and the number of the next box
     };
     static constexpr int LARGEST = CLUSTER > 1 ? LARGEST_ON_CHIP : MAX_COLUMNS;
-    static_assert(sizeof(Shared) / sizeof(int) >= settle_words(LARGEST, MAX_COLUMNS));
+    static_assert(sizeof(Shared) / sizeof(int) >= feasibility_words(LARGEST, MAX_COLUMNS));
 };
 
-// The sizes that are built. A piece of 72 entries or more a lane makes the reductions cheap beside the
-// multiply-adds; one warp a problem needs no barrier at all.
+// The sizes that are built. With 72 or more entries in a lane, the reductions are cheap compared with the
+// multiply-adds. A problem in one warp needs no barrier.
 using Tile32 = Tile<4, 8, 4, 1, 16>;
 using Tile48 = Tile<6, 12, 4, 1, 12>;
 using Tile64 = Tile<8, 8, 8, 2, 6>;
@@ -59,7 +60,7 @@ using Tile96 = Tile<6, 12, 8, 4, 3>;
 using Tile128 = Tile<8, 8, 16, 8, 1>;
 using TileLargest = Tile<8, 12, 16, 12, 1>;  // 192
 
-// Calls launcher.launch<T>() with the smallest tile that holds N x M; false if none does.
+// Calls launcher.launch<T>() with the smallest tile that holds N x M. Returns false if there is none.
 template <class Launcher>
 bool with_tile(int64_t n, int64_t m, const Launcher& launcher) {
     const int64_t size = n > m ? n : m;
@@ -73,13 +74,13 @@ bool with_tile(int64_t n, int64_t m, const Launcher& launcher) {
     return true;
 }
 
-// The shapes of clusters: a row of a lane is a row of its warp, and 8 warps fill the registers of a multiprocessor.
+// The shapes of clusters. All lanes of a warp share its rows, and 8 warps fill the registers of a multiprocessor.
 using Cluster256 = Tile<16, 8, 32, 8, 1, 8>;
 using Cluster512 = Tile<8, 16, 32, 8, 1, 16>;
 using Cluster768 = Tile<5, 24, 32, 8, 1, 16>;
 
 struct ClusterShape {
-    int rows, columns, most;  // of one block; the most blocks
+    int rows, columns, most;  // rows and columns of one block; the most blocks
 };
 template <class T>
 constexpr ClusterShape describe() {
@@ -95,24 +96,25 @@ auto with_cluster(int shape, const Launcher& launcher) {
     return launcher.template launch<Cluster768>();
 }
 
-// A sweeping block: teams of TEAM_WARPS warps with a row each, COLUMNS entries of it a thread, in vectors of VECTOR.
+// A block of the sweeping kernel. A team of TEAM_WARPS warps has one row, and a thread COLUMNS entries of it, in
+// vectors of VECTOR.
 template <int TEAM_WARPS_, int VECTOR_>
 struct SweepShape {
     static constexpr int WARPS = 16, THREADS = 32 * WARPS, COLUMNS = 16, SLOT = THREADS * COLUMNS;
     static constexpr int TEAM_WARPS = TEAM_WARPS_, TEAM_THREADS = 32 * TEAM_WARPS, TEAMS = WARPS / TEAM_WARPS;
     static constexpr int VECTOR = VECTOR_, PIECES = COLUMNS / VECTOR, MAX_COLUMNS = TEAM_THREADS * COLUMNS;
-    static constexpr float FAR = 16777216.0f;  // no scaling passes 2^24 max(N, M)
+    static constexpr float FAR = 16777216.0f;  // so no scaling exceeds 2^24 max(N, M)
 
     struct alignas(16) Shared {
-        float box[2][WARPS];  // a number a warp, to its team
+        float box[2][WARPS];  // one number from each warp to its team
         float scratch[THREADS];
-        float columns[TEAMS > 1 ? MAX_COLUMNS : 1];  // of all teams
+        float columns[TEAMS > 1 ? MAX_COLUMNS : 1];  // the column sums of all teams
     };
 };
-constexpr int SWEEP_TEAMS[] = {1, 4, 16};  // in warps, of the shapes in order
+constexpr int SWEEP_TEAMS[] = {1, 4, 16};  // TEAM_WARPS of each shape
 constexpr int sweep_columns(int shape) { return SweepShape<1, 4>::MAX_COLUMNS * SWEEP_TEAMS[shape]; }
 
-// Calls launcher.launch<S>() with that shape, in vectors of four or of one.
+// Calls launcher.launch<S>() with shape number `shape`, with vectors of four if `vectors`, else of one.
 template <class Launcher>
 auto with_sweep(int shape, bool vectors, const Launcher& launcher) {
     if (shape == 0 && vectors) return launcher.template launch<SweepShape<SWEEP_TEAMS[0], 4>>();
@@ -129,18 +131,18 @@ inline bool has_vectors(const Batch& batch) {
     return batch.m % 4 == 0 && from % 16 == 0;
 }
 
-// What the choice knows of a GPU.
+// The facts of a GPU on which the choice depends.
 struct Gpu {
     int multiprocessors;
-    int cluster;  // most blocks of a cluster, 0 without clusters
-    int shared;   // bytes of shared memory of a block whose grid has barriers, 0 where there are none
+    int cluster;  // the most blocks of a cluster; 0 without clusters
+    int shared;   // bytes of shared memory of a block; 0 if a grid has no barriers
 };
 struct Choice {
     enum Kind : int { TILE, CLUSTER, STREAM, SWEEP } kind;
-    int shape, blocks;  // CLUSTER: of CLUSTER_SHAPES, and the blocks of a problem; SWEEP: of SWEEP_TEAMS, and of the grid
+    int shape, blocks;  // CLUSTER: index of CLUSTER_SHAPES, blocks of a problem; SWEEP: index of SWEEP_TEAMS, blocks of the grid
 };
 
-// How many slots the ring of a sweep has: what shared memory holds, and no more than waiting for copies can count.
+// How many slots the ring of a sweep has: as many as fit into shared memory, but at most 8, for which one can wait.
 constexpr int sweep_stages(const Gpu& gpu, int shape) {
     const int fixed = static_cast<int>(shape == 0   ? sizeof(SweepShape<SWEEP_TEAMS[0], 1>::Shared)
                                        : shape == 1 ? sizeof(SweepShape<SWEEP_TEAMS[1], 1>::Shared)
@@ -149,9 +151,10 @@ constexpr int sweep_stages(const Gpu& gpu, int shape) {
     return stages < 8 ? stages : 8;
 }
 
-// A sweep, or streaming where it cannot be. Both begin an iteration for about 5 us, the one with two barriers of the
-// grid, the other with two launches; a sweep then reads N M entries and not 2 N M, but hands on about four numbers a
-// column for every problem and block (partial sums and scalings, written and read), so a problem has to have 16 rows.
+// A sweep, or streaming if a sweep is not possible. Both need about 5 us an iteration to start: a sweep for two
+// barriers of the grid, streaming for two launches. A sweep then reads N M entries instead of 2 N M. But it also writes
+// and reads about four numbers a column for every problem and block (partial sums and scalings), so a problem must have
+// 16 rows.
 constexpr Choice choose_off_chip(int64_t batch, int64_t n, int64_t m, const Gpu& gpu) {
     int shape = 0;
     while (shape < 2 && m > sweep_columns(shape)) ++shape;
@@ -160,9 +163,10 @@ constexpr Choice choose_off_chip(int64_t batch, int64_t n, int64_t m, const Gpu&
     return {Choice::SWEEP, shape, static_cast<int>(steps < gpu.multiprocessors ? steps : gpu.multiprocessors)};
 }
 
-// Tiles up to 192, then the narrowest shape that holds the problem, else off chip. An on-chip iteration costs the same
-// however full the block is, about 0.05 clocks of a multiprocessor an entry, off chip 0.2 and more: a problem that leaves
-// nine tenths of its blocks empty is not taken on chip, unless the whole batch runs at once, where launches decide.
+// A tile up to 192, above that the narrowest cluster that holds the problem, else off chip. An iteration on chip takes
+// about 0.05 clocks of a multiprocessor for each entry of the shape, whether it is used or not. Off chip it takes 0.2
+// clocks or more for each entry of the problem. So a problem that uses less than a tenth of its blocks is solved off
+// chip, unless the whole batch runs at the same time: then the cost of starting an iteration decides.
 constexpr Choice choose(int64_t batch, int64_t n, int64_t m, const Gpu& gpu) {
     if (n <= TileLargest::MAX_ROWS && m <= TileLargest::MAX_COLUMNS) return {Choice::TILE, 0, 1};
     int index = 0;
@@ -180,12 +184,12 @@ constexpr Choice choose(int64_t batch, int64_t n, int64_t m, const Gpu& gpu) {
     return choose_off_chip(batch, n, m, gpu);
 }
 
-// The shapes of the gradients, which need registers beside A: fewer blocks a multiprocessor and fewer rows a block.
+// The shapes of the gradients. They need registers beside A, so there are fewer blocks or fewer rows in a block.
 using Gradient48 = Tile<6, 12, 4, 1, 8>;
 using Gradient128 = Tile<8, 8, 16, 8, 1>;
 using GradientCluster = Tile<8, 8, 32, 8, 1, 8>;
 
-// Where the gradients of a problem are taken on chip. STREAM: nowhere, they are left to the caller.
+// How the gradients of a problem are computed on chip. STREAM: they are not, and the caller must compute them.
 constexpr Choice choose_gradient(int64_t n, int64_t m, const Gpu& gpu) {
     if (n <= Gradient128::MAX_ROWS && m <= Gradient128::MAX_COLUMNS) return {Choice::TILE, 0, 1};
     int blocks = 1;
@@ -194,7 +198,7 @@ constexpr Choice choose_gradient(int64_t n, int64_t m, const Gpu& gpu) {
     return fits && blocks <= gpu.cluster ? Choice{Choice::CLUSTER, 0, blocks} : Choice{Choice::STREAM, 0, 0};
 }
 
-// Calls launcher.launch<T>() with the smallest of them that holds N x M.
+// Calls launcher.launch<T>() with the smallest gradient tile that holds N x M.
 template <class Launcher>
 void with_gradient_tile(int64_t n, int64_t m, const Launcher& launcher) {
     const int64_t size = n > m ? n : m;

@@ -1,29 +1,31 @@
-// The CUDA Sinkhorn as the extension sees it (hystar_fast._C, bound in sinkhorn/cuda/bind.cpp).
+// The functions of the CUDA Sinkhorn that the extension hystar_fast._C has (bound in bind.cpp).
 //
 //   sinkhorn_cuda_workspace(batch, N, M) -> int
-//       Bytes of device memory that sinkhorn_cuda_forward needs as its workspace on the current device; 0 where problems
-//       stay on chip (all of them for N, M <= 192).
+//       Bytes of device memory that sinkhorn_cuda_forward needs as its workspace on the current device. 0 if problems
+//       stay on chip, as all problems with N, M <= 192 do.
 //
 //   sinkhorn_cuda_forward(cost, mask, plan, u, v, status, error, iterations,
 //                         batch, N, M, epsilon, n_iter, tol, stream, workspace=0)
-//       Pointers and the stream are integers; everything lies on the current device, contiguous:
+//       Pointers and the stream are integers. All tensors are contiguous and on the current device:
 //         cost [batch, N, M] float32; mask [batch, N, M] bool (True forbids) or 0
 //         plan [batch, N, M], u [batch, N], v [batch, M], error [batch] float32; status, iterations [batch] int32
-//       n_iter iterations exactly as in hystar_fast/ref/sinkhorn.py, ending on the column half-step; tol = 0 runs them
-//       all, tol > 0 stops a problem before the first iteration whose row error is at most tol.
-//       plan = exp((u + v - cost) / epsilon); status as SinkhornStatus; error is the largest |row sum - 1| (columns are
-//       met to rounding). INFEASIBLE problems have plan, u, v = 0 and INVALID ones NaN; both have iterations = 0.
-//       Nothing waits for the device; deterministic; raises RuntimeError with the CUDA error of a failed launch.
+//       Runs n_iter iterations as in hystar_fast/ref/sinkhorn.py; each ends with the column half-step. With tol > 0 a
+//       problem stops before the first iteration whose row error is at most tol; with tol = 0 all iterations run.
+//       plan = exp((u + v - cost) / epsilon). status is a Status, and error the largest |row sum - 1|; column sums are
+//       exact up to rounding. INFEASIBLE problems have plan, u, v = 0, INVALID problems NaN; both have iterations = 0.
+//       The call does not wait for the device. Results are deterministic. A failed launch raises RuntimeError.
 //
 //   sinkhorn_cuda_has_gradient(N, M) -> bool
-//       Whether the two gradients below exist for this size on the current device: where a problem stays on chip.
+//       Whether the two gradients below exist for problems of this size on the current device: they must stay on chip.
 //
 //   sinkhorn_cuda_unrolled_workspace(batch, N, M, n_iter) -> int
-//       Bytes of device memory that the unrolled gradient needs: at most 256 MiB, or what one problem takes.
+//       Bytes of device memory that the unrolled gradient needs: at most 256 MiB, or the memory of one problem if that
+//       is more.
 //
 //   sinkhorn_cuda_unrolled_backward(cost, mask, dplan, iterations, dcost, batch, N, M, epsilon, n_iter, stream, workspace)
 //   sinkhorn_cuda_implicit_backward(plan, dplan, iterations, dcost, batch, N, M, epsilon, stream)
-//       dplan, dcost [batch, N, M] float32; iterations [batch] int32 as the forward wrote them: 0 gives a gradient of zero.
+//       dplan, dcost [batch, N, M] float32; iterations [batch] int32, as the forward wrote them. A problem with 0
+//       iterations gets a gradient of zero.
 #pragma once
 
 #include <cstdint>

@@ -1,23 +1,24 @@
-// Computes: Sinkhorn for any N and M, the cost staying in global memory; two launches an iteration.
+// Computes: Sinkhorn for any N and M. The cost stays in global memory, and an iteration is two launches.
 // Grid: (rows / 8 or columns / 32, problems) blocks of 8 warps.
-// Each warp owns: one row (row kernels); each block owns 32 columns, a warp every eighth row of them (column kernels).
+// Each warp owns: one row (row kernels). In the column kernels a block owns 32 columns, and a warp every eighth row of
+//   them.
 // Memory traffic: the cost twice an iteration, coalesced; N + M potentials.
-// Numerics: the log-domain iteration. The potentials of the step before are the shift: 2^(x + u + v) then sums to
-//   something in [1 / max(N, M), max(N, M)], so only the first column half-step needs a maximum.
+// Numerics: the iteration in the log domain. The potentials of the step before are the shift: then the sum of 2^(x + u
+//   + v) is in [1 / max(N, M), max(N, M)], so only the first column half-step needs a maximum.
 #pragma once
 
 #include "sinkhorn/cuda/feasibility.cuh"
 
 namespace hystar_fast {
 
-// One problem's part of the workspace. u alternates: iteration k reads u(k) and writes u(k + 1).
+// The part of the workspace of one problem. There are two u: iteration k reads u(k) and writes u(k + 1).
 struct Workspace {
     enum RowState : int { HAS_INVALID = 1, HAS_FORBIDDEN = 2 };
     float *lowest, *row_error, *even, *odd;
     int* row_state;
-    int* settling;
+    int* feasibility;
 
-    static HYSTAR_BOTH constexpr long long words(int n, int m) { return 5LL * n + settle_words(n, m); }
+    static HYSTAR_BOTH constexpr long long words(int n, int m) { return 5LL * n + feasibility_words(n, m); }
     HYSTAR_DEVICE Workspace(float* base, const Problem& problem, long long index) {
         const int n = problem.n;
         lowest = base + index * words(n, problem.m);
@@ -25,12 +26,12 @@ struct Workspace {
         even = row_error + n;
         odd = even + n;
         row_state = reinterpret_cast<int*>(odd + n);
-        settling = row_state + n;
+        feasibility = row_state + n;
     }
     HYSTAR_DEVICE float* u(int iteration) const { return iteration % 2 == 0 ? even : odd; }
 };
 
-// Row half-step of iteration k for the row of this warp; k = 0 also looks at what the row holds.
+// The row half-step of iteration k for the row of this warp. Iteration 0 also sets the row state.
 template <class Block>
 HYSTAR_DEVICE void stream_row(Block& block, const Problem& problem, const Workspace& work, int row, int k) {
     if (row >= problem.n || (k > 0 && *problem.iterations() < k)) return;
@@ -66,7 +67,7 @@ HYSTAR_DEVICE void stream_row(Block& block, const Problem& problem, const Worksp
     }
 }
 
-// Reduces over the rows of a column: `entry(row)` of every eighth row, then over the warps. Every warp gets the result.
+// Reduces entry(row) over the rows of a column: each warp takes every eighth row. Every warp gets the result.
 template <class Op, class Block, class Entry>
 HYSTAR_DEVICE float reduce_column(Block& block, int rows, float* scratch, Entry entry) {
     float total = Op::NEUTRAL;
@@ -80,8 +81,8 @@ HYSTAR_DEVICE float reduce_column(Block& block, int rows, float* scratch, Entry 
     return total;
 }
 
-// Column half-step of iteration k for 32 columns; with a tolerance it first sees whether the problem has met it.
-// `scratch` has a float a thread.
+// The column half-step of iteration k for 32 columns. With a tolerance, it does nothing if the problem has met it.
+// `scratch` has one float for each thread.
 template <class Block>
 HYSTAR_DEVICE void stream_columns(Block& block, const Problem& problem, const Workspace& work, int chunk, int k,
                                   float* scratch) {
@@ -102,7 +103,7 @@ HYSTAR_DEVICE void stream_columns(Block& block, const Problem& problem, const Wo
     if (chunk == 0 && block.thread() == 0) *problem.iterations() = k + 1;
 }
 
-// The plan's row of this warp and how far its sum is from 1.
+// Writes the row of the plan of this warp, and the error of its sum.
 template <class Block>
 HYSTAR_DEVICE void stream_plan(Block& block, const Problem& problem, const Workspace& work, int row) {
     if (row >= problem.n) return;
@@ -121,7 +122,8 @@ HYSTAR_DEVICE void stream_plan(Block& block, const Problem& problem, const Works
     }
 }
 
-// What became of a problem; one block. `scratch` has a float a warp. True if `settle` has to decide.
+// Writes the status and the error of a problem; one block. `scratch` has one float for each warp. Returns true if
+// check_feasibility must decide whether a plan exists.
 template <class Block>
 HYSTAR_DEVICE bool stream_outcome(Block& block, const Problem& problem, const Workspace& work, float* scratch) {
     float worst = 0, missing = 0;
@@ -134,7 +136,7 @@ HYSTAR_DEVICE bool stream_outcome(Block& block, const Problem& problem, const Wo
         empty |= work.lowest[i] == INFINITY;
     }
     for (int j = block.thread(); j < problem.m; j += Block::THREADS) {
-        empty |= !(fabsf(problem.v()[j]) < INFINITY);  // a column without an allowed entry has no finite potential
+        empty |= !(fabsf(problem.v()[j]) < INFINITY);  // the potential of a column without an allowed entry is not finite
         problem.v()[j] *= problem.unit;
     }
     const int refused = block.any(invalid) ? INVALID : block.any(empty) ? INFEASIBLE : CONVERGED;

@@ -1,5 +1,5 @@
-// One launch for all iterations of problems too large to be kept on chip. A file of its own: it is compiled beside
-// sinkhorn/cuda/forward.cu.
+// One launch for all iterations of problems that do not fit on chip. This is a file of its own, so that it is compiled
+// at the same time as forward.cu.
 #include "sinkhorn/cuda/sweep.h"
 
 #include <map>
@@ -26,7 +26,7 @@ int ring_bytes(int shape) {
     return sweep_stages(gpu_here(), shape) * static_cast<int>(sizeof(float) * SweepShape<1, 1>::SLOT);
 }
 
-// More than 48 KiB of shared memory have to be allowed first.
+// Whether the kernel can run. More than 48 KiB of shared memory must be allowed first.
 struct Fits {
     int shape;
 
@@ -81,7 +81,7 @@ bool sweep_fits_here(int shape) {
     bool fits = true;
     for (const bool vectors : {true, false})
         if (with_sweep(shape, vectors, Fits{shape}) != cudaSuccess) {
-            cudaGetLastError();  // a refusal is an answer, not an error of the caller's
+            cudaGetLastError();  // the answer is no; this must not become an error of a later call
             fits = false;
         }
     return known[key] = fits;

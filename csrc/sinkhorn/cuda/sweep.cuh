@@ -1,15 +1,17 @@
-// Computes: Sinkhorn for any N and for M up to 8192, with one pass over a matrix in global memory an iteration.
-// Grid: one persistent block of 16 warps a multiprocessor, all resident at once: they meet at barriers of the grid.
-// Each block owns: an equal share of the rows of the batch (sinkhorn/cuda/sweep_path.cuh). A team of warps takes a row, a
-//   thread 16 entries of it; column sums stay in the thread's registers until the block leaves the problem.
-// Memory traffic: A is built from the cost in the plan's own memory (two readings of the cost, one writing of A), then
-//   read once an iteration; what a block holds in shared memory between two sweeps is not read again, a small problem
-//   not at all. One number a column, block and problem crosses the blocks.
-// Numerics: the stabilised scaling of a tile (sinkhorn/cuda/tile.cuh). A row waits on chip for its sum:
-//   a_i = 1 / sum_j A_ij b_j, and then A_ij a_i is added to the columns. After one iteration exact in logarithms a
-//   scaling changes by at most a factor max(N, M) in each; once one has left [1 / FAR, FAR] the next sweep moves the
-//   powers of two of all into u and v, which are whole numbers, and builds A anew while it iterates. No atomics and a
-//   fixed order of sums: deterministic, though the order depends on the size of the batch and of the GPU.
+// Computes: Sinkhorn for any N and for M up to 8192. An iteration is one pass over a matrix in global memory.
+// Grid: one persistent block of 16 warps on each multiprocessor. All blocks run at the same time, and the grid has
+//   barriers.
+// Each block owns: an equal share of the rows of the batch (sweep_path.cuh). A team of warps takes a row, and a thread
+//   16 entries of it. Column sums stay in the registers of a thread until the block goes on to the next problem.
+// Memory traffic: A is built from the cost in the memory of the plan (the cost is read twice, A written once), and then
+//   read once an iteration. The rows that a block has in shared memory between two sweeps are not read again; a small
+//   problem is not read at all. One number for each column, block and problem goes from block to block.
+// Numerics: the stabilised scaling of a tile (tile.cuh). A row stays on chip until its sum is known: a_i = 1 / sum_j
+//   A_ij b_j; then A_ij a_i is added to the columns. The first iteration uses logarithms, and after it an iteration
+//   changes a scaling by at most a factor max(N, M). If a scaling has left [1 / FAR, FAR], the next sweep moves the
+//   powers of two of all scalings into u and v, which are whole numbers, and builds A again while it iterates. Without
+//   atomics and with a fixed order of sums, results are deterministic. But the order depends on the size of the batch
+//   and of the GPU.
 #pragma once
 
 #include <type_traits>
@@ -18,11 +20,12 @@
 
 namespace hystar_fast {
 
-// Moves the nearest power of two of a scaling into its potential: exactly as much as the potential took.
+// Moves the nearest power of two of a scaling into its potential. The scaling changes by exactly the same factor as the
+// potential.
 HYSTAR_DEVICE void absorb(float& scaling, float& potential) {
     const float exponent = scaling > 0 && scaling < INFINITY ? rintf(log2_of(scaling)) : 0.0f;
     const float moved = (potential + exponent) - potential;
-    if (!(fabsf(moved) <= 250)) return;  // not a number: the problem will be refused
+    if (!(fabsf(moved) <= 250)) return;  // not a number: the problem is invalid or infeasible
     scaling = ldexpf(scaling, -static_cast<int>(moved));
     potential += moved;
 }
@@ -39,7 +42,7 @@ class Sweeper : public SweepPath<S, Block> {
         for (k_ = 0; k_ < batch_.n_iter; ++k_) {
             if (k_ > 0 && batch_.tol > 0 && !any_of(0, work_.problems - 1, [&](int p) { return *iterations(p) >= k_; }))
                 break;
-            // the ring is of no use where a problem has come to rest or A has to be built
+            // the ring cannot be used if a problem has met its tolerance or A must be built
             pass<Pass::ITERATE>(k_ == 0 || !any_of(first_problem_, last_problem_, [&](int p) {
                 return *iterations(p) == k_ - 1 || (*iterations(p) >= k_ && this->template builds<Pass::ITERATE>(p));
             }));
@@ -63,7 +66,7 @@ class Sweeper : public SweepPath<S, Block> {
     HYSTAR_DEVICE Workspace rows(const Problem& problem) const { return {work_.rows, problem, problem.index}; }
     HYSTAR_DEVICE bool leads(bool there) const { return there && this->team_thread() == 0; }
 
-    // All rows once, and then the columns.
+    // One pass over all rows, and then the columns.
     template <Pass PASS>
     HYSTAR_DEVICE void pass(bool resident) {
         int now = -1;
@@ -87,7 +90,8 @@ class Sweeper : public SweepPath<S, Block> {
         block_.sync_grid();
     }
 
-    // Begins with a problem. The potentials with which A will be built lie where its columns are left at the end.
+    // Begins a problem. The potentials for building A are kept in the memory in which `leave` will write the column
+    // sums.
     template <Pass PASS>
     HYSTAR_DEVICE void enter(int problem) {
         building_ = this->template builds<PASS>(problem);
@@ -111,8 +115,8 @@ class Sweeper : public SweepPath<S, Block> {
         }
     }
 
-    HYSTAR_DEVICE bool inside(int entry) const { return has(entry / S::VECTOR); }  // as m is a multiple of VECTOR
-    // The costs of a row; +inf where an entry is forbidden or outside the matrix.
+    HYSTAR_DEVICE bool inside(int entry) const { return has(entry / S::VECTOR); }  // because m is a multiple of VECTOR
+    // Reads the costs of a row; +inf if an entry is forbidden or outside the matrix.
     HYSTAR_DEVICE void read_costs(float (&costs)[S::COLUMNS], const Problem& problem, int row, bool there, int slot) const {
         this->read(costs, slot, there, INFINITY);
         if (problem.mask() == nullptr) return;
@@ -122,12 +126,12 @@ class Sweeper : public SweepPath<S, Block> {
             if (there && inside(i) && forbids[apart(i / S::VECTOR) + i % S::VECTOR] != 0) costs[i] = INFINITY;
     }
 
-    // Reduces a value over the team of a row; every thread gets the result. All teams come here together.
+    // Reduces a value over the team of a row. Every thread gets the result. All teams must call this together.
     template <class Op>
     HYSTAR_DEVICE float reduce_team(float value) {
         value = reduce_warp<Op>(block_, value);
         if constexpr (S::TEAM_WARPS > 1) {
-            float* box = shared_.box[turn_];  // the other one may still be read
+            float* box = shared_.box[turn_];  // threads may still read the other one
             turn_ = 1 - turn_;
             if (block_.lane() == 0) box[block_.warp()] = value;
             block_.sync();
@@ -144,7 +148,7 @@ class Sweeper : public SweepPath<S, Block> {
         }
         return value;
     }
-    // Sum over the row of A b.
+    // The sum of A b over the row.
     HYSTAR_DEVICE float sum_row(const float (&entries)[S::COLUMNS]) {
         float sums[4] = {};
 #pragma unroll
@@ -152,7 +156,7 @@ class Sweeper : public SweepPath<S, Block> {
         return reduce_team<Sum>((sums[0] + sums[1]) + (sums[2] + sums[3]));
     }
 
-    // What the row holds, its first scaling, and the largest x + log2 a of every column.
+    // A row in the first pass: its state, its first scaling, and the largest x + log2 a of every column.
     HYSTAR_DEVICE void first_row(const Problem& problem, int row, bool there, int slot) {
         float entries[S::COLUMNS], negative = -INFINITY, held = 0, sum = 0;
         read_costs(entries, problem, row, there, slot);
@@ -181,7 +185,7 @@ class Sweeper : public SweepPath<S, Block> {
         if (row == 0) *work_.far_after(problem.index, 0) = *work_.far_after(problem.index, 1) = 0;
     }
 
-    // A row of an iteration. The first of them takes the scaling that first_row left.
+    // A row in an iteration. The first iteration uses the scaling from first_row.
     HYSTAR_DEVICE void iterate_row(const Problem& problem, int row, bool there, int slot, bool stays) {
         float entries[S::COLUMNS], u = 0, a = 0;
         if (building_ || batch_.tol > 0) {
@@ -225,6 +229,7 @@ class Sweeper : public SweepPath<S, Block> {
         for (int i = 0; i < S::COLUMNS; ++i) sums_[i] += entries[i] * a;
     }
 
+    // A row in the last pass: the plan, the error of its sum, and u.
     HYSTAR_DEVICE void plan_row(const Problem& problem, int row, bool there, int slot) {
         const Workspace work = rows(problem);
         const float a = there ? work.u(*iterations(problem.index))[row] : 0.0f;
@@ -239,7 +244,7 @@ class Sweeper : public SweepPath<S, Block> {
         problem.u()[row] = (problem.u()[row] + log2f(a)) * problem.unit + work.lowest[row];
     }
 
-    // Leaves behind what the columns of this problem have come to in this block.
+    // Ends a problem: writes the sums, or maxima, of its columns in this block.
     template <Pass PASS>
     HYSTAR_DEVICE void leave(int problem) {
         using Op = std::conditional_t<PASS == Pass::FIRST, Max, Sum>;
@@ -279,7 +284,8 @@ class Sweeper : public SweepPath<S, Block> {
         }
     }
 
-    // Reduces what the blocks left of every column, 32 columns a warp, or for 8 warps where many blocks share a problem.
+    // Reduces the values of all blocks for every column. A warp takes 32 columns, or 8 warps take them together if many
+    // blocks share a problem.
     template <Pass PASS>
     HYSTAR_DEVICE void reduce_columns() {
         using Op = std::conditional_t<PASS == Pass::FIRST, Max, Sum>;
@@ -318,7 +324,7 @@ class Sweeper : public SweepPath<S, Block> {
         return reduce_warp<Max>(block_, worst);
     }
 
-    // What follows from the sum, or the maximum, of a column. A problem that has met its tolerance keeps its scalings.
+    // Uses the sum, or the maximum, of a column. A problem that has met its tolerance keeps its scalings.
     template <Pass PASS>
     HYSTAR_DEVICE void finish_column(int index, int j, float total, bool stops) {
         const Problem problem(batch_, index);
@@ -346,7 +352,7 @@ class Sweeper : public SweepPath<S, Block> {
     }
 
     typename S::Shared& shared_;
-    float b_[S::COLUMNS], sums_[S::COLUMNS];  // of the thread's columns
+    float b_[S::COLUMNS], sums_[S::COLUMNS];  // of the columns of the thread
     float worst_ = 0;
     bool building_ = false;
     int turn_ = 0;

@@ -1,4 +1,4 @@
-// The sweeping kernel (sinkhorn/cuda/sweep.cu) as the other sources see it.
+// Declarations of sweep.cu, the sweeping kernel.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,14 +9,14 @@
 
 namespace hystar_fast {
 
-// Whether a multiprocessor of the current device holds a block of that shape.
+// Whether a multiprocessor of the current device can hold a block of that shape.
 bool sweep_fits_here(int shape);
 
-// Floats of workspace.
+// The floats of the workspace.
 int64_t sweep_words(int64_t problems, int n, int m, const Choice& choice);
 
-// Everything but the outcome of the problems. Returns the part of the workspace from which that follows, a Workspace of
-// sinkhorn/cuda/stream.cuh for each of them.
+// Computes all but the status and error of the problems. Returns the part of the workspace that stream_outcome needs
+// for these: one Workspace of stream.cuh for each problem.
 float* launch_sweep(const Batch& batch, int64_t problems, const Choice& choice, float* workspace, cudaStream_t stream);
 
 }  // namespace hystar_fast

@@ -1,9 +1,11 @@
-// What a block of the sweeping kernel reads and in which order: its rows, the ring they come through, the workspace.
+// The path of a block of the sweeping kernel: its rows and their order, the ring through which they are read, the
+// workspace.
 //
-// The rows of the whole batch are shared out evenly, a block taking one piece of them, which may end in the middle of a
-// problem. A step is a row for each team of the block, all of one problem. Steps come through a ring of slots in shared
-// memory. A thread fetches what it will read, so a slot needs no barrier: it is fetched again once its contents have gone
-// into sums. Sweeps alternate in direction, so the steps in the ring at the end of one are those the next begins with.
+// The rows of the whole batch are divided evenly. A block takes one part of them, which may end in the middle of a
+// problem. A step is one row for each team of the block, all of the same problem. Steps are read through a ring of
+// slots in shared memory. A thread copies the values that it will read itself, so a slot needs no barrier: it is filled
+// again after its values have been added to sums. Sweeps go forward and back in turn, so the steps in the ring at the
+// end of a sweep are the first of the next.
 #pragma once
 
 #include <type_traits>
@@ -13,10 +15,10 @@
 
 namespace hystar_fast {
 
-// The workspace of a batch. Columns have a pitch, so that their vectors are aligned.
+// The workspace of a batch. Column vectors have a pitch, so that they are aligned.
 struct SweepWorkspace {
     static HYSTAR_BOTH constexpr long long column_pitch(int m) { return (m + 3) / 4 * 4; }
-    // Blocks that share the rows of a batch leave at most so many sums of a column: one a block and problem.
+    // The most sums of a column that the blocks write: one for each pair of a block and a problem that it works on.
     static HYSTAR_BOTH constexpr long long parts(long long problems, int blocks) { return problems + blocks - 1; }
     static HYSTAR_BOTH constexpr long long words(long long problems, int n, int m, int blocks) {
         return (problems + parts(problems, blocks)) * column_pitch(m) + problems * (Workspace::words(n, m) + 2) +
@@ -32,13 +34,13 @@ struct SweepWorkspace {
     }
     HYSTAR_DEVICE float* b(int problem) const { return scalings + problem * pitch; }
     HYSTAR_DEVICE float* columns(int part) const { return partial + part * pitch; }
-    // Iteration k writes k + 1 where a scaling came out far; the next one reads it.
+    // Iteration k writes k + 1 here if a scaling is far (is_far). The next iteration reads it.
     HYSTAR_DEVICE int* far_after(long long problem, int k) const { return far + 2 * problem + k % 2; }
 
     int problems;
     long long pitch;
-    float *scalings, *partial;  // b of a problem; the columns of a part, which is `block + problem`
-    float* rows;                // a Workspace for every problem; the scalings a alternate there as u does when streaming
+    float *scalings, *partial;  // b of a problem; the column sums of part number `block + problem`
+    float* rows;                // a Workspace for every problem; its two u hold the scalings a in turn
     float* worst;               // the largest |row - 1| of a part
     int* far;
 };
@@ -48,7 +50,7 @@ struct alignas(4 * COUNT) Vector {
     float value[COUNT];
 };
 
-// row sums and column maxima of the cost; an iteration; the plan
+// The passes: row sums and column maxima of the cost; an iteration; the plan.
 enum class Pass { FIRST, ITERATE, PLAN };
 
 template <class S, class Block>
@@ -66,21 +68,22 @@ class SweepPath {
     }
 
   protected:
-    // A step of a sweep: the rows from `row` on, one a team, and where this thread's part of its row lies.
+    // A step of a sweep: the rows from `row` on, one for each team, and the address of this thread's part of its row.
     struct Step {
         int problem, row;
         const float* from;
     };
     using Piece = Vector<S::VECTOR>;
 
-    // The first row of a block among those of the batch, and the block that has a row.
+    // Rows are numbered over the whole batch: their number, the first row of a block, and the block that has a row.
     HYSTAR_DEVICE long long total() const { return static_cast<long long>(work_.problems) * batch_.n; }
     HYSTAR_DEVICE long long share(int block) const { return total() * block / block_.blocks(); }
     HYSTAR_DEVICE int owner(long long row) const { return static_cast<int>(((row + 1) * block_.blocks() - 1) / total()); }
 
     HYSTAR_DEVICE int team() const { return block_.warp() / S::TEAM_WARPS; }
     HYSTAR_DEVICE int team_thread() const { return block_.thread() % S::TEAM_THREADS; }
-    // A thread's columns: pieces of VECTOR, the same distance apart. Written so that a constant is all that differs.
+    // The columns of a thread are pieces of VECTOR columns, at equal distances, so that their addresses differ by
+    // constants.
     HYSTAR_DEVICE int first_column() const { return team_thread() * S::VECTOR; }
     HYSTAR_DEVICE static constexpr int apart(int piece) { return piece * S::TEAM_THREADS * S::VECTOR; }
     HYSTAR_DEVICE bool has(int piece) const { return apart(piece) < right_of_first_; }
@@ -94,12 +97,12 @@ class SweepPath {
     }
     HYSTAR_DEVICE int* iterations(long long problem) const { return batch_.iterations + problem; }
 
-    // Whether this pass takes the problem: with a tolerance, those that have met it rest.
+    // Whether this pass works on the problem. With a tolerance, an iteration skips problems that have met it.
     template <Pass PASS>
     HYSTAR_DEVICE bool active(int problem) const {
         return PASS != Pass::ITERATE || k_ == 0 || *iterations(problem) >= k_;
     }
-    // Whether this pass reads its cost, and not A.
+    // Whether this pass reads the cost of the problem, instead of A.
     template <Pass PASS>
     HYSTAR_DEVICE bool builds(int problem) const {
         if (PASS == Pass::PLAN) return false;
@@ -147,7 +150,7 @@ class SweepPath {
         for (int k = 0; k < S::PIECES; ++k)
             if (has(k)) block_.copy_async(place(slot, k), step.from + apart(k));
     }
-    // What a thread has of a row.
+    // Reads the entries of a row that this thread has.
     HYSTAR_DEVICE void read(float (&entries)[S::COLUMNS], int slot, bool there, float otherwise) const {
 #pragma unroll
         for (int k = 0; k < S::PIECES; ++k) {
@@ -159,7 +162,7 @@ class SweepPath {
             for (int e = 0; e < S::VECTOR; ++e) entries[k * S::VECTOR + e] = piece.value[e];
         }
     }
-    // Writes it to the plan, and to the slot if it stays there.
+    // Writes them to the plan, and to the slot if its values are used again.
     HYSTAR_DEVICE void write(const float (&entries)[S::COLUMNS], const Problem& problem, int row, int slot,
                              bool stays) const {
         float* plan = problem.plan() + problem.at(row, first_column());
@@ -174,8 +177,8 @@ class SweepPath {
         }
     }
 
-    // One sweep: take(step, slot, stays) for every step of the block; `stays` if its slot is not fetched again.
-    // `resident`: the ring holds the steps it begins with.
+    // One sweep: calls take(step, slot, stays) for every step of the block. `stays` is true if the slot is not filled
+    // again. `resident` means that the ring already has the first steps.
     template <Pass PASS, class Take>
     HYSTAR_DEVICE void sweep(bool resident, Take take) {
         Step step = first_step<PASS>(), ahead = step;
@@ -201,7 +204,7 @@ class SweepPath {
     const Batch& batch_;
     const SweepWorkspace& work_;
     float* ring_;
-    int stages_, slot_ = 0;  // of the ring, and where a sweep begins
+    int stages_, slot_ = 0;  // the number of slots, and the slot with which a sweep begins
     int first_problem_, last_problem_, first_row_, end_row_, right_of_first_;
     int k_ = 0;  // the iteration
     bool forward_ = true;

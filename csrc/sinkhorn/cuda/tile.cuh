@@ -1,15 +1,18 @@
-// Computes: a whole Sinkhorn problem in registers: of one block for N and M up to 192, of a cluster of blocks beyond.
-// Grid: one block or cluster a problem; a batch of thousands is one launch.
-// Each thread owns: a ROWS x COLUMNS piece of A_ij = 2^(x + u + v); one warp is 32 / LANE_COLUMNS x LANE_COLUMNS lanes,
-//   warps and then blocks are stacked over the rows, so row sums never leave a warp; column sums cross warps once, and
-//   in a cluster every block adds up its share of the columns and hands it to the others. No atomics: a fixed order.
-// Memory traffic: cost read once and plan written once; an absorption reads cost again (rare; from L2). A block of a
-//   cluster sends about two numbers a column and iteration.
-// Numerics: "stabilised scaling", equal to the log-domain iteration. After one exact iteration in logarithms an
-//   iteration is a_i = 1 / sum_j A_ij b_j, b_j = (N/M) / sum_i A_ij a_i: multiply-adds, no exponentials. One iteration
-//   changes a scaling by at most a factor max(N, M) (a balanced side bounds the other), so looking every fourth
-//   iteration whether one has left [1 / FAR, FAR] keeps every product inside fp32; if so their powers of two move into
-//   u and v, which are whole numbers, so that nothing is rounded.
+// Computes: a whole Sinkhorn problem in registers: of one block for N and M up to 192, of a cluster of blocks above
+//   that.
+// Grid: one block or cluster for each problem; a batch of thousands is one launch.
+// Each thread owns: a ROWS x COLUMNS piece of A_ij = 2^(x + u + v). A warp is 32 / LANE_COLUMNS x LANE_COLUMNS lanes.
+//   Warps, and then blocks, are one below the other, so row sums stay in a warp. Column sums are added over the warps
+//   once, and in a cluster every block adds up its share of the columns and sends it to the others. No atomics: the
+//   order is fixed.
+// Memory traffic: the cost once, the plan once. An absorption reads the cost again (rare; from L2). A block of a
+//   cluster sends about two numbers a column in each iteration.
+// Numerics: "stabilised scaling", which equals the iteration in the log domain. The first iteration uses logarithms.
+//   After it an iteration is a_i = 1 / sum_j A_ij b_j, b_j = (N/M) / sum_i A_ij a_i: multiply-adds without
+//   exponentials. One iteration changes a scaling by at most a factor max(N, M), because the sums of one side are exact
+//   and bound those of the other. So it is enough to check in every fourth iteration whether a scaling has left [1 /
+//   FAR, FAR]: every product stays in the range of fp32. If one has, the powers of two of all scalings move into u and
+//   v, which are whole numbers, so nothing is rounded.
 #pragma once
 
 #include "sinkhorn/cuda/shapes.cuh"
@@ -22,9 +25,9 @@ class TileSolver {
     HYSTAR_DEVICE TileSolver(Block& block, const Problem& problem, typename T::Shared& shared)
         : block_(block), problem_(problem), shared_(shared) {}
 
-    // Solves the problem. True if `settle` has to decide whether it has a plan at all.
+    // Solves the problem. Returns true if check_feasibility must decide whether a plan exists.
     HYSTAR_DEVICE bool solve() {
-        if constexpr (Block::CLUSTERED) block_.sync_cluster();  // from here on the others' shared memory is there
+        if constexpr (Block::CLUSTERED) block_.sync_cluster();  // after this the other blocks have started
         const int refused = first_iteration();
         if (refused != CONVERGED) {
             if (block_.rank() == 0) write_without_plan(block_, problem_, refused);
@@ -40,7 +43,7 @@ class TileSolver {
     }
 
   protected:
-    // Where the lane is, computed anew at each use: the registers belong to A.
+    // The position of the lane. It is computed at each use, because A needs the registers.
     HYSTAR_DEVICE int lane_row() const { return block_.lane() / T::LANE_COLUMNS; }
     HYSTAR_DEVICE int lane_column() const { return block_.lane() % T::LANE_COLUMNS; }
     HYSTAR_DEVICE int piece() const { return block_.warp() * T::LANE_ROWS + lane_row(); }
@@ -50,15 +53,15 @@ class TileSolver {
     HYSTAR_DEVICE int column(int k) const { return lane_column() + T::LANE_COLUMNS * k; }
     HYSTAR_DEVICE bool inside(int i, int k) const { return row(i) < problem_.n && column(k) < problem_.m; }
 
-    // A fact of any thread that works on the problem.
+    // Whether the fact is true in any thread that works on the problem.
     HYSTAR_DEVICE bool any(bool fact) {
         fact = block_.any(fact);
         if constexpr (Block::CLUSTERED) fact = share<Max>(fact ? 1.0f : 0.0f) > 0;
         return fact;
     }
 
-    // Reduces a number of every block, the same in all its threads, over the cluster. A call writes where the call before
-    // the last one did: that everybody has read.
+    // Reduces one number of every block, which is the same in all its threads, over the cluster. Two boxes are used in
+    // turn: all threads have read the one that a call writes.
     template <class Op>
     HYSTAR_DEVICE float share(float number) {
         if constexpr (Block::CLUSTERED) {
@@ -73,7 +76,8 @@ class TileSolver {
         return number;
     }
 
-    // Reduces `values` over a row's lanes; slots get finish(total, index among the owned); then `values` are the slots.
+    // Reduces `values` over the lanes of a row. Writes finish(total, index among the owned values) to the slots, and
+    // then reads `values` from the slots.
     template <class Op, class Finish>
     HYSTAR_DEVICE void reduce_rows(float (&values)[T::ROWS], float* slots, Finish finish) {
         reduce_scatter<Op, T::ROWS, T::LANE_COLUMNS / 2, 1>(block_, values);
@@ -85,6 +89,7 @@ class TileSolver {
         load_aligned(values, slots + row_slot());
     }
 
+    // The same for the columns, over all warps and blocks.
     template <class Op, class Finish>
     HYSTAR_DEVICE void reduce_columns(float (&values)[T::COLUMNS], float* slots, Finish finish) {
         reduce_scatter<Op, T::COLUMNS, 16, T::LANE_COLUMNS>(block_, values);
@@ -114,10 +119,10 @@ class TileSolver {
         load_aligned(values, slots + column_slot());
     }
 
-    // The slot of the c-th column in the order of slots.
+    // The slot of column c.
     HYSTAR_DEVICE static int slot_of(int c) { return c / T::COLUMNS * T::COLUMN_PITCH + c % T::COLUMNS; }
 
-    // Columns are dealt out to the blocks of a cluster in chunks of 32: chunk q goes to block q % blocks.
+    // The columns are distributed over the blocks of a cluster in chunks of 32: block q % blocks has chunk q.
     HYSTAR_DEVICE int share_of_columns() const {
         return 32 * ((T::CHUNKS + block_.blocks() - 1) >> block_.log2_blocks());
     }
@@ -126,7 +131,8 @@ class TileSolver {
         float* sent = block_.remote(shared_.sent, chunk & (block_.blocks() - 1));
         sent[block_.rank() * share_of_columns() + 32 * (chunk >> block_.log2_blocks()) + c % 32] = total;
     }
-    // Adds up this block's columns once all have sent theirs, and writes finish(total) to the slots of every block.
+    // Waits until all blocks have sent their sums, adds up the columns of this block, and writes finish(total) to the
+    // slots of every block.
     template <class Op, class Finish>
     HYSTAR_DEVICE void reduce_sent(float* slots, Finish finish) {
         block_.sync_cluster();
@@ -143,9 +149,10 @@ class TileSolver {
         block_.sync_cluster();
     }
 
-    // Puts make(i, k, costs) into A: `costs` are those of the lane's row i from its k-th column on, some or all of them,
-    // +inf where forbidden or outside, to be replaced by what A shall hold. `zero` is 0, but read from memory, so that
-    // loops stay loops and no address is kept from one row to the next: A leaves no registers for that.
+    // Calls make(i, k, costs) for the costs of row i of the lane from its k-th column on, some or all of them. They are
+    // +inf if forbidden or outside the matrix. make replaces them by the values of A. `zero` is 0, but it is read from
+    // memory, so that the compiler keeps loops as loops, and keeps no address in registers from one row to the next: A
+    // needs all registers.
     template <class Make>
     HYSTAR_DEVICE void load_costs(Make make) {
 #pragma unroll
@@ -168,12 +175,12 @@ class TileSolver {
         }
     }
 
-    // Where several lanes share a column, the row of every lane is read in order of address and handed out through
-    // shared memory. Straight from global memory every entry would need its own address and predicates.
+    // If several lanes share a column, the rows of the lanes are read in the order of their addresses, and passed on
+    // through shared memory. Reading each entry directly would need an address and predicates for each.
     HYSTAR_DEVICE void load_staged(int i, int start) {
         constexpr int WIDTH = T::MAX_COLUMNS % 32 == 0 ? 32 : 16, STEPS = T::MAX_COLUMNS / WIDTH, HEIGHT = 32 / WIDTH;
         static_assert(T::MAX_COLUMNS % WIDTH == 0);
-        const int above = start / WIDTH, left = start % WIDTH;  // of the entry a lane reads first
+        const int above = start / WIDTH, left = start % WIDTH;  // the position of the entry that a lane reads first
         float* staged = shared_.staged[block_.warp()] + above * T::STAGED_PITCH + left;
         const float* given = shared_.staged[block_.warp()] + lane_row() * T::STAGED_PITCH + lane_column();
 #pragma unroll
@@ -188,7 +195,8 @@ class TileSolver {
         block_.sync_warp();
     }
 
-    // From v = 0, in logarithms: a 2^u = 1 / sum_j 2^x, v = -max_i (x + u), then A and its column half-step.
+    // The first iteration, from v = 0, in logarithms: a 2^u = 1 / sum_j 2^x, v = -max_i (x + u), then A and the column
+    // half-step. Returns INVALID or INFEASIBLE if that is clear already, else CONVERGED.
     HYSTAR_DEVICE int first_iteration() {
         float rows[T::ROWS], columns[T::COLUMNS];
         shared_.zero = shared_.turn = 0;
@@ -246,7 +254,7 @@ class TileSolver {
         }
     }
 
-    // a = 1 / row sums of A b. True, with nothing changed, if a tolerance was asked for and the plan already meets it.
+    // a = 1 / the row sums of A b. If there is a tolerance and the plan meets it, returns true and changes nothing.
     HYSTAR_DEVICE bool row_step() {
         float sums[T::ROWS];
         row_sums(sums);
@@ -265,7 +273,7 @@ class TileSolver {
         return false;
     }
 
-    // b = (N/M) / column sums of A a.
+    // b = (N/M) / the column sums of A a.
     HYSTAR_DEVICE void column_step() {
 #pragma unroll
         for (int k = 0; k < T::COLUMNS; ++k) {
@@ -286,15 +294,15 @@ class TileSolver {
         return any(far);
     }
 
-    // Takes the nearest power of two out of a scaling and returns its exponent. Potentials are whole numbers, so
-    // nothing is rounded when they take it over: the plan stays as exact as the scalings are.
+    // Divides a scaling by the nearest power of two, and returns the exponent. The potentials are whole numbers, so
+    // adding the exponent to them rounds nothing, and the plan stays as exact as the scalings.
     HYSTAR_DEVICE static float take_power(float& scaling) {
         const float exponent = scaling > 0 ? rintf(log2_of(scaling)) : 0.0f;
         scaling *= power_of_two(-exponent);
         return exponent;
     }
 
-    // Moves the scalings into the potentials and builds A anew.
+    // Moves the scalings into the potentials and builds A again.
     HYSTAR_DEVICE void absorb() {
         move_scalings();
         rebuild();
@@ -317,7 +325,7 @@ class TileSolver {
         }
     }
 
-    // A of the potentials in shared memory, from the cost.
+    // Builds A from the cost and the potentials in shared memory.
     HYSTAR_DEVICE void rebuild() {
         block_.sync();
         load_costs([&](int i, int first, auto& entries) {
@@ -331,6 +339,7 @@ class TileSolver {
         });
     }
 
+    // Writes the plan and the other results. Returns true if check_feasibility must decide whether a plan exists.
     HYSTAR_DEVICE bool finish(int done) {
         float sums[T::ROWS], worst = 0, missing = 0;
         bool has_zeros = false;
@@ -370,14 +379,14 @@ class TileSolver {
         return any(has_zeros) && first_block && missing >= problem_.row_mass;
     }
 
-    static constexpr float EMPTY = -1;  // the potential of a column without an allowed entry; of others it is >= 0
+    static constexpr float EMPTY = -1;  // the potential of a column without an allowed entry; all others are >= 0
 
     Block& block_;
     const Problem& problem_;
     typename T::Shared& shared_;
     float a_[T::ROWS][T::COLUMNS];  // A
-    float scaling_[T::ROWS];        // a of the lane's rows
-    float b_[T::COLUMNS];           // b of the lane's columns
+    float scaling_[T::ROWS];        // a of the rows of the lane
+    float b_[T::COLUMNS];           // b of the columns of the lane
 };
 
 }  // namespace hystar_fast

@@ -1,19 +1,20 @@
-// Computes: the gradient of the cost through every iteration of a problem that lives in registers (TileSolver).
-// Grid: blocks or clusters that take a problem after the other, each with a history of its own.
-// Each thread owns: the piece of A that it owns in the forward.
-// Memory traffic: cost twice, the plan's gradient, dcost; the history is written and read once or twice (L2).
-// Numerics: the iterations are done again, which gives the scalings a_k, b_k of A to rounding, and then undone:
+// Computes: the gradient of the cost through every iteration of a problem in registers (TileSolver).
+// Grid: blocks or clusters, each of which takes one problem after the other and has a history.
+// Each thread owns: the piece of A that it owns in the forward pass.
+// Memory traffic: the cost twice, the gradient of the plan, dcost; the history is written and read once or twice (L2).
+// Numerics: the iterations are repeated, which gives the scalings a_k, b_k of A up to rounding, and then undone:
 //     Q = (M/N) a_k A b_k,  R = a_k A b_{k-1}      du -= Q dv,  dv = -R' du,  dK -= Q dv + R du
-//   with columns of Q and rows of R that sum to 1 to rounding, however large the potentials are. What they add to dK is
-//   A times outer products of a_k, h = a_k du and p = (M/N) b_k dv, b_{k-1}: these four vectors are the history, and the
-//   products are summed when all iterations of one A have been undone, so that A and their sum never share registers.
+//   where the columns of Q and the rows of R sum to 1 up to rounding, for potentials of any size. dK changes by A times
+//   outer products of a_k, h = a_k du and p = (M/N) b_k dv, b_{k-1}. These four vectors are the history. The products
+//   are summed when all iterations of one A have been undone, so that A and their sum are never in registers at the
+//   same time.
 #pragma once
 
 #include "sinkhorn/cuda/gradient.cuh"
 
 namespace hystar_fast {
 
-// The history of a block, in the order of slots of T::Shared.
+// The history of a block. Its vectors have the order of slots of T::Shared.
 template <class T>
 class History {
   public:
@@ -23,13 +24,14 @@ class History {
     HYSTAR_BOTH static constexpr long long words(long long n_iter) { return n_iter * STEP + n_iter / 4 * EPOCH; }
     HYSTAR_DEVICE History(float* base, int n_iter) : steps_(base), epochs_(base + n_iter * STEP) {}
 
-    // Of iteration k, from 1 on. The scalings it ends with and starts from; p takes the place of b, when that is used up.
+    // The vectors of iteration k >= 1: the scalings at its end, and b at its beginning (before). p replaces b after its
+    // last use.
     HYSTAR_DEVICE float* a(int k) const { return steps_ + (k - 1) * STEP; }
     HYSTAR_DEVICE float* h(int k) const { return a(k) + T::ROW_SLOTS; }
     HYSTAR_DEVICE float* b(int k) const { return h(k) + T::ROW_SLOTS; }
     HYSTAR_DEVICE float* before(int k) const { return b(k) + T::COLUMN_SLOTS; }
 
-    // Whether scalings were absorbed after iteration k, a multiple of 4, and the potentials until then.
+    // For k a multiple of 4: whether scalings were absorbed after iteration k, and the potentials before that.
     HYSTAR_DEVICE float* absorbed(int k) const { return epochs_ + (k / 4 - 1) * EPOCH; }
     HYSTAR_DEVICE float* u(int k) const { return absorbed(k) + 4; }
     HYSTAR_DEVICE float* v(int k) const { return u(k) + T::ROW_SLOTS; }
@@ -50,10 +52,10 @@ class TileUnrolled : TileGradient<T, Block> {
         : Base(block, problem, shared, upstream), history_(history, problem.n_iter) {}
 
     HYSTAR_DEVICE void solve() {
-        if (this->has_none()) return;
+        if (this->is_zero()) return;
         const int done = *problem_.iterations();
         start();
-        int k = 1, last = 0;  // last: of the iterations with the present A that are undone; 0 on the way there
+        int k = 1, last = 0;  // last: the last iteration with the present A, while going back; 0 while going forward
         for (;;) {
             if (last == 0 && !advance(k, done)) {
                 weigh(k);
@@ -76,7 +78,7 @@ class TileUnrolled : TileGradient<T, Block> {
     }
 
   private:
-    // One lane of a row, and one warp's lanes of the columns, write for all that hold the same.
+    // Write row values and column values to memory. Lanes that have the same values write them only once.
     HYSTAR_DEVICE void keep_rows(float* to, const float (&values)[T::ROWS]) const {
         if (this->lane_column() != 0) return;
 #pragma unroll
@@ -86,7 +88,7 @@ class TileUnrolled : TileGradient<T, Block> {
         if (block_.warp() == 0 && this->lane_row() == 0) store_aligned(to + this->column_slot(), values);
     }
 
-    // The first iteration of the forward, on record.
+    // Repeats the first iteration of the forward pass, and records it.
     HYSTAR_DEVICE void start() {
         this->first_iteration();
         float from[T::COLUMNS];
@@ -98,7 +100,8 @@ class TileUnrolled : TileGradient<T, Block> {
         keep_columns(history_.b(1), b_);
     }
 
-    // The iterations after k, to the last (false) or until scalings have to be absorbed (true).
+    // Repeats the iterations after k. Returns false after the last one, or true if scalings must be absorbed before the
+    // next.
     HYSTAR_DEVICE bool advance(int& k, int done) {
         while (k < done) {
             keep_columns(history_.before(k + 1), b_);
@@ -119,7 +122,7 @@ class TileUnrolled : TileGradient<T, Block> {
         return false;
     }
 
-    // Undoes iterations back to where this A began; k becomes the last one before it.
+    // Undoes the iterations with the present A. Sets k to the last iteration before them.
     HYSTAR_DEVICE void retreat(int& k) {
         const int done = *problem_.iterations();
         do undo(k, k == done);
@@ -130,8 +133,8 @@ class TileUnrolled : TileGradient<T, Block> {
         for (int i = block_.thread(); i < count; i += Block::THREADS) to[i] = from[i];
     }
 
-    // W = plan * dplan: what it gives dcost; its column sums, the first dv, go to shared_.b, and its row sums, du, to where
-    // h of the last iteration will be.
+    // Writes the part of dcost that comes from W = plan * dplan. The column sums of W, the first dv, go to shared_.b,
+    // and its row sums, du, to the memory of h of the last iteration.
     HYSTAR_DEVICE void weigh(int done) {
         float du[T::ROWS] = {}, dv[T::COLUMNS] = {};
 #pragma unroll
@@ -153,8 +156,8 @@ class TileUnrolled : TileGradient<T, Block> {
         this->add_columns(dv, shared_.b);
     }
 
-    // Goes back through iteration k. The column sums of R du of the iteration after it are in shared_.b, still to be scaled
-    // to its dv, and are replaced by those of this one. Only the last one has a du.
+    // Undoes iteration k. shared_.b has the column sums of R du of the iteration after it, which are not scaled yet;
+    // they are replaced by those of this iteration. Only the last iteration has a du.
     HYSTAR_DEVICE void undo(int k, bool is_last) {
         const float per_column = 1 / problem_.column_mass;
         float p[T::COLUMNS], h[T::ROWS], factor[T::COLUMNS];
@@ -178,12 +181,12 @@ class TileUnrolled : TileGradient<T, Block> {
         keep_rows(history_.h(k), h);
         this->transposed_times(h, factor);
         this->add_columns(factor, shared_.b);
-        keep_columns(history_.b(k), p);  // now, that all have read b
+        keep_columns(history_.b(k), p);  // all threads have read b by now
     }
 
-    // dcost += A * sum over iterations first .. last of (a p' + h b') / epsilon, where A is that of all of them.
+    // dcost += A * sum over the iterations first .. last of (a p' + h b') / epsilon. All of them have the present A.
     HYSTAR_DEVICE void sum_up(int first, int last) {
-        constexpr int HEIGHT = T::ROWS % 2 == 0 && T::ROWS * T::COLUMNS < 96 ? 2 : 1;  // of rows at once
+        constexpr int HEIGHT = T::ROWS % 2 == 0 && T::ROWS * T::COLUMNS < 96 ? 2 : 1;  // rows at the same time
         block_.sync();
 #pragma unroll
         for (int i = 0; i < T::ROWS; i += HEIGHT) {

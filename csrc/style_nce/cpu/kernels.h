@@ -16,8 +16,8 @@ constexpr bool kManyRegisters = HYSTAR_VECTOR_BYTES == 64;
 template <typename T>
 constexpr T kSmallestNormal = std::numeric_limits<T>::min();
 
-// Calls body(j, count) for every vector of [0, length). `count` is the number of its entries that exist: in the last vector
-// there may be fewer than lanes.
+// Calls body(j, count) for every vector of [0, length). `count` is the number of its entries that exist: in the last
+// vector there may be fewer than lanes.
 template <typename T, typename Body>
 HYSTAR_INLINE void over(std::int64_t length, const Body& body) {
     std::int64_t j = 0;

@@ -14,8 +14,8 @@ namespace {
 constexpr std::int64_t kNumbersPerThread = 1 << 19;  // numbers to read for which starting a thread pays
 constexpr std::int64_t kMultiplyAddsPerNumber = 8;   // multiply-adds in registers that take as long as reading a number
 
-// Calls body(begin, end) for parts of the rows [0, n). Each row has `width` numbers to read; as many threads are started
-// as are worth it.
+// Calls body(begin, end) for parts of the rows [0, n). Each row has `width` numbers to read; as many threads are
+// started as are worth it.
 template <typename Body>
 void share_rows(std::int64_t n, std::int64_t width, int threads, const Body& body) {
     const std::int64_t useful = std::min<std::int64_t>({threads, n, n * width / kNumbersPerThread});

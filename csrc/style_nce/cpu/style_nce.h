@@ -11,18 +11,20 @@ namespace hystar_fast::style_nce {
 // The loops over rows. Matrices, n x n or with rows of d, are contiguous unless a stride is given.
 template <typename T>
 struct Kernels {
-    // y = x / |x|; returns |x|. For a zero row y is 0 and the result +inf; for a row with NaN or inf y is 0 and the result -inf
+    // y = x / |x|; returns |x|. For a zero row y is 0 and the result +inf; for a row with NaN or inf y is 0 and the
+    // result -inf
     T (*unit)(const T* x, std::int64_t d, T* y);
     // sim_ij = <q_i, t_j> for rows [begin, end)
     void (*similarity)(const T* q, const T* t, std::int64_t n, std::int64_t d, std::int64_t begin, std::int64_t end, T* sim);
-    // One row of the cost: +inf on the diagonal (column `own`), where the mask is set, and where excluded_j is +inf. With
-    // UNIFORM weights: 1 where the cost would be finite, and 0 elsewhere. `out` may be `sim`. Returns the number of finite costs
+    // One row of the cost: +inf on the diagonal (column `own`), where the mask is set, and where excluded_j is +inf.
+    // With UNIFORM weights: 1 where the cost would be finite, and 0 elsewhere. `out` may be `sim`. Returns the number
+    // of finite costs
     std::int64_t (*cost)(const T* sim, const std::uint8_t* mask, const T* excluded, std::int64_t own, std::int64_t n, T lam,
                          Weights weights, T* out);
     // out = softmax(-cost / epsilon), or zeros if every cost is +inf
     void (*softmax)(const T* cost, std::int64_t n, T epsilon, T* out);
-    // With z_j = (sim_j - sim_own) / temperature + log weight_j and `top` the largest z: replaces weight_j by exp(z_j - top)
-    // and returns the sum of these; logsumexp z is top plus its logarithm. Returns 0 for a row without weight
+    // With z_j = (sim_j - sim_own) / temperature + log weight_j and `top` the largest z: replaces weight_j by exp(z_j -
+    // top) and returns the sum of these; logsumexp z is top plus its logarithm. Returns 0 for a row without weight
     T (*exponentials)(const T* sim, std::int64_t own, std::int64_t n, T temperature, T* weight, T* top);
     // values *= factor
     void (*scale)(T* values, std::int64_t count, T factor);

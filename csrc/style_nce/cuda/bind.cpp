@@ -1,4 +1,5 @@
-// Binds the CUDA StyleNCE; apart from the kernels because nvcc would parse pybind11 once for every architecture.
+// The Python functions of the CUDA StyleNCE. They are not in a .cu file, because nvcc would parse pybind11 once for
+// every architecture.
 #ifdef HYSTAR_FAST_CUDA
 #include "bindings.h"
 #include "style_nce/cuda/style_nce.h"

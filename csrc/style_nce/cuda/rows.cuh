@@ -1,10 +1,11 @@
-// Computes: StyleNCE around its plan: unit rows, the cost of the cosines, loss and slope from the plan, projection.
-// Grid: a warp a row of the N x N matrices, a block a row of the embeddings.
-// Memory traffic: N x N: sim read and cost written; plan and sim read, slope written over the plan, read and written.
-// Numerics: as in hystar_fast/ref/style_nce.py, every logarithm of base 2, and exp of nothing that is positive. The
-//   products between these steps are the caller's, the plan is the Sinkhorn's.
+// Computes: the steps of StyleNCE: unit rows, the cost of the cosines, loss and slope from the plan, projection.
+// Grid: one warp for each row of the N x N matrices, one block for each row of the embeddings.
+// Memory traffic: of N x N matrices: sim is read and the cost written; plan and sim are read, and the slope is written
+//   over the plan, read and written.
+// Numerics: as in hystar_fast/ref/style_nce.py, but logarithms have base 2. exp is never called with a positive number.
+//   The caller computes the products between these steps, and Sinkhorn the plan.
 //
-// Block algorithms as in sinkhorn/cuda/problem.cuh: what runs on the GPU is what tests/support/cuda_host executes.
+// Block algorithms as in problem.cuh: tests/support/cuda_host executes the source that runs on the GPU.
 #pragma once
 
 #include "sinkhorn/cuda/problem.cuh"
@@ -16,27 +17,28 @@ constexpr float LN2_FLOAT = static_cast<float>(LN2), LOG2E_FLOAT = static_cast<f
 struct Job {
     const float* sim;      // [N, N]
     const float* lengths;  // [2, N], as `unit` writes them
-    const uint8_t* mask;   // [N, N], nonzero is no negative; null: none
-    float* slope;          // [N, N], the plan before
-    float* loss;           // [N], or with `mean` one number
+    const uint8_t* mask;   // [N, N], nonzero: not a negative; null: all are negatives
+    float* slope;          // [N, N], at first the plan
+    float* loss;           // [N], or one number if `mean`
     int n;
     bool mean;
     Weights weights;
-    float gamma;           // 0: "auto"
+    float gamma;           // 0 means "auto"
     float per_lam;         // 1 / lam
     float per_temperature; // 1 / (temperature ln 2)
     float per_entropy;     // 1 / (entropy of the plan times ln 2)
     float *cost, *losses;  // [N, N], [N]
-    float* count;          // [N], admissible negatives
-    int *status, *arrived; // of the plan; blocks that have written their losses
+    float* count;          // [N], the number of negatives
+    int *status, *arrived; // status of the plan; number of blocks that have written their losses
 
-    HYSTAR_DEVICE bool is_barred(int sample) const {
+    // Whether a sample is not finite, so that it is no negative and its own loss is NaN.
+    HYSTAR_DEVICE bool is_excluded(int sample) const {
         return lengths[sample] == -INFINITY || lengths[n + sample] == -INFINITY;
     }
     HYSTAR_DEVICE long long at(int row, int column) const { return static_cast<long long>(row) * n + column; }
 };
 
-// Where everything lies that is neither given nor returned.
+// The memory of everything that is neither an argument nor a result.
 struct Workspace {
     float *cost, *u, *v, *losses, *count, *error;
     int *status, *iterations, *arrived;
@@ -67,8 +69,8 @@ inline Job make_job(const float* sim, const float* lengths, const uint8_t* mask,
             work.arrived};
 }
 
-// y = x / |x|; the length is +inf for a zero row and -inf for one with NaN or inf, and y zero. A row whose squares sum to
-// something between 1e-24 and 1e24 has lost nothing to overflow or underflow; any other is divided by its peak first.
+// y = x / |x|. For a zero row the length is +inf, for a row with NaN or inf it is -inf, and y is zero. If the sum of
+// squares is between 1e-24 and 1e24, no digits were lost; any other row is divided by its largest value first.
 template <class Block>
 HYSTAR_DEVICE void unit(Block& block, const float* x, int d, float* y, float* length, float* scratch) {
     float squares = 0, peak = 1;
@@ -96,17 +98,17 @@ HYSTAR_DEVICE void unit(Block& block, const float* x, int d, float* y, float* le
     if (block.thread() == 0) *length = root * peak;
 }
 
-// The cost of this warp's row, +inf where a pair is not admissible, and how many are.
+// Writes the cost of this warp's row, +inf if a pair is not a negative, and the number of negatives.
 template <class Block>
 HYSTAR_DEVICE void cost_row(Block& block, const Job& job, int row) {
     if (row == 0 && block.lane() == 0) *job.arrived = 0;
     if (row >= job.n) return;
-    const bool barred = job.is_barred(row);
+    const bool excluded = job.is_excluded(row);
     float count = 0;
 #pragma unroll 4
     for (int j = block.lane(); j < job.n; j += 32) {
         const long long at = job.at(row, j);
-        const bool forbidden = barred || j == row || job.is_barred(j) || (job.mask != nullptr && job.mask[at] != 0);
+        const bool forbidden = excluded || j == row || job.is_excluded(j) || (job.mask != nullptr && job.mask[at] != 0);
         float cost = job.sim[at] - 1;
         if (job.weights == PAPER) cost = expf(fminf(-cost * job.per_lam, static_cast<float>(MAX_EXPONENT)));
         job.cost[at] = forbidden ? INFINITY : cost;
@@ -116,28 +118,28 @@ HYSTAR_DEVICE void cost_row(Block& block, const Job& job, int row) {
     if (block.lane() == 0) job.count[row] = count;
 }
 
-// log2 of a weight of the row, -inf where it has none: of the plan, or of the softmax of the row's costs, whose largest
-// (-least cost) and sum are `peak` and `total`.
+// log2 of a weight of the row, or -inf if it is zero. It is a weight of the plan or, if no plan exists, of the softmax
+// of the row's costs; `peak` is the largest value of -cost, and log_total the logarithm of the sum.
 struct RowWeights {
     const Job& job;
-    bool alone;
+    bool softmax;
     float peak, log_total;
 
     HYSTAR_DEVICE float operator()(long long at) const {
-        if (job.weights != UNIFORM && !alone) {
+        if (job.weights != UNIFORM && !softmax) {
             const float weight = job.slope[at];
             return weight > 0 ? log2f(weight) : -INFINITY;
         }
         const float cost = job.cost[at];
         if (cost == INFINITY) return -INFINITY;
-        return alone ? (-cost - peak) * job.per_entropy - log_total : 0.0f;
+        return softmax ? (-cost - peak) * job.per_entropy - log_total : 0.0f;
     }
 };
 
 template <class Block>
 HYSTAR_DEVICE RowWeights row_weights(Block& block, const Job& job, int row) {
-    const bool alone = job.weights != UNIFORM && *job.status == INFEASIBLE;
-    if (!alone) return {job, false, 0, 0};
+    const bool softmax = job.weights != UNIFORM && *job.status == INFEASIBLE;
+    if (!softmax) return {job, false, 0, 0};
     float peak = -INFINITY, total = 0;
     for (int j = block.lane(); j < job.n; j += 32) peak = fmaxf(peak, -job.cost[job.at(row, j)]);
     peak = reduce_warp<Max>(block, peak);
@@ -150,7 +152,7 @@ HYSTAR_DEVICE RowWeights row_weights(Block& block, const Job& job, int row) {
 
 HYSTAR_DEVICE float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
 
-// Loss and slope of this warp's row.
+// Writes the loss and the slope of this warp's row.
 template <class Block>
 HYSTAR_DEVICE void loss_row(Block& block, const Job& job, int row) {
     if (row >= job.n) return;
@@ -158,7 +160,7 @@ HYSTAR_DEVICE void loss_row(Block& block, const Job& job, int row) {
     const float positive = job.sim[job.at(row, row)], count = fmaxf(job.count[row], 1.0f);
     const float gamma = job.gamma > 0 ? job.gamma : static_cast<float>(AUTO_GAMMA) * count;
     const float strength = logf(job.weights == UNIFORM ? gamma / count : gamma);
-    float top = -INFINITY, total = 0;  // of 2^z, z relative to the positive; total is in units of 2^top
+    float top = -INFINITY, total = 0;  // the sum of 2^z is total 2^top; z is relative to the positive
 #pragma unroll 4
     for (int j = block.lane(); j < job.n; j += 32) {
         const long long at = job.at(row, j);
@@ -182,10 +184,10 @@ HYSTAR_DEVICE void loss_row(Block& block, const Job& job, int row) {
         const float z = job.slope[at];
         job.slope[at] = j == row ? -expf(excess - loss) : z > -INFINITY ? power_of_two(z + offset) : 0.0f;
     }
-    if (block.lane() == 0) job.losses[row] = job.is_barred(row) ? NAN : loss;
+    if (block.lane() == 0) job.losses[row] = job.is_excluded(row) ? NAN : loss;
 }
 
-// What the blocks of loss_row end with: the last of them adds the losses up.
+// The end of the loss kernel: the last block that arrives adds up the losses.
 template <class Block>
 HYSTAR_DEVICE void mean_of_losses(Block& block, const Job& job, int blocks, float* scratch) {
     if (!job.mean || !block.arrives_last(job.arrived, blocks)) return;
@@ -199,13 +201,14 @@ struct Projection {
     float *dquery, *dtarget;  // [N, D] or null
     const float* units;       // [2, N, D]
     const float* lengths;     // [2, N]
-    const float* dloss;       // at i * dloss_stride, for row i
-    int64_t dloss_stride;     // 0 where all rows share one
+    const float* dloss;       // of row i at i * dloss_stride
+    int64_t dloss_stride;     // 0: all rows share one number
     int64_t n, d;
     float scale;
 };
 
-// Row `index` of the gradients wanted, one after the other: dy becomes factor * (dy - y <y, dy>) / length.
+// dy = factor * (dy - y <y, dy>) / length for row `index` of the gradients: the rows of dquery, and then those of
+// dtarget.
 template <class Block>
 HYSTAR_DEVICE void project_row(Block& block, const Projection& job, int64_t index, float* scratch) {
     const bool of_query = job.dquery != nullptr && index < job.n;
@@ -213,14 +216,14 @@ HYSTAR_DEVICE void project_row(Block& block, const Projection& job, int64_t inde
     float* dy = (of_query ? job.dquery : job.dtarget) + row * job.d;
     const float* y = job.units + unit * job.d;
     const float length = job.lengths[unit];
-    // the rows that made dtarget have had their own upstream gradients
+    // the rows of query in the product dtarget were multiplied by their upstream gradients before
     const bool scaled = of_query || job.dloss_stride == 0;
     const float factor = scaled ? job.scale * job.dloss[of_query ? row * job.dloss_stride : 0] : job.scale;
     float radial = 0;
     for (int64_t k = block.thread(); k < job.d; k += Block::THREADS) radial = fmaf(dy[k], y[k], radial);
     radial = reduce_block<Sum>(block, radial, scratch);
     const float inverse = factor / length;
-    const bool at_once = fabsf(inverse) < INFINITY;  // else the quotient comes last
+    const bool at_once = fabsf(inverse) < INFINITY;  // otherwise the division comes last
     for (int64_t k = block.thread(); k < job.d; k += Block::THREADS) {
         const float tangent = dy[k] - y[k] * radial;
         dy[k] = at_once ? tangent * inverse : tangent * factor / length;

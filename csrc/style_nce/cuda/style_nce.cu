@@ -1,4 +1,4 @@
-// The CUDA kernels of StyleNCE; the interface is described in style_nce/cuda/style_nce.h.
+// The CUDA kernels of StyleNCE. style_nce.h describes the interface.
 #include "style_nce/cuda/style_nce.h"
 
 #include "sinkhorn/cuda/sinkhorn.h"

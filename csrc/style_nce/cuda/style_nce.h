@@ -1,25 +1,27 @@
-// The CUDA StyleNCE as the extension sees it (hystar_fast._C, bound in style_nce/cuda/bind.cpp).
+// The functions of the CUDA StyleNCE that the extension hystar_fast._C has (bound in bind.cpp).
 //
 //   style_nce_cuda_normalise(query, query_stride, target, target_stride, N, D, units, lengths, stream)
-//       One launch: unit rows [2, N, D] of both inputs and their lengths [2, N]: +inf for a zero row, -inf for one with NaN
-//       or inf, whose unit rows are zero.
+//       One launch: the unit rows [2, N, D] of both inputs and their lengths [2, N]. For a zero row the length is +inf,
+//       for a row with NaN or inf it is -inf, and the unit row is zero.
 //
 //   style_nce_cuda_workspace(N) -> int
 //       Bytes of device memory that style_nce_cuda_forward needs on the current device.
 //
 //   style_nce_cuda_forward(sim, lengths, mask, N, temperature, gamma, lam, epsilon, n_iter, weights, loss, mean, slope,
 //                          stream, workspace)
-//       Cost, plan, loss and slope, a launch each (as many as its Sinkhorn takes for the plan, none for uniform weights).
-//       sim [N, N], the product of the unit rows; mask bool [N, N] or 0; gamma 0 is "auto"; weights 0: paper, 1: authors,
-//       2: uniform. Writes loss [N], or with `mean` one number, and slope [N, N]: d loss_i / d sim_ij times temperature.
+//       Cost, plan, loss and slope. The plan takes the launches of Sinkhorn, or none with uniform weights; the others
+//       take one launch each. sim [N, N] is the product of the unit rows, mask is bool [N, N] or 0, gamma 0 means
+//       "auto", and weights is a value of Weights. Writes loss [N], or one number if `mean`, and slope [N, N]:
+//       d loss_i / d sim_ij times temperature.
 //
 //   style_nce_cuda_project(dquery, dtarget, units, lengths, N, D, dloss, dloss_stride, scale, stream)
-//       One launch: dquery = slope @ target and dtarget = slope' @ query [N, D], as products of unit rows, become
-//       gradients, times scale and the upstream gradient of the loss: dloss [N] of every row, or with a stride of 0 of their
-//       mean. With a stride, the rows of query that made dtarget are to have been scaled already. 0 where one is not wanted.
+//       One launch: turns the products dquery = slope @ target and dtarget = slope' @ query [N, D] of unit rows into
+//       gradients, times scale and the upstream gradient of the loss: dloss [N] of every row, or one of their mean if
+//       the stride is 0. With a stride, the rows of query in the product dtarget must be multiplied by dloss before.
+//       dquery or dtarget may be 0.
 //
-// Pointers and the stream are integers; everything lies on the current device, contiguous but for the stride of the rows
-// of query and target, in float32. Nothing waits for the device; deterministic.
+// Pointers and the stream are integers. All tensors are float32, on the current device, and contiguous except for the
+// row stride of query and target. The calls do not wait for the device, and results are deterministic.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-"""sinkhorn: schema, fake kernels, autograd and the choice of implementation."""
+"""The public function sinkhorn, the schema of its ops, their fake kernels and autograd."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hystar_fast.ops import sinkhorn_cpu, sinkhorn_cuda
-from hystar_fast.ops.native import cuda_ready, extension, why_not
+from hystar_fast.ops.native import cuda_ready, extension, extension_problem, instruction_set
+from hystar_fast.ops.sinkhorn import cpu, cuda
 from hystar_fast.ops.status import OpStatus
-from hystar_fast.ref.sinkhorn import SinkhornInfo, SinkhornStatus, check_arguments
-
-__all__ = ["SinkhornInfo", "SinkhornStatus", "sinkhorn", "status"]
+from hystar_fast.ref.sinkhorn import SinkhornInfo, check_arguments
 
 LIB = torch.library.Library("hystar_fast", "FRAGMENT")
-# info is int32 [3, ...]: iterations, the largest marginal error as the bits of a float32, status
+# info is int32 [3, ...]: iterations, the bits of the largest marginal error as a float32, status
 LIB.define(
     "sinkhorn_forward(Tensor cost, Tensor? mask, float epsilon, int n_iter, float tol, bool keep_history) "
     "-> (Tensor plan, Tensor history, Tensor info)"
@@ -26,7 +24,7 @@ LIB.define(
     "float epsilon, int n_iter) -> Tensor"
 )
 LIB.define("sinkhorn_implicit_backward(Tensor dplan, Tensor plan, Tensor info, float epsilon) -> Tensor")
-for _device, _module in (("CPU", sinkhorn_cpu), ("CUDA", sinkhorn_cuda)):
+for _device, _module in (("CPU", cpu), ("CUDA", cuda)):
     LIB.impl("sinkhorn_forward", _module.forward, _device)
     LIB.impl("sinkhorn_unrolled_backward", _module.unrolled_backward, _device)
     LIB.impl("sinkhorn_implicit_backward", _module.implicit_backward, _device)
@@ -61,7 +59,7 @@ def _implicit_backward_fake(dplan: Tensor, plan: Tensor, info: Tensor, epsilon: 
 
 
 class _Unrolled(torch.autograd.Function):
-    """Keeps the plan and, on the CPU, the column potentials of every iteration: n_iter * M values a problem."""
+    """The exact gradient. It keeps the plan and, on the CPU, n_iter * M values a problem: all column potentials."""
 
     @staticmethod
     def forward(
@@ -81,7 +79,7 @@ class _Unrolled(torch.autograd.Function):
 
 
 class _Implicit(torch.autograd.Function):
-    """Keeps the plan alone."""
+    """The gradient of the converged plan. It keeps nothing but the plan."""
 
     @staticmethod
     def forward(
@@ -136,43 +134,47 @@ def sinkhorn(
     return_info: bool = False,
     tol: float | None = None,
 ) -> Tensor | tuple[Tensor, SinkhornInfo]:
-    """Return the entropic transport plan of every cost matrix of a batch, with the plan itself, not only its value.
+    """Return the entropic transport plan of every cost matrix of a batch.
 
     Eq. 5-7 of the paper, for N rows and M columns::
 
         T = argmin <C, T> - epsilon H(T)   with   T 1 = 1   and   T' 1 = N/M   (1 when N = M)
 
-    by ``n_iter`` iterations, each a row half-step and then a column half-step: columns are met to rounding, rows to
-    what ``return_info`` reports. ``epsilon`` and the cost share a unit; the smaller epsilon, the more iterations.
+    by ``n_iter`` iterations, each of them a row half-step and then a column half-step. So the column sums are exact up
+    to rounding, and ``return_info`` reports the error of the row sums. ``epsilon`` has the unit of the cost. A smaller
+    epsilon needs more iterations.
 
     Args:
         cost: ``[..., N, M]``, any leading shape, any floating dtype; computed in float32, or float64 for float64.
             ``+inf`` forbids an entry.
         epsilon: Weight of the entropy, > 0.
         n_iter: Iterations, at least 1.
-        mask: bool, broadcasts to the shape of cost; True forbids an entry, whatever its cost.
-        grad: ``"unroll"``, the exact derivative of the iterations done; ``"implicit"``, that of the converged plan
-            (cheaper in memory, and only as right as the plan is converged); ``"none"``, a detached plan.
+        mask: bool, broadcasts to the shape of cost. True forbids an entry, whatever its cost.
+        grad: ``"unroll"``: the exact derivative of the iterations that ran. ``"implicit"``: the derivative of the
+            converged plan, which needs less memory but is exact only if the plan has converged. ``"none"``: the plan is
+            detached.
         return_info: Also return a `SinkhornInfo`: iterations, largest marginal error and status of every problem.
-        tol: Stop a problem before the first iteration that finds every row within ``tol`` of 1. None does them all.
+        tol: Stop a problem before the first iteration at which every row sum is within ``tol`` of 1. With None, all
+            iterations run.
 
     Returns:
-        ``plan [..., N, M]``, float64 for float64 and float32 otherwise; forbidden entries are exact zeros. With
-        ``return_info=True``, ``(plan, info)``. A problem whose allowed entries carry no plan (a mask without a perfect
-        matching, N = 1 with its only entry masked) is all zeros with status INFEASIBLE; one with NaN or -inf in an
-        allowed entry is all NaN with status INVALID. Neither touches another problem of the batch.
+        ``plan [..., N, M]``, float64 for a float64 cost and float32 otherwise. Forbidden entries are exactly zero. With
+        ``return_info=True``, ``(plan, info)``. If no plan exists on the allowed entries of a problem (for example, a
+        mask without a perfect matching, or N = 1 with its only entry masked), the plan is zero and the status
+        INFEASIBLE. If an allowed entry is NaN or -inf, the plan is NaN and the status INVALID. Other problems of the
+        batch are not affected.
 
     Gradients:
-        cost, first order only; zero for forbidden entries and for infeasible and invalid problems.
+        cost; first order only. Zero for forbidden entries, and for infeasible and invalid problems.
 
     Cost:
-        2 n_iter N M multiply-adds and (but for extremes) one exp an entry, forward; 6 n_iter N M multiply-adds for
-        the unrolled backward. Memory: the plan, at most another matrix of its size a thread, and n_iter M values a
-        problem for the unrolled gradient.
+        Forward: 2 n_iter N M multiply-adds and usually one exp for each entry. Unrolled backward: 6 n_iter N M
+        multiply-adds. Memory: the plan, at most another matrix of its size for each thread, and n_iter M values for
+        each problem for the unrolled gradient.
 
     Raises:
-        TypeError: an argument has the wrong type or dtype.
-        ValueError: a shape, device or value is out of range.
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: A shape, device or value is out of range.
 
     Source:
         Hystar, Eq. 5-7; Cuturi, Sinkhorn distances (2013); Schmitzer, Stabilized sparse scaling (2019).
@@ -202,13 +204,12 @@ def sinkhorn(
 
 
 def status() -> list[OpStatus]:
-    """Say what sinkhorn runs on each device."""
-    native = extension()
-    slow, reason = "torch: logsumexp", why_not() or ""
-    cpu = slow if native is None else f"C++: stabilised scaling, {native.cpu_instruction_sets()[0]}"
-    ready, cuda_reason = cuda_ready()
-    cuda = "CUDA C++ in float32, gradients where a problem stays on chip; the rest in torch" if ready else slow
+    """Return the implementation of sinkhorn on each device."""
+    slow, isa = "torch: logsumexp", instruction_set()
+    on_cpu = slow if isa is None else f"C++: stabilised scaling, {isa}"
+    ready, problem = cuda_ready()
+    on_cuda = "CUDA C++ in float32, gradients if a problem stays on chip; the rest in torch" if ready else slow
     return [
-        OpStatus("sinkhorn", "cpu", cpu, reason),
-        OpStatus("sinkhorn", "cuda", cuda, "" if ready else cuda_reason),
+        OpStatus("sinkhorn", "cpu", on_cpu, extension_problem() or ""),
+        OpStatus("sinkhorn", "cuda", on_cuda, problem),
     ]

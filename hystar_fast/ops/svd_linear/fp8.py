@@ -1,8 +1,7 @@
-"""svd_linear with both products in e4m3: quantised factors, the op, its emulation on the CPU and its CUDA kernels.
+"""svd_linear with both products in e4m3: the quantised factors, and the op on the CPU (emulated) and on CUDA.
 
-On a GPU of compute capability 8.9 or more the products run on its fp8 tensor cores. The CPU emulates: the same values
-are rounded to e4m3 in the same places, and then multiplied in float32. That shows what fp8 costs in accuracy, and is no
-faster than float32.
+On a GPU of compute capability 8.9 or more, the products run on its fp8 tensor cores. The CPU rounds the same values to
+e4m3 in the same places, and multiplies them in float32. This shows the accuracy of fp8, and is no faster than float32.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hystar_fast.ops import svd_linear_cuda
-from hystar_fast.ops.svd_linear_cpu import check_index
-from hystar_fast.ops.svd_linear_materialised import samples_tokens, without_autocast
+from hystar_fast.ops.svd_linear import cuda
+from hystar_fast.ops.svd_linear.checks import check_index_range
+from hystar_fast.ops.svd_linear.torch import samples_tokens, without_autocast
 
 E4M3 = torch.float8_e4m3fn
-LARGEST, BOUND, TINY = 448.0, 384.0, 1e-30  # as in kernels/svd_linear_fp8.py
+LARGEST, BOUND, TINY = 448.0, 384.0, 1e-30  # as in kernels/svd_linear/fp8.py
 _OLDEST = (8, 9)
 
 LIB = torch.library.Library("hystar_fast", "FRAGMENT")
@@ -29,7 +28,7 @@ LIB.define(
 
 
 class Fp8Factors(NamedTuple):
-    """u and vh in e4m3 with a float32 scale for each row, and the norms of vh's rows: ``u ≈ u8 * u_scale[:, None]``."""
+    """u and vh in e4m3 with a float32 scale for each row, ``u ≈ u8 * u_scale[:, None]``, and the norms of vh's rows."""
 
     u: Tensor
     u_scale: Tensor
@@ -40,14 +39,14 @@ class Fp8Factors(NamedTuple):
 
 @torch.no_grad()
 def quantise_factors(u: Tensor, vh: Tensor) -> Fp8Factors:
-    """Quantise the frozen factors once, for every later ``svd_linear(..., precision="fp8", factors=...)``.
+    """Quantise the frozen factors once, for all later calls of ``svd_linear(..., precision="fp8", factors=...)``.
 
     Args:
         u: ``[out, r]``, any floating dtype.
         vh: ``[r, in]``.
 
     Returns:
-        The factors, on the device of u and vh: r (in + out) bytes, and four bytes a row.
+        The factors, on the device of u and vh: r (in + out) bytes, and four bytes for each row.
 
     Example:
         >>> u, _, vh = torch.linalg.svd(torch.randn(6, 4), full_matrices=False)
@@ -59,13 +58,13 @@ def quantise_factors(u: Tensor, vh: Tensor) -> Fp8Factors:
 
 
 def _by_row(a: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows in e4m3 and the scale of each."""
+    """Return the rows in e4m3 and the scale of each."""
     scaled, scale = _scaled(a)
     return scaled.to(E4M3), scale
 
 
 def _scaled(a: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows within ±448 in float32 and the scale of each; a row with an infinite value or NaN has one of its own."""
+    """Return the rows within ±448 in float32, and their scales. The scale of a row with inf or NaN is inf or NaN."""
     a = a.float()
     largest = a.abs().amax(1).clamp_min(TINY) if a.shape[1] else a.new_full(a.shape[:1], TINY)
     scale = largest / LARGEST
@@ -84,8 +83,8 @@ def forward_cpu(
     index: Tensor | None,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Emulate: return y and, where it is to be saved, h [N, r]."""
-    check_index(index, scale)
+    """Return y and, if it is to be saved, h [N, r], by emulation."""
+    check_index_range(index, scale)
     samples, tokens = samples_tokens(x, scale)
     rank = vh.shape[0]
     row_scale = (scale if index is None else scale.index_select(0, index)).float().reshape(samples, 1, rank)
@@ -98,7 +97,9 @@ def forward_cpu(
         g = (h.view(samples, tokens, rank) * row_scale).view(h.shape).mul_(1 / g_scale).to(E4M3)
         y = torch.mm(g.float(), u.float().t()).mul_(g_scale).mul_(u_scale)
         y = y if bias is None else y.add_(bias)
-    return y.to(x.dtype).view(*x.shape[:-1], len(u)), h.to(x.dtype) if save else x.new_empty(0)
+    result = x.new_empty(*x.shape[:-1], len(u))
+    result.view(y.shape).copy_(y)  # a view for a result could not be changed in place
+    return result, h.to(x.dtype) if save else x.new_empty(0)
 
 
 def forward_cuda(
@@ -113,11 +114,12 @@ def forward_cuda(
     index: Tensor | None,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return y and, where it is to be saved, h [N, r]. A GPU that cannot is an error: nothing else was asked for."""
-    capability, multiprocessors = svd_linear_cuda.gpu(x.device)
-    if reason := why_not(capability):
-        raise ValueError(f"precision: 'fp8' cannot run here: {reason}")
-    from hystar_fast.kernels import svd_linear_fp8_launch as launch
+    """Return y and, if it is to be saved, h [N, r]. Raise ValueError if the GPU has no fp8: there is no fallback."""
+    gpu = cuda.gpu(x.device)
+    if problem := fp8_problem(gpu.capability):
+        raise ValueError(f"precision must be None on this GPU, got 'fp8': {problem}")
+    from hystar_fast.kernels.svd_linear import fp8
+    from hystar_fast.kernels.svd_linear.launch import Modulation
 
     samples, tokens = samples_tokens(x, scale)
     rows = x.reshape(samples * tokens, x.shape[-1])
@@ -126,31 +128,11 @@ def forward_cuda(
         return y, x.new_empty(len(rows), len(vh)) if save else x.new_empty(0)
     scale = scale if scale.stride(-1) == 1 else scale.contiguous()
     bias = None if bias is None else bias.contiguous()
+    modulation, kept = Modulation(scale, index, tokens), x.dtype if save else None
     with torch.cuda.device(x.device):
-        x8, x_scale, g_scale = launch.quantise(rows, scale, vh_norm, index, tokens)
-        g, h = launch.first(
-            x8,
-            x_scale,
-            g_scale,
-            vh,
-            vh_scale,
-            scale,
-            index,
-            tokens,
-            x.dtype if save else None,
-            capability=capability,
-            multiprocessors=multiprocessors,
-        )
-        launch.second(
-            g,
-            g_scale,
-            u,
-            u_scale,
-            bias,
-            y.view(len(rows), len(u)),
-            capability=capability,
-            multiprocessors=multiprocessors,
-        )
+        x8, x_scale, g_scale = fp8.quantise(rows, vh_norm, modulation)
+        g, h = fp8.first_product(x8, x_scale, g_scale, vh, vh_scale, modulation, gpu=gpu, h_dtype=kept)
+        fp8.second_product(g, g_scale, u, u_scale, bias, y.view(len(rows), len(u)), gpu=gpu)
     return y, x.new_empty(0) if h is None else h
 
 
@@ -175,8 +157,8 @@ def _forward_fake(
     return x.new_empty(*x.shape[:-1], u.shape[0]), saved
 
 
-def why_not(capability: tuple[int, int]) -> str | None:
+def fp8_problem(capability: tuple[int, int]) -> str | None:
     """Return why fp8 does not run on a GPU of this compute capability, or None."""
     if capability < _OLDEST:
-        return f"needs compute capability {_OLDEST}, this GPU has {capability}"
-    return svd_linear_cuda.why_not()
+        return f"it needs compute capability {_OLDEST}, this GPU has {capability}"
+    return cuda.triton_problem()

@@ -1,18 +1,16 @@
-"""StyleNCE on CUDA: products in torch, all between them in the extension; float64 in plain torch.
+"""StyleNCE on CUDA: products in torch, and the passes between them in the extension; float64 in plain torch.
 
-Five launches forward where the plan stays on chip: unit rows, product, cost, plan, loss. Three backward: both products
-and one projection.
+If the plan stays on chip, the forward is five launches: unit rows, product, cost, plan, loss. The backward is three:
+both products and one projection.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
-from hystar_fast.ops import style_nce_torch
-from hystar_fast.ops.native import cuda_ready, extension
+from hystar_fast.ops.native import cuda_extension
+from hystar_fast.ops.style_nce import torch as plain
 from hystar_fast.ref.style_nce import WEIGHTS
 
 
@@ -29,11 +27,9 @@ def forward(
     mean: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    native = _native(style_nce_torch.loss_dtype(query, target))
+    native = cuda_extension(plain.loss_dtype(query, target))
     if native is None:
-        return style_nce_torch.forward(
-            query, target, mask, temperature, gamma, lam, epsilon, n_iter, weights, mean, keep
-        )
+        return plain.forward(query, target, mask, temperature, gamma, lam, epsilon, n_iter, weights, mean, keep)
     n, d = query.shape
     query, target = _rows(query), _rows(target)
     loss = query.new_empty(() if mean else n)
@@ -85,9 +81,9 @@ def backward(
     needs_dquery: bool,
     needs_dtarget: bool,
 ) -> tuple[Tensor, Tensor]:
-    native = _native(units.dtype)
+    native = cuda_extension(units.dtype)
     if native is None:
-        return style_nce_torch.backward(dloss, slope, units, lengths, temperature, needs_dquery, needs_dtarget)
+        return plain.backward(dloss, slope, units, lengths, temperature, needs_dquery, needs_dtarget)
     q, t = units
     mean = dloss.dim() == 0
     shared = mean or dloss.stride(0) == 0  # one upstream gradient for all rows
@@ -114,11 +110,7 @@ def backward(
     return dquery, dtarget
 
 
-def _native(dtype: torch.dtype) -> ModuleType | None:
-    return extension() if dtype == torch.float32 and cuda_ready()[0] else None
-
-
 def _rows(x: Tensor) -> Tensor:
-    """In float32, every row contiguous."""
+    """Return x in float32, with contiguous rows."""
     x = x.float()
     return x if x.stride(1) == 1 else x.contiguous()

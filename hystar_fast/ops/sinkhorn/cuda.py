@@ -1,6 +1,6 @@
-"""Sinkhorn on CUDA: the extension's kernels in float32, plain torch for float64.
+"""Sinkhorn on CUDA: the kernels of the extension in float32, plain torch for float64.
 
-Gradients are the extension's where a problem stays on chip, torch's beyond.
+Gradients are computed by the extension if a problem stays on chip, and by torch if it does not.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from hystar_fast.ops import sinkhorn_torch
-from hystar_fast.ops.native import cuda_ready, extension
+from hystar_fast.ops.native import cuda_extension
+from hystar_fast.ops.sinkhorn import torch as plain
 
 
 def forward(
     cost: Tensor, mask: Tensor | None, epsilon: float, n_iter: int, tol: float, keep_history: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    native = _native(cost.dtype)
+    native = cuda_extension(cost.dtype)
     if native is None or cost.numel() == 0:
-        return sinkhorn_torch.forward(cost, mask, epsilon, n_iter, tol, keep_history)
+        return plain.forward(cost, mask, epsilon, n_iter, tol, keep_history)
     cost = cost.contiguous()
     *batch, n, m = cost.shape
     count = cost.numel() // (n * m)
@@ -61,9 +61,9 @@ def unrolled_backward(
     epsilon: float,
     n_iter: int,
 ) -> Tensor:
-    native = _with_gradient(cost)
+    native = _extension_with_gradient(cost)
     if native is None:
-        return sinkhorn_torch.unrolled_backward(dplan, plan, cost, mask, history, info, epsilon, n_iter)
+        return plain.unrolled_backward(dplan, plan, cost, mask, history, info, epsilon, n_iter)
     cost, dplan = cost.contiguous(), dplan.contiguous()
     n, m = cost.shape[-2:]
     count = cost.numel() // (n * m)
@@ -90,9 +90,9 @@ def unrolled_backward(
 
 
 def implicit_backward(dplan: Tensor, plan: Tensor, info: Tensor, epsilon: float) -> Tensor:
-    native = _with_gradient(plan)
+    native = _extension_with_gradient(plan)
     if native is None:
-        return sinkhorn_torch.implicit_backward(dplan, plan, info, epsilon)
+        return plain.implicit_backward(dplan, plan, info, epsilon)
     plan, dplan = plan.contiguous(), dplan.contiguous()
     n, m = plan.shape[-2:]
     dcost = torch.empty_like(plan)
@@ -111,13 +111,9 @@ def implicit_backward(dplan: Tensor, plan: Tensor, info: Tensor, epsilon: float)
     return dcost
 
 
-def _native(dtype: torch.dtype) -> ModuleType | None:
-    return extension() if dtype == torch.float32 and cuda_ready()[0] else None
-
-
-def _with_gradient(matrix: Tensor) -> ModuleType | None:
-    """The extension, where it differentiates problems of this dtype and size on this device."""
-    native = _native(matrix.dtype)
+def _extension_with_gradient(matrix: Tensor) -> ModuleType | None:
+    """Return the extension if it has the gradients of problems of this dtype and size on this device; else None."""
+    native = cuda_extension(matrix.dtype)
     if native is None or matrix.numel() == 0:
         return None
     with torch.cuda.device(matrix.device):

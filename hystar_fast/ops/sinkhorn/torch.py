@@ -1,6 +1,7 @@
-"""Sinkhorn in plain torch for devices and types without a kernel: the reference forward, gradients in O(NM) memory.
+"""Sinkhorn in plain torch, for devices and dtypes without a kernel: the reference forward, gradients in O(NM) memory.
 
-The reference's own gradient keeps every iteration's matrices; these two keep none, and wait for no device.
+Autograd over the reference would keep the matrices of every iteration. These two gradients keep none of them, and never
+wait for the device.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from hystar_fast.ref.sinkhorn import sinkhorn as reference
 
 
 def pack_info(iterations: Tensor, error: Tensor, status: Tensor) -> Tensor:
-    """The int32 tensor [3, ...] in which the ops return what became of each problem; the error as its float32 bits."""
+    """Return the info of every problem as the ops do: int32 [3, ...], with the bits of the error as a float32."""
     return torch.stack([iterations.int(), error.float().view(torch.int32), status.int()])
 
 
@@ -37,7 +38,7 @@ def unrolled_backward(
     epsilon: float,
     n_iter: int,
 ) -> Tensor:
-    """The iteration again for its column potentials, then backwards through each pair of softmaxes."""
+    """Repeat the iterations for their column potentials, then go back through the two softmaxes of each."""
     if plan.numel() == 0:
         return torch.zeros_like(plan)
     kernel = log_kernel(cost, mask, epsilon)[0]
@@ -64,9 +65,10 @@ def unrolled_backward(
 
 
 def implicit_backward(dplan: Tensor, plan: Tensor, info: Tensor, epsilon: float) -> Tensor:
-    """Solve for the potentials that keep the marginals, in float64: a Laplacian, with a ridge for its null space.
+    """Solve, in float64, for the changes of the potentials that leave the marginals as they are.
 
-    What the ridge lets into the null space cancels between rows and columns.
+    The matrix is a Laplacian, so it is singular, and a small ridge is added to it. The part of the solution in the null
+    space cancels between rows and columns.
     """
     if plan.numel() == 0:
         return torch.zeros_like(plan)
@@ -86,5 +88,5 @@ def implicit_backward(dplan: Tensor, plan: Tensor, info: Tensor, epsilon: float)
 
 
 def _usable(info: Tensor) -> Tensor:
-    """True where a problem has a plan, shaped to broadcast over it."""
+    """Return True for every problem that has a plan, in a shape that broadcasts over the plan."""
     return (info[2] < SinkhornStatus.INFEASIBLE)[..., None, None]

@@ -1,9 +1,9 @@
-"""StyleNCE for batches whose N x N matrices would not fit: rows of them are made, used and forgotten, on any device.
+"""StyleNCE for batches whose N x N matrices do not fit into memory: blocks of rows are computed when they are used.
 
-With logits_ij = s_ij/temperature + log gamma + K_ij + u_i + v_j everything of Eq. 4-7 follows from the unit rows and
-the two potentials: an iteration makes each block of rows once, for its u and its share of the column sums, and the
-backward makes them once more. Memory: a few blocks and vectors. Work: an N^2 D product an iteration, so it pays for
-memory alone.
+With logits_ij = s_ij/temperature + log gamma + K_ij + u_i + v_j, everything in Eq. 4-7 follows from the unit rows and
+the two potentials. An iteration computes each block of rows once, for its u and its share of the column sums. The
+backward computes them once more. It needs memory for a few blocks and vectors, but an N^2 D product in every iteration.
+So it saves memory, and not time. It runs on any device.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hystar_fast.ops.style_nce_torch import (
+from hystar_fast.ops.style_nce.torch import (
     add_gamma_,
     both_units,
     cost,
-    entropy,
     excess_loss,
     in_dtypes,
     loss_dtype,
+    plan_entropy,
     slope_,
     unit_backward,
 )
@@ -32,18 +32,18 @@ from hystar_fast.ref.sinkhorn_feasibility import has_plan
 
 _BLOCK_ELEMENTS = 1 << 25
 _LOWEST = {torch.float32: -1e30, torch.float64: -1e300}
-MATRIX_BYTES = 1 << 29
-"""Above this size of one N x N matrix nothing of that size is kept: N = 11,585 in float32."""
+MAX_MATRIX_BYTES = 1 << 29
+"""The size of an N x N matrix above which a batch is streamed: N = 11,585 in float32."""
 
 
-def pays(n: int, dtype: torch.dtype) -> bool:
-    """Whether a batch of n is streamed."""
-    return n * n * dtype.itemsize > MATRIX_BYTES
+def should_stream(n: int, dtype: torch.dtype) -> bool:
+    """Return whether a batch of n is streamed."""
+    return n * n * dtype.itemsize > MAX_MATRIX_BYTES
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of similarity and of the plan's log kernel, made a block at a time."""
+    """The rows of the cosines and of the plan's log kernel, computed one block at a time."""
 
     q: Tensor  # [N, D] unit rows
     t: Tensor  # [N, D]
@@ -54,7 +54,7 @@ class Rows:
     epsilon: float
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-        """Yield (rows, sim, K, forbidden) block by block; K = -cost/epsilon, shifted to a maximum of 0 in each row."""
+        """Yield (rows, sim, K, forbidden) of each block. K = -cost/epsilon, shifted to a maximum of 0 in each row."""
         n = len(self.q)
         for start in range(0, n, block := max(1, _BLOCK_ELEMENTS // n)):
             rows = slice(start, min(start + block, n))
@@ -69,54 +69,53 @@ class Rows:
         if self.weights == "uniform":
             kernel = torch.zeros_like(sim)
         else:
-            kernel = cost(sim, self.weights, self.lam).mul_(-1 / entropy(self.weights, self.lam, self.epsilon))
+            kernel = cost(sim, self.weights, self.lam).mul_(-1 / plan_entropy(self.weights, self.lam, self.epsilon))
         kernel.masked_fill_(forbidden, -math.inf)
         highest = kernel.amax(1, keepdim=True).nan_to_num_(neginf=0.0)
         return kernel.sub_(highest).clamp_min_(_LOWEST[sim.dtype]).masked_fill_(forbidden, -math.inf)
 
 
 def potentials(rows: Rows, n_iter: int) -> Tensor:
-    """u and v [2, N] after n_iter iterations; those of the problem without columns where the mask leaves no plan."""
+    """Return u and v [2, N] after n_iter iterations. If the mask leaves no plan, they give the softmax of each row."""
     u, v = torch.zeros_like(rows.q[:, 0]), torch.zeros_like(rows.q[:, 0])
-    alone = torch.empty_like(u)
-    columns = torch.zeros_like(rows.finite)
-    bad = ~rows.finite.all()
+    softmax_u = torch.empty_like(u)
+    has_entry = torch.zeros_like(rows.finite)  # of each column
+    has_no_plan = ~rows.finite.all()
     for iteration in range(1 if rows.weights == "uniform" else n_iter):
         high, total = torch.full_like(v, -math.inf), torch.zeros_like(v)
         for part, _, kernel, forbidden in rows:
             u[part] = _without_infinities(-(kernel + v).logsumexp(1))
             if iteration == 0:
-                alone[part] = u[part]  # v is 0: the row softmax
-                bad = bad | forbidden.all(1).any()
-                columns |= ~forbidden.all(0)
+                softmax_u[part] = u[part]  # v is 0 here
+                has_no_plan = has_no_plan | forbidden.all(1).any()
+                has_entry |= ~forbidden.all(0)
             kernel.add_(u[part, None])
             top = torch.maximum(high, kernel.amax(0))
             base = _without_infinities(top.clone())
             total = total * (high - base).exp() + kernel.sub_(base).exp_().sum(0)
             high = top
         v = _without_infinities(-(high + total.log()))
-    bad = bad | ~columns.all()
+    has_no_plan = has_no_plan | ~has_entry.all()
     if rows.weights == "uniform":
-        bad = torch.ones_like(bad)  # the weights of a row are its own affair
-    elif rows.mask is not None and not bad:
-        bad = bad | _without_plan(rows, u, v)
-    return torch.stack([torch.where(bad, alone, u), torch.where(bad, 0.0, v)])
+        has_no_plan = torch.ones_like(has_no_plan)  # uniform weights have no constraint on columns
+    elif rows.mask is not None and not has_no_plan:
+        has_no_plan = has_no_plan | _mask_leaves_no_plan(rows, rows.mask, u, v)
+    return torch.stack([torch.where(has_no_plan, softmax_u, u), torch.where(has_no_plan, 0.0, v)])
 
 
 def _without_infinities(x: Tensor) -> Tensor:
-    """The potential of a row or column without an allowed entry, which changes nothing, is 0."""
+    """Set the potentials of rows and columns without an allowed entry, which have no effect, to 0."""
     return x.masked_fill_(x.isinf(), 0.0)
 
 
-def _without_plan(rows: Rows, u: Tensor, v: Tensor) -> bool:
-    """Whether no doubly stochastic plan lives on what the mask allows; it waits for the device."""
-    assert rows.mask is not None
+def _mask_leaves_no_plan(rows: Rows, mask: Tensor, u: Tensor, v: Tensor) -> bool:
+    """Return whether no doubly stochastic plan exists on the allowed entries. This waits for the device."""
     off = torch.zeros_like(u)
     for part, _, kernel, _ in rows:
         off[part] = kernel.add_(u[part, None]).add_(v).exp_().sum(1) - 1
     if float(off.abs().sum()) < 1:
-        return False  # an infeasible problem is off by 2 at least
-    forbidden = rows.mask.cpu().clone()
+        return False  # the row sums of a problem without a plan are off by 2 at least
+    forbidden = mask.cpu().clone()
     forbidden.fill_diagonal_(True)
     return not has_plan(~forbidden)
 
@@ -124,14 +123,14 @@ def _without_plan(rows: Rows, u: Tensor, v: Tensor) -> bool:
 def _logits(
     part: slice, sim: Tensor, kernel: Tensor, forbidden: Tensor, uv: Tensor, temperature: float, gamma: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Logits of the negatives (in place of the kernel), and the positive's."""
+    """Return the logits of the negatives, which overwrite the kernel, and that of the positive."""
     positive = sim.diagonal(part.start) / temperature
     logits = kernel.add_(uv[0, part, None]).add_(uv[1]).add_(sim, alpha=1 / temperature)
     return add_gamma_(logits, forbidden, gamma), positive
 
 
 def losses(rows: Rows, uv: Tensor, temperature: float, gamma: float | None) -> Tensor:
-    """Eq. 4 of every row [N]; NaN for a sample that is not finite."""
+    """Return Eq. 4 of every row [N]; NaN for a sample that is not finite."""
     loss = torch.empty_like(uv[0])
     for part, sim, kernel, forbidden in rows:
         logits, positive = _logits(part, sim, kernel, forbidden, uv, temperature, gamma)
@@ -142,7 +141,7 @@ def losses(rows: Rows, uv: Tensor, temperature: float, gamma: float | None) -> T
 def gradients(
     rows: Rows, uv: Tensor, dloss: Tensor, temperature: float, gamma: float | None, needs: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients with respect to the unit rows q and t, the weights held fixed."""
+    """Return the gradients of the unit rows q and t; the weights are constants."""
     dq = torch.empty_like(rows.q) if needs[0] else None
     dt = torch.zeros_like(rows.t) if needs[1] else None
     weight = dloss.unsqueeze(1) / temperature
@@ -238,7 +237,7 @@ def _backward_fake(dloss: Tensor, uv: Tensor, units: Tensor, *options: Any) -> t
 
 
 class _Streamed(torch.autograd.Function):
-    """The loss of every row, or its mean, with detached weights; saves the unit rows and the potentials."""
+    """The loss of every row, or its mean, with detached weights. It saves the unit rows and the potentials."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, target: Tensor, mask: Tensor | None, *options: Any) -> Tensor:
@@ -255,8 +254,8 @@ class _Streamed(torch.autograd.Function):
         return *in_dtypes(grads, ctx.dtypes, needs), *(None,) * (len(ctx.options) + 2)
 
 
-def style_nce(query: Tensor, target: Tensor, *options: Any) -> Tensor:
-    """:func:`hystar_fast.style_nce` with detached weights; options: mask, temperature ... weights, mean."""
+def streamed_loss(query: Tensor, target: Tensor, *options: Any) -> Tensor:
+    """Return :func:`hystar_fast.style_nce` with detached weights; options: mask, temperature ... weights, mean."""
     if torch.is_grad_enabled() and (query.requires_grad or target.requires_grad):
         return _Streamed.apply(query, target, *options)
     return torch.ops.hystar_fast.style_nce_stream_forward(query, target, *options)[0]

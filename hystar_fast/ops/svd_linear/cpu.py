@@ -1,7 +1,8 @@
-"""svd_linear on the CPU: two 2-D GEMMs around one multiply, or one weight a style where that is cheaper.
+"""svd_linear on the CPU: two 2-D GEMMs around one multiplication, or one weight for each style if that is cheaper.
 
-The GEMMs stay whole, as splitting them costs more than it saves, and so does element-wise work: every parallel region
-ends in a barrier, which is milliseconds on a busy machine. Only float32 copies of half types are bounded, by blocks.
+The GEMMs are not divided into blocks, because packing u and vh again for each block costs more than it saves.
+Element-wise work is not divided either: every parallel region ends in a barrier, which takes milliseconds on a busy
+machine. Only float32 copies of half types are made in blocks, which bounds their memory.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hystar_fast.ops import svd_linear_materialised as materialised
-from hystar_fast.ops.svd_linear_materialised import accumulator, affine, samples_tokens, without_autocast
+from hystar_fast.ops.svd_linear import materialised
+from hystar_fast.ops.svd_linear.checks import check_index_range
+from hystar_fast.ops.svd_linear.torch import accumulator, affine, samples_tokens, without_autocast
 
-_BLOCK = 1 << 22  # elements of one block of work in float32 on half types: 16 MiB
+_BLOCK = 1 << 22  # elements of a block of float32 copies: 16 MiB
 
 
 def forward(
@@ -28,10 +30,10 @@ def forward(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return y and what the backward needs: h [N, r] (factored) or the weights [K, out, in] (materialised)."""
-    check_index(index, scale)
+    check_index_range(index, scale)
     samples, tokens = samples_tokens(x, scale)
     rows = x.reshape(samples * tokens, x.shape[-1])
-    # written through a view, as a view for a result could not be changed in place
+    # y is written through a view of it, because a result that is a view could not be changed in place
     y = x.new_empty(*x.shape[:-1], u.shape[0])
     y_rows = y.view(len(rows), u.shape[0])
     with without_autocast("cpu"):
@@ -61,7 +63,7 @@ def backward(
     needs_dscale: bool,
     needs_dbias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return dx, dscale, dbias; one that is not needed is empty."""
+    """Return dx, dscale and dbias. One that is not needed is empty."""
     samples, tokens = samples_tokens(dy, scale)
     rows = dy.reshape(samples * tokens, dy.shape[-1])
     dx = dy.new_empty(*dy.shape[:-1], vh.shape[1]) if needs_dx else dy.new_empty(0)
@@ -85,23 +87,15 @@ def backward(
     return dx, dscale, dbias
 
 
-def check_index(index: Tensor | None, scale: Tensor) -> None:
-    """Raise where an index names no row of scale."""
-    if index is not None and index.numel():
-        low, high = (int(bound) for bound in index.aminmax())
-        if low < 0 or high >= scale.shape[0]:
-            raise ValueError(f"index: must lie in [0, {scale.shape[0]}), the rows of scale, got {low}..{high}")
-
-
 def _row_scale(scale: Tensor, index: Tensor | None) -> Tensor:
-    """One row of scale a sample, [samples, r]."""
+    """Return one row of scale for each sample, [samples, r]."""
     if index is not None:
         return scale.index_select(0, index)
     return scale.unsqueeze(0) if scale.dim() == 1 else scale
 
 
 def _blocks(samples: int, tokens: int, rank: int) -> Iterator[tuple[slice, slice]]:
-    """Cut [samples, tokens, rank] into blocks of whole samples, or of one sample's tokens where it is long."""
+    """Divide [samples, tokens, rank] into blocks of whole samples, or of tokens of one sample if it is long."""
     rows = max(1, _BLOCK // max(rank, 1))
     if tokens and tokens < rows:
         step = rows // tokens
@@ -114,15 +108,15 @@ def _blocks(samples: int, tokens: int, rank: int) -> Iterator[tuple[slice, slice
 
 
 def _scale_rows(h: Tensor, row_scale: Tensor, samples: int, tokens: int, *, out: Tensor) -> None:
-    """out = h * scale, multiplied in the wider of the two dtypes."""
+    """Write h * scale into `out`, multiplied in the wider of the two dtypes."""
     shape = (samples, tokens, h.shape[-1])
     h, out = h.view(shape), out.view(shape)
     row_scale = row_scale.unsqueeze(1)
     if torch.promote_types(h.dtype, row_scale.dtype) == h.dtype:
         torch.mul(h, row_scale.to(h.dtype), out=out)
     elif h.dtype == torch.bfloat16:
-        # scale = high + low in bfloat16 keeps 16 bits of it, and h * high + (h * low) is rounded once, like the
-        # float32 product, in two passes and without float32 copies of h
+        # scale = high + low in bfloat16 keeps 16 bits of it. h * high + (h * low) is rounded once, like the float32
+        # product, but needs no float32 copy of h.
         high = row_scale.to(h.dtype)
         low = (row_scale - high).nan_to_num(0, 0, 0).to(h.dtype)
         torch.addcmul(h * low, h, high, out=out)
@@ -132,7 +126,7 @@ def _scale_rows(h: Tensor, row_scale: Tensor, samples: int, tokens: int, *, out:
 
 
 def _segment_sums(dg: Tensor, h: Tensor, samples: int, tokens: int, dtype: torch.dtype) -> Tensor:
-    """Sum dg * h over the tokens of each sample, [samples, r]."""
+    """Return the sums of dg * h over the tokens of each sample, [samples, r]."""
     shape = (samples, tokens, h.shape[-1])
     dg, h = dg.view(shape), h.view(shape)
     sums = torch.zeros(samples, dg.shape[-1], dtype=dtype)
@@ -143,7 +137,7 @@ def _segment_sums(dg: Tensor, h: Tensor, samples: int, tokens: int, dtype: torch
 
 
 def _to_bank(sums: Tensor, scale: Tensor, index: Tensor | None) -> Tensor:
-    """Add the samples' rows into the rows of the bank they came from, in the shape and dtype of scale."""
+    """Return the sums of the samples added to their rows of the bank, in the shape and dtype of scale."""
     if index is not None:
         sums = sums.new_zeros(scale.shape).index_add_(0, index, sums)
     return sums.reshape(scale.shape).to(scale.dtype)

@@ -1,15 +1,15 @@
-"""Sinkhorn on the CPU: hands pointers to the extension, or everything to plain torch where there is none."""
+"""Sinkhorn on the CPU: passes pointers to the extension, or calls plain torch if there is no extension."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from hystar_fast.ops import sinkhorn_torch
 from hystar_fast.ops.native import extension
+from hystar_fast.ops.sinkhorn import torch as plain
 
 ISA = ""
-"""The instruction set to use: empty for the widest this CPU has, or a member of ``_C.cpu_instruction_sets()``."""
+"""The instruction set to use: empty for the widest of this CPU, or a member of ``_C.cpu_instruction_sets()``."""
 
 
 def forward(
@@ -17,17 +17,17 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     native = extension()
     if native is None or cost.numel() == 0:
-        return sinkhorn_torch.forward(cost, mask, epsilon, n_iter, tol, keep_history)
+        return plain.forward(cost, mask, epsilon, n_iter, tol, keep_history)
     cost = cost.contiguous()
     *batch, n, m = cost.shape
     plan = torch.empty_like(cost)
     info = torch.empty([3, *batch], dtype=torch.int32)
     history = cost.new_empty([*batch, n_iter, m] if keep_history else 0)
-    mask_pointer, mask_stride, held = _mask(mask, cost)
+    mask, mask_stride = _contiguous_mask(mask, cost)
     call = native.sinkhorn_cpu_forward_f32 if cost.dtype == torch.float32 else native.sinkhorn_cpu_forward_f64
     call(
         cost.data_ptr(),
-        mask_pointer,
+        0 if mask is None else mask.data_ptr(),
         mask_stride,
         cost.numel() // (n * m),
         n,
@@ -41,7 +41,6 @@ def forward(
         torch.get_num_threads(),
         ISA,
     )
-    del held
     return plan, history, info
 
 
@@ -57,16 +56,16 @@ def unrolled_backward(
 ) -> Tensor:
     native = extension()
     if native is None or cost.numel() == 0:
-        return sinkhorn_torch.unrolled_backward(dplan, plan, cost, mask, history, info, epsilon, n_iter)
+        return plain.unrolled_backward(dplan, plan, cost, mask, history, info, epsilon, n_iter)
     dplan, cost = dplan.contiguous(), cost.contiguous()
     n, m = cost.shape[-2:]
     dcost = torch.empty_like(cost)
-    mask_pointer, mask_stride, held = _mask(mask, cost)
+    mask, mask_stride = _contiguous_mask(mask, cost)
     single = cost.dtype == torch.float32
     call = native.sinkhorn_cpu_unrolled_backward_f32 if single else native.sinkhorn_cpu_unrolled_backward_f64
     call(
         cost.data_ptr(),
-        mask_pointer,
+        0 if mask is None else mask.data_ptr(),
         mask_stride,
         cost.numel() // (n * m),
         n,
@@ -81,14 +80,13 @@ def unrolled_backward(
         torch.get_num_threads(),
         ISA,
     )
-    del held
     return dcost
 
 
 def implicit_backward(dplan: Tensor, plan: Tensor, info: Tensor, epsilon: float) -> Tensor:
     native = extension()
     if native is None or plan.numel() == 0:
-        return sinkhorn_torch.implicit_backward(dplan, plan, info, epsilon)
+        return plain.implicit_backward(dplan, plan, info, epsilon)
     n, m = plan.shape[-2:]
     wide_plan, wide_dplan = plan.double().contiguous(), dplan.double().contiguous()
     dcost = torch.empty_like(wide_plan)
@@ -106,13 +104,11 @@ def implicit_backward(dplan: Tensor, plan: Tensor, info: Tensor, epsilon: float)
     return dcost.to(plan.dtype)
 
 
-def _mask(mask: Tensor | None, cost: Tensor) -> tuple[int, int, Tensor | None]:
-    """The mask's pointer, its stride from problem to problem, and the tensor that must outlive the call."""
+def _contiguous_mask(mask: Tensor | None, cost: Tensor) -> tuple[Tensor | None, int]:
+    """Return the mask as contiguous memory, and its stride between problems: 0 if they share one mask."""
     if mask is None:
-        return 0, 0, None
+        return None, 0
     n, m = cost.shape[-2:]
     if mask.shape[-2:] == (n, m) and mask.numel() == n * m:
-        held, stride = mask.contiguous(), 0
-    else:
-        held, stride = mask.expand(cost.shape).contiguous(), n * m
-    return held.data_ptr(), stride, held
+        return mask.contiguous(), 0
+    return mask.expand(cost.shape).contiguous(), n * m

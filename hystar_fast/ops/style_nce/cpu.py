@@ -1,25 +1,23 @@
-"""StyleNCE on the CPU: pointers go to the extension, large products to torch; all of it to torch where there is none.
+"""StyleNCE on the CPU: the extension and, for large products, torch; plain torch if there is no extension.
 
-A small batch is one call a direction: its products fit a core's second-level cache, and a call of torch costs as much
-as one of them. A large batch leaves its three products to torch's GEMM and keeps the passes around them.
+A small batch is one call of the extension in each direction: its products fit the second-level cache of a core, and a
+call of torch costs as much as one of them. For a large batch, torch computes the three products, and the extension the
+passes between them.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
-from hystar_fast.ops import style_nce_torch
-from hystar_fast.ops.native import extension
+from hystar_fast.ops.native import extension, instruction_set
+from hystar_fast.ops.style_nce import torch as plain
 from hystar_fast.ref.style_nce import WEIGHTS
 
 ISA = ""
-"""The instruction set to use: empty for the widest this CPU has, or a member of ``_C.cpu_instruction_sets()``."""
-OWN_PRODUCT = {"avx512": 1 << 26, "avx2": 1 << 25, "baseline": 1 << 20}
-"""Multiply-adds of a product, N * N * D, up to which the extension's beats a call of torch's (measured on Zen 4)."""
+"""The instruction set to use: empty for the widest of this CPU, or a member of ``_C.cpu_instruction_sets()``."""
+MAX_OWN_PRODUCT = {"avx512": 1 << 26, "avx2": 1 << 25, "baseline": 1 << 20}
+"""Multiply-adds of a product, N * N * D, up to which the extension is faster than torch (measured on Zen 4)."""
 
 
 def forward(
@@ -37,10 +35,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     native = extension()
     if native is None:
-        return style_nce_torch.forward(
-            query, target, mask, temperature, gamma, lam, epsilon, n_iter, weights, mean, keep
-        )
-    dtype = style_nce_torch.loss_dtype(query, target)
+        return plain.forward(query, target, mask, temperature, gamma, lam, epsilon, n_iter, weights, mean, keep)
+    dtype = plain.loss_dtype(query, target)
     n, d = query.shape
     query, target = _rows(query, dtype), _rows(target, dtype)
     loss = query.new_empty(() if mean else n)
@@ -49,7 +45,7 @@ def forward(
     rows = (query.data_ptr(), query.stride(0), target.data_ptr(), target.stride(0))
     mask = None if mask is None else mask.contiguous()
     sim = None
-    if n * n * d > _own_product(native):
+    if n * n * d > _max_own_product():
         normalise = native.style_nce_cpu_normalise_f32 if single else native.style_nce_cpu_normalise_f64
         normalise(*rows, n, d, units.data_ptr(), lengths.data_ptr(), threads, ISA)
         with torch.autocast("cpu", enabled=False):
@@ -92,11 +88,11 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     native = extension()
     if native is None:
-        return style_nce_torch.backward(dloss, slope, units, lengths, temperature, needs_dquery, needs_dtarget)
+        return plain.backward(dloss, slope, units, lengths, temperature, needs_dquery, needs_dtarget)
     _, n, d = units.shape
     single, mean, threads = units.dtype == torch.float32, dloss.dim() == 0, torch.get_num_threads()
     scale = 1 / (temperature * n) if mean else 1 / temperature
-    if n * n * d <= _own_product(native):
+    if n * n * d <= _max_own_product():
         slope = slope.contiguous()
         dquery, dtarget = (units.new_empty((n, d) if needed else 0) for needed in (needs_dquery, needs_dtarget))
         call = native.style_nce_cpu_backward_f32 if single else native.style_nce_cpu_backward_f64
@@ -129,17 +125,11 @@ def backward(
     return dquery, dtarget
 
 
-def _own_product(native: ModuleType) -> int:
-    return OWN_PRODUCT.get(ISA or _widest(native), 0)
-
-
-@cache
-def _widest(native: ModuleType) -> str:
-    isa: str = native.cpu_instruction_sets()[0]
-    return isa
+def _max_own_product() -> int:
+    return MAX_OWN_PRODUCT.get(ISA or instruction_set() or "", 0)
 
 
 def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """In the dtype the loss is computed in, every row contiguous."""
+    """Return x in the dtype of the loss, with contiguous rows."""
     x = x.to(dtype)
     return x if x.stride(1) == 1 else x.contiguous()
