@@ -29,7 +29,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # Editable: a change of Python code needs no reinstall, a change of the build or of csrc/ does.
-$(INSTALLED): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*) | $(BIN)/python
+$(INSTALLED): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/* csrc/*/* csrc/*/*/*) | $(BIN)/python
 	$(PIP) install -c $(CONSTRAINTS) -e ".[test]"
 	@touch $@
 

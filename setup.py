@@ -1,9 +1,9 @@
-"""Build the extension hystar_fast._C: C++ always, CUDA where nvcc works, and never a line of libtorch.
+"""Build the extension hystar_fast._C: C++, and CUDA if nvcc works. It does not use libtorch.
 
-The kernels take pointers, sizes and strides, so one build serves every torch version and a build needs only
-setuptools, pybind11 and ninja. A missing compiler never stops an installation: without nvcc (or with one that
-cannot compile) the extension is CPU only; without a C++ compiler there is none and the ops use plain torch.
-Either is said in one line here and by ``hystar-fast info``. An error in our own sources does stop it.
+The kernels take pointers, sizes and strides, so one build works with every torch version, and a build needs only
+setuptools, pybind11 and ninja. A missing compiler never stops an installation. Without nvcc, or with one that cannot
+compile, the extension is for the CPU only. Without a C++ compiler there is no extension, and the ops use plain torch.
+The build says so in one line, and so does ``hystar-fast info``. An error in our own sources stops the installation.
 """
 
 from __future__ import annotations
@@ -25,24 +25,29 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-# The last one also ships as PTX, for the GPUs that come after it. 90a, not 90: the code may use wgmma.
-# HYSTAR_FAST_CUDA_ARCHITECTURES="90a" builds for that GPU alone, in a quarter of the time.
+# The last one is also shipped as PTX, for later GPUs. 90a instead of 90 lets the code use wgmma.
+# HYSTAR_FAST_CUDA_ARCHITECTURES="90a" builds for that GPU only, in a quarter of the time.
 CUDA_ARCHITECTURES = ("80", "90a", "100", "120")
+CSRC = ROOT / "csrc"
 SOURCES = {".cpp", ".h", ".cu", ".cuh"}
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-# Files named for an instruction set get it; the code that picks one of them at run time is built for any CPU.
-ISA_FLAGS = {
-    "_avx2": ["-mavx2", "-mfma"],
-    "_avx512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+# A file *_per_isa.cpp is compiled once for each of these instruction sets, which csrc/cpu/instruction_sets.h lists too.
+# Every other file is compiled for any CPU, and chooses one of them at run time.
+PER_ISA = "_per_isa"
+INSTRUCTION_SETS = {
+    "baseline": [],
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
 }
-# No -ffast-math: +inf and NaN mean something here. These two keep both and still let loops with selects vectorise.
+# No -ffast-math, because the code relies on +inf and NaN. The two -fno flags respect both, and let loops with selects
+# vectorise.
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-pthread"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xfatbin", "-compress-all", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 
 @dataclass(frozen=True)
 class Cuda:
-    """A CUDA toolkit that compiled our trial kernel."""
+    """A CUDA toolkit whose nvcc has compiled a trial kernel."""
 
     nvcc: str
     include: Path
@@ -57,7 +62,7 @@ class Cuda:
 
 
 def run(command: list[str]) -> tuple[bool, str]:
-    """Whether the command succeeded, and all it printed."""
+    """Run a command, and return whether it succeeded and all that it printed."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     except OSError as error:
@@ -71,7 +76,7 @@ def last_line(text: str) -> str:
 
 
 def compiles(command: list[str], suffix: str, source: str) -> tuple[bool, str]:
-    """Whether `command` compiles `source`, and what it printed."""
+    """Compile `source`, and return whether that succeeded and what the compiler printed."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trial" + suffix)
         path.write_text(source)
@@ -79,7 +84,7 @@ def compiles(command: list[str], suffix: str, source: str) -> tuple[bool, str]:
 
 
 def find_cxx() -> tuple[list[str] | None, str]:
-    """The C++ compiler as a command (the variable CXX is honoured), or None and why there is none."""
+    """Return the C++ compiler as a command (from the variable CXX, if set), or None and the reason."""
     named = shlex.split(os.environ.get("CXX", ""))
     found = named or next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
     if not found:
@@ -90,17 +95,17 @@ def find_cxx() -> tuple[list[str] | None, str]:
 
 
 def find_nvcc() -> str | None:
-    """The nvcc of CUDA_HOME if that names one, else the one on PATH."""
+    """Return the nvcc in CUDA_HOME, or else the one on PATH."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     return (shutil.which("nvcc", path=str(Path(home, "bin"))) if home else None) or shutil.which("nvcc")
 
 
 def find_cuda() -> tuple[Cuda | None, str]:
-    """The toolkit nvcc belongs to, after a trial compilation, or None and why it cannot be used."""
+    """Return the toolkit of nvcc, after a trial compilation, or None and the reason."""
     nvcc = find_nvcc()
     if nvcc is None:
         return None, "no nvcc on PATH or in CUDA_HOME"
-    # nvcc may be a wrapper script anywhere; only the dry run tells where its toolkit is
+    # nvcc may be a wrapper script, so only a dry run tells where its toolkit is
     _, dryrun = run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull])
     top = re.search(r"^#\$ TOP=(.+)$", dryrun, re.MULTILINE)
     if top is None:
@@ -124,21 +129,28 @@ def find_cuda() -> tuple[Cuda | None, str]:
     return (cuda, "") if ok else (None, f"{nvcc} cannot compile a trial kernel: {last_line(output)}")
 
 
-def isa_flags(source: Path) -> list[str]:
-    return next((flags for suffix, flags in ISA_FLAGS.items() if source.stem.endswith(suffix)), [])
-
-
 def source_digest(folder: Path) -> str:
-    """What the extension was built from; hystar_fast/ops/native.py compares it with the sources of a checkout."""
+    """Return a digest of the sources; hystar_fast/ops/native.py compares it with those of a checkout."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.suffix in SOURCES):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in SOURCES):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
+def compilations(source: Path) -> dict[str, list[str]]:
+    """Return the flags of every object that is compiled from a file in csrc/, by the name of the object."""
+    name = source.relative_to(CSRC).as_posix()
+    if source.stem.endswith(PER_ISA):
+        sets = INSTRUCTION_SETS if X86 else ["baseline"]
+        return {f"{name}.{isa}.o": [f"-DHYSTAR_ISA={isa}", *INSTRUCTION_SETS[isa]] for isa in sets}
+    # the digest goes into one file, because a changed flag compiles a file again
+    told = name == "bindings.cpp"
+    return {f"{name}.o": [f'-DHYSTAR_FAST_SOURCES=\\"{source_digest(CSRC)}\\"'] if told else []}
+
+
 def ninja_file(cxx: list[str], cuda: Cuda | None, reason: str, includes: list[str], version: str, target: Path) -> str:
-    """The build as ninja reads it: one object a source, one shared library, header dependencies tracked."""
-    literal = reason.replace("\\", "/").replace('"', "'")  # what a C string takes as it is
+    """Return the build file of ninja: the objects, one shared library, and the headers that each object depends on."""
+    literal = reason.replace("\\", "/").replace('"', "'")  # without characters that a C string would have to escape
     defines = [f'-DHYSTAR_FAST_VERSION="{version}"', f'-DHYSTAR_FAST_CUDA_REASON="{literal}"']
     include_flags = [f"-I{path}" for path in includes]
     if cuda is not None:
@@ -163,21 +175,17 @@ def ninja_file(cxx: list[str], cuda: Cuda | None, reason: str, includes: list[st
         f"rule link\n  command = {command(*cxx)} -shared -s $in -o $out {command(*libraries)}\n  description = $out",
     ]
     objects = []
-    for source in [*sorted(ROOT.glob("csrc/*.cu") if cuda else []), *sorted(ROOT.glob("csrc/*.cpp"))]:  # slowest first
-        isa = isa_flags(source)
-        if isa and not X86:
-            continue
+    for source in [*sorted(CSRC.rglob("*.cu") if cuda else []), *sorted(CSRC.rglob("*.cpp"))]:  # the slowest first
         rule = "nvcc" if source.suffix == ".cu" else "cxx"
-        objects.append(path(Path(source.name + ".o")))
-        # in the one file that tells it, or every object would be built anew for a change in any
-        digest = [f'-DHYSTAR_FAST_SOURCES=\\"{source_digest(source.parent)}\\"'] if source.stem == "bindings" else []
-        lines.append(f"build {objects[-1]}: {rule} {path(source)}\n  own = {' '.join(isa + digest)}")
+        for name, flags in compilations(source).items():
+            objects.append(path(Path(name)))
+            lines.append(f"build {objects[-1]}: {rule} {path(source)}\n  own = {' '.join(flags)}")
     lines.append(f"build {path(target)}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 
 
 class BuildExtension(build_ext):
-    """Compile with ninja, and let an installation succeed where there is no compiler."""
+    """Compile with ninja. Without a compiler the installation succeeds, without the extension."""
 
     def build_extension(self, ext: Extension) -> None:
         import ninja
@@ -186,7 +194,7 @@ class BuildExtension(build_ext):
         target, folder = Path(self.get_ext_fullpath(ext.name)).resolve(), Path(self.build_temp).resolve()
         cxx, problem = find_cxx()
         if cxx is None:
-            target.unlink(missing_ok=True)  # one from an earlier build must not slip into the wheel
+            target.unlink(missing_ok=True)  # from an earlier build: it must not get into the wheel
             print(f"hystar_fast: no extension ({problem}); the ops will run in plain torch", flush=True)
             return
         cuda, reason = find_cuda()
@@ -194,7 +202,7 @@ class BuildExtension(build_ext):
         print(f"hystar_fast: building the extension, {what}", flush=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
-        includes = [str(ROOT / "csrc"), pybind11.get_include(), sysconfig.get_paths()["include"]]
+        includes = [str(CSRC), pybind11.get_include(), sysconfig.get_paths()["include"]]
         version = self.distribution.get_version()
         (folder / "build.ninja").write_text(ninja_file(cxx, cuda, reason, includes, version, target))
         ok = subprocess.call([str(Path(ninja.BIN_DIR, "ninja")), "-C", str(folder)], stdout=sys.stdout) == 0
@@ -204,9 +212,13 @@ class BuildExtension(build_ext):
 
 if __name__ == "__main__":
     setup(
-        packages=[*find_packages(str(ROOT), include=["hystar_fast", "hystar_fast.*"]), "hystar_fast.kernels"],
+        packages=[
+            *find_packages(str(ROOT), include=["hystar_fast", "hystar_fast.*"]),
+            "hystar_fast.kernels",
+            *(f"hystar_fast.kernels.{name}" for name in find_packages(str(ROOT / "kernels"))),
+        ],
         package_dir={"hystar_fast": "hystar_fast", "hystar_fast.kernels": "kernels"},
-        # optional: an extension that was not built is not an error when it is copied into place
+        # optional: a missing extension is no error when the build copies it into place
         ext_modules=[Extension("hystar_fast._C", sources=[], optional=True)],
         cmdclass={"build_ext": BuildExtension},
     )

@@ -17,7 +17,7 @@ from harness import DEVICE, OURS, PLAN, Outputs, compiled, forward, forward_back
 from torch import Tensor
 
 import hystar_fast as hf
-from hystar_fast.ops import sinkhorn_torch
+from hystar_fast.ops.sinkhorn import torch as sinkhorn_torch
 
 EPSILON, ITERATIONS = 0.05, 50
 IN_TORCH = f"{OURS}, gradient in torch"

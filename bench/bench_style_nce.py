@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import hystar_fast as hf
-from hystar_fast.ops import style_nce_torch
+from hystar_fast.ops.style_nce import torch as style_nce_torch
 
 DIMENSION = 768
 EPSILON, ITERATIONS, TEMPERATURE, GAMMA = 0.1, 50, 0.07, 80.0

@@ -18,7 +18,7 @@ from svd_linear_cases import GRAPH, Case
 from svd_linear_providers import PROVIDERS, Inputs, factored, tf32
 from torch import Tensor
 
-from hystar_fast.ops.svd_linear_fp8 import quantise_factors
+from hystar_fast.ops.svd_linear.fp8 import quantise_factors
 
 
 @lru_cache(maxsize=4)

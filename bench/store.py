@@ -24,10 +24,11 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "triton", "numpy", "POT", "geomloss", "peft", "open_clip_torch", "transformers")
 _SHARED = ("hystar_fast/ops/native.py",)
+_CSRC = ("csrc/sinkhorn", "csrc/cpu", "csrc/constants.h")
 STEMS = {
     "svd_linear": ("kernels", "hystar_fast/ops/svd_linear*", "hystar_fast/ref/svd_linear*"),
-    "sinkhorn": ("csrc/sinkhorn*", "hystar_fast/ops/sinkhorn*", "hystar_fast/ref/sinkhorn*"),
-    "style_nce": ("csrc/style_nce*", "csrc/sinkhorn*", "hystar_fast/ops/style_nce*", "hystar_fast/ops/sinkhorn*"),
+    "sinkhorn": (*_CSRC, "hystar_fast/ops/sinkhorn*", "hystar_fast/ref/sinkhorn*"),
+    "style_nce": ("csrc/style_nce", *_CSRC, "hystar_fast/ops/style_nce*", "hystar_fast/ops/sinkhorn*"),
     "model": ("kernels", "csrc", "hystar_fast/ops", "hystar_fast/nn", "hystar_fast/models"),
     "ceiling": ("bench/bench_ceiling.py",),
 }

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hystar_fast as hf
-from hystar_fast.ops import svd_linear_cuda
-from hystar_fast.ops.svd_linear_fp8 import Fp8Factors
+from hystar_fast.ops.svd_linear import cuda as svd_linear_cuda
+from hystar_fast.ops.svd_linear.fp8 import Fp8Factors
 
 
 @dataclass(frozen=True)
@@ -79,23 +79,22 @@ def unfused() -> Any:
 
 def not_persistent() -> Any:
     """One program a tile."""
-    from hystar_fast.kernels import svd_linear_launch as launch
+    from hystar_fast.kernels.svd_linear import gemm
 
-    tile = launch.svd_linear_tile
-    return mock.patch.object(launch, "svd_linear_tile", lambda *k, **o: replace(tile(*k, **o), persistent=False))
+    tile = gemm.svd_linear_tile
+    return mock.patch.object(gemm, "svd_linear_tile", lambda *k, **o: replace(tile(*k, **o), persistent=False))
 
 
 def fp8_then_cublas(a: Inputs) -> Tensor:
     """Ours in fp8, with the second product by torch's own scaled matrix product. Forward, one scale a sample, bf16."""
-    from hystar_fast.kernels import svd_linear_fp8_launch as launch
+    from hystar_fast.kernels.svd_linear import fp8
+    from hystar_fast.kernels.svd_linear.launch import Modulation
 
     assert a.factors is not None
-    capability, multiprocessors = svd_linear_cuda.gpu(a.x.device)
-    rows, tokens, scale = a.x.flatten(0, -2), a.x.shape[1], a.scale()
-    x8, x_scale, g_scale = launch.quantise(rows, scale, a.factors.vh_norm, a.index, tokens)
-    options: dict[str, Any] = {"capability": capability, "multiprocessors": multiprocessors}
-    first = (x8, x_scale, g_scale, a.factors.vh, a.factors.vh_scale, scale, a.index, tokens, None)
-    g, _ = launch.first(*first, **options)
+    modulation, gpu = Modulation(a.scale(), a.index, a.x.shape[1]), svd_linear_cuda.gpu(a.x.device)
+    x8, x_scale, g_scale = fp8.quantise(a.x.flatten(0, -2), a.factors.vh_norm, modulation)
+    factors = (a.factors.vh, a.factors.vh_scale)
+    g, _ = fp8.first_product(x8, x_scale, g_scale, *factors, modulation, gpu=gpu, h_dtype=None)
     u, u_scale = a.factors.u.t(), a.factors.u_scale[None]
     y = torch._scaled_mm(g, u, scale_a=g_scale[:, None], scale_b=u_scale, out_dtype=a.x.dtype)
     return y.view(*a.x.shape[:-1], y.shape[-1])

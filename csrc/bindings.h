@@ -1,10 +1,19 @@
-// What each op of the extension gives to the module hystar_fast._C: one function that binds it.
-// Tensors cross as integers (data pointers, sizes, strides, a stream), so no libtorch is needed.
+// The functions that bind each op to the module hystar_fast._C. Tensors are passed as integers (data pointers, sizes,
+// strides, a stream), so libtorch is not needed.
 #pragma once
+
+#include <cstdint>
 
 #include <pybind11/pybind11.h>
 
 namespace hystar_fast {
+
+using Pointer = std::uintptr_t;
+
+template <typename T>
+T* at(Pointer address) {
+    return reinterpret_cast<T*>(address);
+}
 
 void bind_sinkhorn_cpu(pybind11::module_& module);
 void bind_style_nce_cpu(pybind11::module_& module);

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 # Shared memory one block may use, in bytes (CUDA programming guide, table of compute capabilities).
 SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
+
+
+class Gpu(NamedTuple):
+    """The facts of a GPU on which the choice of a launch depends."""
+
+    capability: tuple[int, int]
+    multiprocessors: int
 
 
 @dataclass(frozen=True)
@@ -17,51 +25,50 @@ class Tile:
     block_k: int
     num_warps: int
     num_stages: int
-    descriptors: bool = False  # operands and results through tensor descriptors (TMA)
-    persistent: bool = False  # one program a multiprocessor takes tile after tile: it loads the next during an epilogue
+    descriptors: bool = False  # operands and results are accessed through tensor descriptors (TMA)
+    persistent: bool = False  # one program a multiprocessor, which takes one tile after the other
 
 
-# A 128 x 256 tile keeps Hopper's tensor cores fed; its epilogue works on halves of the tile so that nothing spills.
+# A tile of 128 x 256 keeps Hopper's tensor cores busy. Its epilogue works on half of the columns at a time, or it
+# spills.
 _WIDE = Tile(128, 256, 64, num_warps=8, num_stages=3, descriptors=True)
 _WIDE_FP8 = Tile(128, 256, 128, num_warps=8, num_stages=3, descriptors=True)
 _WIDE_FP32 = Tile(128, 128, 32, num_warps=8, num_stages=3, descriptors=True)
-# Ampere, Ada and consumer Blackwell, the latter two with 99 KiB of shared memory: pointers, copied asynchronously.
+# For Ampere, and for Ada and consumer Blackwell, which have 99 KiB of shared memory: pointers and asynchronous copies.
 _PLAIN = Tile(128, 128, 32, num_warps=8, num_stages=3)
-_PLAIN_MANY = Tile(64, 128, 32, num_warps=8, num_stages=3)  # fewer rows, fewer samples in a tile
+_PLAIN_MANY = Tile(64, 128, 32, num_warps=8, num_stages=3)  # a tile of fewer rows has fewer samples
 _PLAIN_FP8 = Tile(128, 128, 64, num_warps=8, num_stages=3)
 _PLAIN_FP32 = Tile(128, 64, 32, num_warps=4, num_stages=3)
-# Any stride and any size: element-wise addresses take registers, so a larger tile spills.
+# For any stride and any size. An address for each element needs registers, so a larger tile spills.
 _ODD = Tile(64, 64, 32, num_warps=8, num_stages=3)
-# Samples shorter than a tile: the epilogue loops over the samples of the tile, so few rows are best.
+# For samples shorter than a tile: the epilogue loops over the samples of the tile, so few rows are best.
 _SHORT = Tile(32, 128, 64, num_warps=4, num_stages=3)
 _SHORT_SMALL = Tile(32, 64, 32, num_warps=4, num_stages=3)
 _SHORT_FP8 = Tile(64, 128, 64, num_warps=8, num_stages=3)  # fp8 has no tensor-core instruction of fewer rows
 _SHORT_BELOW = 32  # tokens a sample
 
-# The same choice a size of element: operands in tiles of as many bytes.
+# The same choice for each size of an element: tiles of operands have equally many bytes.
 _BY_ITEMSIZE = {1: (_WIDE_FP8, _PLAIN_FP8), 2: (_WIDE, _PLAIN), 4: (_WIDE_FP32, _PLAIN_FP32)}
 
 
 def svd_linear_tile(capability: tuple[int, int], itemsize: int, tokens: int, *, aligned: bool) -> Tile:
-    """Return the tile of svd_linear's two GEMM kernels.
+    """Return the tile of the kernels in gemm.py and fp8.py.
 
     Args:
         capability: Compute capability, (major, minor).
         itemsize: Bytes of an element: 1, 2 or 4.
         tokens: Rows that share one row of scale.
-        aligned: Every operand is contiguous along its last dimension, with 16-byte aligned rows (what TMA needs).
+        aligned: TMA can address every operand: its rows are contiguous and begin at multiples of 16 bytes.
     """
-    if tokens < _SHORT_BELOW and itemsize == 1:
-        return _SHORT_FP8 if aligned else _ODD
+    if not aligned:  # in a tile of at most two samples, or the epilogue in fp32 spills
+        return _ODD if itemsize == 1 or tokens >= _ODD.block_m else _SHORT_SMALL
     if tokens < _SHORT_BELOW:
-        return _SHORT if aligned and itemsize == 2 else _SHORT_SMALL
-    if not aligned:
-        return _ODD
+        return {1: _SHORT_FP8, 2: _SHORT, 4: _SHORT_SMALL}[itemsize]
     wide, plain = _BY_ITEMSIZE[itemsize]
     if capability[0] not in (9, 10):
         return _PLAIN_MANY if itemsize == 2 and tokens < plain.block_m else plain
-    # Over many samples a tile the epilogue has a loop of its own, and registers for no other tile's operands; neither
-    # has that of fp8 on sm_100.
+    # While the epilogue loops over many samples, no registers are left for the operands of the next tile. The same
+    # holds for the epilogue of fp8 on sm_100.
     fits = itemsize == 2 or (itemsize == 1 and capability[0] == 9)
     return replace(wide, persistent=fits and tokens >= wide.block_m)
 
@@ -70,7 +77,7 @@ _FUSED_TALL_FROM = 8192  # rows from which tiles of 128 fill a large GPU
 
 
 def svd_linear_fused_tile(capability: tuple[int, int], itemsize: int, rows: int, width: int, *, aligned: bool) -> Tile:
-    """Return the tile of the kernel that fuses both products at a rank of at most ``width``, 16 to 128."""
+    """Return the tile of the kernel in fused.py, for a rank of at most ``width``, which is 16 to 128."""
     if itemsize == 4 or not aligned:
         return Tile(32, 64, 32, num_warps=8 if width > 64 else 4, num_stages=2)
     if capability[0] not in (9, 10):
@@ -82,7 +89,7 @@ def svd_linear_fused_tile(capability: tuple[int, int], itemsize: int, rows: int,
 
 @dataclass(frozen=True)
 class ReduceTile:
-    """The block of partial sums that one step of a reduction kernel reads."""
+    """The block of partial sums that the reduction kernel reads in one step."""
 
     tiles: int
     columns: int
@@ -91,5 +98,5 @@ class ReduceTile:
 
 REDUCE = ReduceTile(tiles=32, columns=64, num_warps=4)
 
-# One program quantises a whole row: 16 bytes of a half type a thread.
+# One program quantises a whole row; a thread reads 16 bytes of a half type.
 QUANTISE_COLUMNS_A_WARP = 256

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from hystar_fast.nn.factors import SVDFactors, checked_rank, factorise, svd_factors
 from hystar_fast.nn.lazy_weight import LazyWeight
-from hystar_fast.ops.svd_linear import svd_linear
-from hystar_fast.ops.svd_linear_fp8 import Fp8Factors, quantise_factors
+from hystar_fast.ops.svd_linear import Fp8Factors, quantise_factors, svd_linear
 
 
 class _QuantisedFactors:

@@ -1,1 +1,1 @@
-"""The three ops: schema, fake kernel, autograd and the choice of implementation, one file an op."""
+"""The three ops, a folder each: schema, fake kernels, autograd, and the choice of implementation."""

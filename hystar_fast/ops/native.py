@@ -1,4 +1,4 @@
-"""The compiled extension: loaded once, and when it or its CUDA half cannot run, the reason in one sentence."""
+"""The compiled extension: loaded once. If it or its CUDA kernels cannot run, one sentence gives the reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from hystar_fast import __version__
 
-# sm_80 is the oldest architecture that is built; newer GPUs run it, their own, or the PTX of the newest
+# sm_80 is the oldest architecture that is built. A newer GPU runs its own code or the PTX of the newest architecture.
 _OLDEST_CAPABILITY = (8, 0)
 _SOURCES = {".cpp", ".h", ".cu", ".cuh"}
 _CSRC = Path(__file__).resolve().parents[2] / "csrc"
@@ -24,41 +24,41 @@ def _load() -> tuple[ModuleType | None, str]:
     try:
         module = import_module("hystar_fast._C")
     except ModuleNotFoundError:
-        reason = "the extension was not built (no C++ compiler when hystar_fast was installed)"
+        problem = "the extension was not built (no C++ compiler when hystar_fast was installed)"
     except ImportError as error:
-        reason = f"the extension does not load: {error}"
+        problem = f"the extension does not load: {error}"
     else:
-        reason = version_problem(module.version, __version__) or sources_problem(getattr(module, "sources", ""), _CSRC)
-        if not reason:
+        problem = version_problem(module.version, __version__) or sources_problem(getattr(module, "sources", ""), _CSRC)
+        if not problem:
             return module, ""
-    warnings.warn(f"hystar_fast runs in plain torch: {reason}; reinstall hystar_fast to build it", stacklevel=3)
-    return None, reason
+    warnings.warn(f"hystar_fast runs in plain torch: {problem}; reinstall hystar_fast to build it", stacklevel=3)
+    return None, problem
 
 
 def version_problem(built: str, running: str) -> str:
-    """Why an extension built from version `built` must not serve `running`; empty when it may."""
+    """Return why an extension built from version `built` must not be used by `running`; empty if it may be."""
     return "" if built == running else f"the extension was built from hystar_fast {built}, but this is {running}"
 
 
 def sources_problem(built: str, folder: Path) -> str:
-    """Why an extension built from sources of digest `built` must not serve this checkout; empty when it may.
+    """Return why an extension built from sources of digest `built` must not be used here; empty if it may be.
 
-    Its functions take raw pointers: one that expects other arguments than it gets would read wild memory. Only a
-    checkout has the folder; in a wheel extension and Python cannot come apart.
+    The functions of the extension take raw pointers: one that expects other arguments would read arbitrary memory. Only
+    a checkout has the folder of sources. In a wheel, the extension always belongs to the Python code.
     """
     if not folder.is_dir():
         return ""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.suffix in _SOURCES):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in _SOURCES):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return "" if digest.hexdigest()[:16] == built else f"the extension is older than the sources in {folder}"
 
 
 def driver_problem(driver: int, runtime: int) -> str:
-    """Why a driver cannot run code built with a CUDA runtime (both as 1000 * major + 10 * minor); empty when it can.
+    """Return why a driver cannot run code that was built with a CUDA runtime; empty if it can.
 
-    Within a major version any driver serves any runtime; across major versions the driver must be the newer.
-    A driver version of 0 means that there is no driver.
+    Both versions are 1000 * major + 10 * minor, and a driver version of 0 means that there is no driver. Within a major
+    version every driver runs every runtime. Across major versions the driver must be the newer one.
     """
     if driver == 0:
         return "no NVIDIA driver"
@@ -72,31 +72,43 @@ def driver_problem(driver: int, runtime: int) -> str:
 
 
 def capability_problem(name: str, capability: tuple[int, int]) -> str:
-    """Why a GPU of this compute capability cannot run the extension; empty when it can."""
+    """Return why a GPU of this compute capability cannot run the extension; empty if it can."""
     if capability >= _OLDEST_CAPABILITY:
         return ""
     return f"{name} has compute capability {capability[0]}.{capability[1]}, and 8.0 is the oldest supported"
 
 
 def extension() -> ModuleType | None:
-    """``hystar_fast._C``, or None (with one warning the first time) when it is missing, stale or does not load."""
+    """Return ``hystar_fast._C``, or None if it is missing, stale or does not load. The first such call warns."""
     return _load()[0]
 
 
-def why_not() -> str | None:
-    """Why there is no extension; None when there is one."""
+def extension_problem() -> str | None:
+    """Return why there is no extension; None if there is one."""
     return _load()[1] or None
+
+
+def instruction_set() -> str | None:
+    """Return the widest instruction set that this CPU and the extension have; None without the extension."""
+    module = extension()
+    return None if module is None else _widest(module)
+
+
+@cache
+def _widest(module: ModuleType) -> str:
+    return str(module.cpu_instruction_sets()[0])
 
 
 @cache
 def cuda_ready() -> tuple[bool, str]:
-    """Whether the extension's CUDA kernels can run in this process, and if not, why.
+    """Return whether the CUDA kernels of the extension can run in this process, and if not, why.
 
-    They need an extension built with nvcc, a driver new enough for its runtime, and a GPU new enough that torch sees.
+    They need an extension that was built with nvcc, a driver that is new enough for its runtime, and a GPU that torch
+    finds and that is new enough.
     """
-    module, reason = _load()
+    module, problem = _load()
     if module is None:
-        return False, reason
+        return False, problem
     if not module.cuda_version:
         return False, f"the extension was built for the CPU only: {module.cuda_reason}"
     problem = driver_problem(module.cuda_driver_version(), module.cuda_version)
@@ -109,3 +121,8 @@ def cuda_ready() -> tuple[bool, str]:
         for index in range(torch.cuda.device_count())
     ]
     return ("" in problems), "" if "" in problems else "; ".join(problems)
+
+
+def cuda_extension(dtype: torch.dtype) -> ModuleType | None:
+    """Return the extension if its CUDA kernels, which compute in float32, can run for this dtype; else None."""
+    return extension() if dtype == torch.float32 and cuda_ready()[0] else None

@@ -1,4 +1,4 @@
-"""What runs where: the implementation each op uses on each device, and why not a faster one."""
+"""The implementation that each op uses on each device, and the reason if it is not the fastest one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import import_module
 
 @dataclass(frozen=True)
 class OpStatus:
-    """One op on one device: the implementation that runs, and why a faster one does not (empty when it does)."""
+    """One op on one device: the implementation that runs, and why a faster one does not (empty if there is none)."""
 
     op: str
     device: str
@@ -17,11 +17,11 @@ class OpStatus:
 
 
 def info() -> list[dict[str, str]]:
-    """List, for every op and device, the implementation in use and why a faster one is not.
+    """List the implementation in use for every op and device, and why a faster one is not.
 
     Returns:
-        One dictionary an op and device with the keys ``op``, ``device``, ``implementation`` and ``reason``
-        (empty when the fastest implementation runs).
+        One dictionary for each op and device, with the keys ``op``, ``device``, ``implementation`` and ``reason``
+        (empty if the fastest implementation runs).
 
     Example:
         >>> import hystar_fast as hf

@@ -1,4 +1,4 @@
-"""The truth: every op in plain torch, on any device, safe in float64, importing nothing else of ours."""
+"""The reference: every op in plain torch, on any device, exact in float64. It imports nothing else of this library."""
 
 from hystar_fast.ref.sinkhorn import sinkhorn
 from hystar_fast.ref.style_nce import style_nce

@@ -1,10 +1,11 @@
-"""Reference of the entropic transport plan (Eq. 5-7): the log-domain Sinkhorn iteration in plain torch.
+"""The reference of the entropic transport plan (Eq. 5-7): the Sinkhorn iteration in the log domain, in plain torch.
 
-One iteration is a row half-step and then a column half-step, from v = 0, with K = -cost / epsilon:
+One iteration is a row half-step and then a column half-step. It starts from v = 0, with K = -cost / epsilon:
 
     u_i = -logsumexp_j(K_ij + v_j)          v_j = log(N / M) - logsumexp_i(K_ij + u_i)
 
-and plan = exp(u + K + v). It ends on the column half-step: columns sum to N/M to rounding, rows to 1 up to convergence.
+and plan = exp(u + K + v). The last half-step is that of the columns, so columns sum to N/M to within rounding, and rows
+sum to 1 once the iteration has converged.
 """
 
 from __future__ import annotations
@@ -20,31 +21,31 @@ from torch import Tensor
 from hystar_fast.ref.sinkhorn_feasibility import has_plan
 
 CONVERGED_BELOW = 1e-3
-"""The marginal error below which a problem counts as converged when no `tol` is given."""
+"""The largest marginal error of a converged problem, if no `tol` is given."""
 
 _SMALLEST_EPSILON = torch.finfo(torch.float32).tiny
 GRADS = ("unroll", "implicit", "none")
 
 
 class SinkhornStatus(IntEnum):
-    """What became of one problem; the values of `SinkhornInfo.status`."""
+    """The outcome of one problem; a value of `SinkhornInfo.status`."""
 
     CONVERGED = 0
     NOT_CONVERGED = 1
     INFEASIBLE = 2
-    """No plan has these marginals on the allowed entries: the plan returned is zero."""
+    """The allowed entries permit no plan with these marginals. The plan returned is zero."""
     INVALID = 3
-    """An allowed entry is NaN or -inf: the plan returned is NaN, for this problem alone."""
+    """An allowed entry is NaN or -inf. The plan returned is NaN; other problems are not affected."""
 
 
 @dataclass(frozen=True)
 class SinkhornInfo:
-    """How each problem of a batch ended; every tensor has the shape of the batch.
+    """The outcome of each problem of a batch. Every tensor has the shape of the batch.
 
     Attributes:
-        iterations: int64, iterations done (0 where infeasible or invalid).
-        max_marginal_error: largest deviation of a row sum from 1 or a column sum from N/M in the plan returned.
-        status: int64, values of `SinkhornStatus`.
+        iterations: int64, the number of iterations done; 0 if the problem is infeasible or invalid.
+        max_marginal_error: The largest deviation of a row sum from 1, or of a column sum from N/M.
+        status: int64, a value of `SinkhornStatus`.
     """
 
     iterations: Tensor
@@ -53,52 +54,52 @@ class SinkhornInfo:
 
     @property
     def converged(self) -> Tensor:
-        """True where the marginals are met."""
+        """True for the problems whose marginals are met."""
         return self.status == SinkhornStatus.CONVERGED
 
 
 def check_arguments(
     cost: Tensor, epsilon: float, n_iter: int, mask: Tensor | None, grad: str, tol: float | None
 ) -> None:
-    """Raise TypeError or ValueError that names the argument, what it needs and what came."""
+    """Raise TypeError or ValueError for the first invalid argument."""
     if not isinstance(cost, Tensor):
-        raise TypeError(f"cost: needs a Tensor, got {type(cost).__name__}")
+        raise TypeError(f"cost must be a Tensor, got {type(cost).__name__}")
     if not cost.dtype.is_floating_point:
-        raise TypeError(f"cost: needs a floating dtype, got {cost.dtype}")
+        raise TypeError(f"cost must have a floating dtype, got {cost.dtype}")
     if cost.dim() < 2:
-        raise ValueError(f"cost: needs shape [..., N, M], got {list(cost.shape)}")
+        raise ValueError(f"cost must have shape [..., N, M], got {list(cost.shape)}")
     if isinstance(epsilon, bool) or not isinstance(epsilon, float | int):
-        raise TypeError(f"epsilon: needs a number, got {type(epsilon).__name__}")
+        raise TypeError(f"epsilon must be a number, got {type(epsilon).__name__}")
     if not 0 < epsilon < math.inf:
-        raise ValueError(f"epsilon: needs to be positive and finite, got {epsilon}")
+        raise ValueError(f"epsilon must be positive and finite, got {epsilon}")
     if epsilon < _SMALLEST_EPSILON and cost.dtype != torch.float64:
-        raise ValueError(f"epsilon: needs at least {_SMALLEST_EPSILON:.2e} (float32 rounds less to 0), got {epsilon}")
+        raise ValueError(f"epsilon must be at least {_SMALLEST_EPSILON:.2e}, below which float32 is 0, got {epsilon}")
     if isinstance(n_iter, bool) or not isinstance(n_iter, int):
-        raise TypeError(f"n_iter: needs an int, got {type(n_iter).__name__}")
+        raise TypeError(f"n_iter must be an int, got {type(n_iter).__name__}")
     if n_iter < 1:
-        raise ValueError(f"n_iter: needs to be at least 1, got {n_iter}")
+        raise ValueError(f"n_iter must be at least 1, got {n_iter}")
     if grad not in GRADS:
-        raise ValueError(f"grad: needs one of {', '.join(GRADS)}, got {grad!r}")
+        raise ValueError(f"grad must be one of {', '.join(GRADS)}, got {grad!r}")
     if mask is not None:
         _check_mask(cost, mask)
     if tol is not None:
         if isinstance(tol, bool) or not isinstance(tol, float | int):
-            raise TypeError(f"tol: needs a number or None, got {type(tol).__name__}")
+            raise TypeError(f"tol must be a number or None, got {type(tol).__name__}")
         if not 0 < tol < math.inf:
-            raise ValueError(f"tol: needs to be positive and finite, got {tol}")
+            raise ValueError(f"tol must be positive and finite, got {tol}")
 
 
 def _check_mask(cost: Tensor, mask: Tensor) -> None:
     if not isinstance(mask, Tensor):
-        raise TypeError(f"mask: needs a Tensor, got {type(mask).__name__}")
+        raise TypeError(f"mask must be a Tensor or None, got {type(mask).__name__}")
     if mask.dtype != torch.bool:
-        raise TypeError(f"mask: needs dtype torch.bool (True forbids), got {mask.dtype}")
+        raise TypeError(f"mask must have dtype torch.bool (True forbids), got {mask.dtype}")
     if mask.device != cost.device:
-        raise ValueError(f"mask: needs the device of cost, {cost.device}, got {mask.device}")
+        raise ValueError(f"mask must be on the device of cost, {cost.device}, got {mask.device}")
     shape, needed = mask.shape, cost.shape
     pairs = zip(reversed(shape), reversed(needed), strict=False)
     if len(shape) > len(needed) or any(got not in (1, want) for got, want in pairs):
-        raise ValueError(f"mask: needs a shape that broadcasts to that of cost, {list(needed)}, got {list(shape)}")
+        raise ValueError(f"mask must have a shape that broadcasts to that of cost, {list(needed)}, got {list(shape)}")
 
 
 @overload
@@ -137,7 +138,10 @@ def sinkhorn(
     return_info: bool = False,
     tol: float | None = None,
 ) -> Tensor | tuple[Tensor, SinkhornInfo]:
-    """`hystar_fast.sinkhorn` in plain torch: autograd unrolls the loop, the implicit gradient uses a pseudo-inverse."""
+    """Compute `hystar_fast.sinkhorn` in plain torch.
+
+    Autograd unrolls the loop, and the implicit gradient uses a pseudo-inverse.
+    """
     check_arguments(cost, epsilon, n_iter, mask, grad, tol)
     cost = cost.to(torch.promote_types(cost.dtype, torch.float32))
     batch, (n, m) = cost.shape[:-2], cost.shape[-2:]
@@ -166,11 +170,11 @@ def sinkhorn(
 
 
 def log_kernel(cost: Tensor, mask: Tensor | None, epsilon: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """K = -cost / epsilon, and which entries are allowed and which problems invalid or plainly infeasible.
+    """Return K = -cost / epsilon, the allowed entries, the invalid problems and the clearly infeasible ones.
 
-    K is -inf where forbidden, and every row is shifted to a maximum of 0: as the iteration starts with a row
-    half-step, the shift changes u alone, never the plan, and it keeps digits. Invalid and infeasible problems get
-    K = 0, so that nothing that is not finite enters the iteration.
+    K is -inf for a forbidden pair. Every row is shifted to a maximum of 0, which keeps digits. The iteration starts
+    with a row half-step, so the shift changes u, but not the plan. K is 0 in invalid and infeasible problems, so that
+    only finite numbers enter the iteration.
     """
     forbidden = cost.isposinf() if mask is None else cost.isposinf() | mask
     invalid = ((cost.isnan() | cost.isneginf()) & ~forbidden).flatten(-2).any(-1)
@@ -184,7 +188,7 @@ def log_kernel(cost: Tensor, mask: Tensor | None, epsilon: float) -> tuple[Tenso
 
 
 def _iterate(kernel: Tensor, log_column: float, n_iter: int, tol: float | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the iterations; with `tol` a problem stops before the first iteration whose row error is at most `tol`."""
+    """Return u, v and the iterations done. With `tol`, a problem stops once its row error is at most `tol`."""
     u, v = torch.zeros_like(kernel[..., 0]), torch.zeros_like(kernel[..., 0, :])
     active = torch.ones(kernel.shape[:-2], dtype=torch.bool, device=kernel.device)
     iterations = torch.zeros_like(active, dtype=torch.int64)
@@ -201,10 +205,10 @@ def _iterate(kernel: Tensor, log_column: float, n_iter: int, tol: float | None) 
 
 
 def _attach_implicit(plan: Tensor, kernel: Tensor, allowed: Tensor) -> Tensor:
-    """Give the plan the derivative of the converged plan: d plan = plan * (dK + du + dv) with unchanged marginals.
+    """Give the plan the derivative of a converged plan: d plan = plan * (dK + du + dv), with fixed marginals.
 
-    The Jacobian of the marginals is singular (constants move between u and v, in every connected part of the
-    support); its pseudo-inverse picks one solution, and the plan does not depend on which.
+    The Jacobian of the marginals is singular, because in every connected part of the support a constant may be moved
+    from u to v. Its pseudo-inverse chooses one solution. The plan is the same for all of them.
     """
     change = (kernel - kernel.detach()).masked_fill(~allowed, 0.0)
     moved = plan * change
@@ -222,10 +226,10 @@ def _attach_implicit(plan: Tensor, kernel: Tensor, allowed: Tensor) -> Tensor:
 
 
 def _infeasible(plan: Tensor, allowed: Tensor) -> Tensor:
-    """True where the allowed entries carry no plan at all.
+    """Return True for the problems whose allowed entries permit no plan.
 
-    After a column half-step an infeasible problem is off by at least 2 gcd(N, M) / M in the sum over rows of
-    |row - 1| (Hall, in whole units of mass), so a smaller error proves a plan exists; the rest is decided by a flow.
+    After a column half-step of an infeasible problem, the sum over rows of |row - 1| is at least 2 gcd(N, M) / M, by
+    Hall's theorem in whole units of mass. A smaller error proves that a plan exists. A maximum flow decides the others.
     """
     n, m = plan.shape[-2:]
     doubtful = (plan.sum(-1) - 1).abs().sum(-1) >= math.gcd(n, m) / m

@@ -1,4 +1,4 @@
-"""Whether a mask leaves any transport plan: an exact maximum flow in integers, for the few problems that need proof."""
+"""An exact test that a mask permits a transport plan: a maximum flow in integers, for the few problems that need it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def has_plan(allowed: Tensor) -> bool:
-    """Whether non-negative entries on `allowed` [N, M] can have rows of sum 1 and columns of sum N/M (maximum flow)."""
+    """Return whether entries >= 0 on `allowed` [N, M] can have rows of sum 1 and columns of sum N/M."""
     n, m = allowed.shape
     unit = math.gcd(n, m)
     neighbours = [sum(1 << j for j in row.nonzero().flatten().tolist()) for row in allowed]
@@ -40,7 +40,10 @@ def has_plan(allowed: Tensor) -> bool:
 def _augmenting_path(
     start: int, neighbours: list[int], holders: list[dict[int, int]], unmet: int
 ) -> list[tuple[int, int]]:
-    """Shortest path of (row, column) steps from `start` to an unmet column through rows that can give theirs up."""
+    """Return the shortest path of (row, column) steps from `start` to an unmet column, or an empty list.
+
+    A path takes a column from a row that holds it, which must then reach another column.
+    """
     reached_from: dict[int, tuple[int, int] | None] = {start: None}
     queue, seen = [start], 0
     for row in queue:

@@ -1,4 +1,4 @@
-"""StyleNCE in plain torch: differentiable in both inputs, any device, float64 kept as float64."""
+"""StyleNCE in plain torch: differentiable in both inputs, on any device. float64 stays float64."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from torch import Tensor
 
 from hystar_fast.ref.sinkhorn import SinkhornStatus, sinkhorn
 
-# exp((1 - sim) / lam) is capped at exp(60): past it the plan is an assignment, and float32 would reach infinity,
-# which forbids a pair. "auto" keeps the paper's ratio of gamma = 80 to the 47 negatives of its batch.
+# csrc/constants.h repeats these three. exp((1 - sim) / lam) is limited to exp(60). Above that the plan is an assignment
+# in any precision, and float32 would reach infinity, which would forbid a pair. gamma="auto" keeps the ratio of the
+# paper's gamma, 80, to the 47 negatives of its batch.
+WEIGHTS = ("paper", "authors", "uniform")
 MAX_EXPONENT = 60.0
 AUTO_GAMMA = 80.0 / 47.0
 
@@ -29,9 +31,9 @@ def style_nce(
     mask: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """``-log(e^(s_ii/t) / (e^(s_ii/t) + gamma sum_j w_ij e^(s_ij/t)))``: the truth of :func:`hystar_fast.style_nce`.
+    """Compute ``-log(e^(s_ii/t) / (e^(s_ii/t) + gamma sum_j w_ij e^(s_ij/t)))``, as :func:`hystar_fast.style_nce` does.
 
-    Differs from the op in two ways: autograd differentiates it, and inputs are not checked.
+    Two differences from the op: autograd computes the gradient, and inputs are not checked.
     """
     dtype = torch.promote_types(torch.promote_types(query.dtype, target.dtype), torch.float32)
     q, q_finite = _unit(query.to(dtype))
@@ -55,30 +57,30 @@ def style_nce(
         weight = _plan(cost, scale, n_iter, forbidden, plan_grad)
 
     strength = negatives.clamp_min(1) * AUTO_GAMMA if isinstance(gamma, str) else torch.full_like(negatives, gamma)
-    held = weight > 0
-    logits = sim / temperature + torch.where(held, weight, 1).log() + strength.log()
-    excess = torch.where(held, logits, -math.inf).logsumexp(1) - sim.diagonal() / temperature
+    positive = weight > 0
+    logits = sim / temperature + torch.where(positive, weight, 1).log() + strength.log()
+    excess = torch.where(positive, logits, -math.inf).logsumexp(1) - sim.diagonal() / temperature
     loss = torch.nn.functional.softplus(excess, threshold=88.0)
     loss = torch.where(finite.squeeze(1), loss, math.nan)
     return loss.mean() if reduction == "mean" else loss
 
 
 def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of length one, and which rows are finite; a zero or non-finite row becomes zero, without gradient.
+    """Return the rows scaled to length one, and which rows are finite. A zero or non-finite row becomes zero.
 
-    A row is scaled by its peak first, so that no square overflows or vanishes.
+    A row is first divided by its largest entry, so that no square overflows or vanishes.
     """
     peak = x.detach().abs().amax(1, keepdim=True)
     finite = peak.isfinite()
-    held = finite & (peak > 0)
-    x = torch.where(held, x, 1)
-    x = x / torch.where(held, peak, 1)
-    return torch.where(held, x / torch.linalg.vector_norm(x, dim=1, keepdim=True), 0), finite
+    usable = finite & (peak > 0)
+    x = torch.where(usable, x, 1)
+    x = x / torch.where(usable, peak, 1)
+    return torch.where(usable, x / torch.linalg.vector_norm(x, dim=1, keepdim=True), 0), finite
 
 
 def _plan(cost: Tensor, epsilon: float, n_iter: int, forbidden: Tensor, plan_grad: str) -> Tensor:
-    """The plan of Eq. 6-7, or, where the mask leaves none, of the same problem without its column constraint."""
+    """Return the plan of Eq. 6-7. If the mask permits none, the column constraint is dropped."""
     plan, info = sinkhorn(cost, epsilon, n_iter, mask=forbidden, grad=plan_grad, return_info=True)
-    barred = forbidden.all(1, keepdim=True)
-    rows = (-cost / epsilon).masked_fill(forbidden & ~barred, -math.inf).softmax(1)
+    all_forbidden = forbidden.all(1, keepdim=True)
+    rows = (-cost / epsilon).masked_fill(forbidden & ~all_forbidden, -math.inf).softmax(1)
     return torch.where(info.status == SinkhornStatus.INFEASIBLE, rows.masked_fill(forbidden, 0), plan)

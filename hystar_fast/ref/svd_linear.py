@@ -1,4 +1,4 @@
-"""svd_linear in plain torch: differentiable in every input, any device, any floating dtype."""
+"""The op svd_linear in plain torch: differentiable in every input, on any device, in any floating dtype."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 def svd_linear(
     x: Tensor, u: Tensor, scale: Tensor, vh: Tensor, bias: Tensor | None = None, *, index: Tensor | None = None
 ) -> Tensor:
-    """``y[b, t] = u @ (scale[b] * (vh @ x[b, t])) + bias``: the truth of :func:`hystar_fast.svd_linear`.
+    """Compute ``y[b, t] = u @ (scale[b] * (vh @ x[b, t])) + bias``, as :func:`hystar_fast.svd_linear` does.
 
-    Differs from the op in two ways: ``u`` and ``vh`` are differentiable too, and inputs are not checked.
-    The product with ``scale`` is taken in ``scale``'s precision, so a float32 scale stays float32 when x is half.
+    Two differences from the op: ``u`` and ``vh`` also receive a gradient, and inputs are not checked. The product with
+    ``scale`` is computed in the wider of both precisions, so a float32 scale stays float32 if x is half.
     """
     if index is not None:
         scale = scale[index]

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import re
 import shutil
-import site
 import stat
 import subprocess
 import sys
@@ -89,8 +88,9 @@ def fresh_environment(isolated: tuple[Path, str], tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     packages = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
-    # a plain path line adds a folder without running the .pth files in it, so no editable install leaks in
-    Path(packages, "borrowed.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+    # a line with a path adds a folder without running the .pth files in it, so no editable install is added
+    borrowed = [path for path in sys.path if path.endswith("site-packages")]
+    Path(packages, "borrowed.pth").write_text("\n".join(borrowed) + "\n")
     pip("--python", folder / "bin" / "python", "install", "-q", "--no-deps", isolated[0])
     return folder / "bin"
 
@@ -134,7 +134,7 @@ home = Path(hf.__file__).parent
 assert home.is_relative_to(sys.prefix), home
 assert Path(hystar_fast.kernels.__file__).is_relative_to(home)
 module = native.extension()
-assert module is not None and Path(module.__file__).parent == home, native.why_not()
+assert module is not None and Path(module.__file__).parent == home, native.extension_problem()
 assert module.cuda_version == 0 and "broken on purpose" in module.cuda_reason
 x, u, vh = torch.randn(2, 3, 8), torch.randn(6, 4), torch.randn(4, 8)
 scale = torch.randn(2, 4)
@@ -293,21 +293,43 @@ def test_the_environment_picks_the_architectures(
     assert (() if cuda is None else cuda.architectures) == (build.CUDA_ARCHITECTURES if built is None else built)
 
 
-def test_instruction_sets_are_chosen_by_file_and_never_for_the_whole_build(build: ModuleType) -> None:
-    assert "-mavx2" in build.isa_flags(Path("sinkhorn_cpu_avx2.cpp"))
-    assert "-mavx512f" in build.isa_flags(Path("sinkhorn_cpu_avx512.cpp"))
-    assert build.isa_flags(Path("sinkhorn_cpu.cpp")) == []
+def test_only_per_isa_files_get_the_flags_of_instruction_sets(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    per_isa = build.CSRC / "sinkhorn/cpu/kernels_per_isa.cpp"
+    monkeypatch.setattr(build, "X86", True)
+    objects = {name.rsplit(".", 2)[1]: flags for name, flags in build.compilations(per_isa).items()}
+    assert set(objects) == {"baseline", "avx2", "avx512"}
+    assert all(f"-DHYSTAR_ISA={isa}" in flags for isa, flags in objects.items())
+    assert "-mavx512f" in objects["avx512"] and "-mavx2" in objects["avx2"] and "-mavx512f" not in objects["avx2"]
+    assert not [flag for flag in objects["baseline"] if flag.startswith("-m")]
+    monkeypatch.setattr(build, "X86", False)
+    assert list(build.compilations(per_isa)) == ["sinkhorn/cpu/kernels_per_isa.cpp.baseline.o"]
+    assert build.compilations(build.CSRC / "sinkhorn/cpu/forward.cpp") == {"sinkhorn/cpu/forward.cpp.o": []}
     assert not [flag for flag in build.CXX_FLAGS + build.NVCC_FLAGS if "fast-math" in flag or flag.startswith("-m")]
 
 
+def test_the_build_and_the_sources_list_the_same_instruction_sets(build: ModuleType) -> None:
+    header = (build.CSRC / "cpu/instruction_sets.h").read_text()
+    listed = re.search(r"#define HYSTAR_INSTRUCTION_SETS\(APPLY\) (APPLY\(avx512\).*)", header)
+    assert listed and set(re.findall(r"APPLY\((\w+)\)", listed[1])) == set(build.INSTRUCTION_SETS)
+    assert len(list(build.CSRC.rglob(f"*{build.PER_ISA}.cpp"))) == 2
+
+
 def test_the_build_and_the_package_digest_sources_alike(build: ModuleType, tmp_path: Path) -> None:
-    source, header = tmp_path / "op.cpp", tmp_path / "op.h"
+    source, header = tmp_path / "op/cpu/op.cpp", tmp_path / "op.h"
+    source.parent.mkdir(parents=True)
     source.write_text("int f(int);")
     header.write_text("")
     (tmp_path / "notes.txt").write_text("no source")
     built = build.source_digest(tmp_path)
     assert native.sources_problem(built, tmp_path) == ""
-    for change in (lambda: source.write_text("int f(long);"), lambda: header.rename(tmp_path / "other.h")):
+    changes = (
+        lambda: source.write_text("int f(long);"),
+        lambda: header.rename(tmp_path / "other.h"),
+        lambda: source.rename(tmp_path / "op/op.cpp"),
+    )
+    for change in changes:
         change()
         assert build.source_digest(tmp_path) != built
         assert "older than the sources" in native.sources_problem(built, tmp_path)
@@ -318,8 +340,8 @@ def test_no_instruction_set_leaks_through_a_shared_inline_function(
     build: ModuleType, isolated: tuple[Path, str], source_copy: Path
 ) -> None:
     """A weak symbol compiled with AVX-512 may be the copy the linker keeps for everyone: then old CPUs crash."""
-    objects = [path for path in source_copy.glob("build/temp.*/*.cpp.o") if build.isa_flags(Path(path.stem))]
-    assert bool(objects) == build.X86
+    objects = [path for isa in ("avx2", "avx512") for path in source_copy.glob(f"build/temp.*/**/*.{isa}.o")]
+    assert len(objects) == (4 if build.X86 else 0)
     for path in objects:
         listed = subprocess.run(["nm", "-C", str(path)], capture_output=True, text=True, check=True).stdout
         weak = [line for line in listed.splitlines() if re.search(r"^[0-9a-f]+ [WVu] ", line)]

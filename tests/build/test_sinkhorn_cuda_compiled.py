@@ -22,7 +22,7 @@ SHAPED = {  # kernels of a Tile, and of how many
 }
 STREAM_KERNELS = ("stream_row_kernel", "stream_column_kernel", "stream_plan_kernel", "stream_outcome_kernel")
 NCE_KERNELS = ("normalise_kernel", "cost_kernel", "loss_kernel", "project_kernel")
-SOURCES = ("sinkhorn_cuda", "sinkhorn_cuda_cluster", "sinkhorn_cuda_gradient", "sinkhorn_cuda_sweep", "style_nce_cuda")
+SOURCES = sorted((ROOT / "csrc").rglob("*.cu"))
 BLOCK_MEMORY = {"80": 163 << 10, "90a": 227 << 10, "100": 227 << 10, "120": 99 << 10}  # of one block, when it asks
 pytestmark = pytest.mark.xdist_group("cuda resources")  # all sources are compiled once, not once a worker
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
@@ -79,10 +79,10 @@ ptxas info    : Function properties for _Z6calledv
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[Resources]:
     gencode = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
-    command = ["nvcc", "-std=c++17", "-O3", "--threads=2", *gencode, "-Xptxas=-v", "-c"]
+    command = ["nvcc", "-std=c++17", "-O3", "--threads=2", *gencode, f"-I{ROOT / 'csrc'}", "-Xptxas=-v", "-c"]
     found: list[Resources] = []
-    for name in SOURCES:
-        files = [str(ROOT / f"csrc/{name}.cu"), "-o", str(tmp_path_factory.mktemp("compiled") / f"{name}.o")]
+    for source in SOURCES:
+        files = [str(source), "-o", str(tmp_path_factory.mktemp("compiled") / f"{source.stem}.o")]
         done = subprocess.run([*command, *files], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert "warning" not in done.stderr, done.stderr

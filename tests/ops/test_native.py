@@ -17,6 +17,8 @@ import torch
 
 import hystar_fast
 from hystar_fast.ops import native
+from hystar_fast.ref.sinkhorn import CONVERGED_BELOW, SinkhornStatus
+from hystar_fast.ref.style_nce import AUTO_GAMMA, MAX_EXPONENT, WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = import_module("hystar_fast._C")
@@ -48,9 +50,19 @@ def test_the_installed_extension_loads_without_a_warning(fresh: None) -> None:
         warnings.simplefilter("error")
         module = native.extension()
     assert module is not None
-    assert native.why_not() is None
+    assert native.extension_problem() is None
     assert module.version == hystar_fast.__version__
     assert bool(module.cuda_version) == bool(module.cuda_architectures) == (not module.cuda_reason)
+
+
+def test_the_extension_has_the_constants_of_the_reference() -> None:
+    assert REAL.constants == {
+        "SinkhornStatus": {status.name: status.value for status in SinkhornStatus},
+        "WEIGHTS": {name.upper(): code for code, name in enumerate(WEIGHTS)},
+        "CONVERGED_BELOW": CONVERGED_BELOW,
+        "MAX_EXPONENT": MAX_EXPONENT,
+        "AUTO_GAMMA": AUTO_GAMMA,
+    }
 
 
 def test_a_missing_extension_warns_once_and_gives_the_reason(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,8 +72,8 @@ def test_a_missing_extension_warns_once_and_gives_the_reason(fresh: None, monkey
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert native.extension() is None
-        assert "not built" in (native.why_not() or "")
-        assert native.cuda_ready() == (False, native.why_not())
+        assert "not built" in (native.extension_problem() or "")
+        assert native.cuda_ready() == (False, native.extension_problem())
 
 
 def test_an_extension_that_does_not_load_says_what_the_loader_said(
@@ -195,11 +207,17 @@ def test_without_the_extension_every_op_runs_and_info_says_why() -> None:
         "import torch, hystar_fast as hf\n"
         "with warnings.catch_warnings(record=True) as caught:\n"
         "    warnings.simplefilter('always')\n"
-        "    cost = torch.rand(2, 5, 5)\n"
-        "    assert torch.allclose(hf.sinkhorn(cost, 0.1), hf.ref.sinkhorn(cost, 0.1), atol=1e-6)\n"
-        "    hf.sinkhorn(cost, 0.1)\n"
-        "    x = torch.randn(4, 8)\n"
-        "    assert torch.isfinite(hf.style_nce(x, x))\n"
+        "    def check(op, *arguments, **options):\n"
+        "        leaf = arguments[0].requires_grad_()\n"
+        "        for function in (getattr(hf, op), getattr(hf.ref, op)):\n"
+        "            y = function(leaf, *arguments[1:], **options)\n"
+        "            yield y, *torch.autograd.grad(y.square().sum(), leaf)\n"
+        "    mask = torch.eye(5).bool()\n"
+        "    cases = [('sinkhorn', (torch.rand(2, 5, 5), 0.1), {'mask': mask}),\n"
+        "        ('style_nce', (torch.randn(5, 8), torch.randn(5, 8)), {'mask': mask.roll(1), 'gamma': 'auto'}),\n"
+        "        ('svd_linear', (torch.randn(2, 3, 4), torch.randn(6, 5), torch.randn(2, 5), torch.randn(5, 4)), {})]\n"
+        "    for op, arguments, options in cases:\n"
+        "        torch.testing.assert_close(*check(op, *arguments, **options), atol=1e-5, rtol=1e-4)\n"
         "print(sum('plain torch' in str(w.message) for w in caught))\n"
         "print(next(row['reason'] for row in hf.info() if row['op'] == 'sinkhorn' and row['device'] == 'cpu'))\n"
     ).splitlines()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import threading
 
@@ -12,14 +11,13 @@ from torch import Tensor
 
 import hystar_fast as hf
 from hystar_fast import ref
-from hystar_fast.ops import sinkhorn_cpu
+from hystar_fast.ops.sinkhorn import SinkhornStatus as Status
+from hystar_fast.ops.sinkhorn import api as op
+from hystar_fast.ops.sinkhorn import cpu as sinkhorn_cpu
 from tests.support.gpu import requires_cuda
 from tests.support.shapes import SINKHORN
 from tests.support.sinkhorn_cases import INF, NAN, isas, random_cost
 from tests.support.tolerance import assert_as_accurate
-
-op = importlib.import_module("hystar_fast.ops.sinkhorn")
-Status = op.SinkhornStatus
 
 
 def assert_same(cost: Tensor, epsilon: float, n_iter: int = 50, **options: object) -> None:
@@ -203,24 +201,28 @@ def test_tol_stops_each_problem_by_itself() -> None:
 
 
 BAD = [
-    (TypeError, r"cost: needs a Tensor, got list", {"cost": [[0.0]]}),
-    (TypeError, r"cost: needs a floating dtype, got torch.int64", {"cost": torch.zeros(2, 2, dtype=torch.int64)}),
-    (ValueError, r"cost: needs shape \[..., N, M\], got \[4\]", {"cost": torch.zeros(4)}),
-    (TypeError, r"epsilon: needs a number, got Tensor", {"epsilon": torch.tensor(0.1)}),
-    (TypeError, r"epsilon: needs a number, got bool", {"epsilon": True}),
-    (ValueError, r"epsilon: needs to be positive and finite, got 0", {"epsilon": 0.0}),
-    (ValueError, r"epsilon: needs to be positive and finite, got nan", {"epsilon": NAN}),
-    (ValueError, r"epsilon: needs at least 1.18e-38 .*, got 1e-50", {"epsilon": 1e-50}),
-    (TypeError, r"n_iter: needs an int, got float", {"n_iter": 5.0}),
-    (ValueError, r"n_iter: needs to be at least 1, got 0", {"n_iter": 0}),
-    (ValueError, r"grad: needs one of unroll, implicit, none, got 'exact'", {"grad": "exact"}),
-    (TypeError, r"mask: needs a Tensor, got bool", {"mask": True}),
-    (TypeError, r"mask: needs dtype torch.bool .*, got torch.float32", {"mask": torch.zeros(3, 3)}),
-    (ValueError, r"mask: needs a shape .* \[2, 3, 3\], got \[3, 2\]", {"mask": torch.zeros(3, 2, dtype=torch.bool)}),
-    (ValueError, r"mask: needs a shape", {"mask": torch.zeros(1, 2, 3, 3, dtype=torch.bool)}),
-    (ValueError, r"mask: needs the device of cost, cpu", {"mask": torch.zeros(3, 3, dtype=torch.bool, device="meta")}),
-    (TypeError, r"tol: needs a number or None, got str", {"tol": "1e-3"}),
-    (ValueError, r"tol: needs to be positive and finite, got -1", {"tol": -1}),
+    (TypeError, r"cost must be a Tensor, got list", {"cost": [[0.0]]}),
+    (TypeError, r"cost must have a floating dtype, got torch.int64", {"cost": torch.zeros(2, 2, dtype=torch.int64)}),
+    (ValueError, r"cost must have shape \[..., N, M\], got \[4\]", {"cost": torch.zeros(4)}),
+    (TypeError, r"epsilon must be a number, got Tensor", {"epsilon": torch.tensor(0.1)}),
+    (TypeError, r"epsilon must be a number, got bool", {"epsilon": True}),
+    (ValueError, r"epsilon must be positive and finite, got 0", {"epsilon": 0.0}),
+    (ValueError, r"epsilon must be positive and finite, got nan", {"epsilon": NAN}),
+    (ValueError, r"epsilon must be at least 1.18e-38.*, got 1e-50", {"epsilon": 1e-50}),
+    (TypeError, r"n_iter must be an int, got float", {"n_iter": 5.0}),
+    (ValueError, r"n_iter must be at least 1, got 0", {"n_iter": 0}),
+    (ValueError, r"grad must be one of unroll, implicit, none, got 'exact'", {"grad": "exact"}),
+    (TypeError, r"mask must be a Tensor or None, got bool", {"mask": True}),
+    (TypeError, r"mask must have dtype torch.bool .*, got torch.float32", {"mask": torch.zeros(3, 3)}),
+    (ValueError, r"mask must have a shape .* \[2, 3, 3\], got \[3, 2\]", {"mask": torch.zeros(3, 2, dtype=torch.bool)}),
+    (ValueError, r"mask must have a shape", {"mask": torch.zeros(1, 2, 3, 3, dtype=torch.bool)}),
+    (
+        ValueError,
+        r"mask must be on the device of cost, cpu",
+        {"mask": torch.zeros(3, 3, dtype=torch.bool, device="meta")},
+    ),
+    (TypeError, r"tol must be a number or None, got str", {"tol": "1e-3"}),
+    (ValueError, r"tol must be positive and finite, got -1", {"tol": -1}),
 ]
 
 
@@ -261,19 +263,26 @@ def test_compiles_without_a_graph_break(grad: str) -> None:
     torch.testing.assert_close(results[1], results[0])
 
 
-def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("masked", ["no", "one mask", "a mask for each problem"])
+def test_without_the_extension(masked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cost = random_cost(3, 7, 6, dtype=torch.float32)
     cost[1, 0] = INF
-    expected = hf.sinkhorn(cost, 0.1, return_info=True, tol=1e-3)
+    masks = {"no": None, "one mask": torch.eye(7, 6).bool(), "a mask for each problem": torch.rand(3, 7, 6) < 0.2}
+    mask = masks[masked]
+    truth, true_info = ref.sinkhorn(cost.double(), 0.1, return_info=True, tol=1e-3, mask=mask)
     monkeypatch.setattr(sinkhorn_cpu, "extension", lambda: None)
     monkeypatch.setattr(op, "extension", lambda: None)
-    monkeypatch.setattr(op, "why_not", lambda: "it was not built")
-    plan, info = hf.sinkhorn(cost, 0.1, return_info=True, tol=1e-3)
-    torch.testing.assert_close(plan, expected[0])
-    assert torch.equal(info.status, expected[1].status)
+    monkeypatch.setattr(op, "instruction_set", lambda: None)
+    monkeypatch.setattr(op, "extension_problem", lambda: "it was not built")
+    plan, info = hf.sinkhorn(cost, 0.1, return_info=True, tol=1e-3, mask=mask)
+    torch.testing.assert_close(plan.double(), truth, atol=1e-6, rtol=1e-5)
+    assert torch.equal(info.status, true_info.status)
+    assert torch.equal(info.iterations, true_info.iterations)
+    if mask is not None:
+        assert not plan[mask.expand_as(plan)].any()
     cpu = op.status()[0]
     assert (cpu.implementation, cpu.reason) == ("torch: logsumexp", "it was not built")
-    torch.library.opcheck(torch.ops.hystar_fast.sinkhorn_forward.default, (cost, None, 0.1, 6, 0.0, True))
+    torch.library.opcheck(torch.ops.hystar_fast.sinkhorn_forward.default, (cost, mask, 0.1, 6, 0.0, True))
 
 
 def test_status_names_the_instruction_set() -> None:

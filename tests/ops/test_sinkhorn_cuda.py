@@ -162,7 +162,7 @@ def test_permuting_a_problem_permutes_its_plan(
 
 def on_gpu(cost: Tensor, epsilon: float, n_iter: int, mask: Tensor | None = None, tol: float = 0.0) -> Solved:
     module = native.extension()
-    assert module is not None, native.why_not()
+    assert module is not None, native.extension_problem()
     cost = cost.float().cuda().contiguous()
     forbidden = None if mask is None else mask.expand_as(cost).cuda().contiguous()
     batch, n, m = cost.shape

@@ -11,7 +11,8 @@ from torch import Tensor
 
 import hystar_fast as hf
 from hystar_fast import ref
-from hystar_fast.ops import sinkhorn_cuda, sinkhorn_torch
+from hystar_fast.ops.sinkhorn import cuda as sinkhorn_cuda
+from hystar_fast.ops.sinkhorn import torch as sinkhorn_torch
 from hystar_fast.ref.sinkhorn import SinkhornStatus
 from tests.support.gpu import requires_cuda
 from tests.support.sinkhorn_cuda_host import (

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import hystar_fast as hf
 from hystar_fast import ref
-from hystar_fast.ops import sinkhorn_cpu
+from hystar_fast.ops.sinkhorn import cpu as sinkhorn_cpu
 from tests.support.shapes import SINKHORN
 from tests.support.sinkhorn_cases import INF, NAN, isas, random_cost
 from tests.support.tolerance import assert_as_accurate, relative_error
@@ -154,12 +154,18 @@ def test_plain_torch_gradients(grad: str, monkeypatch: pytest.MonkeyPatch) -> No
     cost[3, 0, :3] = INF
     dplan = torch.randn(4, 8, 6, dtype=torch.float64)
     n_iter = 30 if grad == "unroll" else 500
-    for options in ({}, {"tol": 1e-3}) if grad == "unroll" else ({},):
+    shared, each = torch.eye(8, 6).bool(), torch.rand(4, 8, 6) < 0.2
+    cases: list[dict[str, object]] = [{}, {"mask": shared}, {"mask": each}]
+    if grad == "unroll":
+        cases += [{"tol": 1e-3}, {"tol": 1e-3, "mask": each}]
+    for options in cases:
         expected = gradient(hf.sinkhorn, cost, dplan, 0.1, n_iter, grad=grad, **options)
         with monkeypatch.context() as patch:
             patch.setattr(sinkhorn_cpu, "extension", lambda: None)
             actual = gradient(hf.sinkhorn, cost, dplan, 0.1, n_iter, grad=grad, **options)
         assert relative_error(actual, expected) < 1e-9
+        if (mask := options.get("mask")) is not None:
+            assert not actual[mask.expand_as(actual)].any()  # type: ignore[attr-defined]
 
 
 def test_team_and_batch_threads_give_the_same_gradient() -> None:

@@ -209,7 +209,7 @@ def test_status_names_both_devices() -> None:
 @pytest.mark.parametrize("plan_grad", PLAN_GRADS)
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("gamma", [80.0, "auto"])
-def test_no_negatives_is_no_loss(gamma: float | str, weights: str, plan_grad: str) -> None:
+def test_without_negatives_loss_and_gradients_are_zero(gamma: float | str, weights: str, plan_grad: str) -> None:
     nothing = torch.ones(3, 3, dtype=torch.bool)
     for (query, target), mask in ((make_pair(1, 4), None), (make_pair(3, 4), nothing)):
         for result in run(style_nce, query, target, weights=weights, plan_grad=plan_grad, gamma=gamma, mask=mask):
@@ -292,7 +292,7 @@ def test_zero_vector_has_cosine_zero_and_no_gradient() -> None:
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("side", ["query", "target"])
-def test_a_sample_that_is_not_finite_poisons_only_itself(
+def test_a_sample_that_is_not_finite_affects_only_itself(
     side: str, poison: float, weights: str, plan_grad: str
 ) -> None:
     query, target = make_pair(7, 4)

@@ -9,28 +9,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from hystar_fast.ops import style_nce_cpu, style_nce_torch
-from hystar_fast.ops.native import extension
+from hystar_fast.ops.style_nce import cpu as style_nce_cpu
 from hystar_fast.ops.style_nce import style_nce
+from hystar_fast.ops.style_nce import torch as style_nce_torch
+from tests.support.sinkhorn_cases import isas
 from tests.support.style_nce_contract import (  # noqa: F401 - collected here, with the `path` below
     WEIGHTS,
-    test_a_sample_that_is_not_finite_poisons_only_itself,
-    test_backward_twice_gives_the_same,
+    test_a_sample_that_is_not_finite_affects_only_itself,
+    test_a_second_backward_gives_the_same_gradient,
     test_extreme_options_stay_finite,
     test_gradient_of_one_input_alone,
     test_gradient_of_the_mean_is_that_of_equal_rows,
-    test_no_negatives_is_no_loss,
     test_parity_with_masks,
     test_poisoned_buffers,
     test_size_of_the_embeddings_does_not_matter,
     test_strides,
+    test_without_negatives_loss_and_gradients_are_zero,
     test_zero_vector_has_cosine_zero_and_no_gradient,
 )
 from tests.support.style_nce_parity import assert_parity, make_pair, run, same_class
 
 # one vector and its parts, tiles and their remainders, both below and above each width
 SHAPES = [(1, 5), (2, 3), (5, 16), (31, 17), (48, 768), (67, 131), (130, 33)]
-ISAS: list[str] = extension().sinkhorn_cpu_isas() if extension() is not None else []
+ISAS = isas()
 PATHS = [*ISAS, *(f"{isa}, torch's products" for isa in ISAS), "torch"]
 
 
@@ -41,7 +42,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         monkeypatch.setattr(style_nce_cpu, "extension", lambda: None)
     else:
         monkeypatch.setattr(style_nce_cpu, "ISA", name.split(",")[0])
-        monkeypatch.setattr(style_nce_cpu, "OWN_PRODUCT", dict.fromkeys(ISAS, 0 if "," in name else 1 << 62))
+        monkeypatch.setattr(style_nce_cpu, "MAX_OWN_PRODUCT", dict.fromkeys(ISAS, 0 if "," in name else 1 << 62))
     return name
 
 
@@ -91,7 +92,7 @@ def test_threads_share_the_rows(n: int, d: int, count: int, threads: None, monke
     """Enough that the passes over embeddings, and those over pairs, pay for threads; the rows do not divide by them."""
     inputs = make_pair(n, d)
     for own in (0, 1 << 62):
-        monkeypatch.setattr(style_nce_cpu, "OWN_PRODUCT", dict.fromkeys(ISAS, own))
+        monkeypatch.setattr(style_nce_cpu, "MAX_OWN_PRODUCT", dict.fromkeys(ISAS, own))
         torch.set_num_threads(1)
         alone = run(style_nce, *inputs)
         torch.set_num_threads(count)

@@ -10,20 +10,22 @@ from torch import Tensor
 
 import hystar_fast as hf
 from hystar_fast import ref
-from hystar_fast.ops import style_nce_cpu, style_nce_cuda, style_nce_torch
+from hystar_fast.ops.style_nce import cpu as style_nce_cpu
+from hystar_fast.ops.style_nce import cuda as style_nce_cuda
+from hystar_fast.ops.style_nce import torch as style_nce_torch
 from tests.support.gpu import requires_cuda
 from tests.support.sinkhorn_cuda_host import Host, argument_counts, pretend_cuda
 from tests.support.style_nce_contract import (  # noqa: F401 - collected here, with the `path` below
-    test_a_sample_that_is_not_finite_poisons_only_itself,
-    test_backward_twice_gives_the_same,
+    test_a_sample_that_is_not_finite_affects_only_itself,
+    test_a_second_backward_gives_the_same_gradient,
     test_extreme_options_stay_finite,
     test_gradient_of_one_input_alone,
     test_gradient_of_the_mean_is_that_of_equal_rows,
-    test_no_negatives_is_no_loss,
     test_parity_with_masks,
     test_poisoned_buffers,
     test_size_of_the_embeddings_does_not_matter,
     test_strides,
+    test_without_negatives_loss_and_gradients_are_zero,
     test_zero_vector_has_cosine_zero_and_no_gradient,
 )
 from tests.support.style_nce_cuda_host import NceHost
@@ -85,7 +87,7 @@ def test_the_op_runs_the_kernels(path: str, monkeypatch: pytest.MonkeyPatch, nce
         kept = getattr(nce_host, f"style_nce_cuda_{name}")
         counted = lambda *a, kept=kept, name=name: called.append(name) or kept(*a)  # noqa: E731
         monkeypatch.setattr(nce_host, f"style_nce_cuda_{name}", counted)
-    monkeypatch.setattr(style_nce_torch, "rows", lambda *_: called.append("torch"))
+    monkeypatch.setattr(style_nce_torch, "loss_and_slope", lambda *_: called.append("torch"))
     run(hf.style_nce, *make_pair(9, 8))
     assert called == ["normalise", "forward", "project"]
 

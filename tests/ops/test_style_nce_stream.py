@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hystar_fast import ref
-from hystar_fast.ops import style_nce_stream
-from hystar_fast.ops.style_nce import WEIGHTS, style_nce
+from hystar_fast.ops.style_nce import stream, style_nce
+from hystar_fast.ref.style_nce import WEIGHTS
 from hystar_fast.ref.style_nce import style_nce as reference
 from tests.support.style_nce_parity import assert_parity, make_pair, run, same_class
 
@@ -18,21 +18,21 @@ from tests.support.style_nce_parity import assert_parity, make_pair, run, same_c
 @pytest.fixture(autouse=True)
 def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every batch is streamed, in blocks of a few rows."""
-    monkeypatch.setattr(style_nce_stream, "MATRIX_BYTES", 0)
-    monkeypatch.setattr(style_nce_stream, "_BLOCK_ELEMENTS", 7 * 31)
+    monkeypatch.setattr(stream, "MAX_MATRIX_BYTES", 0)
+    monkeypatch.setattr(stream, "_BLOCK_ELEMENTS", 7 * 31)
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry a pass over the rows."""
     passes: list[int] = []
-    rows = style_nce_stream.Rows.__iter__
+    rows = stream.Rows.__iter__
 
-    def counted(self: style_nce_stream.Rows) -> object:
+    def counted(self: stream.Rows) -> object:
         passes.append(len(self.q))
         return rows(self)
 
-    monkeypatch.setattr(style_nce_stream.Rows, "__iter__", counted)
+    monkeypatch.setattr(stream.Rows, "__iter__", counted)
     return passes
 
 
@@ -48,6 +48,20 @@ def test_parity(n: int, dtype: torch.dtype, weights: str) -> None:
 @pytest.mark.parametrize("classes", [1, 2, 5], ids=["no plan", "a class of half", "five classes"])
 def test_parity_with_masks(classes: int, gamma: float | str, weights: str) -> None:
     assert_parity(*make_pair(30, 16), weights=weights, gamma=gamma, mask=same_class(30, classes))
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_auto_gamma_counts_the_negatives_of_each_row(weights: str) -> None:
+    """The masks leave a different number of negatives in each row, so no fixed gamma gives the same losses."""
+    query, target = make_pair(30, 16)
+    feasible = torch.rand(30, 30) < 0.3
+    infeasible = torch.arange(30) >= torch.arange(4, 34)[:, None]
+    for mask in (feasible, infeasible):
+        assert len((~mask).sum(1).unique()) > 5
+    for mask in (None, feasible, infeasible):
+        assert_parity(query, target, weights=weights, gamma="auto", mask=mask)
+        loss = style_nce(query, target, weights=weights, gamma="auto", mask=mask)
+        assert (loss - style_nce(query, target, weights=weights, gamma=80.0, mask=mask)).abs() > 0.1
 
 
 def test_a_mask_without_a_plan_drops_the_columns() -> None:
@@ -118,10 +132,10 @@ def test_gradients_through_the_plan_are_not_streamed(calls: list[int]) -> None:
 MEMORY = """
 import resource, torch
 import hystar_fast as hf
-from hystar_fast.ops import style_nce_stream
-style_nce_stream._BLOCK_ELEMENTS = 1 << 20
+from hystar_fast.ops.style_nce import stream
+stream._BLOCK_ELEMENTS = 1 << 20
 n = 12288
-assert style_nce_stream.pays(n, torch.float32)
+assert stream.should_stream(n, torch.float32)
 query, target = torch.randn(n, 8, requires_grad=True), torch.randn(n, 8)
 hf.style_nce(query[:64], target[:64], n_iter=1).backward()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

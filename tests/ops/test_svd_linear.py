@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import hystar_fast as hf
-from hystar_fast.ops import svd_linear as op
+from hystar_fast.ops.svd_linear import api as op
 from hystar_fast.ref.svd_linear import svd_linear as reference
 from tests.support.shapes import SVD_LINEAR
 from tests.support.svd_linear_cases import DTYPES, KINDS, Inputs, make_inputs, run
@@ -53,7 +53,7 @@ def test_blocks_of_element_wise_work_cover_every_row(
 ) -> None:
     """Several samples a block, and several blocks a sample, give what one block gives."""
     for block in (1, 64, 16 * 11, 3 * 7 * 11):
-        monkeypatch.setattr("hystar_fast.ops.svd_linear_cpu._BLOCK", block)
+        monkeypatch.setattr("hystar_fast.ops.svd_linear.cpu._BLOCK", block)
         assert_parity(make_inputs(5, 7, 13, 17, 11, kind, dtype))
 
 

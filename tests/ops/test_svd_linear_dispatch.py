@@ -7,9 +7,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import hystar_fast as hf
-from hystar_fast.ops import svd_linear as op
-from hystar_fast.ops import svd_linear_cpu
-from hystar_fast.ops.svd_linear_cost import (
+from hystar_fast.ops.svd_linear import api as op
+from hystar_fast.ops.svd_linear import cpu as svd_linear_cpu
+from hystar_fast.ops.svd_linear.cost import (
     factored_cost,
     fused_shares,
     materialised_cost,

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import hystar_fast as hf
-from hystar_fast.ops import svd_linear_fp8 as op
-from hystar_fast.ops.svd_linear_fp8 import quantise_factors
+from hystar_fast.kernels.tuning import Gpu
+from hystar_fast.ops.svd_linear import fp8 as op
+from hystar_fast.ops.svd_linear.fp8 import quantise_factors
 from hystar_fast.ref.svd_linear import svd_linear as reference
 from tests.support.gpu import requires_cuda
 from tests.support.shapes import SVD_LINEAR
@@ -95,9 +96,23 @@ def test_leading_shapes_and_factors_made_on_the_way() -> None:
     assert hf.svd_linear(x[0, 0, 0], u, scale[0], vh, precision="fp8").shape == (17,)
 
 
+def test_the_result_may_be_changed_in_place() -> None:
+    """Autograd refuses that for a view that an op of ours returns."""
+    inputs = make_inputs(2, 5, 13, 17, 11, "sample", torch.bfloat16)
+    dy = torch.randn(2, 5, 17)
+
+    def fp8(*args: Tensor, index: Tensor | None) -> Tensor:
+        return hf.svd_linear(*args, index=index, precision="fp8")
+
+    doubled = run(lambda *args, index: fp8(*args, index=index).mul_(2), inputs, dy)
+    assert torch.equal(doubled[0], 2 * fp8(*inputs[:5], index=inputs[5]))
+    for actual, expected in zip(doubled[1:], run(fp8, inputs, 2 * dy)[1:], strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
 @pytest.mark.parametrize("kind", ["sample", "bank"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_poisoned_row_stays_alone(kind: str, poison: float) -> None:
+def test_a_row_that_is_not_finite_affects_only_itself(kind: str, poison: float) -> None:
     x, u, scale, vh, bias, _ = make_inputs(3, 5, 13, 17, 11, kind, torch.float32)
     index = torch.tensor([0, 1, 2]) if kind == "bank" else None
     x[1, 2] = poison
@@ -128,7 +143,7 @@ def test_opcheck() -> None:
 
 def test_never_materialises(monkeypatch: pytest.MonkeyPatch) -> None:
     """One fp8 product through each factor costs at most what one bf16 product through the weight does."""
-    monkeypatch.setattr("hystar_fast.ops.svd_linear.materialising_is_cheaper", lambda *_, **__: True)
+    monkeypatch.setattr("hystar_fast.ops.svd_linear.api.materialising_is_cheaper", lambda *_, **__: True)
     x, u, scale, vh, _, _ = make_inputs(3, 5, 13, 17, 11, "shared", torch.float32)
     assert relative_error(hf.svd_linear(x, u, scale, vh, precision="fp8"), reference(x, u, scale, vh)) > 1e-3
 
@@ -193,17 +208,17 @@ def test_training_a_layer_moves_it_as_full_precision_would() -> None:
 def test_bad_input() -> None:
     x, u, scale, vh, _, _ = make_inputs(3, 5, 13, 17, 11, "sample", torch.float32)
     factors = quantise_factors(u, vh)
-    with pytest.raises(ValueError, match="precision: needs None or 'fp8', got 'fp4'"):
+    with pytest.raises(ValueError, match="precision must be None or 'fp8', got 'fp4'"):
         hf.svd_linear(x, u, scale, vh, precision="fp4")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="factors: needs precision='fp8', got None"):
+    with pytest.raises(ValueError, match="precision must be 'fp8' if factors are given, got None"):
         hf.svd_linear(x, u, scale, vh, factors=factors)
-    with pytest.raises(TypeError, match=r"x: precision='fp8' needs float16.*got torch.float64"):
+    with pytest.raises(TypeError, match=r"x must be float16.* for precision='fp8', got torch.float64"):
         hf.svd_linear(x.double(), u.double(), scale, vh.double(), precision="fp8")
-    with pytest.raises(TypeError, match=r"factors: needs the Fp8Factors of quantise_factors.*got tuple"):
+    with pytest.raises(TypeError, match=r"factors must be the Fp8Factors of quantise_factors.*got tuple"):
         hf.svd_linear(x, u, scale, vh, precision="fp8", factors=tuple(factors))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"factors: need u of shape \[17, 11\] on cpu, got \[11, 13\] on cpu"):
+    with pytest.raises(ValueError, match=r"factors must have u of shape \[17, 11\] on cpu, got \[11, 13\] on cpu"):
         hf.svd_linear(x, u, scale, vh, precision="fp8", factors=quantise_factors(vh, u))
-    with pytest.raises(ValueError, match=r"index: must lie in \[0, 3\)"):
+    with pytest.raises(ValueError, match=r"index must be in \[0, 3\)"):
         hf.svd_linear(x, u, scale, vh, index=torch.tensor([0, 1, 3]), precision="fp8")
     with pytest.raises(ValueError, match="precision must be None or 'fp8', got 'int8'"):
         hf.FastSVDLinear(4, 4, precision="int8")  # type: ignore[arg-type]
@@ -211,16 +226,16 @@ def test_bad_input() -> None:
 
 @pytest.mark.parametrize(
     ("capability", "reason"),
-    [((8, 0), r"needs compute capability \(8, 9\), this GPU has \(8, 0\)"), ((8, 9), None), ((9, 0), None)],
+    [((8, 0), r"it needs compute capability \(8, 9\), this GPU has \(8, 0\)"), ((8, 9), None), ((9, 0), None)],
 )
 def test_an_older_gpu_is_an_error(
     capability: tuple[int, int], reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (op.why_not(capability) is None) == (reason is None)
+    assert (op.fp8_problem(capability) is None) == (reason is None)
     if reason:
-        monkeypatch.setattr("hystar_fast.ops.svd_linear_cuda.gpu", lambda _: (capability, 108))
+        monkeypatch.setattr("hystar_fast.ops.svd_linear.cuda.gpu", lambda _: Gpu(capability, 108))
         x, u, scale, vh, _, _ = make_inputs(3, 5, 13, 17, 11, "sample", torch.float32)
-        with pytest.raises(ValueError, match="precision: 'fp8' cannot run here: " + reason):
+        with pytest.raises(ValueError, match="precision must be None on this GPU, got 'fp8': " + reason):
             op.forward_cuda(x, scale, *quantise_factors(u, vh), None, None, False)
 
 

@@ -11,7 +11,7 @@ import torch
 
 import hystar_fast as hf
 from hystar_fast.kernels.tuning import svd_linear_fused_tile
-from hystar_fast.ops import svd_linear_cuda
+from hystar_fast.ops.svd_linear import cuda as svd_linear_cuda
 from hystar_fast.ref.svd_linear import svd_linear as reference
 from tests.support.gpu import requires_cuda
 from tests.support.svd_linear_cases import KINDS, make_inputs, run

@@ -11,8 +11,9 @@ import torch
 
 import hystar_fast as hf
 from hystar_fast.kernels.tuning import SHARED_MEMORY, svd_linear_tile
-from hystar_fast.ops import svd_linear_cuda
+from hystar_fast.ops.svd_linear import cuda as svd_linear_cuda
 from hystar_fast.ops.svd_linear import status
+from hystar_fast.ops.svd_linear.torch import scale_rows, sum_dscale
 from hystar_fast.ref.svd_linear import svd_linear as reference
 from tests.support.gpu import requires_cuda
 from tests.support.shapes import SVD_LINEAR
@@ -36,7 +37,7 @@ def test_numerics_in_the_interpreter(dtype: str, pytestconfig: pytest.Config) ->
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (13, 0)], ids=str)
 @pytest.mark.parametrize("itemsize", [1, 2, 4])
-@pytest.mark.parametrize("tokens", [1, 31, 32, 257, 100_000])
+@pytest.mark.parametrize("tokens", [1, 31, 32, 50, 64, 257, 100_000])
 @pytest.mark.parametrize("aligned", [False, True])
 def test_tiles_suit_the_architecture(capability: tuple[int, int], itemsize: int, tokens: int, aligned: bool) -> None:
     tile = svd_linear_tile(capability, itemsize, tokens, aligned=aligned)
@@ -45,18 +46,20 @@ def test_tiles_suit_the_architecture(capability: tuple[int, int], itemsize: int,
     assert aligned or not tile.descriptors
     assert capability >= (9, 0) or not tile.descriptors
     assert not tile.persistent or (tile.descriptors and tokens >= tile.block_m)
+    if not aligned and itemsize > 1 and tokens >= 32:
+        assert tokens >= tile.block_m, "with many samples a tile, element-wise addresses leave too few registers"
 
 
 def test_the_path_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """It warns once, and status says why."""
-    svd_linear_cuda._launch.cache_clear()
-    monkeypatch.setattr(svd_linear_cuda, "why_not", lambda: "Triton cannot be imported: gone")
+    svd_linear_cuda._triton_works.cache_clear()
+    monkeypatch.setattr(svd_linear_cuda, "triton_problem", lambda: "Triton cannot be imported: gone")
     with pytest.warns(RuntimeWarning, match="svd_linear runs on torch's GEMMs: Triton cannot be imported: gone"):
-        assert svd_linear_cuda._triton_for(torch.ones(1, 1, dtype=torch.bfloat16)) is None
-    assert svd_linear_cuda._triton_for(torch.ones(1, 1, dtype=torch.bfloat16)) is None
+        assert not svd_linear_cuda.runs_triton(torch.ones(1, 1, dtype=torch.bfloat16))
+    assert not svd_linear_cuda.runs_triton(torch.ones(1, 1, dtype=torch.bfloat16))
     cuda = next(row for row in status() if row.device == "cuda")
     assert cuda.implementation.startswith("torch") and cuda.reason == "Triton cannot be imported: gone"
-    svd_linear_cuda._launch.cache_clear()
+    svd_linear_cuda._triton_works.cache_clear()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,7 +69,7 @@ def test_torch_path_of_cuda(dtype: torch.dtype, kind: str, monkeypatch: pytest.M
     from contextlib import nullcontext
 
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-    monkeypatch.setattr(svd_linear_cuda, "_triton_for", lambda _: None)
+    monkeypatch.setattr(svd_linear_cuda, "runs_triton", lambda _: False)
     for shape in SVD_LINEAR:
         x, u, scale, vh, bias, index = make_inputs(*shape, kind, dtype)
         dy = torch.randn(*x.shape[:-1], u.shape[0]).to(dtype)
@@ -81,9 +84,9 @@ def test_torch_path_of_cuda(dtype: torch.dtype, kind: str, monkeypatch: pytest.M
 
 def test_torch_path_of_cuda_never_reads_outside_the_bank() -> None:
     h, scale, index = torch.ones(6, 2), torch.ones(3, 2), torch.tensor([0, 3, -1])
-    scaled = svd_linear_cuda._scaled(h, scale, index, 3, 2)
+    scaled = scale_rows(h, scale, index, 3, 2)
     assert scaled[:2].isfinite().all() and scaled[2:].isnan().all()
-    assert svd_linear_cuda._dscale(h, h, scale, index, 3, 2).tolist() == [[2, 2], [0, 0], [0, 0]]
+    assert sum_dscale(h, h, scale, index, 3, 2).tolist() == [[2, 2], [0, 0], [0, 0]]
 
 
 @requires_cuda

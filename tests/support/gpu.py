@@ -1,4 +1,4 @@
-"""The one marker that may skip a test."""
+"""The marker for tests that need a GPU. No other marker may skip a test."""
 
 from __future__ import annotations
 

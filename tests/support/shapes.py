@@ -1,4 +1,4 @@
-"""Odd shapes shared by the tests: empty, one, primes, one off a tile, and a realistic one."""
+"""Shapes for tests: empty, of size one, prime, one less or more than a tile, and realistic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the CUDA Sinkhorn's block algorithms on the CPU: builds tests/cuda_host with the C++ compiler and calls it."""
+"""The block algorithms of the CUDA Sinkhorn on the CPU: cuda_host/ is built with the C++ compiler and called here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Gpu(NamedTuple):
-    """What the dispatch rule knows of a GPU: its multiprocessors, the most blocks of a cluster, a block's memory."""
+    """The facts of a GPU on which the choice of a kernel depends; see Gpu in csrc/sinkhorn/cuda/shapes.cuh."""
 
     multiprocessors: int
     cluster: int
@@ -40,7 +40,7 @@ NO_GPU = Gpu(0, 0, 0)
 
 
 class Choice(NamedTuple):
-    """A kernel: its kind, the shape of a cluster or a sweep, and how many blocks a problem or the grid takes."""
+    """The choice of a kernel: its kind, the shape of a cluster or a sweep, and the blocks of a problem or the grid."""
 
     kind: int
     shape: int
@@ -52,7 +52,7 @@ STREAMING = Choice(STREAM, 0, 0)
 
 
 class ClusterShape(NamedTuple):
-    """What one block holds, and the most blocks of a cluster."""
+    """The rows and columns of one block, and the most blocks of a cluster."""
 
     rows: int
     columns: int
@@ -61,7 +61,7 @@ class ClusterShape(NamedTuple):
 
 @dataclass(frozen=True)
 class Solved:
-    """What the kernels write for a batch."""
+    """The results of the kernels for a batch."""
 
     plan: Tensor
     u: Tensor
@@ -72,7 +72,7 @@ class Solved:
 
 
 def empty_outputs(cost: Tensor) -> Solved:
-    """Outputs filled with NaN and -1, so that a value nobody wrote is seen."""
+    """Return memory for the results, filled with NaN and -1, so that a test sees values that were not written."""
     batch, n, m = cost.shape
     unwritten = torch.full((batch, n * m + n + m + 1), torch.nan, device=cost.device)
     plan, u, v, error = (part.contiguous() for part in unwritten.split([n * m, n, m, 1], -1))
@@ -81,7 +81,7 @@ def empty_outputs(cost: Tensor) -> Solved:
 
 
 def paper_cost(batch: int, n: int, m: int) -> Tensor:
-    """Eq. 5 of random similarities, the diagonal forbidden where there is one to forbid."""
+    """Return the cost of Eq. 5 for random similarities. The diagonal of a square matrix is forbidden."""
     cost = torch.exp(1 - (torch.rand(batch, n, m) * 2 - 1))
     if n == m > 1:
         cost.diagonal(dim1=-2, dim2=-1).fill_(math.inf)
@@ -89,7 +89,7 @@ def paper_cost(batch: int, n: int, m: int) -> Tensor:
 
 
 def check(solved: Solved, cost: Tensor, epsilon: float, n_iter: int, **options: Any) -> None:
-    """Plan, zeros, potentials and fate of every problem against the reference in float64."""
+    """Compare plan, zeros, potentials and status of every problem with the reference in float64."""
     options.setdefault("tol", None)
     truth, info = sinkhorn(cost.double(), epsilon, n_iter, grad="none", return_info=True, **options)
     same_dtype = sinkhorn(cost.float(), epsilon, n_iter, grad="none", **options)
@@ -111,15 +111,15 @@ def check(solved: Solved, cost: Tensor, epsilon: float, n_iter: int, **options: 
 
 
 def build(folder: Path, stem: str) -> ctypes.CDLL:
-    """The library of tests/cuda_host/<stem>.cpp."""
+    """Compile tests/support/cuda_host/<stem>.cpp, and return the library."""
     compiler = shutil.which("g++") or shutil.which("c++")
     assert compiler, "a C++ compiler is needed to run the CUDA block algorithms on the CPU"
     library = folder / f"{stem}_host.so"
-    # contraction is off: nvcc contracts elsewhere than g++ would, and the tests should not depend on where
+    # without contraction to fused multiply-adds, because nvcc and g++ would use them in different places
     flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
     flags += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/cuda_host'}"]
-    source = ROOT / f"tests/cuda_host/{stem}.cpp"
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/support/cuda_host'}"]
+    source = ROOT / f"tests/support/cuda_host/{stem}.cpp"
     command = [compiler, *flags, *includes, str(source), "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -127,20 +127,20 @@ def build(folder: Path, stem: str) -> ctypes.CDLL:
 
 
 class Host:
-    """The compiled emulation. Its `sinkhorn_cuda_*` have the signatures of the extension's."""
+    """The compiled emulation. Its functions `sinkhorn_cuda_*` have the signatures of the extension."""
 
     def __init__(self, folder: Path) -> None:
         self._library = build(folder, "sinkhorn")
 
     def choose(self, batch: int, n: int, m: int, gpu: Gpu) -> Choice:
-        """What the dispatch rule says."""
+        """Return the kernel that the extension would choose."""
         chosen = (ctypes.c_int * 3)()
         sizes = (ctypes.c_int64(size) for size in (batch, n, m))
         self._library.choose_host(*sizes, *(ctypes.c_int(number) for number in gpu), chosen)
         return Choice(*chosen)
 
     def choose_gradient(self, n: int, m: int, gpu: Gpu) -> Choice:
-        """Where the rule takes the gradients of a problem; STREAM: nowhere on chip."""
+        """Return the kernel that the extension would choose for the gradients; STREAM: none."""
         chosen = (ctypes.c_int * 3)()
         self._library.choose_gradient_host(
             ctypes.c_int64(n), ctypes.c_int64(m), *(ctypes.c_int(number) for number in gpu), chosen
@@ -148,7 +148,7 @@ class Host:
         return Choice(*chosen)
 
     def cluster_shapes(self) -> list[ClusterShape]:
-        """The shapes that CLUSTER chooses from."""
+        """Return the shapes of clusters."""
         shapes: list[ClusterShape] = []
         found = (ctypes.c_int * 3)()
         while self._library.cluster_shape_host(ctypes.c_int(len(shapes)), found):
@@ -167,9 +167,9 @@ class Host:
         choice: Choice | None = None,
         seed: int = 1,
     ) -> Solved:
-        """Solve cost [batch, N, M] with the kernel an H200 would take, the streaming ones, or the one of `choice`.
+        """Solve cost [batch, N, M] with the kernel for an H200, with the streaming kernels, or with `choice`.
 
-        `seed` draws the order in which the threads of a block run between barriers.
+        `seed` determines the order in which the threads of a block run between barriers.
         """
         cost = cost.float().contiguous()
         batch, n, m = cost.shape
@@ -182,7 +182,7 @@ class Host:
         return solved
 
     def check_order(self, cost: Tensor, epsilon: float, n_iter: int, **options: Any) -> None:
-        """Solve it with the threads in several orders, which must give the same to the last bit."""
+        """Assert that several orders of the threads give the same results, to the last bit."""
         first, *others = (self(cost, epsilon, n_iter, seed=seed, **options) for seed in (1, 20, 300))
         for other in others:
             assert all(torch.equal(getattr(first, name), getattr(other, name)) for name in vars(first))
@@ -200,7 +200,7 @@ class Host:
         choice: Choice | None = None,
         seed: int = 1,
     ) -> Tensor:
-        """The unrolled gradient from a cost [batch, N, M], or the implicit one from a plan, as an H200 takes it."""
+        """Return the unrolled gradient from a cost [batch, N, M], or the implicit one from a plan, as on an H200."""
         given, dplan, iterations = given.float().contiguous(), dplan.float().contiguous(), iterations.int().contiguous()
         forbidden = None if mask is None else mask.expand_as(given).contiguous()
         dcost = torch.full_like(given, torch.nan)
@@ -215,7 +215,7 @@ class Host:
         return dcost
 
     def sinkhorn_cuda_workspace(self, batch: int, n: int, m: int) -> int:
-        return 4 * batch * (n + m)  # something to look for, though the emulation has its own
+        return 4 * batch * (n + m)  # not used by the emulation, which checks that it gets a workspace
 
     def sinkhorn_cuda_forward(self, *arguments: Any) -> None:
         *pointers, batch, n, m, epsilon, n_iter, tol, _, workspace = arguments
@@ -273,15 +273,14 @@ class Host:
 
 
 def argument_counts(prefix: str) -> dict[str, int]:
-    """How many arguments each function of the extension takes whose name starts so; empty where it has no CUDA."""
+    """Return the number of arguments of each function of the extension with this prefix; empty without CUDA."""
     found = {name: function for name, function in vars(native.extension() or object).items() if name.startswith(prefix)}
     return {name: len(re.findall(r"\w+: ", function.__doc__.splitlines()[0])) for name, function in found.items()}
 
 
 def pretend_cuda(patch: pytest.MonkeyPatch, host: object, *modules: ModuleType) -> None:
-    """Let the CUDA implementations of ops in `modules` run on CPU tensors, their kernels by the emulation."""
+    """Let the CUDA implementations in `modules` run on CPU tensors, with emulated kernels."""
     patch.setattr(torch.cuda, "device", contextlib.nullcontext)
     patch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
     for module in modules:
-        patch.setattr(module, "extension", lambda: host)
-        patch.setattr(module, "cuda_ready", lambda: (True, ""))
+        patch.setattr(module, "cuda_extension", lambda dtype: host if dtype == torch.float32 else None)

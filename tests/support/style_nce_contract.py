@@ -1,4 +1,4 @@
-"""Tests that every implementation of style_nce runs; each module brings its fixture `path`."""
+"""Tests for every implementation of style_nce. A module that imports them defines the fixture `path`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WEIGHTS = ["paper", "authors", "uniform"]
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("gamma", [3.0, "auto"])
 def test_parity_with_masks(gamma: float | str, weights: str, path: str) -> None:
-    """From a mask that leaves nothing (1 class) through infeasible ones (a class of 12 of 23) to feasible ones."""
+    """One class: every pair is forbidden. Two classes: one has 12 of 23 samples, so no plan exists. More: feasible."""
     for classes in (1, 2, 3, 7):
         assert_parity(*make_pair(23, 19), mask=same_class(23, classes), weights=weights, gamma=gamma)
 
@@ -34,7 +34,7 @@ def test_gradient_of_one_input_alone(path: str) -> None:
 
 @pytest.mark.parametrize("upstream", [1.0, -2.5, 0.0])
 def test_gradient_of_the_mean_is_that_of_equal_rows(upstream: float, path: str) -> None:
-    """The mean has one upstream gradient, a sum over rows one that is expanded, weighted rows one each."""
+    """The upstream gradient is a scalar for the mean, expanded for a sum of rows, and one for each row otherwise."""
     inputs = [tensor.requires_grad_() for tensor in make_pair(19, 40)]
     expected = torch.autograd.grad(style_nce(*inputs), inputs, torch.tensor(upstream))
     total = torch.autograd.grad(style_nce(*inputs, reduction="none").sum() / 19, inputs, torch.tensor(upstream))
@@ -43,7 +43,7 @@ def test_gradient_of_the_mean_is_that_of_equal_rows(upstream: float, path: str) 
         torch.testing.assert_close(got, expected)
 
 
-def test_backward_twice_gives_the_same(path: str) -> None:
+def test_a_second_backward_gives_the_same_gradient(path: str) -> None:
     inputs = [tensor.requires_grad_() for tensor in make_pair(9, 6)]
     loss = style_nce(*inputs, reduction="none")
     upstream = torch.rand(9)
@@ -63,7 +63,7 @@ def test_strides(path: str) -> None:
 
 
 def test_poisoned_buffers(path: str) -> None:
-    """Uninitialised memory is filled with NaN: every element that is read was written."""
+    """Deterministic mode fills uninitialised memory with NaN, so an element that is read but not written is seen."""
     inputs = make_pair(23, 37)
     expected = run(style_nce, *inputs)
     torch.use_deterministic_algorithms(True)
@@ -77,7 +77,7 @@ def test_poisoned_buffers(path: str) -> None:
 
 @pytest.mark.parametrize("size", [1e-41, 1e-30, 1e-13, 1e13, 1e30])
 def test_size_of_the_embeddings_does_not_matter(size: float, path: str) -> None:
-    """Down to rows of denormal numbers: their digits are few, but the cosines are those of the numbers they are."""
+    """Cosines do not depend on the length of a row, even if its numbers are denormal and have few digits."""
     query, target = make_pair(33, 20)
     query, target = query * size, target / max(size, 1e-30)
     truth = run(style_nce, query.double(), target.double())
@@ -97,7 +97,7 @@ def test_extreme_options_stay_finite(options: dict[str, Any], path: str) -> None
 
 
 @pytest.mark.parametrize("gamma", [80.0, "auto"])
-def test_no_negatives_is_no_loss(gamma: float | str, path: str) -> None:
+def test_without_negatives_loss_and_gradients_are_zero(gamma: float | str, path: str) -> None:
     nothing = torch.ones(18, 18, dtype=torch.bool)
     for (query, target), mask in ((make_pair(1, 4), None), (make_pair(18, 4), nothing)):
         for weights in WEIGHTS:
@@ -116,7 +116,7 @@ def test_zero_vector_has_cosine_zero_and_no_gradient(path: str) -> None:
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("side", ["query", "target"])
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_a_sample_that_is_not_finite_poisons_only_itself(weights: str, side: str, poison: float, path: str) -> None:
+def test_a_sample_that_is_not_finite_affects_only_itself(weights: str, side: str, poison: float, path: str) -> None:
     query, target = make_pair(21, 35)
     mask = torch.zeros(21, 21, dtype=torch.bool)
     mask[3], mask[:, 3] = True, True

@@ -1,4 +1,4 @@
-"""Runs the CUDA StyleNCE's block algorithms on the CPU, around the emulated Sinkhorn."""
+"""The block algorithms of the CUDA StyleNCE on the CPU, with the emulated Sinkhorn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Pointer = ctypes.c_void_p
 
 
 class NceHost:
-    """The compiled emulation. Its `style_nce_cuda_*` have the signatures of the extension's."""
+    """The compiled emulation. Its functions `style_nce_cuda_*` have the signatures of the extension."""
 
     def __init__(self, folder: Path, sinkhorn: Host) -> None:
         self._library = build(folder, "style_nce")

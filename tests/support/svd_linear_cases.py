@@ -1,4 +1,4 @@
-"""Inputs of svd_linear, and one forward and backward of a function that takes them."""
+"""Inputs of svd_linear, and a function that runs a forward and a backward on them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-
-
 KINDS = ["shared", "sample", "bank"]
-
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]
 
@@ -19,7 +16,7 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]
 def make_inputs(
     batch: int, tokens: int, in_features: int, out_features: int, rank: int, kind: str, dtype: torch.dtype
 ) -> Inputs:
-    """x, u, scale, vh, bias, index; scale in float32 unless x is float64, as the layers keep it."""
+    """Return x, u, scale, vh, bias and index. Like the layers, keep scale in float32 unless x is float64."""
     x = torch.randn(batch, tokens, in_features).to(dtype)
     u, vh = (torch.randn(out_features, rank) / rank**0.5).to(dtype), torch.randn(rank, in_features).to(dtype)
     rows = {"shared": (), "sample": (batch,), "bank": (3,)}[kind]
@@ -29,6 +26,7 @@ def make_inputs(
 
 
 def run(function: Callable[..., Tensor], inputs: Inputs, dy: Tensor) -> tuple[Tensor, ...]:
+    """Return y and the gradients of x, scale and bias."""
     x, u, scale, vh, bias, index = inputs
     x, scale, bias = (tensor.detach().requires_grad_() for tensor in (x, scale, bias))
     y = function(x, u, scale, vh, bias, index=index)

@@ -1,7 +1,8 @@
-"""Run by test_svd_linear_compile.py, with the Triton to try first on the path: compile what the launcher launches.
+"""The launches of svd_linear, compiled without a GPU: registers, shared memory and instructions of every kernel.
 
-No GPU and no driver are needed. The launches are recorded, with the arguments they would have, and compiled for the
-architecture given; one JSON row a kernel says what ptxas made of it.
+A process of its own, so that the folder of another Triton can come first on its path:
+``python -m tests.support.svd_linear_compiled <architecture>`` prints one JSON object. The launchers run on CPU tensors;
+Triton specialises and compiles their launches for the architecture, but a stub driver stands for the GPU's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,33 +24,67 @@ from unittest import mock
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from hystar_fast.kernels import svd_linear_fp8_launch as fp8
-from hystar_fast.kernels import svd_linear_fused_launch as fused
-from hystar_fast.kernels import svd_linear_launch as launch
-from hystar_fast.ops.svd_linear_fp8 import why_not
+from hystar_fast.kernels.svd_linear import fp8, fused, gemm
+from hystar_fast.kernels.svd_linear.launch import Modulation
+from hystar_fast.kernels.tuning import Gpu
+from hystar_fast.ops.svd_linear.fp8 import fp8_problem
 
-NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64"}
-NAMES |= {torch.float8_e4m3fn: "fp8e4nv"}
-OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 @dataclass
-class Recorder:
-    """Stands for a Triton function: keeps the arguments of its launches instead of launching."""
+class Launch:
+    """A launch that was recorded: a Triton function, its arguments by name, and what it is called in the report."""
 
-    function: Any
-    launches: list[tuple[Any, dict[str, Any]]]
+    function: JITFunction
+    arguments: dict[str, Any]
+    label: str = ""
 
-    def __getitem__(self, grid: Any) -> Any:
-        return lambda *args, **kwargs: self.launches.append(
-            (self.function, dict(zip(self.function.arg_names, args, strict=False)) | kwargs)
-        )
+    @property
+    def kernel(self) -> str:
+        return self.function.__name__
+
+    def has(self, argument: str) -> bool:
+        return self.arguments.get(argument) is not None
 
 
-def cases() -> Iterator[tuple[str, torch.dtype, str, int, int, int]]:
+class StubDriver:
+    """The driver of a GPU of one architecture, as far as compiling needs it."""
+
+    def __init__(self, architecture: int) -> None:
+        self.target = GPUTarget("cuda", architecture, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Record every launch instead of launching it."""
+    launches: list[Launch] = []
+
+    def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        launches.append(Launch(self, dict(zip(self.arg_names, args, strict=False)) | options))
+
+    with mock.patch.object(JITFunction, "run", run):
+        yield launches
+
+
+def modulation(kind: str, batch: int, tokens: int, rank: int) -> Modulation:
+    scale = torch.empty(*{"shared": (), "sample": (batch,), "bank": (8,)}[kind], rank)
+    return Modulation(scale, torch.zeros(batch, dtype=torch.long) if kind == "bank" else None, tokens)
+
+
+def gemm_cases() -> Iterator[tuple[str, torch.dtype, str, int, int, int]]:
     """(name, dtype, kind, batch, tokens, features): one scale, two or many samples a tile, short samples; odd sizes."""
     for dtype in (torch.bfloat16, torch.float32):
         yield "shared", dtype, "shared", 1, 512, 1024
@@ -66,90 +101,42 @@ def cases() -> Iterator[tuple[str, torch.dtype, str, int, int, int]]:
 FEW, MANY = 4, 132  # multiprocessors: fewer than there are tiles, so that programs are persistent, and more
 
 
-def record(capability: tuple[int, int]) -> list[tuple[str, Any, dict[str, Any]]]:
-    """The distinct launches of every case."""
-    found: dict[str, tuple[str, Any, dict[str, Any]]] = {}
-    launches: list[tuple[Any, dict[str, Any]]] = []
-    gemm, reduce = launch._svd_linear_gemm_kernel, launch._svd_linear_reduce_kernel
-    with (
-        mock.patch.object(launch, "_svd_linear_gemm_kernel", Recorder(gemm, launches)),
-        mock.patch.object(launch, "_svd_linear_reduce_kernel", Recorder(reduce, launches)),
-    ):
-        for name, dtype, kind, batch, tokens, features in cases():
-            x = torch.empty(batch * tokens, features, dtype=dtype)
-            factor = torch.empty(features, features, dtype=dtype)
-            scale = torch.empty(*{"shared": (), "sample": (batch,), "bank": (8,)}[kind], features)
-            index = torch.zeros(batch, dtype=torch.long) if kind == "bank" else None
-            options: dict[str, Any] = {"capability": capability, "tf32": dtype == torch.float32}
-            usual = dtype == torch.bfloat16 and features % 16 == 0
+def record_gemm(capability: tuple[int, int]) -> Iterator[Launch]:
+    """Yield the launches of gemm.py, and of the reduction after it."""
+    for name, dtype, kind, batch, tokens, features in gemm_cases():
+        x = torch.empty(batch * tokens, features, dtype=dtype)
+        factor = torch.empty(features, features, dtype=dtype)
+        scales = modulation(kind, batch, tokens, features)
+        usual = dtype == torch.bfloat16 and features % 16 == 0
+        with recorded() as launches:
             for multiprocessors in (FEW, MANY) if usual and name in ("shared", "pair") else (FEW,):
-                options["multiprocessors"] = multiprocessors
-                launch.forward(x, scale, factor, index, tokens, True, **options)
-                launch.backward(x, factor, x, scale, index, tokens, True, **options)
+                gpu = Gpu(capability, multiprocessors)
+                gemm.forward(x, factor, scales, gpu=gpu, keep_h=True)
+                gemm.backward(x, factor, x, scales, gpu=gpu, needs_dg=True)
                 if usual and name != "short":  # inference; gradients of x alone, and of the scale alone
-                    launch.forward(x, scale, factor, index, tokens, False, **options)
+                    gemm.forward(x, factor, scales, gpu=gpu, keep_h=False)
                 if usual and name == "pair":
-                    launch.backward(x, factor, None, scale, index, tokens, True, **options)
-                    launch.backward(x, factor, x, scale, index, tokens, False, **options)
-            for function, arguments in launches:
-                if function is reduce and name not in ("pair", "pair of samples"):
-                    continue  # one kernel, which no case but the presence of an index changes
-                label = f"{function.__name__} {NAMES[dtype]} {role(arguments)}{name}"
-                key = str([(k, described(v)) for k, v in arguments.items()]) + function.__name__
-                found.setdefault(key, (label, function, arguments))
-            launches.clear()
-    return list(found.values())
+                    gemm.backward(x, factor, None, scales, gpu=gpu, needs_dg=True)
+                    gemm.backward(x, factor, x, scales, gpu=gpu, needs_dg=False)
+        for launch in launches:
+            reduction = launch.kernel == "_svd_linear_reduce_kernel"
+            if reduction and name not in ("pair", "pair of samples"):
+                continue  # its code depends on nothing but whether there is an index
+            launch.label = f"{launch.kernel} {NAMES[dtype]} {'' if reduction else role(launch)}{name}"
+            yield launch
 
 
-def role(arguments: dict[str, Any]) -> str:
-    """What a launch of the GEMM kernel is for; nothing for another kernel."""
-    if "B_BY_COLUMN" not in arguments:
-        return ""
-    if arguments["B_BY_COLUMN"]:
-        said = "forward " if arguments["WRITE_H"] else "inference "
+def role(launch: Launch) -> str:
+    """Name the purpose of a launch of the GEMM kernel."""
+    if launch.arguments["B_BY_COLUMN"]:
+        purpose = "forward " if launch.has("h") else "inference "
     else:
-        said = "backward " + "of x " * (not arguments["SUM"])
-        said += "of scale " * (not arguments["WRITE_G"])
-    return said + "persistent " * arguments["PERSISTENT"]
+        purpose = "backward " + "of x " * (not launch.has("partials")) + "of scale " * (not launch.has("g"))
+    return purpose + "persistent " * launch.arguments["PERSISTENT"]
 
 
-def record_fp8(capability: tuple[int, int]) -> list[tuple[str, Any, dict[str, Any]]]:
-    """Every launch of the fp8 path: a tile in a sample, over two, over many, short samples; odd sizes."""
-    launches: list[tuple[Any, dict[str, Any]]] = []
-    found = []
-    names = ("_svd_linear_fp8_kernel", "_svd_linear_quantise_kernel", "_svd_linear_reach_kernel")
-    for name, kind, batch, tokens, features in (
-        ("shared", "shared", 1, 512, 1024),
-        ("pair", "bank", 2, 257, 1024),
-        ("many", "sample", 4, 50, 1024),
-        ("short", "bank", 64, 5, 1024),
-        ("odd pair", "sample", 2, 257, 1021),
-    ):
-        x = torch.empty(batch * tokens, features, dtype=torch.bfloat16)
-        factor, norm = torch.empty(features, features, dtype=fp8.E4M3), torch.empty(features)
-        scale = torch.empty(*{"shared": (), "sample": (batch,), "bank": (8,)}[kind], features)
-        index = torch.zeros(batch, dtype=torch.long) if kind == "bank" else None
-        save = torch.bfloat16 if name == "pair" else None
-        with ExitStack() as stack:
-            for kernel in names:
-                stack.enter_context(mock.patch.object(fp8, kernel, Recorder(getattr(fp8, kernel), launches)))
-            quantised, x_scale, g_scale = fp8.quantise(x, scale, norm, index, tokens)
-            options: dict[str, Any] = {"capability": capability, "multiprocessors": 4}
-            g, _ = fp8.first(quantised, x_scale, g_scale, factor, norm, scale, index, tokens, save, **options)
-            fp8.second(g, g_scale, factor, norm, norm.bfloat16(), torch.empty_like(x), **options)
-            for columns in (512, 4096) if name == "short" else ():  # a narrower model, and the MLP of a ViT-L
-                fp8.quantise(torch.empty(8, columns, dtype=torch.bfloat16), scale, norm, index, tokens)
-        for function, arguments in launches:
-            label = {True: " first", False: " second"}.get(arguments.get("MODULATE"), "")
-            found.append((f"{function.__name__}{label} {name}", function, arguments))
-        launches.clear()
-    return found
-
-
-def record_fused(capability: tuple[int, int]) -> list[tuple[str, Any, dict[str, Any]]]:
-    """The fused kernel at its widest: a tile in a sample, over two, over many; many rows; odd sizes."""
-    launches: list[tuple[Any, dict[str, Any]]] = []
-    found = []
+def record_fused(capability: tuple[int, int]) -> Iterator[Launch]:
+    """Yield the launches of fused.py: one scale, two or many samples a tile; many rows; several ranks; odd sizes."""
     for name, dtype, kind, batch, tokens, features, rank in (
         ("tall", torch.bfloat16, "bank", 40, 257, 1024, 128),
         ("pair", torch.bfloat16, "bank", 2, 257, 1024, 128),
@@ -163,66 +150,63 @@ def record_fused(capability: tuple[int, int]) -> list[tuple[str, Any, dict[str, 
     ):
         x = torch.empty(batch * tokens, features, dtype=dtype)
         u, vh = torch.empty(features, rank, dtype=dtype), torch.empty(rank, features, dtype=dtype)
-        scale = torch.empty(*{"shared": (), "sample": (batch,), "bank": (8,)}[kind], rank)
-        index = torch.zeros(batch, dtype=torch.long) if kind == "bank" else None
-        options: dict[str, Any] = {"capability": capability, "shares": 4, "tf32": dtype == torch.float32}
-        recorder = Recorder(fused._svd_linear_fused_kernel, launches)
-        with (
-            mock.patch.object(fused, "_svd_linear_fused_kernel", recorder),
-            mock.patch.object(fused, "reduce", lambda *_: None),
-        ):
-            h = fused.forward(x, u, scale, vh, u[:, 0].contiguous(), index, tokens, True, x.clone(), **options)
-            fused.backward(x, u, h, scale, vh, index, tokens, x.clone(), **options)
-        for direction, (function, arguments) in zip(("forward", "backward"), launches, strict=True):
-            label = f"{function.__name__} {NAMES[dtype]} {direction} {name} r{rank}"
-            found.append((label, function, arguments))
-        launches.clear()
-    return found
+        scales, bias = modulation(kind, batch, tokens, rank), torch.empty(features, dtype=dtype)
+        on: dict[str, Any] = {"gpu": Gpu(capability, FEW), "shares": 4}
+        with recorded() as launches:
+            h = fused.forward(x, u, vh, bias, scales, x.clone(), keep_h=True, **on)
+            fused.backward(x, u, vh, h, scales, x.clone(), **on)
+        both = [launch for launch in launches if launch.kernel == "_svd_linear_fused_kernel"]
+        for direction, launch in zip(("forward", "backward"), both, strict=True):
+            launch.label = f"{launch.kernel} {NAMES[dtype]} {direction} {name} r{rank}"
+            yield launch
 
 
-def described(value: Any) -> str:
-    """The type Triton's signature gives an argument, a constant where it specialises on the value."""
-    if isinstance(value, TensorDescriptor):
-        return f"tensordesc<{NAMES[value.base.dtype]}{list(value.block_shape)}>"
-    if isinstance(value, torch.Tensor):
-        return "*" + NAMES[value.dtype]
-    if value is None or isinstance(value, bool) or value == 1:
-        return f"constexpr {value}"
-    return "i32" + (" divisible by 16" if value % 16 == 0 else "")
+def record_fp8(capability: tuple[int, int]) -> Iterator[Launch]:
+    """Yield the launches of fp8.py: one scale, two or many samples a tile, short samples; odd sizes."""
+    gpu = Gpu(capability, FEW)
+    for name, kind, batch, tokens, features in (
+        ("shared", "shared", 1, 512, 1024),
+        ("pair", "bank", 2, 257, 1024),
+        ("many", "sample", 4, 50, 1024),
+        ("short", "bank", 64, 5, 1024),
+        ("odd pair", "sample", 2, 257, 1021),
+    ):
+        x = torch.empty(batch * tokens, features, dtype=torch.bfloat16)
+        factor, norm = torch.empty(features, features, dtype=fp8.E4M3), torch.empty(features)
+        scales = modulation(kind, batch, tokens, features)
+        h_dtype = torch.bfloat16 if name == "pair" else None
+        with recorded() as launches:
+            quantised, x_scale, g_scale = fp8.quantise(x, norm, scales)
+            g, _ = fp8.first_product(quantised, x_scale, g_scale, factor, norm, scales, gpu=gpu, h_dtype=h_dtype)
+            fp8.second_product(g, g_scale, factor, norm, norm.bfloat16(), torch.empty_like(x), gpu=gpu)
+            for columns in (512, 4096) if name == "short" else ():  # a narrower model, and the MLP of a ViT-L
+                fp8.quantise(torch.empty(8, columns, dtype=torch.bfloat16), norm, scales)
+        for launch in launches:
+            product = " first" if launch.has("scale") else " second"
+            launch.label = f"{launch.kernel}{product * (launch.kernel == '_svd_linear_fp8_kernel')} {name}"
+            yield launch
 
 
-def source(function: Any, arguments: dict[str, Any]) -> ASTSource:
-    """The source as the just-in-time compiler would specialise it for these arguments."""
-    signature, constants, attributes = {}, {}, {}
-    for position, parameter in enumerate(function.params):
-        value = arguments[parameter.name]
-        kind = described(value)
-        if parameter.is_constexpr or kind.startswith("constexpr"):
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
-            continue
-        signature[parameter.name] = kind.removesuffix(" divisible by 16")
-        if kind.startswith("*") or kind.endswith("16"):
-            attributes[(position,)] = [["tt.divisibility", 16]]
-    return ASTSource(function, signature, constants, attributes)
-
-
-def compile_one(architecture: int, label: str, function: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    options = {name: arguments[name] for name in OPTIONS if name in arguments}
-    compiled = triton.compile(source(function, arguments), target=GPUTarget("cuda", architecture, 32), options=options)
+def compile_one(launch: Launch) -> dict[str, Any]:
+    """Compile a launch as Triton would specialise it for its arguments, and describe the code."""
+    compiled = launch.function.warmup(**launch.arguments, grid=(1,))
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder, "kernel.cubin")
         binary.write_bytes(compiled.asm["cubin"])
-        usage = subprocess.run([tool, "-res-usage", binary], capture_output=True, text=True, check=True).stdout
-    resources = {name.lower(): int(number) for name, number in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+        command = [str(tool), "-res-usage", "-sass", str(binary)]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    resources = {name.lower(): int(number) for name, number in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", listing)}
     ptx = compiled.asm["ptx"]
     instructions = {"wgmma": "wgmma.mma_async", "tma": "cp.async.bulk.tensor", "tcgen05": "tcgen05.mma"}
     fp8_product = re.search(r"mma[^;\n]*e4m3\.e4m3|tcgen05\.mma[^;\n]*f8f6f4", ptx)
     return {
-        "kernel": label,
+        "kernel": launch.label,
+        "hash": compiled.hash,
         "shared": compiled.metadata.shared,
-        "descriptors": arguments.get("DESCRIPTORS", False),
-        "persistent": arguments.get("PERSISTENT", False),
+        "instructions": len(re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(?!(?:@!?U?P\w+ )?NOP)", listing)),
+        "descriptors": isinstance(launch.arguments.get("a"), TensorDescriptor),
+        "persistent": launch.arguments.get("PERSISTENT", False),
         "fp8": fp8_product is not None,
         **resources,
         **{name: text in ptx for name, text in instructions.items()},
@@ -230,12 +214,17 @@ def compile_one(architecture: int, label: str, function: Any, arguments: dict[st
 
 
 def main(architecture: int) -> None:
+    """Print the report of one architecture: the version of Triton, and one row for each kernel that was compiled."""
     capability = architecture // 10, architecture % 10
-    launches = (
-        record(capability) + record_fused(capability) + (record_fp8(capability) if why_not(capability) is None else [])
-    )
+    launches = [*record_gemm(capability), *record_fused(capability)]
+    if fp8_problem(capability) is None:
+        launches += record_fp8(capability)
+    triton.runtime.driver.set_active(StubDriver(architecture))
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        rows = list(pool.map(lambda row: compile_one(architecture, *row), launches))
+        rows = list(pool.map(compile_one, launches))
+    rows = list(
+        {(row["kernel"], row["hash"]): row for row in rows}.values()
+    )  # one for several launches of the same code
     print(json.dumps({"triton": triton.__version__, "rows": rows}))
 
 

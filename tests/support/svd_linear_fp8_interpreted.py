@@ -13,10 +13,10 @@ import torch
 import triton
 import triton.language as tl
 
-from hystar_fast.kernels import svd_linear_fp8_launch as launch
-from hystar_fast.kernels.svd_linear_fp8 import _e4m3
-from hystar_fast.kernels.tuning import Tile
-from hystar_fast.ops import svd_linear_fp8 as op
+from hystar_fast.kernels.svd_linear import fp8
+from hystar_fast.kernels.svd_linear.fp8 import _e4m3
+from hystar_fast.kernels.tuning import Gpu, Tile
+from hystar_fast.ops.svd_linear import fp8 as op
 from tests.support.svd_linear_cases import KINDS, make_inputs
 from tests.support.svd_linear_interpreted import DESCRIPTORS, PERSISTENT, POINTERS
 from tests.support.tolerance import FLOOR, relative_error
@@ -37,7 +37,7 @@ CASES = [
 @triton.jit
 def _round_kernel(value, rounded, COUNT: tl.constexpr):
     at = tl.arange(0, COUNT)
-    tl.store(rounded + at, _e4m3(tl.load(value + at), True))
+    tl.store(rounded + at, _e4m3(tl.load(value + at)))
 
 
 def check_rounding() -> list[str]:
@@ -58,8 +58,8 @@ def check_rounding() -> list[str]:
 def forward(tile: Tile, *arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
     with (
         mock.patch.object(torch.cuda, "device", lambda _: nullcontext()),
-        mock.patch.object(op.svd_linear_cuda, "gpu", lambda _: ((9, 0), 2)),
-        mock.patch.object(launch, "svd_linear_tile", lambda *_, **__: tile),
+        mock.patch.object(op.cuda, "gpu", lambda _: Gpu((9, 0), 2)),
+        mock.patch.object(fp8, "svd_linear_tile", lambda *_, **__: tile),
     ):
         return op.forward_cuda(*arguments)  # type: ignore[arg-type]
 

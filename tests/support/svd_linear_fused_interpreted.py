@@ -10,8 +10,9 @@ import sys
 import torch
 from torch import Tensor
 
-from hystar_fast.kernels import svd_linear_fused_launch as launch
-from hystar_fast.kernels.tuning import Tile
+from hystar_fast.kernels.svd_linear import fused as kernels
+from hystar_fast.kernels.svd_linear.launch import Modulation
+from hystar_fast.kernels.tuning import Gpu, Tile
 from hystar_fast.ref.svd_linear import svd_linear as reference
 from tests.support.svd_linear_cases import KINDS, make_inputs
 from tests.support.tolerance import FLOOR, relative_error
@@ -37,9 +38,10 @@ def fused(
     if tile is POINTERS:
         rows, upstream = rows.t().contiguous().t(), upstream.repeat_interleave(2, 1)[:, ::2]
     y, dx = rows.new_empty(len(rows), len(u)), torch.empty_like(rows, memory_format=torch.contiguous_format)
-    options = {"capability": (9, 0), "tile": tile, "shares": shares}
-    h = launch.forward(rows, u, scale, vh, bias, index, x.shape[1], save, y, **options)
-    dscale = launch.backward(upstream, u, h, scale, vh, index, x.shape[1], dx, **options)
+    modulation = Modulation(scale, index, x.shape[1])
+    options = {"gpu": Gpu((9, 0), 4), "tile": tile, "shares": shares}
+    h = kernels.forward(rows, u, vh, bias, modulation, y, keep_h=save, **options)
+    dscale = kernels.backward(upstream, u, vh, h, modulation, dx, **options)
     return y.view(*x.shape[:-1], len(u)), dx.view(x.shape), dscale
 
 

@@ -13,14 +13,16 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from hystar_fast.kernels import svd_linear_launch as launch
-from hystar_fast.kernels.tuning import Tile
-from hystar_fast.ops import svd_linear_cuda
+from hystar_fast.kernels.svd_linear import gemm
+from hystar_fast.kernels.svd_linear.launch import Modulation
+from hystar_fast.kernels.tuning import Gpu, Tile
+from hystar_fast.ops.svd_linear import cuda as svd_linear_cuda
 from hystar_fast.ref.svd_linear import svd_linear as reference
 from tests.support.tolerance import FLOOR, relative_error
 
 POINTERS, DESCRIPTORS = Tile(32, 32, 32, 4, 3), Tile(32, 64, 32, 4, 3, descriptors=True)
 PERSISTENT = Tile(32, 64, 32, 4, 3, descriptors=True, persistent=True)
+GPU = Gpu((9, 0), 4)
 # (batch, tokens, in_features, rank, out_features, tile): a tile inside a sample, over two, over many; odd; one; aligned
 CASES = [
     (3, 45, 40, 72, 56, DESCRIPTORS),
@@ -52,10 +54,10 @@ def check_case(dtype: torch.dtype, kind: str, case: tuple[int, int, int, int, in
     if strided:
         x, dy, vh = x.t().contiguous().t(), dy.repeat_interleave(2, 1)[:, ::2], vh.t().contiguous().t()
         scale = scale.repeat_interleave(2, -1)[..., ::2]
-    options = {"capability": (9, 0), "tile": tile, "multiprocessors": 4}
-    g, h = launch.forward(x, scale, vh, index, tokens, True, **options)
+    modulation = Modulation(scale, index, tokens)
+    g, h = gemm.forward(x, vh, modulation, gpu=GPU, keep_h=True, tile=tile)
     assert h is not None
-    dg, dscale = launch.backward(dy, u, h, scale, index, tokens, True, **options)
+    dg, dscale = gemm.backward(dy, u, h, modulation, gpu=GPU, needs_dg=True, tile=tile)
     assert dg is not None and dscale is not None
     wide = row_scale(scale.double(), index, batch, tokens)
     true_h, true_dg = x.double() @ vh.double().t(), dy.double() @ u.double()
@@ -82,12 +84,12 @@ def check_case(dtype: torch.dtype, kind: str, case: tuple[int, int, int, int, in
 def check_subsets(dtype: torch.dtype) -> list[str]:
     """What is left out (h, dg, dscale) changes nothing of what is computed."""
     x, dy, u, vh = (torch.randn(shape).to(dtype) for shape in ((90, 40), (90, 56), (56, 72), (72, 40)))
-    scale, options = torch.randn(2, 72), {"capability": (9, 0), "tile": POINTERS}
-    g, h = launch.forward(x, scale, vh, None, 45, True, **options)
-    lone, nothing = launch.forward(x, scale, vh, None, 45, False, **options)
-    dg, dscale = launch.backward(dy, u, h, scale, None, 45, True, **options)
-    only_dg, no_dscale = launch.backward(dy, u, None, scale, None, 45, True, **options)
-    no_dg, only_dscale = launch.backward(dy, u, h, scale, None, 45, False, **options)
+    modulation, options = Modulation(torch.randn(2, 72), None, 45), {"gpu": GPU, "tile": POINTERS}
+    g, h = gemm.forward(x, vh, modulation, keep_h=True, **options)
+    lone, nothing = gemm.forward(x, vh, modulation, keep_h=False, **options)
+    dg, dscale = gemm.backward(dy, u, h, modulation, needs_dg=True, **options)
+    only_dg, no_dscale = gemm.backward(dy, u, None, modulation, needs_dg=True, **options)
+    no_dg, only_dscale = gemm.backward(dy, u, h, modulation, needs_dg=False, **options)
     absent = nothing is None and no_dscale is None and no_dg is None
     pairs = ((g, lone), (dg, only_dg), (dscale, only_dscale))
     same = all(a is not None and b is not None and torch.equal(a, b) for a, b in pairs)
@@ -101,10 +103,9 @@ def check_poison(dtype: torch.dtype) -> list[str]:
         x, dy = torch.randn(3 * tokens, 37).to(dtype), torch.randn(3 * tokens, 29).to(dtype)
         u, vh, scale = torch.randn(29, 41).to(dtype), torch.randn(41, 37).to(dtype), torch.randn(3, 41)
         x[tokens] = float("nan")
-        options = {"capability": (9, 0), "tile": POINTERS}
-        index = torch.tensor([0, 2, 7])
-        g, h = launch.forward(x, scale, vh, index, tokens, True, **options)
-        dg, dscale = launch.backward(dy, u, h, scale, index, tokens, True, **options)
+        modulation = Modulation(scale, torch.tensor([0, 2, 7]), tokens)
+        g, h = gemm.forward(x, vh, modulation, gpu=GPU, keep_h=True, tile=POINTERS)
+        dg, dscale = gemm.backward(dy, u, h, modulation, gpu=GPU, needs_dg=True, tile=POINTERS)
         assert dg is not None and dscale is not None
         finite = g.view(3, tokens, 41)[0].isfinite().all() and dg.view(3, tokens, 41)[:2].isfinite().all()
         loud = g.view(3, tokens, 41)[2].isnan().all() and dg.view(3, tokens, 41)[2].isnan().all()
@@ -119,7 +120,7 @@ def check_op(dtype: torch.dtype, shares: int | None) -> list[str]:
     fake_gpu = [
         mock.patch.object(svd_linear_cuda, "_shares", lambda *_: shares),
         mock.patch.object(torch.cuda, "device", lambda _: nullcontext()),
-        mock.patch.object(svd_linear_cuda, "gpu", lambda _: ((9, 0), 2)),
+        mock.patch.object(svd_linear_cuda, "gpu", lambda _: Gpu((9, 0), 2)),
         mock.patch.object(svd_linear_cuda, "_tf32", lambda: True),
     ]
     for patch in fake_gpu:

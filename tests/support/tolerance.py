@@ -1,4 +1,4 @@
-"""The one table of tolerances: err(kernel, ref64) <= 2 * err(ref in the same dtype, ref64) + floor[dtype]."""
+"""The tolerance of every numerics test: err(kernel, ref64) <= 2 * err(ref in the same dtype, ref64) + floor[dtype]."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ FLOOR = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.b
 
 
 def relative_error(actual: Tensor, truth: Tensor) -> float:
-    """||actual - truth|| / ||truth|| in float64; NaN or a wrong shape never passes."""
+    """Return ||actual - truth|| / ||truth|| in float64: infinity for NaN. A wrong shape raises."""
     if actual.shape != truth.shape:
         raise AssertionError(f"shape {tuple(actual.shape)} but the reference has {tuple(truth.shape)}")
     actual, truth = actual.detach().double().cpu(), truth.detach().double().cpu()
@@ -21,7 +21,7 @@ def relative_error(actual: Tensor, truth: Tensor) -> float:
 
 
 def assert_as_accurate(actual: Tensor, same_dtype: Tensor, truth: Tensor, *, dtype: torch.dtype | None = None) -> None:
-    """`actual` is at most twice as far from the float64 `truth` as the reference in the same dtype, plus a floor."""
+    """Assert that the error of `actual` is at most twice that of the reference in the same dtype, plus a floor."""
     floor = FLOOR[dtype or actual.dtype]
     error, reference_error = relative_error(actual, truth), relative_error(same_dtype, truth)
     limit = 2 * reference_error + floor

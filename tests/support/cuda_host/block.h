@@ -1,11 +1,11 @@
-// A CUDA thread block, or a cluster of them, on the CPU: one fiber a thread, switched only where threads meet (shuffles,
-// votes, barriers).
+// A CUDA thread block, or a cluster of them, on the CPU: one fiber for each thread. Fibers are switched only where
+// threads wait for each other (shuffles, votes, barriers).
 //
-// The fibers run in an order drawn anew for every round, and in most rounds a random half of the warps is held back, and
-// half of the blocks of a cluster, so code that needs a barrier it does not have sees stale values; shared memory starts
-// as NaN. A barrier that not all threads reach ends the process with a message, and so does reaching into the shared
-// memory of a block that has not started or has ended.
-// Approximate instructions are as inaccurate as on the GPU: results are moved by up to their documented error.
+// Every round runs the fibers in a new random order. In most rounds a random half of the warps is held back, and half
+// of the blocks of a cluster. So code without a barrier that it needs reads stale values. Shared memory is NaN at
+// first. The process ends with a message if not all threads reach a barrier, and if a thread accesses the shared memory
+// of a block that has not started or has ended. Approximate instructions are as inexact as on the GPU: results are
+// changed by up to their documented error.
 #pragma once
 
 #include <setjmp.h>
@@ -20,11 +20,11 @@
 #include <random>
 #include <vector>
 
-#include "sinkhorn_cuda.cuh"
+#include "sinkhorn/cuda/problem.cuh"
 
 namespace hystar_fast {
 
-// x times 1 + e, |e| <= limit, where e looks random but depends on x alone.
+// x times 1 + e, |e| <= limit. e looks random, but it depends on x only.
 inline float inexact(float x, float limit) {
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
@@ -40,7 +40,7 @@ inline float log2_of(float x) {
     return x >= 0.5f && x <= 2 ? y + (inexact(1 + x, 0x1p-22f) - (1 + x)) / (1 + x) : inexact(y, 0x1p-22f);
 }
 
-// The message is all that is left to say: a fiber cannot throw through the frames of another.
+// Ends the process with a message. A fiber cannot throw an exception, because its stack is not that of the caller.
 [[noreturn]] inline void give_up(const char* what, int count) {
     std::fprintf(stderr, "cuda_host: %d threads %s\n", count, what);
     std::abort();
@@ -48,18 +48,18 @@ inline float log2_of(float x) {
 
 class Fibers {
   public:
-    // `group` threads, a block, are held back together at times.
+    // `group` threads are a block, which may be held back as a whole.
     Fibers(int threads, int group, uint64_t seed)
         : threads_(threads), group_(group), random_(seed), fibers_(threads), held_(threads / 32) {
         while (most_ < static_cast<unsigned>(threads)) most_ *= 2;
     }
 
-    // Runs body(thread) for every thread to its end.
+    // Runs body(thread) of every thread until all have ended.
     void run(const std::function<void(int)>& body) {
         body_ = &body;
         for (Fiber& fiber : fibers_) fiber.state = NEW;
         held_blocks_ = threads_ > group_ ? random_() : 0;
-        int freed = 0;  // 0: nobody, 1: the warps, 2: the blocks too
+        int freed = 0;  // 0: warps and blocks are held back, 1: only blocks, 2: nothing
         for (int left = threads_; left > 0;) {
             const auto start = static_cast<unsigned>(random_()), stride = static_cast<unsigned>(random_()) | 1;
             hold_back(freed);
@@ -79,7 +79,7 @@ class Fibers {
         }
     }
 
-    // Whether some thread of the block `first` belongs to has started and some has not ended.
+    // Whether a thread of the block whose first thread is `first` has started, and one of them has not ended.
     bool lives(int first) const {
         bool started = false, ended = true;
         for (int t = first; t < first + group_; ++t) {
@@ -91,20 +91,20 @@ class Fibers {
 
     int current() const { return current_; }
 
-    // Where `size` threads meet; each passes when all have come.
-    struct Meeting {
-        int size, came = 0;
+    // A barrier for `size` threads.
+    struct Barrier {
+        int size, arrived = 0;
         long long round = 0;
     };
-    void meet(Meeting& meeting) {
-        if (++meeting.came == meeting.size) {
-            meeting.came = 0;
-            ++meeting.round;
+    void wait_at(Barrier& barrier) {
+        if (++barrier.arrived == barrier.size) {
+            barrier.arrived = 0;
+            ++barrier.round;
             return;
         }
         Fiber& fiber = fibers_[current_];
-        fiber.waits_for = &meeting.round;
-        fiber.round = meeting.round;
+        fiber.waits_for = &barrier.round;
+        fiber.round = barrier.round;
         fiber.state = WAITING;
         if (_setjmp(fiber.place) == 0) _longjmp(scheduler_, 1);
     }
@@ -120,20 +120,20 @@ class Fibers {
         long long round = 0;
     };
 
-    // Draws who is held back: half of the warps, anew in every round, and half of the blocks until the others can do
-    // nothing without them.
+    // Chooses at random who is held back: half of the warps, again in every round, and half of the blocks, until the
+    // other blocks wait for them.
     void hold_back(int freed) {
         for (size_t warp = 0; warp < held_.size(); ++warp)
             held_[warp] = (freed < 1 && random_() % 2 == 0) ||
                           (freed < 2 && (held_blocks_ >> (32 * warp / group_) & 1) != 0);
     }
 
-    // Runs a fiber until it waits or ends. A frame of its own, so that no variable lives across the jump.
+    // Runs a fiber until it waits or ends. This function is not inlined, so that no variable is used across the jump.
     __attribute__((noinline)) void visit(Fiber& fiber) {
         if (_setjmp(scheduler_) == 0) resume(fiber);
     }
 
-    // A fiber gets its stack from makecontext; after that it is left and entered by jumps, which cost no system call.
+    // A fiber gets its stack from makecontext. After that, jumps leave and enter it, without system calls.
     void resume(Fiber& fiber) {
         if (fiber.state == WAITING) _longjmp(fiber.place, 1);
         if (fiber.stack == nullptr) fiber.stack.reset(new char[STACK]);
@@ -167,7 +167,7 @@ class Fibers {
     int current_ = 0;
 };
 
-// What the block algorithms know of the block they run in; the twin of DeviceBlock in sinkhorn_cuda_device.cuh.
+// The counterpart of DeviceBlock in csrc/sinkhorn/cuda/device_block.cuh.
 template <int WARPS_>
 class HostBlock {
   public:
@@ -181,8 +181,8 @@ class HostBlock {
     int lane() const { return thread() % 32; }
     int warp() const { return thread() / 32; }
     int rank() const { return fibers_.current() / THREADS; }
-    void sync_warp() { fibers_.meet(warps_[fibers_.current() / 32]); }
-    void sync() { fibers_.meet(all_[rank()]); }
+    void sync_warp() { fibers_.wait_at(warps_[fibers_.current() / 32]); }
+    void sync() { fibers_.wait_at(all_[rank()]); }
 
     float shuffle_xor(float value, int mask) {
         const int me = fibers_.current();
@@ -215,12 +215,12 @@ class HostBlock {
 
   protected:
     Fibers fibers_;
-    std::vector<Fibers::Meeting> all_, warps_;
+    std::vector<Fibers::Barrier> all_, warps_;
     std::vector<float> lanes_;
     std::vector<char> facts_;
 };
 
-// A cluster of blocks, whose shared memories are the elements of an array; the twin of DeviceCluster.
+// The counterpart of DeviceCluster. The shared memories of its blocks are the elements of an array.
 template <int WARPS>
 class HostCluster : public HostBlock<WARPS> {
   public:
@@ -234,27 +234,26 @@ class HostCluster : public HostBlock<WARPS> {
 
     int blocks() const { return blocks_; }
     int log2_blocks() const { return 31 - __builtin_clz(static_cast<unsigned>(blocks_)); }
-    void sync_cluster() { this->fibers_.meet(cluster_); }
+    void sync_cluster() { this->fibers_.wait_at(cluster_); }
     template <class Kernel>
     void launch(Kernel kernel) {
         this->fibers_.run([&](int) { kernel(*this); });
     }
     float* remote(float* here, int rank) {
         const auto offset = static_cast<size_t>(reinterpret_cast<char*>(here) - memory_ - this->rank() * size_);
-        if (rank < 0 || rank >= blocks_ || offset >= size_) give_up("name shared memory that is not there", 1);
-        if (!this->fibers_.lives(rank * this->THREADS)) give_up("reach into a block that is not running", 1);
+        if (rank < 0 || rank >= blocks_ || offset >= size_) give_up("access shared memory outside the cluster", 1);
+        if (!this->fibers_.lives(rank * this->THREADS)) give_up("access a block that is not running", 1);
         return reinterpret_cast<float*>(memory_ + rank * size_ + offset);
     }
 
   private:
-    Fibers::Meeting cluster_;
+    Fibers::Barrier cluster_;
     int blocks_;
     char* memory_;
     size_t size_;
 };
 
-// The blocks of a grid that can meet; the twin of DeviceGrid. An asynchronous copy happens at once or when it is waited
-// for, as drawn.
+// The counterpart of DeviceGrid. An asynchronous copy happens at once or when it is waited for, at random.
 template <int WARPS>
 class HostGrid : public HostBlock<WARPS> {
   public:
@@ -263,7 +262,7 @@ class HostGrid : public HostBlock<WARPS> {
           copies_(HostBlock<WARPS>::THREADS * blocks) {}
 
     int blocks() const { return blocks_; }
-    void sync_grid() { this->fibers_.meet(grid_); }
+    void sync_grid() { this->fibers_.wait_at(grid_); }
     template <class Vector>
     void copy_async(Vector* to, const float* from) {
         if (reinterpret_cast<uintptr_t>(to) % sizeof(Vector) != 0 || reinterpret_cast<uintptr_t>(from) % sizeof(Vector) != 0)
@@ -295,13 +294,13 @@ class HostGrid : public HostBlock<WARPS> {
     };
     std::deque<std::vector<Copy>>& mine() { return copies_[this->fibers_.current()]; }
 
-    Fibers::Meeting grid_;
+    Fibers::Barrier grid_;
     int blocks_;
     std::mt19937_64 random_;
-    std::vector<std::deque<std::vector<Copy>>> copies_;  // of a thread: committed groups, and the one being filled
+    std::vector<std::deque<std::vector<Copy>>> copies_;  // of each thread: the committed groups, and the open one
 };
 
-// Shared memory as a kernel finds it.
+// Memory whose bytes are all set, so that floats are NaN: shared memory at the start of a kernel.
 template <class T>
 struct Poisoned {
     T value;

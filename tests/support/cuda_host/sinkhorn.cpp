@@ -1,9 +1,9 @@
-// The kernels of csrc/sinkhorn_cuda.cu on the CPU: the same block algorithms, blocks run one after the other.
+// The kernels of the CUDA Sinkhorn on the CPU: the same block algorithms, one block after the other.
 #include "block.h"
-#include "sinkhorn_cuda_implicit.cuh"
-#include "sinkhorn_cuda_stream.cuh"
-#include "sinkhorn_cuda_sweep.cuh"
-#include "sinkhorn_cuda_unrolled.cuh"
+#include "sinkhorn/cuda/implicit_gradient.cuh"
+#include "sinkhorn/cuda/stream.cuh"
+#include "sinkhorn/cuda/sweep.cuh"
+#include "sinkhorn/cuda/unrolled_gradient.cuh"
 
 using namespace hystar_fast;
 
@@ -22,13 +22,13 @@ struct Tiles {
             const Problem problem(batch, b);
             on.launch([&](auto& block) {
                 if (TileSolver<T, HostBlock<T::WARPS>>(block, problem, shared.value).solve())
-                    settle(block, problem, reinterpret_cast<int*>(&shared.value));
+                    check_feasibility(block, problem, reinterpret_cast<int*>(&shared.value));
             });
         }
     }
 };
 
-// One problem after the other, each on the blocks that the choice gives it.
+// One problem after the other, each on a cluster of `blocks`.
 struct Clusters {
     const Batch& batch;
     int problems, blocks;
@@ -43,7 +43,7 @@ struct Clusters {
             on.launch([&](auto& block) {
                 auto& own = shared[block.rank()].value;
                 if (TileSolver<T, HostCluster<T::WARPS>>(block, problem, own).solve())
-                    settle(static_cast<HostBlock<T::WARPS>&>(block), problem, reinterpret_cast<int*>(&own));
+                    check_feasibility(static_cast<HostBlock<T::WARPS>&>(block), problem, reinterpret_cast<int*>(&own));
             });
         }
     }
@@ -70,12 +70,12 @@ void stream(const Batch& batch, int problems, uint64_t seed) {
         }
         rows([&](auto& block, int row) { stream_plan(block, problem, work, row); });
         on.launch([&](auto& block) {
-            if (stream_outcome(block, problem, work, scratch.value)) settle(block, problem, work.settling);
+            if (stream_outcome(block, problem, work, scratch.value)) check_feasibility(block, problem, work.feasibility);
         });
     }
 }
 
-// The whole batch on a grid. How many slots the ring has is drawn too.
+// The whole batch on a grid. The number of slots of the ring depends on the seed.
 struct Sweeps {
     const Batch& batch;
     int problems, blocks;
@@ -103,13 +103,13 @@ struct Sweeps {
             const Workspace work(rows, problem, b);
             Poisoned<float[WARPS]> scratch;
             on.launch([&](auto& block) {
-                if (stream_outcome(block, problem, work, scratch.value)) settle(block, problem, work.settling);
+                if (stream_outcome(block, problem, work, scratch.value)) check_feasibility(block, problem, work.feasibility);
             });
         }
     }
 };
 
-// One block or cluster takes all problems, as a GPU with a single place for them would.
+// One block or cluster takes all problems, as on a GPU that has room for one of them.
 struct Gradients {
     const Batch& batch;
     const Upstream& upstream;
@@ -148,7 +148,7 @@ struct Gradients {
 
 }  // namespace
 
-// How a problem is solved: the kind, shape and blocks of sinkhorn_cuda_shapes.cuh.
+// The result of `choose`: kind, shape and blocks.
 extern "C" void choose_host(int64_t problems, int64_t n, int64_t m, int multiprocessors, int cluster, int memory, int* chosen) {
     const Choice choice = choose(problems, n, m, {multiprocessors, cluster, memory});
     chosen[0] = choice.kind;
@@ -165,8 +165,8 @@ extern "C" int cluster_shape_host(int index, int* shape) {
     return 1;
 }
 
-// The arguments of sinkhorn_cuda_forward, with the kind, shape and blocks of the kernel to take and the seed of the
-// order of threads in the place of stream and workspace.
+// The arguments of sinkhorn_cuda_forward. Instead of stream and workspace it takes the kind, shape and blocks of the
+// kernel, and the seed of the order of threads.
 extern "C" void sinkhorn_host(const float* cost, const uint8_t* mask, float* plan, float* u, float* v, int* status,
                               float* error, int* iterations, int problems, int n, int m, double epsilon, int n_iter,
                               double tol, int kind, int shape, int blocks, uint64_t seed) {
@@ -178,7 +178,7 @@ extern "C" void sinkhorn_host(const float* cost, const uint8_t* mask, float* pla
     else stream(batch, problems, seed);
 }
 
-// The kind and blocks of the kernels that take the gradients.
+// The result of `choose_gradient`: kind, shape and blocks.
 extern "C" void choose_gradient_host(int64_t n, int64_t m, int multiprocessors, int cluster, int memory, int* chosen) {
     const Choice choice = choose_gradient(n, m, {multiprocessors, cluster, memory});
     chosen[0] = choice.kind;
@@ -186,7 +186,7 @@ extern "C" void choose_gradient_host(int64_t n, int64_t m, int multiprocessors, 
     chosen[2] = choice.blocks;
 }
 
-// Both gradients: the unrolled one from a cost, the implicit one from a plan, with null for the other.
+// Both gradients: the unrolled one from a cost, the implicit one from a plan. The other of the two is null.
 extern "C" void sinkhorn_gradient_host(const float* cost, const uint8_t* mask, float* plan, const float* dplan,
                                        int* iterations, float* dcost, int problems, int n, int m, double epsilon, int n_iter,
                                        int kind, int blocks, uint64_t seed) {

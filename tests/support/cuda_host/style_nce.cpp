@@ -1,5 +1,5 @@
-// The kernels of csrc/style_nce_cuda.cu on the CPU: the same block algorithms, blocks run one after the other.
-#include "style_nce_cuda.cuh"
+// The kernels of csrc/style_nce/cuda/style_nce.cu on the CPU: the same block algorithms, one block after the other.
+#include "style_nce/cuda/rows.cuh"
 
 #include "block.h"
 
@@ -26,8 +26,8 @@ extern "C" void normalise_host(const float* query, int64_t query_stride, const f
 
 extern "C" int64_t workspace_host(int64_t n) { return 4 * style_nce_cuda::Workspace::words(n); }
 
-// The two kernels around the plan: the cost (0) and the loss (1). `parts` gets the cost, u, v, error, status and
-// iterations of the workspace, for the Sinkhorn between them.
+// The two kernels before and after the plan: the cost (0) and the loss (1). Writes the addresses of cost, u, v, error,
+// status and iterations in the workspace to `parts`, for the Sinkhorn between them.
 extern "C" void pass_host(int which, const float* sim, const float* lengths, const uint8_t* mask, int64_t n,
                           double temperature, double gamma, double lam, double epsilon, int weights, float* loss, int mean,
                           float* slope, void* workspace, void** parts) {

@@ -1,0 +1,75 @@
+"""Checks of the arguments of style_nce."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from hystar_fast.ref.style_nce import WEIGHTS
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+PLAN_GRADS = ("none", "unroll", "implicit")
+REDUCTIONS = ("mean", "none")
+
+
+def check_inputs(query: Tensor, target: Tensor, mask: Tensor | None) -> None:
+    """Raise TypeError or ValueError if a tensor has a wrong type, dtype, shape or device."""
+    for name, tensor in (("query", query), ("target", target)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        if tensor.dim() != 2 or 0 in tensor.shape:
+            raise ValueError(f"{name} must have shape [N, D] with N and D at least 1, got {list(tensor.shape)}")
+    if target.shape != query.shape:
+        raise ValueError(f"target must have the shape of query, {list(query.shape)}, got {list(target.shape)}")
+    if target.device != query.device:
+        raise ValueError(f"target must be on the device of query, {query.device}, got {target.device}")
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a Tensor or None, got {type(mask).__name__}")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must have dtype torch.bool (True: not a negative), got {mask.dtype}")
+    n = query.shape[0]
+    if mask.shape != (n, n):
+        raise ValueError(f"mask must have shape [N, N] = [{n}, {n}], got {list(mask.shape)}")
+    if mask.device != query.device:
+        raise ValueError(f"mask must be on the device of query, {query.device}, got {mask.device}")
+
+
+def check_options(
+    temperature: float,
+    gamma: float | str,
+    lam: float,
+    epsilon: float,
+    n_iter: int,
+    weights: str,
+    plan_grad: str,
+    reduction: str,
+) -> None:
+    """Raise TypeError or ValueError if an option has a wrong type or value."""
+    if isinstance(gamma, str) and gamma != "auto":
+        raise ValueError(f"gamma must be a positive number or 'auto', got {gamma!r}")
+    numbers = {"temperature": temperature, "gamma": gamma, "lam": lam, "epsilon": epsilon}
+    for name, number in numbers.items():
+        if isinstance(number, str) and name == "gamma":
+            continue
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise TypeError(f"{name} must be a number, got {type(number).__name__}")
+        if not 0 < number < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {number}")
+    if isinstance(n_iter, bool) or not isinstance(n_iter, int):
+        raise TypeError(f"n_iter must be an int, got {type(n_iter).__name__}")
+    if n_iter < 1:
+        raise ValueError(f"n_iter must be at least 1, got {n_iter}")
+    choices = {
+        "weights": (weights, WEIGHTS),
+        "plan_grad": (plan_grad, PLAN_GRADS),
+        "reduction": (reduction, REDUCTIONS),
+    }
+    for name, (choice, allowed) in choices.items():
+        if choice not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {choice!r}")

@@ -1,0 +1,58 @@
+"""The op svd_linear in plain torch: parts for all implementations, and the factored path of a GPU without Triton."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from math import prod
+
+import torch
+from torch import Tensor
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which scales are applied and gradients are summed."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def samples_tokens(x: Tensor, scale: Tensor) -> tuple[int, int]:
+    """Split the leading shape into samples (one row of scale each) and tokens; a shared scale is one sample."""
+    if scale.dim() == 1:
+        return 1, prod(x.shape[:-1])
+    return x.shape[0], prod(x.shape[1:-1])
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Return a context in which autocast casts nothing. If it is off, this is free, unlike entering torch.autocast."""
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+
+
+def affine(rows: Tensor, matrix: Tensor, bias: Tensor | None, *, out: Tensor) -> None:
+    """Write rows @ matrix + bias into `out`."""
+    if bias is None:
+        torch.mm(rows, matrix, out=out)
+    else:
+        torch.addmm(bias, rows, matrix, out=out)
+
+
+def scale_rows(h: Tensor, scale: Tensor, index: Tensor | None, samples: int, tokens: int) -> Tensor:
+    """Return h * scale of each sample; NaN if its index is outside the bank, as raising would wait for the device."""
+    if index is not None:
+        taken = scale[index.clamp(0, scale.shape[0] - 1)]
+        scale = taken.masked_fill(~_inside(index, scale), float("nan"))
+    rank = h.shape[1]
+    return (h.view(samples, tokens, rank) * scale.reshape(samples, 1, rank)).to(h.dtype).view(h.shape)
+
+
+def sum_dscale(dg: Tensor, h: Tensor, scale: Tensor, index: Tensor | None, samples: int, tokens: int) -> Tensor:
+    """Return Σ_t dg * h of each sample, added to its row of scale in a fixed order."""
+    wide = accumulator(h.dtype)
+    sums = (dg.to(wide) * h).view(samples, tokens, h.shape[1]).sum(1)
+    if index is not None:
+        sums = sums.masked_fill(~_inside(index, scale), 0)
+        bank = sums.new_zeros(scale.shape)
+        sums = bank.index_put_((index.clamp(0, scale.shape[0] - 1),), sums, accumulate=True)
+    return sums.reshape(scale.shape).to(scale.dtype)
+
+
+def _inside(index: Tensor, scale: Tensor) -> Tensor:
+    return ((index >= 0) & (index < scale.shape[0])).unsqueeze(1)

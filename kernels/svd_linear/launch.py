@@ -1,0 +1,90 @@
+"""What the launches of svd_linear's kernels share: the scales as an argument, tensor descriptors, the sum of dscale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from hystar_fast.kernels.svd_linear.blocks import MANY, PAIR, SHARED, _svd_linear_reduce_kernel
+from hystar_fast.kernels.tuning import REDUCE, Tile
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """The scales of a batch: one [r] for all rows, one for each sample [B, r], or a bank [K, r] with an index [B]."""
+
+    scale: Tensor
+    index: Tensor | None
+    tokens: int
+    """Rows of a sample; not used if one scale is shared."""
+
+    def rows_of_a_sample(self, rows: int) -> int:
+        """Return how many of the rows share a scale."""
+        return rows if self.scale.dim() == 1 else self.tokens
+
+    def span_and_slots(self, rows: int, block_m: int) -> tuple[int, int]:
+        """Return SPAN for tiles of `block_m` rows, and the most samples that such a tile holds."""
+        if self.scale.dim() == 1:
+            return SHARED.value, 1
+        tokens = self.rows_of_a_sample(rows)
+        return (PAIR.value, 2) if tokens >= block_m else (MANY.value, (block_m - 1) // tokens + 2)
+
+    def arguments(self, rows: int, block_m: int) -> tuple[tuple[Any, ...], tuple[int, int, int]]:
+        """Return the arguments `scale` and `samples` of a kernel."""
+        scale = self.scale if self.scale.stride(-1) == 1 else self.scale.contiguous()
+        tokens, slots = self.rows_of_a_sample(rows), self.span_and_slots(rows, block_m)[1]
+        return (scale, self.index, scale.shape[0], scale.stride(0)), (tokens, rows // tokens, slots)
+
+
+# Adds the flag EVEN_K to a kernel: every step along the inner dimension is whole, so loads need no mask for it.
+even_k = triton.heuristics({"EVEN_K": lambda args: args["shape"][2] % args["TILE"][2] == 0})
+
+
+def descriptor(tile: Tile, tensor: Tensor | None, *block: int) -> Any:
+    """Return a tensor descriptor if the tile uses them, or the tensor itself."""
+    if tensor is None or not tile.descriptors:
+        return tensor
+    return TensorDescriptor.from_tensor(tensor, list(block))
+
+
+def suit_descriptors(*tensors: Tensor | None) -> bool:
+    """Return whether TMA can address the matrices: contiguous rows that begin at multiples of 16 bytes."""
+    return all(
+        tensor.stride(1) == 1
+        and tensor.stride(0) >= tensor.shape[1]
+        and tensor.stride(0) * tensor.itemsize % 16 == 0
+        and tensor.data_ptr() % 16 == 0
+        for tensor in tensors
+        if tensor is not None
+    )
+
+
+def empty_partials(rows: int, rank: int, slots: int, block_m: int, device: torch.device) -> Tensor:
+    """Return memory for the partial sums of dscale, [row tiles, slots, r]."""
+    return torch.empty(triton.cdiv(rows, block_m), slots, rank, dtype=torch.float32, device=device)
+
+
+def sum_partials(partials: Tensor, modulation: Modulation, rows: int, block_m: int) -> Tensor:
+    """Return dscale, in the shape and dtype of scale: the partial sums of every sample, added up."""
+    rank, scale = partials.shape[2], modulation.scale
+    dscale = torch.empty_like(scale, memory_format=torch.contiguous_format)
+    tokens = modulation.rows_of_a_sample(rows)
+    grid = (1 if scale.dim() == 1 else scale.shape[0], triton.cdiv(rank, REDUCE.columns))
+    _svd_linear_reduce_kernel[grid](
+        partials,
+        dscale,
+        modulation.index,
+        rank,
+        (tokens, rows // tokens, partials.shape[1]),
+        BLOCK_M=block_m,
+        TILES=REDUCE.tiles,
+        COLUMNS=REDUCE.columns,
+        num_warps=REDUCE.num_warps,
+        enable_fp_fusion=True,
+    )
+    return dscale
