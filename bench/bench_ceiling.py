@@ -1,7 +1,7 @@
-"""What the machine can do at most: copy bandwidth and the rates of its matrix units, by the libraries that are there.
+"""Ceilings of the machine: copy bandwidth, and the rate of matrix products in each dtype.
 
-Measured first, on random data, in buffers several times the last-level cache; the report gives every other row as a
-share of these.
+They are measured first, on random data, in buffers several times larger than the last-level cache. The report shows
+every other row as a share of them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ DTYPES = {
 def bench_copy(record: Callable[..., None], quick: bool) -> None:
     count = (1 if quick else COPY_MIB) * 2**20 // 4
     source, target = torch.rand(count, device=DEVICE), torch.empty(count, device=DEVICE)
-    moved = 2 * 4 * count / 2**30  # read and written
-    record("ceiling", "copy", "torch", "forward", torch.float32, forward(lambda: target.copy_(source)), None, gib=moved)
+    gib = 2 * 4 * count / 2**30  # read and written
+    record("ceiling", "copy", "torch", "forward", torch.float32, forward(lambda: target.copy_(source)), None, gib=gib)
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16"] if DEVICE == "cpu" else list(DTYPES))

@@ -1,7 +1,7 @@
-"""Hystar end to end beside the encoder it adapts: a batch of images, and a training step.
+"""Hystar end to end beside the encoder that it adapts: encoding a batch of images, and a training step.
 
-On a GPU: ViT-L/14 with DINOv2-B, both with random weights, as speed does not depend on them. On a CPU: the tiny
-backbone, whose own embedding is its style.
+On a GPU the model is ViT-L/14 with DINOv2-B for the style, both with random weights, because speed does not depend on
+them. On a CPU it is the tiny backbone, whose own embedding is the style.
 """
 
 from __future__ import annotations
@@ -29,35 +29,36 @@ GPU = PLAN == "cuda"
 DTYPE = torch.bfloat16 if GPU else torch.float32
 BATCHES = (48, 1, 8) if GPU else (48,)
 MERGED, PREFIX, FP8, GRAPH = ", merged", ", prefix style", ", fp8", ", CUDA graph"
-AUTHORS, BESIDE = "authors' path", f"{OURS}, style beside"
+AUTHORS, STYLE_BESIDE = "authors' path", f"{OURS}, style beside"
 PROVIDERS = ["CLIP", OURS, OURS + MERGED, OURS + PREFIX, AUTHORS]
-if GPU:  # those with goals first
-    ours = [OURS, OURS + PREFIX + MERGED, OURS + MERGED, OURS + PREFIX, BESIDE, OURS + FP8, OURS + MERGED + FP8]
-    PROVIDERS = ["CLIP", *ours, *(who + GRAPH for who in ("CLIP", *ours) if who != BESIDE), AUTHORS]
+if GPU:  # the providers with goals first
+    ours = [OURS, OURS + PREFIX + MERGED, OURS + MERGED, OURS + PREFIX, STYLE_BESIDE, OURS + FP8, OURS + MERGED + FP8]
+    graphs = [provider + GRAPH for provider in ("CLIP", *ours) if provider != STYLE_BESIDE]
+    PROVIDERS = ["CLIP", *ours, *graphs, AUTHORS]
 
 
-def name(quick: bool) -> str:
+def backbone_name(quick: bool) -> str:
     return "ViT-L-14" if GPU and not quick else "tiny"
 
 
 def config(quick: bool, **changes: object) -> hf.HystarConfig:
     settings: dict[str, object] = {"backbone": "tiny", "pretrained": None, "style": "clip", "blocks": None}
     if GPU and not quick:
-        settings |= {"backbone": f"open_clip:{name(quick)}", "blocks": (4, 7, 10, 13)}
+        settings |= {"backbone": f"open_clip:{backbone_name(quick)}", "blocks": (4, 7, 10, 13)}
     return hf.HystarConfig(**{**settings, **changes})
 
 
 @cache
 def clip(quick: bool) -> Backbone:
-    """The untouched encoder."""
-    with torch.device(DEVICE):  # weights are drawn there
+    """Build the encoder without an adapter."""
+    with torch.device(DEVICE):  # draws the weights there
         return create_backbone(config(quick)).to(DEVICE, DTYPE)
 
 
-def factors(weight: Tensor, rank: int | None = None, **_: object) -> SVDFactors:
-    """The factors of a weight by the eigenvectors of its Gram matrix: a minute less a model than float64 SVDs on a CPU.
+def gram_factors(weight: Tensor, rank: int | None = None, **_: object) -> SVDFactors:
+    """Factor a weight by the eigenvectors of its Gram matrix: a minute less for a model than float64 SVDs on a CPU.
 
-    Speed does not depend on the digits this loses.
+    The speed of the model does not depend on the accuracy that this loses.
     """
     w = weight.detach().to(DEVICE, torch.float64)
     wide = w.shape[0] < w.shape[1]
@@ -70,7 +71,7 @@ def factors(weight: Tensor, rank: int | None = None, **_: object) -> SVDFactors:
 
 @cache
 def _hystar(quick: bool, prefix: bool, merged: bool, fp8: bool) -> hf.Hystar:
-    patched = mock.patch.object(fast_svd_linear, "svd_factors", factors)
+    patched = mock.patch.object(fast_svd_linear, "svd_factors", gram_factors)
     with TemporaryDirectory() as folder, torch.device(DEVICE), patched:
         if prefix:
             chosen = config(quick, style="prefix")
@@ -92,7 +93,7 @@ def _hystar(quick: bool, prefix: bool, merged: bool, fp8: bool) -> hf.Hystar:
 
 
 def hystar(quick: bool, provider: str = OURS) -> hf.Hystar:
-    """The model on its device, as the provider's name says; DINOv2 as large as the paper's where it is not a toy."""
+    """Return the model that a provider's name describes; unless `quick`, DINOv2 is as large as the paper's."""
     return _hystar(quick, PREFIX in provider, MERGED in provider, FP8 in provider)
 
 
@@ -102,8 +103,8 @@ def images(quick: bool, count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, 3, height, width, generator=generator).to(DEVICE, DTYPE)
 
 
-def next_style_beside(model: hf.Hystar, batch: Tensor) -> Callable[[], Tensor]:
-    """A server's loop: while a batch is encoded, the style of the next one is taken on a second stream."""
+def overlap_next_style(model: hf.Hystar, batch: Tensor) -> Callable[[], Tensor]:
+    """Return a step of a server's loop: a batch is encoded while a second stream computes the style of the next one."""
     side, ready = torch.cuda.Stream(), [model.style(batch)]
 
     def step() -> Tensor:
@@ -121,8 +122,8 @@ def next_style_beside(model: hf.Hystar, batch: Tensor) -> Callable[[], Tensor]:
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("count", BATCHES)
 def bench_encode_image(record: Callable[..., None], quick: bool, count: int, provider: str) -> None:
-    if DEVICE == "cpu" and (GRAPH in provider or provider == BESIDE):
-        pytest.skip("streams and graphs are CUDA's")
+    if DEVICE == "cpu" and (GRAPH in provider or provider == STYLE_BESIDE):
+        pytest.skip("streams and graphs need CUDA")
     count = min(count, 2) if quick else count
     batch = images(quick, count)
     path: AbstractContextManager[object] = nullcontext()
@@ -130,17 +131,17 @@ def bench_encode_image(record: Callable[..., None], quick: bool, count: int, pro
         function = lambda: clip(quick).encode_image(batch)  # noqa: E731
     else:
         model = hystar(quick, provider)
-        function = next_style_beside(model, batch) if provider == BESIDE else lambda: model.encode_image(batch)
+        function = overlap_next_style(model, batch) if provider == STYLE_BESIDE else lambda: model.encode_image(batch)
         path = naive_path(model) if provider == AUTHORS else path
     with torch.inference_mode(), path:
         run = forward(function)
         run = graphed(run) if GRAPH in provider else run
-        record("model", f"{name(quick)} B{count}", provider, "forward", DTYPE, run, None, images=count)
+        record("model", f"{backbone_name(quick)} B{count}", provider, "forward", DTYPE, run, None, images=count)
 
 
 @pytest.mark.parametrize("provider", [OURS, AUTHORS])
 def bench_training_step(record: Callable[..., None], quick: bool, provider: str) -> None:
-    """Queries and targets through the encoder, StyleNCE, and the gradients of every trainable parameter."""
+    """Encode queries and targets, compute StyleNCE, and take the gradients of every trainable parameter."""
     model, count = hystar(quick), 4 if quick else 48
     query, target = images(quick, count), images(quick, count, seed=1)
     parameters = model.trainable_parameters()
@@ -151,5 +152,5 @@ def bench_training_step(record: Callable[..., None], quick: bool, provider: str)
         return [value, *torch.autograd.grad(value, parameters)]
 
     with nullcontext() if provider == OURS else naive_path(model):
-        case = f"{name(quick)} B{count}, training step"
+        case = f"{backbone_name(quick)} B{count}, training step"
         record("model", case, provider, "forward+backward", DTYPE, run, None, images=count)

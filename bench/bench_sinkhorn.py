@@ -1,6 +1,6 @@
 """Sinkhorn, 50 iterations in fp32: single problems and batches, beside the plain loop, torch.compile and the peers.
 
-flash-sinkhorn takes points, not costs, and returns potentials, not the plan: it is measured on its own ground.
+flash-sinkhorn takes points instead of costs and returns potentials instead of the plan: it has a benchmark of its own.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ BACKWARD_CASES = [(1, 48), (16, 256)] if PLAN == "cpu" else [(1, 48), (16, 256),
 
 
 def half_steps(kernel: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the potentials u and v after one iteration."""
     u = -torch.logsumexp(kernel + v[:, None, :], 2)
     return u, -torch.logsumexp(kernel + u[:, :, None], 1)
 
 
 def naive(cost: Tensor, step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = half_steps) -> Tensor:
-    """The loop everybody writes: two logsumexps an iteration."""
+    """Compute the plan by the usual loop: two logsumexps an iteration."""
     kernel = -cost / EPSILON
     v = torch.zeros_like(cost[:, 0])
     for _ in range(ITERATIONS):
@@ -50,19 +51,19 @@ def ours(cost: Tensor) -> Tensor:
 
 
 def pot(cost: Tensor) -> Tensor:
-    """POT's log-domain solver, a problem at a time."""
+    """Compute the plans by POT's log-domain solver, one problem at a time."""
     from ot.bregman import sinkhorn_log
 
     n = cost.shape[1]
     ones = torch.full((n,), 1.0 / n, device=cost.device)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that 50 iterations did not converge
+        warnings.simplefilter("ignore")  # POT warns that 50 iterations did not converge
         plans = [sinkhorn_log(ones, ones, c, EPSILON, numItermax=ITERATIONS, stopThr=0) for c in cost]
     return torch.stack(plans) * n
 
 
 def pot_batch(cost: Tensor) -> Tensor:
-    """POT's batched solver; it starts and ends on other half-steps, so its plan differs until convergence."""
+    """Compute the plans by POT's batched solver; other first and last half-steps make them differ until convergence."""
     from ot.backend import get_backend
     from ot.batch import bregman_log_projection_batch
 
@@ -75,14 +76,14 @@ def pot_batch(cost: Tensor) -> Tensor:
 
 
 def geomloss(cost: Tensor) -> Tensor:
-    """geomloss's solver for cost matrices: symmetric steps with annealing, so its plan differs until convergence."""
+    """Compute the plans by geomloss's solver for costs; symmetric, annealed steps: they differ until convergence."""
     from geomloss import ot
 
     return ot.solve_batch(cost, reg=EPSILON, max_iter=ITERATIONS).plan * cost.shape[1]
 
 
 def one_pass(cost: Tensor) -> Tensor:
-    """What streaming the cost once an iteration takes, and nothing else: the floor of a problem too large to keep."""
+    """Read the cost once an iteration and do nothing else: the lower bound if the cost does not fit on chip."""
     for _ in range(ITERATIONS):
         total = cost.sum()
     return total
@@ -99,16 +100,16 @@ PROVIDERS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 if PLAN == "cuda":  # geomloss takes seconds a call on a CPU
     PROVIDERS |= {"geomloss": geomloss, "floor: one pass an iteration": one_pass}
-OTHER = (pot_batch, geomloss, one_pass)  # not the plan of these 50 iterations
+WITHOUT_TRUTH = (pot_batch, geomloss, one_pass)  # their result is not the plan after 50 iterations of the plain loop
 
 
 @lru_cache(maxsize=1)
-def case(batch: int, n: int) -> tuple[Tensor, Tensor, Outputs]:
-    """Costs, upstream gradient, and the float64 plan and gradient of the cost."""
+def problem(batch: int, n: int) -> tuple[Tensor, Tensor, Outputs]:
+    """Return costs, an upstream gradient, and the plan and the gradient of the cost in float64."""
     generator = torch.Generator().manual_seed(0)
     cost = torch.rand(batch, n, n, generator=generator).to(DEVICE)
     upstream = torch.randn(batch, n, n, generator=generator).to(DEVICE)
-    if cost.numel() > 1 << 24:  # the graph of 50 iterations would not fit
+    if cost.numel() > 1 << 24:  # the autograd graph of 50 iterations would not fit
         return cost, upstream, [naive(cost.double())]
     exact = cost.double().requires_grad_()
     truth = forward_backward(lambda: naive(exact), [exact], upstream.double())()
@@ -116,28 +117,33 @@ def case(batch: int, n: int) -> tuple[Tensor, Tensor, Outputs]:
 
 
 def gib(cost: Tensor, passes: int = 2) -> float:
-    """The cost read and the plan written, and whatever else of that size."""
+    """Return the GiB of the cost read and the plan written, or of more passes over arrays of that size."""
     return passes * cost.numel() * cost.element_size() / 2**30
 
 
 def gflop(cost: Tensor) -> float:
-    """Two multiply-adds an entry and iteration: what is left of the log domain once the potentials are stabilised."""
+    """Return GFLOP, counting two multiply-adds an entry and iteration (stabilised potentials avoid the log domain)."""
     return 4 * cost.numel() * ITERATIONS / 1e9
 
 
-# Lane instructions an entry and iteration on chip, by size: the counting model of docs/algorithms/sinkhorn_cuda.md.
-ISSUED = {48: 245 * 32 / 48**2, 256: 420 * 8 * 32 / (128 * 256)}
+# Size -> instructions of a lane for an entry and iteration on chip: counting model in docs/algorithms/sinkhorn_cuda.md.
+LANE_INSTRUCTIONS = {48: 245 * 32 / 48**2, 256: 420 * 8 * 32 / (128 * 256)}
 
 
-def issue(cost: Tensor) -> dict[str, float]:
-    """The instructions as if each were a multiply-add, in GFLOP: at the fp32 rate this is the time to issue them."""
-    count = ISSUED.get(cost.shape[1])
+def issued(cost: Tensor) -> dict[str, float]:
+    """Return the instructions in GFLOP, each as a multiply-add: divided by the fp32 rate, the time to issue them."""
+    count = LANE_INSTRUCTIONS.get(cost.shape[1])
     return {} if count is None else {"issued_gflop": 2 * count * cost.numel() * ITERATIONS / 1e9}
 
 
-# those two take seconds a call at the largest sizes
+# These two take seconds a call at the largest sizes.
 SLOW = ("POT", "naive, torch.compile")
-MEASURED = [(*c, who) for c in CASES for who in PROVIDERS if c[0] * c[1] ** 2 < 1 << 23 or who not in SLOW]
+MEASURED = [
+    (batch, n, provider)
+    for batch, n in CASES
+    for provider in PROVIDERS
+    if batch * n**2 < 1 << 23 or provider not in SLOW
+]
 
 
 @pytest.mark.parametrize(("batch", "n", "provider"), MEASURED)
@@ -145,23 +151,23 @@ def bench_sinkhorn(record: Callable[..., None], quick: bool, batch: int, n: int,
     if provider == "geomloss":
         pytest.importorskip("geomloss")
     if "graph" in provider and DEVICE == "cpu":
-        pytest.skip("graphs are CUDA's")
-    cost, _, truth = case(*((min(batch, 2), math.isqrt(n)) if quick else (batch, n)))
+        pytest.skip("graphs need CUDA")
+    cost, _, truth = problem(*((min(batch, 2), math.isqrt(n)) if quick else (batch, n)))
     function = PROVIDERS[provider]
     if "compile" in provider:
         step = compiled(half_steps)
         function = lambda cost: naive(cost, step)  # noqa: E731
-    exact = None if function in OTHER else truth[:1]
+    exact = None if function in WITHOUT_TRUTH else truth[:1]
     name = f"{len(cost)} of {cost.shape[1]}x{cost.shape[2]}"
     run = forward(lambda: function(cost))
     if "graph" in provider:
         run = graphed(run)
-    need = {"gib": gib(cost), "gflop": gflop(cost), **issue(cost)}
-    record("sinkhorn", name, provider, "forward", torch.float32, run, exact, **need)
+    demand = {"gib": gib(cost), "gflop": gflop(cost), **issued(cost)}
+    record("sinkhorn", name, provider, "forward", torch.float32, run, exact, **demand)
 
 
 def with_gradient_in_torch(cost: Tensor, upstream: Tensor, grad: str) -> Outputs:
-    """Our forward, and the gradient that sizes without a kernel for it take."""
+    """Run our forward, and the gradient in torch that sizes without a gradient kernel use."""
     unrolls = grad == "unroll"
     plan, history, info = torch.ops.hystar_fast.sinkhorn_forward(cost, None, EPSILON, ITERATIONS, 0.0, unrolls)
     if unrolls:
@@ -170,7 +176,7 @@ def with_gradient_in_torch(cost: Tensor, upstream: Tensor, grad: str) -> Outputs
     return [plan, sinkhorn_torch.implicit_backward(upstream, plan, info, EPSILON)]
 
 
-# the plain loop has no implicit gradient; the gradient in torch is what larger sizes take on a GPU
+# The plain loop has no implicit gradient. On a GPU, larger sizes use the gradient in torch.
 GRADIENTS = [
     (batch, n, grad, provider)
     for batch, n in BACKWARD_CASES
@@ -184,7 +190,7 @@ GRADIENTS = [
 def bench_sinkhorn_backward(
     record: Callable[..., None], quick: bool, batch: int, n: int, grad: str, provider: str
 ) -> None:
-    cost, upstream, truth = case(*((min(batch, 2), math.isqrt(n)) if quick else (batch, n)))
+    cost, upstream, truth = problem(*((min(batch, 2), math.isqrt(n)) if quick else (batch, n)))
     cost = cost.detach().requires_grad_()
     function = naive if provider != OURS else lambda cost: hf.sinkhorn(cost, EPSILON, ITERATIONS, grad=grad)
     run = forward_backward(lambda: function(cost), [cost], upstream)
@@ -196,12 +202,13 @@ def bench_sinkhorn_backward(
 
 
 def points_ours(x: Tensor, y: Tensor) -> Tensor:
+    """Return the plan between two sets of points, after building their cost."""
     sinkhorn = hf.sinkhorn if x.dtype == torch.float32 else lambda cost, *rest: naive(cost[None])[0]
     return sinkhorn(torch.cdist(x, y).square(), EPSILON, ITERATIONS)
 
 
 def points_geomloss(x: Tensor, y: Tensor) -> Tensor:
-    """geomloss's solver for points: it halves the squared distance, anneals, and takes symmetric steps."""
+    """Return geomloss's potentials of points; it halves the squared distance and takes symmetric, annealed steps."""
     from geomloss import SamplesLoss
 
     options = {"p": 2, "blur": (EPSILON / 2) ** 0.5, "debias": False, "backend": "tensorized", "potentials": True}
@@ -209,21 +216,22 @@ def points_geomloss(x: Tensor, y: Tensor) -> Tensor:
 
 
 def points_flash(x: Tensor, y: Tensor) -> Tensor:
+    """Return flash-sinkhorn's potentials of points."""
     from flash_sinkhorn import SamplesLoss
 
     options = {"backend": "alternating", "use_epsilon_scaling": False, "allow_tf32": False, "potentials": True}
     return SamplesLoss(eps=EPSILON, n_iters=ITERATIONS, **options)(x, y)[0]
 
 
-@pytest.mark.skipif(PLAN == "cpu", reason="flash-sinkhorn runs on CUDA alone")
+@pytest.mark.skipif(PLAN == "cpu", reason="flash-sinkhorn needs CUDA")
 @pytest.mark.parametrize("provider", [OURS, "flash-sinkhorn (potentials)", "geomloss (potentials)"])
 @pytest.mark.parametrize("n", [1024, 8192])
 def bench_points(record: Callable[..., None], quick: bool, n: int, provider: str) -> None:
-    """Squared distances of 64-dimensional points: ours builds the cost and returns the plan, the peer does neither."""
+    """Measure squared distances of 64-dimensional points: ours builds the cost and returns the plan, a peer neither."""
     if provider != OURS:
         pytest.importorskip(provider.split()[0].replace("-", "_"))
         if DEVICE == "cpu":
-            pytest.skip(f"{provider} takes seconds a call on a CPU, or has none for it")
+            pytest.skip(f"{provider} takes seconds a call on a CPU, or needs CUDA")
     generator = torch.Generator().manual_seed(0)
     x, y = (0.1 * torch.randn(64 if quick else n, 64, generator=generator).to(DEVICE) for _ in range(2))
     calls = {OURS: points_ours, "flash-sinkhorn (potentials)": points_flash, "geomloss (potentials)": points_geomloss}

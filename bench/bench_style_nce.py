@@ -1,4 +1,4 @@
-"""StyleNCE forward and backward, detached plan, at the paper's batch of 48 and beyond."""
+"""StyleNCE forward and backward with a detached plan, at the paper's batch of 48 and at larger ones."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ EPSILON, ITERATIONS, TEMPERATURE, GAMMA = 0.1, 50, 0.07, 80.0
 
 
 def info_nce(query: Tensor, target: Tensor) -> Tensor:
-    """The loss it replaces (Eq. 3), for the price of the weights."""
+    """Compute the loss that StyleNCE replaces (Eq. 3); the difference in time is the cost of the weights."""
     logits = F.normalize(query, dim=1) @ F.normalize(target, dim=1).T / TEMPERATURE
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
 def naive(query: Tensor, target: Tensor) -> Tensor:
-    """Eq. 4-7 as one would write them in torch, the plan detached."""
+    """Compute Eq. 4-7 as one would write them in torch, with the plan detached."""
     sim = F.normalize(query, dim=1) @ F.normalize(target, dim=1).T
     with torch.no_grad():
         kernel = (-(1 - sim).exp() / EPSILON).fill_diagonal_(-torch.inf)
@@ -47,7 +47,7 @@ def ours(query: Tensor, target: Tensor) -> Tensor:
 
 
 def loss_in_torch(query: Tensor, target: Tensor) -> Outputs:
-    """What runs without our loss kernels: our Sinkhorn and backward, torch for all around them."""
+    """Run the path without our loss kernels: our Sinkhorn and its backward, and torch for the rest."""
     arguments = (
         query.detach(),
         target.detach(),
@@ -76,8 +76,8 @@ PROVIDERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @lru_cache(maxsize=1)
-def case(n: int) -> tuple[Tensor, Tensor, Outputs]:
-    """Query, target, and the float64 loss and gradients."""
+def problem(n: int) -> tuple[Tensor, Tensor, Outputs]:
+    """Return query, target, and the loss and gradients in float64, which are empty if they do not fit into memory."""
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(n, DIMENSION, generator=generator)
     target = query + torch.randn(n, DIMENSION, generator=generator)
@@ -85,13 +85,13 @@ def case(n: int) -> tuple[Tensor, Tensor, Outputs]:
     exact = [a.double().requires_grad_() for a in (query, target)]
     try:
         truth = forward_backward(lambda: naive(*exact), exact, torch.ones((), dtype=torch.float64, device=DEVICE))()
-    except torch.cuda.OutOfMemoryError:  # a dozen N x N matrices of float64: the rows of this size have no error then
+    except torch.cuda.OutOfMemoryError:  # a dozen N x N matrices in float64; rows of this size get no error
         torch.cuda.empty_cache()
         return query, target, []
     return query, target, [a.detach() for a in truth]
 
 
-# compiling 50 unrolled iterations is slow, so torch.compile is measured at the paper's batch alone
+# Compiling 50 unrolled iterations is slow, so torch.compile is measured at the paper's batch only.
 IN_TORCH = f"{OURS}, loss in torch"
 SIZES = (48, 256, 1024) if PLAN == "cpu" else (48, 256, 1024, 8192, 32768)
 CASES = [
@@ -100,7 +100,7 @@ CASES = [
     for provider in (*PROVIDERS, IN_TORCH)
     if (n == 48 or "compile" not in provider)
     and (provider != IN_TORCH or n <= (48 if PLAN == "cpu" else 1024))
-    # what keeps N x N matrices of 50 iterations has no place at the largest size
+    # at the largest size the N x N matrices of 50 iterations do not fit into memory
     and (n < 32768 or provider in (OURS, "InfoNCE"))
 ]
 
@@ -108,9 +108,9 @@ CASES = [
 @pytest.mark.parametrize(("n", "provider"), CASES)
 def bench_style_nce(record: Callable[..., None], quick: bool, n: int, provider: str) -> None:
     if "graph" in provider and DEVICE == "cpu":
-        pytest.skip("graphs are CUDA's")
+        pytest.skip("graphs need CUDA")
     n = max(3, n // 16 if n < 8192 else n // 64) if quick else n
-    query, target, truth = case(n)
+    query, target, truth = problem(n)
     inputs = [a.detach().requires_grad_() for a in (query, target)]
     function = PROVIDERS.get(provider, ours)
     if "compile" in provider:
@@ -121,5 +121,5 @@ def bench_style_nce(record: Callable[..., None], quick: bool, n: int, provider: 
     if "graph" in provider:
         run = graphed(run)
     exact = None if function is info_nce or not truth else truth
-    need = {"gflop": 6 * n * n * DIMENSION / 1e9, "gib": 4 * 4 * n * DIMENSION / 2**30}  # two inputs, two gradients
-    record("style_nce", f"N{n} D{DIMENSION}", provider, "forward+backward", torch.float32, run, exact, **need)
+    demand = {"gflop": 6 * n * n * DIMENSION / 1e9, "gib": 4 * 4 * n * DIMENSION / 2**30}  # two inputs, two gradients
+    record("style_nce", f"N{n} D{DIMENSION}", provider, "forward+backward", torch.float32, run, exact, **demand)

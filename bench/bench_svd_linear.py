@@ -1,4 +1,4 @@
-"""svd_linear at the shapes of a ViT: who is measured is in svd_linear_providers.py, on what in svd_linear_cases.py."""
+"""svd_linear at the shapes of a ViT; svd_linear_providers.py has the providers, svd_linear_cases.py the cases."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ from hystar_fast.ops.svd_linear.fp8 import quantise_factors
 
 @lru_cache(maxsize=4)
 def layer(in_features: int, out_features: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the SVD of a random weight."""
     w = torch.randn(out_features, in_features, generator=torch.Generator().manual_seed(0)) / in_features**0.5
     return torch.linalg.svd(w.to(DEVICE), full_matrices=False)
 
 
 @lru_cache(maxsize=1)
 def problem(case: Case) -> tuple[Inputs, Tensor, Outputs]:
-    """Inputs, upstream gradient, and the float64 output and gradients of x and delta."""
+    """Return inputs, an upstream gradient, and the output and the gradients of x and delta in float64."""
     generator = torch.Generator().manual_seed(1)
     u, s, vh = layer(case.in_features, case.out_features)
     u, s, vh = u[:, : case.rank], s[: case.rank], vh[: case.rank]
-    rows = {"sample": (case.batch,), "bank": (8,), "shared": ()}[case.kind]
+    leading = {"sample": (case.batch,), "bank": (8,), "shared": ()}[case.kind]
     x = torch.randn(case.batch, case.tokens, case.in_features, generator=generator)
-    delta = 0.1 * torch.randn(*rows, len(s), generator=generator).to(DEVICE)
+    delta = 0.1 * torch.randn(*leading, len(s), generator=generator).to(DEVICE)
     index = torch.randint(0, 8, (case.batch,), generator=generator).to(DEVICE) if case.kind == "bank" else None
     dy = torch.randn(case.batch, case.tokens, case.out_features, generator=generator).to(DEVICE, case.dtype)
     x, u, vh, w = (a.to(DEVICE, case.dtype).contiguous() for a in (x, u, vh, (u * s) @ vh))
@@ -48,30 +49,30 @@ def problem(case: Case) -> tuple[Inputs, Tensor, Outputs]:
 
 
 def backward(y: Tensor, inputs: list[Tensor], upstream: Tensor) -> Run:
-    """The gradients of a forward that has run, alone."""
+    """Return a call that computes the gradients only, for a forward that has run."""
     return lambda: torch.autograd.grad(y, inputs, upstream, retain_graph=True)
 
 
-def prepared(case: Case, provider: str, mode: str) -> tuple[Run, Outputs | None]:
-    """The call to measure and the truth it is held to."""
-    who, (inputs, dy, truth) = PROVIDERS[provider.removesuffix(GRAPH)], problem(case)
+def prepare_run(case: Case, provider: str, mode: str) -> tuple[Run, Outputs | None]:
+    """Return the call to measure and the outputs in float64 that it is compared with, or None."""
+    chosen, (inputs, dy, truth) = PROVIDERS[provider.removesuffix(GRAPH)], problem(case)
     x, delta = inputs.x.detach().requires_grad_(), inputs.delta.detach().requires_grad_()
-    arguments, wanted = replace(inputs, x=x, delta=delta), [x, delta] if who.adaptive else [x]
-    call = who.call if who.prepare is None else who.prepare(inputs)
+    arguments, leaves = replace(inputs, x=x, delta=delta), [x, delta] if chosen.adaptive else [x]
+    call = chosen.call if chosen.prepare is None else chosen.prepare(inputs)
     if mode == "forward":
         run, exact = forward(lambda: call(arguments)), truth[:1]
-        if who.exact is not None:
-            exact = [who.exact(replace(inputs, x=inputs.x.double(), w=inputs.w.double()))]
+        if chosen.exact is not None:
+            exact = [chosen.exact(replace(inputs, x=inputs.x.double(), w=inputs.w.double()))]
     elif mode == "backward":
-        run, exact = backward(call(arguments), wanted, dy), truth[1:]
+        run, exact = backward(call(arguments), leaves, dy), truth[1:]
     else:
-        run, exact = forward_backward(lambda: call(arguments), wanted, dy), truth
-    held = who.adaptive or (who.exact is not None and mode == "forward")
-    return graphed(run) if provider.endswith(GRAPH) else run, exact if held else None
+        run, exact = forward_backward(lambda: call(arguments), leaves, dy), truth
+    has_truth = chosen.adaptive or (chosen.exact is not None and mode == "forward")
+    return graphed(run) if provider.endswith(GRAPH) else run, exact if has_truth else None
 
 
-def beyond_results(run: Run) -> float:
-    """Peak memory in MiB beyond the results themselves, which the plain layer has too."""
+def extra_memory(run: Run) -> float:
+    """Measure the peak memory in MiB beyond the results themselves, which the plain layer has too."""
     results = sum(out.numel() * out.itemsize for out in run()) / 2**20
     return peak_mib(run) - results
 
@@ -87,22 +88,22 @@ def measurements() -> Iterator[object]:
 @pytest.mark.parametrize(("case", "mode", "provider"), measurements())
 def bench_svd_linear(record: Callable[..., None], quick: bool, case: Case, mode: str, provider: str) -> None:
     if DEVICE == "cpu" and (provider.endswith(GRAPH) or PROVIDERS[provider.removesuffix(GRAPH)].cuda_only):
-        pytest.skip("runs on CUDA alone")
+        pytest.skip("needs CUDA")
     case = case.toy() if quick else case
     with tf32(case.dtype), PROVIDERS[provider.removesuffix(GRAPH)].during():
-        run, truth = prepared(case, provider, mode)
+        run, truth = prepare_run(case, provider, mode)
         once = 2 if mode == "forward+backward" else 1
         gflop = once * 2 * case.batch * case.tokens * case.rank * (case.in_features + case.out_features) / 1e9
-        memory = {"extra_mib": beyond_results(run)} if DEVICE == "cuda" and not provider.endswith(GRAPH) else {}
-        moved = [case.batch * case.tokens * width for width in (case.in_features, case.out_features)]
+        memory = {"extra_mib": extra_memory(run)} if DEVICE == "cuda" and not provider.endswith(GRAPH) else {}
+        activations = [case.batch * case.tokens * width for width in (case.in_features, case.out_features)]
         factors = case.rank * (case.in_features + case.out_features)
-        gib = once * (sum(moved) + factors) * case.dtype.itemsize / 2**30  # input, output and factors, each way
+        gib = once * (sum(activations) + factors) * case.dtype.itemsize / 2**30  # input, output and factors, each way
         in_tf32 = PLAN == "cuda" and case.dtype == torch.float32
-        need = {} if in_tf32 else {"gflop": gflop, "gib": gib}  # there is no ceiling of TF32 to hold it to
+        demand = {} if in_tf32 else {"gflop": gflop, "gib": gib}  # no ceiling of TF32 is measured
         if "fp8" in provider:
-            need["rate"] = "float8_e4m3fn"
+            demand["rate"] = "float8_e4m3fn"
         name = f"{case} tf32" if in_tf32 else str(case)
-        record("svd_linear", name, provider, mode, case.dtype, run, truth, **need, **memory)
+        record("svd_linear", name, provider, mode, case.dtype, run, truth, **demand, **memory)
 
 
 FIRST_CALL = """
@@ -114,15 +115,15 @@ batch, tokens, inner, outer, rank = sizes
 x = torch.randn(batch, tokens, inner, device=device, dtype=torch.bfloat16, requires_grad=True)
 u, vh = (torch.randn(*shape, device=device, dtype=torch.bfloat16) for shape in ((outer, rank), (rank, inner)))
 scale = torch.randn(batch, rank, device=device, requires_grad=True)
-(x[:1] @ vh.mT).sum().item()  # the device is awake
-began = time.perf_counter()
+(x[:1] @ vh.mT).sum().item()  # warms up the device
+start = time.perf_counter()
 sum(a.sum() for a in torch.autograd.grad(hf.svd_linear(x, u, scale, vh).sum(), (x, scale))).item()
-print(time.perf_counter() - began)
+print(time.perf_counter() - start)
 """
 
 
-def bench_first_call(keep: Callable[[Row], None], quick: bool, tmp_path: Path) -> None:
-    """Forward and backward in a new process whose kernels have never been compiled."""
+def bench_first_call(add_row: Callable[[Row], None], quick: bool, tmp_path: Path) -> None:
+    """Measure forward and backward in a new process whose kernels have never been compiled."""
     case = Case(48, 257, 1024, 3072, 1024)
     case = case.toy() if quick else case
     sizes = [case.batch, case.tokens, case.in_features, case.out_features, case.rank]
@@ -131,6 +132,6 @@ def bench_first_call(keep: Callable[[Row], None], quick: bool, tmp_path: Path) -
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     seconds = float(done.stdout.split()[-1])
-    keep(
+    add_row(
         Row("svd_linear", f"first call {case}", OURS, "forward+backward", "bfloat16", seconds * 1e3, 0.0, 1, 0.0, None)
     )

@@ -1,7 +1,7 @@
-"""The parity gate before the first number, the options, and the results file that the report reads.
+"""Options of the benchmarks, the parity check before each of them, and the results file that the report reads.
 
-``pytest bench/`` measures everything for this machine and writes ``bench/results/<machine>.json`` row by row;
-``--quick`` runs every line of it at toy sizes and writes nothing unless ``--results`` names a file.
+``pytest bench/`` measures everything for this machine and writes ``bench/results/<machine>.json`` row by row.
+``--quick`` runs everything at toy sizes, and writes nothing unless ``--results`` names a file.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--quick", action="store_true", help="toy sizes, to test the benchmarks themselves")
     group.addoption("--results", type=Path, default=None, help="where the rows are written (JSON)")
     group.addoption("--append", action="store_true", help="keep the rows of the file that are not measured again")
-    group.addoption("--resume", action="store_true", help="as --append, and rows of these kernels stay as they are")
-    group.addoption("--tuned-malloc", action="store_true", help="glibc keeps freed memory: no page faults each call")
-    group.addoption("--profile-ours", action="store_true", help="say where the time goes in our rows that have goals")
+    group.addoption("--resume", action="store_true", help="as --append, and skip rows measured with these kernels")
+    group.addoption("--tuned-malloc", action="store_true", help="let glibc keep freed memory, against page faults")
+    group.addoption("--profile-ours", action="store_true", help="list the slowest kernels of our rows that have goals")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -57,22 +57,24 @@ def quick(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="module", autouse=True)
 def parity_gate(request: pytest.FixtureRequest) -> None:
-    """No speed is measured on an op that is not right."""
+    """Measure nothing of an op that does not agree with its reference."""
     check_parity(request.module.__name__.rpartition(".")[2].removeprefix("bench_"))
 
 
 @pytest.fixture
-def keep(request: pytest.FixtureRequest) -> Callable[[harness.Row], None]:
-    """Adds a row to the results file, where there is one."""
+def add_row(request: pytest.FixtureRequest) -> Callable[[harness.Row], None]:
+    """Return a function that adds a row to the results file, if there is one."""
     results = request.config.stash[RESULTS]
     return lambda row: None if results is None else results.add(row)
 
 
 @pytest.fixture
-def record(benchmark: Any, request: pytest.FixtureRequest, keep: Callable[[harness.Row], None]) -> Callable[..., None]:
-    """``record(op, case, provider, mode, dtype, run, truth, **extra)``: measure one provider and keep its row.
+def record(
+    benchmark: Any, request: pytest.FixtureRequest, add_row: Callable[[harness.Row], None]
+) -> Callable[..., None]:
+    """Return ``record(op, case, provider, mode, dtype, run, truth, **extra)``, which measures one provider.
 
-    A row of ours whose error is over `harness.error_limit` fails and is not kept.
+    It adds the row to the results file. A row of ours with an error above `harness.error_limit` fails and is not added.
     """
     config, results = request.config, request.config.stash[RESULTS]
     resume, profile = config.getoption("--resume"), config.getoption("--profile-ours")
@@ -91,17 +93,18 @@ def record(benchmark: Any, request: pytest.FixtureRequest, keep: Callable[[harne
         benchmark.group = f"{op} {case} {dtype_name} {mode}"
         benchmark.name = provider
         if resume and results is not None and results.is_fresh(op, case, provider, mode, dtype_name):
-            pytest.skip("measured before, with these kernels")
+            pytest.skip("already measured with these kernels")
         numbers = harness.measure(benchmark, run, truth)
         row = harness.Row(op, case, provider, mode, dtype_name, *numbers, extra)
         limit = harness.error_limit(provider, dtype, case)
         if provider.startswith(harness.OURS) and row.error is not None and not row.error <= limit:
-            pytest.fail(f"{op} {case} {provider} {mode} is off by {row.error:.2e} (limit {limit:.0e}): no row is kept")
+            error = f"an error of {row.error:.2e} (limit {limit:.0e})"
+            pytest.fail(f"{op} {case} {provider} {mode} has {error}: the row is not added")
         extra |= harness.rates(row)
-        wanted = config.getoption("--quick") or goals.has_goal(harness.PLAN, op, case, dtype_name, mode)
-        if profile and provider == harness.OURS and wanted:
-            extra["profile"] = harness.where_the_time_goes(run)
-        keep(row)
+        has_goal = config.getoption("--quick") or goals.has_goal(harness.PLAN, op, case, dtype_name, mode)
+        if profile and provider == harness.OURS and has_goal:
+            extra["profile"] = harness.profile_kernels(run)
+        add_row(row)
 
     return measured
 

@@ -1,6 +1,6 @@
 """Measure how much an adapter can gain on the embedded drawings, on the training and validation concepts.
 
-    python bench/demo_evidence.py style            # does z know the style? what does one map a style gain?
+    python bench/demo_evidence.py style            # can z tell the styles apart? what does a map a style gain?
     python bench/demo_evidence.py adapt full       # one training run: full, static, lora, or Hystar with a z of
                                                    # clip, prefix, shuffled (clip's), mean (clip's a style), oracle
 
@@ -49,13 +49,13 @@ def _pictures(images: ImageSet, style: str) -> Tensor:
 
 
 def _gallery_rows(images: ImageSet, style: str) -> Tensor:
-    """Return the row of the gallery that each drawing of a style is a drawing of."""
+    """Return the gallery row of the concept of each drawing of a style."""
     rows = {record.instance: row for row, record in enumerate(images.gallery)}
     return torch.tensor([rows[record.instance] for record in images.of_style(style)])
 
 
 def _images(images: ImageSet) -> tuple[Tensor, Tensor]:
-    """Read every drawing, and the number of its style."""
+    """Read every drawing, and return the number of its style with it."""
     drawn = {style: _pictures(images, style) for style in DRAWN}
     labels = torch.cat([torch.full((len(drawn[style]),), i) for i, style in enumerate(DRAWN)])
     return torch.cat(list(drawn.values())), labels
@@ -78,7 +78,7 @@ def probe(train_z: Tensor, train_y: Tensor, z: Tensor, y: Tensor) -> tuple[float
 
 
 def map_recall(vectors: ByStyle, rows: ByStyle, part: str, seed: int) -> float:
-    """Return hard R@1 after a linear map of the frozen embeddings, with `part` of it learned for each style alone."""
+    """Return hard R@1 after a linear map of the frozen embeddings, `part` of which is learned for each style."""
     torch.manual_seed(seed)
     width, styles = vectors["train"][GALLERY_STYLE].shape[1], len(DRAWN)
     shape = {"none": (0,), "bias": (styles, width), "diagonal": (styles, width), "map": (styles, width, width)}[part]
@@ -104,32 +104,32 @@ def map_recall(vectors: ByStyle, rows: ByStyle, part: str, seed: int) -> float:
         query = mapped(vectors["train"][style][chosen], style)
         gallery = vectors["train"][GALLERY_STYLE][rows["train"][style][chosen]]
         logits = query @ mapped(gallery, GALLERY_STYLE).T / 0.05
-        right = torch.arange(len(chosen))
+        target = torch.arange(len(chosen))
         optimizer.zero_grad()
-        ((F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2).backward()
+        ((F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2).backward()
         optimizer.step()
     with torch.no_grad():
         gallery = mapped(vectors["val"][GALLERY_STYLE], GALLERY_STYLE)
-        found = []
+        recalls = []
         for style in HARD_STYLES:
             ranks = target_ranks(mapped(vectors["val"][style], style), gallery, rows["val"][style])
-            found.append((ranks == 0).float().mean())
-    return 100 * float(sum(found)) / len(found)
+            recalls.append((ranks == 0).float().mean())
+    return 100 * float(sum(recalls)) / len(recalls)
 
 
 @app.command()
 def style(seeds: int = 3) -> None:
-    """Linear probes of style from every z, and linear maps of the frozen embeddings with and without known style."""
+    """Probe the style in every z linearly, and map the frozen embeddings linearly with and without known style."""
     splits = {name: load_emoji(name) for name in ("train", "val")}
     config = tiny_config()
     frozen = create_method("frozen", config)
     assert isinstance(frozen, Frozen)
     backbone = create_backbone(config)
     extractors = {f"prefix of {n} blocks": PrefixStyle(backbone, n) for n in range(4)}
-    seen = {name: _images(images) for name, images in splits.items()}
+    drawings = {name: _images(images) for name, images in splits.items()}
     for name, extractor in (("clip", None), *extractors.items()):
         z = {}
-        for split, (images, _) in seen.items():
+        for split, (images, _) in drawings.items():
             batches = [NORMALISE(batch) for batch in images.split(128)]
             with torch.no_grad():
                 z[split] = torch.cat(
@@ -140,17 +140,17 @@ def style(seeds: int = 3) -> None:
                         for batch in batches
                     ]
                 )
-        accuracy, share = probe(z["train"], seen["train"][1], z["val"], seen["val"][1])
+        accuracy, share = probe(z["train"], drawings["train"][1], z["val"], drawings["val"][1])
         print(f"z = {name}: style read linearly {accuracy:.1f} %, share of variance between styles {share:.3f}")
     vectors = {n: {s: embed_images(frozen, _pictures(images, s)) for s in DRAWN} for n, images in splits.items()}
     rows = {n: {s: _gallery_rows(images, s) for s in DRAWN} for n, images in splits.items()}
     for part in ("none", "bias", "diagonal", "map"):
-        found = torch.tensor([map_recall(vectors, rows, part, seed) for seed in range(seeds)])
-        print(f"shared map + own {part} a style: hard R@1 {found.mean():.1f}, {seeds} seeds spread {found.std():.1f}")
+        recall = torch.tensor([map_recall(vectors, rows, part, seed) for seed in range(seeds)])
+        print(f"shared map + own {part} a style: hard R@1 {recall.mean():.1f}, {seeds} seeds spread {recall.std():.1f}")
 
 
-class _Known(nn.Module):
-    """Style vectors looked up by drawing, which no system can do, to see the gain of a perfect signal."""
+class _StyleTable(nn.Module):
+    """Style vectors looked up by drawing, which no real system can do: they show the gain of a perfect style vector."""
 
     def __init__(self, table: dict[bytes, Tensor]) -> None:
         super().__init__()
@@ -162,17 +162,17 @@ class _Known(nn.Module):
 
 
 def _control(method: HystarMethod, kind: str, splits: list[ImageSet], init: str, seed: int) -> None:
-    """Replace z by its style (oracle), by the mean of its style over the training drawings, or by another z."""
+    """Replace z by its one-hot style (oracle), by the mean z of its style in training, or by another drawing's z."""
     extractor = method.model.extractor
     assert extractor is not None
-    seen = [_images(images) for images in splits]
-    shown = [NORMALISE(images) for images, _ in seen]
+    drawings = [_images(images) for images in splits]
+    shown = [NORMALISE(images) for images, _ in drawings]
     z = [torch.cat([extractor(batch) for batch in images.split(128)]) for images in shown]
     if kind == "oracle":
-        z = [F.one_hot(labels, len(DRAWN)).float() for _, labels in seen]
+        z = [F.one_hot(labels, len(DRAWN)).float() for _, labels in drawings]
     elif kind == "mean":
-        means = torch.stack([z[0][seen[0][1] == i].mean(0) for i in range(len(DRAWN))])
-        z = [F.normalize(means[labels], dim=-1) for _, labels in seen]
+        means = torch.stack([z[0][drawings[0][1] == i].mean(0) for i in range(len(DRAWN))])
+        z = [F.normalize(means[labels], dim=-1) for _, labels in drawings]
     else:
         z = [vectors[torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))] for vectors in z]
     table = {
@@ -180,15 +180,16 @@ def _control(method: HystarMethod, kind: str, splits: list[ImageSet], init: str,
         for images, vectors in zip(shown, z, strict=True)
         for image, vector in zip(images, vectors, strict=True)
     }
-    known = _Known(table)
-    method.model.extractor = known  # type: ignore[assignment]
+    style_table = _StyleTable(table)
+    method.model.extractor = style_table  # type: ignore[assignment]
     torch.manual_seed(seed)
     for number, network in method.model.hypernetworks.items():
         assert isinstance(network, Hypernetwork)
-        method.model.hypernetworks[number] = Hypernetwork(known.dim, network.rank, init=init)
+        method.model.hypernetworks[number] = Hypernetwork(style_table.dim, network.rank, init=init)
 
 
 def _method(kind: str, config: HystarConfig, seed: int, splits: list[ImageSet]) -> Method:
+    """Build the method of a kind: "full", "static", "lora", or Hystar with the z that `kind` names."""
     if kind == "full":
         method = create_method("frozen", config)
         assert isinstance(method, Frozen)
@@ -210,7 +211,7 @@ def _method(kind: str, config: HystarConfig, seed: int, splits: list[ImageSet]) 
 @app.command()
 def adapt(
     kind: str,
-    rate: Annotated[float, typer.Option(help="Learning rate; of Hystar, the static offsets'.")] = 1e-4,
+    rate: Annotated[float, typer.Option(help="Learning rate; for Hystar, of the static offsets.")] = 1e-4,
     dynamic: Annotated[float, typer.Option(help="Learning rate of Hystar's hypernetworks.")] = 1e-3,
     steps: int = 100,
     init: str = "kaiming",
@@ -218,25 +219,25 @@ def adapt(
     seed: int = 0,
 ) -> None:
     """Train one method on the training concepts and print its recalls on the validation concepts as JSON."""
-    began = time.process_time()
+    start = time.process_time()
     splits = [load_emoji("train"), load_emoji("val")]
     chosen = tuple(int(number) for number in blocks.split(",")) if blocks else None
     method = _method(kind, replace(tiny_config(), hypernetwork_init=init, blocks=chosen), seed, splits)
     rates = {name: dynamic if name == "dynamic" else rate for name in method.parameter_groups()}
     losses = train(method, splits[0], Recipe(rates, steps=steps, seed=seed))
-    found = evaluate(method, splits[1], kinds=QUERY_STYLES).ranks
-    reciprocal = [(1 / (1 + found.by_kind[style].float())).mean() for style in HARD_STYLES]
+    ranks = evaluate(method, splits[1], kinds=QUERY_STYLES).ranks
+    reciprocal = [(1 / (1 + ranks.by_kind[style].float())).mean() for style in HARD_STYLES]
     row = {"kind": kind, "rates": rates, "steps": steps, "init": init, "blocks": blocks, "seed": seed}
-    row |= {f"R@{k}": str(found.recall(HARD_STYLES, k)) for k in (1, 5)}
+    row |= {f"R@{k}": str(ranks.recall(HARD_STYLES, k)) for k in (1, 5)}
     row |= {"MRR": round(100 * float(sum(reciprocal)) / 3, 1), "loss": round(sum(losses[-20:]) / 20, 3)}
     if isinstance(method, HystarMethod) and method.model.extractor is not None:
         row["offsets"] = offsets(method.model, splits[1])
-    print(json.dumps(row | {"cpu_seconds": round(time.process_time() - began)}))
+    print(json.dumps(row | {"cpu_seconds": round(time.process_time() - start)}))
 
 
 @torch.no_grad()
 def offsets(model: Hystar, images: ImageSet) -> dict[str, list[float]]:
-    """Return |Δs_dyn| / |s| of each modulated block, and the part of Δs_dyn that varies from drawing to drawing."""
+    """Return |Δs_dyn| / |s| of each modulated block, and the share of Δs_dyn that varies between drawings."""
     assert model.extractor is not None
     z = torch.cat([model.style(NORMALISE(batch)) for batch in _images(images)[0].split(128)])
     found = {}

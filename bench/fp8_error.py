@@ -1,7 +1,7 @@
 """Emulate svd_linear in e4m3 and measure its loss of accuracy: the table of docs/algorithms/svd_linear.md.
 
-python bench/fp8_error.py prints it, and with --adapter what fp8 does to the retrieval of a trained model. Nothing here
-needs a GPU or says anything about speed: values are rounded to e4m3 by torch and multiplied in float32.
+python bench/fp8_error.py prints it, and with --adapter the retrieval of a trained model in fp8. It needs no GPU and
+measures no speed: torch rounds the values to e4m3, and they are multiplied in float32.
 """
 
 from __future__ import annotations
@@ -27,19 +27,22 @@ def by_scale(a: Tensor, scale: Tensor) -> Tensor:
 
 
 def by_row(a: Tensor) -> Tensor:
+    """Round a with one scale for each row."""
     return by_scale(a, a.abs().amax(-1, keepdim=True) / E4M3_MAX)
 
 
 def by_tensor(a: Tensor) -> Tensor:
+    """Round a with one scale for the tensor."""
     return by_scale(a, a.abs().max() / E4M3_MAX)
 
 
 def by_block(a: Tensor) -> Tensor:
-    """One scale for every 128 values of a row."""
+    """Round a with one scale for every 128 values of a row."""
     return by_row(a.view(*a.shape[:-1], -1, 128)).view(a.shape)
 
 
 def half(a: Tensor) -> Tensor:
+    """Round a to bfloat16."""
     return a.bfloat16().float()
 
 
@@ -58,18 +61,18 @@ def hadamard(a: Tensor) -> Tensor:
 def factored(
     x: Tensor, u: Tensor, s: Tensor, vh: Tensor, qx: Quantise, qv: Quantise, qg: Quantise | None, qu: Quantise
 ) -> Tensor:
-    """y with each operand rounded; qg None: rows of g scaled by the bound ||x|| max_j |s_j| ||vh_j||, as is shipped."""
+    """Return y with each operand rounded; if `qg` is None, g as shipped, by the bound ||x|| max_j |s_j| ||vh_j||."""
     g = (qx(x) @ qv(vh).t()) * s
     if qg is None:
-        reach = (s.abs() * vh.norm(dim=1)).max()
-        g = by_scale(g, x.norm(dim=1, keepdim=True) * reach / E4M3_MAX)
+        bound = (s.abs() * vh.norm(dim=1)).max()
+        g = by_scale(g, x.norm(dim=1, keepdim=True) * bound / E4M3_MAX)
     else:
         g = qg(g)
     return g @ qu(u).t()
 
 
 def inputs(kind: str, tokens: int, in_features: int, out_features: int) -> tuple[Tensor, Tensor]:
-    """x and the weight: normal; with a spectrum that decays a thousandfold; also with four channels of x times 100."""
+    """Return x and a weight: "normal", "decaying" (its spectrum, a thousandfold), or also with "outliers" in x."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(tokens, in_features, generator=generator)
     w = torch.randn(out_features, in_features, generator=generator) / in_features**0.5
@@ -82,7 +85,7 @@ def inputs(kind: str, tokens: int, in_features: int, out_features: int) -> tuple
 
 
 def table(kind: str, tokens: int, in_features: int, out_features: int) -> dict[str, float]:
-    """Relative error against float64 of every scheme."""
+    """Return the relative error of every scheme against float64."""
     x, w = inputs(kind, tokens, in_features, out_features)
     u, s, vh = (a.float() for a in torch.linalg.svd(w.double(), full_matrices=False))
     truth = x.double() @ ((u.double() * s.double()) @ vh.double()).t()

@@ -1,4 +1,4 @@
-"""What every benchmark shares: a provider is timed by pytest-benchmark, checked against float64 and its memory read."""
+"""Measurement of one provider: its time (by pytest-benchmark), its error against float64 and its peak memory."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Run = Callable[[], Outputs]
 
 OURS = "hystar_fast"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Whose cases are measured. BENCH_PLAN=cuda rehearses a GPU's on a CPU, with --quick at toy sizes.
+# The device whose cases are measured. BENCH_PLAN=cuda runs those of a GPU on a CPU (with --quick, at toy sizes).
 PLAN = os.environ.get("BENCH_PLAN", DEVICE)
 SECONDS_A_PROVIDER = 0.7 if DEVICE == "cpu" else 0.25
-LIMITS = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2}  # of ours, against float64
+LIMITS = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2}  # of our error against float64
 TF32_LIMIT, FP8_LIMIT = 3e-3, 0.1
 MIN_ROUNDS, MAX_ROUNDS = 3, 200
 
 
 @dataclass
 class Row:
-    """One provider on one case: what the results file holds."""
+    """One provider on one case: an entry of the results file."""
 
     op: str
     case: str
@@ -46,7 +46,7 @@ class Row:
 
 
 def error_limit(provider: str, dtype: torch.dtype, case: str = "") -> float:
-    """The largest relative error that a row of ours may have and still be published."""
+    """Return the largest relative error that a published row of ours may have."""
     if "fp8" in provider:
         return FP8_LIMIT
     return TF32_LIMIT if "tf32" in case else LIMITS[dtype]
@@ -58,7 +58,7 @@ def synchronise() -> None:
 
 
 def relative_error(outputs: Outputs, truth: Outputs) -> float:
-    """The largest ||out - truth|| / ||truth|| over the outputs, in float64."""
+    """Return the largest ||out - truth|| / ||truth|| over the outputs, in float64."""
     errors = []
     for out, exact in zip(outputs, truth, strict=True):
         exact = exact.double()
@@ -67,7 +67,7 @@ def relative_error(outputs: Outputs, truth: Outputs) -> float:
 
 
 def peak_mib(run: Run) -> float:
-    """Memory above what was in use before, in MiB: the allocator's peak on CUDA, the resident peak on Linux CPUs."""
+    """Measure the peak memory of a call in MiB: of the allocator on CUDA, of the resident set on a Linux CPU."""
     gc.collect()
     if DEVICE == "cuda":
         torch.cuda.synchronize()
@@ -91,8 +91,8 @@ def _status_kib(name: str) -> int:
 
 
 def measure(benchmark: Any, run: Run, truth: Outputs | None) -> tuple[float, float, int, float, float | None]:
-    """Median and interquartile range in ms, rounds, peak memory in MiB and the largest error against `truth`."""
-    outputs = run()  # warm: compiled, caches filled
+    """Return median and interquartile range in ms, rounds, peak memory in MiB and the largest error against `truth`."""
+    outputs = run()  # warms up: compiles and fills caches
     error = None if truth is None else relative_error(outputs, truth)
     del outputs
     memory = peak_mib(run)
@@ -101,12 +101,12 @@ def measure(benchmark: Any, run: Run, truth: Outputs | None) -> tuple[float, flo
     synchronise()
     once = max(time.perf_counter() - started, 1e-7)
     rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, round(SECONDS_A_PROVIDER / once)))
-    iterations = max(1, min(50, round(2e-3 / once)))  # a round lasts 2 ms at least
+    iterations = max(1, min(50, round(2e-3 / once)))  # at least 2 ms a round
     calls = itertools.count(1)
 
     def timed() -> None:
         run()
-        if next(calls) % iterations == 0:  # once a round: launches overlap within it, as in a user's loop
+        if next(calls) % iterations == 0:  # launches overlap within a round, as in a user's loop
             synchronise()
 
     benchmark.pedantic(timed, rounds=rounds, iterations=iterations, warmup_rounds=1)
@@ -115,7 +115,7 @@ def measure(benchmark: Any, run: Run, truth: Outputs | None) -> tuple[float, flo
 
 
 def rates(row: Row) -> dict[str, float]:
-    """What the row's demand and its median make: TFLOP/s of products, GB/s of traffic, images a second."""
+    """Return the rates of a row: TFLOP/s of products, GB/s of traffic, images a second."""
     seconds, extra = row.median_ms / 1e3, row.extra
     found = {}
     if extra.get("gflop"):
@@ -127,8 +127,8 @@ def rates(row: Row) -> dict[str, float]:
     return found
 
 
-def where_the_time_goes(run: Run, most: int = 6) -> list[dict[str, Any]]:
-    """The kernels (on the CPU: the operators) that take most of a call, with their share of the time on the device."""
+def profile_kernels(run: Run, most: int = 6) -> list[dict[str, Any]]:
+    """List the slowest kernels of a call (on the CPU: operators), with their shares of the time on the device."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if DEVICE == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -146,7 +146,7 @@ def where_the_time_goes(run: Run, most: int = 6) -> list[dict[str, Any]]:
 
 
 def graphed(run: Run) -> Run:
-    """The same call replayed from a CUDA graph: what is left when nothing is launched from Python."""
+    """Return a call that replays `run` from a CUDA graph, without launches from Python."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -165,7 +165,7 @@ def graphed(run: Run) -> Run:
 
 
 def forward(run: Callable[[], Tensor]) -> Run:
-    """The forward alone, without autograd."""
+    """Return a call of the forward alone, without autograd."""
 
     def call() -> Outputs:
         with torch.no_grad():
@@ -175,7 +175,7 @@ def forward(run: Callable[[], Tensor]) -> Run:
 
 
 def forward_backward(run: Callable[[], Tensor], inputs: Sequence[Tensor], upstream: Tensor) -> Run:
-    """Forward and backward: the output and the gradients of `inputs`."""
+    """Return a call of forward and backward that returns the output and the gradients of `inputs`."""
 
     def call() -> Outputs:
         y = run()
@@ -185,6 +185,6 @@ def forward_backward(run: Callable[[], Tensor], inputs: Sequence[Tensor], upstre
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """torch.compile without what earlier cases left behind."""
+    """Compile a function with torch.compile, after a reset of the compiler."""
     torch.compiler.reset()
     return torch.compile(function, fullgraph=True, dynamic=False)

@@ -1,7 +1,7 @@
-"""The gate: each op against its float64 reference, forward and gradients, on small odd shapes.
+"""Parity check of each op against its float64 reference, forward and gradients, on small odd shapes.
 
-It keeps an op that is wrong everywhere from being timed at all; every row of ours is held to `harness.error_limit` on
-the very inputs it is measured on, besides.
+An op that fails it is not measured. In addition, every row of ours has its error on the inputs of the measurement,
+which may not exceed `harness.error_limit`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LIMIT = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 def _compare(name: str, ours: list[Tensor], truth: list[Tensor], limit: float) -> None:
     error = relative_error(ours, truth)
     if not error <= limit:
-        pytest.fail(f"parity gate: {name} is off by {error:.2e} (limit {limit:.0e}); nothing of it is measured")
+        pytest.fail(f"parity check: {name} has an error of {error:.2e} (limit {limit:.0e}), so it is not measured")
 
 
 def _random(*shape: int) -> Tensor:
@@ -35,7 +35,7 @@ def _svd_linear() -> None:
         dy = _random(3, 37, 130)
         results = []
         for function, kind in ((hf.svd_linear, dtype), (hf.ref.svd_linear, torch.float64)):
-            # the truth sees the inputs the op sees
+            # the reference gets the rounded inputs of the op
             xs, us, vs = (a.to(dtype).to(kind) for a in (x, u, vh))
             ss = scale.float() if kind == dtype else scale.float().double()
             xs.requires_grad_()
@@ -66,10 +66,10 @@ def _style_nce() -> None:
 
 
 _OPS: dict[str, Callable[[], None]] = {"svd_linear": _svd_linear, "sinkhorn": _sinkhorn, "style_nce": _style_nce}
-_OF_BENCH = {"ceiling": (), "model": ("svd_linear", "style_nce")}
+_OPS_OF_BENCH = {"ceiling": (), "model": ("svd_linear", "style_nce")}
 
 
 def check_parity(bench: str) -> None:
     """Fail, before anything is timed, unless every op that a benchmark measures agrees with its reference."""
-    for op in _OF_BENCH.get(bench, (bench,)):
+    for op in _OPS_OF_BENCH.get(bench, (bench,)):
         _OPS[op]()

@@ -1,9 +1,9 @@
 """Turn a results file into tables and pictures: ``python bench/report.py bench/results/<machine>.json``.
 
 The tables (every case; every goal, measured or open) and the pictures go to docs/benchmarks/<stem of the file>.md and
-.png; the cases that a goal is about go between the markers ``<!-- bench:<stem> -->`` and ``<!-- /bench -->`` of
-README.md, too. A row whose kernels have changed since it was measured is marked stale. ``python bench/report.py
---goals`` writes the page of a GPU's goals, all open.
+.png. The cases with goals also go between the markers ``<!-- bench:<stem> -->`` and ``<!-- /bench -->`` of README.md. A
+row whose kernels have changed since it was measured is marked stale. ``python bench/report.py --goals`` writes the page
+of a GPU's goals, all open.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ Rows = list[dict[str, Any]]
 
 
 @cache
-def stale(op: str, commit: str, device: str) -> bool:
-    """True when what `op` runs on the device has changed since `commit`, or the commit is unknown here."""
+def is_stale(op: str, commit: str, device: str) -> bool:
+    """Return whether the sources of `op` for a device have changed since a commit, or the commit is unknown."""
     if not store.git("rev-parse", "HEAD"):
-        return False  # a copy without its repository: nothing is known, and its rows were just measured there
+        return False  # a copy without a repository: its rows have just been measured
     command = ["git", "diff", "--quiet", commit, "--", *store.sources(op, device)]
     return subprocess.run(command, cwd=ROOT, capture_output=True).returncode != 0
 
 
 def cases(rows: Rows) -> dict[tuple[str, str, str, str], dict[str, dict[str, Any]]]:
-    """Rows by (op, case, dtype, mode), then by provider; without the ceilings."""
+    """Group rows by (op, case, dtype, mode), then by provider; without the ceilings."""
     grouped: dict[tuple[str, str, str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
         if row["op"] != "ceiling":
@@ -45,7 +45,7 @@ def cases(rows: Rows) -> dict[tuple[str, str, str, str], dict[str, dict[str, Any
 
 
 def ceilings(rows: Rows) -> tuple[float | None, dict[str, float]]:
-    """Copy bandwidth in GB/s, and GFLOP/s of the matrix product by dtype, as measured on this machine."""
+    """Return copy bandwidth in GB/s, and GFLOP/s of the matrix product by dtype, as measured on this machine."""
     bandwidth, rates = None, {}
     for row in rows:
         if row["op"] == "ceiling" and row["case"] == "copy":
@@ -56,13 +56,13 @@ def ceilings(rows: Rows) -> tuple[float | None, dict[str, float]]:
 
 
 def demand(row: dict[str, Any]) -> tuple[float, float] | None:
-    """GFLOP of matrix products and GiB that the row's result needs at least; None where its benchmark says neither."""
+    """Return the least GFLOP of matrix products and GiB that a row needs; None if its benchmark gives neither."""
     extra = row["extra"]
     return (extra.get("gflop", 0.0), extra.get("gib", 0.0)) if {"gflop", "gib"} & extra.keys() else None
 
 
 def attained(row: dict[str, Any], bandwidth: float | None, rates: dict[str, float]) -> float | None:
-    """The larger of the two times the row needs at the ceilings, as a share of the time it took."""
+    """Return the time that a row needs at the ceilings (the larger of its two), as a share of the time it took."""
     needed = demand(row)
     rate = rates.get(row["extra"].get("rate", row["dtype"]))
     if needed is None or bandwidth is None or (needed[0] and rate is None):
@@ -76,7 +76,7 @@ def milliseconds(value: float) -> str:
 
 
 def speeds(row: dict[str, Any]) -> str:
-    """What the row says of its rates."""
+    """Return the rates of a row as text."""
     units = {"tflop_per_s": "TFLOP/s", "gb_per_s": "GB/s", "images_per_s": "images/s"}
     return ", ".join(f"{row['extra'][name]:,.3g} {unit}" for name, unit in units.items() if name in row["extra"])
 
@@ -86,26 +86,26 @@ def machine_name(results: dict[str, Any]) -> str:
     return where.get("gpu") or f"{where['cpu']}, {where['threads']} threads"
 
 
-def mark(row: dict[str, Any], device: str) -> str:
-    return " (stale)" if row["dirty"] or stale(row["op"], row["commit"], device) else ""
+def stale_mark(row: dict[str, Any], device: str) -> str:
+    return " (stale)" if row["dirty"] or is_stale(row["op"], row["commit"], device) else ""
 
 
 def source(results: dict[str, Any]) -> str:
-    """When, where and with which torch the rows were measured."""
+    """Return the date, the machine and the torch version of the rows as text."""
     dates = sorted({row["date"] for row in results["rows"]})
     note = f"Measured {dates[0]}" + (f" to {dates[-1]}" if len(dates) > 1 else "") + f" on {machine_name(results)}"
     return note + f", torch {results['versions']['torch']}" + (", malloc tuned" if results["tuned_malloc"] else "")
 
 
 def ratios(providers: dict[str, dict[str, Any]]) -> str:
-    """Every other provider's time as a multiple of ours."""
+    """Return every other provider's time as a multiple of ours."""
     ours = providers[OURS]
     others = ((name, row["median_ms"] / ours["median_ms"]) for name, row in providers.items() if name != OURS)
     return "; ".join(f"{name} {ratio:.2f}x" for name, ratio in others)
 
 
 def table(results: dict[str, Any]) -> str:
-    """A Markdown table: for each case our time, and every other provider's time as a multiple of ours."""
+    """Return a Markdown table: for each case our time, and every other provider's time as a multiple of ours."""
     bandwidth, rates = ceilings(results["rows"])
     note = source(results)
     if bandwidth is not None:
@@ -128,14 +128,14 @@ def table(results: dict[str, Any]) -> str:
         speed = speeds(ours)
         reached = f"{reached} ({speed})" if reached and speed else reached or speed
         lines.append(
-            f"| {op} | {case}, {dtype}, {mode}{mark(ours, results['device'])} | {time} | {reached} "
+            f"| {op} | {case}, {dtype}, {mode}{stale_mark(ours, results['device'])} | {time} | {reached} "
             f"| {ours['peak_mib']:.0f} | {error} | {ratios(providers)} |"
         )
     return "\n".join(lines)
 
 
 def with_shares(results: dict[str, Any]) -> Rows:
-    """The rows, each with the share of the ceiling it attained."""
+    """Return the rows, each with the share of the ceiling that it attained."""
     limits = ceilings(results["rows"])
     rate = limits[1].get("float32")
     found = []
@@ -147,27 +147,27 @@ def with_shares(results: dict[str, Any]) -> Rows:
 
 
 def text(results: dict[str, Any]) -> str:
-    """Both tables whole."""
+    """Return both tables, complete."""
     return f"{table(results)}\n\n{goals.table(results['device'], with_shares(results))}"
 
 
 def summary(results: dict[str, Any], stem: str) -> str:
-    """The README's table: the cases with goals, how many goals were reached, and where the rest is."""
+    """Return the README's table: the cases with goals, the number of goals reached, and a link to all cases."""
     wanted = list(goals.read(results["device"]))
     lines = ["| op | case | ours, ms | time of the others / ours |", "|---|---|---|---|"]
     for (op, case, dtype, mode), providers in cases(results["rows"]).items():
-        if OURS in providers and any(goal.is_about(op, case, dtype, mode) for goal in wanted):
+        if OURS in providers and any(goal.matches(op, case, dtype, mode) for goal in wanted):
             ours = providers[OURS]
-            named = f"{case}, {dtype}, {mode}{mark(ours, results['device'])}"
+            named = f"{case}, {dtype}, {mode}{stale_mark(ours, results['device'])}"
             lines.append(f"| {op} | {named} | {milliseconds(ours['median_ms'])} | {ratios(providers)} |")
-    reached = goals.count(results["device"], with_shares(results))
+    reached = goals.summarise(results["device"], with_shares(results))
     place = f"docs/benchmarks/{stem}.md"
     note = f"{source(results)}. {reached} Every case, with memory and errors: [{place}]({place})."
     return "\n".join(lines) + f"\n\n{note}"
 
 
 def page(results: dict[str, Any], stem: str) -> str:
-    """The page of one machine."""
+    """Return the page of one machine."""
     pictures = f"![Time of every alternative over ours]({stem}.png)"
     if results["device"] == "cuda":
         pictures += f"\n\n![Roofline]({stem}-roofline.png)"
@@ -175,16 +175,16 @@ def page(results: dict[str, Any], stem: str) -> str:
 
 
 def open_goals() -> str:
-    """The page of what a GPU should reach, until a results file of one says what it does."""
-    said = "No GPU has been measured yet: every goal is open. `bench/gpu_session.sh` measures them all in one call, and"
-    said += " writes a page of its own for the GPU it ran on. What the kernels should reach by their counting models is"
-    said += " in [svd_linear](../algorithms/svd_linear.md), [sinkhorn](../algorithms/sinkhorn_cuda.md) and"
-    said += " [style_nce](../algorithms/style_nce.md)."
-    return f"# Goals on a GPU\n\n{said}\n\n{goals.table('cuda', [])}\n"
+    """Return the page of a GPU's goals, for as long as no GPU has been measured."""
+    text = "No GPU has been measured yet: every goal is open. `bench/gpu_session.sh` measures them all in one call, and"
+    text += " writes a page of its own for the GPU it ran on. What the kernels should reach by their counting models is"
+    text += " in [svd_linear](../algorithms/svd_linear.md), [sinkhorn](../algorithms/sinkhorn_cuda.md) and"
+    text += " [style_nce](../algorithms/style_nce.md)."
+    return f"# Goals on a GPU\n\n{text}\n\n{goals.table('cuda', [])}\n"
 
 
 def profiles(rows: Rows, most: int = 8) -> str:
-    """Where the time of our slowest profiled rows goes."""
+    """Return a table of the slowest kernels of our slowest profiled rows."""
     profiled = sorted((row for row in rows if row["extra"].get("profile")), key=lambda row: -float(row["median_ms"]))
     lines = ["| case | kernel | share | calls |", "|---|---|---|---|"]
     for row in profiled[:most]:
@@ -197,7 +197,7 @@ def profiles(rows: Rows, most: int = 8) -> str:
 
 
 def insert(readme: Path, stem: str, text: str) -> None:
-    """Replace what stands between the file's markers; a README without them is left alone, with an error."""
+    """Replace the text between the markers of a file; a file without them is an error and stays unchanged."""
     pattern = re.compile(rf"(<!-- bench:{re.escape(stem)} -->\n).*?(<!-- /bench -->)", re.DOTALL)
     before = readme.read_text(encoding="utf-8")
     if not pattern.search(before):
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="*")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--print", action="store_true", help="print the tables and change nothing")
-    parser.add_argument("--out", type=Path, help="write report.md and the pictures there, and leave the README alone")
+    parser.add_argument("--out", type=Path, help="write report.md and the pictures there, not the README")
     parser.add_argument("--goals", action="store_true", help=f"write {OPEN_GOALS.name}: the goals of a GPU, all open")
     arguments = parser.parse_args()
     if arguments.goals:

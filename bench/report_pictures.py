@@ -1,4 +1,4 @@
-"""The report's pictures: how much longer the others take, and where our rows stand under the machine's ceilings."""
+"""Pictures of the report: times of the other providers as multiples of ours, and rows under the machine's ceilings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from report import cases, ceilings, demand
 
 
 def ratios(results: dict[str, Any], path: Path) -> None:
-    """One panel an op: how many times longer than ours each provider takes, on a log scale."""
+    """Draw a panel for each op: the time of each provider as a multiple of ours, on a log scale."""
     grouped = cases(results["rows"])
     ops = list(dict.fromkeys(op for op, *_ in grouped))
     heights = [sum(len(p) - 1 for key, p in grouped.items() if key[0] == op and OURS in p) for op in ops]
@@ -30,8 +30,8 @@ def ratios(results: dict[str, Any], path: Path) -> None:
         here = (row["provider"] for row in results["rows"] if row["op"] == op and row["provider"] != OURS)
         colours = dict(zip(dict.fromkeys(here), cycle(plt.get_cmap("tab20").colors), strict=False))
         y, ticks, labels = 0.0, [], []
-        for (this, case, dtype, mode), providers in grouped.items():
-            if this != op or OURS not in providers or len(providers) < 2:
+        for (row_op, case, dtype, mode), providers in grouped.items():
+            if row_op != op or OURS not in providers or len(providers) < 2:
                 continue
             start = y
             for name, row in providers.items():
@@ -64,7 +64,7 @@ def ratios(results: dict[str, Any], path: Path) -> None:
 
 
 def roofline(results: dict[str, Any], path: Path) -> bool:
-    """Our rows and the libraries' under copy bandwidth and matrix rates; False where there is nothing to draw."""
+    """Draw our rows and the libraries' under copy bandwidth and matrix rates; return False if there are none."""
     bandwidth, rates = ceilings(results["rows"])
     points = [
         (row, *amounts)
@@ -96,7 +96,7 @@ def roofline(results: dict[str, Any], path: Path) -> bool:
     axis.set_yscale("log")
     axis.set_xlabel("FLOP needed per byte that must move")
     axis.set_ylabel("GFLOP/s")
-    axis.set_title("What is needed over the time taken, under the measured copy bandwidth and matrix rates", fontsize=9)
+    axis.set_title("FLOP needed over the time taken, under the measured copy bandwidth and matrix rates", fontsize=9)
     unique = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     axis.legend(unique.values(), unique.keys(), fontsize=7)
     axis.spines[["top", "right"]].set_visible(False)

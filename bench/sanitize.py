@@ -1,4 +1,4 @@
-"""Small calls of every kernel, for compute-sanitizer: python bench/sanitize.py [device, cuda unless given]."""
+"""Small calls of every kernel, for compute-sanitizer: python bench/sanitize.py [device, by default cuda]."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import hystar_fast as hf
 
 DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cuda"
 
-# one warp, one block, clusters of every width, and what streams: square, wide, tall, and too large for a cluster
+# Problems of one warp, one block, a cluster of every width, and too large for a cluster; square, wide and tall.
 SIZES = [(1, 1), (5, 7), (48, 48), (97, 128), (65, 130), (200, 200), (300, 257), (400, 500), (700, 768), (40, 1100)]
 for n, m in SIZES if DEVICE == "cuda" else SIZES[:7]:
     for grad in ("unroll", "implicit"):
@@ -23,8 +23,8 @@ for n, reduction in ((1, "mean"), (17, "none"), (70, "mean"), (200, "none")):
     mask = torch.rand(n, n, device=DEVICE) < 0.1
     for weights in ("paper", "uniform"):
         hf.style_nce(query, query.flip(0), n_iter=3, weights=weights, mask=mask, reduction=reduction).sum().backward()
-# (samples, tokens, rank): part of a tile, several samples a tile, the fused kernel and the two products, and more tiles
-# than there are multiprocessors, so that persistent programs take several
+# (samples, tokens, rank, …): part of a tile, several samples a tile, the fused kernel, two separate products, and more
+# tiles than a GPU has multiprocessors, so that a persistent program takes several.
 for batch, tokens, rank, width, dtype in (
     (3, 3, 16, 64, torch.float32),
     (3, 130, 33, 64, torch.float32),

@@ -1,7 +1,7 @@
-"""The results file: rows added one by one, written whole each time, so that a run that is cut off keeps what it had.
+"""The results file. The whole file is written after each new row, so that an interrupted run keeps its rows.
 
-A row carries the commit of the kernels it measured. ``--append`` keeps the rows that are not measured again, as long
-as the machine and the versions are the same; on another machine or with other versions the file starts anew.
+A row has the commit of the kernels that it measured. ``--append`` keeps the rows that are not measured again, if the
+machine and the versions are the same. On another machine or with other versions the file is replaced.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ STEMS = {
 
 
 def sources(op: str, device: str) -> tuple[str, ...]:
-    """What a measurement of `op` on `device` depends on, as git pathspecs."""
+    """Return the sources that a measurement of `op` on `device` depends on, as git pathspecs."""
     other = "cpu" if device == "cuda" else "cuda"
     return (*STEMS[op], *_SHARED, f":!csrc/*{other}*", f":!hystar_fast/ops/*{other}*")
 
 
 def git(*arguments: str) -> str:
-    """The command's output, empty where it fails or there is no repository."""
+    """Run git and return its output, which is empty if the command fails or there is no repository."""
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
     except OSError:
@@ -51,9 +51,9 @@ def git(*arguments: str) -> str:
 
 @cache
 def kernels(op: str, device: str) -> tuple[str, bool]:
-    """The last commit that changed what `op` depends on, and whether the tree differs from it.
+    """Return the last commit that changed the sources of `op`, and whether the tree differs from it.
 
-    Where the tree is a copy without its repository the environment variable BENCH_COMMIT names the commit.
+    In a copy of the tree without its repository, the environment variable BENCH_COMMIT names the commit.
     """
     given = os.environ.get("BENCH_COMMIT", "")
     if given:
@@ -70,7 +70,7 @@ def _version(package: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Describe the machine of the measurement."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), platform.processor())
     described: dict[str, Any] = {"cpu": cpu, "threads": torch.get_num_threads(), "platform": platform.platform()}
@@ -81,14 +81,14 @@ def machine() -> dict[str, Any]:
 
 def _driver() -> str:
     try:
-        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        return subprocess.run(asked, capture_output=True, text=True).stdout.strip().splitlines()[0]
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip().splitlines()[0]
     except (OSError, IndexError):
         return "unknown"
 
 
 def default_path(tuned_malloc: bool) -> Path:
-    """bench/results/<gpu, or cpu and its threads>.json"""
+    """Return bench/results/<gpu, or cpu and its threads>.json."""
     where = machine()
     name = where.get("gpu") or f"{where['cpu']} {where['threads']} threads"
     slug = "-".join("".join(c if c.isalnum() else " " for c in name).lower().split())
@@ -96,6 +96,7 @@ def default_path(tuned_malloc: bool) -> Path:
 
 
 def head(tuned_malloc: bool) -> dict[str, Any]:
+    """Return the entries of the results file that all of its rows share."""
     return {
         "device": harness.DEVICE,
         "machine": machine(),
@@ -109,7 +110,7 @@ def key(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 class ResultsFile:
-    """Rows on disk; with `append` beside those that are there, the newest of each key."""
+    """Rows on disk; with `append`, new rows are added to those of the file, and replace rows of the same key."""
 
     def __init__(self, path: Path, described: dict[str, Any], append: bool) -> None:
         self.path, self.head, self.added = path, described, 0
@@ -120,7 +121,7 @@ class ResultsFile:
                 self.rows = {key(row): row for row in before["rows"]}
 
     def is_fresh(self, *row_key: str) -> bool:
-        """Whether the file has this row (op, case, provider, mode, dtype) of the kernels as they are now."""
+        """Return whether the file has a row (op, case, provider, mode, dtype) of the present kernels."""
         row = self.rows.get(row_key)
         commit, dirty = kernels(row_key[0], self.head["device"])
         return row is not None and bool(commit) and (row["commit"], row["dirty"], dirty) == (commit, False, False)

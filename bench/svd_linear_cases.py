@@ -1,4 +1,4 @@
-"""What bench_svd_linear.py measures, most important first, so that a run that is cut off has what matters."""
+"""Cases of bench_svd_linear.py, the most important first, so that an interrupted run has measured them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 BOTH = ("forward", "forward+backward")
-GRAPH = ", CUDA graph"  # after a provider's name: replays of a graph, which launch nothing from Python
-EVERYONE = (
+GRAPH = ", CUDA graph"  # after a provider's name: it is replayed from a graph, without launches from Python
+ON_CPU = (
     "plain linear",
     "hystar_fast",
     "reference, eager",
@@ -32,7 +32,7 @@ SMALL_RANK = ("plain linear", "two GEMMs", "hystar_fast", "hystar_fast, two kern
 
 @dataclass(frozen=True)
 class Case:
-    """A layer, a batch, a dtype, and who runs on it in which modes."""
+    """A layer, a batch and a dtype, with the modes and the providers to measure."""
 
     batch: int
     tokens: int
@@ -40,7 +40,7 @@ class Case:
     out_features: int
     rank: int
     dtype: torch.dtype = torch.bfloat16
-    kind: str = "sample"  # a scale a sample | a "bank" of 8 with an index | one "shared" scale
+    kind: str = "sample"  # one scale a sample; or a "bank" of 8 scales with an index; or one "shared" scale
     modes: tuple[str, ...] = BOTH
     providers: tuple[str, ...] = CORE
 
@@ -49,20 +49,20 @@ class Case:
         return shape if self.kind == "sample" else f"{shape} {self.kind}"
 
     def toy(self) -> Case:
-        """The same at a size that takes no time."""
+        """Return the case at a size that takes no time."""
         shrunk = {name: max(4, getattr(self, name) // 32) for name in ("in_features", "out_features", "rank")}
         return replace(self, batch=2, tokens=5, **shrunk)
 
 
 def cpu() -> Iterator[Case]:
-    """ViT-L/14: packed qkv and output projection."""
+    """Yield the cases of a CPU: packed qkv and output projection of ViT-L/14."""
     for out in (3072, 1024):
         for dtype in (torch.float32, torch.bfloat16):
-            yield Case(16, 257, 1024, out, 1024, dtype, providers=EVERYONE)
+            yield Case(16, 257, 1024, out, 1024, dtype, providers=ON_CPU)
 
 
 def cuda() -> Iterator[Case]:
-    """The goals first, then the other layers, batches, ranks, dtypes and kinds of scale."""
+    """Yield the cases of a GPU: those with goals, then other layers, batches, ranks, dtypes and kinds of scale."""
     qkv, square = Case(48, 257, 1024, 3072, 1024), Case(48, 257, 1024, 1024, 1024)
     for layer in (qkv, square):
         yield replace(layer, modes=("forward",), providers=FULL_FORWARD)

@@ -1,4 +1,4 @@
-"""The benchmarks themselves, at toy sizes: the parity gate holds, every provider runs, the report is made."""
+"""Tests of the benchmarks at toy sizes: parity, every provider, goals, the results file and the report."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ import goals  # noqa: E402
 import harness  # noqa: E402
 import report  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("bench")  # one run of the benchmarks serves all tests here
+pytestmark = pytest.mark.xdist_group("bench")  # all tests here share one run of the benchmarks
 
 
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the GPU script leaves when it runs, at toy sizes, where there is no GPU."""
+    """Run the GPU script at toy sizes without a GPU, and return its output folder."""
     out = tmp_path_factory.mktemp("rehearsal")
-    # pytest-benchmark measures nothing under xdist, and the child is not under it
+    # pytest-benchmark measures nothing under xdist, so the child must not see that it is under pytest
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"PYTHON": sys.executable, "SECONDS_IN_ALL": "1150"}
     command = ["bash", "bench/gpu_session.sh", "--rehearse", str(out)]
@@ -41,7 +42,7 @@ def results(rehearsal: Path) -> Path:
     return rehearsal / "rehearsal.json"
 
 
-def test_the_gpu_script_leaves_results_tables_and_pictures(rehearsal: Path) -> None:
+def test_the_gpu_script_writes_results_tables_and_pictures(rehearsal: Path) -> None:
     for name in ("rehearsal.png", "rehearsal-roofline.png"):
         assert (rehearsal / name).stat().st_size > 10_000
     report = (rehearsal / "report.md").read_text()
@@ -51,18 +52,25 @@ def test_the_gpu_script_leaves_results_tables_and_pictures(rehearsal: Path) -> N
     assert {name: code for name, code in ended.items() if code} == {}
     first_words = {" ".join(name.split()[:2]) for name in ended}
     stems = {path.stem.removeprefix("bench_") for path in (ROOT / "bench").glob("bench_*.py")}
-    assert first_words >= {"info", "tests are", "sanitizer cases", "table 5", "report", *(f"bench {s}" for s in stems)}
+    assert first_words >= {
+        "info",
+        "collect tests",
+        "sanitizer cases",
+        "table 5",
+        "report",
+        *(f"bench {s}" for s in stems),
+    }
 
 
-def test_the_gpu_script_keeps_to_its_time(tmp_path: Path) -> None:
+def test_the_gpu_script_skips_steps_when_no_time_is_left(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHON": sys.executable, "SECONDS_IN_ALL": "1"}
     command = ["bash", "bench/gpu_session.sh", "--rehearse", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert "left out, the time is up" in done.stdout and "exit" not in done.stdout
+    assert "skipped, no time left" in done.stdout and "exit" not in done.stdout
 
 
-def test_every_row_is_whole_and_right(results: Path) -> None:
+def test_every_row_is_complete_and_our_rows_are_accurate(results: Path) -> None:
     found = json.loads(results.read_text())
     assert {row["op"] for row in found["rows"]} == {"ceiling", "svd_linear", "sinkhorn", "style_nce", "model"}
     assert found["machine"]["cpu"] and found["versions"]["torch"]
@@ -73,7 +81,7 @@ def test_every_row_is_whole_and_right(results: Path) -> None:
             assert row["error"] <= harness.error_limit(row["provider"], getattr(torch, row["dtype"]), row["case"]), row
 
 
-def test_report_fills_the_readme(results: Path, tmp_path: Path) -> None:
+def test_the_report_replaces_the_text_between_the_markers_of_the_readme(results: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- bench:cpu -->\nold\n<!-- /bench -->\nafter\n")
     found = json.loads(results.read_text())
@@ -93,11 +101,11 @@ def test_the_readme_shows_the_cases_that_have_goals() -> None:
     assert "1024->3072" in text and "1024->1024" not in text and "| model |" not in text
     rows = [{**row, "median_ms": 1.0} for row in found["rows"]]
     every = len(list(report.goals.read("cpu")))
-    assert f"Of {every} goals" in report.goals.count("cpu", rows)
-    assert report.goals.count("cpu", []).startswith(f"Of {every} goals 0 are reached, {every} are open.")
+    assert f"Of {every} goals" in report.goals.summarise("cpu", rows)
+    assert report.goals.summarise("cpu", []).startswith(f"Of {every} goals 0 are reached, {every} are open.")
 
 
-def test_changed_kernels_make_a_row_stale(results: Path) -> None:
+def test_a_row_is_stale_once_its_kernels_have_changed(results: Path) -> None:
     found = json.loads(results.read_text())
     for row in found["rows"]:
         row["dirty"] = False
@@ -118,7 +126,7 @@ def row(provider: str, ms: float, **extra: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("over", "under", "least", "value", "met"),
+    ("over", "under", "is_minimum", "value", "is_met"),
     [
         ("a", "b", True, 4.0, True),
         ("b", "a", True, 0.25, False),
@@ -127,17 +135,26 @@ def row(provider: str, ms: float, **extra: float) -> dict[str, Any]:
     ],
 )
 def test_a_goal_is_met_missed_or_open(
-    over: str, under: str | None, least: bool, value: float | None, met: bool | None
+    over: str, under: str | None, is_minimum: bool, value: float | None, is_met: bool | None
 ) -> None:
-    goal = goals.Goal("", "svd_linear", CASE, "float32", "forward", over, under, "median_ms", least, 3.0)
+    goal = goals.Goal("", "svd_linear", CASE, "float32", "forward", over, under, "median_ms", is_minimum, 3.0)
     others = [{**row(name, 99.0), "case": f"{CASE} {kind}"} for name in "ab" for kind in ("bank", "shared")]
     measured = goal.measured([row("a", 2.0), row("b", 0.5), *others])
     assert measured == value
-    assert met is None or (measured is not None and goal.met(measured) == met)
+    assert is_met is None or (measured is not None and goal.is_met(measured) == is_met)
 
 
-def test_the_page_of_open_goals_is_up_to_date() -> None:
-    assert report.OPEN_GOALS.read_text() == report.open_goals(), "run python bench/report.py --goals"
+def test_the_page_of_open_goals_has_a_row_for_every_goal_of_a_gpu() -> None:
+    rows = re.findall(r"^\| (.+) \| (.+) \| ([≥≤]) (\S+) \| open \|$", report.OPEN_GOALS.read_text(), re.MULTILINE)
+    entries = tomllib.loads((ROOT / "bench" / "goals.toml").read_text())["cuda"]
+    wanted = []
+    for entry in entries:
+        _, case, dtype, mode = entry["rows"]
+        sign, limit = ("≥", entry["at_least"]) if "at_least" in entry else ("≤", entry["at_most"])
+        for one in entry.get("each", [case]):
+            wanted.append((entry["what"], f"{one}, {dtype}, {mode}", sign, float(limit)))
+    found = [(title, case, sign, float(limit)) for title, case, sign, limit in rows]
+    assert found == wanted, "run python bench/report.py --goals"
 
 
 def test_every_goal_names_an_op_that_is_benchmarked() -> None:
@@ -151,41 +168,40 @@ PLANNED = """
 import sys; sys.path.insert(0, "bench")
 import bench_model, bench_sinkhorn, bench_style_nce, json
 name = lambda batch, n: f"{batch} of {n}x{n}"
-rows = [("sinkhorn", name(b, n), "forward", who) for b, n, who in bench_sinkhorn.MEASURED]
+rows = [("sinkhorn", name(b, n), "forward", provider) for b, n, provider in bench_sinkhorn.MEASURED]
 rows += [
-    ("sinkhorn", name(b, n) + ("" if grad == "unroll" else ", implicit"), "forward+backward", who)
-    for b, n, grad, who in bench_sinkhorn.GRADIENTS
+    ("sinkhorn", name(b, n) + ("" if grad == "unroll" else ", implicit"), "forward+backward", provider)
+    for b, n, grad, provider in bench_sinkhorn.GRADIENTS
 ]
 size = f"D{bench_style_nce.DIMENSION}"
-rows += [("style_nce", f"N{n} {size}", "forward+backward", who) for n, who in bench_style_nce.CASES]
+rows += [("style_nce", f"N{n} {size}", "forward+backward", provider) for n, provider in bench_style_nce.CASES]
 rows += [
-    ("model", f"{bench_model.name(False)} B{b}", "forward", who)
-    for b in bench_model.BATCHES for who in bench_model.PROVIDERS
+    ("model", f"{bench_model.backbone_name(False)} B{b}", "forward", provider)
+    for b in bench_model.BATCHES for provider in bench_model.PROVIDERS
 ]
 print(json.dumps(rows))
 """
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_every_goal_of_the_other_ops_is_measured(device: str) -> None:
+def test_a_case_is_measured_for_every_goal_of_the_other_ops(device: str) -> None:
     command, environment = [sys.executable, "-c", PLANNED], {**os.environ, "BENCH_PLAN": device}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     planned = {tuple(entry) for entry in json.loads(done.stdout)}
     wanted = [goal for goal in goals.read(device) if goal.op != "svd_linear" and "training step" not in goal.case]
     assert len(wanted) > 3
     for goal in wanted:
-        for who in {goal.over, goal.under} - {None}:
-            assert (goal.op, goal.case, goal.mode, who) in planned, (goal, who)
+        for provider in {goal.over, goal.under} - {None}:
+            assert (goal.op, goal.case, goal.mode, provider) in planned, (goal, provider)
 
 
-def test_the_share_of_the_issue_limit_is_that_of_the_counted_instructions() -> None:
+def test_the_issued_share_is_the_time_of_the_counted_instructions_over_the_time_taken() -> None:
     ceiling = {**row("torch", 1.0, gflop=4.0), "op": "ceiling", "case": "matmul 8"}
     found = report.with_shares({"rows": [ceiling, row("a", 2.0, issued_gflop=4.0), row("b", 2.0)]})
     assert [entry["issued"] for entry in found[1:]] == [pytest.approx(0.5), None]
 
 
-def test_a_row_of_ours_that_is_wrong_is_not_kept(tmp_path: Path) -> None:
-    """And what is there, of these kernels, is not measured again."""
+def test_an_inaccurate_row_of_ours_is_not_added_and_existing_rows_are_not_measured_again(tmp_path: Path) -> None:
     for name in ("conftest.py", "goals.py", "goals.toml", "harness.py", "parity.py", "store.py"):
         (tmp_path / name).write_text((ROOT / "bench" / name).read_text())
     (tmp_path / "store.py").write_text(
@@ -214,24 +230,24 @@ def test_a_row_of_ours_that_is_wrong_is_not_kept(tmp_path: Path) -> None:
         "no:cacheprovider",
         ".",
     ]
-    said = []
+    outputs = []
     for _ in range(2):
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-        said.append(done.stdout)
+        outputs.append(done.stdout)
         kept = [row["provider"] for row in json.loads((tmp_path / "r.json").read_text())["rows"]]
         assert kept == ["hystar_fast, b", "peer"], done.stdout
-    assert all("is off by 1.00e-01 (limit 1e-03): no row is kept" in out for out in said)
-    assert "1 failed, 2 passed" in said[0] and "1 failed, 2 skipped" in said[1]
+    assert all("has an error of 1.00e-01 (limit 1e-03): the row is not added" in output for output in outputs)
+    assert "1 failed, 2 passed" in outputs[0] and "1 failed, 2 skipped" in outputs[1]
 
 
-def test_a_copy_without_its_repository_calls_nothing_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_repository_no_row_is_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report.store, "git", lambda *_: "")
-    report.stale.cache_clear()
-    assert not report.stale("sinkhorn", "0" * 40, "cpu")
-    report.stale.cache_clear()
+    report.is_stale.cache_clear()
+    assert not report.is_stale("sinkhorn", "0" * 40, "cpu")
+    report.is_stale.cache_clear()
 
 
-def test_the_share_of_the_ceiling_is_that_of_what_binds() -> None:
+def test_the_share_of_the_ceiling_is_that_of_the_larger_need() -> None:
     needs = row("a", 2.0, gflop=4.0, gib=1e9 / 2**30)  # 1 ms of arithmetic, 0.5 ms of traffic
     assert report.attained(needs, bandwidth=2000.0, rates={"float32": 4000.0}) == pytest.approx(0.5)
     assert report.attained(needs, bandwidth=500.0, rates={"float32": 4000.0}) == pytest.approx(1.0)
@@ -239,7 +255,7 @@ def test_the_share_of_the_ceiling_is_that_of_what_binds() -> None:
     assert report.attained(row("a", 2.0), bandwidth=500.0, rates={"float32": 1.0}) is None
 
 
-def test_appending_keeps_what_is_not_measured_again(tmp_path: Path) -> None:
+def test_appending_keeps_rows_that_are_not_measured_again(tmp_path: Path) -> None:
     head = {"device": "cpu", "versions": {"torch": "2"}}
     path = tmp_path / "r.json"
 

@@ -1,4 +1,4 @@
-"""The rehearsal of svd_linear's GPU benchmark: every case at toy size, with every provider that a CPU can run."""
+"""Tests of svd_linear's GPU benchmark on a CPU: every case at toy size, with every provider that needs no CUDA."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ LIMIT = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
 @pytest.mark.parametrize("case", list(svd_linear_cases.cuda()), ids=str)
-def test_every_case_runs_and_is_right(case: svd_linear_cases.Case) -> None:
+def test_every_provider_agrees_with_the_truth_in_every_case(case: svd_linear_cases.Case) -> None:
     for mode in case.modes:
         for provider in case.providers:
             if provider.endswith(svd_linear_cases.GRAPH) or "compile" in provider or PROVIDERS[provider].cuda_only:
                 continue
-            who = PROVIDERS[provider]
             with tf32(case.dtype):
-                run, truth = bench_svd_linear.prepared(case.toy(), provider, mode)
+                run, truth = bench_svd_linear.prepare_run(case.toy(), provider, mode)
                 outputs = run()
-            gradients = 1 + who.adaptive
+            gradients = 1 + PROVIDERS[provider].adaptive
             assert len(outputs) == {"forward": 1, "backward": gradients, "forward+backward": 1 + gradients}[mode]
             assert all(output.isfinite().all() for output in outputs)
             if truth is not None:
@@ -39,7 +38,7 @@ def test_every_case_runs_and_is_right(case: svd_linear_cases.Case) -> None:
                 assert relative_error(outputs, truth) < limit, (provider, mode)
 
 
-def test_the_goals_come_first_and_all_that_was_asked_for_is_there() -> None:
+def test_the_goals_come_first_and_the_cases_cover_every_size_dtype_and_provider() -> None:
     cases = list(svd_linear_cases.cuda())
     goal = cases[0]
     assert (goal.batch, goal.tokens, goal.in_features, goal.out_features, goal.rank) == (48, 257, 1024, 3072, 1024)
@@ -54,7 +53,7 @@ def test_the_goals_come_first_and_all_that_was_asked_for_is_there() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_every_goal_is_measured(device: str) -> None:
+def test_a_case_is_measured_for_every_goal(device: str) -> None:
     cases = list(getattr(svd_linear_cases, device)())
     for goal in goals.read(device):
         if goal.op == "svd_linear" and not goal.case.startswith("first call"):
@@ -68,7 +67,7 @@ def test_every_goal_is_measured(device: str) -> None:
             ), goal
 
 
-def test_tf32_is_what_it_was_afterwards():
+def test_the_precision_of_products_is_restored_after_tf32():
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     with tf32(torch.float32):
@@ -79,7 +78,7 @@ def test_tf32_is_what_it_was_afterwards():
     assert matmul.fp32_precision == before
 
 
-def test_the_cpu_measures_what_it_always_has() -> None:
+def test_the_cpu_cases_are_two_layers_of_vit_l_14_in_two_dtypes() -> None:
     cases = list(svd_linear_cases.cpu())
     assert [str(case) for case in cases] == ["B16 T257 1024->3072 r1024"] * 2 + ["B16 T257 1024->1024 r1024"] * 2
     assert all(len(case.providers) == 6 and len(case.modes) == 2 for case in cases)
@@ -87,11 +86,11 @@ def test_the_cpu_measures_what_it_always_has() -> None:
 
 @pytest.mark.parametrize("shape", [(12, 5), (5, 12), (7, 7)])
 @pytest.mark.parametrize("rank", [None, 3])
-def test_the_models_quick_factors_are_those_of_the_weight(shape, rank):
-    from bench_model import factors
+def test_the_gram_factors_of_a_weight_are_its_svd(shape, rank):
+    from bench_model import gram_factors
 
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    found, truth = factors(weight, rank), svd_factors(weight, rank)
+    found, truth = gram_factors(weight, rank), svd_factors(weight, rank)
     assert torch.allclose((found.u * found.s) @ found.vh, (truth.u * truth.s) @ truth.vh, atol=1e-5)
     assert torch.allclose(found.s, truth.s, atol=1e-5)
     for a in (found.u.mT @ found.u, found.vh @ found.vh.mT):
