@@ -1,4 +1,4 @@
-"""Who is measured in bench_svd_linear.py: the plain layer, the floor, the published path, its peers, and ours."""
+"""Providers of bench_svd_linear.py: the plain layer, the floor, the published path, its peers, and ours."""
 
 from __future__ import annotations
 

@@ -42,6 +42,59 @@ def _of(path: str, *tests: str, **faults: tuple[str, str]) -> list[Mutant]:
 
 
 MUTANTS = [
+    # ops
+    *_of(
+        "hystar_fast/ops/sinkhorn/torch.py",
+        "tests/ops/test_sinkhorn.py",
+        "tests/ops/test_sinkhorn_grad.py",
+        fallback_ignores_the_mask=("n_iter, mask=mask, grad=", "n_iter, mask=None, grad="),
+        gradient_of_the_fallback_ignores_the_mask=(
+            "log_kernel(cost, mask, epsilon)",
+            "log_kernel(cost, None, epsilon)",
+        ),
+        implicit_gradient_of_the_opposite_sign=("(alpha + beta.mT)) / -epsilon", "(alpha + beta.mT)) / epsilon"),
+        infeasible_problem_gets_a_gradient=("info[2] < SinkhornStatus.INFEASIBLE", "info[2] < 9"),
+    ),
+    *_of(
+        "hystar_fast/ops/sinkhorn/cpu.py",
+        "tests/ops/test_sinkhorn.py",
+        one_mask_for_the_whole_batch=("expand(cost.shape).contiguous(), n * m", "expand(cost.shape).contiguous(), 0"),
+    ),
+    *_of(
+        "hystar_fast/ops/style_nce/stream.py",
+        "tests/ops/test_style_nce_stream.py",
+        auto_gamma_ignored=(
+            "add_gamma_(logits, forbidden, gamma), positive",
+            "add_gamma_(logits, forbidden, 80.0), positive",
+        ),
+        mask_ignored_when_streaming=("if self.mask is not None:", "if False:"),
+        gradient_without_temperature=("weight = dloss.unsqueeze(1) / temperature", "weight = dloss.unsqueeze(1)"),
+    ),
+    *_of(
+        "hystar_fast/ops/style_nce/torch.py",
+        "tests/ops/test_style_nce.py",
+        positive_among_the_negatives=("    forbidden.fill_diagonal_(True)\n", ""),
+        sample_that_is_not_finite_gets_a_loss=("loss.masked_fill_(~finite.squeeze(1), math.nan)", "pass"),
+        gradient_of_the_sum_and_not_of_the_mean=("dloss / (temperature * len(q))", "dloss / temperature"),
+        weights_multiplied_and_not_their_logarithm=("weight[part].log_()", "weight[part]"),
+    ),
+    *_of(
+        "hystar_fast/ops/svd_linear/materialised.py",
+        "tests/ops/test_svd_linear.py",
+        samples_left_in_the_order_of_their_styles=("order.argsort(), out=", "order, out="),
+    ),
+    *_of(
+        "hystar_fast/ops/svd_linear/cpu.py",
+        "tests/ops/test_svd_linear.py",
+        gradient_of_a_repeated_index_overwritten=("index_add_(0, index, sums)", "index_copy_(0, index, sums)"),
+        scale_rounded_to_bfloat16=("torch.addcmul(h * low, h, high, out=out)", "torch.mul(h, high, out=out)"),
+    ),
+    *_of(
+        "hystar_fast/ops/svd_linear/api.py",
+        "tests/ops/test_svd_linear_dispatch.py",
+        "tests/ops/test_svd_linear.py",
+        weight_gradient_summed_in_float16=("not (needs_dscale and x.dtype == torch.float16)", "True"),
+    ),
     # nn
     *_of(
         "hystar_fast/nn/fast_svd_linear.py",

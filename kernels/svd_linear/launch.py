@@ -1,4 +1,4 @@
-"""What the launches of svd_linear's kernels share: the scales as an argument, tensor descriptors, the sum of dscale."""
+"""Parts of the launches of svd_linear's kernels: the scales as an argument, tensor descriptors, the sum of dscale."""
 
 from __future__ import annotations
 

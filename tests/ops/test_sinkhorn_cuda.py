@@ -102,7 +102,7 @@ def test_a_mask_forbids_what_it_covers_whatever_lies_there(host: Host, streaming
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("size", [9, 40, 70])
-def test_problems_without_a_plan_keep_to_themselves(host: Host, size: int, streaming: bool) -> None:
+def test_problems_without_a_plan_do_not_affect_others(host: Host, size: int, streaming: bool) -> None:
     cost = torch.rand(6, size, size)
     cost[0, 3, :] = math.inf
     cost[1, :, 4] = math.inf

@@ -95,8 +95,8 @@ def test_a_mask_forbids_what_it_covers_whatever_lies_there(host: Host) -> None:
     check(host(cost, 0.1, 8, mask=mask), cost.masked_fill(mask, 0), 0.1, 8, mask=mask.expand(2, -1, -1))
 
 
-def test_problems_without_a_plan_keep_to_themselves(host: Host) -> None:
-    """What decides lies in either block: empty rows, an empty column, NaN, too few columns for many rows."""
+def test_problems_without_a_plan_do_not_affect_others(host: Host) -> None:
+    """The cause lies in either block: empty rows, an empty column, NaN, too few columns for many rows."""
     size = 140
     cost = torch.rand(7, size, size)
     cost[0, 3], cost[1, 137] = math.inf, math.inf

@@ -218,7 +218,7 @@ def test_the_op_hands_over_what_the_kernels_take(
 
 
 def test_the_emulation_has_the_extension_s_signatures() -> None:
-    """Which takes pointers: one argument more or less would read wild memory."""
+    """Both take pointers: one argument more or less would read memory of something else."""
     counts = {"workspace": 3, "forward": 16, "has_gradient": 2}
     counts |= {"unrolled_workspace": 4, "unrolled_backward": 12, "implicit_backward": 9}
     assert argument_counts("sinkhorn_cuda_") in ({}, {f"sinkhorn_cuda_{name}": count for name, count in counts.items()})

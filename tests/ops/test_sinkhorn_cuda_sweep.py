@@ -129,7 +129,7 @@ def test_a_mask_forbids_what_it_covers_whatever_lies_there(host: Host, m: int) -
 
 
 @pytest.mark.parametrize("tol", [0.0, 1e-3])
-def test_problems_without_a_plan_keep_to_themselves(host: Host, tol: float) -> None:
+def test_problems_without_a_plan_do_not_affect_others(host: Host, tol: float) -> None:
     size = 40
     cost = torch.rand(7, size, size)
     cost[0, 3], cost[1, 37] = math.inf, math.inf

@@ -217,7 +217,7 @@ def test_without_negatives_loss_and_gradients_are_zero(gamma: float | str, weigh
 
 
 def test_one_dimension_has_no_gradient() -> None:
-    """In one dimension every cosine is 1 or -1 and nothing can turn."""
+    """Every cosine is 1 or -1 in one dimension, whatever the lengths."""
     query, target = torch.tensor([[1.0], [-2.0], [3.0]]), torch.tensor([[1.0], [1.0], [-1.0]])
     loss, dquery, dtarget = run(style_nce, query, target)
     torch.testing.assert_close(loss, ref.style_nce(query, target, reduction="none"))

@@ -120,7 +120,7 @@ def test_many_python_threads_at_once() -> None:
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_gradient_by_finite_differences(weights: str, path: str) -> None:
-    """In float64, along a random direction, where the weights cannot change: uniform, or one negative a row."""
+    """Differentiate in float64 along a random direction; uniform weights or one negative, which cannot change."""
     query, target = make_pair(7 if weights == "uniform" else 2, 5, torch.float64)
     mask = same_class(7, 3) if weights == "uniform" else None
     turn = [torch.randn_like(tensor) for tensor in (query, target)]

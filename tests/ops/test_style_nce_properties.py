@@ -1,4 +1,4 @@
-"""What style_nce must satisfy whatever the embeddings: closed forms, symmetries, InfoNCE, the order of the weights."""
+"""Properties of style_nce for any embeddings: closed forms, symmetries, InfoNCE, the order of the weights."""
 
 from __future__ import annotations
 

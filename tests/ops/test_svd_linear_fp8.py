@@ -244,7 +244,7 @@ def test_an_older_gpu_is_an_error(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [*SVD_LINEAR, (3, 257, 1024, 3072, 1024)], ids=str)
 def test_on_a_gpu(shape: tuple[int, int, int, int, int], dtype: torch.dtype, kind: str) -> None:
-    """What runs is what is emulated, but for sums in another order and the few values they round another way."""
+    """The GPU computes what is emulated, but sums in another order, so a few values round differently."""
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("needs a GPU with fp8 tensor cores")
     cpu = make_inputs(*shape, kind, dtype)

@@ -65,7 +65,7 @@ def test_the_path_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_torch_path_of_cuda(dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What float64 and full float32 run on a GPU, here on CPU tensors."""
+    """Run the path that float64 and full float32 take on a GPU, on CPU tensors."""
     from contextlib import nullcontext
 
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())

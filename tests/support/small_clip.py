@@ -44,7 +44,7 @@ def small_config(directory: Path, **fields: Any) -> HystarConfig:
 
 
 def spy_on_blocks(backbone: TowerBackbone, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], list[Tensor]]:
-    """What every visual block is given and what it makes, block after block, as long as `monkeypatch` holds."""
+    """Record the input and the output of every visual block, in order, until `monkeypatch` is undone."""
     run_block, seen, made = backbone.tower.run_block, [], []
 
     def spy(block: Any, x: Tensor, *offsets: Tensor | None) -> Tensor:

@@ -82,7 +82,7 @@ def check_case(dtype: torch.dtype, kind: str, case: tuple[int, int, int, int, in
 
 
 def check_subsets(dtype: torch.dtype) -> list[str]:
-    """What is left out (h, dg, dscale) changes nothing of what is computed."""
+    """Leaving out a result (h, dg, dscale) does not change the others."""
     x, dy, u, vh = (torch.randn(shape).to(dtype) for shape in ((90, 40), (90, 56), (56, 72), (72, 40)))
     modulation, options = Modulation(torch.randn(2, 72), None, 45), {"gpu": GPU, "tile": POINTERS}
     g, h = gemm.forward(x, vh, modulation, keep_h=True, **options)
