@@ -28,7 +28,13 @@ _CSRC = ("csrc/sinkhorn", "csrc/cpu", "csrc/constants.h")
 STEMS = {
     "svd_linear": ("kernels", "hystar_fast/ops/svd_linear*", "hystar_fast/ref/svd_linear*"),
     "sinkhorn": (*_CSRC, "hystar_fast/ops/sinkhorn*", "hystar_fast/ref/sinkhorn*"),
-    "style_nce": ("csrc/style_nce", *_CSRC, "hystar_fast/ops/style_nce*", "hystar_fast/ops/sinkhorn*"),
+    "style_nce": (
+        "csrc/style_nce",
+        *_CSRC,
+        "hystar_fast/ops/style_nce*",
+        "hystar_fast/ops/sinkhorn*",
+        "hystar_fast/ref/*",
+    ),
     "model": ("kernels", "csrc", "hystar_fast/ops", "hystar_fast/nn", "hystar_fast/models"),
     "ceiling": ("bench/bench_ceiling.py",),
 }
@@ -37,7 +43,8 @@ STEMS = {
 def sources(op: str, device: str) -> tuple[str, ...]:
     """Return the sources that a measurement of `op` on `device` depends on, as git pathspecs."""
     other = "cpu" if device == "cuda" else "cuda"
-    return (*STEMS[op], *_SHARED, f":!csrc/*{other}*", f":!hystar_fast/ops/*{other}*")
+    unused = (f":!csrc/*{other}*", f":!hystar_fast/ops/*{other}*", *((":!kernels",) if device == "cpu" else ()))
+    return (*STEMS[op], *_SHARED, *unused)
 
 
 def git(*arguments: str) -> str:

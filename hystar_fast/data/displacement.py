@@ -28,7 +28,7 @@ def place_randomly(images: Tensor, jitter: float, generator: torch.Generator) ->
 
 
 def draw_placements(count: int, jitter: float, generator: torch.Generator) -> Tensor | None:
-    """Draw [count, 3]: the change of size, and the shift across and down in sides; None if `jitter` is 0."""
+    """Draw [count, 3]: change of size (above 0 shrinks), shift left and up in sides; None if `jitter` is 0."""
     if not 0 <= jitter < 1:
         raise ValueError(f"jitter must be at least 0 and below 1, got {jitter}")
     return None if jitter == 0 else (2 * torch.rand(count, 3, generator=generator) - 1) * jitter
@@ -48,7 +48,8 @@ def place(images: Tensor, placements: Tensor | None) -> Tensor:
 def displace(images: ImageSet, jitter: float, seed: int = 0) -> ImageSet:
     """Return the data set with every query picture placed at random; the gallery is unchanged.
 
-    A query's placement depends on the seed, its style and its gallery picture alone, so every method sees the same.
+    The placements depend on the seed and on the data set (its styles and its gallery), so every method sees the same
+    queries.
     """
     generator = torch.Generator().manual_seed(seed)
     row = {record.instance: i for i, record in enumerate(images.gallery)}

@@ -1,4 +1,4 @@
-"""The embedded drawings: 1,561 emoji concepts drawn in six styles by four vendors, with captions and fixed splits.
+"""The embedded drawings: 1,561 emoji concepts drawn in up to six styles by four vendors, with captions and splits.
 
 Images and captions come from the packages listed in ``hystar_fast/data/emoji/LICENSES.txt`` (MIT, Apache-2.0,
 CC BY 4.0 and OFL-1.1). Each style is one montage of 64-pixel RGB tiles on white. ``photo3d``, ``flat`` and ``sketch``

@@ -140,6 +140,33 @@ def test_every_command_of_a_page_is_valid(page):
     assert {shlex.join(c): fault for c in shell_commands(page) if (fault := fault_of(c)) is not None} == {}
 
 
+INLINE = re.compile(r"`hystar-fast ((?!-)[^`\n…]+)`")
+
+
+def unknown_command(words: list[str]) -> str | None:
+    """Return the fault of the command that the words begin with, whatever options follow; None if it exists."""
+    level: Any = typer.main.get_command(app)
+    for word in words:
+        if word.isupper() or not hasattr(level, "commands"):  # COMMAND stands for any of them
+            break
+        if word not in level.commands:
+            return f"there is no command {word!r}"
+        level = level.commands[word]
+    return None
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_every_command_within_a_sentence_exists(page):
+    found = [shlex.split(text) for text in INLINE.findall(page.read_text(encoding="utf-8"))]
+    assert {" ".join(words): fault for words in found if (fault := unknown_command(words)) is not None} == {}
+
+
+def test_an_unknown_command_within_a_sentence_is_found():
+    assert [shlex.split(text) for text in INLINE.findall("see `hystar-fast compare`")] == [["compare"]]
+    assert unknown_command(["compare"]) == "there is no command 'compare'"
+    assert unknown_command(["experiments", "compare", "--output", "runs"]) is None
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_of_commands_or_code_has_a_language(page):
     assert [text for kind, text in blocks(page) if not kind and OURS.search(text)] == []

@@ -208,10 +208,11 @@ def svd_linear(
 
 def status() -> list[OpStatus]:
     """Return the implementation of svd_linear on each device."""
-    problem = cuda.triton_problem()
+    plain = "torch: two GEMMs around one multiply"
+    problem = cuda.triton_problem() or ("" if torch.cuda.is_available() else "torch sees no CUDA GPU")
     return [
-        OpStatus("svd_linear", "cpu", "torch: two GEMMs around one multiply"),
-        OpStatus("svd_linear", "cuda", "torch: two GEMMs around one multiply" if problem else "triton", problem or ""),
+        OpStatus("svd_linear", "cpu", plain),
+        OpStatus("svd_linear", "cuda", plain if problem else "triton", problem),
     ]
 
 
