@@ -54,7 +54,7 @@ def train_on_classes(
         raise ValueError(f"labels must be of at least 2 classes, got {len(present)}")
     groups = parameter_groups(method.parameter_groups(), recipe.learning_rates, recipe.weight_decay)
     if not groups:
-        raise ValueError(f"method {method.name!r} has nothing to train")
+        raise ValueError(f"method must have trainable parameters, got {method.name!r}")
     trainable = [p for group in groups for p in group["params"]]
     optimizer = AdamW(groups)
     device = torch.device(device)

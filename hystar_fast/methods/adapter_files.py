@@ -37,14 +37,14 @@ def save_method(method: Method, directory: str | Path) -> None:
         directory: is created if needed.
 
     Raises:
-        ValueError: the method has nothing to train, or was not built from a configuration; `directory` is a file.
+        ValueError: the method has no trainable parameters or no configuration, or `directory` is a file.
     """
     if isinstance(method, HystarMethod):
         method.model.save_pretrained(directory)
         return
     tensors = method.trained_parameters()
     if not tensors:
-        raise ValueError(f"method {method.name!r} has nothing to train, so there is nothing to save")
+        raise ValueError(f"method must have trainable parameters to save, got {method.name!r}")
     if method.config is None:
         raise ValueError(f"method {method.name!r} must be built by create_method to be saved: it has no configuration")
     description = {

@@ -61,9 +61,9 @@ class Method(ABC):
         """Return the training loss of unit vectors [N, D]; row i of `target` is the match of row i of `query`.
 
         Raises:
-            TypeError: the system has nothing to train.
+            TypeError: the method has no trainable parameters.
         """
-        raise TypeError(f"method {self.name!r} has nothing to train")
+        raise TypeError(f"method must have trainable parameters, got {self.name!r}")
 
     def train(self, mode: bool = True) -> None:
         """Switch `modules` between training and evaluation."""

@@ -191,7 +191,7 @@ def test_training_draws_pictures_to_the_names_of_their_classes(tmp_path):
         assert len(rows) == len(set(rows)) == 3
     with pytest.raises(ValueError, match="at least 2 classes"):
         train_on_classes(method, pictures, labels * 0, classes, Recipe({"last_block": 1e-3}, steps=1))
-    with pytest.raises(ValueError, match="nothing to train"):
+    with pytest.raises(ValueError, match="must have trainable parameters"):
         train_on_classes(create_method("frozen", config), pictures, labels, classes, Recipe({}, steps=1))
 
 

@@ -132,7 +132,7 @@ def test_other_weights_are_refused_and_moved_ones_are_not(config, images, tmp_pa
 
 def test_what_has_nothing_to_save_says_so(config, tmp_path):
     for name in ("frozen", "pixels"):
-        with pytest.raises(ValueError, match=f"method '{name}' has nothing to train"):
+        with pytest.raises(ValueError, match=f"method must have trainable parameters to save, got '{name}'"):
             save_method(create_method(name, config), tmp_path)
     with pytest.raises(TypeError, match="tokens"):
         create_method("vpt", config, settings={"tokens": 2})

@@ -73,7 +73,7 @@ def test_names_texts_and_groups(name, config):
         assert not texts.requires_grad
     assert set(groups) == set(TINY_GRID[name][0]) if name in DEMO_TRAINED else groups == {}
     if name not in DEMO_TRAINED:
-        with pytest.raises(TypeError, match=f"method '{name}' has nothing to train"):
+        with pytest.raises(TypeError, match=f"method must have trainable parameters, got '{name}'"):
             method.loss(torch.eye(2), torch.eye(2))
 
 
