@@ -155,5 +155,5 @@ def test_an_indivisible_batch_and_a_missing_device_are_rejected() -> None:
     with pytest.raises(ValueError, match="device must be auto, cpu or cuda, got 'tape'"):
         select_device("tape")
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="'cuda' needs a GPU that torch can use, and there is none"):
+        with pytest.raises(ValueError, match="device must be cpu or auto where torch finds no GPU, got 'cuda'"):
             select_device("cuda")
