@@ -34,7 +34,7 @@ def train_on_classes(
     cross-entropy over the classes of the batch, with the loss's weights for negatives.
 
     Args:
-        method: is left in evaluation mode.
+        method: the method to train; it is left in evaluation mode.
         pictures: uint8 [n, 3, H, W].
         labels: int64 [n], rows of `classes`.
         classes: [C, D] unit vectors, from :func:`hystar_fast.retrieval.zero_shot.class_embeddings`.
