@@ -13,7 +13,7 @@ from hystar_fast.methods.interface import Method
 
 
 class Linear(Method):
-    """Grey pixels through one matrix; a style vector (the mean colour) shifts the result; texts by length."""
+    """Grey pixels times one matrix, shifted by a style vector (the mean colour); a text is embedded by its length."""
 
     name = "linear"
 
