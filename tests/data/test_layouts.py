@@ -363,7 +363,7 @@ def test_a_malformed_table_is_rejected(tmp_path, text, found):
 
 
 def test_missing_data_is_reported(tmp_path):
-    with pytest.raises(ValueError, match=r"data must be emoji, dsr:<path>.*nothing at 'imagenet'"):
+    with pytest.raises(ValueError, match=r"data must be emoji, dsr:<path>.*'imagenet' does not exist"):
         open_images("imagenet")
     with pytest.raises(ValueError, match="Found: an empty folder"):
         open_images(str(tmp_path))

@@ -271,7 +271,7 @@ def test_the_command_rejects_bad_arguments(tmp_path):
         "eval", "--method", "pixels", "--protocol", "batch24", "--metrics", "R@10"
     )
     assert "must name its definition" in refused("eval", "--method", "pixels", "--metrics", "R@1,mAP@200")
-    assert "there is nothing at" in refused("eval", "--method", "pixels", "--data", "dsr:/nowhere")
+    assert "'/nowhere' does not exist" in refused("eval", "--method", "pixels", "--data", "dsr:/nowhere")
     assert "one category a line" in refused("eval", "--method", "pixels", "--categories", tmp_path)
     (tmp_path / "file").write_text("")
     assert "output must be a folder" in refused("eval", "--method", "pixels", "--output", tmp_path / "file")

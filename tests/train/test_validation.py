@@ -49,7 +49,7 @@ def test_one_common_name_does_not_make_instances(tmp_path):
 
 def test_a_share_that_holds_out_no_pair_is_rejected_before_training(tmp_path):
     source = f"pairs:{trees.pairs(tmp_path, [(f'q{i}.png', f't{i}.png') for i in range(4)])}"
-    with pytest.raises(ValueError, match=r"data\.validation = 1e-09 leaves no query for validation"):
+    with pytest.raises(ValueError, match=r"data\.validation must give queries for validation, got 1e-09"):
         open_training(DataSettings(source, validation=1e-9))
 
 
@@ -65,7 +65,10 @@ def dsr(root: Path) -> str:
     [
         ({"styles": ["cubism"]}, r"style must be one of \('images', 'art', 'sketch', 'mosaic'\) of DSR, got 'cubism'"),
         ({"styles": ["images"]}, "styles must be query styles, but 'images' is the gallery style"),
-        ({"validation": 1e-9}, "no query for validation: DSR has no picture of the gallery style"),
+        (
+            {"validation": 1e-9},
+            r"must give queries for validation, got 1e-09: DSR must have pictures of the gallery style",
+        ),
         (
             {"validation": "val"},
             r"data\.validation must be a split of DSR.*got 'val'.*Found: no val\.json, but train",
@@ -92,7 +95,7 @@ def test_no_picture_of_the_held_out_share_is_trained_on(tmp_path):
     assert {r.path for r in kept.records} == {r.path for r in images.records} - held
     assert trained.images.records == kept.records and len(trained) >= 2
     every = [(a, b) for a in ("x.png", "y.png", "z.png") for b in ("x.png", "y.png", "z.png") if a != b]
-    with pytest.raises(ValueError, match="leaves no picture of pairs to train on"):
+    with pytest.raises(ValueError, match=r"data\.validation must leave pictures of pairs to train on, got 0\.9"):
         open_training(DataSettings(f"pairs:{trees.pairs(tmp_path / 'all', every)}", validation=0.9))
 
 
