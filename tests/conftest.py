@@ -1,4 +1,4 @@
-"""Shared fixtures: a derandomised Hypothesis profile, a fixed seed, and the one marker that may skip a test."""
+"""Shared fixtures: a derandomised Hypothesis profile, a fixed seed, and the marker of tests that need a GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ settings.load_profile("hystar_fast")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything that `requires_cuda` is selected by ``-m gpu``."""
+    """Mark every test that has `requires_cuda` with ``gpu``, so that ``-m gpu`` selects it."""
     for item in items:
         if requires_cuda.mark in item.iter_markers("skipif"):
             item.add_marker("gpu")
@@ -30,12 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
+    """Seed torch before every test."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
-    """The CUDA Sinkhorn's block algorithms on the CPU, compiled once a session."""
+    """Compile the block algorithms of the CUDA Sinkhorn for the CPU, once a session."""
     return Host(tmp_path_factory.mktemp("cuda_host"))
 
 
@@ -50,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def triton36(pytestconfig: pytest.Config) -> Path:
-    """The folder of Triton 3.6, for the PYTHONPATH of a subprocess."""
+    """Return the folder of Triton 3.6, for the PYTHONPATH of a subprocess."""
     folder = (pytestconfig.rootpath / pytestconfig.getoption("--triton36")).resolve()
     if not (folder / "triton" / "__init__.py").is_file():
         pytest.fail(f"no Triton 3.6 in {folder}: `make test` installs it there (or pass --triton36 PATH)")

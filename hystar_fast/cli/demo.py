@@ -1,4 +1,4 @@
-"""``hystar-fast demo``: train on the embedded drawings, compare on held-out concepts, and write everything found."""
+"""``hystar-fast demo``: train on the embedded drawings, compare on held-out concepts, and write the results."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def _draw_answers(run: _Run, methods: dict[str, Method]) -> None:
 
 
 def _draw_map(run: _Run) -> None:
-    """Draw where the held-out drawings lie in the frozen backbone and in Hystar, by style."""
+    """Draw the embeddings of the held-out drawings in the frozen backbone and in Hystar, by style."""
     gallery_style = run.test.gallery_style
     panels = {
         name: {

@@ -33,7 +33,7 @@ class EvalSettings:
         output: folder for ``results.json``.
         adapter: the adapter folder of a trained method; used if `method` is None.
         method: the name of a method without training.
-        backbone, weights: of `method`, or the new place of the adapter's; None for the tiny one, or the adapter's own.
+        backbone, weights: of `method`, by default the tiny backbone; or the new path of the adapter's backbone.
         data: see :func:`hystar_fast.data.open.open_images`.
         split: "val" or "test"; data without splits (folders, pairs, shards) is used as a whole.
         task, protocol: see :func:`hystar_fast.retrieval.evaluate.evaluate`.
@@ -64,7 +64,7 @@ def run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
     """Evaluate, print the table, write ``results.json`` and return its content.
 
     Raises:
-        ValueError: something in the settings, the data set or the adapter cannot be used.
+        ValueError: a setting is out of range, or the data set or the adapter cannot be read.
     """
     if settings.split not in ("val", "test"):
         raise ValueError(f"split must be 'val' or 'test', got {settings.split!r}")

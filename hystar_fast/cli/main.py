@@ -51,8 +51,8 @@ app = typer.Typer(
 )
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"hystar-fast {hystar_fast.__version__}")
         raise typer.Exit
 
@@ -87,16 +87,18 @@ def demo(
 @clear_errors()
 def search(
     query: Annotated[Path | None, typer.Option(help="A picture: a sketch, a drawing, a thumbnail.")] = None,
-    text: Annotated[str | None, typer.Option(help="Words, instead of a picture.")] = None,
+    text: Annotated[str | None, typer.Option(help="A text query, instead of a picture.")] = None,
     index: Annotated[Path, typer.Option("--index", "--demo", help="A folder that demo or embed wrote.")] = Path(
         "runs/demo"
     ),
-    top: Annotated[int, typer.Option(min=1, help="How many answers.")] = 5,
-    picture: Annotated[Path | None, typer.Option(help="Also draw the query and its answers into this PNG.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Number of results.")] = 5,
+    picture: Annotated[Path | None, typer.Option(help="Also draw the query and its results into this PNG.")] = None,
 ) -> None:
     """Find pictures for a picture or words in a gallery that demo or embed indexed."""
     if (query is None) == (text is None):
-        raise ValueError("give exactly one of --query and --text")
+        raise ValueError(
+            f"exactly one of --query and --text must be given, got {'neither' if text is None else 'both'}"
+        )
     if query is not None and not query.is_file():
         raise ValueError(f"--query must be an image file, but {query} does not exist or is not a file")
     from hystar_fast.index.search import Searcher

@@ -1,4 +1,4 @@
-"""Shift and scale pictures at random: to augment training pairs, and to test how much a result owes to placement."""
+"""Shift and scale pictures at random: to augment training pairs, and to evaluate on displaced queries."""
 
 from __future__ import annotations
 

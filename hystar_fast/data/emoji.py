@@ -180,7 +180,7 @@ class EmojiStyles:
         self._check_style(style)
         self.concept(concept_id)
         if concept_id in self._missing[style]:
-            raise ValueError(f"concept_id {concept_id!r} has no drawing in style {style!r}")
+            raise ValueError(f"concept_id must have a drawing in style {style!r}, got {concept_id!r}")
         row, column = divmod(self._position[concept_id], self._columns)
         return _montage(style)[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE].copy()
 

@@ -67,8 +67,8 @@ def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet
         found = _strokes(root / empty[0]) or f"no <category>/<picture> below {empty[0]}/"
         raise layout_error("style folders", root, LAYOUT, found)
     photos = {(path.parent.name, path.stem) for path in listed[gallery]}
-    asked = {path.parent.name for style in listed if style != gallery for path in listed[style]}
-    if not asked & {category for category, _ in photos}:
+    queried = {path.parent.name for style in listed if style != gallery for path in listed[style]}
+    if not queried & {category for category, _ in photos}:
         raise layout_error("style folders", root, LAYOUT, f"no category of {gallery}/ in any other style")
     records = [
         Record(path.as_posix(), style, path.parent.name, _instance(path, photos))

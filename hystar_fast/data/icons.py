@@ -77,7 +77,7 @@ def load_icons(root: str | Path, split: str = "test", gallery_style: str | None 
         width = icon.get("width", family.get("width", 16))
         found = render(icon["body"], width, icon.get("height", family.get("height", width)), SIDE)
         if found is None:
-            raise ValueError(f"{record.path} cannot be rendered")
+            raise ValueError(f"record must be an icon that can be rendered, got {record.path}")
         return Image.fromarray(found)
 
     return ImageSet(family.get("prefix", root.name), gallery, tuple(records), read, has_splits=True)

@@ -64,7 +64,7 @@ def is_hidden(name: str) -> bool:
 
 
 def unsupported_reason(path: PurePath) -> str:
-    """Say why a file of `UNSUPPORTED_SUFFIXES` is skipped."""
+    """Return the reason why a file of `UNSUPPORTED_SUFFIXES` is skipped."""
     return f"an image in an unsupported format, {path.suffix.lower()}"
 
 

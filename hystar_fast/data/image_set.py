@@ -1,7 +1,7 @@
-"""The form of every data set: records of a picture's place, style, category, instance and caption.
+"""The representation of every data set: records of a picture's path, style, category, instance and caption.
 
 A loader lists records and opens text files only. Pictures are read in batches when they are needed. A picture that
-cannot be read is skipped, named and counted (`Skipped`), so that results on an incomplete data set say so.
+cannot be read is skipped and listed (`Skipped`), so that results state how many pictures are missing.
 """
 
 from __future__ import annotations
@@ -60,10 +60,9 @@ class ImageSet:
         gallery_style: the style of the gallery; pictures of every other style are queries.
         records: all pictures, in the order of the data set.
         read: opens the picture of a record; ValueError if that is not possible.
-        skipped: what the loader left out.
+        skipped: files that the loader excluded, with reasons.
         classes: the categories in the data set's own order, where it has one.
-        has_splits: whether the data set says which pictures are for training and which for testing. If not, every
-            split is the whole data set.
+        has_splits: whether the data set defines a training and a test split. If not, every split is the whole data set.
         headline_styles: the query styles whose mean is the headline figure; empty for all of them.
         unseen_categories: categories that are never in the training split.
         templates: sentences for the name of a category, each with one ``{}``.
@@ -115,7 +114,7 @@ class ImageSet:
         """
         found = tuple(record for record in self.records if record.style == style)
         if not found and style == self.gallery_style:
-            raise ValueError(f"{self.name} has no picture of the gallery style {style!r} in this part")
+            raise ValueError(f"{self.name} must have pictures of the gallery style {style!r} in this part, got none")
         if not found:
             raise ValueError(f"style must be one of {self.styles} of {self.name}, got {style!r}")
         return found

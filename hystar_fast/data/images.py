@@ -1,10 +1,10 @@
 """Read pictures: decode a file to RGB, resize it to the input of a model, and normalise it.
 
-Every picture takes this one way, whether it is for training, evaluation, an index or a search::
+Training, evaluation, indexing and search all read a picture by the same steps::
 
     load_image (file -> RGB)  ->  resize (RGB -> uint8 [3, H, W])  ->  normalise (uint8 -> the model's input)
 
-The last two are stated by each backbone; its `preprocess` is one after the other.
+Each backbone defines `resize` and `normalise`; its `preprocess` applies one after the other.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _with_8_bits(image: Image.Image, name: str) -> Image.Image:
 
 
 class Resize(Protocol):
-    """Makes a tensor of one size of an RGB picture of any size."""
+    """A function from an RGB picture of any size to a tensor of one size."""
 
     @property
     def size(self) -> tuple[int, int]:

@@ -48,7 +48,7 @@ def open_images(
     path = Path(place)
     if kind != "emoji" and not path.exists():
         kinds = ", ".join(f"{kind}:<path>" for kind in KINDS[1:])
-        raise ValueError(f"data must be emoji, {kinds} or a path, but there is nothing at {place!r}")
+        raise ValueError(f"data must be emoji, {kinds} or a path, but {place!r} does not exist")
     kind = kind or _recognised(path, split)
     if gallery_style is not None and kind in _FIXED_GALLERY:
         raise ValueError(

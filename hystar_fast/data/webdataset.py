@@ -38,7 +38,7 @@ class _Place:
 
 
 def load_webdataset(path: str | Path, gallery_style: str | None = None) -> ImageSet:
-    """List the members of WebDataset shards; pictures are read from where they stand in the tar.
+    """List the members of WebDataset shards; pictures are read directly from the tar files.
 
     If a key has several pictures of one style, the first is used and the others are counted in `ImageSet.skipped`, as
     are pictures in unsupported formats. If a tar has two members of one name, the later one counts, as in any tar.

@@ -58,7 +58,7 @@ def draw_sheet(number: int, methods: Mapping[str, Method], settings: ExperimentS
         skipped: list[Skipped] = []
         gallery = embed_records(method, images, images.of_style(images.gallery_style), skipped)
         if not gallery.records:
-            raise ValueError(f"the gallery of {images.name} has no picture that can be read")
+            raise ValueError(f"the gallery must have readable pictures, got none in {images.name}")
         answers[name] = [
             first_answers(
                 gallery, images, query, query_vector(method, images, query), _ANSWERS, by_category=sheet.by_category

@@ -46,7 +46,7 @@ def base_to_new(images: ImageSet) -> BaseToNew:
     held = {str(record.category) for record in images.records}
     classes = [name for name in images.classes if name in held] or sorted(held)
     if len(classes) < 4:
-        raise ValueError(f"base-to-new needs at least 4 classes, {images.name} has {len(classes)}")
+        raise ValueError(f"data.classes must have at least 4 classes, got {len(classes)} in {images.name}")
     middle = (len(classes) + 1) // 2
     base, new = tuple(classes[:middle]), tuple(classes[middle:])
     test = images.of_style(TEST)

@@ -34,7 +34,7 @@ def train_on_classes(
     cross-entropy over the classes of the batch, with the loss's weights for negatives.
 
     Args:
-        method: is left in evaluation mode.
+        method: the method to train; it is left in evaluation mode.
         pictures: uint8 [n, 3, H, W].
         labels: int64 [n], rows of `classes`.
         classes: [C, D] unit vectors, from :func:`hystar_fast.retrieval.zero_shot.class_embeddings`.
@@ -54,7 +54,7 @@ def train_on_classes(
         raise ValueError(f"labels must be of at least 2 classes, got {len(present)}")
     groups = parameter_groups(method.parameter_groups(), recipe.learning_rates, recipe.weight_decay)
     if not groups:
-        raise ValueError(f"method {method.name!r} has nothing to train")
+        raise ValueError(f"method must have trainable parameters, got {method.name!r}")
     trainable = [p for group in groups for p in group["params"]]
     optimizer = AdamW(groups)
     device = torch.device(device)

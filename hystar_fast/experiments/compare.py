@@ -125,9 +125,11 @@ def _check(names: Sequence[str], settings: ExperimentSettings, styles: Sequence[
         if unknown:
             raise ValueError(f"styles must be some of {(*styles,)} with - between, got {unknown[0]!r} in {name!r}")
         if replace(settings.config(), **variant.changes).lacks_style_weights:
-            raise ValueError(f"{name} needs weights of VGG: +style_pretrained=<a torchvision weights name or a file>")
+            raise ValueError(
+                f"style_pretrained must be a torchvision weights name or a file for style=vgg, got none in {name!r}"
+            )
     if len(set(names)) < len(names):
-        raise ValueError(f"methods must not repeat a name, got {', '.join(names)}")
+        raise ValueError(f"methods must be different names, got {', '.join(names)}")
     check_output(settings.output)
 
 

@@ -45,7 +45,7 @@ def run_few_shot(settings: ExperimentSettings, console: Console, output: Path | 
         output: folder for ``few_shot.json``; by default that of the settings.
 
     Raises:
-        ValueError: something in the settings or the data cannot be used.
+        ValueError: unknown methods, a bad tuning file, or data without enough classes or readable pictures.
     """
     chosen, folder = settings.few_shot, output or settings.output
     unknown = [name for name in chosen.methods if name not in CLASSIFIERS]
@@ -125,7 +125,7 @@ def _rates(settings: ExperimentSettings) -> dict[str, tuple[Rates, str]]:
         raise ValueError(f"few_shot.tuning must be a tuning.json with chosen rates, got {path}: {error!r}") from error
     missing = [name for name in settings.few_shot.methods if name in rates and name not in chosen]
     if missing:
-        raise ValueError(f"few_shot.tuning must have rates for {', '.join(missing)}, but {path} has none")
+        raise ValueError(f"few_shot.tuning must have rates for {', '.join(missing)}, got none in {path}")
     return {name: (found, f"chosen in {path}") for name, found in chosen.items()}
 
 
@@ -142,7 +142,7 @@ def _train(
     read = list(read_images(images, shots, method.resize, skipped))
     rows = [row for batch, _ in read for row in batch]
     if not rows:
-        raise ValueError(f"no training picture of {images.name} can be read")
+        raise ValueError(f"data.classes must have readable training pictures, got none in {images.name}")
     labels = torch.tensor([parts.base.index(str(shots[row].category)) for row in rows])
     pictures = torch.cat([batch for _, batch in read])
     recipe = Recipe(rates, steps=settings.few_shot.steps, batch_size=settings.training.batch_size, seed=seed)
@@ -158,7 +158,7 @@ def _classify(method: Method, images: ImageSet, parts: BaseToNew, skipped: list[
         classes = class_embeddings(method, names, images.templates)
         tested = embed_records(method, images, records, skipped)
         if not tested.records:
-            raise ValueError(f"no test picture of {images.name} can be read")
+            raise ValueError(f"data.classes must have readable test pictures, got none in {images.name}")
         wanted = torch.tensor([names.index(str(record.category)) for record in tested.records])
         found.append(is_correct(tested.vectors, classes, wanted))
     return found[0], found[1]

@@ -36,7 +36,7 @@ def run_figures(numbers: Sequence[int], settings: ExperimentSettings, console: C
     """Draw figures into ``figure<n>.png``; methods that the output folder does not hold are trained first.
 
     Raises:
-        ValueError: a figure that is not available here, or settings that `compare` refuses.
+        ValueError: a figure that is not available here, or settings that `compare` rejects.
     """
     unknown = [number for number in numbers if number not in FIGURES]
     if unknown:
@@ -53,7 +53,7 @@ def run_figures(numbers: Sequence[int], settings: ExperimentSettings, console: C
 
 
 def _draw_embeddings(settings: ExperimentSettings, console: Console, path: Path) -> None:
-    """Figure 3: queries by style and by class, in the frozen backbone, FreestyleRet and Hystar."""
+    """Draw Figure 3: queries by style and by class, in the frozen backbone, FreestyleRet and Hystar."""
     images = _sample(open_splits(settings).test, settings)
     compare(settings.with_training(seeds=1), console, _METHODS)
     queries = [record for style in images.query_styles for record in images.of_style(style)]
@@ -61,7 +61,7 @@ def _draw_embeddings(settings: ExperimentSettings, console: Console, path: Path)
     for name in _METHODS:
         found = embed_records(trained_method(name, 0, settings), images, queries, [])
         if not found.records:
-            raise ValueError(f"no query picture of {images.name} can be read")
+            raise ValueError(f"data.source must have readable query pictures, got none in {images.name}")
         rows["style"][name] = Cloud(found.vectors, [record.style for record in found.records])
         rows["class"][name] = Cloud(found.vectors, [record.category or "no category" for record in found.records])
     projection = settings.run.projection
@@ -80,13 +80,15 @@ def _sample(images: ImageSet, settings: ExperimentSettings) -> ImageSet:
 
 
 def _draw_mixtures(settings: ExperimentSettings, console: Console, path: Path) -> None:
-    """Figure 5: middle-block features of two styles and of their mixture, the mean of two pictures of one thing."""
+    """Draw Figure 5: middle-block features of two styles and of their mixture (the mean of two pictures)."""
     images = open_splits(settings).test
     styles = _MIXED_STYLES if images.name == "emoji" else images.query_styles[:2]
     pictured = [{r.instance: r for r in images.of_style(style) if r.instance is not None} for style in styles]
     both = [i for i in pictured[0] if all(i in found for found in pictured)][:_PICTURES] if len(styles) > 1 else []
     if not both:
-        raise ValueError(f"figure 5 needs two query pictures of one instance in two styles, and {images.name} has none")
+        raise ValueError(
+            f"data.source must have instances with queries in two styles for figure 5, got none in {images.name}"
+        )
     compare(settings.with_training(seeds=1), console, ("hystar",))
     panels = {}
     for name in ("frozen", "hystar"):
@@ -106,19 +108,21 @@ def _pictures(method: Method, images: ImageSet, records: Sequence[Record]) -> Te
     skipped: list[Skipped] = []
     found = [pictures for _, pictures in read_images(images, records, method.resize, skipped)]
     if skipped:
-        raise ValueError(f"{skipped[0].path} cannot be shown: {skipped[0].reason}")
+        raise ValueError(f"query pictures must be readable, got {skipped[0].path}: {skipped[0].reason}")
     return to_float(torch.cat(found))
 
 
 def _sweep(field: str, values: Sequence[float], symbol: str) -> Draw:
-    """Return Figure 6 or 7: R@1 of each headline style along a setting of StyleNCE; the rest is Hystar's."""
+    """Return a function that draws Figure 6 or 7: R@1 of each headline style along one setting of StyleNCE."""
 
     def draw(settings: ExperimentSettings, console: Console, path: Path) -> None:
         default = getattr(settings.config(), field)
         names = ["hystar" if value == default else f"hystar+{field}={value:g}" for value in values]
         record = compare(settings.with_training(tune_variants=False), console, names)
         if record["diverged"]:
-            raise ValueError(f"the training of {', '.join(record['diverged'])} diverged, so there is no curve")
+            raise ValueError(
+                f"every run of a curve must converge, got diverged runs of {', '.join(record['diverged'])}"
+            )
         rows = [record["summary"][name]["recall"]["all"] for name in names]
         data, seeds = record["data"], len(settings.seeds)
         curves = {style: _curve([row[style]["R@1"] for row in rows]) for style in data["headline"]}
@@ -135,7 +139,7 @@ def _curve(rows: Sequence[dict[str, Any]]) -> Curve:
 
 
 def _sheet(number: int) -> Draw:
-    """Return one of Figures 8 to 11: the first answers of the frozen backbone, FreestyleRet and Hystar."""
+    """Return a function that draws one of Figures 8 to 11: the first answers of three methods."""
 
     def draw(settings: ExperimentSettings, console: Console, path: Path) -> None:
         compare(settings.with_training(seeds=1), console, _METHODS)

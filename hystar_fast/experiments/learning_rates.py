@@ -1,4 +1,4 @@
-"""The learning rates that methods are tuned on, and those of the demo.
+"""Grids of learning rates for tuning, and the learning rates of the demo.
 
 Every trained method has the same number of settings. `tune` selects one by the mean R@1 of the headline styles on the
 validation part. The trials of the demo's rates are in docs/results/demo_tuning.json, and a test compares the two.

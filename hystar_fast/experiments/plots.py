@@ -67,7 +67,9 @@ def project(embeddings: Tensor, projection: str = "tsne", *, seed: int = 0) -> T
     if projection == "pca":
         return plane
     if len(embeddings) < 4:
-        raise ValueError(f"{PROJECTION_NAMES[projection]} needs at least 4 points, got {len(embeddings)}")
+        raise ValueError(
+            f"embeddings must be at least 4 points for {PROJECTION_NAMES[projection]}, got {len(embeddings)}"
+        )
     return (_tsne if projection == "tsne" else _umap)(embeddings.float(), plane, seed)
 
 
@@ -160,7 +162,7 @@ def draw_sweep(settings: Sequence[float], curves: Mapping[str, Curve], path: str
         colour = _cycle(len(curves))[number]
         places = [value * _OFFSET ** (number - (len(curves) - 1) / 2) for value in settings]
         if not len(curve.values) == len(curve.low) == len(curve.high) == len(settings):
-            raise ValueError(f"curves must have {len(settings)} points, {name!r} has {len(curve.values)}")
+            raise ValueError(f"curves must have {len(settings)} points, got {len(curve.values)} in {name!r}")
         below = [max(0.0, value - low) for value, low in zip(curve.values, curve.low, strict=True)]
         above = [max(0.0, high - value) for value, high in zip(curve.values, curve.high, strict=True)]
         axes.errorbar(places, curve.values, [below, above], fmt="none", ecolor=colour, alpha=0.45, capsize=3)

@@ -11,7 +11,7 @@ from hystar_fast.retrieval.ranks import QueryIds
 
 
 def read_earlier(path: Path, identity: Mapping[str, Any], entries: str) -> dict[str, Any]:
-    """Return what an earlier call left in a results file, or an empty list of entries if there is no file.
+    """Return the entries that an earlier call wrote to a results file, or an empty list if there is no file.
 
     Args:
         path: a JSON file.
@@ -30,12 +30,12 @@ def read_earlier(path: Path, identity: Mapping[str, Any], entries: str) -> dict[
         kept[entries] = list(kept[entries])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"run.output must not hold other files, but {path} is not a file of {entries}: {error!r}"
+            f"run.output must be a folder without other files, but {path} is not a file of {entries}: {error!r}"
         ) from error
     if different:
         raise ValueError(
-            f"run.output holds {entries} of other settings in {path} ({', '.join(different)}): give another folder or "
-            "remove the file"
+            f"run.output must be a folder without {entries} of other settings, got {path} with different "
+            f"{', '.join(different)}: give another folder or remove the file"
         )
     return kept
 

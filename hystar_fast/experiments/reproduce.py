@@ -43,7 +43,7 @@ def run_reproduce(numbers: list[int], settings: ExperimentSettings, console: Con
     All tables share the output folder, so a run that two tables need is computed once.
 
     Raises:
-        ValueError: a number without a table, or settings that `compare` refuses.
+        ValueError: a number without a table, or settings that `compare` rejects.
     """
     results = {}
     for paper in [paper_table(number) for number in numbers]:

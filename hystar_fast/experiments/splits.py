@@ -1,4 +1,4 @@
-"""The three parts of an experiment's data: training, validation and test, and how a method meets each of them."""
+"""The three parts of an experiment's data: training, validation and test, and training and evaluation on them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Splits:
 
     @property
     def cutoffs(self) -> Mapping[str, int]:
-        """The ranks that R@1 and R@5 look at."""
+        """The cut-off ranks of R@1 and R@5; under batch24 the published code counts more places."""
         if self.protocol != "batch24":
             return USUAL_CUTOFFS
         return dict(zip(USUAL_CUTOFFS, BATCH24_CUTOFFS.values(), strict=True))
@@ -92,7 +92,9 @@ def _open(data: Data) -> Splits:
         try:
             TrainingPairs(part, pairs.styles)
         except ValueError as error:
-            raise ValueError(f"the {name} part of {data.source} has no query: {error}") from error
+            raise ValueError(
+                f"data.source must have queries in its {name} part, got none in {data.source}: {error}"
+            ) from error
     return Splits(training, validation, test, pairs.styles, len(pairs), data.protocol)
 
 
@@ -109,7 +111,9 @@ def _divide(data: Data) -> tuple[ImageSet, ImageSet, ImageSet]:
             training, validation = hold_out(training, VALIDATION_SHARE)
     for part in (training, validation, test):
         if not part.gallery:
-            raise ValueError(f"{part.name} has too few pictures for training, validation and test")
+            raise ValueError(
+                f"data.source must have enough pictures for training, validation and test, got {part.name}"
+            )
     return training, validation, test
 
 
@@ -157,7 +161,9 @@ def validate_method(method: Method, settings: ExperimentSettings) -> Ranks:
     splits = open_splits(settings)
     found = evaluate(on_device(method, settings.device()), splits.validation, kinds=_kinds(splits.validation))
     if not found.ranks.by_kind:
-        raise ValueError(f"no validation query of {splits.validation.name} has a relevant item in the gallery")
+        raise ValueError(
+            f"data.source must have validation queries with a relevant item, got none in {splits.validation.name}"
+        )
     return found.ranks
 
 

@@ -50,7 +50,7 @@ def evaluate_task(
         console: prints the progress.
 
     Raises:
-        ValueError: the data has nothing for the task, or the folder holds evaluations of other settings.
+        ValueError: the data has no queries for the task, or the folder holds evaluations of other settings.
     """
     images, splits = _images(task, settings), open_splits(settings)
     gallery = len({r.category for r in images.records if r.category}) if task == CLASSIFY else len(images.gallery)
@@ -104,7 +104,7 @@ def _evaluate(job: _Job) -> tuple[dict[str, Any], dict[str, Any]]:
     ).ranks
     ranks = {kind: r for kind, r in found.by_kind.items() if not is_joint or kind.endswith((TEXT, _SUFFIX))}
     if is_joint and not any(kind.endswith(_SUFFIX) for kind in ranks):
-        raise ValueError(f"method {job.key['method']!r} or {images.name} has no text for joint queries")
+        raise ValueError(f"joint queries must have texts, got none from method {job.key['method']!r} or {images.name}")
     kept = Ranks(found.ids, ranks)
     entry = {**job.key, "ranks": {kind: values.tolist() for kind, values in kept.by_kind.items()}}
     ids = {**found.ids.to_dict(), "by_kind": {kind: found.ids.by_kind[kind].tolist() for kind in ranks}}

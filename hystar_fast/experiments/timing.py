@@ -38,10 +38,10 @@ def embedding_times(
 ) -> dict[str, Cost]:
     """Time untrained methods by name, on random pictures in batches of 16 that are on the device already.
 
-    The methods take turns, so that a slower machine slows all of them; a first turn warms up.
+    The methods are timed in turn, so that a change in the machine's speed affects all of them; a first turn warms up.
 
     Args:
-        methods: name -> function that builds it; the first time, a large Hystar takes minutes to factor its weights.
+        methods: name -> function that builds it; a large Hystar takes minutes to factor its weights the first time.
         device: where they run.
         console: shows the progress.
 

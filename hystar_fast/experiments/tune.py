@@ -1,4 +1,4 @@
-"""Tuning: the same number of trials for every trained method, judged on the validation part."""
+"""Tuning: the same number of trials for every trained method, evaluated on the validation part."""
 
 from __future__ import annotations
 

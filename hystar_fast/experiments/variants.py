@@ -74,7 +74,9 @@ class Variant:
         if loss is not None and loss not in LOSSES:
             raise ValueError(f"loss must be one of {LOSSES}, got {loss!r}")
         if method in UNTRAINED and (loss is not None or styles is not None):
-            raise ValueError(f"{method} is not trained, so it has no loss and no training styles, got {name!r}")
+            raise ValueError(
+                f"{method} must have no loss and no training styles, because it is not trained, got {name!r}"
+            )
         return cls(method, changes, loss, styles)
 
     @property

@@ -25,7 +25,7 @@ class Adapted(Frozen):
     """A frozen backbone with one group of trainable parameters in its image tower, named as the method.
 
     Args:
-        backbone: is changed in place.
+        backbone: the backbone to adapt; it is changed in place.
         criterion: loss of (query, target).
     """
 

@@ -34,19 +34,21 @@ def save_method(method: Method, directory: str | Path) -> None:
 
     Args:
         method: built by :func:`hystar_fast.methods.suite.create_method`.
-        directory: is created if needed.
+        directory: the folder to write; it is created if needed.
 
     Raises:
-        ValueError: the method has nothing to train, or was not built from a configuration; `directory` is a file.
+        ValueError: the method has no trainable parameters or no configuration, or `directory` is a file.
     """
     if isinstance(method, HystarMethod):
         method.model.save_pretrained(directory)
         return
     tensors = method.trained_parameters()
     if not tensors:
-        raise ValueError(f"method {method.name!r} has nothing to train, so there is nothing to save")
+        raise ValueError(f"method must have trainable parameters to save, got {method.name!r}")
     if method.config is None:
-        raise ValueError(f"method {method.name!r} must be built by create_method to be saved: it has no configuration")
+        raise ValueError(
+            f"method must be built by create_method to be saved, got {method.name!r} without a configuration"
+        )
     description = {
         "method": method.name,
         "settings": dict(method.settings),
@@ -80,7 +82,7 @@ def load_method(directory: str | Path, **changes: Any) -> Method:
     try:
         method = create_method(name, config, settings=settings)
     except TypeError as error:
-        raise ValueError(f"the description in {directory} has settings {settings} that {name!r} has not") from error
+        raise ValueError(f"settings must be those of {name!r}, got {settings} in {directory}") from error
     _check_weights(description["fingerprints"], method, directory)
     needed = method.trained_parameters()
     check_tensors(tensors, needed)

@@ -50,7 +50,7 @@ class AdaptFormer(Adapted):
     It starts as the frozen model. On ViT-L/14 a bottleneck of 40 is 1,991,616 parameters.
 
     Args:
-        backbone: is changed in place.
+        backbone: the backbone to adapt; it is changed in place.
         criterion: loss of (query, target).
         bottleneck: the width between W_down and W_up.
 

@@ -17,7 +17,7 @@ class Frozen(Method):
     """Zero-shot retrieval with an unchanged backbone.
 
     Args:
-        backbone: its parameters are frozen here.
+        backbone: the backbone to use; its parameters are frozen in place.
     """
 
     name = "frozen"

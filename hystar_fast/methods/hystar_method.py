@@ -1,4 +1,4 @@
-"""Hystar as a method of the harness."""
+"""Hystar behind the interface of all methods."""
 
 from __future__ import annotations
 

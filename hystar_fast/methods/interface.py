@@ -26,9 +26,9 @@ class Method(ABC):
         initialises_from_first_batch: whether the first forward pass in training initialises parameters from its batch.
         computes_style_in_encode: whether `encode_image` computes the style of its images in the same pass.
         modules: the modules that hold the parameters and are switched between training and evaluation.
-        resize: makes its input of a picture of any size.
-        config: the configuration it was built from, where there is one.
-        settings: what it was built with besides `config`.
+        resize: makes the method's input from a picture of any size.
+        config: the configuration it was built from; None if it was built without one.
+        settings: its arguments besides `config`, such as a rank.
         fingerprints: part -> hash of the frozen weights; an adapter file fits no other weights.
     """
 
@@ -61,9 +61,9 @@ class Method(ABC):
         """Return the training loss of unit vectors [N, D]; row i of `target` is the match of row i of `query`.
 
         Raises:
-            TypeError: the system has nothing to train.
+            TypeError: the method has no trainable parameters.
         """
-        raise TypeError(f"method {self.name!r} has nothing to train")
+        raise TypeError(f"method must have trainable parameters, got {self.name!r}")
 
     def train(self, mode: bool = True) -> None:
         """Switch `modules` between training and evaluation."""

@@ -36,7 +36,7 @@ class LoRA(Adapted):
     It starts as the frozen model.
 
     Args:
-        backbone: is changed in place.
+        backbone: the backbone to adapt; it is changed in place.
         criterion: loss of (query, target).
         parameters: how many parameters to train; the rank with the closest number is used.
         rank: the rank itself, instead of `parameters`.
@@ -57,7 +57,9 @@ class LoRA(Adapted):
     ) -> None:
         super().__init__(backbone, criterion)
         if (parameters is None) == (rank is None):
-            raise ValueError(f"lora needs either parameters or rank, got parameters={parameters} and rank={rank}")
+            raise ValueError(
+                f"exactly one of parameters and rank must be given, got parameters={parameters} and rank={rank}"
+            )
         for name, value in (("parameters", parameters), ("rank", rank)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

@@ -58,7 +58,7 @@ class VPT(Adapted):
     and take part in attention from the first step. On ViT-L/14, 32 prompts a block are 786,432 parameters.
 
     Args:
-        backbone: is changed in place.
+        backbone: the backbone to adapt; it is changed in place.
         criterion: loss of (query, target).
         prompts: tokens a block.
 

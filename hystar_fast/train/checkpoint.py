@@ -63,12 +63,14 @@ def load_checkpoint(path: str | Path, method: Method, optimizer: optim.Optimizer
 def _restore(path: Path, method: Method) -> dict[str, Any]:
     saved = read_checkpoint(path)
     if saved.get("method") != method.name:
-        raise ValueError(f"path {path} must be a checkpoint of method {method.name!r}, got {saved.get('method')!r}")
+        raise ValueError(
+            f"path must be a checkpoint of method {method.name!r}, got one of {saved.get('method')!r} in {path}"
+        )
     groups = method.parameter_groups()
     expected = {name: [tuple(p.shape) for p in group] for name, group in groups.items()}
     found = {name: [tuple(p.shape) for p in group] for name, group in saved["parameters"].items()}
     if expected != found:
-        raise ValueError(f"path {path} holds other parameters than method {method.name!r} has now")
+        raise ValueError(f"path must hold the parameters of method {method.name!r}, got others in {path}")
     with torch.no_grad():
         for name, group in groups.items():
             for parameter, value in zip(group, saved["parameters"][name], strict=True):
@@ -85,13 +87,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"path must be a checkpoint, but {path} does not exist")
     if not is_zipfile(path):
-        raise ValueError(f"path {path} is a damaged checkpoint: not the archive that torch.save writes")
+        raise ValueError(f"path must be a whole checkpoint, but {path} is damaged: not an archive of torch.save")
     try:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, UnpicklingError, EOFError, ValueError, OSError) as error:
-        raise ValueError(f"path {path} is a damaged checkpoint: {error}") from error
+        raise ValueError(f"path must be a whole checkpoint, but {path} is damaged: {error}") from error
     if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
-        raise ValueError(f"path {path} must be a checkpoint of format {_FORMAT}")
+        raise ValueError(f"path must be a checkpoint of format {_FORMAT}, got another content in {path}")
     return saved
 
 

@@ -27,7 +27,7 @@ from hystar_fast.train.step import Inputs, backward, prepare
 
 @dataclass(frozen=True)
 class CheckpointPolicy:
-    """When a run is validated, checkpointed, logged and stopped.
+    """The schedule of a run's validation, checkpoints, log and early stop.
 
     Attributes:
         checkpoint: the checkpoint file; None writes none.
@@ -65,7 +65,7 @@ def train(
     """Train a method on the pairs of a data set.
 
     Args:
-        method: is left in evaluation mode.
+        method: the method to train; it is left in evaluation mode.
         images: the training split.
         recipe: see `Recipe`.
         progress: called after every step with the number of steps done and the loss.
@@ -101,7 +101,7 @@ def fit(
     same steps as an uninterrupted one.
 
     Args:
-        method: on `device`; it is left in evaluation mode.
+        method: the method to train, on `device`; it is left in evaluation mode.
         open_pairs: opens the training pairs; called after everything else has been checked.
         recipe: see `Recipe`.
         policy: see `CheckpointPolicy`.
@@ -117,11 +117,12 @@ def fit(
     world = world or World()
     if method.initialises_from_first_batch and (world.size > 1 or recipe.chunk_size):
         raise ValueError(
-            f"method {method.name!r} initialises from its whole first batch: train it in one process, chunk_size = 0"
+            f"chunk_size must be 0 and processes 1 for method {method.name!r}, which initialises from its whole first "
+            f"batch, got chunk_size {recipe.chunk_size} and {world.size} processes"
         )
     groups = parameter_groups(method.parameter_groups(), recipe.learning_rates, recipe.weight_decay)
     if not groups:
-        raise ValueError(f"method {method.name!r} has nothing to train")
+        raise ValueError(f"method must have trainable parameters, got {method.name!r}")
     trainable = [p for group in groups for p in group["params"]]
     optimizer = AdamW(groups, fused=trainable[0].device.type in ("cpu", "cuda"))
     state = Progress(settings=policy.settings)

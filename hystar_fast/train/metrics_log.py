@@ -12,7 +12,7 @@ _INSTALL = "pip install 'hystar-fast[train]'"
 
 
 class MetricsLog:
-    """One JSON object a line: the loss, rates and gradient norm of every step, and every validation.
+    """A file of one JSON object a line: the loss, rates and gradient norm of every step, and every validation.
 
     It holds nothing that differs between two equal runs (no times). A resumed run first cuts off the lines after its
     checkpoint, so the file of a run that was killed and resumed equals that of an uninterrupted run.
@@ -37,11 +37,11 @@ class MetricsLog:
         found = self.path.stat().st_size if self.path.exists() else 0
         if found < size:
             raise ValueError(
-                f"{self.path} has {found} bytes and the checkpoint beside it knows of {size}: put the log back to go "
-                "on, or delete the checkpoint to start anew"
+                f"{self.path} must have at least the {size} bytes that its checkpoint records, got {found}: restore "
+                "the log to resume the run, or delete the checkpoint to start again"
             )
         self._board = _tensorboard(folder / "tensorboard", step) if tensorboard else None
-        self._wandb = _wandb(wandb, folder, goes_on=step > 0) if wandb else None
+        self._wandb = _wandb(wandb, folder, resumes=step > 0) if wandb else None
         self._file = self.path.open("ab")
         self._file.truncate(size)
         self._file.seek(size)
@@ -95,12 +95,12 @@ def _tensorboard(folder: Path, step: int) -> Any:
     return SummaryWriter(str(folder), purge_step=step + 1)
 
 
-def _wandb(project: str, folder: Path, *, goes_on: bool) -> Any:
+def _wandb(project: str, folder: Path, *, resumes: bool) -> Any:
     try:
         import wandb
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("run.wandb needs wandb: pip install 'hystar-fast[wandb]'") from error
-    known = folder / "wandb_id.txt"
-    if not (goes_on and known.exists()):
-        known.write_text(secrets.token_hex(8), encoding="utf-8")
-    return wandb.init(project=project, dir=str(folder), id=known.read_text(encoding="utf-8"), resume="allow")
+    id_file = folder / "wandb_id.txt"
+    if not (resumes and id_file.exists()):
+        id_file.write_text(secrets.token_hex(8), encoding="utf-8")
+    return wandb.init(project=project, dir=str(folder), id=id_file.read_text(encoding="utf-8"), resume="allow")

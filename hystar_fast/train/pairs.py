@@ -88,8 +88,8 @@ class TrainingPairs:
         self.skipped = {entry.path: entry.reason for entry in images.skipped}
         self._preloaded: _Preloaded | None = None
         gallery = images.of_style(images.gallery_style)
-        asked = [record for record in images.records if record.style in self.styles] or gallery
-        by_instance = any(record.instance is not None for record in asked)
+        query_records = [record for record in images.records if record.style in self.styles] or gallery
+        by_instance = any(record.instance is not None for record in query_records)
         key: Callable[[Record], str | None] = (lambda r: r.instance) if by_instance else (lambda r: r.category)
         by_style = [_by_key(() if style == TEXT else images.of_style(style), key) for style in self.styles]
         self.gallery: list[Record] = []
@@ -101,7 +101,9 @@ class TrainingPairs:
                 self.gallery.append(record)
                 self._queries.append(queries)
         if not self.gallery:
-            raise ValueError(f"{images.name} has no picture of {images.gallery_style!r} with a query in {self.styles}")
+            raise ValueError(
+                f"styles must give a picture of {images.gallery_style!r} in {images.name} a query, got {self.styles}"
+            )
         self.texts = [record.caption or "" for record in self.gallery]
         names = [i if (name := key(record)) is None else name for i, record in enumerate(self.gallery)]
         number = {name: i for i, name in enumerate(dict.fromkeys(names))}
@@ -121,7 +123,7 @@ class TrainingPairs:
         return self._preloaded is not None
 
     def items_with(self, style: str) -> Tensor:
-        """Return int64: the items with a query in a style."""
+        """Return the items (int64) that have a query in a style."""
         if style == TEXT:
             return torch.tensor([bool(text) for text in self.texts]).nonzero().flatten()
         index = self.styles.index(style)
@@ -165,7 +167,7 @@ class TrainingPairs:
         self._preloaded = _Preloaded(images, readable, torch.cat(parts) if parts else None, position)
 
     def _read(self, records: Sequence[Record]) -> tuple[Tensor, Tensor]:
-        """Read pictures as uint8 [n, 3, H, W], white where unreadable, and say which are readable."""
+        """Read pictures as uint8 [n, 3, H, W], white where unreadable, and return which are readable."""
         pictures = torch.full((len(records), 3, *self.resize.size), 255, dtype=torch.uint8)
         readable = torch.zeros(len(records), dtype=torch.bool)
         skipped: list[Skipped] = []
@@ -177,7 +179,7 @@ class TrainingPairs:
 
 
 class PairSampler:
-    """Draws batches of different items, each with a query in a random style that it has (Section 3.4 of the paper).
+    """Sampler of batches of different items, each with a query in a random style that it has (paper, Section 3.4).
 
     The batch of a step depends on the seed and the step only, so a resumed run draws the same batches.
 

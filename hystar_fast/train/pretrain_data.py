@@ -70,7 +70,7 @@ def name_words(name: str) -> tuple[str, ...]:
 
 
 class HeldOut:
-    """Tells if an icon may show a held-out concept: its words contain, or are contained in, a held-out name."""
+    """Test of an icon's name: could it show a held-out concept? Its words contain a held-out name's, or the reverse."""
 
     _EMPTY = frozenset({
         "with", "and", "of", "the", "in", "on", "a", "face", "person", "man", "woman", "button", "symbol", "sign",

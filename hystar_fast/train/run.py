@@ -85,7 +85,7 @@ def run_training(
         recipe, epoch = _recipe(settings, method, data)
         if recipe.steps < done:
             raise ValueError(
-                f"the run in {output} has done {done} steps: optim.steps or optim.epochs must give at least as many, "
+                f"optim.steps or optim.epochs must give at least the {done} steps that the run in {output} has done, "
                 f"got {recipe.steps}"
             )
         adapter = output / ADAPTER
@@ -174,16 +174,17 @@ def _steps_done(output: Path, settings: Settings, *, resume: bool) -> int:
         return 0
     if not resume:
         raise ValueError(
-            f"{output} holds a run: --resume continues it; for a new run give another run.output or delete {checkpoint}"
+            f"run.output must be a folder without a run, got {output}: --resume continues its run; for a new run give "
+            f"another folder or delete {checkpoint}"
         )
     progress = read_checkpoint(checkpoint).get("progress", {})
     before = progress.get("settings", {})
     changed = [
-        f"{section}.{key} was {before.get(section, {}).get(key)!r} and is {value!r}"
+        f"{section}.{key} = {value!r} (was {before.get(section, {}).get(key)!r})"
         for section, entries in settings.to_dict().items()
         for key, value in entries.items()
         if before.get(section, {}).get(key) != value and f"{section}.{key}" not in _MAY_CHANGE
     ]
     if changed:
-        raise ValueError(f"the run in {output} cannot be resumed with other settings: {'; '.join(changed)}")
+        raise ValueError(f"settings must be those of the run in {output} to resume it, got {'; '.join(changed)}")
     return int(progress.get("step", 0))

@@ -1,4 +1,4 @@
-"""Sections of typed keys with defaults, checked when they are read: what every settings file is made of."""
+"""Sections of typed keys with defaults, checked when they are read; every settings file consists of them."""
 
 from __future__ import annotations
 

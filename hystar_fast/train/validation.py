@@ -53,7 +53,7 @@ def open_training(data: DataSettings) -> TrainingData:
     elif data.validation != "none":
         validation = _validation_split(data, training)
     if not training.gallery:
-        raise ValueError(f"data.validation = {data.validation!r} leaves no picture of {training.name} to train on")
+        raise ValueError(f"data.validation must leave pictures of {training.name} to train on, got {data.validation!r}")
     training = training.select(limit=limit)
     counted = TrainingPairs(training, data.styles)
     styles = counted.styles
@@ -63,14 +63,15 @@ def open_training(data: DataSettings) -> TrainingData:
 
     if validation is None:
         return TrainingData(styles, len(counted), pairs, None)
-    asked = validation.select(limit=limit)
+    queried = validation.select(limit=limit)
     try:
-        TrainingPairs(asked, styles)
+        TrainingPairs(queried, styles)
     except ValueError as error:
         raise ValueError(
-            f"data.validation = {data.validation!r} leaves no query for validation: {error}; hold out a larger share"
+            f"data.validation must give queries for validation, got {data.validation!r}: {error}; hold out a larger "
+            "share"
         ) from error
-    return TrainingData(styles, len(counted), pairs, lambda method: score(method, asked, styles))
+    return TrainingData(styles, len(counted), pairs, lambda method: score(method, queried, styles))
 
 
 def score(method: Method, images: ImageSet, styles: tuple[str, ...]) -> Score:
@@ -83,7 +84,9 @@ def score(method: Method, images: ImageSet, styles: tuple[str, ...]) -> Score:
     recall = {result.kind: value.value for result in found.kinds if (value := result.values["R@1"]) is not None}
     interval = found.ranks.recall([*recall], 1) if recall else None
     if interval is None:
-        raise ValueError("the validation split has no query with a relevant item: set data.validation = 'none'")
+        raise ValueError(
+            "data.validation must give queries with a relevant item, got none: set data.validation = 'none'"
+        )
     mean = sum(recall.values()) / len(recall)
     return mean, {"R@1": recall, "interval": {"low": interval.low, "high": interval.high}}
 
@@ -104,7 +107,7 @@ def _validation_split(data: DataSettings, training: ImageSet) -> ImageSet:
     shared = {record.path for record in training.records} & {record.path for record in validation.records}
     if shared:
         raise ValueError(
-            f"data.validation = {data.validation!r} holds {len(shared)} pictures that are trained on, such as "
-            f"{min(shared)}: {training.name} has no such split here; give the share to hold out, such as 0.1"
+            f"data.validation must be a split without training pictures, got {data.validation!r} with {len(shared)}, "
+            f"such as {min(shared)}: {training.name} has no such split here; give the share to hold out, such as 0.1"
         )
     return validation

@@ -1,4 +1,4 @@
-"""The build: a wheel that holds everything and needs no libtorch, and every broken toolchain said in one line."""
+"""The build: a wheel with every file and without libtorch, and one line of output for a missing or broken compiler."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SYSTEM_LIBRARIES = {"libstdc++", "libgcc_s", "libm", "libc", "libdl", "libpthrea
 
 @pytest.fixture(scope="module")
 def build() -> ModuleType:
-    """setup.py as a module: its functions, without running setup()."""
+    """Import setup.py as a module, without running setup()."""
     spec = importlib.util.spec_from_file_location("hystar_fast_setup", ROOT / "setup.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -36,7 +36,7 @@ def build() -> ModuleType:
     return module
 
 
-def executable(path: Path, script: str) -> Path:
+def write_executable(path: Path, script: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -44,7 +44,7 @@ def executable(path: Path, script: str) -> Path:
 
 
 def package_files(source: Path) -> set[str]:
-    """Every file that belongs into a wheel, as the wheel names it."""
+    """Return the names of all files that a wheel must hold."""
     files = [p for folder in ("hystar_fast", "kernels") for p in (source / folder).rglob("*") if p.is_file()]
     names = {p.relative_to(source).as_posix() for p in files if p.suffix not in (".so", ".pyc")}
     return {f"hystar_fast/{name}" if name.startswith("kernels/") else name for name in names}
@@ -52,7 +52,7 @@ def package_files(source: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def source_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The source tree without what is not source, to build in."""
+    """Copy the source tree without build products, to build in."""
     copy = tmp_path_factory.mktemp("source") / "hystar fast"  # a space: paths must be quoted
     copy.mkdir()
     ignore = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
@@ -68,14 +68,14 @@ def pip(*arguments: str | Path, **environment: str) -> str:
     env = {k: v for k, v in os.environ.items() if k not in ("CUDA_HOME", "CUDA_PATH", "CXX")} | environment
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return done.stdout + done.stderr  # -v says what the build said on stderr
+    return done.stdout + done.stderr  # -v prints the build's output on stderr
 
 
 @pytest.fixture(scope="module")
 def isolated(source_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A wheel built under isolation where nvcc is found but cannot compile, and what the build printed."""
+    """Build a wheel in isolation with an nvcc that cannot compile; return the wheel and the output."""
     out = tmp_path_factory.mktemp("wheel")
-    executable(out / "bin" / "nvcc", "echo 'nvcc fatal: broken on purpose' >&2; exit 1")
+    write_executable(out / "bin" / "nvcc", "echo 'nvcc fatal: broken on purpose' >&2; exit 1")
     path = f"{out / 'bin'}{os.pathsep}{os.environ['PATH']}"
     log = pip("wheel", "-v", "--no-deps", "-w", out, source_copy, PATH=path)
     (wheel,) = out.glob("*.whl")
@@ -84,7 +84,7 @@ def isolated(source_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 @pytest.fixture(scope="module")
 def fresh_environment(isolated: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin folder of an environment with the wheel installed, which borrows torch and the rest from this one."""
+    """Install the wheel into a new environment that uses this one's torch and other packages; return its bin folder."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     packages = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
@@ -107,11 +107,11 @@ def needed_libraries(extension: Path) -> set[str]:
     return {name.split(".so")[0] for name in re.findall(r"\(NEEDED\).*\[(.+)\]", output)}
 
 
-def test_a_broken_nvcc_is_one_line_and_a_cpu_build(isolated: tuple[Path, str]) -> None:
-    said = [line for line in isolated[1].splitlines() if "hystar_fast:" in line]
-    assert len(said) == 1, isolated[1]
-    assert "CPU only" in said[0]
-    assert "broken on purpose" in said[0]
+def test_a_broken_nvcc_gives_a_cpu_build_and_one_line_of_output(isolated: tuple[Path, str]) -> None:
+    printed = [line for line in isolated[1].splitlines() if "hystar_fast:" in line]
+    assert len(printed) == 1, isolated[1]
+    assert "CPU only" in printed[0]
+    assert "broken on purpose" in printed[0]
 
 
 def test_the_wheel_holds_every_file_and_nothing_else(isolated: tuple[Path, str], source_copy: Path) -> None:
@@ -151,7 +151,7 @@ print("ran")
     assert run([fresh_environment / "python", "-c", code], tmp_path).strip() == "ran"
 
 
-def test_the_wheel_serves_its_data_and_its_command(fresh_environment: Path, tmp_path: Path) -> None:
+def test_the_wheel_has_its_data_and_its_command(fresh_environment: Path, tmp_path: Path) -> None:
     code = """
 from hystar_fast.data.emoji import EmojiStyles
 from hystar_fast.models.tiny import create_tiny
@@ -180,7 +180,7 @@ def test_the_extension_links_neither_torch_nor_the_cuda_runtime(isolated: tuple[
         exported = subprocess.run(
             ["nm", "-D", "--defined-only", str(extension)], capture_output=True, text=True, check=True
         ).stdout
-        assert not re.findall(r"\bcuda\w+", exported)  # another library's runtime must not be served by ours
+        assert not re.findall(r"\bcuda\w+", exported)  # an exported runtime symbol would replace another library's
 
 
 def test_a_source_distribution_builds_the_same_wheel(source_copy: Path, tmp_path: Path) -> None:
@@ -198,15 +198,15 @@ def test_a_source_distribution_builds_the_same_wheel(source_copy: Path, tmp_path
 
 def test_without_a_cxx_compiler_the_wheel_still_installs(source_copy: Path, tmp_path: Path) -> None:
     log = pip("wheel", "-v", "--no-deps", "--no-build-isolation", "-w", tmp_path, source_copy, CXX="/nonexistent/c++")
-    said = [line for line in log.splitlines() if "hystar_fast:" in line]
-    assert len(said) == 1 and "no extension" in said[0] and "plain torch" in said[0]
+    printed = [line for line in log.splitlines() if "hystar_fast:" in line]
+    assert len(printed) == 1 and "no extension" in printed[0] and "plain torch" in printed[0]
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert not [name for name in archive.namelist() if name.endswith(".so")]
 
 
-def test_a_working_nvcc_is_used(build: ModuleType) -> None:
-    """With nvcc here, an extension that was quietly built for the CPU alone is a failure."""
+def test_a_working_nvcc_builds_for_every_architecture(build: ModuleType) -> None:
+    """Fail if nvcc works on this machine and the extension was built without CUDA."""
     cuda, reason = build.find_cuda()
     module = native.extension()
     assert module is not None
@@ -215,8 +215,8 @@ def test_a_working_nvcc_is_used(build: ModuleType) -> None:
         return
     assert module.cuda_version >= 12000, f"built for the CPU only: {module.cuda_reason}"
     assert module.cuda_architectures.split() == list(cuda.architectures)
-    lister = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"  # not every toolkit has one
-    command = [str(lister), "-lelf", "-lptx", str(module.__file__)]
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"  # not every toolkit has one
+    command = [str(cuobjdump), "-lelf", "-lptx", str(module.__file__)]
     listed = subprocess.run(command, capture_output=True, text=True, check=True)
     assert set(cuda.architectures) <= set(re.findall(r"sm_(\d+a?)\.cubin", listed.stdout))
     assert re.search(rf"sm_{cuda.architectures[-1]}\.ptx", listed.stdout)
@@ -231,23 +231,23 @@ def test_a_working_nvcc_is_used(build: ModuleType) -> None:
     ],
     ids=["absent", "failing", "without a toolkit"],
 )
-def test_why_there_is_no_cuda(
+def test_a_missing_or_broken_nvcc_is_reported(
     build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, reason: str
 ) -> None:
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.delenv("CUDA_PATH", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     if script is not None:
-        executable(tmp_path / "nvcc", script)
-    cuda, said = build.find_cuda()
+        write_executable(tmp_path / "nvcc", script)
+    cuda, reported = build.find_cuda()
     assert cuda is None
-    assert reason in said
+    assert reason in reported
 
 
-def test_an_nvcc_whose_compiler_is_broken_is_found_out_by_a_trial(
+def test_an_nvcc_that_cannot_compile_is_detected_by_a_trial(
     build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A whole toolkit whose nvcc answers every question and compiles nothing."""
+    """The toolkit is complete and its nvcc reports its version, but it compiles nothing."""
     for name in ("include/cuda_runtime_api.h", "lib64/libcudart_static.a"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
@@ -256,19 +256,19 @@ def test_an_nvcc_whose_compiler_is_broken_is_found_out_by_a_trial(
 *--list-gpu-arch*) printf 'compute_80\\ncompute_90\\n';;
 *) echo 'error: unsupported host compiler' >&2; exit 1;;
 esac"""
-    executable(tmp_path / "bin" / "nvcc", script)
+    write_executable(tmp_path / "bin" / "nvcc", script)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    cuda, said = build.find_cuda()
+    cuda, reported = build.find_cuda()
     assert cuda is None
-    assert "cannot compile a trial kernel: error: unsupported host compiler" in said
+    assert "cannot compile a trial kernel: error: unsupported host compiler" in reported
 
 
-def test_an_older_toolkit_builds_what_it_knows(build: ModuleType) -> None:
+def test_an_older_toolkit_builds_for_its_own_architectures(build: ModuleType) -> None:
     cuda = build.Cuda("nvcc", Path("include"), Path("lib"), ("80", "90a"))
     assert cuda.gencode == [
         "-gencode=arch=compute_80,code=sm_80",
         "-gencode=arch=compute_90a,code=sm_90a",
-        "-gencode=arch=compute_90,code=compute_90",  # PTX of 90a would run nowhere else
+        "-gencode=arch=compute_90,code=compute_90",  # PTX of 90a runs on no other architecture
     ]
 
 
@@ -281,15 +281,15 @@ def test_an_older_toolkit_builds_what_it_knows(build: ModuleType) -> None:
         ("35", (), "knows none of the architectures 35"),
     ],
 )
-def test_the_environment_picks_the_architectures(
+def test_an_environment_variable_selects_the_architectures(
     build: ModuleType, monkeypatch: pytest.MonkeyPatch, wanted: str, built: tuple[str, ...] | None, reason: str
 ) -> None:
     if build.find_nvcc() is None:
         assert build.find_cuda() == (None, "no nvcc on PATH or in CUDA_HOME")
         return
     monkeypatch.setenv("HYSTAR_FAST_CUDA_ARCHITECTURES", wanted)
-    cuda, said = build.find_cuda()
-    assert reason in said
+    cuda, reported = build.find_cuda()
+    assert reason in reported
     assert (() if cuda is None else cuda.architectures) == (build.CUDA_ARCHITECTURES if built is None else built)
 
 
@@ -316,7 +316,7 @@ def test_the_build_and_the_sources_list_the_same_instruction_sets(build: ModuleT
     assert len(list(build.CSRC.rglob(f"*{build.PER_ISA}.cpp"))) == 2
 
 
-def test_the_build_and_the_package_digest_sources_alike(build: ModuleType, tmp_path: Path) -> None:
+def test_the_build_and_the_package_compute_the_same_digest_of_sources(build: ModuleType, tmp_path: Path) -> None:
     source, header = tmp_path / "op/cpu/op.cpp", tmp_path / "op.h"
     source.parent.mkdir(parents=True)
     source.write_text("int f(int);")
@@ -336,10 +336,10 @@ def test_the_build_and_the_package_digest_sources_alike(build: ModuleType, tmp_p
         built = build.source_digest(tmp_path)
 
 
-def test_no_instruction_set_leaks_through_a_shared_inline_function(
+def test_files_with_their_own_instruction_set_define_no_weak_symbol(
     build: ModuleType, isolated: tuple[Path, str], source_copy: Path
 ) -> None:
-    """A weak symbol compiled with AVX-512 may be the copy the linker keeps for everyone: then old CPUs crash."""
+    """The linker may keep a weak symbol that was compiled with AVX-512 for all callers, which crashes older CPUs."""
     objects = [path for isa in ("avx2", "avx512") for path in source_copy.glob(f"build/temp.*/**/*.{isa}.o")]
     assert len(objects) == (4 if build.X86 else 0)
     for path in objects:

@@ -1,4 +1,4 @@
-"""The shape of the tree: imports point one way, files stay short, importing is cheap, dependencies are declared."""
+"""The source tree: directions of imports, lengths of files, the cost of importing, declared dependencies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import hystar_fast
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "hystar_fast"
-# What each layer may import of ours; "" is hystar_fast/__init__.py itself, whose only plain name is __version__.
+# The layers that each layer may import; "" is hystar_fast/__init__.py itself, for __version__.
 # The layers, lowest first; each may import itself and those below it. `data` imports nothing of ours: it stands below
 # `models` because a backbone states how it resizes and normalises a picture in the types of `data`.
 LIBRARY = ("ref", "ops", "nn")
@@ -104,7 +104,7 @@ def test_imports_point_one_way() -> None:
         here = layer(module_name(path))
         if path == PACKAGE / "__init__.py":
             continue
-        assert here in MAY_IMPORT, f"{path.relative_to(ROOT)} is in no layer: give its folder a place in MAY_IMPORT"
+        assert here in MAY_IMPORT, f"{path.relative_to(ROOT)} is in no layer: add its folder to MAY_IMPORT"
         for line, name in imported(path):
             if name.split(".")[0] == "hystar_fast" and layer(name) not in MAY_IMPORT[here]:
                 wrong.append(f"{path.relative_to(ROOT)}:{line} ({here}) imports {name}")
@@ -123,13 +123,13 @@ def test_only_ops_touches_kernels_and_the_extension() -> None:
     assert users <= {"ops", "kernels"}
 
 
-def test_the_top_of_the_package_imports_only_the_standard_library() -> None:
+def test_the_package_init_imports_only_the_standard_library() -> None:
     statements = [node for node in tree(PACKAGE / "__init__.py").body if isinstance(node, (ast.Import, ast.ImportFrom))]
     names = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in statements}
     assert {name.split(".")[0] for name in names if name} <= sys.stdlib_module_names
 
 
-def test_the_lower_layers_know_nothing_of_clip() -> None:
+def test_the_lower_layers_import_no_model_library() -> None:
     models = ("open_clip", "transformers", "timm", "torchvision", "PIL", "peft")
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"
@@ -190,7 +190,7 @@ def test_every_folder_of_code_is_a_package() -> None:
     assert not missing
 
 
-def test_files_stay_short_and_are_named_for_what_they_mean() -> None:
+def test_files_are_short_and_have_meaningful_names() -> None:
     files = [ROOT / "setup.py", *sources()]
     for folder in ("tests", "bench", "csrc"):
         files += [path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".cpp", ".cu", ".cuh", ".h")]
@@ -200,13 +200,13 @@ def test_files_stay_short_and_are_named_for_what_they_mean() -> None:
     assert not [str(path.relative_to(ROOT)) for path in files if vague.match(path.stem)]
 
 
-def test_no_two_modules_of_the_package_have_one_name() -> None:
+def test_modules_of_the_package_have_different_names() -> None:
     stems = Counter(path.stem for path in PACKAGE.rglob("*.py") if not path.stem.startswith("__"))
     ops = {"svd_linear", "sinkhorn", "style_nce"}  # each has its reference and its op by the same name
     assert {stem for stem, count in stems.items() if count > 1} <= ops
 
 
-def test_no_environment_variable_of_ours() -> None:
+def test_the_package_reads_no_environment_variable_of_its_own() -> None:
     assert not [str(path.relative_to(ROOT)) for path in sources() if re.search(r"['\"]HYSTAR", path.read_text())]
 
 
@@ -215,13 +215,13 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("statement", ["from kernels import svd_linear", "import kernels.svd_linear.gemm"])
-def test_kernels_is_refused_as_a_top_level_module(statement: str) -> None:
+def test_kernels_cannot_be_imported_as_a_top_level_module(statement: str) -> None:
     done = python(statement)
     assert done.returncode != 0
     assert "ImportError" in done.stderr or "ModuleNotFoundError" in done.stderr
 
 
-def test_transformers_does_not_take_the_checkout_for_the_kernels_of_pypi() -> None:
+def test_transformers_does_not_mistake_the_checkout_for_the_kernels_package() -> None:
     done = python("import transformers.activations; print(transformers.utils.is_kernels_available())")
     assert done.stdout.strip() == "False", done.stderr
 
@@ -236,7 +236,7 @@ def test_importing_the_kernel_library_does_not_load_the_model_libraries(statemen
     assert done.stdout.strip() == "[]"
 
 
-def test_import_hystar_fast_says_nothing_and_every_public_name_is_listed() -> None:
-    done = python("import hystar_fast as hf\nassert set(hf.__all__) <= set(dir(hf))\nhf.nothing_of_this_name")
+def test_importing_prints_nothing_and_dir_lists_every_public_name() -> None:
+    done = python("import hystar_fast as hf\nassert set(hf.__all__) <= set(dir(hf))\nhf.no_such_name")
     assert done.stdout == ""
-    assert "AttributeError: module 'hystar_fast' has no attribute 'nothing_of_this_name'" in done.stderr
+    assert "AttributeError: module 'hystar_fast' has no attribute 'no_such_name'" in done.stderr

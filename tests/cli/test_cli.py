@@ -1,4 +1,4 @@
-"""The command: errors in one line with status 2, and the small commands on a random backbone."""
+"""The command line: one-line errors with status 2, help, and every command on a random backbone."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from tests.support.cli import refused, run
 SMALL = ("data.limit=6", "optim.batch_size=4", "optim.steps=2", "model.pretrained=random", "run.checkpoint_every=1")
 
 
-def sets(*changes: str) -> list[str]:
+def set_options(*changes: str) -> list[str]:
     return [part for change in (*SMALL, *changes) for part in ("--set", change)]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("train")
-    result = run("train", "emoji", "--output", folder, *sets())
+    result = run("train", "emoji", "--output", folder, *set_options())
     assert result.exit_code == 0, result.output
     return folder
 
 
 def commands() -> dict[tuple[str, ...], click.Command]:
-    """Every command by the words that call it."""
+    """Return every command by the words that call it."""
     found: dict[tuple[str, ...], click.Command] = {}
     for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
         inner = getattr(command, "commands", None)
@@ -58,10 +58,10 @@ def test_help_lists_the_commands_and_no_others():
     for words, names in expected.items():
         listed = help_of(*words).partition("Commands:\n")[2]
         assert re.findall(r"^  ([\w-]+)  ", listed, re.MULTILINE) == names
-        assert "..." not in listed, "whole sentences"
+        assert "..." not in listed, "a sentence is cut"
 
 
-def test_help_shows_every_option_whole_at_80_columns():
+def test_help_shows_every_option_in_full_at_80_columns():
     for words, command in commands().items():
         shown = help_of(*words)
         assert max(map(len, shown.splitlines())) <= 80
@@ -71,7 +71,7 @@ def test_help_shows_every_option_whole_at_80_columns():
                 assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w…-])", shown), f"{words} {word}"
 
 
-def test_version():
+def test_version_is_printed():
     assert run("--version").output == f"hystar-fast {hystar_fast.__version__}\n"
 
 
@@ -80,13 +80,18 @@ def test_version():
 )
 def test_vgg_as_the_style_needs_its_weights(words, tmp_path):
     message = refused("experiments", *words, "--set", "model.style=vgg", "--output", tmp_path / "out")
-    assert 'model.style = "vgg" needs model.style_pretrained: a torchvision weights name or a file' in message
+    assert 'model.style_pretrained must be a torchvision weights name or a file for model.style = "vgg", got' in message
 
 
-def test_vgg_in_the_settings_of_a_training_needs_its_weights(tmp_path):
-    message = refused("train", "--output", tmp_path / "run", *sets("model.style=vgg"))
-    assert 'model.style = "vgg" needs model.style_pretrained: a torchvision weights name, a file or "random"' in message
-    result = run("train", "--output", tmp_path / "run", *sets("model.style=vgg", "model.style_pretrained=random"))
+def test_training_with_vgg_as_the_style_needs_its_weights(tmp_path):
+    message = refused("train", "--output", tmp_path / "run", *set_options("model.style=vgg"))
+    assert (
+        'model.style_pretrained must be a torchvision weights name, a file or "random" for model.style = "vgg"'
+        in message
+    )
+    result = run(
+        "train", "--output", tmp_path / "run", *set_options("model.style=vgg", "model.style_pretrained=random")
+    )
     assert result.exit_code == 0, result.output
 
 
@@ -99,30 +104,30 @@ def test_info_has_a_row_for_every_op_on_both_devices():
 
 def test_training_writes_an_adapter_and_resumes_from_its_checkpoint(trained):
     assert (trained / "adapter" / "adapter.safetensors").is_file()
-    assert "holds a run: --resume continues it" in refused("train", "--output", trained, *sets())
-    message = refused("train", "--output", trained, *sets("loss.gamma=2"), "--resume")
-    assert "cannot be resumed with other settings: loss.gamma was 80.0 and is 2.0" in message
-    result = run("train", "--output", trained, *sets("optim.steps=3"), "--resume")
+    assert "run.output must be a folder without a run" in refused("train", "--output", trained, *set_options())
+    message = refused("train", "--output", trained, *set_options("loss.gamma=2"), "--resume")
+    assert "to resume it, got loss.gamma = 2.0 (was 80.0)" in message
+    result = run("train", "--output", trained, *set_options("optim.steps=3"), "--resume")
     assert result.exit_code == 0, result.output
     assert "3 steps" in result.output and "best on validation: R@1" in result.output
     steps = [json.loads(line)["step"] for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 2, 3, 3]  # each step, and a validation at either end
 
 
-def test_another_method_trains_by_the_same_command(tmp_path):
+def test_the_train_command_trains_other_methods(tmp_path):
     rates = ("model.method=lora", "optim.learning_rate=0.01", "loss.name=info_nce", "data.validation=none")
-    result = run("train", "--output", tmp_path / "run", *sets(*rates))
+    result = run("train", "--output", tmp_path / "run", *set_options(*rates))
     assert result.exit_code == 0, result.output
     assert "lora: 2 steps" in result.output
     result = run("eval", "--adapter", tmp_path / "run" / "adapter", "--limit", 3, "--output", tmp_path / "eval")
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "eval" / "results.json").read_text())["method"] == "lora"
     assert "must be a method with training, got 'frozen'" in refused(
-        "train", "--output", tmp_path / "other", *sets("model.method=frozen")
+        "train", "--output", tmp_path / "other", *set_options("model.method=frozen")
     )
 
 
-def test_eval_prints_and_writes_the_evaluation_of_the_library(trained, tmp_path):
+def test_eval_prints_and_writes_the_result_of_evaluate(trained, tmp_path):
     result = run("eval", "--adapter", trained / "adapter", "--limit", 5, "--output", tmp_path)
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "results.json").read_text())
@@ -144,20 +149,20 @@ def test_a_folder_is_embedded_and_searched(trained, tmp_path):
     pictures.mkdir()
     for concept in data.concepts("test")[:4]:
         data.image("noto", concept.id).save(pictures / f"{concept.id}.png")
-    asked = sorted(pictures.iterdir())[2]
+    query = sorted(pictures.iterdir())[2]
     result = run("embed", pictures, "--adapter", trained / "adapter", "--output", tmp_path / "index")
     assert result.exit_code == 0, result.output
     drawn = tmp_path / "answers.png"
-    result = run("search", "--query", asked, "--index", tmp_path / "index", "--top", 2, "--picture", drawn)
+    result = run("search", "--query", query, "--index", tmp_path / "index", "--top", 2, "--picture", drawn)
     assert result.exit_code == 0, result.output
     first = next(line for line in result.output.splitlines() if " 1 " in line)
-    assert asked.name in first
+    assert query.name in first
     assert "1.000" in first
     with Image.open(drawn) as picture:
         assert picture.width > 200
 
 
-def test_search_refuses_what_it_cannot_answer(tmp_path):
+def test_search_rejects_bad_queries_and_folders(tmp_path):
     picture = tmp_path / "query.png"
     Image.new("RGB", (20, 20), "red").save(picture)
     assert "exactly one of --query and --text" in refused("search")
@@ -168,7 +173,7 @@ def test_search_refuses_what_it_cannot_answer(tmp_path):
     assert "written by `hystar-fast demo`" in message and "nowhere" in message
 
 
-def test_embed_eval_and_demo_refuse_what_they_cannot_use(trained, tmp_path):
+def test_embed_eval_demo_and_train_reject_bad_arguments(trained, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "holds none" in refused("embed", tmp_path / "empty", "--adapter", trained / "adapter")
     assert "nowhere" in refused("eval", "--adapter", tmp_path / "nowhere")
@@ -177,14 +182,14 @@ def test_embed_eval_and_demo_refuse_what_they_cannot_use(trained, tmp_path):
     )
     (tmp_path / "file").write_text("")
     assert "output must be a folder" in refused("demo", "--output", tmp_path / "file", "--weights", "random")
-    assert "output must be a folder" in refused("train", "--output", tmp_path / "file", *sets())
+    assert "output must be a folder" in refused("train", "--output", tmp_path / "file", *set_options())
     missing = f"model.pretrained={tmp_path / 'no.safetensors'}"
-    assert "pretrained" in refused("train", "--output", tmp_path / "new", *sets(missing))
-    assert "backbone" in refused("train", "--output", tmp_path / "new", *sets("model.backbone=resnet"))
-    assert "did you mean optim.batch_size?" in refused("train", *sets("optim.batchsize=3"))
+    assert "pretrained" in refused("train", "--output", tmp_path / "new", *set_options(missing))
+    assert "backbone" in refused("train", "--output", tmp_path / "new", *set_options("model.backbone=resnet"))
+    assert "did you mean optim.batch_size?" in refused("train", *set_options("optim.batchsize=3"))
 
 
-def test_a_damaged_adapter_and_a_damaged_checkpoint_are_named(trained, tmp_path):
+def test_a_damaged_adapter_and_a_damaged_checkpoint_are_rejected(trained, tmp_path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     for path in (trained / "adapter").iterdir():
@@ -193,10 +198,10 @@ def test_a_damaged_adapter_and_a_damaged_checkpoint_are_named(trained, tmp_path)
     assert "adapter" in refused("eval", "--adapter", adapter, "--limit", 2)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"rubbish")
-    message = refused("train", "--output", tmp_path / "run", *sets(), "--resume")
-    assert "is a damaged checkpoint" in message
+    message = refused("train", "--output", tmp_path / "run", *set_options(), "--resume")
+    assert "must be a whole checkpoint" in message
 
 
-def test_a_device_that_is_not_there_is_named(trained, tmp_path):
+def test_an_unknown_device_is_rejected(trained, tmp_path):
     for command in (("eval", "--adapter"), ("embed", tmp_path, "--adapter")):
         assert "device must be auto, cpu or cuda" in refused(*command, trained / "adapter", "--device", "tape")

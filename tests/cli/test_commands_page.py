@@ -1,4 +1,4 @@
-"""docs/commands.md has every option of every command, once, and no other."""
+"""Completeness of docs/commands.md: every option of every command once, and no others."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ COMMANDS = commands()
 
 
 def documented() -> list[tuple[str, str]]:
-    """Return (command, option) of every row: the first table names the commands in a column, the others in a heading.
+    """Return (command, option) of every row of the page; a group of commands stands for all of its commands.
 
-    A group stands for all of its commands.
+    The first table names the commands in a column, the others in the heading above them.
     """
     _, shared, *sections = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     rows = [
@@ -43,23 +43,23 @@ def documented() -> list[tuple[str, str]]:
     for section in sections:
         command = section.split("\n", 1)[0].strip()
         rows += [(command, name) for name in OPTION.findall(section)]
-    return [(command, name) for word, name in rows for command in members(word)]
+    return [(command, name) for word, name in rows for command in commands_of(word)]
 
 
-def members(word: str) -> list[str]:
+def commands_of(word: str) -> list[str]:
     return [name for name in COMMANDS if name.startswith(f"{GROUP} ")] if word == GROUP else [word]
 
 
 def test_every_option_of_every_command_is_documented_once():
-    there = {
+    existing = {
         (name, option.opts[0])
         for name, command in COMMANDS.items()
         for option in command.params
         if option.param_type_name == "option" and option.name != "help"
     }
     counted = Counter(documented())
-    assert sorted(there - set(counted)) == [], "options that the page lacks"
-    assert sorted(set(counted) - there) == [], "rows of options that no command has"
+    assert sorted(existing - set(counted)) == [], "options missing from the page"
+    assert sorted(set(counted) - existing) == [], "rows for options that do not exist"
     assert [row for row, count in counted.items() if count > 1] == []
 
 

@@ -31,7 +31,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_the_results_of_an_adapter_are_those_of_an_evaluation(demo):
+def test_the_results_of_the_adapter_equal_its_evaluation(demo):
     found = json.loads((demo / "results.json").read_text())["methods"]["hystar"]["recall"]["all"]
     ranks = evaluate(load_method(demo / "adapter"), load_emoji("test").select(limit=CONCEPTS), kinds=KINDS).ranks
     for kind in KINDS:
@@ -40,7 +40,7 @@ def test_the_results_of_an_adapter_are_those_of_an_evaluation(demo):
             assert expected is not None and {**interval_info(expected), **found[kind][name]} == interval_info(expected)
 
 
-def test_the_results_hold_every_method_and_the_settings(demo):
+def test_the_results_hold_every_method_and_setting(demo):
     found = json.loads((demo / "results.json").read_text())
     assert list(found["methods"]) == list(DEMO_METHODS)
     for name, method in found["methods"].items():
@@ -71,7 +71,7 @@ def test_the_pictures_are_written(demo):
             assert min(picture.size) > 300
 
 
-def test_search_answers_from_the_gallery_of_the_demo(demo, tmp_path):
+def test_search_finds_pictures_in_the_gallery_of_the_demo(demo, tmp_path):
     index = MemoryIndex.load(demo / "index")
     assert len(index) == CONCEPTS
     path = tmp_path / "query.png"
@@ -87,7 +87,7 @@ def test_search_answers_from_the_gallery_of_the_demo(demo, tmp_path):
     assert result.exit_code == 0, result.output
 
 
-def test_search_names_a_truncated_query_and_a_damaged_demo(demo, tmp_path):
+def test_search_rejects_a_truncated_query_and_a_damaged_demo(demo, tmp_path):
     path = tmp_path / "query.png"
     EmojiStyles().image("noto", "1f436").save(path)
     path.write_bytes(path.read_bytes()[:400])

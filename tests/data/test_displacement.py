@@ -16,7 +16,7 @@ def pictures(images: ImageSet, style: str) -> Tensor:
     return torch.cat([part for _, part in read_images(images, images.of_style(style), ResizeTo((64, 64)), [])])
 
 
-def test_displaced_queries_move_alike_for_a_seed_and_the_gallery_stays():
+def test_displacement_depends_on_the_seed_and_keeps_the_gallery():
     images = load_emoji("test").select(limit=40)
     moved = displace(images, 0.2, seed=3)
     assert torch.equal(pictures(moved, "noto"), pictures(images, "noto"))
@@ -50,7 +50,7 @@ def test_placement_shifts_right_and_down_and_scales():
     assert half[0, 0].sum() == 64 - 16 and half[0, 0, 2:6, 2:6].max() == 0
 
 
-def test_placement_keeps_white_white_and_changes_nothing_at_zero():
+def test_placement_keeps_white_pixels_and_changes_nothing_at_zero():
     generator = torch.Generator().manual_seed(0)
     white = torch.ones(4, 3, 16, 16)
     assert torch.allclose(place_randomly(white, 0.3, generator), white)

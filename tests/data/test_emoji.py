@@ -1,4 +1,4 @@
-"""The embedded data set: what is in it, that its splits keep apart, and that bad names are refused."""
+"""The embedded data set: its contents, its disjoint splits, and the rejection of bad names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def data() -> EmojiStyles:
     return EmojiStyles()
 
 
-def test_counts(data: EmojiStyles) -> None:
+def test_every_split_has_its_number_of_concepts(data: EmojiStyles) -> None:
     counts = {split: (len(data.concepts(split)), len(data.concepts(split, ("noto", "outline")))) for split in SPLITS}
     assert counts == {"train": (1086, 957), "val": (165, 141), "test": (310, 266)}
     assert len(data.concepts("all")) == 1561
@@ -25,7 +25,7 @@ def test_splits_share_no_concept(data: EmojiStyles) -> None:
     assert not ids["train"] & ids["val"] and not ids["train"] & ids["test"] and not ids["val"] & ids["test"]
 
 
-def test_seen_only_leaves_the_unseen_subgroups_to_the_test_split() -> None:
+def test_seen_only_keeps_unseen_subgroups_in_the_test_split_alone() -> None:
     data = EmojiStyles(seen_only=True)
     assert not any(concept.unseen_subgroup for split in ("train", "val") for concept in data.concepts(split))
     unseen = {concept.subgroup for concept in data.concepts("test") if concept.unseen_subgroup}
@@ -33,7 +33,7 @@ def test_seen_only_leaves_the_unseen_subgroups_to_the_test_split() -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_every_drawing_is_a_drawing(data: EmojiStyles, style: str) -> None:
+def test_no_drawing_is_blank(data: EmojiStyles, style: str) -> None:
     images = data.images(style, data.concepts("all", (style,)))
     assert images.dtype == torch.uint8 and images.shape[1:] == (3, 64, 64)
     assert (images.flatten(1).float().std(dim=1) > 1).all(), "a blank tile"
@@ -49,7 +49,7 @@ def test_line_styles_are_grey_and_colour_styles_are_not(data: EmojiStyles) -> No
     assert max(colour("sketch"), colour("outline")) < 3 < min(colour(s) for s in ("photo3d", "flat", "noto", "twemoji"))
 
 
-def test_one_image_equals_its_row(data: EmojiStyles) -> None:
+def test_image_and_images_return_the_same_pixels(data: EmojiStyles) -> None:
     image = torch.tensor(list(data.image("noto", "1f436").get_flattened_data())).view(64, 64, 3)
     assert torch.equal(image.permute(2, 0, 1).to(torch.uint8), data.images("noto", ["1f436"])[0])
     assert data.caption("1f436") == "dog face"
@@ -62,16 +62,19 @@ def test_one_image_equals_its_row(data: EmojiStyles) -> None:
         (lambda d: d.concepts("dev"), "split must be one of .* got 'dev'"),
         (lambda d: d.concepts("test", ("apple",)), "style must be one of .* got 'apple'"),
         (lambda d: d.image("noto", "zzz"), "concept_id must be one of the 1561 embedded ids, got 'zzz'"),
-        (lambda d: d.image("outline", "0023-20e3"), "concept_id '0023-20e3' has no drawing in style 'outline'"),
+        (
+            lambda d: d.image("outline", "0023-20e3"),
+            "concept_id must have a drawing in style 'outline', got '0023-20e3'",
+        ),
         (lambda d: d.images("apple", ["1f436"]), "style must be one of"),
     ],
 )
-def test_bad_names(data: EmojiStyles, call, message: str) -> None:
+def test_bad_names_are_rejected(data: EmojiStyles, call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(data)
 
 
-def test_as_a_data_set_the_gallery_is_noto_and_queries_are_other_drawings_of_its_concepts(data: EmojiStyles) -> None:
+def test_the_gallery_is_noto_and_queries_are_other_drawings_of_its_concepts(data: EmojiStyles) -> None:
     test = load_emoji("test")
     assert (test.name, test.gallery_style, test.query_styles) == ("emoji", "noto", QUERY_STYLES)
     assert test.headline_styles == HARD_STYLES and test.has_splits and test.templates == ("{}",)
@@ -92,7 +95,7 @@ def test_as_a_data_set_the_gallery_is_noto_and_queries_are_other_drawings_of_its
             assert not torch.equal(drawings[record.path], drawings[f"noto/{concept.id}"])
 
 
-def test_training_has_no_unseen_category_and_the_test_split_says_which_they_are() -> None:
+def test_training_has_no_unseen_category_and_the_test_split_lists_them() -> None:
     train, val, test = (load_emoji(split) for split in SPLITS)
     assert not {record.category for record in train.records} & train.unseen_categories
     unseen = [record for record in test.gallery if record.category in test.unseen_categories]
@@ -112,7 +115,7 @@ def test_other_styles_can_be_queries() -> None:
         load_emoji("val", category="kind")
 
 
-def test_low_resolution_keeps_no_more_than_its_side() -> None:
+def test_low_resolution_keeps_at_most_its_side_in_rank() -> None:
     picture = to_picture(torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8))
     low = to_uint8(low_resolution(picture, 8))
     assert low.shape == (3, 64, 64)
@@ -123,7 +126,7 @@ def test_low_resolution_keeps_no_more_than_its_side() -> None:
         low_resolution(picture, 65)
 
 
-def test_low_resolution_queries_are_made_of_photo3d(data: EmojiStyles) -> None:
+def test_low_resolution_queries_are_made_from_photo3d(data: EmojiStyles) -> None:
     images = load_emoji("val")
     record = images.of_style("lowres")[7]
     made = to_uint8(low_resolution(data.image("photo3d", str(record.instance)), 12))

@@ -1,4 +1,4 @@
-"""Icon families: what is listed in which split, what is rendered, what is refused."""
+"""Icon families: their splits, their rendering, and the rejection of other layouts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUFFIXES = {"": "Regular", "bold": "Bold", "fill": "Fill"}
 
 
 def family(root: Path, names: int = 40, **metadata: Any) -> Path:
-    """Squares and bars of our own, in three weights; the last icon has one weight alone."""
+    """Write a family of rectangles in three weights, with four icons that are hidden, unmatched or not SVG."""
     icons: dict[str, Any] = {}
     for number in range(names):
         for suffix, width in (("", 2), ("bold", 4), ("fill", 6)):
@@ -46,8 +46,8 @@ def test_every_icon_of_several_weights_is_in_one_split(tmp_path):
         found = open_images(f"icons:{root}", split)
         assert (found.name, found.gallery_style, found.styles) == ("own", "regular", ("regular", "bold", "fill"))
         for style in found.styles[1:]:
-            asked = [record.instance for record in found.of_style(style)]
-            assert set(asked) <= {record.instance for record in found.of_style("regular")}
+            queries = [record.instance for record in found.of_style(style)]
+            assert set(queries) <= {record.instance for record in found.of_style("regular")}
         seen += [record.instance for record in found.of_style("regular") if record.instance is not None]
     assert sorted(seen) == sorted([*(f"thing-{number}" for number in range(40)), "torn"])
     assert open_images(str(root), "test").of_style("bold")[0].caption == found.of_style("bold")[0].caption
@@ -65,7 +65,7 @@ def test_icons_are_drawn_black_on_white_and_a_broken_one_is_an_error(tmp_path):
     assert (pixels[unit * (top + 1), unit * (left + 1)] == 0).all() and (pixels[-1, -1] == 255).all()
     assert (pixels == 0).all(axis=2).sum() == 6 * 9 * unit * unit
     held_out = open_images(f"icons:{tmp_path}/own", "test")
-    with pytest.raises(ValueError, match="torn-bold cannot be rendered"):
+    with pytest.raises(ValueError, match="an icon that can be rendered, got torn-bold"):
         held_out.read(next(record for record in held_out.records if record.path == "torn-bold"))
 
 
@@ -78,14 +78,14 @@ def test_icons_are_drawn_black_on_white_and_a_broken_one_is_an_error(tmp_path):
         (lambda root: (root / "icons.json").write_text('{"icons": {"a": {"body": ""}}}'), "no icon of the test split"),
     ],
 )
-def test_another_layout_is_refused(tmp_path, spoil, message):
+def test_another_layout_is_rejected(tmp_path, spoil, message):
     root = family(tmp_path / "own")
     spoil(root)
     with pytest.raises(ValueError, match=message):
         open_images(f"icons:{root}")
 
 
-def test_wrong_arguments_and_a_missing_renderer_are_named(tmp_path, monkeypatch):
+def test_wrong_arguments_and_a_missing_renderer_are_reported(tmp_path, monkeypatch):
     root = family(tmp_path / "own")
     with pytest.raises(ValueError, match="gallery_style must be one of regular, bold, fill of own, got 'thin'"):
         open_images(f"icons:{root}", gallery_style="thin")
@@ -96,7 +96,7 @@ def test_wrong_arguments_and_a_missing_renderer_are_named(tmp_path, monkeypatch)
         open_images(f"icons:{root}")
 
 
-def test_the_splits_of_a_family_are_those_of_an_experiment(tmp_path):
+def test_experiments_use_the_splits_of_the_family(tmp_path):
     source = f"icons:{family(tmp_path / 'own', names=100)}"
     parts = open_splits(ExperimentSettings(data=Data(source)))
     found = [{r.instance for r in part.records} for part in (parts.training, parts.validation, parts.test)]
@@ -104,7 +104,7 @@ def test_the_splits_of_a_family_are_those_of_an_experiment(tmp_path):
     assert all(len(names) > 5 for names in found) and len(set.union(*found)) == sum(map(len, found))
 
 
-def test_a_family_is_evaluated_and_its_broken_icon_counted(tmp_path):
+def test_evaluation_counts_the_icon_that_cannot_be_rendered(tmp_path):
     root = family(tmp_path / "own", names=60)
     result = run("eval", "--data", f"icons:{root}", "--method", "pixels", "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output

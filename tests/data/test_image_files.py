@@ -1,4 +1,4 @@
-"""Which files are pictures, and what happens to those that a decoder gives up on."""
+"""Listing of picture files, and the errors of files that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def broken_dds() -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "DDS")
     content = bytearray(file.getvalue())
-    content[80:88] = struct.pack("<I", 4) + b"ABCD"  # compressed as nobody does
+    content[80:88] = struct.pack("<I", 4) + b"ABCD"  # a compression that does not exist
     return bytes(content)
 
 
@@ -36,7 +36,7 @@ def broken_avif() -> bytes:
     return bytes(content)
 
 
-def test_what_a_decoder_gives_up_on_is_skipped_and_counted(tmp_path: Path) -> None:
+def test_pictures_that_cannot_be_decoded_are_skipped_and_counted(tmp_path: Path) -> None:
     names = [f"{i}.png" for i in range(4)]
     for folder in ("photo", "sketch"):
         for name in names:
@@ -57,9 +57,7 @@ def test_what_a_decoder_gives_up_on_is_skipped_and_counted(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "error", [RuntimeError("frame 0"), NotImplementedError(), IndexError("a"), struct.error("b"), KeyError("c")]
 )
-def test_any_error_of_a_decoder_names_the_file(
-    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_decoder_error_names_the_file(tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     path = trees.picture(tmp_path / "a.png")
 
     def fails(*arguments: object) -> None:
@@ -72,7 +70,7 @@ def test_any_error_of_a_decoder_names_the_file(
 
 
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
-def test_what_is_not_the_pictures_fault_passes(
+def test_errors_not_caused_by_the_picture_are_not_caught(
     tmp_path: Path, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = trees.picture(tmp_path / "a.png")
@@ -85,7 +83,7 @@ def test_what_is_not_the_pictures_fault_passes(
         load_image(path)
 
 
-def test_a_picture_of_too_many_pixels_is_refused_as_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_with_too_many_pixels_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = trees.picture(tmp_path / "a.png", size=(20, 20))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match=r"fewer pixels, but .*a\.png is too large: Image size \(400 pixels\)"):
@@ -93,7 +91,7 @@ def test_a_picture_of_too_many_pixels_is_refused_as_too_large(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("name", ["grey.png", "grey.tif", "big.tif", "grey.pgm"])
-def test_sixteen_bits_become_eight_by_scaling(tmp_path: Path, name: str) -> None:
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path, name: str) -> None:
     values = np.array([[0, 257, 1000], [32768, 65278, 65535]], dtype=">u2" if name == "big.tif" else "<u2")
     Image.fromarray(values).save(tmp_path / name)
     found = np.asarray(load_image(tmp_path / name))
@@ -101,20 +99,20 @@ def test_sixteen_bits_become_eight_by_scaling(tmp_path: Path, name: str) -> None
     assert (found == found[..., :1]).all()
 
 
-def test_sixteen_bits_keep_their_transparent_parts_white(tmp_path: Path) -> None:
+def test_transparent_parts_of_sixteen_bit_pictures_become_white(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 7]], dtype=np.uint16)).save(tmp_path / "a.png", transparency=7)
     assert np.asarray(load_image(tmp_path / "a.png"))[..., 0].tolist() == [[0, 255]]
 
 
 @pytest.mark.parametrize("values", [np.full((2, 2), 0.5, np.float32), np.full((2, 2), 70_000, np.int32)])
-def test_numbers_whose_white_nobody_knows_are_refused(values: np.ndarray) -> None:
+def test_pixel_values_of_unknown_range_are_rejected(values: np.ndarray) -> None:
     file = io.BytesIO()
     Image.fromarray(values).save(file, "TIFF")
     with pytest.raises(ValueError, match=r"image of 8 or 16 bits, but a\.tif has values of an unknown range"):
         decode_image(file, "a.tif")
 
 
-def test_a_folder_is_read_in_every_common_format_and_without_what_macos_leaves(tmp_path: Path) -> None:
+def test_every_common_format_is_read_and_macos_files_are_ignored(tmp_path: Path) -> None:
     for folder in ("photo", "sketch"):
         for name in ("1.tiff", "2.TIF", "3.jfif", "4.ppm"):
             trees.picture(tmp_path / folder / "cat" / name)
@@ -133,7 +131,7 @@ def test_a_folder_is_read_in_every_common_format_and_without_what_macos_leaves(t
     assert len(find_images(tmp_path)[0]) == 8
 
 
-def test_linked_categories_are_read_and_circles_of_links_end(tmp_path: Path) -> None:
+def test_linked_categories_are_read_and_circular_links_terminate(tmp_path: Path) -> None:
     trees.picture(tmp_path / "elsewhere/cat/1.png")
     trees.picture(tmp_path / "set/photo/cat/1.png")
     (tmp_path / "set/sketch").mkdir()

@@ -36,7 +36,7 @@ def test_a_wide_picture_is_padded_with_white_and_not_stretched():
     assert tensor[:, 10].max() == 0
 
 
-def test_missing_truncated_and_foreign_files_are_named(tmp_path, picture):
+def test_missing_truncated_and_foreign_files_are_rejected(tmp_path, picture):
     with pytest.raises(ValueError, match=r"nothing\.png does not exist"):
         load_image(tmp_path / "nothing.png")
     with pytest.raises(ValueError, match="is not a file"):
@@ -54,7 +54,7 @@ def test_missing_truncated_and_foreign_files_are_named(tmp_path, picture):
 
 
 MODES = {"crop": "shortest", "squash": "squash", "pad": "longest"}
-WAYS = [
+OPTIONS = [
     (fit, size, interpolation)
     for fit in MODES
     for size in ((24, 24), (32, 20))
@@ -64,9 +64,9 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize(("fit", "size", "interpolation"), WAYS)
+@pytest.mark.parametrize(("fit", "size", "interpolation"), OPTIONS)
 @pytest.mark.parametrize("shape", [(60, 40), (40, 61), (24, 24), (17, 90), (7, 5)])
-def test_resizing_has_the_very_pixels_of_open_clips_transforms(shape, size, fit, interpolation, tmp_path):
+def test_resizing_gives_exactly_the_pixels_of_open_clip(shape, size, fit, interpolation, tmp_path):
     picture = Image.open(picture_trees.picture(tmp_path / "noise.png", size=shape))
     theirs = image_transform(
         size,
@@ -96,7 +96,7 @@ def test_bytes_and_numbers_between_0_and_1_are_normalised_alike():
     assert torch.equal(normalise(images)[:, 1], (images[:, 1].float() / 255 - 0.4) / 0.3)
 
 
-def test_pixels_survive_the_way_to_a_picture_and_back():
+def test_pixels_survive_conversion_to_a_picture_and_back():
     pixels = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8)
     assert torch.equal(to_uint8(to_picture(pixels)), pixels)
     assert torch.equal(to_uint8(to_picture(pixels.float() / 255)), pixels)
@@ -110,6 +110,6 @@ def test_pixels_survive_the_way_to_a_picture_and_back():
         (((8, 8), "crop", "nearest"), r"interpolation must be one of \('bicubic', 'bilinear'\), got 'nearest'"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, message):
+def test_wrong_arguments_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         ResizeTo(*arguments)

@@ -1,4 +1,4 @@
-"""The layouts of public data sets on small synthetic trees: what is listed, what is skipped, what is refused."""
+"""The layouts of public data sets on small synthetic trees: listed, skipped and rejected files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_dsr_lists_every_picture_in_every_style_with_its_caption(tmp_path):
     assert found.skipped == ()
 
 
-def test_dsr_counts_captions_that_cannot_be_read_and_takes_the_styles_there_are(tmp_path):
+def test_dsr_counts_unreadable_captions_and_reads_the_styles_present(tmp_path):
     trees.dsr(tmp_path, styles=("sketch",))
     (tmp_path / "text/n01/1.txt").unlink()
     (tmp_path / "text/n00/2.txt").write_bytes(b"\xff\xfe\xfa")
@@ -67,7 +67,7 @@ def test_sketchy_matches_sketches_to_the_photo_they_were_drawn_from(tmp_path):
     assert {record.instance for record in found.of_style("photo")} == set(instances.values()) - {None}
 
 
-def test_of_sketchys_renderings_the_standard_one_is_read_and_named(tmp_path):
+def test_sketchy_is_read_in_its_standard_rendering(tmp_path):
     found = open_images(str(trees.sketchy(tmp_path / "Sketchy")))
     assert found.name == "Sketchy (photo/tx_000000000000, sketch/tx_000000000000)"
     assert len(found.of_style("photo")) == 4 and len(found.of_style("sketch")) == 5
@@ -91,7 +91,7 @@ def test_tu_berlin_and_quickdraw_are_read_by_category(tmp_path):
     assert {record.instance for record in found.records} == {None}
 
 
-def test_googles_strokes_are_refused_with_what_they_are(tmp_path):
+def test_stroke_files_are_rejected_with_an_explanation(tmp_path):
     trees.picture(tmp_path / "photo/cat/1.jpg")
     for name in ("sketch/cat.ndjson", "sketch/dog.npy"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -105,7 +105,7 @@ def test_googles_strokes_are_refused_with_what_they_are(tmp_path):
             open_images(str(place))
 
 
-def test_folders_take_the_gallery_that_is_named(tmp_path):
+def test_gallery_style_names_the_gallery_of_folders(tmp_path):
     for style in ("renders", "drawings"):
         trees.picture(tmp_path / style / "cup" / "1.png")
     assert open_images(str(tmp_path), gallery_style="renders").gallery_style == "renders"
@@ -137,11 +137,11 @@ def test_shards_group_members_by_key_and_read_pictures_from_the_tar(tmp_path):
     expected = trees.picture(tmp_path / "same.png", seed=11)
     with Image.open(expected) as same:
         assert images.read(record).tobytes() == same.tobytes()
-    turned = open_images(f"shards:{tmp_path / 'set' / 'part-000.tar'}", gallery_style="sketch")
-    assert turned.gallery_style == "sketch" and len(turned.records) == 4
+    sketches = open_images(f"shards:{tmp_path / 'set' / 'part-000.tar'}", gallery_style="sketch")
+    assert sketches.gallery_style == "sketch" and len(sketches.records) == 4
 
 
-def test_shards_that_are_damaged_are_named(tmp_path):
+def test_damaged_shards_are_reported(tmp_path):
     with pytest.raises(ValueError, match=r"WebDataset shards.*Found: styles \['photo'\]"):
         open_images(str(trees.shards(tmp_path / "one", styles=("photo",))))
     shard = tmp_path / "bad.tar"
@@ -162,7 +162,7 @@ def test_shards_that_are_damaged_are_named(tmp_path):
         images.read(images.of_style("photo")[1])
 
 
-def test_of_two_pictures_of_one_key_and_style_the_first_is_read_and_the_other_counted(tmp_path):
+def test_a_second_picture_of_one_key_and_style_is_skipped_and_counted(tmp_path):
     png, jpg = trees.picture(tmp_path / "a.png", seed=1), trees.picture(tmp_path / "a.jpg", seed=2)
     (tmp_path / "set").mkdir()
     with tarfile.open(tmp_path / "set/x.tar", "w") as tar:
@@ -179,7 +179,7 @@ def test_of_two_pictures_of_one_key_and_style_the_first_is_read_and_the_other_co
     )
 
 
-def test_a_table_that_a_spreadsheet_has_written_is_read(tmp_path):
+def test_a_table_with_a_byte_order_mark_is_read(tmp_path):
     table = trees.pairs(tmp_path, [("q.png", "a.png")])
     table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())
     assert paths(open_images(str(table)), "gallery") == ["a.png"]
@@ -195,7 +195,7 @@ def test_a_table_that_a_spreadsheet_has_written_is_read(tmp_path):
     ],
 )
 @pytest.mark.parametrize("kind", ["", "{}:"])
-def test_a_split_that_is_missing_is_named_and_is_not_the_whole_folder(tmp_path, make, split, found, kind):
+def test_a_missing_split_is_rejected_and_does_not_mean_the_whole_folder(tmp_path, make, split, found, kind):
     make(tmp_path)
     (tmp_path / "._real_val.txt").write_bytes(b"\0\5\26\7")
     name = kind.format(make.__name__)
@@ -204,14 +204,14 @@ def test_a_split_that_is_missing_is_named_and_is_not_the_whole_folder(tmp_path, 
     open_images(f"{name}{tmp_path}", "test")
 
 
-def test_folders_with_lists_of_their_own_stay_folders(tmp_path):
+def test_lists_beside_folders_do_not_change_the_layout(tmp_path):
     trees.sketchy(tmp_path)
     for name in ("classes_test.txt", "val.json"):
         (tmp_path / name).write_text("")
     assert open_images(str(tmp_path)).gallery_style == "photo"
 
 
-def test_data_says_whether_it_has_splits(tmp_path):
+def test_data_sets_report_whether_they_have_splits(tmp_path):
     trees.pairs(tmp_path / "pairs", [("q.png", "a.png")])
     made = {
         "emoji": True,
@@ -227,7 +227,7 @@ def test_data_says_whether_it_has_splits(tmp_path):
         assert images.split_label("test") == ("test" if splits else NO_SPLITS)
 
 
-def test_a_gallery_style_is_refused_where_the_gallery_is_fixed(tmp_path):
+def test_a_gallery_style_is_rejected_where_the_gallery_is_fixed(tmp_path):
     trees.pairs(tmp_path / "pairs", [("q.png", "a.png")])
     for kind, data in {
         "emoji": "emoji",
@@ -239,7 +239,7 @@ def test_a_gallery_style_is_refused_where_the_gallery_is_fixed(tmp_path):
             open_images(data, gallery_style="sketch")
 
 
-def test_pictures_that_cannot_be_read_are_skipped_and_named(tmp_path):
+def test_unreadable_pictures_are_skipped_and_listed(tmp_path):
     trees.dsr(tmp_path)
     trees.damaged(tmp_path / "sketch/n01/1.png")
     (tmp_path / "sketch/n00/2.png").write_text("no picture")
@@ -281,11 +281,11 @@ def no_split(root: Path) -> None:
     (trees.dsr(root) / "test.json").rename(root / "train.json")
 
 
-def old_records(root: Path) -> None:
+def records_with_other_keys(root: Path) -> None:
     (trees.dsr(root) / "test.json").write_text(json.dumps([{"image_path": "a/b.jpg"}]))
 
 
-def moved(root: Path) -> None:
+def missing_pictures(root: Path) -> None:
     (trees.dsr(root) / "test.json").write_text(json.dumps([{"image": "elsewhere/b.jpg"}]))
 
 
@@ -297,7 +297,7 @@ def bad_line(root: Path) -> None:
     (trees.domainnet(root) / "sketch_test.txt").write_text("sketch/ant/1.png\n")
 
 
-def two_names(root: Path) -> None:
+def two_names_of_a_label(root: Path) -> None:
     (trees.domainnet(root) / "sketch_test.txt").write_text("sketch/bee/1.png 0\n")
 
 
@@ -310,7 +310,7 @@ def no_categories(root: Path) -> None:
     trees.picture(root / "sketch/cat/1.png")
 
 
-def strangers(root: Path) -> None:
+def no_common_category(root: Path) -> None:
     trees.picture(root / "photo/dog/1.png")
     trees.picture(root / "sketch/cat/1.png")
 
@@ -322,18 +322,18 @@ def strangers(root: Path) -> None:
         ("dsr", no_json, "Found: test.json, which is not JSON"),
         ("dsr", no_split, "and test.json: a list"),
         ("dsr", no_split, "Found: no test.json, but train.json"),
-        ("dsr", old_records, "Found: record 0 of test.json is {'image_path': 'a/b.jpg'}"),
-        ("dsr", moved, "Found: none of the 1 pictures listed, the first being images/elsewhere/b.jpg"),
+        ("dsr", records_with_other_keys, "Found: record 0 of test.json is {'image_path': 'a/b.jpg'}"),
+        ("dsr", missing_pictures, "Found: none of the 1 pictures listed, the first being images/elsewhere/b.jpg"),
         ("domainnet", no_gallery, "Found: split files of clipart, sketch, none of real"),
         ("domainnet", bad_line, "Found: line 1 of sketch_test.txt is 'sketch/ant/1.png'"),
-        ("domainnet", two_names, "Found: label 0 for ant and, in line 1 of sketch_test.txt, for bee"),
+        ("domainnet", two_names_of_a_label, "Found: label 0 for ant and, in line 1 of sketch_test.txt, for bee"),
         ("domainnet", one_style, "Found: photo/"),
         ("folders", one_style, "Found: photo/"),
         ("folders", no_categories, "Found: no <category>/<picture> below photo/"),
-        ("folders", strangers, "Found: no category of photo/ in any other style"),
+        ("folders", no_common_category, "Found: no category of photo/ in any other style"),
     ],
 )
-def test_another_layout_is_refused_with_what_was_expected_and_found(tmp_path, kind, make, found):
+def test_the_error_for_another_layout_gives_expected_and_found(tmp_path, kind, make, found):
     make(tmp_path)
     with pytest.raises(ValueError) as error:
         open_images(f"{kind}:{tmp_path}")
@@ -354,7 +354,7 @@ def test_another_layout_is_refused_with_what_was_expected_and_found(tmp_path, ki
         ("query,target\nq.png,a.png\n", "none of the 1 pictures listed"),
     ],
 )
-def test_a_table_of_another_form_is_refused(tmp_path, text, found):
+def test_a_malformed_table_is_rejected(tmp_path, text, found):
     table = tmp_path / "pairs.csv"
     table.write_text(text)
     with pytest.raises(ValueError) as error:
@@ -362,8 +362,8 @@ def test_a_table_of_another_form_is_refused(tmp_path, text, found):
     assert found in str(error.value)
 
 
-def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"data must be emoji, dsr:<path>.*nothing at 'imagenet'"):
+def test_missing_data_is_reported(tmp_path):
+    with pytest.raises(ValueError, match=r"data must be emoji, dsr:<path>.*'imagenet' does not exist"):
         open_images("imagenet")
     with pytest.raises(ValueError, match="Found: an empty folder"):
         open_images(str(tmp_path))

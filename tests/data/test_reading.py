@@ -1,4 +1,4 @@
-"""One way to read a picture: training, evaluation, indexing, search and `preprocess` see the same pixels."""
+"""Training, evaluation, indexing, search and `preprocess` read the same pixels from a picture."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from tests.support import picture_trees
 SIZE = (10, 10)
 
 
-class Witness(Method):
-    """Records the input that its backbone would get."""
+class RecordingMethod(Method):
+    """A method that records the input of its backbone."""
 
-    name = "witness"
+    name = "recording"
 
     def __init__(self, fit: str = "squash") -> None:
         self.resize, self.normalise = ResizeTo(SIZE, fit), Normalise((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
@@ -40,29 +40,29 @@ class Witness(Method):
 
 
 @pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
-def test_training_evaluation_index_and_search_see_what_preprocess_makes(
+def test_training_evaluation_index_and_search_read_the_pixels_of_preprocess(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fit: str
 ) -> None:
     picture = picture_trees.picture(tmp_path / "in/wide.png", seed=1, size=(40, 20))
     table = tmp_path / "in/pairs.csv"
     table.write_text("query,target\nwide.png,wide.png\n")
-    witness = Witness(fit)
-    expected = Preprocess(witness.resize, witness.normalise)(Image.open(picture))
+    method = RecordingMethod(fit)
+    expected = Preprocess(method.resize, method.normalise)(Image.open(picture))
 
-    evaluate(witness, open_images(str(table)))
-    assert len(witness.seen) == 2  # the gallery and the query
-    pairs = open_training(DataSettings(source=f"pairs:{table}", validation="none")).pairs(witness)
+    evaluate(method, open_images(str(table)))
+    assert len(method.seen) == 2  # the gallery and the query
+    pairs = open_training(DataSettings(source=f"pairs:{table}", validation="none")).pairs(method)
     for _ in range(2):
-        witness.encode_image(pairs.load(torch.tensor([0, 0]), torch.tensor([0, -1]), torch.zeros(2)).images)
-        pairs.preload(witness)
+        method.encode_image(pairs.load(torch.tensor([0, 0]), torch.tensor([0, -1]), torch.zeros(2)).images)
+        pairs.preload(method)
     assert pairs.is_preloaded
-    monkeypatch.setattr(search, "load_method", lambda folder: witness)
+    monkeypatch.setattr(search, "load_method", lambda folder: method)
     monkeypatch.setattr(search, "save_method", lambda method, folder: Path(folder).mkdir())
     search.index_folder(tmp_path / "in", tmp_path / "adapter", tmp_path / "out")
     search.Searcher.open(tmp_path / "out").search_image(picture, 1)
 
-    assert len(witness.seen) == 8
-    for seen in witness.seen:
+    assert len(method.seen) == 8
+    for seen in method.seen:
         assert torch.equal(seen, expected)
 
 
@@ -74,16 +74,16 @@ def test_indexing_a_folder_skips_unreadable_pictures_and_keeps_one_batch_in_memo
         picture_trees.picture(folder / f"{i}.png", seed=i)
     picture_trees.damaged(folder / "1.png")
     (folder / "4.png").write_text("no picture")
-    witness = Witness()
+    method = RecordingMethod()
     embedded_before: list[int] = []
 
     def in_twos(*arguments, batch_size):
         for rows, pictures in read_images(*arguments, batch_size=2):
-            embedded_before.append(len(witness.seen))
+            embedded_before.append(len(method.seen))
             yield rows, pictures
 
     monkeypatch.setattr(embed, "read_images", in_twos)
-    monkeypatch.setattr(search, "load_method", lambda folder: witness)
+    monkeypatch.setattr(search, "load_method", lambda folder: method)
     monkeypatch.setattr(search, "save_method", lambda method, folder: Path(folder).mkdir())
     done: list[tuple[int, int]] = []
     count, skipped = search.index_folder(

@@ -1,4 +1,4 @@
-"""Comparing methods: one budget, several seeds, paired differences, and a run that is stopped."""
+"""Comparison of methods: one budget, several seeds, paired differences, and stopped runs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_comparison_records_every_trial_and_run_and_summarises_them(tmp_path):
     ]  # fmt: skip
     assert len(tuned["trials"]) == 4
     assert found["chosen"] == tuned["chosen"]
-    assert found["at_edge"] == ["hystar", "vpt"], "of two settings each is at an edge"
+    assert found["at_edge"] == ["hystar", "vpt"], "of a grid with two settings, each is at an edge"
     ids = QueryIds.from_dict(found["query_ids"])
     for name in NAMES:
         entry = found["summary"][name]
@@ -73,16 +73,16 @@ def test_a_comparison_records_every_trial_and_run_and_summarises_them(tmp_path):
     assert again.ids.to_dict() == ids.to_dict()
 
 
-def test_a_stopped_comparison_loses_its_current_run_and_no_other(tmp_path, monkeypatch):
+def test_a_stopped_comparison_loses_only_its_current_run(tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     done("compare", whole, **sections())
-    real, evaluated = module.evaluate_method, []
+    evaluate_method, evaluated = module.evaluate_method, []
 
     def stop_at_the_fourth(method: Any, settings: Any) -> Any:
         if len(evaluated) == 3:
             raise KeyboardInterrupt
         evaluated.append(method.name)
-        return real(method, settings)
+        return evaluate_method(method, settings)
 
     monkeypatch.setattr(module, "evaluate_method", stop_at_the_fourth)
     assert run_experiment("compare", parts, **sections()).exit_code != 0
@@ -91,12 +91,12 @@ def test_a_stopped_comparison_loses_its_current_run_and_no_other(tmp_path, monke
     trials = record_of(parts, "tuning")["trials"]
     done("compare", parts, **sections())
     assert evaluated == ["hystar", "hystar"] and record_of(parts, "tuning")["trials"] == trials
-    one, two = record_of(whole), record_of(parts)
-    assert one["summary"] == two["summary"]
-    assert [run["ranks"] for run in one["runs"]] == [run["ranks"] for run in two["runs"]]
+    uninterrupted, resumed = record_of(whole), record_of(parts)
+    assert resumed["summary"] == uninterrupted["summary"]
+    assert [run["ranks"] for run in resumed["runs"]] == [run["ranks"] for run in uninterrupted["runs"]]
 
 
-def test_methods_and_seeds_are_added_to_earlier_ones(tmp_path):
+def test_new_methods_and_seeds_extend_an_earlier_comparison(tmp_path):
     done("compare", tmp_path, **sections(["frozen", "ssf"]))
     first = record_of(tmp_path)
     done("compare", tmp_path, **sections(["ssf", "hystar"], seeds=3))
@@ -106,7 +106,7 @@ def test_methods_and_seeds_are_added_to_earlier_ones(tmp_path):
     assert set(found["chosen"]) == set(record_of(tmp_path, "tuning")["chosen"]) == {"ssf", "hystar"}
 
 
-def test_a_variant_is_compared_and_its_adapter_kept(tmp_path):
+def test_a_variant_is_compared_and_its_adapter_saved(tmp_path):
     name = "hystar+static=false+blocks=1-2"
     done("compare", tmp_path, **sections(["hystar", name]))
     found = record_of(tmp_path)["summary"][name]
@@ -114,13 +114,13 @@ def test_a_variant_is_compared_and_its_adapter_kept(tmp_path):
     assert load_method(tmp_path / "adapters" / f"{name}-0").config.blocks == (1, 2)  # type: ignore[union-attr]
 
 
-def test_a_diverged_run_excludes_its_method_and_no_other(tmp_path, monkeypatch):
-    real = module.train_method
+def test_a_diverged_run_excludes_only_its_method(tmp_path, monkeypatch):
+    train_method = module.train_method
 
     def diverge(method: Any, name: str, *rest: Any) -> list[float]:
         if name == "static":
             raise FloatingPointError("the loss of 'static' is nan")
-        return real(method, name, *rest)
+        return train_method(method, name, *rest)
 
     monkeypatch.setattr(module, "train_method", diverge)
     shown = done("compare", tmp_path, **sections(["frozen", "static", "lora"]))
@@ -130,12 +130,12 @@ def test_a_diverged_run_excludes_its_method_and_no_other(tmp_path, monkeypatch):
     assert {"frozen", "static", "lora"} == {entry["method"] for entry in found["runs"]}
 
 
-def test_bad_methods_and_folders(tmp_path):
+def test_bad_methods_and_folders_are_rejected(tmp_path):
     for methods, message in (
         (["frozen", "prefix"], "methods must be some of"),
-        (["frozen", "frozen"], "methods must not repeat"),
+        (["frozen", "frozen"], "methods must be different names"),
         (["static+styles=mosaic"], "styles must be some of ('outline', 'sketch', 'lowres', 'twemoji')"),
-        (["hystar+style=vgg"], "hystar+style=vgg needs weights of VGG"),
+        (["hystar+style=vgg"], "style_pretrained must be a torchvision weights name or a file for style=vgg"),
     ):
         assert message in refused_experiment("compare", tmp_path, training={"methods": methods})
     assert not (tmp_path / "compare.json").exists()
@@ -143,14 +143,16 @@ def test_bad_methods_and_folders(tmp_path):
     for other in ({"data": {"limit": 5}}, {"training": {"batch_size": 4}}, {"model": {"blocks": [2, 3]}}):
         wanted = {**sections(["frozen"]), **other}
         wanted["training"] = {**wanted["training"], "methods": ["frozen"]}
-        assert "holds runs of other settings" in refused_experiment("compare", tmp_path, **wanted)
+        assert "run.output must be a folder without runs of other settings" in refused_experiment(
+            "compare", tmp_path, **wanted
+        )
     (tmp_path / "compare.json").write_text("[]")
     assert "is not a file of runs" in refused_experiment("compare", tmp_path, **sections(["frozen"]))
     (tmp_path / "file").write_text("")
     assert "output must be a folder" in refused_experiment("compare", tmp_path / "file", **sections(["frozen"]))
 
 
-def test_jobs_find_what_one_process_finds(tmp_path):
+def test_parallel_jobs_give_the_results_of_one_process(tmp_path):
     names = ["frozen", "static", "static+styles=outline-lowres"]
     found = []
     for jobs in (1, 2):
@@ -160,11 +162,11 @@ def test_jobs_find_what_one_process_finds(tmp_path):
     assert [list(each["summary"]) for each in found] == [names, names]
     by_run = [{(run["method"], run["seed"]): run["ranks"] for run in each["runs"]} for each in found]
     assert by_run[0] == by_run[1]
-    assert found[0]["chosen"]["static"] == found[0]["chosen"][names[2]], "the variant takes its method's rate"
+    assert found[0]["chosen"]["static"] == found[0]["chosen"][names[2]], "the variant does not have its method's rate"
 
 
 @pytest.mark.parametrize("protocol", ["full", "batch24"])
-def test_a_comparison_on_dsr_finds_what_eval_finds(tmp_path, monkeypatch, protocol):
+def test_a_comparison_on_dsr_equals_its_evaluation(tmp_path, monkeypatch, protocol):
     shrink_grids(monkeypatch, 1)
     source = f"dsr:{trees.split_dsr(tmp_path / 'DSR')}"
 
@@ -186,17 +188,17 @@ def test_a_comparison_on_dsr_finds_what_eval_finds(tmp_path, monkeypatch, protoc
         for k, expected in zip((1, 4 if protocol == "batch24" else 5), row.values.values(), strict=True):
             found = spread_over_seeds([evaluation.ranks], (row.kind,), k)
             assert found is not None and expected is not None and found.interval.value == expected.value
-            # Queries that are in no batch are resampled too, and do not count.
+            # With batch24 the intervals differ: queries in no batch are resampled too, without a value.
             assert found.interval == expected or protocol == "batch24"
     done("compare", tmp_path / "out", **with_methods("frozen", "static", "static+styles=art"))
     again = record_of(tmp_path / "out")
     assert again["runs"][:3] == record["runs"] and len(again["runs"]) == 5
     other = with_methods("frozen")
     other["data"]["protocol"] = {"full": "batch24", "batch24": "full"}[protocol]
-    assert "of other settings" in refused_experiment("compare", tmp_path / "out", **other)
+    assert "without runs of other settings" in refused_experiment("compare", tmp_path / "out", **other)
 
 
-def test_tuning_prints_and_records_the_interval_of_every_trial(tmp_path):
+def test_tuning_prints_and_records_every_interval(tmp_path):
     shown = done("tune", tmp_path, **sections(["static"], tuning_seeds=2))
     record = record_of(tmp_path, "tuning")
     assert [(trial["seed"], trial["learning_rates"]["static"]) for trial in record["trials"]] == [
@@ -209,15 +211,20 @@ def test_tuning_prints_and_records_the_interval_of_every_trial(tmp_path):
     assert "is not a file of trials" in refused_experiment("tune", tmp_path, **sections(["static"]))
 
 
-def test_tuning_selects_the_best_mean_over_seeds_then_r_at_5_and_no_setting_that_diverged(tmp_path, monkeypatch):
-    first = {(0, 0.015): (50, 60), (1, 0.015): (30, 60), (0, 0.03): (20, 70), (1, 0.03): (60, 70)}  # both 40 at R@1
+def test_tuning_selects_by_mean_r_at_1_then_r_at_5_without_diverged_settings(tmp_path, monkeypatch):
+    scores = {
+        (0, 0.015): (50, 60),
+        (1, 0.015): (30, 60),
+        (0, 0.03): (20, 70),
+        (1, 0.03): (60, 70),
+    }  # R@1, R@5: both rates have a mean R@1 of 40
     diverges: set[float] = set()
 
     def trial_of(trial: Any) -> dict[str, Any]:
         rate = trial.key["learning_rates"]["static"]
         if rate in diverges:
             return {**trial.key, "diverged": "nan", "seconds": 0.0}
-        one, five = first[trial.key["seed"], rate]
+        one, five = scores[trial.key["seed"], rate]
         rows = {name: {"value": value, "low": 0.0, "high": 99.0} for name, value in (("R@1", one), ("R@5", five))}
         return {**trial.key, "recall": {"headline": rows}, "seconds": 0.0}
 

@@ -1,4 +1,4 @@
-"""The figures: what is projected and drawn, and that each comes from runs that the tables share."""
+"""The figures: projections, drawings, and the runs that they share with the tables."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def clusters(n: int = 20) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("projection", "module"), [("tsne", "sklearn"), ("umap", "umap")])
-def test_a_projection_keeps_clusters_apart_and_is_the_same_every_time(projection, module):
+def test_a_projection_separates_clusters_and_is_reproducible(projection, module):
     pytest.importorskip(module)
     found = project(clusters(), projection)
     groups = found.reshape(3, 20, 2)
@@ -60,13 +60,15 @@ def test_a_projection_keeps_clusters_apart_and_is_the_same_every_time(projection
         ("umap", "umap", "umap-learn"),
     ],
 )
-def test_a_projection_whose_library_is_missing_says_how_to_get_it(monkeypatch, projection, module, distribution):
+def test_a_missing_projection_library_is_reported_with_its_install_command(
+    monkeypatch, projection, module, distribution
+):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ModuleNotFoundError, match=rf"needs {distribution}: pip install 'hystar-fast\[figures\]'"):
         project(clusters(), projection)
 
 
-def test_the_plane_is_that_of_the_principal_components():
+def test_pca_is_the_plane_of_the_principal_components():
     points = clusters()
     found = project(points, "pca")
     centred = points - points.mean(0)
@@ -74,11 +76,11 @@ def test_the_plane_is_that_of_the_principal_components():
     with pytest.raises(ValueError, match=r"projection must be one of \('tsne', 'umap', 'pca'\), got 'lda'"):
         project(points, "lda")
     for projection, name in (("tsne", "t-SNE"), ("umap", "UMAP")):
-        with pytest.raises(ValueError, match=f"{name} needs at least 4 points"):
+        with pytest.raises(ValueError, match=f"embeddings must be at least 4 points for {name}"):
             project(points[:3], projection)
 
 
-def test_clouds_have_every_colour_of_their_labels(tmp_path):
+def test_clouds_are_drawn_in_the_colour_of_every_label(tmp_path):
     labels = ["a"] * 20 + ["b"] * 20 + ["c"] * 20
     panels = {"one": Cloud(clusters(), labels), "two": Cloud(clusters(), labels)}
     other = {name: Cloud(cloud.embeddings, ["x"] * 60) for name, cloud in panels.items()}
@@ -87,11 +89,11 @@ def test_clouds_have_every_colour_of_their_labels(tmp_path):
     assert pixels.shape[1] > pixels.shape[0] > 800
     for colour in ("0072b2", "e69f00", "009e73"):
         wanted = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)])
-        seen = 0.75 * wanted + 0.25 * 255  # the points let a quarter of the white through
+        seen = 0.75 * wanted + 0.25 * 255  # the points are drawn with an opacity of 0.75
         assert (np.abs(pixels - seen).sum(-1) < 12).sum() > 50, colour
 
 
-def test_a_sweep_goes_through_its_values(tmp_path):
+def test_a_sweep_draws_higher_values_higher(tmp_path):
     settings = (1, 10, 100)
     low, high = Curve((20.0,) * 3, (19.0,) * 3, (21.0,) * 3), Curve((80.0,) * 3, (79.0,) * 3, (81.0,) * 3)
     draw_sweep(settings, {"low": low, "high": high}, tmp_path / "sweep.png", "γ", "a note")
@@ -100,13 +102,13 @@ def test_a_sweep_goes_through_its_values(tmp_path):
     for colour in ("0072b2", "e69f00"):
         wanted = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)])
         places = (np.abs(pixels - wanted).sum(-1) < 30).sum(1)
-        rows.append(int(places[: int(0.8 * len(places))].argmax()))  # below is the legend
+        rows.append(int(places[: int(0.8 * len(places))].argmax()))  # without the legend below
     assert rows[0] > rows[1] + 100, "20 % lies below 80 %"
-    with pytest.raises(ValueError, match="curves must have 2 points, 'low' has 3"):
+    with pytest.raises(ValueError, match="curves must have 2 points, got 3 in 'low'"):
         draw_sweep((1, 2), {"low": low}, tmp_path / "sweep.png", "γ", "")
 
 
-def test_a_sheet_frames_every_answer_by_what_it_is(tmp_path):
+def test_a_sheet_frames_answers_by_their_relevance(tmp_path):
     grey = torch.full((3, 8, 8), 128, dtype=torch.uint8)
     answers = [Answer(grey, True), Answer(grey, False, same_category=True), Answer(grey, False), Answer(grey)]
     questions = [
@@ -118,7 +120,7 @@ def test_a_sheet_frames_every_answer_by_what_it_is(tmp_path):
     pixels = drawn(tmp_path / "sheet.png")
 
     def frames(colour: str) -> list[tuple[int, int]]:
-        """The (line, place) of the frames of one colour; below the legend, from the top left."""
+        """Return the (row, column) of the top left corner of every frame of one colour, the legend's included."""
         wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
         here = (pixels == wanted).all(-1)
         tiles = here[:-3, :-3] & here[1:-2, 1:-2] & here[2:-1, 2:-1] & here[3:, 3:]
@@ -129,12 +131,12 @@ def test_a_sheet_frames_every_answer_by_what_it_is(tmp_path):
     assert [len(found) for found in (relevant, same, irrelevant, unknown)] == [1 + 2 + 4, 1 + 2 + 4, 2, 2]
     columns = sorted({x for _, x in relevant[1:]})
     assert len(columns) == 4 and relevant[1][1] == columns[0] and irrelevant[0][1] == columns[2]
-    assert [x for _, x in unknown] == [columns[3], columns[0]], "the second line is the other way round"
+    assert [x for _, x in unknown] == [columns[3], columns[0]], "the second column is not in reverse order"
     with pytest.raises(ValueError, match="all with the same methods"):
         answer_sheet([questions[0], Question(None, "text", "", {"hystar": answers})], "", [], {})
 
 
-def test_answers_of_the_querys_subgroup_are_marked_where_the_paper_counts_categories():
+def test_answers_of_the_querys_category_are_marked_on_request():
     images = load_emoji("test", ("flat",)).select(limit=40)
     method = create_method("pixels", tiny_config(None))
     gallery = embed_records(method, images, images.of_style(images.gallery_style), [])
@@ -151,17 +153,17 @@ def test_answers_of_the_querys_subgroup_are_marked_where_the_paper_counts_catego
         assert not any(answer.same_category for answer in plain)
 
 
-def test_sheets_and_mixtures_of_other_data_have_the_papers_styles(tmp_path, monkeypatch):
+def test_sheets_of_dsr_and_domainnet_have_the_papers_styles(tmp_path, monkeypatch):
     shrink_grids(monkeypatch)
     monkeypatch.setattr(module, "_METHODS", ("frozen", "hystar"))
     drawn_styles: list[tuple[str, str]] = []
-    real = answer_sheets.answer_sheet
+    answer_sheet = answer_sheets.answer_sheet
 
     def spy(questions, title, notes, legend):
         drawn_styles.extend((question.style, title) for question in questions)
         assert legend[RELEVANT] == ("the query's picture" if "DSR" in title else "the query's category")
         assert all(len(answers) > 1 for question in questions for answers in question.answers.values())
-        return real(questions, title, notes, legend)
+        return answer_sheet(questions, title, notes, legend)
 
     monkeypatch.setattr(answer_sheets, "answer_sheet", spy)
     data = {
@@ -176,7 +178,7 @@ def test_sheets_and_mixtures_of_other_data_have_the_papers_styles(tmp_path, monk
     assert {style for style, title in drawn_styles if "Figure 9 with DomainNet" in title} == {"clipart", "sketch"}
 
 
-def test_middle_features_are_what_leaves_the_middle_block():
+def test_middle_features_are_the_outputs_of_the_middle_block():
     images = torch.rand(3, 3, 64, 64)
     for name in ("frozen", "hystar"):
         method = create_method(name, tiny_config(None))
@@ -192,7 +194,7 @@ def test_middle_features_are_what_leaves_the_middle_block():
         assert torch.allclose(found, kept[0].mean(1), atol=1e-5)
 
 
-def test_the_command_trains_the_methods_that_it_draws(tmp_path, monkeypatch):
+def test_the_command_trains_the_methods_it_draws(tmp_path, monkeypatch):
     shrink_grids(monkeypatch)
     monkeypatch.setitem(module.FIGURES, 6, module._sweep("gamma", (10, 80), "γ"))
     monkeypatch.setattr(module, "_METHODS", ("frozen", "hystar"))
@@ -202,14 +204,14 @@ def test_the_command_trains_the_methods_that_it_draws(tmp_path, monkeypatch):
         assert drawn(tmp_path / f"figure{number}.png").std() > 5
     record = json.loads((tmp_path / "compare.json").read_text())
     assert [entry["method"] for entry in record["runs"]] == ["hystar", "hystar+gamma=10", "frozen"], (
-        "γ = 80 is Hystar itself"
+        "γ = 80 is the default, so it is no variant"
     )
     assert record["runs"][0]["learning_rates"] == record["runs"][1]["learning_rates"]
     trials = json.loads((tmp_path / "tuning.json").read_text())["trials"]
-    assert {trial["method"] for trial in trials} == {"hystar"}, "variants along a curve are not tuned"
+    assert {trial["method"] for trial in trials} == {"hystar"}, "variants along a curve were tuned"
 
 
-def test_bad_figures_projections_and_data(tmp_path):
+def test_bad_figures_projections_and_data_are_rejected(tmp_path):
     assert "figures must be some of (3, 5, 6, 7, 8, 9, 10, 11), got 4" in refused_experiment("figure", tmp_path, 4)
     lda = {"projection": "lda"}
     assert "run.projection must be one of" in refused_experiment("figure", tmp_path, 3, run=lda)
@@ -218,4 +220,4 @@ def test_bad_figures_projections_and_data(tmp_path):
             trees.picture(tmp_path / "in" / style / "ant" / f"{i}.png", seed=i)
     folders = {"source": f"folders:{tmp_path / 'in'}"}
     message = refused_experiment("figure", tmp_path / "out", 5, data=folders)
-    assert "figure 5 needs two query pictures of one instance in two styles, and in has none" in message
+    assert "data.source must have instances with queries in two styles for figure 5, got none in in" in message

@@ -1,4 +1,4 @@
-"""Jobs in several processes: their errors, and their end with the process that began them."""
+"""Jobs in several processes: their errors, and their end when the parent process is killed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hystar_fast.experiments.jobs import run_jobs
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_jobs_raise_what_the_work_raises_and_begin_nothing_more():
+def test_an_error_of_a_job_is_raised():
     for jobs in (1, 2):
         with pytest.raises(ZeroDivisionError):
             list(run_jobs(_inverse, [0, 0, 0], jobs))
@@ -25,13 +25,13 @@ def test_jobs_raise_what_the_work_raises_and_begin_nothing_more():
         list(run_jobs(_inverse, [1], 0))
 
 
-def test_jobs_end_with_the_process_that_began_them(tmp_path):
+def test_jobs_end_when_their_parent_is_killed(tmp_path):
     program = (
         "import sys\n"
-        "from tests.support.jobs import linger\n"
+        "from tests.support.jobs import sleep_after_writing_pid\n"
         "from hystar_fast.experiments.jobs import run_jobs\n"
         "if __name__ == '__main__':\n"
-        "    list(run_jobs(linger, [sys.argv[1] + '/a', sys.argv[1] + '/b'], 2))\n"
+        "    list(run_jobs(sleep_after_writing_pid, [sys.argv[1] + '/a', sys.argv[1] + '/b'], 2))\n"
     )
     script = tmp_path / "main.py"
     script.write_text(program)
@@ -45,16 +45,16 @@ def test_jobs_end_with_the_process_that_began_them(tmp_path):
 
 
 def _runs(pid: str) -> bool:
-    """Whether the process is there and no zombie."""
+    """Return whether the process exists and is no zombie."""
     try:
         return "\nState:\tZ" not in Path("/proc", pid, "status").read_text()
     except OSError:
         return False
 
 
-def _wait_until(true: Callable[[], bool], seconds: float) -> None:
+def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
     end = time.monotonic() + seconds
-    while not true():
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.1)
 

@@ -26,7 +26,7 @@ def test_every_trained_method_has_the_same_number_of_trials(grid):
     assert {len(trials) for trials in grid.values()} == {5}
 
 
-def test_the_rates_of_the_demo_won_the_committed_trials():
+def test_the_rates_of_the_demo_are_those_chosen_by_the_committed_trials():
     found = json.loads((ROOT / "docs/results/demo_tuning.json").read_text(encoding="utf-8"))
     assert found["chosen"] == DEMO_RATES and set(DEMO_RATES) == set(DEMO_TRAINED)
     assert (found["steps"], found["seeds"]) == (DEMO_STEPS, [0, 1, 2])
@@ -34,7 +34,7 @@ def test_the_rates_of_the_demo_won_the_committed_trials():
     assert tried == [(seed, name, rates) for seed in (0, 1, 2) for name in DEMO_TRAINED for rates in TINY_GRID[name]]
 
 
-def test_without_tuning_rates_are_the_demos_the_papers_or_the_middle_of_the_grid():
+def test_untuned_rates_are_the_demos_the_papers_or_the_middle_of_the_grid():
     assert untuned_rates("tiny")["hystar"] == (DEMO_RATES["hystar"], "the demo's")
     assert untuned_rates("tiny")["vpt"] == ({"vpt": 1e-2}, "the middle of the grid, not tuned")
     large = untuned_rates("open_clip:ViT-L-14")
@@ -42,7 +42,7 @@ def test_without_tuning_rates_are_the_demos_the_papers_or_the_middle_of_the_grid
     assert set(large) == set(METHODS) - set(UNTRAINED)
 
 
-def test_a_rate_at_the_edge_of_its_grid_is_named():
+def test_a_rate_at_the_edge_of_its_grid_is_reported():
     grid = TINY_GRID["hystar"]
     assert groups_at_edge({"static": 3e-2, "dynamic": 1e-3}, grid) == ["static"]
     assert groups_at_edge({"static": 6e-2, "dynamic": 3e-3}, grid) == ["dynamic"]

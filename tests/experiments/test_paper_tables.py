@@ -1,4 +1,4 @@
-"""The paper's figures: their structure, and that they agree with each other as far as arithmetic can tell."""
+"""The paper's figures: their structure, their averages, and figures that appear in several tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hystar_fast.experiments.paper_tables import BATCH24, TABLES, paper_table
 
 
 @pytest.mark.parametrize("number", TABLES)
-def test_every_table_is_whole(number):
+def test_every_table_is_complete(number):
     table = paper_table(number)
     assert table.number == number and table.subject and table.data and table.protocol
     assert f"Table {number}: {table.data}; " in table.source
@@ -25,13 +25,13 @@ def test_every_table_is_whole(number):
                 assert 0 < value < 100, (name, column)
 
 
-def test_the_retrieval_tables_on_dsr_carry_the_published_protocol():
+def test_exactly_the_tables_on_dsr_have_the_batch24_protocol():
     assert [n for n in TABLES if paper_table(n).protocol == BATCH24] == [1, 4, 6, 7, 8, 9, 10, 12, 14]
     assert all((paper_table(n).data == "DSR") == (paper_table(n).protocol == BATCH24) for n in TABLES)
 
 
 @pytest.mark.parametrize("number", [8, 9, 10, 12, 13, 14])
-def test_averages_are_those_of_the_columns_before_them(number):
+def test_the_average_column_is_the_mean_of_the_columns_before_it(number):
     table = paper_table(number)
     place = table.columns.index("Average")
     for name, values in table.rows.items():
@@ -41,7 +41,7 @@ def test_averages_are_those_of_the_columns_before_them(number):
         assert average == pytest.approx(sum(parts) / len(parts), abs=0.0501), name
 
 
-def test_harmonic_means_and_averages_of_table_11():
+def test_table_11_has_right_harmonic_means_and_averages():
     table = paper_table(11)
     assert table.rows["Hystar"][5] == 80.16 and "80.11" in table.note
     for name, values in table.rows.items():
@@ -67,13 +67,13 @@ def test_the_same_row_is_the_same_in_every_table():
     assert paper_table(14).rows["InfoNCE loss"][:3] == paper_table(4).rows["CLIP + Hyper + Static"][:3]
 
 
-def test_table_7_adds_to_the_text_column_what_the_paper_says_it_gains():
+def test_table_7_has_the_stated_gains_over_the_text_column():
     gains = {"CLIP*": (-14.4, -7.2, 12.5), "LoRA": (1.8, 8.9, 14.3), "Hystar": (9.0, 20.7, 27.3)}
     for name, found in gains.items():
         *joint, text = (value or math.nan for value in paper_table(7).rows[name])
         assert [round(value - text, 1) for value in joint] == list(found)
 
 
-def test_another_number_is_refused():
+def test_another_number_is_rejected():
     with pytest.raises(ValueError, match="tables 1 to 14, got 15"):
         paper_table(15)

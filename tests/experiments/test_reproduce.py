@@ -1,4 +1,4 @@
-"""Reproducing tables: ours beside the paper's, nothing mixes protocols, and the tables share their runs."""
+"""Reproduction of tables: ours beside the paper's, separate protocols, and runs that tables share."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def content(output: Path, name: str) -> dict[str, Any]:
         ("transformers siglip", 8, {"4, 7, 10, 13": "hystar", "1": "hystar+blocks=1", "16, 19, 22, 24": LATE}),
     ],
 )
-def test_rows_are_those_of_the_backbone(kind, number, ours, tmp_path):
+def test_the_rows_depend_on_the_backbone(kind, number, ours, tmp_path):
     small = WRITERS[kind](tmp_path / "backbone")
     model = {"backbone": small.backbone, "pretrained": "packaged"}
     done("reproduce", tmp_path / "out", f"table{number}", data={"limit": 4}, model=model)
@@ -61,7 +61,7 @@ def test_rows_are_those_of_the_backbone(kind, number, ours, tmp_path):
             assert ("difference" in row) == (row["run"] != "hystar")
 
 
-def test_a_table_has_ours_beside_the_papers_and_tables_share_their_runs(tmp_path):
+def test_tables_show_ours_beside_the_papers_and_share_runs(tmp_path):
     shown = done("reproduce", tmp_path, "table4", "table13", **LIMITED)
     assert "Table 4: " in shown and "ranked within batches of 24" in shown and "full gallery of 6" in shown
     assert "not run: CLIP, LoRA, VPT, FreestyleRet, Hystar: needs 3,000 pictures" in shown
@@ -74,7 +74,7 @@ def test_a_table_has_ours_beside_the_papers_and_tables_share_their_runs(tmp_path
     assert [entry["method"] for entry in record["runs"]] == list(plan(4).runs.values())
     shown = done("reproduce", tmp_path, "table10", **LIMITED)
     again = content(tmp_path, "compare")
-    assert again["runs"][:5] == record["runs"], "both rows of Table 10 that run are rows of Table 4"
+    assert again["runs"][:5] == record["runs"], "Table 10 ran rows of Table 4 again"
     table = content(tmp_path, "table10")
     ours = {row["row"]: row for row in table["rows"] if not row["paper"]}
     assert [row["run"] for row in ours.values()] == ["hystar+blocks=2-4-6", "hystar+style=prefix+blocks=2-4-6"]
@@ -87,7 +87,7 @@ def test_a_table_has_ours_beside_the_papers_and_tables_share_their_runs(tmp_path
     assert "not run: VGG: needs the extractor's weights: --set model.vgg=FILE or a name" in shown
 
 
-def test_tables_on_dsr_and_domainnet_say_when_ours_may_be_compared(tmp_path):
+def test_tables_state_whether_ours_may_be_compared_with_the_papers(tmp_path):
     data = {
         "source": f"dsr:{trees.split_dsr(tmp_path / 'DSR')}",
         "test": f"domainnet:{trees.domainnet(tmp_path / 'DomainNet')}",
@@ -103,7 +103,7 @@ def test_tables_on_dsr_and_domainnet_say_when_ours_may_be_compared(tmp_path):
         assert ("difference" in row) == (row["row"] != "Hystar")
 
 
-def test_tables_2_3_and_7_evaluate_the_same_adapters_on_other_tasks(tmp_path):
+def test_tables_2_3_and_7_share_adapters_on_different_tasks(tmp_path):
     limited = {"data": {"limit": 30}}
     done("reproduce", tmp_path, "table2", "table3", "table7", **limited)
     kinds = {2: {"outline", "sketch", "lowres", "twemoji"}, 7: {f"{s}+text, max" for s in ("outline", "sketch")}}
@@ -117,7 +117,7 @@ def test_tables_2_3_and_7_evaluate_the_same_adapters_on_other_tasks(tmp_path):
             assert kinds.get(number, set()) <= set(found)
             assert found["headline"]["R@1"]["low"] <= found["headline"]["R@1"]["high"]
             assert ("difference" in rows[name]) == (name != "Hystar")
-    assert len(content(tmp_path, "compare")["runs"]) == 5, "the three tables share the adapters"
+    assert len(content(tmp_path, "compare")["runs"]) == 5, "the three tables do not share their adapters"
     images = open_images("emoji").select(limit=30)
     found = evaluate(load_method(tmp_path / "adapters" / "lora-0"), images, task="category").ranks
     evaluated = content(tmp_path, "task-category")
@@ -127,7 +127,7 @@ def test_tables_2_3_and_7_evaluate_the_same_adapters_on_other_tasks(tmp_path):
     assert content(tmp_path, "task-category")["runs"] == evaluated["runs"]
 
 
-def test_table_11_trains_on_base_classes_and_names_the_methods_that_are_not_here(tmp_path):
+def test_table_11_trains_on_base_classes_and_lists_missing_methods(tmp_path):
     few_shot = {"steps": 1, "shots": 1, "limit": 20}
     shown = done("reproduce", tmp_path, "table11", few_shot=few_shot)
     assert "not run: CoOp, ProGrad, KgCoOp, MaPLe, TCP: a method of learned text prompts" in shown
@@ -139,7 +139,7 @@ def test_table_11_trains_on_base_classes_and_names_the_methods_that_are_not_here
     assert ours["H"]["value"] == pytest.approx(2 * base * new / (base + new) if base + new else 0, abs=0.02)
 
 
-def test_table_5_counts_on_the_papers_backbone():
+def test_table_5_counts_parameters_on_the_papers_backbone():
     found = sizes_on_vit_l_14()
     whole, added = found["Hystar"]
     table = paper_table(5)
@@ -156,7 +156,7 @@ def test_table_5_counts_on_the_papers_backbone():
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_table_5_times_the_backbone_named_and_prints_both_counts_of_freestyleret(tmp_path, monkeypatch, own):
+def test_table_5_times_the_given_backbone_and_prints_both_counts_of_freestyleret(tmp_path, monkeypatch, own):
     monkeypatch.setattr(timing, "BATCH", 2)
     backbone = write_small_clip(tmp_path / "clip", weights=False) if own else "tiny"
     shown = done("reproduce", tmp_path, "table5", model={"backbone": backbone})
@@ -169,5 +169,5 @@ def test_table_5_times_the_backbone_named_and_prints_both_counts_of_freestyleret
     assert f"it has {row['with_unused_parts']['parameters'] / 1e6:.1f} M" in shown
 
 
-def test_an_unknown_table_is_refused(tmp_path):
+def test_an_unknown_table_is_rejected(tmp_path):
     assert "tables must be" in refused_experiment("reproduce", tmp_path, "table0")

@@ -11,7 +11,7 @@ from hystar_fast.retrieval.ranks import QueryIds, Ranks, paired_difference
 
 
 def ranks_of(ranks: list[int], ids: list[int], count: int = 6) -> Ranks:
-    """Ranks of sketch queries; every second id is of an unseen category."""
+    """Return ranks of sketch queries; every second id is of an unseen category."""
     unseen = torch.tensor([True, False] * (count // 2))
     return Ranks(QueryIds(unseen, {"sketch": torch.tensor(ids)}), {"sketch": torch.tensor(ranks)})
 
@@ -45,7 +45,7 @@ def test_differences_are_paired_by_query_and_by_seed():
         difference_over_seeds({0: ONE}, {1: TWO}, ("sketch",))
 
 
-def test_runs_with_other_queries_are_refused():
+def test_runs_with_different_queries_are_rejected():
     one, two = ranks_of([0, 0], [0, 1]), ranks_of([0, 0], [0, 2])
     for other in (two, ranks_of([0, 0], [0, 1], 8)):
         with pytest.raises(ValueError, match="the same queries"):

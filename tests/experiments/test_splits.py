@@ -33,7 +33,7 @@ def test_the_parts_of_a_data_set_with_splits_share_no_picture(tmp_path):
     assert splits.items == len(names[0])
 
 
-def test_folders_are_divided_without_loss(tmp_path):
+def test_folders_are_divided_into_disjoint_parts(tmp_path):
     for category in ("ant", "bee"):
         for i in range(40):
             for style in ("photo", "sketch"):
@@ -46,7 +46,7 @@ def test_a_picture_of_two_pairs_is_in_one_part(tmp_path):
     chain = trees.pairs(tmp_path / "chain", [(f"p{i}.png", f"p{i + 1}.png") for i in range(120)])
     assert are_disjoint([{record.path for record in part.records} for part in parts(splits_of(f"pairs:{chain}"))])
     few = trees.pairs(tmp_path / "few", [("a.png", "b.png")])
-    with pytest.raises(ValueError, match="too few pictures for training, validation and test"):
+    with pytest.raises(ValueError, match="must have enough pictures for training, validation and test"):
         splits_of(f"pairs:{few}")
 
 
@@ -56,7 +56,7 @@ def test_the_embedded_drawings_have_their_own_validation_split_and_unseen_subgro
     assert splits.headline == ("outline", "sketch", "lowres") and splits.test.unseen_categories
 
 
-def test_bad_data(tmp_path):
+def test_bad_data_is_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"data\.protocol must be one of .*, got 'batch48'"):
         splits_of("emoji", protocol="batch48")
     assert "nowhere" in refused_experiment("compare", tmp_path, data={"source": "dsr:/nowhere"})

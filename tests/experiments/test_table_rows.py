@@ -39,7 +39,7 @@ def test_every_row_of_the_paper_has_a_run_or_a_reason(number, base, weights):
         assert paper_table(number).headline(found.reference) is not None
 
 
-def test_layers_and_widths_are_the_papers_on_its_backbone_and_in_proportion_on_others():
+def test_layers_and_widths_are_scaled_to_the_backbone():
     assert plan(8, LARGE).runs == {
         "4, 7, 10, 13": "hystar",
         "4-12": "hystar+blocks=4-5-6-7-8-9-10-11-12",
@@ -56,7 +56,7 @@ def test_layers_and_widths_are_the_papers_on_its_backbone_and_in_proportion_on_o
     assert plan(9).runs["768-4096-1024"] == "hystar+hypernetwork_width=768"
 
 
-def test_style_extractors_are_compared_with_that_of_the_configuration():
+def test_the_reference_of_table_10_is_the_extractor_of_the_configuration():
     found = plan(10, LARGE, vgg="vgg.pth")
     assert found.reference == "DINOv2"
     assert (found.runs["DINOv2"], found.runs["CLIP(self)"]) == ("hystar", "hystar+style=clip")
@@ -65,7 +65,7 @@ def test_style_extractors_are_compared_with_that_of_the_configuration():
     assert "model.style must be one of clip, vgg, dinov2" in plan(10, BASES["prefix"]).missing["VGG"]
 
 
-def test_freestyleret_without_vgg_weights_is_said_to_be_random():
+def test_freestyleret_without_vgg_weights_is_noted_as_random():
     assert "random VGG weights" in plan(2).note
     assert plan(1, Base(style="vgg")).runs["FreestyleRet-CLIP"] == "freestyle"
     assert "random" not in plan(1, Base(style="vgg")).note
@@ -73,12 +73,12 @@ def test_freestyleret_without_vgg_weights_is_said_to_be_random():
     assert found.runs["FreestyleRet"] == "freestyle+style=vgg+style_pretrained=vgg.pth" and "random" not in found.note
 
 
-def test_the_two_other_tables_name_every_row():
+def test_tables_5_and_11_cover_every_row():
     assert set(ROWS) == set(paper_table(COMPUTATION).rows)
     assert {*TEXT_PROMPTS, "Hystar"} == set(paper_table(FEW_SHOT).rows)
 
 
-def test_the_headline_of_a_row_is_the_mean_over_its_columns_of_pictures():
+def test_the_headline_of_a_row_is_the_mean_of_its_picture_columns():
     assert paper_table(2).headline("CLIP") == pytest.approx((60.9 + 49.1 + 59.2 + 9.1 + 41.2) / 5)
     assert paper_table(3).headline("CLIP") == pytest.approx((82.4 + 72.8 + 64.9 + 68.1 + 14.6 + 53.0) / 6)
     assert paper_table(7).headline("LoRA") == pytest.approx((72.2 + 79.3 + 84.7) / 3)
@@ -87,7 +87,7 @@ def test_the_headline_of_a_row_is_the_mean_over_its_columns_of_pictures():
     assert paper_table(5).headline("CLIP") is None
 
 
-def test_words_that_are_no_tables_are_refused():
+def test_words_that_are_no_tables_are_rejected():
     assert table_numbers(["all"]) == list(TABLES)
     assert table_numbers(["table1", "14"]) == [1, 14]
     for word in ("table15", "figure3", "0"):

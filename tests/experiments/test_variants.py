@@ -30,7 +30,7 @@ def test_variants_change_fields_and_the_loss():
 
 
 @pytest.mark.parametrize("loss", ["", "+loss=style_nce"])
-def test_options_of_the_loss_survive_naming_the_loss(loss):
+def test_options_of_the_loss_apply_with_and_without_its_name(loss):
     config = tiny_config(None)
     found = create_variant(f"hystar+temperature=0.1+n_iter=9+weights=authors+plan_grad=unroll{loss}", config)
     kept = {"temperature": 0.1, "n_iter": 9, "weights": "authors", "plan_grad": "unroll", "gamma": config.gamma}
@@ -49,7 +49,7 @@ def test_a_grid_has_a_rate_for_every_parameter_group(name):
     assert all(set(rates) == groups for rates in Variant.parse(name).grid())
 
 
-def test_lora_is_as_large_as_the_hystar_of_the_configuration():
+def test_lora_has_the_size_of_the_configured_hystar():
     config = tiny_config(None)
     sizes = {count_parameters(create_variant(name, config))["lora"] for name in ("lora", "lora+gamma=10")}
     assert sizes == {count_parameters(create_method("lora", config, parameters=hystar_size(config)))["lora"]}
@@ -64,12 +64,12 @@ def test_lora_is_as_large_as_the_hystar_of_the_configuration():
         ("hystar+blocks=x", "blocks must be numbers"),
         ("hystar+styles=a-a", "styles must be different names"),
         ("clip", "methods must be some of"),
-        ("frozen+loss=info_nce", "frozen is not trained"),
-        ("pixels+styles=a", "pixels is not trained"),
+        ("frozen+loss=info_nce", "frozen must have no loss and no training styles"),
+        ("pixels+styles=a", "pixels must have no loss and no training styles"),
         ("hystar+gamma=10+gamma=20", "each field once, got gamma twice"),
     ],
 )
-def test_bad_names(name, message):
+def test_bad_names_are_rejected(name, message):
     with pytest.raises(ValueError, match=message):
         Variant.parse(name)
 
@@ -81,7 +81,7 @@ def test_bad_names(name, message):
         *("frozen+gamma=10", "pixels+backbone=tiny", "ia3+style=vgg"),
     ],
 )
-def test_variants_that_would_change_nothing_are_refused(name):
+def test_variants_that_would_change_nothing_are_rejected(name):
     method, _, rest = name.partition("+")
     with pytest.raises(ValueError, match=f"a field that {method} uses, got {rest.partition('=')[0]}"):
         Variant.parse(name)

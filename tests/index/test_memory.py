@@ -1,4 +1,4 @@
-"""The cosine index against a full sort, and its files."""
+"""The cosine index, compared with a full sort, and its files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def ids(n: int) -> list[str]:
 def test_search_equals_a_stable_full_sort(block):
     gallery, queries = torch.randint(-1, 2, (97, 6)).float() + 0.01, torch.randn(11, 6)
     scores, positions = MemoryIndex(gallery, ids(97)).search(queries, 10, block=block)
-    truth = F.normalize(queries, dim=-1) @ F.normalize(gallery, dim=-1).T
-    assert torch.allclose(scores, truth.sort(descending=True, stable=True).values[:, :10], atol=1e-6)
-    assert torch.allclose(truth.gather(1, positions), scores, atol=1e-6)
+    expected = F.normalize(queries, dim=-1) @ F.normalize(gallery, dim=-1).T
+    assert torch.allclose(scores, expected.sort(descending=True, stable=True).values[:, :10], atol=1e-6)
+    assert torch.allclose(expected.gather(1, positions), scores, atol=1e-6)
 
 
 def test_equal_scores_keep_the_order_of_the_index():
@@ -29,12 +29,12 @@ def test_equal_scores_keep_the_order_of_the_index():
     assert positions[0].tolist() == list(range(9))
 
 
-def test_k_is_capped_by_the_size():
+def test_k_is_at_most_the_size_of_the_index():
     scores, positions = MemoryIndex(torch.eye(3), ids(3)).search(torch.eye(3)[:1], 10)
     assert scores.shape == positions.shape == (1, 3)
 
 
-def test_round_trip(tmp_path):
+def test_a_saved_index_loads_unchanged(tmp_path):
     index = MemoryIndex(torch.randn(5, 4), ["a", "é", "🐶", "b", "c"], {"gallery": "noto"})
     index.save(tmp_path / "new" / "folder")
     again = MemoryIndex.load(tmp_path / "new" / "folder")
@@ -45,7 +45,7 @@ def test_round_trip(tmp_path):
 
 @pytest.mark.parametrize("name", ["index.json", "index.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "rubbish"])
-def test_a_missing_or_damaged_file_is_named(tmp_path, name, damage):
+def test_a_missing_or_damaged_file_is_rejected(tmp_path, name, damage):
     MemoryIndex(torch.randn(5, 4), ids(5)).save(tmp_path)
     path = tmp_path / name
     if damage == "missing":
@@ -58,7 +58,7 @@ def test_a_missing_or_damaged_file_is_named(tmp_path, name, damage):
         MemoryIndex.load(tmp_path)
 
 
-def test_ids_that_do_not_fit_the_embeddings_are_damage(tmp_path):
+def test_ids_that_do_not_match_the_embeddings_are_rejected(tmp_path):
     MemoryIndex(torch.randn(5, 4), ids(5)).save(tmp_path)
     meta = json.loads((tmp_path / "index.json").read_text())
     (tmp_path / "index.json").write_text(json.dumps(meta | {"ids": ids(4)}))
@@ -75,7 +75,7 @@ def test_ids_that_do_not_fit_the_embeddings_are_damage(tmp_path):
         (torch.full((1, 2), torch.nan), ids(1), "embeddings must be finite"),
     ],
 )
-def test_bad_contents_are_named(embeddings, names, message):
+def test_bad_contents_are_rejected(embeddings, names, message):
     with pytest.raises(ValueError, match=message):
         MemoryIndex(embeddings, names)
 
@@ -88,6 +88,6 @@ def test_bad_contents_are_named(embeddings, names, message):
         (torch.full((1, 4), torch.inf), 1, "queries must be finite"),
     ],
 )
-def test_bad_queries_are_named(query, k, message):
+def test_bad_queries_are_rejected(query, k, message):
     with pytest.raises(ValueError, match=message):
         MemoryIndex(torch.randn(3, 4), ids(3)).search(query, k)

@@ -1,4 +1,4 @@
-"""Trained methods on disk: what comes back is what was saved, and what does not fit is named."""
+"""Trained methods on disk: loading returns what was saved, and files that do not fit are rejected."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def images() -> Tensor:
 
 
 def disturbed(name: str, config: HystarConfig, **settings: int) -> Method:
-    """A method whose parameters are not where they start."""
+    """Create a method with parameters moved away from their initial values."""
     method = create_method(name, config, seed=5, parameters=None if settings else 3000, settings=settings or None)
     with torch.no_grad():
         for parameter in method.trained_parameters().values():
@@ -54,7 +54,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_method_comes_back_as_it_was_saved(name, config, images, tmp_path):
+def test_a_loaded_method_equals_the_saved_one(name, config, images, tmp_path):
     method = disturbed(name, config)
     save_method(method, tmp_path / "adapter")
     assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == ["adapter.safetensors", "config.json"]
@@ -67,7 +67,7 @@ def test_a_method_comes_back_as_it_was_saved(name, config, images, tmp_path):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_file_holds_what_trains_and_no_more(name, config, tmp_path):
+def test_a_file_holds_only_the_trained_parameters(name, config, tmp_path):
     method = disturbed(name, config)
     save_method(method, tmp_path)
     described = json.loads((tmp_path / "config.json").read_text())
@@ -85,7 +85,7 @@ def test_a_file_holds_what_trains_and_no_more(name, config, tmp_path):
 @pytest.mark.parametrize(
     ("name", "settings"), [("vpt", {"prompts": 3}), ("adaptformer", {"bottleneck": 5}), ("lora", {"rank": 2})]
 )
-def test_settings_come_back(name, settings, config, images, tmp_path):
+def test_settings_are_restored(name, settings, config, images, tmp_path):
     method = disturbed(name, config, **settings)
     save_method(method, tmp_path)
     again = load_method(tmp_path)
@@ -93,7 +93,7 @@ def test_settings_come_back(name, settings, config, images, tmp_path):
     assert torch.equal(again.encode_image(images), method.encode_image(images))
 
 
-def test_what_does_not_fit_is_named(config, tmp_path):
+def test_files_that_do_not_fit_are_rejected(config, tmp_path):
     folder = tmp_path / "adapter"
     save_method(disturbed("vpt", config), folder)
     whole = (folder / "config.json").read_text()
@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_named(config, tmp_path):
         (lambda d: d.update(method="prefix"), r"name must be one of .*got 'prefix'"),
         (lambda d: d.update(method=None), r'must hold "method" and "settings"'),
         (lambda d: d.update(settings={"prompts": 3}), r"prompts must have shape \[4, 3, 32\], got \[4, 32, 32\]"),
-        (lambda d: d.update(settings={"tokens": 3}), r"settings {'tokens': 3} that 'vpt' has not"),
+        (lambda d: d.update(settings={"tokens": 3}), r"settings must be those of 'vpt', got {'tokens': 3}"),
         (lambda d: d.update(method="ssf", settings={}), "conv1.bias is missing"),
         (lambda d: d.update(format="other"), "must have format 'hystar_fast.adapter/1' or 'hystar_fast.method/1'"),
         (lambda d: d["config"].update(colour="red"), "unknown HystarConfig field"),
@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_named(config, tmp_path):
         load_method(folder)
 
 
-def test_other_weights_are_refused_and_moved_ones_are_not(config, images, tmp_path):
+def test_other_weights_are_rejected_and_moved_weights_are_accepted(config, images, tmp_path):
     method = disturbed("ssf", config)
     save_method(method, tmp_path / "adapter")
     moved = write_small_clip(tmp_path / "moved")
@@ -130,15 +130,15 @@ def test_other_weights_are_refused_and_moved_ones_are_not(config, images, tmp_pa
         load_method(tmp_path / "adapter", backbone=other)
 
 
-def test_what_has_nothing_to_save_says_so(config, tmp_path):
+def test_methods_without_trained_parameters_are_not_saved(config, tmp_path):
     for name in ("frozen", "pixels"):
-        with pytest.raises(ValueError, match=f"method '{name}' has nothing to train"):
+        with pytest.raises(ValueError, match=f"method must have trainable parameters to save, got '{name}'"):
             save_method(create_method(name, config), tmp_path)
     with pytest.raises(TypeError, match="tokens"):
         create_method("vpt", config, settings={"tokens": 2})
 
 
-def test_a_write_that_fails_leaves_the_old_adapter(config, tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_adapter(config, tmp_path, monkeypatch):
     first = disturbed("vpt", config)
     save_method(first, tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
@@ -150,7 +150,7 @@ def test_a_write_that_fails_leaves_the_old_adapter(config, tmp_path, monkeypatch
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-def test_eval_and_embed_find_a_backbone_that_was_moved_and_refuse_another(config, tmp_path):
+def test_eval_and_embed_accept_a_moved_backbone_and_reject_another(config, tmp_path):
     place = Path(config.backbone.removeprefix("open_clip:local-dir:"))
     gone = f"open_clip:local-dir:{shutil.copytree(place, tmp_path / 'gone')}"
     save_method(create_method("vpt", replace(config, backbone=gone)), tmp_path / "vpt")
@@ -173,7 +173,7 @@ def test_eval_and_embed_find_a_backbone_that_was_moved_and_refuse_another(config
     assert json.loads((tmp_path / "index" / "adapter" / "config.json").read_text())["config"]["backbone"] != gone
 
 
-def test_eval_and_embed_take_any_of_them_by_folder(tmp_path):
+def test_eval_and_embed_load_other_methods_from_their_folder(tmp_path):
     config = HystarConfig(backbone="tiny", pretrained=None, style="clip", blocks=None)
     save_method(create_method("ssf", config), tmp_path / "ssf")
     result = run("eval", "--adapter", tmp_path / "ssf", "--limit", 3, "--output", tmp_path / "eval")

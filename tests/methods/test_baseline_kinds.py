@@ -1,4 +1,4 @@
-"""The baselines on every kind of backbone: they begin where they should, all they have trains, and what they do."""
+"""The baselines on every kind of backbone: where they start, what is trained, and what they compute."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def images_of(count: int) -> Tensor:
 
 
 def disturbed(name: str, small: Small) -> Any:
-    """A method whose trained parameters are away from where they begin."""
+    """Create a method with trained parameters moved away from their initial values."""
     torch.manual_seed(2)
     config = HystarConfig(backbone=small.backbone, pretrained=small.pretrained)
     method = create_method(name, config, parameters=3000)
@@ -51,7 +51,7 @@ def disturbed(name: str, small: Small) -> Any:
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_baselines_train_all_they_have_on_every_backbone(small: Small, name: str) -> None:
+def test_every_trained_parameter_has_a_gradient_on_every_backbone(small: Small, name: str) -> None:
     config = HystarConfig(backbone=small.backbone, pretrained=small.pretrained)
     method, pixels = create_method(name, config), torch.rand(3, 3, IMAGE_SIZE, IMAGE_SIZE)
     plain = create_method("frozen", config).encode_image(pixels)
@@ -64,24 +64,24 @@ def test_baselines_train_all_they_have_on_every_backbone(small: Small, name: str
     assert relative_error(found, plain) > 1e-3
     (found * torch.randn_like(found)).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
-    assert sum(bool(p.grad.any()) for p in trained) >= len(trained) - 1  # of keys a bias moves no attention
+    assert sum(bool(p.grad.any()) for p in trained) >= len(trained) - 1  # a bias of the keys does not change attention
 
 
 def named_scaled(method: Any) -> Iterator[tuple[str, Any]]:
-    """The layers that the method rescales, or adds to, by their names in the library's model."""
+    """Yield the layers that the method rescales, or adds to, by their names in the library's model."""
     for name, layer in method.model.named_modules():
         if parametrize.is_parametrized(layer, "weight"):
             yield name.partition(".")[2], layer
 
 
 def scaled_layers(method: Any, truth: Images) -> Iterator[tuple[nn.Module, Any]]:
-    """The layers of the library's model that the method rescales, with what holds the scales."""
+    """Yield the layers of the library's model that the method rescales, each with the layer that holds the scales."""
     for name, layer in named_scaled(method):
         yield truth.model.get_submodule(name), layer
 
 
 @pytest.mark.parametrize(("kind", "around"), AROUND.items())
-def test_ssf_scales_and_shifts_what_the_librarys_layers_give(kind: str, around: int, tmp_path: Path) -> None:
+def test_ssf_scales_and_shifts_the_outputs_of_the_librarys_layers(kind: str, around: int, tmp_path: Path) -> None:
     small = WRITERS[kind](tmp_path)
     method, truth, images = disturbed("ssf", small), Images(small), images_of(3)
     plain, layers = truth(images), list(scaled_layers(method, truth))
@@ -102,7 +102,7 @@ def test_ssf_scales_and_shifts_what_the_librarys_layers_give(kind: str, around: 
 
 
 @pytest.mark.parametrize("kind", AROUND)
-def test_ia3_scales_keys_values_and_what_the_last_layer_of_the_mlp_takes(kind: str, tmp_path: Path) -> None:
+def test_ia3_scales_keys_values_and_the_inputs_of_the_last_mlp_layer(kind: str, tmp_path: Path) -> None:
     small = WRITERS[kind](tmp_path)
     method, truth, images = disturbed("ia3", small), Images(small), images_of(3)
     plain, layers = truth(images), list(scaled_layers(method, truth))
@@ -124,18 +124,18 @@ def test_ia3_scales_keys_values_and_what_the_last_layer_of_the_mlp_takes(kind: s
 
 
 @pytest.mark.parametrize("name", ["vpt", "freestyle"])
-def test_prompts_come_after_the_class_token_and_leave_before_pooling(small: Small, name: str) -> None:
-    """Blocks that do nothing to a token make the prompts matter to nothing."""
+def test_prompts_follow_the_class_token_and_are_removed_before_pooling(small: Small, name: str) -> None:
+    """With blocks that change no token, the prompts have no effect on the embedding."""
     config = HystarConfig(backbone=small.backbone, pretrained=small.pretrained)
     method, images = create_method(name, config), images_of(2)
     backbone = method.model.backbone  # type: ignore[attr-defined]
     seen: list[Tensor] = []
 
-    def untouched(_: Any, x: Tensor, *__: Any) -> Tensor:
+    def identity(_: Any, x: Tensor, *__: Any) -> Tensor:
         seen.append(x)
         return x
 
-    backbone.tower.run_block = untouched
+    backbone.tower.run_block = identity
     assert torch.equal(method.model.encode_image(images), backbone.encode_image(images))  # type: ignore[attr-defined]
     leading, tokens = backbone.leading_tokens[1], backbone.tower.embed(backbone.visual, images)
     extra = seen[0].shape[1] - tokens.shape[1]
@@ -157,8 +157,8 @@ def test_lora_starts_as_the_frozen_model_and_trains_every_matrix_of_the_blocks(s
 
 @pytest.mark.parametrize("kind", ["transformers clip", "transformers blip", "open_clip siglip", "albef"])
 @pytest.mark.parametrize("name", ["lora", "ia3"])
-def test_lora_and_ia3_are_pefts(name: str, kind: str, tmp_path: Path) -> None:
-    """Where every layer is a linear one, on which peft's update is applied once."""
+def test_lora_and_ia3_equal_those_of_peft(name: str, kind: str, tmp_path: Path) -> None:
+    """On backbones whose layers are all linear, where peft applies its update once."""
     small = WRITERS[kind](tmp_path)
     method, truth, images = disturbed(name, small), Images(small), images_of(3)
     plain = truth(images)

@@ -1,4 +1,4 @@
-"""A method beside its images: what goes to its device and what comes back, on a device that any machine has."""
+"""A method on another device than its images: inputs move there, and outputs move back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hystar_fast.methods.pixels import Pixels
 
 
 class Recorder(Method):
-    """Remembers where the tensors were that it was given."""
+    """A method that records the devices of its inputs."""
 
     name = "recorder"
 
@@ -33,26 +33,26 @@ class Recorder(Method):
         return images.flatten(1)
 
 
-def test_what_is_asked_goes_to_the_device_and_the_modules_are_there() -> None:
+def test_inputs_and_modules_move_to_the_device() -> None:
     method = Recorder()
-    answering = on_device(method, torch.device("meta"))
+    moved = on_device(method, torch.device("meta"))
     assert {p.device.type for p in method.modules[0].parameters()} == {"meta"}
     images = torch.zeros(2, 3, 2, 2, device="meta")
-    assert answering.encode_image(images, torch.zeros(2, 3)).device.type == "meta"
-    assert answering.style(images) is not None
+    assert moved.encode_image(images, torch.zeros(2, 3)).device.type == "meta"
+    assert moved.style(images) is not None
     assert {device.type for device in method.seen} == {"meta"}
 
 
-def test_answers_come_back_beside_the_images() -> None:
+def test_outputs_return_to_the_device_of_the_images() -> None:
     images = torch.rand(2, 3, 2, 2)
-    answering = on_device(Recorder(), torch.device("cpu"))
-    assert answering.encode_image(images).device == images.device
-    texts = answering.encode_text(["a", "b"])
+    moved = on_device(Recorder(), torch.device("cpu"))
+    assert moved.encode_image(images).device == images.device
+    texts = moved.encode_text(["a", "b"])
     assert texts is not None and texts.device.type == "cpu"
-    assert answering.name == "recorder"
+    assert moved.name == "recorder"
 
 
-def test_a_method_without_modules_stays_where_the_images_are() -> None:
+def test_a_method_without_modules_runs_on_the_device_of_the_images() -> None:
     pixels = Pixels()
     assert on_device(pixels, torch.device("meta")) is pixels
     assert pixels.encode_image(torch.rand(1, 3, 64, 64)).device.type == "cpu"

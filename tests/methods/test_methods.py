@@ -1,4 +1,4 @@
-"""The methods behind their interface: what they start from, what they train, and the naive path's parity."""
+"""The methods behind their interface: initial values, trained parameters, and parity of the naive path."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def build(name: str, config: HystarConfig) -> Method:
 
 
 @pytest.mark.parametrize("name", DEMO_METHODS)
-def test_every_method_gives_unit_vectors_that_depend_on_their_own_image_alone(name, config, images):
+def test_every_method_returns_unit_vectors_that_depend_on_one_image_only(name, config, images):
     method = build(name, config)
     method.train(False)
     found = method.encode_image(images)
@@ -60,7 +60,7 @@ def test_every_method_gives_unit_vectors_that_depend_on_their_own_image_alone(na
 
 
 @pytest.mark.parametrize("name", DEMO_METHODS)
-def test_names_texts_and_groups(name, config):
+def test_every_method_has_its_name_texts_and_parameter_groups(name, config):
     method = build(name, config)
     assert method.name == name
     texts = method.encode_text(["a red heart", "a dog"])
@@ -73,7 +73,7 @@ def test_names_texts_and_groups(name, config):
         assert not texts.requires_grad
     assert set(groups) == set(TINY_GRID[name][0]) if name in DEMO_TRAINED else groups == {}
     if name not in DEMO_TRAINED:
-        with pytest.raises(TypeError, match=f"method '{name}' has nothing to train"):
+        with pytest.raises(TypeError, match=f"method must have trainable parameters, got '{name}'"):
             method.loss(torch.eye(2), torch.eye(2))
 
 
@@ -90,7 +90,7 @@ def test_a_step_moves_every_trained_parameter_and_nothing_else(name, config, ima
     trained = {id(p) for group in method.parameter_groups().values() for p in group}
     before = {key: p.detach().clone() for key, p in module.named_parameters()}
     optimizer = torch.optim.SGD([p for g in method.parameter_groups().values() for p in g], lr=0.1)
-    for _ in range(2):  # LoRA's A moves once its B is not zero any more
+    for _ in range(2):  # LoRA's A has a gradient only after B has moved from zero
         optimizer.zero_grad()
         found = method.encode_image(torch.cat([images, images.flip(-1)]))
         method.loss(found[:5], found[5:]).backward()
@@ -101,7 +101,7 @@ def test_a_step_moves_every_trained_parameter_and_nothing_else(name, config, ima
         assert parameter.requires_grad == (id(parameter) in trained), key
 
 
-def test_lora_is_as_large_as_asked_to_within_half_a_rank(config):
+def test_lora_has_the_requested_size_to_within_half_a_rank(config):
     per_rank = count_parameters(create_method("lora", config, parameters=1))["lora"]
     for wanted in (1, 2000, 5 * per_rank, 9 * per_rank + 7):
         method = create_method("lora", config, parameters=wanted)
@@ -125,7 +125,7 @@ def test_lora_is_as_large_as_asked_to_within_half_a_rank(config):
         {"style": "dinov2", "style_pretrained": "dino"},
     ],
 )
-def test_hystar_is_counted_without_weights_as_it_is_with_them(fields, tmp_path):
+def test_hystar_size_without_weights_equals_the_count_with_them(fields, tmp_path):
     if fields.get("style_pretrained"):
         write_dino(tmp_path / "dino")
         fields = {**fields, "style_pretrained": str(tmp_path / "dino")}
@@ -133,7 +133,7 @@ def test_hystar_is_counted_without_weights_as_it_is_with_them(fields, tmp_path):
     assert hystar_size(counted) == sum(count_parameters(create_hystar(counted)).values()) > 0
 
 
-def test_hystar_is_counted_where_no_weights_can_be_had(monkeypatch):
+def test_hystar_size_reads_and_factors_no_weights(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("weights were read or factored")
 
@@ -147,7 +147,7 @@ def test_hystar_is_counted_where_no_weights_can_be_had(monkeypatch):
 
 
 def test_lora_equals_the_model_with_its_updates_folded_in(config, images):
-    """By its own weights: once and no more, and with the gradients of that sum."""
+    """Each update is applied exactly once, and the gradients are those of the folded weights."""
     method = create_method("lora", config, parameters=3000)
     frozen = create_method("frozen", config)
     assert isinstance(method, LoRA) and isinstance(frozen, Frozen)
@@ -171,10 +171,10 @@ def test_lora_equals_the_model_with_its_updates_folded_in(config, images):
             return F.normalize(self.model.encode_image(frozen.normalise(pixels)), dim=-1)
 
     changed = {f"model.{key}": value for key, value in folded.items()}
-    truth = torch.func.functional_call(Encode(frozen.model), changed, (images,))
+    expected_vectors = torch.func.functional_call(Encode(frozen.model), changed, (images,))
     found = method.encode_image(images)
-    assert torch.allclose(found, truth, atol=1e-5)
-    expected = torch.autograd.grad(truth.pow(3).sum(), leaves)
+    assert torch.allclose(found, expected_vectors, atol=1e-5)
+    expected = torch.autograd.grad(expected_vectors.pow(3).sum(), leaves)
     actual = torch.autograd.grad(found.pow(3).sum(), trained)
     for a, b in zip(actual, expected, strict=True):
         assert (a - b).norm() <= 1e-4 * b.norm()
@@ -193,7 +193,7 @@ def test_static_has_the_static_parameters_of_hystar_and_takes_no_style(config, i
     assert static.style(images) is None
 
 
-def test_the_style_of_hystar_may_be_cached_while_it_trains(config, images):
+def test_the_style_of_hystar_does_not_change_in_training(config, images):
     method = create_hystar(config)
     z = method.style(images)
     assert z is not None
@@ -207,7 +207,7 @@ def test_the_style_of_hystar_may_be_cached_while_it_trains(config, images):
     assert torch.equal(again, z)
 
 
-def test_the_seed_decides_what_is_drawn(config):
+def test_the_seed_determines_the_initial_values(config):
     def drawn(name: str, seed: int) -> torch.Tensor:
         method = create_method(name, config, seed=seed, parameters=3000)
         return torch.cat([p.detach().flatten() for g in method.parameter_groups().values() for p in g])
@@ -217,7 +217,7 @@ def test_the_seed_decides_what_is_drawn(config):
         assert not torch.equal(drawn(name, 1), drawn(name, 2))
 
 
-def test_two_groups_may_not_share_a_parameter():
+def test_groups_that_share_a_parameter_are_rejected():
     class Doubled(Pixels):
         def parameter_groups(self):
             parameter = torch.nn.Parameter(torch.zeros(2))
@@ -227,10 +227,10 @@ def test_two_groups_may_not_share_a_parameter():
         count_parameters(Doubled())
 
 
-def test_unknown_methods_and_sizes_that_cannot_be_are_named(config):
+def test_unknown_methods_and_bad_sizes_are_rejected(config):
     with pytest.raises(ValueError, match="name must be one of"):
         create_method("magic", config)
-    with pytest.raises(ValueError, match="lora needs either parameters or rank"):
+    with pytest.raises(ValueError, match="exactly one of parameters and rank must be given"):
         LoRA(create_backbone(config), create_criterion(config))
     with pytest.raises(ValueError, match="parameters must be at least 1, got 0"):
         create_method("lora", config, parameters=0)
@@ -254,8 +254,8 @@ def test_the_naive_path_computes_the_same_embeddings_and_gradients(config, image
     blocks = () if part == "static" else config.blocks
     method = create_hystar(replace(config, blocks=blocks, static=part != "dynamic"))
     with torch.no_grad():
-        for name, offsets in method.model.static_parameters():
-            offsets.copy_(0.1 * torch.randn(offsets.shape)), name
+        for _, offsets in method.model.static_parameters():
+            offsets.copy_(0.1 * torch.randn(offsets.shape))
     parameters = method.model.trainable_parameters()
 
     def gradients() -> list[torch.Tensor]:
@@ -284,7 +284,7 @@ def test_the_naive_path_runs_in_the_models_precision(config, images):
     assert (found - naive).float().norm() < 0.05 * found.float().norm()
 
 
-def test_the_naive_path_is_left_as_it_was_found_after_an_error(config):
+def test_the_model_is_restored_after_an_error_in_the_naive_path(config):
     model = create_hystar(config).model
     keys = set(model.state_dict())
     with pytest.raises(RuntimeError, match="inside"), naive_path(model):
@@ -303,7 +303,7 @@ def test_the_naive_path_needs_something_to_replace(config):
     assert not any("Naive" in type(module).__name__ for module in truncated.modules())
 
 
-def test_measuring_a_step_compares_equal_losses_only(config, images):
+def test_measure_step_requires_equal_losses(config, images):
     method = create_hystar(config)
     naive = NaiveLoss(method.model)
 

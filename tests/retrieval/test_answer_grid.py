@@ -1,4 +1,4 @@
-"""The pictures: where frames lie and what colour they have, and the plane of the map."""
+"""Pictures of rankings: the frames of answers and their colours, and the plane of the embedding map."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def grey(value: int = 128) -> torch.Tensor:
     return torch.full((3, 64, 64), value, dtype=torch.uint8)
 
 
-def question(rights: list[bool | None], *, image: torch.Tensor | None = None) -> Question:
-    answers = [Answer(grey(), right) for right in rights]
+def question(relevance: list[bool | None], *, image: torch.Tensor | None = None) -> Question:
+    answers = [Answer(grey(), relevant) for relevant in relevance]
     return Question(image, "sketch", "a very long name that goes over several lines of its column", {"ours": answers})
 
 
@@ -45,18 +45,23 @@ def test_rows_add_height_and_columns_add_width():
 
 
 def test_a_query_of_words_and_pictures_in_floating_point_are_drawn():
-    answers = {"ours": [Answer(torch.rand(3, 20, 30))], "theirs": [Answer(grey())]}
-    answer_grid([Question(None, "text", "a red heart", answers)], "t", "a note")
+    red = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1).expand(3, 20, 30)
+    drawn = answer_grid(
+        [Question(None, "text", "a red heart", {"ours": [Answer(red)], "theirs": [Answer(grey())]})], "t"
+    )
+    assert count(drawn, "#ff0000") > 100
+    blank = answer_grid([Question(None, "text", "", {"ours": [Answer(red)], "theirs": [Answer(grey())]})], "t")
+    assert drawn.tobytes() != blank.tobytes(), "the words of the query are not drawn"
 
 
-def test_questions_that_do_not_fit_together_are_named():
+def test_questions_with_unequal_columns_are_rejected():
     with pytest.raises(ValueError, match="questions must not be empty"):
         answer_grid([], "t")
     with pytest.raises(ValueError, match="the same columns"):
         answer_grid([question([True]), question([True, False])], "t")
 
 
-def test_the_plane_of_points_that_lie_in_a_plane_keeps_their_distances():
+def test_points_of_a_plane_keep_their_distances():
     points = torch.randn(30, 2).double() @ torch.linalg.qr(torch.randn(7, 2).double()).Q.T + 5.0
     plane, share = principal_plane(points)
     assert share == pytest.approx(1.0)
@@ -65,14 +70,15 @@ def test_the_plane_of_points_that_lie_in_a_plane_keeps_their_distances():
         principal_plane(torch.randn(1, 4))
 
 
-def test_equal_points_have_a_plane():
+def test_equal_points_have_a_finite_plane():
     plane, share = principal_plane(torch.ones(5, 3))
     assert plane.isfinite().all()
     assert share == 0.0
 
 
-def test_the_map_is_a_picture(tmp_path):
+def test_the_map_is_written_as_a_picture(tmp_path):
     panels = {name: {"noto": torch.randn(9, 4), "sketch": torch.randn(7, 4)} for name in ("frozen", "hystar")}
     embedding_map(panels, tmp_path / "map.png", "a note")
     with Image.open(tmp_path / "map.png") as picture:
         assert picture.width > picture.height > 300
+        assert len(picture.convert("RGB").getcolors(2**24) or []) > 10, "the map is blank"

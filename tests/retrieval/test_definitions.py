@@ -1,4 +1,4 @@
-"""Every definition of a metric against the full matrix, spelled out, and against torchmetrics."""
+"""Every definition of a metric, compared with its definition on the full score matrix and with torchmetrics."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ NAMES = [
 
 
 def worst_order(scores: list[float], relevant: list[bool]) -> list[bool]:
-    """Whether each place of the worst ranking is relevant: ties within TIE go to what is irrelevant."""
-    right = sorted((s for s, r in zip(scores, relevant, strict=True) if r), reverse=True)
-    wrong = sorted((s for s, r in zip(scores, relevant, strict=True) if not r), reverse=True)
+    """Return the relevance of each place of the worst ranking: irrelevant items come first among ties within TIE."""
+    relevant_scores = sorted((s for s, r in zip(scores, relevant, strict=True) if r), reverse=True)
+    irrelevant_scores = sorted((s for s, r in zip(scores, relevant, strict=True) if not r), reverse=True)
     order: list[bool] = []
-    for score in right:
-        while wrong and wrong[0] >= score - TIE:
-            wrong.pop(0)
+    for score in relevant_scores:
+        while irrelevant_scores and irrelevant_scores[0] >= score - TIE:
+            irrelevant_scores.pop(0)
             order.append(False)
         order.append(True)
-    return order + [False] * len(wrong)
+    return order + [False] * len(irrelevant_scores)
 
 
-def spelled_out(name: str, order: list[bool]) -> float:
-    """A metric from its definition, one place at a time."""
+def metric_by_definition(name: str, order: list[bool]) -> float:
+    """Compute a metric from its definition, one place at a time."""
     kind, rest = name.split("@")
     cut, *choices = rest.split(":")
     k = len(order) if cut == "all" else int(cut)
@@ -75,14 +75,14 @@ def test_streamed_metrics_equal_the_full_matrix(n, m, labels, ties, block, query
         return torch.randn(count, 3, generator=generator).double()
 
     queries, gallery = points(n), points(m)
-    asked = torch.randint(labels, (n,), generator=generator)
-    answers = torch.randint(labels, (m,), generator=generator)
+    query_labels = torch.randint(labels, (n,), generator=generator)
+    gallery_labels = torch.randint(labels, (m,), generator=generator)
     metrics = [Metric.parse(name) for name in NAMES]
-    found = measure(queries, gallery, asked, answers, metrics, block=block, query_block=query_block)
+    found = measure(queries, gallery, query_labels, gallery_labels, metrics, block=block, query_block=query_block)
     scores = queries @ gallery.mT
-    orders = [worst_order(scores[i].tolist(), (answers == asked[i]).tolist()) for i in range(n)]
+    orders = [worst_order(scores[i].tolist(), (gallery_labels == query_labels[i]).tolist()) for i in range(n)]
     for name, metric in zip(NAMES, metrics, strict=True):
-        expected = torch.tensor([spelled_out(name, order) for order in orders], dtype=torch.float64)
+        expected = torch.tensor([metric_by_definition(name, order) for order in orders], dtype=torch.float64)
         assert torch.allclose(found.values[metric], expected, equal_nan=True), name
     assert found.unanswerable == sum(not any(order) for order in orders)
 
@@ -100,22 +100,22 @@ PEERS = {
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("name", PEERS)
 def test_metrics_equal_torchmetrics(name, ties):
-    """On tied scores the peer is given the order our rule prescribes: what is relevant comes last among equals."""
+    """For tied scores torchmetrics is given the order of our rule: relevant items come last among equal scores."""
     queries, gallery = torch.randn(12, 6), torch.randn(60, 6)
     if ties:
         queries, gallery = queries.round(), gallery.round()
-    asked, answers = torch.randint(5, (12,)), torch.randint(5, (60,))
+    query_labels, gallery_labels = torch.randint(5, (12,)), torch.randint(5, (60,))
     metric = Metric.parse(name)
-    found = measure(queries, gallery, asked, answers, [metric], block=13, query_block=5).values[metric]
+    found = measure(queries, gallery, query_labels, gallery_labels, [metric], block=13, query_block=5).values[metric]
     for i in range(12):
-        target = answers == asked[i]
-        # torchmetrics drops what scores 0 or less, so the scores are moved up.
+        target = gallery_labels == query_labels[i]
+        # torchmetrics drops items with scores of 0 or less, so all scores are raised.
         scores = (queries[i].double() @ gallery.double().mT) + 100 - 1e-3 * target
         expected = PEERS[name](scores if ties else scores + 1e-3 * target, target)
         assert float(found[i]) == pytest.approx(float(expected), abs=1e-6)
 
 
-def test_one_relevant_item_gives_the_ranks_of_target_ranks():
+def test_with_one_relevant_item_the_ranks_equal_target_ranks():
     queries, gallery = torch.randn(40, 8), torch.randn(30, 8)
     queries[3] = torch.nan
     queries[4] = torch.inf
@@ -133,7 +133,7 @@ def test_a_relevant_item_without_a_finite_score_ranks_behind_everything(bad):
     assert (ranks.tolist(), counts.tolist()) == ([[1, 3, 5]], [3])
 
 
-def test_a_collapsed_encoder_scores_as_badly_as_it_can():
+def test_a_collapsed_encoder_has_the_lowest_possible_scores():
     one, labels = torch.ones(10, 4) / 2, torch.arange(10) % 5
     metrics = [Metric.parse(name) for name in ("R@1", "R@8", "mAP@all")]
     found = measure(one, one, labels, labels, metrics).values
@@ -145,19 +145,19 @@ def test_the_scores_of_all_queries_and_items_are_never_held_at_once(monkeypatch)
     largest = 0
     search = torch.searchsorted
 
-    def watched(thresholds: Tensor, scores: Tensor, **kwargs: bool) -> Tensor:
+    def record_size(thresholds: Tensor, scores: Tensor, **kwargs: bool) -> Tensor:
         nonlocal largest
         largest = max(largest, scores.numel())
         return search(thresholds, scores, **kwargs)
 
-    monkeypatch.setattr(module.torch, "searchsorted", watched)
+    monkeypatch.setattr(module.torch, "searchsorted", record_size)
     labels = torch.arange(300) % 7
     points = torch.randn(300, 4)
     measure(points, points, labels, labels, [Metric.parse("mAP@all")], block=32, query_block=16)
     assert largest == 32 * 16
 
 
-def test_names_are_read_and_written_alike():
+def test_metric_names_round_trip():
     for name in NAMES:
         assert str(Metric.parse(name)) == name
 
@@ -176,12 +176,12 @@ def test_names_are_read_and_written_alike():
         ("accuracy", "metric must be R@k"),
     ],
 )
-def test_a_name_without_its_definition_is_refused(name, message):
+def test_a_name_without_its_definition_is_rejected(name, message):
     with pytest.raises(ValueError, match=message):
         Metric.parse(name)
 
 
-def test_the_interval_is_over_the_queries_that_have_an_answer():
+def test_the_interval_is_over_queries_with_a_relevant_item():
     labels = torch.tensor([0, 1, 2, 9])
     metric = Metric.parse("R@1")
     found = measure(torch.eye(4), torch.eye(4), labels, torch.arange(4), [metric])
@@ -203,7 +203,7 @@ def test_the_interval_is_over_the_queries_that_have_an_answer():
         ({"metrics": []}, ValueError, "metrics must name at least one"),
     ],
 )
-def test_bad_input_is_named(change, error, message):
+def test_bad_input_is_rejected(change, error, message):
     arguments = {
         "queries": torch.randn(3, 4),
         "gallery": torch.randn(6, 4),

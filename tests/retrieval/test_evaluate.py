@@ -1,4 +1,4 @@
-"""Evaluation against encoders whose answers are known: ranks, intervals and differences."""
+"""Evaluation of encoders whose ranks are known: ranks, intervals and differences."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KINDS = (*QUERY_STYLES, TEXT)
 
 
 class Oracle(Method):
-    """Knows the concept of a drawing (its number is painted into every pixel), and of a name."""
+    """A perfect encoder: it reads the number of the concept from the pixels, or its name; queries in `wrong` fail."""
 
     name = "oracle"
 
@@ -86,7 +86,7 @@ def test_unseen_queries_are_ranked_against_the_whole_gallery(images):
     assert found.gallery == ("noto", 40)
 
 
-def test_the_paired_difference_resamples_the_queries(images):
+def test_the_paired_difference_resamples_queries(images):
     perfect = evaluate(Oracle(images), images, kinds=KINDS).ranks
     worse = evaluate(Oracle(images, range(0, 40, 2)), images, kinds=KINDS).ranks
     found = paired_difference(perfect, worse, ["sketch"])
@@ -108,7 +108,7 @@ def test_a_method_without_text_has_no_text_queries(images):
     assert paired_difference(ranks, ranks, [TEXT]) is None
 
 
-def test_embeddings_that_are_given_are_used_and_new_ones_are_kept(images):
+def test_given_embeddings_are_used_and_new_ones_are_stored(images):
     done: list[int] = []
     embedded: dict[str, Embedded] = {}
     whole = evaluate(Pixels(), images, kinds=KINDS, embedded=embedded, progress=done.append)
@@ -122,7 +122,7 @@ def test_embeddings_that_are_given_are_used_and_new_ones_are_kept(images):
     assert not torch.equal(other.by_kind["sketch"], whole.ranks.by_kind["sketch"])
 
 
-def test_only_the_kinds_that_are_named_are_measured(images):
+def test_only_the_requested_kinds_are_measured(images):
     every = [result.kind for result in evaluate(Oracle(images), images).kinds]
     joint = [kind for s in QUERY_STYLES for kind in (s, f"{s}+text, max", f"{s}+text, softmax")]
     assert every == [*joint, TEXT]
@@ -151,17 +151,17 @@ def test_queries_for_one_picture_share_an_id_in_every_style():
     assert again.to_dict() == ids.to_dict() and torch.equal(again.unseen, ids.unseen)
 
 
-def test_ids_of_two_runs_merge_unless_the_data_has_changed():
+def test_ids_of_two_runs_merge_unless_the_data_changed():
     records = records_of({"photo": ["a", "b"], "sketch": ["b", "a"], "art": ["a", "b"]})
     images = ImageSet("few", "photo", records, lambda record: Image.new("RGB", (4, 4)))
     first, second = (QueryIds.of(images, {style: images.of_style(style)}) for style in ("sketch", "art"))
     assert set(first.merge(second).by_kind) == {"sketch", "art"}
-    turned = replace(images, records=(*records[:2], *reversed(records[2:])))
+    reversed_queries = replace(images, records=(*records[:2], *reversed(records[2:])))
     with pytest.raises(ValueError, match="the queries 'sketch' are not those of earlier runs"):
-        first.merge(QueryIds.of(turned, {"sketch": turned.of_style("sketch")}))
+        first.merge(QueryIds.of(reversed_queries, {"sketch": reversed_queries.of_style("sketch")}))
 
 
-def test_ranks_belong_to_their_ids():
+def test_ranks_must_match_their_query_ids():
     ids = QueryIds(torch.zeros(3, dtype=torch.bool), {"sketch": torch.tensor([0, 2])})
     with pytest.raises(ValueError, match=r"ranks of 'sketch' must be 2, one a query, got 3"):
         Ranks(ids, {"sketch": torch.zeros(3, dtype=torch.int64)})

@@ -13,7 +13,7 @@ from hystar_fast.retrieval.metrics import TIE, bootstrap_mean, recall, recall_at
 
 
 def full_matrix_ranks(queries: Tensor, gallery: Tensor, targets: Tensor) -> list[int]:
-    """Straight from the definition, one query and one gallery item at a time, in float64."""
+    """Compute ranks from the definition, one query and one gallery item at a time, in float64."""
     ranks = []
     for query, target in zip(queries.double(), targets.tolist(), strict=True):
         scores = [float(query @ item) for item in gallery.double()]
@@ -24,7 +24,7 @@ def full_matrix_ranks(queries: Tensor, gallery: Tensor, targets: Tensor) -> list
 @given(
     n=st.integers(1, 9), m=st.integers(1, 23), d=st.integers(1, 8), block=st.integers(1, 30), seed=st.integers(0, 10**6)
 )
-def test_streamed_ranks_equal_the_full_matrix_on_grid_points_full_of_ties(n, m, d, block, seed):
+def test_streamed_ranks_equal_the_full_matrix_on_points_with_many_ties(n, m, d, block, seed):
     generator = torch.Generator().manual_seed(seed)
     queries = torch.randint(-2, 3, (n, d), generator=generator).double()
     gallery = torch.randint(-2, 3, (m, d), generator=generator).double()
@@ -67,7 +67,7 @@ def test_recall_grows_with_k_and_is_one_at_the_size_of_the_gallery():
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_not_finite_ranks_last_and_leaves_the_other_queries_alone(bad):
+def test_a_query_that_is_not_finite_ranks_last_and_changes_no_other_rank(bad):
     queries, gallery = torch.randn(5, 4), torch.randn(7, 4)
     targets = torch.arange(5)
     clean = target_ranks(queries, gallery, targets)
@@ -79,7 +79,7 @@ def test_what_is_not_finite_ranks_last_and_leaves_the_other_queries_alone(bad):
     assert torch.equal(ranks[keep], clean[keep])
 
 
-def test_no_queries():
+def test_no_queries_give_no_ranks():
     assert target_ranks(torch.empty(0, 3), torch.randn(4, 3), torch.empty(0, dtype=torch.int64)).shape == (0,)
 
 
@@ -95,7 +95,7 @@ def test_no_queries():
         ({"block": 0}, ValueError, "block must be at least 1, got 0"),
     ],
 )
-def test_bad_input_is_named(change, error, message):
+def test_bad_input_is_rejected(change, error, message):
     given_arguments = {
         "queries": torch.randn(3, 4),
         "gallery": torch.randn(6, 4),
@@ -127,7 +127,7 @@ def test_the_interval_is_about_two_standard_errors_wide_and_reproducible():
     assert found != bootstrap_mean(hits, seed=1)
 
 
-def test_the_mean_of_rows_weighs_every_condition_alike_and_skips_what_was_not_asked():
+def test_the_mean_weighs_every_row_equally_and_skips_missing_values():
     table = torch.tensor([[1.0, torch.nan, torch.nan, torch.nan], [0.0, 0.0, 0.0, 1.0]])
     found = bootstrap_mean(table)
     assert found.value == pytest.approx((1.0 + 0.25) / 2)
@@ -135,8 +135,8 @@ def test_the_mean_of_rows_weighs_every_condition_alike_and_skips_what_was_not_as
     assert found.low <= found.value <= found.high
 
 
-def test_units_are_resampled_together():
-    """A pair of conditions that always agree has the interval of one of them, not that of twice as many queries."""
+def test_the_values_of_a_query_are_resampled_together():
+    """Two equal rows have the interval of one row, not that of twice as many queries."""
     hits = (torch.arange(100) % 2).float()
     one, pair = bootstrap_mean(hits), bootstrap_mean(torch.stack([hits, hits]))
     assert (pair.low, pair.high) == pytest.approx((one.low, one.high))
@@ -152,7 +152,7 @@ def test_the_interval_does_not_depend_on_how_many_draws_are_in_memory(monkeypatc
 
 
 @pytest.mark.parametrize("values", [torch.empty(0), torch.full((2, 3), torch.nan), torch.zeros(2, 2, 2)])
-def test_values_without_a_mean_are_refused(values):
+def test_values_without_a_mean_are_rejected(values):
     with pytest.raises(ValueError, match="values must be"):
         bootstrap_mean(values)
 

@@ -22,7 +22,7 @@ def points(n: int, noise: float = 0.0, seed: int = 0) -> Tensor:
 
 
 def published(similarity: Tensor, places: int) -> float:
-    """The share of rows whose diagonal entry is among the last `places` of an ascending sort."""
+    """Return the share of rows whose diagonal entry is among the last `places` of an ascending sort."""
     order = similarity.softmax(-1).argsort(dim=1)
     return (order[:, -places:] == torch.arange(len(similarity))[:, None]).any(1).double().mean().item()
 
@@ -37,11 +37,11 @@ def test_batch24_is_the_mean_over_whole_batches_of_the_published_recall(places):
     assert 0 < found < 1
 
 
-def test_batch24_flatters():
+def test_batch24_recall_is_higher_than_that_of_the_whole_gallery():
     gallery, queries = points(240), points(240, noise=0.5)
-    inside = recall(batch24_ranks(queries, gallery, torch.arange(240)), 1)
+    within_batches = recall(batch24_ranks(queries, gallery, torch.arange(240)), 1)
     whole = recall(target_ranks(queries, gallery, torch.arange(240)), 1)
-    assert inside > whole + 0.2
+    assert within_batches > whole + 0.2
 
 
 def test_batch24_drops_the_tail_and_needs_one_batch():
@@ -72,10 +72,10 @@ def test_joint_ranks_are_those_of_the_full_matrix(combine, block):
 
 
 def test_the_two_rules_differ_where_one_modality_is_far_from_the_gallery():
-    """Words are half as similar to pictures as pictures are: only the softmax listens to them."""
+    """Texts are less similar to pictures than pictures are: only the softmax rule uses their ranking."""
     gallery = torch.eye(8)
-    style = F.normalize(torch.full((8, 8), 1.0), dim=-1)  # knows nothing
-    text = 0.3 * torch.eye(8)  # knows everything, quietly
+    style = F.normalize(torch.full((8, 8), 1.0), dim=-1)  # equally similar to every item
+    text = 0.3 * torch.eye(8)  # most similar to the relevant item, at a low score
     targets = torch.arange(8)
     assert joint_ranks(style, text, gallery, targets, combine="softmax").tolist() == [0] * 8
     assert joint_ranks(style, text, gallery, targets, combine="similarity").tolist() == [7] * 8
@@ -89,7 +89,7 @@ def test_batch24_joint_takes_its_softmax_over_the_batch():
         assert torch.equal(found[rows], part)
 
 
-def test_joint_refuses_what_it_does_not_know():
+def test_joint_ranks_reject_an_unknown_rule_and_unequal_widths():
     with pytest.raises(ValueError, match="combine must be one of"):
         joint_ranks(torch.eye(2), torch.eye(2), torch.eye(2), torch.arange(2), combine="mean")
     with pytest.raises(ValueError, match="with one D"):
@@ -97,7 +97,7 @@ def test_joint_refuses_what_it_does_not_know():
 
 
 class Letters(Method):
-    """A text is the letters in it."""
+    """A text encoder that counts letters."""
 
     name = "letters"
 
@@ -121,7 +121,7 @@ def test_a_class_is_the_normalised_mean_of_its_templates():
     assert recall(target_ranks(images, class_embeddings(Letters(), order, ("{}",)), labels), 1) == 1.0
 
 
-def test_classification_refuses_what_it_cannot_do():
+def test_class_embeddings_reject_a_method_without_text_and_bad_templates():
     with pytest.raises(ValueError, match="takes no text"):
         class_embeddings(Pixels(), ["cat"])
     with pytest.raises(ValueError, match=r"one \{\} for the name"):

@@ -1,4 +1,4 @@
-"""Evaluation on data sets: encoders whose answers are known, on small synthetic trees, and the command around it."""
+"""Evaluation of data sets: encoders whose ranks are known, on small synthetic trees, and the eval command."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from tests.support import picture_trees as trees
 from tests.support.cli import refused, run
 
 
-class Reader(Pixels):
-    """Sees pixels, and knows by heart which embedding belongs to which words."""
+class LookupText(Pixels):
+    """Pixels for images, and a table of embeddings for texts."""
 
-    name = "reader"
+    name = "lookup"
 
     def __init__(self, meanings: dict[str, Tensor]) -> None:
         super().__init__(side=8)
         self.meanings = meanings
 
     @classmethod
-    def of(cls, images: ImageSet, key: str) -> Reader:
-        """Words mean the first gallery picture whose caption, or whose category in a photo of it, they are."""
+    def of(cls, images: ImageSet, key: str) -> LookupText:
+        """Embed each caption, or class sentence, as the first gallery picture that has it."""
         meanings: dict[str, Tensor] = {}
         for record in images.of_style(images.gallery_style):
             pixels = torch.frombuffer(bytearray(images.read(record).resize((64, 64)).tobytes()), dtype=torch.uint8)
@@ -59,8 +59,8 @@ def dsr(tmp_path: Path) -> ImageSet:
     return open_images(str(trees.dsr(tmp_path, n=6)))
 
 
-def test_every_style_asks_alone_and_with_its_words_and_the_words_alone(dsr):
-    report = evaluate(Reader.of(dsr, "caption"), dsr, metrics=[Metric.parse("R@1"), Metric.parse("mAP@all")])
+def test_queries_are_styles_styles_with_text_and_text_alone(dsr):
+    report = evaluate(LookupText.of(dsr, "caption"), dsr, metrics=[Metric.parse("R@1"), Metric.parse("mAP@all")])
     styles = ["art", "sketch", "mosaic"]
     expected = [name for s in styles for name in (s, f"{s}+text, max", f"{s}+text, softmax")] + ["text"]
     assert [row.kind for row in report.kinds] == expected
@@ -70,15 +70,15 @@ def test_every_style_asks_alone_and_with_its_words_and_the_words_alone(dsr):
         assert value(report, row.kind, "R@1") == value(report, row.kind, "mAP@all") == 1.0
 
 
-class Blind(Method):
-    """Its queries are equally near to all pictures; its words are far from all, and nearest to the right one."""
+class UninformativePictures(Method):
+    """Query pictures are equally similar to all items; texts have low scores, highest for the relevant item."""
 
-    name = "blind"
+    name = "uninformative"
 
     def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
         number = images[:, 0, 0, 0].long() // 10
-        answers = images[:, 1, 0, 0] > 127
-        return self._vectors(3.0, number, answers[:, None].float())
+        in_gallery = images[:, 1, 0, 0] > 127
+        return self._vectors(3.0, number, in_gallery[:, None].float())
 
     def encode_text(self, texts) -> Tensor:
         return self._vectors(-1.0, torch.tensor([int(text) for text in texts]), torch.ones(len(texts), 1))
@@ -88,15 +88,17 @@ class Blind(Method):
 
 
 @pytest.mark.parametrize("protocol", ["full", "batch24"])
-def test_the_two_joint_rows_are_the_two_rules(protocol):
-    """The larger similarity is the blind picture's; the larger softmax is the words'."""
+def test_the_two_joint_rows_use_the_two_rules(protocol):
+    """The larger similarity is the picture's, which ranks nothing; the larger softmax is the text's."""
     count = {"full": 6, "batch24": 24}[protocol]
     records = [Record(f"{i}", style, None, f"{i}", f"{i % 6}") for style in ("photo", "drawing") for i in range(count)]
 
     def read(record: Record) -> Image.Image:
         return Image.new("RGB", (4, 4), (10 * (int(record.path) % 6), 255 * (record.style == "photo"), 0))
 
-    report = evaluate(Blind(), ImageSet("blind", "photo", tuple(records), read), protocol=protocol)
+    report = evaluate(
+        UninformativePictures(), ImageSet("uninformative", "photo", tuple(records), read), protocol=protocol
+    )
     metric = next(iter(report.kinds[0].values))
     assert value(report, "drawing", metric) == value(report, "drawing+text, max", metric) == 0.0
     # Of 24 pictures, four are alike in each of six ways, and ties count against the query.
@@ -106,13 +108,13 @@ def test_the_two_joint_rows_are_the_two_rules(protocol):
     assert value(report, "drawing+text, max", last) == 0.0
 
 
-def test_without_text_only_pictures_ask(dsr):
+def test_without_text_only_pictures_are_queries(dsr):
     report = evaluate(Pixels(), dsr)
     assert [row.kind for row in report.kinds] == ["art", "sketch", "mosaic"]
     assert report.protocol == "full: ranked over the whole gallery"
 
 
-def test_damaged_pictures_are_counted_and_what_asked_for_them_is_in_no_mean(tmp_path):
+def test_damaged_pictures_are_counted_and_their_queries_are_excluded(tmp_path):
     trees.dsr(tmp_path, n=6, styles=("sketch",))
     trees.damaged(tmp_path / "images/n01/3.png")
     trees.damaged(tmp_path / "sketch/n00/4.png")
@@ -124,7 +126,7 @@ def test_damaged_pictures_are_counted_and_what_asked_for_them_is_in_no_mean(tmp_
     assert value(report, "sketch", "R@1") == 1.0
 
 
-def test_categories_are_found_by_any_picture_of_theirs(tmp_path):
+def test_every_picture_of_the_category_is_relevant(tmp_path):
     images = open_images(str(trees.domainnet(tmp_path)))
     metrics = [Metric.parse(name) for name in ("R@1", "mAP@all", "Prec@1:k")]
     report = evaluate(Pixels(), images, metrics=metrics)
@@ -135,13 +137,13 @@ def test_categories_are_found_by_any_picture_of_theirs(tmp_path):
     assert value(report, "sketch", "mAP@all") > 0.5
 
 
-def test_on_sketchy_as_it_unpacks_every_sketch_finds_its_photo(tmp_path):
+def test_every_sketch_of_sketchy_finds_its_photo(tmp_path):
     report = evaluate(Pixels(), open_images(str(trees.sketchy(tmp_path))))
     assert (report.gallery, report.kinds[0].n, report.kinds[0].unanswerable) == (("photo", 4), 4, 1)
     assert value(report, "sketch", "R@1") == 1.0
 
 
-def test_every_copy_of_an_instance_in_the_gallery_is_right(tmp_path):
+def test_every_copy_of_an_instance_in_the_gallery_is_relevant(tmp_path):
     for i in range(3):
         for place in ("photo/first", "photo/second", "sketch"):
             trees.picture(tmp_path / place / "cup" / f"{i}.png", seed=i)
@@ -153,17 +155,17 @@ def test_every_copy_of_an_instance_in_the_gallery_is_right(tmp_path):
         evaluate(Pixels(), images, protocol="batch24")
 
 
-def test_classification_takes_the_names_of_the_categories_as_gallery(tmp_path):
+def test_classification_has_the_class_names_as_gallery(tmp_path):
     images = open_images(str(trees.domainnet(tmp_path, n=1)))
-    report = evaluate(Reader.of(images, "category"), images, task="classify", metrics=[Metric.parse("R@1")])
+    report = evaluate(LookupText.of(images, "category"), images, task="classify", metrics=[Metric.parse("R@1")])
     assert report.gallery == ("class names", 2)
     assert [(row.kind, row.n) for row in report.kinds] == [("real", 2), ("clipart", 2), ("sketch", 2)]
     assert value(report, "sketch", "R@1") == 1.0
 
 
-def test_batch24_has_its_own_names_and_its_label(tmp_path):
+def test_batch24_has_its_own_metric_names_and_label(tmp_path):
     images = open_images(str(trees.dsr(tmp_path, n=26, styles=("sketch",))))
-    report = evaluate(Reader.of(images, "caption"), images, protocol="batch24")
+    report = evaluate(LookupText.of(images, "caption"), images, protocol="batch24")
     assert report.protocol == LABEL
     assert report.gallery == ("images", 24)
     for row in report.kinds:
@@ -186,7 +188,7 @@ def test_batch24_has_its_own_names_and_its_label(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused(dsr, arguments, message):
+def test_evaluations_that_are_not_defined_are_rejected(dsr, arguments, message):
     with pytest.raises(ValueError, match=message):
         evaluate(Pixels(), dsr, **arguments)
 
@@ -200,19 +202,19 @@ def test_what_cannot_be_evaluated_is_refused(dsr, arguments, message):
         (None, Record("a", "photo"), "task 'category' needs categories, and few has none; it has no instances either"),
     ],
 )
-def test_a_task_the_data_say_nothing_of_is_refused_with_the_one_that_fits(task, record, message):
+def test_a_task_the_data_cannot_have_is_rejected_with_one_that_fits(task, record, message):
     with pytest.raises(ValueError, match=message):
         evaluate(Pixels(), ImageSet("few", "photo", (record,), lambda record: Image.new("RGB", (4, 4))), task=task)
 
 
-def test_a_gallery_that_cannot_be_read_is_refused(tmp_path):
+def test_an_unreadable_gallery_is_rejected(tmp_path):
     trees.dsr(tmp_path, n=1)
     trees.damaged(tmp_path / "images/n00/0.png")
     with pytest.raises(ValueError, match="no picture that can be read"):
         evaluate(Pixels(), open_images(str(tmp_path)))
 
 
-def test_the_command_evaluates_a_method_on_a_folder_and_says_what_it_left_out(tmp_path):
+def test_the_command_evaluates_a_folder_and_reports_skipped_pictures(tmp_path):
     trees.dsr(tmp_path / "DSR", n=3, styles=("sketch",))
     trees.damaged(tmp_path / "DSR/sketch/n01/1.png")
     result = run("eval", "--method", "pixels", "--data", tmp_path / "DSR", "--output", tmp_path / "out",
@@ -228,12 +230,12 @@ def test_the_command_evaluates_a_method_on_a_folder_and_says_what_it_left_out(tm
     assert found["protocol"] == "full: ranked over the whole gallery"
 
 
-def test_the_command_says_where_data_has_no_splits_and_which_backbone_it_was(tmp_path):
+def test_the_command_reports_missing_splits_and_the_backbone(tmp_path):
     trees.tu_berlin(tmp_path / "in")
     result = run("eval", "--method", "frozen", "--weights", "random", "--data", tmp_path / "in", "--output", tmp_path)
     assert result.exit_code == 0, result.output
-    said = " ".join(result.output.split())
-    assert "frozen (tiny) on" in said and "has no splits: --split test is the whole data set" in said
+    shown = " ".join(result.output.split())
+    assert "frozen (tiny) on" in shown and "has no splits: --split test is the whole data set" in shown
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["data"]["split"].startswith("all (this data set has no splits")
     assert found["config"]["pretrained"] is None and found["adapter"] is None
@@ -260,7 +262,7 @@ def test_the_command_keeps_the_categories_of_a_file(tmp_path):
     assert json.loads((tmp_path / "out/results.json").read_text())["gallery"] == {"what": "real", "n": 2}
 
 
-def test_the_command_refuses_what_it_cannot_use(tmp_path):
+def test_the_command_rejects_bad_arguments(tmp_path):
     trees.domainnet(tmp_path / "domainnet")
     message = refused("eval", "--method", "pixels", "--task", "instance", "--data", f"domainnet:{tmp_path}/domainnet")
     assert "task 'instance' needs instances, and DomainNet has none; it has categories, for task 'category'" in message
@@ -269,7 +271,7 @@ def test_the_command_refuses_what_it_cannot_use(tmp_path):
         "eval", "--method", "pixels", "--protocol", "batch24", "--metrics", "R@10"
     )
     assert "must name its definition" in refused("eval", "--method", "pixels", "--metrics", "R@1,mAP@200")
-    assert "there is nothing at" in refused("eval", "--method", "pixels", "--data", "dsr:/nowhere")
+    assert "'/nowhere' does not exist" in refused("eval", "--method", "pixels", "--data", "dsr:/nowhere")
     assert "one category a line" in refused("eval", "--method", "pixels", "--categories", tmp_path)
     (tmp_path / "file").write_text("")
     assert "output must be a folder" in refused("eval", "--method", "pixels", "--output", tmp_path / "file")

@@ -1,4 +1,4 @@
-"""A small DINOv2 in a folder, as transformers writes it."""
+"""A small random DINOv2, saved in the format of transformers."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ SIZES: dict[str, Any] = {
 
 
 def write_dino(folder: Path, registers: int = 0) -> Any:
+    """Save a random DINOv2, with register tokens on request, and return it."""
     torch.manual_seed(2)
     network: Any
     if registers:

@@ -23,7 +23,7 @@ QUICK: dict[str, Any] = {
 
 
 def shrink_grids(monkeypatch: pytest.MonkeyPatch, trials: int = 1) -> None:
-    """Leave only the first learning rates of every grid."""
+    """Keep only the first learning rates of every grid."""
     for grids in (TINY_GRID, LARGE_GRID):
         for name, rates in grids.items():
             monkeypatch.setitem(grids, name, rates[:trials])

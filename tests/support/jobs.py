@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 
-def linger(mark: str) -> None:
+def sleep_after_writing_pid(mark: str) -> None:
+    """Write the id of this process to a file, then sleep for five minutes."""
     Path(mark).write_text(str(os.getpid()))
     time.sleep(300)

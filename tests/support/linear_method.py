@@ -13,7 +13,7 @@ from hystar_fast.methods.interface import Method
 
 
 class Linear(Method):
-    """Grey pixels through one matrix; a style vector (the mean colour) shifts the result; texts by length."""
+    """Grey pixels times one matrix, shifted by a style vector (the mean colour); a text is embedded by its length."""
 
     name = "linear"
 
@@ -21,7 +21,7 @@ class Linear(Method):
         torch.manual_seed(0)
         self.weight = nn.Parameter(torch.eye(64) + 0.01 * torch.randn(64, 64))
         self.shift = nn.Parameter(torch.zeros(64))
-        self.styles_asked = 0
+        self.style_calls = 0
 
     def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
         style = self.style(images) if style is None else style
@@ -32,7 +32,7 @@ class Linear(Method):
         return F.normalize(torch.tensor([[float(len(t) + i) for i in range(64)] for t in texts]), dim=-1)
 
     def style(self, images: Tensor) -> Tensor:
-        self.styles_asked += 1
+        self.style_calls += 1
         return to_float(images).mean((2, 3))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

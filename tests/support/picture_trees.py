@@ -20,13 +20,13 @@ def picture(path: Path, seed: int = 0, size: tuple[int, int] = (20, 16)) -> Path
 
 
 def damaged(path: Path) -> Path:
-    """Cut a picture in half."""
+    """Truncate a picture file to half its length."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return path
 
 
 def dsr(root: Path, n: int = 4, styles: tuple[str, ...] = ("art", "sketch", "mosaic")) -> Path:
-    """DSR with n pictures in two folders."""
+    """Write DSR with n pictures in two folders."""
     entries = []
     for i in range(n):
         image = f"n0{i % 2}/{i}.png"
@@ -41,7 +41,7 @@ def dsr(root: Path, n: int = 4, styles: tuple[str, ...] = ("art", "sketch", "mos
 
 
 def split_dsr(root: Path, training: int = 30, test: int = 26) -> Path:
-    """DSR in two styles with a training and a test part."""
+    """Write DSR in two styles with a training and a test part."""
     dsr(root, n=training + test, styles=("art", "sketch"))
     entries = json.loads((root / "test.json").read_text())
     (root / "train.json").write_text(json.dumps(entries[:training]))
@@ -50,7 +50,7 @@ def split_dsr(root: Path, training: int = 30, test: int = 26) -> Path:
 
 
 def domainnet(root: Path, styles: tuple[str, ...] = ("real", "clipart", "sketch"), n: int = 2) -> Path:
-    """DomainNet with two categories of n pictures in each style."""
+    """Write DomainNet with two categories of n pictures in each style."""
     for style in styles:
         lines = []
         for label, category in enumerate(("ant", "hot_dog")):
@@ -66,9 +66,9 @@ RENDERINGS = ("tx_000000000000", "tx_000100000000")
 
 
 def sketchy(root: Path, renderings: tuple[str, ...] = RENDERINGS) -> Path:
-    """Sketchy as it unpacks: photos, and numbered sketches of them, each once in every folder of a rendering.
+    """Write Sketchy in its published layout: photos, and numbered sketches of them, in every folder of a rendering.
 
-    All renderings of a photo are alike, and so is its sketch.
+    A photo, its renderings and its sketch have the same pixels.
     """
     for rendering in renderings:
         for number, category in enumerate(("cat", "dog")):
@@ -81,21 +81,21 @@ def sketchy(root: Path, renderings: tuple[str, ...] = RENDERINGS) -> Path:
 
 
 def tu_berlin(root: Path) -> Path:
-    """TU-Berlin as it unpacks, numbered on through the categories, beside photos of the same categories."""
+    """Write TU-Berlin in its published layout (numbers continue across categories) beside photos of its categories."""
     _two_of_each(root, ("airplane", "alarm clock"), "png/{category}/{count}.png", "photo/{category}/n0{number}_{i}.jpg")
     (root / "png/filelist.txt").write_text("airplane/1.png\n")
     return root
 
 
 def quickdraw_extended(root: Path) -> Path:
-    """QuickDraw-Extended as it unpacks: sketches named by key, photos numbered by their source."""
+    """Write QuickDraw-Extended in its published layout: sketches named by key, photos numbered by source."""
     sketch, photo = "sketches_final/{category}/5{number}{i}.png", "images_final/{category}/flickr_{i}.jpg"
     _two_of_each(root, ("bear", "windmill"), f"QuickDraw_{sketch}", f"QuickDraw_{photo}")
     return root
 
 
 def pairs(root: Path, names: list[tuple[str, str]]) -> Path:
-    """A table of (query, target) and its pictures; returns the table."""
+    """Write a table of (query, target) and its pictures; return the table."""
     for name in {name for pair in names for name in pair}:
         picture(root / name, seed=len(name))
     table = root / "pairs.csv"
@@ -111,7 +111,7 @@ def _two_of_each(root: Path, categories: tuple[str, ...], *paths: str) -> None:
 
 
 def shards(root: Path, n: int = 2, styles: tuple[str, ...] = ("photo", "sketch")) -> Path:
-    """Two WebDataset shards of n keys each."""
+    """Write two WebDataset shards of n keys each."""
     root.mkdir(parents=True, exist_ok=True)
     for shard in range(2):
         with tarfile.open(root / f"part-{shard:03}.tar", "w") as tar:

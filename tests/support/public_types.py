@@ -1,4 +1,4 @@
-"""What a user's type checker sees of the public names: mypy reads this file (see pyproject.toml), nothing runs it."""
+"""Types of the public names as a type checker infers them: mypy checks this file (pyproject.toml), no test runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every kind of backbone, small enough to factor in milliseconds, as files, with the library's own model as truth."""
+"""Files of small backbones of every kind, each with the library's own model as the reference."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TEXT = {
 
 @dataclass(frozen=True)
 class Small:
-    """A backbone's name in a configuration, and what its library alone computes with the same weights."""
+    """A small backbone: its name in a configuration, and the library's own model with the same weights."""
 
     backbone: str
     untouched: Callable[[], Any]
@@ -56,7 +56,7 @@ class Small:
 
 
 class Images(nn.Module):
-    """The image side of an untouched model as a module, for functional_call."""
+    """The image encoder of the library's model as a module, for functional_call."""
 
     def __init__(self, small: Small) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def disturb(model: nn.Module, seed: int = 0) -> None:
 
 
 def write_transformers(kind: str, folder: Path, *, inputs: bool = True) -> Small:
-    """A small model of transformers, with its tokenizer and image processor unless `inputs` is False."""
+    """Write a small model of transformers, with its tokenizer and image processor unless `inputs` is False."""
     square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     statistics = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
     image = {"image_size": IMAGE_SIZE}
@@ -160,7 +160,7 @@ _TRUTH: dict[str, Any] = {
 
 
 class TruthAlbef(nn.Module):
-    """ALBEF's unimodal half put together from timm's and transformers' own models."""
+    """The unimodal half of ALBEF, assembled from the models of timm and transformers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class TruthAlbef(nn.Module):
 
 
 def write_albef(folder: Path, *, pretraining: bool = True) -> Small:
-    """A checkpoint of the published layout, of pretraining (``text_encoder.bert.``) or tuned for retrieval."""
+    """Write a checkpoint in the published layout: of pretraining (``text_encoder.bert.``) or tuned for retrieval."""
     model = TruthAlbef().eval()
     disturb(model)
     bert = "text_encoder.bert." if pretraining else "text_encoder."

@@ -1,4 +1,4 @@
-"""A CLIP small enough to factor in milliseconds, with every weight and bias away from its default, as files."""
+"""Files of a CLIP small enough to factor in milliseconds, with random values for every weight and bias."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IMAGE_SIZE = 32
 def write_small_clip(
     directory: Path, *, weights: bool = True, seed: int = 0, embed_dim: int = 24, **vision: Any
 ) -> str:
-    """Write an open_clip folder (a ViT of width 32 and 4 blocks, or as `vision` says); returns the backbone's name."""
+    """Write an open_clip folder (a ViT of width 32 and 4 blocks, changed by `vision`); return the backbone's name."""
     directory.mkdir(parents=True, exist_ok=True)
     vision_cfg = {"image_size": IMAGE_SIZE, "layers": 4, "width": 32, "head_width": 8, "patch_size": 8, **vision}
     text_cfg = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -38,13 +38,13 @@ def write_small_clip(
 
 
 def small_config(directory: Path, **fields: Any) -> HystarConfig:
-    """A configuration on a small CLIP in `directory`, with the backbone itself as the style unless `fields` say so."""
+    """Return a configuration of a small CLIP in `directory`; its style is the backbone's own unless `fields` set it."""
     backbone = write_small_clip(directory / "clip")
     return HystarConfig(**{"backbone": backbone, "pretrained": "folder", "style": "clip", "blocks": (2, 3), **fields})
 
 
 def spy_on_blocks(backbone: TowerBackbone, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], list[Tensor]]:
-    """Record the input and the output of every visual block, in order, until `monkeypatch` is undone."""
+    """Return two lists that collect the input and the output of every visual block until `monkeypatch` is undone."""
     run_block, seen, made = backbone.tower.run_block, [], []
 
     def spy(block: Any, x: Tensor, *offsets: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training pairs of data sets on disk: who asks for what, what cannot be read, what is held out, and a whole run."""
+"""Training pairs of data sets on disk: queries, relevant items, unreadable files, held-out shares, and whole runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load(pairs: TrainingPairs, concept: int, column: int, draw: float = 0.0) -> 
     return found.images[0]
 
 
-def file(path: Path) -> Tensor:
+def read(path: Path) -> Tensor:
     """Return the picture of a file, resized."""
     with Image.open(path) as picture:
         return RESIZE(picture.convert("RGB"))
@@ -48,24 +48,24 @@ def test_instances_pair_with_their_own_pictures(tmp_path: Path) -> None:
     pairs = TrainingPairs(open_images(f"dsr:{root}"), ["sketch", "text"], RESIZE)
     assert len(pairs) == 4 and pairs.labels is None and pairs.text_index == 1
     assert pairs.texts[2] == "picture number 2"
-    assert torch.equal(load(pairs, 2, 0), file(root / "sketch" / "n00" / "2.png"))
-    assert torch.equal(load(pairs, 3, GALLERY), file(root / "images" / "n01" / "3.png"))
+    assert torch.equal(load(pairs, 2, 0), read(root / "sketch" / "n00" / "2.png"))
+    assert torch.equal(load(pairs, 3, GALLERY), read(root / "images" / "n01" / "3.png"))
     found = pairs.load(torch.tensor([0, 1]), torch.tensor([0, 0]), torch.zeros(2))
     assert found.readable.tolist() == [True, False] and list(pairs.skipped) == ["sketch/n01/1.png"]
     assert (found.images[1] == 255).all()
 
 
-def test_categories_say_which_targets_are_no_negatives(tmp_path: Path) -> None:
+def test_targets_of_one_category_share_a_label(tmp_path: Path) -> None:
     root = picture_trees.domainnet(tmp_path, n=3)
     pairs = TrainingPairs(open_images(f"domainnet:{root}"), (), RESIZE)
     assert pairs.styles == ("clipart", "sketch") and len(pairs) == 6
     assert pairs.labels is not None and pairs.labels.tolist() == [0, 0, 0, 1, 1, 1]
     for number, draw in enumerate((0.0, 0.34, 0.99)):  # one of the three of its category
-        assert torch.equal(load(pairs, 4, 1, draw), file(root / f"sketch/hot_dog/sketch_1_{number}.png"))
-    assert torch.equal(load(pairs, 1, GALLERY), file(root / "real/ant/real_0_1.png"))
+        assert torch.equal(load(pairs, 4, 1, draw), read(root / f"sketch/hot_dog/sketch_1_{number}.png"))
+    assert torch.equal(load(pairs, 1, GALLERY), read(root / "real/ant/real_0_1.png"))
 
 
-def test_a_picture_nobody_asks_for_is_left_out(tmp_path: Path) -> None:
+def test_gallery_pictures_without_a_query_are_excluded(tmp_path: Path) -> None:
     root = picture_trees.sketchy(tmp_path, ("tx_000100000000",))
     shutil.rmtree(root / "sketch/tx_000100000000/dog")
     pairs = TrainingPairs(open_images(f"folders:{root}"), (), RESIZE)
@@ -73,11 +73,11 @@ def test_a_picture_nobody_asks_for_is_left_out(tmp_path: Path) -> None:
     assert [len(pairs.items_with(style)) for style in pairs.styles] == [2]
     with pytest.raises(ValueError, match=r"style must be one of"):
         TrainingPairs(open_images(f"folders:{root}"), ("oil",), RESIZE)
-    with pytest.raises(ValueError, match=r"has no picture of 'photo' with a query in \('text',\)"):
+    with pytest.raises(ValueError, match=r"styles must give a picture of 'photo' in .* a query, got \('text',\)"):
         TrainingPairs(open_images(f"folders:{root}"), ("text",), RESIZE)
 
 
-def test_two_copies_of_an_instance_are_no_negatives_of_each_other(tmp_path: Path) -> None:
+def test_two_copies_of_an_instance_share_a_label(tmp_path: Path) -> None:
     assert TrainingPairs(open_images(str(picture_trees.sketchy(tmp_path / "sketchy"))), (), RESIZE).labels is None
     for place in (
         "photo/a/cup/1.png",
@@ -92,7 +92,7 @@ def test_two_copies_of_an_instance_are_no_negatives_of_each_other(tmp_path: Path
     assert pairs.labels is not None and pairs.labels.tolist() == [0, 1, 0]
 
 
-def test_the_sampler_draws_from_what_there_is(tmp_path: Path) -> None:
+def test_a_batch_has_different_items_and_depends_on_its_step(tmp_path: Path) -> None:
     root = picture_trees.dsr(tmp_path, n=6)
     pairs = TrainingPairs(open_images(f"dsr:{root}"), (), RESIZE)
     sampler = PairSampler(pairs, 4, seed=1)
@@ -101,7 +101,7 @@ def test_the_sampler_draws_from_what_there_is(tmp_path: Path) -> None:
     assert torch.equal(sampler.batch(0).draws, first.draws) and not torch.equal(sampler.batch(1).draws, first.draws)
 
 
-def test_what_is_held_out_depends_on_names_alone() -> None:
+def test_the_held_out_share_depends_only_on_names() -> None:
     emoji = open_images("emoji", "val")
     train, held = hold_out(emoji, 0.25)
     names = [{record.instance for record in part.records} for part in (train, held)]
@@ -113,16 +113,18 @@ def test_what_is_held_out_depends_on_names_alone() -> None:
         hold_out(emoji, 1)
 
 
-def test_a_validation_split_that_measures_or_trains_is_refused(tmp_path: Path) -> None:
+def test_the_test_split_and_the_training_split_are_rejected_for_validation(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data.validation must not be 'test'"):
         open_training(DataSettings(validation="test"))
     root = picture_trees.sketchy(tmp_path)
-    with pytest.raises(ValueError, match=r"'val' holds 9 pictures that are trained on.*give the share to hold out"):
+    with pytest.raises(
+        ValueError, match=r"a split without training pictures, got 'val' with 9, .*give the share to hold out"
+    ):
         open_training(DataSettings(source=f"folders:{root}"))
 
 
-def splits(root: Path, n: int) -> Path:
-    """DSR with a training, a validation and no test split."""
+def write_splits(root: Path, n: int) -> Path:
+    """Write DSR with a training and a validation split, but no test split."""
     picture_trees.dsr(root, n)
     entries = json.loads((root / "test.json").read_text())
     (root / "train.json").write_text(json.dumps(entries[: n - 3]))
@@ -145,8 +147,8 @@ def settings_of(root: Path, output: Path, *more: str) -> Sequence[str]:
     return [*SMALL, f"data.source=dsr:{root}", f"run.output={output}", *more]
 
 
-def test_a_run_on_a_data_set_counts_epochs_validates_and_names_what_it_cannot_read(tmp_path: Path) -> None:
-    root = splits(tmp_path / "DSR", 11)
+def test_a_run_counts_epochs_validates_and_reports_unreadable_pictures(tmp_path: Path) -> None:
+    root = write_splits(tmp_path / "DSR", 11)
     picture_trees.damaged(root / "sketch" / "n01" / "1.png")
     changes = settings_of(root, tmp_path / "run", 'data.styles=["sketch"]')
     arguments = [part for change in changes for part in ("--set", change)]
@@ -160,8 +162,8 @@ def test_a_run_on_a_data_set_counts_epochs_validates_and_names_what_it_cannot_re
     assert all(set(line["R@1"]) == {"sketch"} for line in lines if line["kind"] == "validation")
 
 
-def test_a_run_with_a_held_out_share_chooses_the_best(tmp_path: Path) -> None:
-    root = splits(tmp_path / "DSR", 19)
+def test_a_run_with_a_held_out_share_keeps_the_best_step(tmp_path: Path) -> None:
+    root = write_splits(tmp_path / "DSR", 19)
     shutil.move(root / "train.json", root / "all.json")
     entries = json.loads((root / "all.json").read_text()) + json.loads((root / "val.json").read_text())
     (root / "train.json").write_text(json.dumps(entries))
@@ -178,10 +180,10 @@ def test_a_run_with_a_held_out_share_chooses_the_best(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["hystar", "vpt"])
-def test_gradient_checkpointing_by_its_key_runs_every_block_again_and_learns_the_same(
+def test_gradient_checkpointing_recomputes_every_block_and_keeps_the_losses(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, run_block = splits(tmp_path / "DSR", 11), OpenClipTower.run_block
+    root, run_block = write_splits(tmp_path / "DSR", 11), OpenClipTower.run_block
     losses, runs = {}, {"true": 0, "false": 0}
     for key in runs:
 
@@ -197,18 +199,16 @@ def test_gradient_checkpointing_by_its_key_runs_every_block_again_and_learns_the
     assert losses["true"] == pytest.approx(losses["false"], rel=1e-5)
 
 
-def test_pictures_read_ahead_in_time_and_in_advance_train_alike(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = splits(tmp_path / "DSR", 11)
+def test_losses_do_not_depend_on_preloading_or_prefetching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_splits(tmp_path / "DSR", 11)
 
-    def losses(way: str) -> list[float]:
-        changes = settings_of(root, tmp_path / way, "data.validation=none")
+    def losses(folder: str) -> list[float]:
+        changes = settings_of(root, tmp_path / folder, "data.validation=none")
         return run_training(read_settings("emoji", changes)).progress.losses
 
     preloaded = losses("preloaded")
     monkeypatch.setattr(TrainingPairs, "preload", lambda self, method: None)
-    ahead = losses("ahead")
+    prefetched = losses("prefetched")
     monkeypatch.setattr(TrainingPairs, "is_preloaded", True)
-    assert losses("in time") == ahead and len(ahead) == 4
-    assert ahead == pytest.approx(preloaded, rel=1e-4)
+    assert losses("without prefetching") == prefetched and len(prefetched) == 4
+    assert prefetched == pytest.approx(preloaded, rel=1e-4)

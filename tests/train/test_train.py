@@ -64,7 +64,7 @@ def test_a_batch_depends_on_seed_and_step_only(pairs):
     assert not torch.equal(one.batch(0).items, other.batch(0).items)
 
 
-def test_bad_pairs_are_named(images, pairs):
+def test_bad_pairs_are_rejected(images, pairs):
     with pytest.raises(ValueError, match="batch_size must be at least 2"):
         PairSampler(pairs, 1)
     with pytest.raises(ValueError, match="emoji must have at least 2 gallery pictures with a query, got 1"):
@@ -75,7 +75,7 @@ def test_bad_pairs_are_named(images, pairs):
     assert missing and len(TrainingPairs(images, ("outline",))) == 40 - missing
 
 
-def test_groups_keep_their_rates_and_vectors_do_not_decay():
+def test_each_group_has_its_rate_and_vectors_have_no_weight_decay():
     method = Linear()
     groups = {g["name"]: g for g in parameter_groups(method.parameter_groups(), {"matrix": 0.1, "vector": 0.2}, 0.5)}
     assert (groups["matrix"]["lr"], groups["matrix"]["weight_decay"]) == (0.1, 0.5)
@@ -95,7 +95,7 @@ def test_groups_keep_their_rates_and_vectors_do_not_decay():
         ({"matrix": float("nan"), "vector": 1.0}, "must be positive and finite, got nan"),
     ],
 )
-def test_bad_rates_are_named(rates, message):
+def test_bad_rates_are_rejected(rates, message):
     with pytest.raises(ValueError, match=message):
         parameter_groups(Linear().parameter_groups(), rates)
 
@@ -109,7 +109,7 @@ def test_the_schedule_warms_up_peaks_and_ends_near_zero():
     assert cosine_factor(0, 0, 0) == cosine_factor(0, 1, 0) == 1.0
 
 
-def rolled(images: ImageSet) -> ImageSet:
+def shift_queries(images: ImageSet) -> ImageSet:
     """Return the data set with every query shifted to the right, and the gallery unchanged."""
 
     def read(record: Record) -> Image.Image:
@@ -120,9 +120,9 @@ def rolled(images: ImageSet) -> ImageSet:
 
 
 def test_training_learns_and_computes_each_style_once(images):
-    method, shifted = Linear(), rolled(images)
+    method, shifted = Linear(), shift_queries(images)
     before = evaluate(method, shifted, kinds=("sketch",)).ranks.recall(["sketch"], 1)
-    computed = method.styles_asked
+    computed = method.style_calls
     seen: list[int] = []
     losses = train(
         method,
@@ -135,10 +135,10 @@ def test_training_learns_and_computes_each_style_once(images):
     assert len(losses) == 120 and seen == list(range(1, 121))
     assert sum(losses[-10:]) < sum(losses[:10])
     assert after.value > before.value + 0.2
-    assert method.styles_asked == computed + 2 + 2  # sketch and noto when preloaded, and again when evaluated
+    assert method.style_calls == computed + 2 + 2  # sketch and noto when preloaded, and again when evaluated
 
 
-def test_preloaded_pictures_and_styles_are_those_of_their_records(images):
+def test_preloading_changes_no_picture_and_adds_its_style(images):
     method = Linear()
     pairs = TrainingPairs(images, STYLES, method.resize)
     wanted = torch.tensor([5, 9, 5]), torch.tensor([0, 1, -1]), torch.zeros(3)
@@ -176,7 +176,7 @@ def test_the_loss_of_a_batch_pairs_every_query_with_its_own_item(images, pairs):
     assert torch.allclose(pair_loss(method, pairs, batch, recipe, 0), method.loss(query, target), atol=1e-5)
 
 
-def test_a_run_that_is_resumed_ends_where_an_unbroken_one_does(images, tmp_path):
+def test_a_resumed_run_ends_as_an_uninterrupted_one(images, tmp_path):
     recipe = Recipe(RATES, steps=12, batch_size=8, styles=STYLES, warmup=3)
     whole = Linear()
     losses = train(whole, images, recipe)
@@ -200,7 +200,7 @@ def test_a_run_that_is_resumed_ends_where_an_unbroken_one_does(images, tmp_path)
     assert train(Linear(), images, recipe, checkpoint=path, resume=True) == pytest.approx(losses, rel=1e-6)
 
 
-def test_bad_checkpoints_are_named(images, tmp_path):
+def test_bad_checkpoints_are_rejected(images, tmp_path):
     method = Linear()
     optimizer = torch.optim.AdamW(parameter_groups(method.parameter_groups(), RATES))
     path = tmp_path / "checkpoint.pt"
@@ -211,12 +211,12 @@ def test_bad_checkpoints_are_named(images, tmp_path):
     assert load_checkpoint(path, method, optimizer) == progress
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="is a damaged checkpoint"):
+    with pytest.raises(ValueError, match=r"must be a whole checkpoint, but .* is damaged"):
         load_checkpoint(path, method, optimizer)
     path.write_bytes(whole)
     other = Linear()
     other.shift = nn.Parameter(torch.zeros(3))
-    with pytest.raises(ValueError, match="holds other parameters"):
+    with pytest.raises(ValueError, match="must hold the parameters of method 'linear', got others"):
         load_checkpoint(path, other, optimizer)
     other = Linear()
     other.name = "another"
@@ -224,7 +224,7 @@ def test_bad_checkpoints_are_named(images, tmp_path):
         load_checkpoint(path, other, optimizer)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(images):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(images):
     class Diverging(Linear):
         def loss(self, query: Tensor, target: Tensor) -> Tensor:
             return super().loss(query, target) * torch.inf
@@ -233,7 +233,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(images):
         train(Diverging(), images, Recipe(RATES, steps=2, batch_size=8, styles=STYLES))
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_before_it_does_harm(images):
+def test_a_gradient_that_is_not_finite_stops_the_run_before_any_update(images):
     class Root(Linear):
         def loss(self, query: Tensor, target: Tensor) -> Tensor:
             return super().loss(query, target) + (query - query.detach()).sum().sqrt()
@@ -245,19 +245,19 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_does_harm(images)
     assert torch.equal(method.weight, before)
 
 
-def test_what_cannot_be_trained_is_named(images):
-    with pytest.raises(ValueError, match="method 'pixels' has nothing to train"):
+def test_invalid_training_runs_are_rejected(images):
+    with pytest.raises(ValueError, match="method must have trainable parameters, got 'pixels'"):
         train(Pixels(), images, Recipe({}, steps=1, styles=STYLES))
     with pytest.raises(ValueError, match="steps must not be negative"):
         train(Linear(), images, Recipe(RATES, steps=-1, styles=STYLES))
-    silent = Linear()
-    silent.encode_text = lambda texts: None  # type: ignore[assignment, method-assign, return-value]
+    textless = Linear()
+    textless.encode_text = lambda texts: None  # type: ignore[assignment, method-assign, return-value]
     with pytest.raises(ValueError, match="styles must not contain 'text' for method 'linear'"):
-        train(silent, images, Recipe(RATES, steps=9, batch_size=20, styles=STYLES))
+        train(textless, images, Recipe(RATES, steps=9, batch_size=20, styles=STYLES))
     assert train(Linear(), images, Recipe(RATES, steps=0, styles=STYLES)) == []
 
 
-def test_products_in_bf16_change_the_loss_by_their_rounding_alone(pairs, monkeypatch):
+def test_bf16_products_change_the_loss_only_by_rounding(pairs, monkeypatch):
     method, batch = Linear(), PairSampler(pairs, 20).batch(0)
 
     def loss(bf16: bool) -> Tensor:
@@ -271,19 +271,19 @@ def test_products_in_bf16_change_the_loss_by_their_rounding_alone(pairs, monkeyp
     assert loss(True) == exact
 
 
-def test_a_checkpoint_whose_writing_stops_half_way_leaves_the_one_before(tmp_path, monkeypatch):
+def test_an_interrupted_save_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     method = Linear()
     optimizer = torch.optim.AdamW(parameter_groups(method.parameter_groups(), RATES))
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, method, optimizer, Progress(3, [1.0, 2.0, 3.0]))
-    whole = torch.save
+    save = torch.save
 
-    def half(content, file):
-        whole(content, file)
+    def save_half(content, file):
+        save(content, file)
         file.truncate(file.tell() // 2)
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(torch, "save", half)
+    monkeypatch.setattr(torch, "save", save_half)
     with pytest.raises(OSError, match="no space left"):
         save_checkpoint(path, method, optimizer, Progress(4, [1.0, 2.0, 3.0, 4.0]))
     assert load_checkpoint(path, method, optimizer).step == 3

@@ -1,4 +1,4 @@
-"""Two gloo processes that share a batch have the gradients of one process with the whole batch, in chunks or not."""
+"""Two gloo processes that share a batch compute the gradients of one process, with and without chunks."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def gradients(case: str, world: World) -> tuple[float, list[Tensor]]:
 
 
 def trained(world: World, folder: Path) -> tuple[list[float], list[Tensor]]:
-    method = create_method("hystar", tiny_config(None), seed=7 * world.rank)  # process 0 says where all start
+    method = create_method(
+        "hystar", tiny_config(None), seed=7 * world.rank
+    )  # every process starts from the parameters of process 0
     policy = CheckpointPolicy(
         checkpoint=folder / "checkpoint.pt",
         log=lambda progress: MetricsLog(folder),
@@ -100,7 +102,7 @@ def runs(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_are_those_of_one_process(case: str, runs: list[dict[str, Any]]) -> None:
+def test_gradients_equal_those_of_one_process(case: str, runs: list[dict[str, Any]]) -> None:
     loss, alone = gradients(case, World())
     for found, shared in (run[case] for run in runs):
         assert found == pytest.approx(loss, rel=1e-5)
@@ -110,7 +112,7 @@ def test_gradients_are_those_of_one_process(case: str, runs: list[dict[str, Any]
     assert all(torch.equal(a, b) for a, b in zip(runs[0][case][1], runs[1][case][1], strict=True))
 
 
-def test_training_is_that_of_one_process_and_one_process_writes(
+def test_training_equals_that_of_one_process_and_only_one_process_writes(
     folder: Path, runs: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     losses, alone = trained(World(), tmp_path)
@@ -127,7 +129,7 @@ def test_training_is_that_of_one_process_and_one_process_writes(
 
 
 @pytest.mark.slow
-def test_torchrun_trains_by_the_command(tmp_path: Path) -> None:
+def test_torchrun_runs_the_train_command(tmp_path: Path) -> None:
     changes = ("data.limit=8", "optim.batch_size=4", "optim.steps=2", "model.pretrained=random", "optim.chunk_size=3")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     command += ["--rdzv-endpoint", "localhost:0", "-m", "hystar_fast.cli.main", "train", "emoji"]
@@ -147,11 +149,11 @@ def test_rows_are_gathered_in_the_order_of_ranks(runs: list[dict[str, Any]]) -> 
     assert all(run["gathered"].tolist() == [True, True, False, True] for run in runs)
 
 
-def test_a_batch_that_does_not_divide_and_a_device_that_is_not_there_are_named() -> None:
+def test_an_indivisible_batch_and_a_missing_device_are_rejected() -> None:
     with pytest.raises(ValueError, match="must divide evenly over 2 processes, got 7 pairs"):
         World(0, 2).share(7)
     with pytest.raises(ValueError, match="device must be auto, cpu or cuda, got 'tape'"):
         select_device("tape")
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="'cuda' needs a GPU that torch can use, and there is none"):
+        with pytest.raises(ValueError, match="device must be cpu or auto where torch finds no GPU, got 'cuda'"):
             select_device("cuda")

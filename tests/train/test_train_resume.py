@@ -1,4 +1,4 @@
-"""A run that is killed and goes on ends, to the bit, where one does that was left alone."""
+"""A run that is killed and resumed ends bit-identical to an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def finish(process: subprocess.Popen[bytes]) -> None:
 
 
 def kill_after(process: subprocess.Popen[bytes], log: Path, lines: int, delay: float) -> None:
-    """SIGKILL some time after the log has so many lines."""
+    """Kill the process (SIGKILL) `delay` seconds after its log has `lines` lines."""
     until = time.monotonic() + 300
     while not (log.exists() and log.read_bytes().count(b"\n") >= lines):
         assert process.poll() is None and time.monotonic() < until, "the run ended before it could be killed"
@@ -73,26 +73,26 @@ def kill_after(process: subprocess.Popen[bytes], log: Path, lines: int, delay: f
     process.communicate()
 
 
-def same(a: Any, b: Any) -> bool:
-    """Equal to the bit, all the way down."""
+def bit_identical(a: Any, b: Any) -> bool:
+    """Compare nested values and tensors exactly."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(bit_identical(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
+        return len(a) == len(b) and all(map(bit_identical, a, b))
     return bool(a == b)
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("unbroken") / "run"
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
     finish(start(folder))
     return folder
 
 
 @pytest.mark.slow
-def test_a_run_killed_twice_ends_as_one_that_was_not(unbroken: Path, tmp_path: Path) -> None:
+def test_a_run_killed_twice_ends_as_an_uninterrupted_one(uninterrupted: Path, tmp_path: Path) -> None:
     folder, moment = tmp_path / "run", random.Random(20)
     log = folder / "metrics.jsonl"
     kill_after(start(folder), log, moment.randint(5, 12), moment.random() * 0.2)
@@ -102,27 +102,27 @@ def test_a_run_killed_twice_ends_as_one_that_was_not(unbroken: Path, tmp_path: P
     kill_after(start(folder, "--resume"), log, min(lines + 3, STEPS), moment.random() * 0.2)
     finish(start(folder, "--resume"))
 
-    ours, theirs = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (folder, unbroken))
-    assert ours["parameters"].keys() == {"static", "dynamic"}
-    assert same(ours["parameters"], theirs["parameters"])
-    assert ours["optimizer"]["state"] and same(ours["optimizer"], theirs["optimizer"])
-    ours["progress"]["settings"]["run"].pop("output"), theirs["progress"]["settings"]["run"].pop("output")
-    assert same(ours["progress"], theirs["progress"]) and ours["progress"]["best"] is not None
-    assert log.read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
+    resumed, expected = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (folder, uninterrupted))
+    assert resumed["parameters"].keys() == {"static", "dynamic"}
+    assert bit_identical(resumed["parameters"], expected["parameters"])
+    assert resumed["optimizer"]["state"] and bit_identical(resumed["optimizer"], expected["optimizer"])
+    resumed["progress"]["settings"]["run"].pop("output"), expected["progress"]["settings"]["run"].pop("output")
+    assert bit_identical(resumed["progress"], expected["progress"]) and resumed["progress"]["best"] is not None
+    assert log.read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
     kinds = [(line["step"], line["kind"]) for line in map(json.loads, log.read_text().splitlines())]
     assert len(set(kinds)) == len(kinds) == STEPS + STEPS // 6
     for name in ("adapter.safetensors", "config.json"):
-        assert (folder / "adapter" / name).read_bytes() == (unbroken / "adapter" / name).read_bytes()
+        assert (folder / "adapter" / name).read_bytes() == (uninterrupted / "adapter" / name).read_bytes()
 
 
 @pytest.mark.slow
-def test_a_finished_run_that_goes_on_does_nothing(unbroken: Path) -> None:
-    before = {path: path.read_bytes() for path in unbroken.rglob("*") if path.is_file()}
-    finish(start(unbroken, "--resume"))
-    assert {path: path.read_bytes() for path in unbroken.rglob("*") if path.is_file()} == before
+def test_resuming_a_finished_run_changes_nothing(uninterrupted: Path) -> None:
+    before = {path: path.read_bytes() for path in uninterrupted.rglob("*") if path.is_file()}
+    finish(start(uninterrupted, "--resume"))
+    assert {path: path.read_bytes() for path in uninterrupted.rglob("*") if path.is_file()} == before
 
 
-def test_tensorboard_gets_the_figures_and_missing_extras_are_named(
+def test_tensorboard_receives_the_metrics_and_missing_extras_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = MetricsLog(tmp_path, tensorboard=True)
@@ -141,7 +141,7 @@ def test_tensorboard_gets_the_figures_and_missing_extras_are_named(
         MetricsLog(tmp_path, wandb="project")
 
 
-def test_wandb_gets_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_receives_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
 
     class Stub:
@@ -163,12 +163,12 @@ def test_wandb_gets_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     log.write(1, "validation", {"score": 0.5, "R@1": {"sketch": 0.5}})
     log.close()
     assert sent[1:] == [(1, {"validation/score": 0.5, "validation/R@1/sketch": 0.5}), "finished"]
-    MetricsLog(tmp_path, wandb="project", step=1).close()  # goes on in the same run of wandb
+    MetricsLog(tmp_path, wandb="project", step=1).close()  # resumes the same wandb run
     MetricsLog(tmp_path, wandb="project").close()
     assert sent[0] == sent[3] and sent[0][0] == sent[5][0] == "project" and sent[0] != sent[5]
 
 
-def test_a_log_shorter_than_its_checkpoint_is_refused_and_a_longer_one_cut(tmp_path: Path) -> None:
+def test_a_log_shorter_than_its_checkpoint_is_rejected_and_a_longer_one_truncated(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path)
     log.write(1, "train", {"loss": 1.0, "deep": {"x": float("inf")}})
     size = log.sync()
@@ -182,11 +182,11 @@ def test_a_log_shorter_than_its_checkpoint_is_refused_and_a_longer_one_cut(tmp_p
         {"step": 1, "kind": "train", "loss": 1.0, "deep": {"x": "inf"}},
         {"step": 2, "kind": "train", "loss": 3.0},
     ]
-    with pytest.raises(ValueError, match="put the log back to go on, or delete the checkpoint to start anew"):
+    with pytest.raises(ValueError, match="restore the log to resume the run, or delete the checkpoint to start again"):
         MetricsLog(tmp_path, size=10_000)
 
 
-def test_the_advice_for_a_run_that_cannot_be_resumed_works(tmp_path: Path) -> None:
+def test_errors_of_a_run_that_cannot_be_resumed_give_advice_that_works(tmp_path: Path) -> None:
     small = ("model.pretrained=random", "data.limit=4", "data.validation=none", "optim.batch_size=2")
 
     def settings(*changes: str) -> Settings:
@@ -195,14 +195,14 @@ def test_the_advice_for_a_run_that_cannot_be_resumed_works(tmp_path: Path) -> No
     checkpoint = tmp_path / "checkpoint.pt"
     run_training(settings("optim.steps=2"))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match=r"has done 2 steps: .* must give at least as many, got 1"):
+    with pytest.raises(ValueError, match=r"must give at least the 2 steps that the run in .* has done, got 1"):
         run_training(settings("optim.steps=1"), resume=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert run_training(settings("optim.steps=3"), resume=True).progress.step == 3
     (tmp_path / "metrics.jsonl").unlink()
-    with pytest.raises(ValueError, match="put the log back to go on, or delete the checkpoint to start anew"):
+    with pytest.raises(ValueError, match="restore the log to resume the run, or delete the checkpoint to start again"):
         run_training(settings("optim.steps=4"), resume=True)
-    with pytest.raises(ValueError, match=rf"--resume continues it.*or delete {re.escape(str(checkpoint))}"):
+    with pytest.raises(ValueError, match=rf"--resume continues its run.*or delete {re.escape(str(checkpoint))}"):
         run_training(settings("optim.steps=2"))
     checkpoint.unlink()
     assert run_training(settings("optim.steps=2")).progress.step == 2

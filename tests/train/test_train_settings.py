@@ -1,4 +1,4 @@
-"""Settings files: the shipped ones load, what is written reads back, faults are named with the nearest key."""
+"""Settings files: the shipped ones load and round-trip, and errors name the key and the nearest valid one."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from hystar_fast.train.settings_file import shipped_files, to_toml
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
 
 
-def written(tmp_path: Path, text: str) -> str:
+def write_settings(tmp_path: Path, text: str) -> str:
     path = tmp_path / "settings.toml"
     path.write_text(text, encoding="utf-8")
     return str(path)
 
 
 @pytest.mark.parametrize("name", ["paper", "emoji"])
-def test_what_is_shipped_loads_and_reads_back(name: str, tmp_path: Path) -> None:
+def test_shipped_settings_load_and_round_trip(name: str, tmp_path: Path) -> None:
     assert name in shipped_files("hystar_fast.train")
     settings = read_settings(name)
-    again = read_settings(written(tmp_path, to_toml(settings.to_dict())))
+    again = read_settings(write_settings(tmp_path, to_toml(settings.to_dict())))
     assert again == settings
     assert read_settings(name, [f"run.seed={settings.run.seed}"]) == settings
 
 
-def test_the_list_above_is_all_that_is_shipped() -> None:
+def test_no_other_settings_file_is_shipped() -> None:
     assert set(shipped_files("hystar_fast.train")) == {"paper", "emoji"}
 
 
-def test_the_defaults_are_the_papers() -> None:
+def test_the_defaults_are_those_of_the_paper() -> None:
     settings = Settings.of({})
     assert replace(settings.model, blocks=default_blocks(24)) == HystarConfig()
     assert (settings.optim.batch_size, settings.optim.epochs) == (48, 35)
@@ -50,25 +50,24 @@ def test_the_defaults_are_the_papers() -> None:
     assert (paper.model, paper.loss, paper.optim) == (HystarConfig(), settings.loss, settings.optim)
 
 
-def test_the_shipped_drawings_are_trained_on_as_in_the_demo() -> None:
+def test_the_emoji_settings_are_those_of_the_demo() -> None:
     emoji, demo = read_settings("emoji"), Recipe(DEMO_RATES["hystar"], steps=DEMO_STEPS)
     assert {"static": emoji.optim.static_lr, "dynamic": emoji.optim.dynamic_lr} == demo.learning_rates
     for name in ("steps", "batch_size", "warmup", "schedule", "clip_norm", "weight_decay", "bf16", "chunk_size"):
         assert getattr(emoji.optim, name) == getattr(demo, name), name
     assert (emoji.data.jitter, emoji.run.seed) == (demo.jitter, demo.seed)
-    model, theirs = emoji.model.to_dict(), tiny_config().to_dict()
-    assert model == theirs
+    assert emoji.model.to_dict() == tiny_config().to_dict()
 
 
 def test_the_loss_reaches_the_model_and_words_stand_for_none(tmp_path: Path) -> None:
     settings = read_settings("emoji", ["loss.gamma=auto", "loss.lam=2", "model.rank=8", "model.pretrained=random"])
     assert (settings.model.gamma, settings.model.lam, settings.model.rank) == ("auto", 2.0, 8)
     assert settings.model.pretrained is None and settings.model.blocks is None
-    assert read_settings(written(tmp_path, to_toml(settings.to_dict()))) == settings
+    assert read_settings(write_settings(tmp_path, to_toml(settings.to_dict()))) == settings
     assert read_settings("emoji", ["model.rank=full"]).model.rank is None
     strange = 'a "quoted" \\ path with ü and \t tabs'
     assert (
-        read_settings(written(tmp_path, to_toml(Settings.of({"run": {"output": strange}}).to_dict()))).run.output
+        read_settings(write_settings(tmp_path, to_toml(Settings.of({"run": {"output": strange}}).to_dict()))).run.output
         == strange
     )
     assert read_settings("emoji", ["run.wandb=2026"]).run.wandb == "2026"
@@ -94,7 +93,7 @@ def test_the_loss_reaches_the_model_and_words_stand_for_none(tmp_path: Path) -> 
         ("data.validation=false", "--set: data.validation must be a string or a number, got False"),
         ("loss.name=nce", "--set: loss.name must be one of style_nce, info_nce"),
         ("loss.gamma=big", "--set: gamma must be a positive number or 'auto', got 'big'"),
-        ("model.blocks=[0]", "--set: blocks are 1-based"),
+        ("model.blocks=[0]", "--set: blocks must be 1-based"),
         ("optim.batch_size=1", "--set: optim.batch_size must be at least 2, got 1"),
         ("run.checkpoint_every=0", "--set: run.checkpoint_every must be at least 1, got 0"),
         ("optim.static_lr=0", "--set: optim.static_lr must be greater than 0, got 0.0"),
@@ -113,29 +112,29 @@ def test_the_loss_reaches_the_model_and_words_stand_for_none(tmp_path: Path) -> 
         ("epochs=3", "--set must be section.key=value, got 'epochs=3'"),
     ],
 )
-def test_a_fault_on_the_command_line_is_named(change: str, message: str) -> None:
+def test_an_error_on_the_command_line_names_option_and_key(change: str, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=re.escape(message)):
         read_settings("emoji", [change])
 
 
-def test_a_fault_in_a_file_is_blamed_on_the_file(tmp_path: Path) -> None:
-    path = written(tmp_path, "[optim]\nbatchsize = 3\n")
+def test_an_error_in_a_file_names_the_file(tmp_path: Path) -> None:
+    path = write_settings(tmp_path, "[optim]\nbatchsize = 3\n")
     with pytest.raises(ValueError, match=re.escape(f"{path}: unknown key optim.batchsize")):
         read_settings(path, ["run.seed=1"])
-    path = written(tmp_path, "[optim\n")
+    path = write_settings(tmp_path, "[optim\n")
     with pytest.raises(ValueError, match=re.escape(f"{path} is not TOML: ") + ".*line 1"):
         read_settings(path)
-    path = written(tmp_path, "optim = 3\n")
+    path = write_settings(tmp_path, "optim = 3\n")
     with pytest.raises(TypeError, match=r"optim must be a section of keys, \[optim\], got 3"):
         read_settings(path)
     with pytest.raises(ValueError, match="must be a TOML file or one of emoji, paper, but there is no 'papers'"):
         read_settings("papers")
-    path = written(tmp_path, "[optim]\nepochs = 0\n")
+    path = write_settings(tmp_path, "[optim]\nepochs = 0\n")
     with pytest.raises(ValueError, match=r"optim\.epochs must be at least 1 if optim\.steps is 0"):
         read_settings(path)
 
 
-def test_a_file_may_begin_with_a_mark_and_must_be_utf_8(tmp_path: Path) -> None:
+def test_a_file_may_begin_with_a_byte_order_mark_and_must_be_utf_8(tmp_path: Path) -> None:
     path = tmp_path / "marked.toml"
     path.write_bytes("[optim]\r\nepochs = 3\r\n".encode("utf-8-sig"))
     assert read_settings(str(path)).optim.epochs == 3
@@ -159,7 +158,7 @@ def test_the_settings_in_the_document_load(tmp_path: Path) -> None:
     blocks = re.findall(r"```toml\n(.*?)```", DOCUMENT, re.DOTALL)
     assert blocks
     for block in blocks:
-        read_settings(written(tmp_path, block))
+        read_settings(write_settings(tmp_path, block))
     commands = re.findall(r"^(?:hystar-fast|torchrun .* -m hystar_fast.cli.main) train(.*)$", DOCUMENT, re.MULTILINE)
     assert len(commands) >= 5
     for command in commands:

@@ -1,4 +1,4 @@
-"""Gradients of a batch in chunks are those of the whole batch: Hystar and baselines, with texts, in two precisions."""
+"""Gradients of a batch in chunks equal those of the whole batch, for Hystar and baselines, in two precisions."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def batch_of(method: Method, images: ImageSet, dtype: torch.dtype) -> Inputs:
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-10), (torch.float32, 2e-4)])
 @pytest.mark.parametrize("name", ["hystar", "static", "lora", "vpt", "last_block"])
-def test_gradients_in_chunks_are_those_of_the_whole_batch(
+def test_gradients_in_chunks_equal_those_of_the_whole_batch(
     name: str, dtype: torch.dtype, limit: float, images: ImageSet
 ) -> None:
     method = create(name, dtype)
@@ -81,7 +81,7 @@ def test_gradients_in_chunks_are_those_of_the_whole_batch(
     assert max(grad.abs().max() for grad in whole) > 0
 
 
-def test_one_pass_has_the_very_gradients_of_the_loss(images: ImageSet) -> None:
+def test_one_pass_has_exactly_the_gradients_of_the_loss(images: ImageSet) -> None:
     method = create("hystar", torch.float32)
     pairs = pairs_of(method, images, ("sketch",))
     batch = PairSampler(pairs, 6).batch(3)
@@ -101,8 +101,8 @@ def test_recomputing_blocks_changes_no_gradient(chunk_size: int, images: ImageSe
         assert relative_error(found, wanted) < 1e-6
 
 
-def test_a_style_that_encode_image_computes_takes_no_pass_of_its_own(images: ImageSet) -> None:
-    """Pairs that are not preloaded have no style vectors: none is computed unless the pictures are then displaced."""
+def test_a_style_that_encode_image_computes_needs_no_separate_pass(images: ImageSet) -> None:
+    """Pairs that are not preloaded have no style vectors: they are computed only for displaced pictures."""
     method = create_method("hystar", replace(tiny_config(None), style="prefix", blocks=(2, 4)))
     assert isinstance(method, HystarMethod)
     pairs, recipe = pairs_of(method, images, ("sketch",)), replace(RECIPE, jitter=0.0)
@@ -112,7 +112,7 @@ def test_a_style_that_encode_image_computes_takes_no_pass_of_its_own(images: Ima
     given = prepare(method, pairs, batch, recipe, 0)
     read = TrainingPairs(images, ("sketch",), method.resize)
     bare, moved = (prepare(method, read, batch, r, 0) for r in (recipe, replace(recipe, jitter=0.1)))
-    assert entered == [1], "only the displaced pictures have had a pass"
+    assert entered == [1], "a pass was run for pictures that are not displaced"
     assert given.style is not None and bare.style is None and moved.style is not None
     torch.testing.assert_close(moved.style, given.style)
     wanted = gradients(method, lambda: backward(method, given, recipe))
@@ -122,7 +122,7 @@ def test_a_style_that_encode_image_computes_takes_no_pass_of_its_own(images: Ima
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_loss_trains_in_chunks(name: str, images: ImageSet) -> None:
+def test_every_loss_has_the_same_gradients_in_chunks(name: str, images: ImageSet) -> None:
     method, criterion = Linear(), create_loss(name)
     pairs = pairs_of(method, images)
     inputs = prepare(method, pairs, PairSampler(pairs, 10, seed=4).batch(0), RECIPE, 0)
@@ -135,7 +135,7 @@ def test_every_loss_trains_in_chunks(name: str, images: ImageSet) -> None:
 
 
 class Noisy(Linear):
-    """With dropout, and a text encoder that trains."""
+    """A linear method with dropout and a trained text encoder."""
 
     def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
         return torch.nn.functional.dropout(super().encode_image(images, style), 0.5)
@@ -155,7 +155,7 @@ def test_dropout_is_the_same_in_both_passes_and_depends_on_the_step_only(images:
     torch.rand(5)
     again = gradients(method, lambda: backward(method, inputs, recipe))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    # the true gradient of the same noise, by hand
+    # the expected gradient: one pass over the whole batch with the same dropout masks
     masks, parts = [], []
     for number, chunk in enumerate(inputs.images.split(4)):
         torch.manual_seed(inputs.seed + number)
@@ -179,22 +179,22 @@ def test_dropout_is_the_same_in_both_passes_and_depends_on_the_step_only(images:
     assert not torch.equal(first[0], other[0])
 
 
-class Holes(TrainingPairs):
-    """Some query pictures cannot be read, and pairs share labels."""
+class PairsWithUnreadable(TrainingPairs):
+    """Training pairs of which some query pictures cannot be read."""
 
     unreadable: tuple[int, ...] = (2, 5)
 
     def load(self, items: Tensor, styles: Tensor, draws: Tensor) -> LoadedPictures:
         found = super().load(items, styles, draws)
-        gone = torch.isin(items, torch.tensor(self.unreadable)) & (styles != GALLERY)
-        return LoadedPictures(found.images, found.style, ~gone)
+        unreadable = torch.isin(items, torch.tensor(self.unreadable)) & (styles != GALLERY)
+        return LoadedPictures(found.images, found.style, ~unreadable)
 
 
 def test_pairs_with_unreadable_pictures_are_excluded_from_the_loss(images: ImageSet) -> None:
     method, recipe = Linear(), replace(RECIPE, jitter=0.0)
-    holes = Holes(images, STYLES, method.resize)
-    holes.labels = torch.tensor([0, 1, 2, 3, 3, 5, 6, 7, *range(8, 24)])
-    outlined = 3 in holes.items_with("outline").tolist()
+    partial = PairsWithUnreadable(images, STYLES, method.resize)
+    partial.labels = torch.tensor([0, 1, 2, 3, 3, 5, 6, 7, *range(8, 24)])
+    outlined = 3 in partial.items_with("outline").tolist()
     items, styles = torch.tensor([1, 2, 3, 4, 5, 6]), torch.tensor([0, 0, int(outlined), 2, 0, 2])
     seen: list[tuple[Tensor, ...]] = []
 
@@ -203,20 +203,20 @@ def test_pairs_with_unreadable_pictures_are_excluded_from_the_loss(images: Image
         return create_loss("info_nce")(query, target, mask)
 
     batch = PairBatch(items, styles, torch.zeros(6))
-    backward(method, prepare(method, holes, batch, recipe, 0), recipe, criterion=criterion)
+    backward(method, prepare(method, partial, batch, recipe, 0), recipe, criterion=criterion)
     query, target, mask = seen[0]
     gallery = torch.stack([to_uint8(images.read(images.gallery[item])) for item in (1, 3, 4, 6)])
     # all six were encoded together, so the products may round differently
     assert relative_error(target, method.encode_image(gallery)) < 1e-6
-    assert torch.equal(query[2], method.encode_text([holes.texts[4]])[0])
+    assert torch.equal(query[2], method.encode_text([partial.texts[4]])[0])
     assert mask.nonzero().tolist() == [[1, 2], [2, 1]]  # items 3 and 4 have one label
-    holes.unreadable = tuple(range(24))
+    partial.unreadable = tuple(range(24))
     drawn = PairBatch(items[[0, 1, 2, 3]], styles[[0, 1, 4, 3]], torch.zeros(4))
     with pytest.raises(ValueError, match="a batch needs 2 pairs with readable pictures, got 1 of 4"):
-        backward(method, prepare(method, holes, drawn, recipe, 0), recipe, criterion=criterion)
+        backward(method, prepare(method, partial, drawn, recipe, 0), recipe, criterion=criterion)
 
 
-def test_a_recipe_out_of_range_is_named() -> None:
+def test_recipe_values_out_of_range_are_rejected() -> None:
     with pytest.raises(ValueError, match="chunk_size must not be negative, got -1"):
         Recipe({}, chunk_size=-1)
     with pytest.raises(ValueError, match="schedule must be one of cosine, constant, got 'step'"):
