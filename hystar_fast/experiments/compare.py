@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from hystar_fast.experiments.comparison_tables import comparison_note, comparison_tables, summarise
+from hystar_fast.experiments.comparison_tables import comparison_note, comparison_tables
 from hystar_fast.experiments.experiment_settings import ExperimentSettings
 from hystar_fast.experiments.jobs import run_jobs
 from hystar_fast.experiments.learning_rates import Rates, groups_at_edge
 from hystar_fast.experiments.records import is_done, merge_query_ids, query_ids, read_earlier
-from hystar_fast.experiments.splits import evaluate_method, open_splits, train_method
+from hystar_fast.experiments.seeds import summarise
+from hystar_fast.experiments.splits import ADAPTERS, adapter_folder, evaluate_method, open_splits, train_method
 from hystar_fast.experiments.tune import TUNING_FILE, tune
 from hystar_fast.experiments.variants import Variant, create_variant
-from hystar_fast.methods.adapter_files import load_method, save_method
-from hystar_fast.methods.interface import Method, count_parameters
+from hystar_fast.methods.adapter_files import save_method
+from hystar_fast.methods.interface import count_parameters
 from hystar_fast.methods.suite import METHODS
 from hystar_fast.retrieval.results_json import check_output, commit, run_info, write_json
 
-RESULTS_FILE, ADAPTERS = "compare.json", "adapters"
-_NOT_IN_NAMES = re.compile(r"[^\w+=.-]")
+RESULTS_FILE = "compare.json"
 
 
 @dataclass(frozen=True)
@@ -104,18 +102,6 @@ def compare(settings: ExperimentSettings, console: Console, methods: Sequence[st
     record["summary"] = summarise(kept, query_ids(record), splits.headline, splits.cutoffs) if kept else {}
     write_json(path, record)
     return record
-
-
-def adapter_folder(output: Path, name: str, seed: int) -> Path:
-    """Return the folder of the adapter of one run."""
-    return output / ADAPTERS / f"{_NOT_IN_NAMES.sub('_', name)}-{seed}"
-
-
-def trained_method(name: str, seed: int, settings: ExperimentSettings) -> Method:
-    """Load the method of one run of a comparison; a method without training is built."""
-    if not Variant.parse(name).is_trained:
-        return create_variant(name, settings.config())
-    return load_method(adapter_folder(settings.output, name, seed))
 
 
 def _check(names: Sequence[str], settings: ExperimentSettings, styles: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Summaries and tables of a comparison: mean, deviation and interval of each method, and its difference from Hystar."""
+"""Tables of a comparison: mean, deviation and interval of each method, and its difference from Hystar."""
 
 from __future__ import annotations
 
@@ -7,60 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hystar_fast.experiments.seeds import Runs, difference_over_seeds, runs_by_method, spread_over_seeds
-from hystar_fast.retrieval.ranks import QueryIds, Ranks
-from hystar_fast.retrieval.results_json import interval_info, to_percent
-
-REFERENCE, HEADLINE = "hystar", "headline"
-
-
-def recall_info(ranks: Ranks, headline: Sequence[str], cutoffs: Mapping[str, int]) -> dict[str, Any]:
-    """Return the recalls of one run by kind of query and over the headline kinds, in per cent with intervals."""
-    groups = {**{kind: [kind] for kind in ranks.by_kind}, HEADLINE: list(headline)}
-    return {
-        group: {
-            name: interval_info(found) for name, k in cutoffs.items() if (found := ranks.recall(kinds, k)) is not None
-        }
-        for group, kinds in groups.items()
-    }
-
-
-def summarise(
-    runs: Sequence[Mapping[str, Any]],
-    ids: QueryIds,
-    headline: Sequence[str],
-    cutoffs: Mapping[str, int],
-    reference: str = REFERENCE,
-) -> dict[str, Any]:
-    """Summarise runs by method: recalls by kind of query over the seeds, and the paired difference from a reference.
-
-    Args:
-        runs: with "method", "seed", "parameters", "learning_rates" and "ranks".
-        ids: of their queries.
-        headline: the kinds of query whose mean is the headline.
-        cutoffs: name of a recall -> the rank that it looks at.
-        reference: a method.
-
-    Returns:
-        method -> {"parameters", "learning_rates", "seeds", "recall": {part: {kind: {"R@k": ...}}}, "difference": {part:
-        ...}} in per cent. The parts are "all" and, if there are any, "unseen" categories. A difference is this method
-        minus the reference.
-    """
-    by_method = runs_by_method(runs, ids)
-    found: dict[str, Any] = {}
-    for run in runs:
-        entry = found.setdefault(
-            run["method"], {"parameters": run["parameters"], "learning_rates": run["learning_rates"], "seeds": []}
-        )
-        entry["seeds"].append(run["seed"])
-    parts = ("all", "unseen") if bool(ids.unseen.any()) else ("all",)
-    groups = {HEADLINE: tuple(headline), **{kind: (kind,) for kind in ids.by_kind}}
-    for name, method_runs in by_method.items():
-        found[name]["recall"] = {part: _recalls(method_runs, groups, cutoffs, part == "unseen") for part in parts}
-        if reference in by_method and name != reference:
-            differences = {part: _difference(by_method, name, reference, headline, part == "unseen") for part in parts}
-            found[name]["difference"] = {part: value for part, value in differences.items() if value is not None}
-    return found
+from hystar_fast.experiments.seeds import HEADLINE
 
 
 def comparison_tables(record: Mapping[str, Any]) -> list[Table]:
@@ -118,29 +65,3 @@ def table_of_methods(title: str, headings: Sequence[str], first: str = "method")
     for heading in headings:
         table.add_column(heading, justify="right")
     return table
-
-
-def _recalls(
-    runs: Runs, groups: Mapping[str, Sequence[str]], cutoffs: Mapping[str, int], unseen_only: bool
-) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for group, kinds in groups.items():
-        spreads = {name: spread_over_seeds(runs, kinds, k, unseen_only=unseen_only) for name, k in cutoffs.items()}
-        kept = {
-            name: {
-                **interval_info(spread.interval),
-                "deviation": None if spread.deviation is None else to_percent(spread.deviation),
-            }
-            for name, spread in spreads.items()
-            if spread is not None
-        }
-        if kept:
-            found[group] = kept
-    return found
-
-
-def _difference(
-    runs: Mapping[str, Runs], name: str, reference: str, headline: Sequence[str], unseen_only: bool
-) -> dict[str, float | int] | None:
-    found = difference_over_seeds(runs[name], runs[reference], headline, unseen_only=unseen_only)
-    return None if found is None else interval_info(found)

@@ -15,10 +15,10 @@ from hystar_fast.data.emoji import load_emoji
 from hystar_fast.data.image_set import ImageSet, Record, Skipped, read_images
 from hystar_fast.data.images import to_float
 from hystar_fast.experiments.answer_sheets import SHEETS, draw_sheet
-from hystar_fast.experiments.compare import compare, trained_method
+from hystar_fast.experiments.compare import compare
 from hystar_fast.experiments.experiment_settings import ExperimentSettings
 from hystar_fast.experiments.plots import PROJECTION_NAMES, PROJECTIONS, Cloud, Curve, draw_clouds, draw_sweep
-from hystar_fast.experiments.splits import open_splits
+from hystar_fast.experiments.splits import open_splits, trained_method
 from hystar_fast.methods.hystar_method import HystarMethod
 from hystar_fast.methods.interface import Method
 from hystar_fast.retrieval.embed import embed_images, embed_records

@@ -16,12 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from hystar_fast.experiments.compare import compare
-from hystar_fast.experiments.comparison_tables import HEADLINE, interval_cell, recall_cell, summarise, table_of_methods
+from hystar_fast.experiments.comparison_tables import interval_cell, recall_cell, table_of_methods
 from hystar_fast.experiments.experiment_settings import ExperimentSettings
 from hystar_fast.experiments.few_shot import has_chosen, run_few_shot
 from hystar_fast.experiments.model_sizes import ROWS, computation
 from hystar_fast.experiments.paper_tables import BATCH24, PaperTable, paper_table
 from hystar_fast.experiments.records import query_ids
+from hystar_fast.experiments.seeds import HEADLINE, summarise
 from hystar_fast.experiments.splits import open_splits
 from hystar_fast.experiments.table_rows import EXTRACTORS, TEXT_PROMPTS, Base, Plan, plan
 from hystar_fast.experiments.tasks import CATEGORY, CLASSIFY, JOINT, evaluate_task

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from hystar_fast.retrieval.metrics import Interval, bootstrap_mean
 from hystar_fast.retrieval.ranks import QueryIds, Ranks
+from hystar_fast.retrieval.results_json import interval_info, to_percent
 
+REFERENCE, HEADLINE = "hystar", "headline"
 Runs = Sequence[Ranks] | Mapping[int, Ranks]
 """The runs of one method: by seed, or a list if the method does not depend on a seed."""
 
@@ -81,6 +83,55 @@ def runs_by_method(runs: Sequence[Mapping[str, Any]], ids: QueryIds) -> dict[str
     return {name: by_seed if name in trained else list(by_seed.values()) for name, by_seed in found.items()}
 
 
+def recall_info(ranks: Ranks, headline: Sequence[str], cutoffs: Mapping[str, int]) -> dict[str, Any]:
+    """Return the recalls of one run by kind of query and over the headline kinds, in per cent with intervals."""
+    groups = {**{kind: [kind] for kind in ranks.by_kind}, HEADLINE: list(headline)}
+    return {
+        group: {
+            name: interval_info(found) for name, k in cutoffs.items() if (found := ranks.recall(kinds, k)) is not None
+        }
+        for group, kinds in groups.items()
+    }
+
+
+def summarise(
+    runs: Sequence[Mapping[str, Any]],
+    ids: QueryIds,
+    headline: Sequence[str],
+    cutoffs: Mapping[str, int],
+    reference: str = REFERENCE,
+) -> dict[str, Any]:
+    """Summarise runs by method: recalls by kind of query over the seeds, and the paired difference from a reference.
+
+    Args:
+        runs: with "method", "seed", "parameters", "learning_rates" and "ranks".
+        ids: of their queries.
+        headline: the kinds of query whose mean is the headline.
+        cutoffs: name of a recall -> the rank that it looks at.
+        reference: a method.
+
+    Returns:
+        method -> {"parameters", "learning_rates", "seeds", "recall": {part: {kind: {"R@k": ...}}}, "difference": {part:
+        ...}} in per cent. The parts are "all" and, if there are any, "unseen" categories. A difference is this method
+        minus the reference.
+    """
+    by_method = runs_by_method(runs, ids)
+    found: dict[str, Any] = {}
+    for run in runs:
+        entry = found.setdefault(
+            run["method"], {"parameters": run["parameters"], "learning_rates": run["learning_rates"], "seeds": []}
+        )
+        entry["seeds"].append(run["seed"])
+    parts = ("all", "unseen") if bool(ids.unseen.any()) else ("all",)
+    groups = {HEADLINE: tuple(headline), **{kind: (kind,) for kind in ids.by_kind}}
+    for name, method_runs in by_method.items():
+        found[name]["recall"] = {part: _recalls(method_runs, groups, cutoffs, part == "unseen") for part in parts}
+        if reference in by_method and name != reference:
+            differences = {part: _difference(by_method, name, reference, headline, part == "unseen") for part in parts}
+            found[name]["difference"] = {part: value for part, value in differences.items() if value is not None}
+    return found
+
+
 def _hits(runs: Runs, kinds: Sequence[str], k: int, unseen_only: bool) -> Tensor | None:
     """Return [runs, kinds, queries]; None if a run has no ranks of a kind."""
     if not runs:
@@ -100,3 +151,29 @@ def _hits(runs: Runs, kinds: Sequence[str], k: int, unseen_only: bool) -> Tensor
 def _check_same(hits: Tensor) -> None:
     if not bool((hits.isnan() == hits[0].isnan()).all()):
         raise ValueError("runs must have the same queries, got different ones")
+
+
+def _recalls(
+    runs: Runs, groups: Mapping[str, Sequence[str]], cutoffs: Mapping[str, int], unseen_only: bool
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for group, kinds in groups.items():
+        spreads = {name: spread_over_seeds(runs, kinds, k, unseen_only=unseen_only) for name, k in cutoffs.items()}
+        kept = {
+            name: {
+                **interval_info(spread.interval),
+                "deviation": None if spread.deviation is None else to_percent(spread.deviation),
+            }
+            for name, spread in spreads.items()
+            if spread is not None
+        }
+        if kept:
+            found[group] = kept
+    return found
+
+
+def _difference(
+    runs: Mapping[str, Runs], name: str, reference: str, headline: Sequence[str], unseen_only: bool
+) -> dict[str, float | int] | None:
+    found = difference_over_seeds(runs[name], runs[reference], headline, unseen_only=unseen_only)
+    return None if found is None else interval_info(found)

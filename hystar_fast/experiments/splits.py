@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from hystar_fast.data.hold_out import hold_out
 from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.open import open_images
 from hystar_fast.experiments.experiment_settings import Data, ExperimentSettings
-from hystar_fast.experiments.variants import Variant
+from hystar_fast.experiments.variants import Variant, create_variant
+from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.device import on_device
 from hystar_fast.methods.interface import Method
 from hystar_fast.retrieval.batch24 import CUTOFFS as BATCH24_CUTOFFS
@@ -22,6 +25,8 @@ from hystar_fast.train.pairs import TrainingPairs
 from hystar_fast.train.recipe import Recipe
 
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2
+ADAPTERS = "adapters"
+_NOT_IN_NAMES = re.compile(r"[^\w+=.-]")
 USUAL_CUTOFFS: Mapping[str, int] = {"R@1": 1, "R@5": 5}
 
 
@@ -172,6 +177,18 @@ def evaluate_method(method: Method, settings: ExperimentSettings) -> Evaluation:
     splits = open_splits(settings)
     encoder = on_device(method, settings.device())
     return evaluate(encoder, splits.test, protocol=splits.protocol, kinds=_kinds(splits.test))
+
+
+def adapter_folder(output: Path, name: str, seed: int) -> Path:
+    """Return the folder of the adapter of one run."""
+    return output / ADAPTERS / f"{_NOT_IN_NAMES.sub('_', name)}-{seed}"
+
+
+def trained_method(name: str, seed: int, settings: ExperimentSettings) -> Method:
+    """Load the method of one run of a comparison; a method without training is built."""
+    if not Variant.parse(name).is_trained:
+        return create_variant(name, settings.config())
+    return load_method(adapter_folder(settings.output, name, seed))
 
 
 def _kinds(images: ImageSet) -> tuple[str, ...]:

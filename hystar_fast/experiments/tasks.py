@@ -12,12 +12,11 @@ from rich.progress import track
 
 from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.open import open_images
-from hystar_fast.experiments.compare import trained_method
-from hystar_fast.experiments.comparison_tables import summarise
 from hystar_fast.experiments.experiment_settings import ExperimentSettings
 from hystar_fast.experiments.jobs import run_jobs
 from hystar_fast.experiments.records import is_done, merge_query_ids, query_ids, read_earlier
-from hystar_fast.experiments.splits import USUAL_CUTOFFS, open_splits
+from hystar_fast.experiments.seeds import summarise
+from hystar_fast.experiments.splits import USUAL_CUTOFFS, open_splits, trained_method
 from hystar_fast.methods.device import on_device
 from hystar_fast.retrieval.evaluate import PROTOCOLS, TEXT, evaluate
 from hystar_fast.retrieval.ranks import Ranks

@@ -11,11 +11,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from hystar_fast.experiments.comparison_tables import recall_info
 from hystar_fast.experiments.experiment_settings import ExperimentSettings
 from hystar_fast.experiments.jobs import run_jobs
 from hystar_fast.experiments.learning_rates import Rates
 from hystar_fast.experiments.records import is_done, read_earlier
+from hystar_fast.experiments.seeds import recall_info
 from hystar_fast.experiments.splits import USUAL_CUTOFFS, open_splits, train_method, validate_method
 from hystar_fast.experiments.variants import Variant, create_variant
 from hystar_fast.methods.suite import DEMO_TRAINED
