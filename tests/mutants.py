@@ -72,7 +72,7 @@ MUTANTS = [
     ),
     *_of(
         "hystar_fast/ops/style_nce/torch.py",
-        "tests/ops/test_style_nce.py",
+        "tests/ops/test_style_nce_cpu.py",  # its path "torch" is this file
         positive_among_the_negatives=("    forbidden.fill_diagonal_(True)\n", ""),
         sample_that_is_not_finite_gets_a_loss=("loss.masked_fill_(~finite.squeeze(1), math.nan)", "pass"),
         gradient_of_the_sum_and_not_of_the_mean=("dloss / (temperature * len(q))", "dloss / temperature"),
