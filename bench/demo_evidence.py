@@ -204,7 +204,9 @@ def _method(kind: str, config: HystarConfig, seed: int, splits: list[ImageSet]) 
     if kind in ("shuffled", "mean", "oracle"):
         _control(hystar, kind, splits, config.hypernetwork_init, seed)
     elif kind not in ("clip", "prefix"):
-        raise typer.BadParameter(f"unknown kind {kind!r}")
+        raise typer.BadParameter(
+            f"kind must be full, static, lora, clip, prefix, shuffled, mean or oracle, got {kind!r}"
+        )
     return hystar
 
 

@@ -25,7 +25,7 @@ def select_device(name: str) -> torch.device:
         raise ValueError(f"device must be auto, cpu or cuda, got {name!r}") from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(f"device {name!r} needs a GPU that torch can use, and there is none: use cpu or auto")
+            raise ValueError(f"device must be cpu or auto where torch finds no GPU, got {name!r}")
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
         torch.cuda.set_device(device)
     return device

@@ -144,7 +144,8 @@ class Settings:
             if model.lacks_style_weights:
                 word = NONE_WORDS["model.style_pretrained"]
                 raise ValueError(
-                    f'model.style = "vgg" needs model.style_pretrained: a torchvision weights name, a file or "{word}"'
+                    f'model.style_pretrained must be a torchvision weights name, a file or "{word}" for '
+                    'model.style = "vgg", got none'
                 )
         except (TypeError, ValueError) as error:
             raise type(error)(f"{where}: {error}") from error

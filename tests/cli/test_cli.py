@@ -80,12 +80,12 @@ def test_version():
 )
 def test_vgg_as_the_style_needs_its_weights(words, tmp_path):
     message = refused("experiments", *words, "--set", "model.style=vgg", "--output", tmp_path / "out")
-    assert 'model.style = "vgg" needs model.style_pretrained: a torchvision weights name or a file' in message
+    assert 'model.style_pretrained must be a torchvision weights name or a file for model.style = "vgg"' in message
 
 
 def test_vgg_in_the_settings_of_a_training_needs_its_weights(tmp_path):
     message = refused("train", "--output", tmp_path / "run", *sets("model.style=vgg"))
-    assert 'model.style = "vgg" needs model.style_pretrained: a torchvision weights name, a file or "random"' in message
+    assert 'must be a torchvision weights name, a file or "random" for model.style = "vgg", got none' in message
     result = run("train", "--output", tmp_path / "run", *sets("model.style=vgg", "model.style_pretrained=random"))
     assert result.exit_code == 0, result.output
 

@@ -230,7 +230,7 @@ def test_two_groups_may_not_share_a_parameter():
 def test_unknown_methods_and_sizes_that_cannot_be_are_named(config):
     with pytest.raises(ValueError, match="name must be one of"):
         create_method("magic", config)
-    with pytest.raises(ValueError, match="lora needs either parameters or rank"):
+    with pytest.raises(ValueError, match="parameters or rank must be given, not both"):
         LoRA(create_backbone(config), create_criterion(config))
     with pytest.raises(ValueError, match="parameters must be at least 1, got 0"):
         create_method("lora", config, parameters=0)

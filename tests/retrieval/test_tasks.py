@@ -149,7 +149,9 @@ def test_every_copy_of_an_instance_in_the_gallery_is_right(tmp_path):
     report = evaluate(Pixels(), images, metrics=[Metric.parse("R@1"), Metric.parse("mAP@all")])
     assert report.gallery == ("photo", 6)
     assert value(report, "sketch", "R@1") == value(report, "sketch", "mAP@all") == 1.0
-    with pytest.raises(ValueError, match=r"'batch24' needs one picture an instance.*photo/first/cup/0.png and photo/s"):
+    with pytest.raises(
+        ValueError, match=r"one gallery picture an instance .*'batch24', got photo/first/cup/0.png and photo/s"
+    ):
         evaluate(Pixels(), images, protocol="batch24")
 
 
@@ -177,12 +179,12 @@ def test_batch24_has_its_own_names_and_its_label(tmp_path):
     [
         ({"task": "detection"}, "task must be one of"),
         ({"protocol": "batch48"}, r"protocol must be one of \('full', 'batch24'\), got 'batch48'"),
-        ({"task": "category", "protocol": "batch24"}, "defined for task 'instance' only"),
-        ({"task": "classify"}, "takes no text"),
+        ({"task": "category", "protocol": "batch24"}, "task must be 'instance' for protocol 'batch24', got 'category'"),
+        ({"task": "classify"}, "method must take text"),
         ({"protocol": "batch24"}, "at least 24 for the batch24 protocol, got 6"),
         (
             {"protocol": "batch24", "metrics": [Metric.parse("mAP@all")]},
-            r"metrics must be left out .* its own, R@1 of 24 and R@5 of 24 \(4 places\); got mAP@all",
+            r"metrics must be left out .* its own, R@1 of 24 and R@5 of 24 \(4 places\), got mAP@all",
         ),
     ],
 )
@@ -194,10 +196,10 @@ def test_what_cannot_be_evaluated_is_refused(dsr, arguments, message):
 @pytest.mark.parametrize(
     ("task", "record", "message"),
     [
-        ("instance", Record("a", "photo", "cat"), "has none; it has categories, for task 'category' or 'classify'"),
-        ("category", Record("a", "photo", None, "a"), "has none; it has instances, for task 'instance'"),
-        ("classify", Record("a", "photo", None, "a"), "has none; it has instances, for task 'instance'"),
-        (None, Record("a", "photo"), "task 'category' needs categories, and few has none; it has no instances either"),
+        ("instance", Record("a", "photo", "cat"), "got few, which has categories, for task 'category' or 'classify'"),
+        ("category", Record("a", "photo", None, "a"), "got few, which has instances, for task 'instance'"),
+        ("classify", Record("a", "photo", None, "a"), "got few, which has instances, for task 'instance'"),
+        (None, Record("a", "photo"), "for task 'category', got few, which has no instances either"),
     ],
 )
 def test_a_task_the_data_say_nothing_of_is_refused_with_the_one_that_fits(task, record, message):
@@ -208,7 +210,7 @@ def test_a_task_the_data_say_nothing_of_is_refused_with_the_one_that_fits(task, 
 def test_a_gallery_that_cannot_be_read_is_refused(tmp_path):
     trees.dsr(tmp_path, n=1)
     trees.damaged(tmp_path / "images/n00/0.png")
-    with pytest.raises(ValueError, match="no picture that can be read"):
+    with pytest.raises(ValueError, match="images must have a readable picture in gallery 'images', got none in DSR"):
         evaluate(Pixels(), open_images(str(tmp_path)))
 
 
@@ -263,7 +265,9 @@ def test_the_command_keeps_the_categories_of_a_file(tmp_path):
 def test_the_command_refuses_what_it_cannot_use(tmp_path):
     trees.domainnet(tmp_path / "domainnet")
     message = refused("eval", "--method", "pixels", "--task", "instance", "--data", f"domainnet:{tmp_path}/domainnet")
-    assert "task 'instance' needs instances, and DomainNet has none; it has categories, for task 'category'" in message
+    assert (
+        "must have instances for task 'instance', got DomainNet, which has categories, for task 'category'" in message
+    )
     assert "must be a method without training" in refused("eval", "--method", "lora")
     assert "metrics must be left out with protocol 'batch24'" in refused(
         "eval", "--method", "pixels", "--protocol", "batch24", "--metrics", "R@10"

@@ -153,5 +153,5 @@ def test_a_batch_that_does_not_divide_and_a_device_that_is_not_there_are_named()
     with pytest.raises(ValueError, match="device must be auto, cpu or cuda, got 'tape'"):
         select_device("tape")
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="'cuda' needs a GPU that torch can use, and there is none"):
+        with pytest.raises(ValueError, match="device must be cpu or auto where torch finds no GPU, got 'cuda'"):
             select_device("cuda")
