@@ -127,7 +127,7 @@ def check_tensors(found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> 
     if differences:
         rest = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         found_differences = "; ".join(differences[:3]) + rest
-        raise ValueError(f"directory must hold an adapter of this model, got one in which {found_differences}")
+        raise ValueError(f"directory must hold an adapter of this model, got other tensors: {found_differences}")
 
 
 def _replace(path: Path, content: bytes) -> None:
