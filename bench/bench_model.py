@@ -1,4 +1,4 @@
-"""Hystar end to end beside the encoder that it adapts: encoding a batch of images, and a training step.
+"""Hystar end to end, compared with the encoder that it adapts: encoding a batch of images, and a training step.
 
 On a GPU the model is ViT-L/14 with DINOv2-B for the style, both with random weights, because speed does not depend on
 them. On a CPU it is the tiny backbone, whose own embedding is the style.
@@ -29,12 +29,13 @@ GPU = PLAN == "cuda"
 DTYPE = torch.bfloat16 if GPU else torch.float32
 BATCHES = (48, 1, 8) if GPU else (48,)
 MERGED, PREFIX, FP8, GRAPH = ", merged", ", prefix style", ", fp8", ", CUDA graph"
-AUTHORS, STYLE_BESIDE = "authors' path", f"{OURS}, style beside"
+AUTHORS = "authors' path"
+OVERLAPPED = f"{OURS}, style beside"  # the style of the next batch is computed on a second stream
 PROVIDERS = ["CLIP", OURS, OURS + MERGED, OURS + PREFIX, AUTHORS]
 if GPU:  # the providers with goals first
-    ours = [OURS, OURS + PREFIX + MERGED, OURS + MERGED, OURS + PREFIX, STYLE_BESIDE, OURS + FP8, OURS + MERGED + FP8]
-    graphs = [provider + GRAPH for provider in ("CLIP", *ours) if provider != STYLE_BESIDE]
-    PROVIDERS = ["CLIP", *ours, *graphs, AUTHORS]
+    VARIANTS = [OURS, OURS + PREFIX + MERGED, OURS + MERGED, OURS + PREFIX, OVERLAPPED, OURS + FP8, OURS + MERGED + FP8]
+    GRAPHED = [provider + GRAPH for provider in ("CLIP", *VARIANTS) if provider != OVERLAPPED]
+    PROVIDERS = ["CLIP", *VARIANTS, *GRAPHED, AUTHORS]
 
 
 def backbone_name(quick: bool) -> str:
@@ -49,7 +50,7 @@ def config(quick: bool, **changes: object) -> hf.HystarConfig:
 
 
 @cache
-def clip(quick: bool) -> Backbone:
+def frozen_encoder(quick: bool) -> Backbone:
     """Build the encoder without an adapter."""
     with torch.device(DEVICE):  # draws the weights there
         return create_backbone(config(quick)).to(DEVICE, DTYPE)
@@ -70,7 +71,7 @@ def gram_factors(weight: Tensor, rank: int | None = None, **_: object) -> SVDFac
 
 
 @cache
-def _hystar(quick: bool, prefix: bool, merged: bool, fp8: bool) -> hf.Hystar:
+def _hystar(*, quick: bool, prefix: bool, merged: bool, fp8: bool) -> hf.Hystar:
     patched = mock.patch.object(fast_svd_linear, "svd_factors", gram_factors)
     with TemporaryDirectory() as folder, torch.device(DEVICE), patched:
         if prefix:
@@ -93,12 +94,16 @@ def _hystar(quick: bool, prefix: bool, merged: bool, fp8: bool) -> hf.Hystar:
 
 
 def hystar(quick: bool, provider: str = OURS) -> hf.Hystar:
-    """Return the model that a provider's name describes; unless `quick`, DINOv2 is as large as the paper's."""
-    return _hystar(quick, PREFIX in provider, MERGED in provider, FP8 in provider)
+    """Return the model that a provider's name describes.
+
+    On a GPU and unless `quick`, a style of its own comes from a DINOv2 as large as the paper's.
+    """
+    return _hystar(quick=quick, prefix=PREFIX in provider, merged=MERGED in provider, fp8=FP8 in provider)
 
 
-def images(quick: bool, count: int, seed: int = 0) -> Tensor:
-    height, width = clip(quick).image_size
+def random_images(quick: bool, count: int, seed: int = 0) -> Tensor:
+    """Return normally distributed noise of the shape that the encoder takes."""
+    height, width = frozen_encoder(quick).image_size
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, 3, height, width, generator=generator).to(DEVICE, DTYPE)
 
@@ -122,16 +127,16 @@ def overlap_next_style(model: hf.Hystar, batch: Tensor) -> Callable[[], Tensor]:
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("count", BATCHES)
 def bench_encode_image(record: Callable[..., None], quick: bool, count: int, provider: str) -> None:
-    if DEVICE == "cpu" and (GRAPH in provider or provider == STYLE_BESIDE):
+    if DEVICE == "cpu" and (GRAPH in provider or provider == OVERLAPPED):
         pytest.skip("streams and graphs need CUDA")
     count = min(count, 2) if quick else count
-    batch = images(quick, count)
+    batch = random_images(quick, count)
     path: AbstractContextManager[object] = nullcontext()
     if provider.startswith("CLIP"):
-        function = lambda: clip(quick).encode_image(batch)  # noqa: E731
+        function = lambda: frozen_encoder(quick).encode_image(batch)  # noqa: E731
     else:
         model = hystar(quick, provider)
-        function = overlap_next_style(model, batch) if provider == STYLE_BESIDE else lambda: model.encode_image(batch)
+        function = overlap_next_style(model, batch) if provider == OVERLAPPED else lambda: model.encode_image(batch)
         path = naive_path(model) if provider == AUTHORS else path
     with torch.inference_mode(), path:
         run = forward(function)
@@ -143,7 +148,7 @@ def bench_encode_image(record: Callable[..., None], quick: bool, count: int, pro
 def bench_training_step(record: Callable[..., None], quick: bool, provider: str) -> None:
     """Encode queries and targets, compute StyleNCE, and take the gradients of every trainable parameter."""
     model, count = hystar(quick), 4 if quick else 48
-    query, target = images(quick, count), images(quick, count, seed=1)
+    query, target = random_images(quick, count), random_images(quick, count, seed=1)
     parameters = model.trainable_parameters()
     loss = hf.style_nce if provider == OURS else style_nce
 

@@ -15,7 +15,7 @@ import hystar_fast as hf
 from hystar_fast.ops.style_nce import torch as style_nce_torch
 
 DIMENSION = 768
-EPSILON, ITERATIONS, TEMPERATURE, GAMMA = 0.1, 50, 0.07, 80.0
+EPSILON, LAM, ITERATIONS, TEMPERATURE, GAMMA = 0.1, 1.0, 50, 0.07, 80.0
 
 
 def info_nce(query: Tensor, target: Tensor) -> Tensor:
@@ -48,21 +48,23 @@ def ours(query: Tensor, target: Tensor) -> Tensor:
 
 def loss_in_torch(query: Tensor, target: Tensor) -> Outputs:
     """Run the path without our loss kernels: our Sinkhorn and its backward, and torch for the rest."""
-    arguments = (
+    loss, *saved = style_nce_torch.forward(
         query.detach(),
         target.detach(),
-        None,
-        TEMPERATURE,
-        GAMMA,
-        1.0,
-        EPSILON,
-        ITERATIONS,
-        "paper",
-        True,
-        True,
+        mask=None,
+        temperature=TEMPERATURE,
+        gamma=GAMMA,
+        lam=LAM,
+        epsilon=EPSILON,
+        n_iter=ITERATIONS,
+        weights="paper",
+        mean=True,
+        keep=True,
     )
-    loss, *saved = style_nce_torch.forward(*arguments)
-    return [loss, *style_nce_torch.backward(torch.ones_like(loss), *saved, TEMPERATURE, True, True)]
+    gradients = style_nce_torch.backward(
+        torch.ones_like(loss), *saved, temperature=TEMPERATURE, needs_dquery=True, needs_dtarget=True
+    )
+    return [loss, *gradients]
 
 
 PROVIDERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -76,15 +78,16 @@ PROVIDERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @lru_cache(maxsize=1)
-def problem(n: int) -> tuple[Tensor, Tensor, Outputs]:
+def inputs_and_truth(n: int) -> tuple[Tensor, Tensor, Outputs]:
     """Return query, target, and the loss and gradients in float64, which are empty if they do not fit into memory."""
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(n, DIMENSION, generator=generator)
     target = query + torch.randn(n, DIMENSION, generator=generator)
     query, target = query.to(DEVICE), target.to(DEVICE)
-    exact = [a.double().requires_grad_() for a in (query, target)]
+    inputs = [a.double().requires_grad_() for a in (query, target)]
+    dloss = torch.ones((), dtype=torch.float64, device=DEVICE)
     try:
-        truth = forward_backward(lambda: naive(*exact), exact, torch.ones((), dtype=torch.float64, device=DEVICE))()
+        truth = forward_backward(lambda: reference(*inputs), inputs, dloss)()
     except torch.cuda.OutOfMemoryError:  # a dozen N x N matrices in float64; rows of this size get no error
         torch.cuda.empty_cache()
         return query, target, []
@@ -110,7 +113,7 @@ def bench_style_nce(record: Callable[..., None], quick: bool, n: int, provider: 
     if "graph" in provider and DEVICE == "cpu":
         pytest.skip("graphs need CUDA")
     n = max(3, n // 16 if n < 8192 else n // 64) if quick else n
-    query, target, truth = problem(n)
+    query, target, truth = inputs_and_truth(n)
     inputs = [a.detach().requires_grad_() for a in (query, target)]
     function = PROVIDERS.get(provider, ours)
     if "compile" in provider:

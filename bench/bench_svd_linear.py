@@ -11,10 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
-import svd_linear_cases
 import torch
 from harness import DEVICE, OURS, PLAN, Outputs, Row, Run, forward, forward_backward, graphed, peak_mib
-from svd_linear_cases import GRAPH, Case
+from svd_linear_cases import GRAPH, Case, cpu_cases, cuda_cases
 from svd_linear_providers import PROVIDERS, Inputs, factored, tf32
 from torch import Tensor
 
@@ -78,7 +77,7 @@ def extra_memory(run: Run) -> float:
 
 
 def measurements() -> Iterator[object]:
-    for case in getattr(svd_linear_cases, PLAN)():
+    for case in {"cpu": cpu_cases, "cuda": cuda_cases}[PLAN]():
         for mode in case.modes:
             for provider in case.providers:
                 dtype = str(case.dtype).removeprefix("torch.")

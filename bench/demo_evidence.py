@@ -1,6 +1,7 @@
 """Measure how much an adapter can gain on the embedded drawings, on the training and validation concepts.
 
-    python bench/demo_evidence.py style            # can z tell the styles apart? what does a map a style gain?
+    python bench/demo_evidence.py style            # can z tell the styles apart?
+                                                   # how much does a separate map for each style gain?
     python bench/demo_evidence.py adapt full       # one training run: full, static, lora, or Hystar with a z of
                                                    # clip, prefix, shuffled (clip's), mean (clip's a style), oracle
 
@@ -43,7 +44,7 @@ DRAWN = (*QUERY_STYLES, GALLERY_STYLE)
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
-def _pictures(images: ImageSet, style: str) -> Tensor:
+def _drawings_of(images: ImageSet, style: str) -> Tensor:
     """Read every drawing of a style, uint8 [n, 3, 64, 64]."""
     return torch.cat([batch for _, batch in read_images(images, images.of_style(style), RESIZE, [])])
 
@@ -54,9 +55,9 @@ def _gallery_rows(images: ImageSet, style: str) -> Tensor:
     return torch.tensor([rows[record.instance] for record in images.of_style(style)])
 
 
-def _images(images: ImageSet) -> tuple[Tensor, Tensor]:
-    """Read every drawing, and return the number of its style with it."""
-    drawn = {style: _pictures(images, style) for style in DRAWN}
+def _drawings_and_style_labels(images: ImageSet) -> tuple[Tensor, Tensor]:
+    """Return every drawing, and the number of its style."""
+    drawn = {style: _drawings_of(images, style) for style in DRAWN}
     labels = torch.cat([torch.full((len(drawn[style]),), i) for i, style in enumerate(DRAWN)])
     return torch.cat(list(drawn.values())), labels
 
@@ -126,7 +127,7 @@ def style(seeds: int = 3) -> None:
     assert isinstance(frozen, Frozen)
     backbone = create_backbone(config)
     extractors = {f"prefix of {n} blocks": PrefixStyle(backbone, n) for n in range(4)}
-    drawings = {name: _images(images) for name, images in splits.items()}
+    drawings = {name: _drawings_and_style_labels(images) for name, images in splits.items()}
     for name, extractor in (("clip", None), *extractors.items()):
         z = {}
         for split, (images, _) in drawings.items():
@@ -142,7 +143,7 @@ def style(seeds: int = 3) -> None:
                 )
         accuracy, share = probe(z["train"], drawings["train"][1], z["val"], drawings["val"][1])
         print(f"z = {name}: style read linearly {accuracy:.1f} %, share of variance between styles {share:.3f}")
-    vectors = {n: {s: embed_images(frozen, _pictures(images, s)) for s in DRAWN} for n, images in splits.items()}
+    vectors = {n: {s: embed_images(frozen, _drawings_of(images, s)) for s in DRAWN} for n, images in splits.items()}
     rows = {n: {s: _gallery_rows(images, s) for s in DRAWN} for n, images in splits.items()}
     for part in ("none", "bias", "diagonal", "map"):
         recall = torch.tensor([map_recall(vectors, rows, part, seed) for seed in range(seeds)])
@@ -162,10 +163,13 @@ class _StyleTable(nn.Module):
 
 
 def _control(method: HystarMethod, kind: str, splits: list[ImageSet], init: str, seed: int) -> None:
-    """Replace z by its one-hot style (oracle), by the mean z of its style in training, or by another drawing's z."""
+    """Replace z, and initialise every hypernetwork of the model again, as z may have another width.
+
+    The new z is the one-hot style (oracle), the mean z of the style in training, or the z of another drawing.
+    """
     extractor = method.model.extractor
     assert extractor is not None
-    drawings = [_images(images) for images in splits]
+    drawings = [_drawings_and_style_labels(images) for images in splits]
     shown = [NORMALISE(images) for images, _ in drawings]
     z = [torch.cat([extractor(batch) for batch in images.split(128)]) for images in shown]
     if kind == "oracle":
@@ -204,7 +208,9 @@ def _method(kind: str, config: HystarConfig, seed: int, splits: list[ImageSet]) 
     if kind in ("shuffled", "mean", "oracle"):
         _control(hystar, kind, splits, config.hypernetwork_init, seed)
     elif kind not in ("clip", "prefix"):
-        raise typer.BadParameter(f"unknown kind {kind!r}")
+        raise typer.BadParameter(
+            f"kind must be full, static, lora, clip, prefix, shuffled, mean or oracle, got {kind!r}"
+        )
     return hystar
 
 
@@ -239,7 +245,7 @@ def adapt(
 def offsets(model: Hystar, images: ImageSet) -> dict[str, list[float]]:
     """Return |Δs_dyn| / |s| of each modulated block, and the share of Δs_dyn that varies between drawings."""
     assert model.extractor is not None
-    z = torch.cat([model.style(NORMALISE(batch)) for batch in _images(images)[0].split(128)])
+    z = torch.cat([model.style(NORMALISE(batch)) for batch in _drawings_and_style_labels(images)[0].split(128)])
     found = {}
     for number, network in model.hypernetworks.items():
         block: object = model.backbone.blocks[int(number) - 1].attn

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-BOTH = ("forward", "forward+backward")
+BOTH_MODES = ("forward", "forward+backward")
 GRAPH = ", CUDA graph"  # after a provider's name: it is replayed from a graph, without launches from Python
-ON_CPU = (
+CPU_PROVIDERS = (
     "plain linear",
     "hystar_fast",
     "reference, eager",
@@ -17,17 +17,22 @@ ON_CPU = (
     "two GEMMs",
     "authors' path",
 )
-CORE = ("plain linear", "two GEMMs", "hystar_fast", "hystar_fast, fp8")
-FULL = (
-    *CORE,
+CORE_PROVIDERS = ("plain linear", "two GEMMs", "hystar_fast", "hystar_fast, fp8")
+FULL_PROVIDERS = (
+    *CORE_PROVIDERS,
     "hystar_fast, not persistent",
     "authors' path",
     "materialised",
     "reference, eager",
     "reference, torch.compile",
 )
-FULL_FORWARD = (*FULL, "plain linear, fp8", "hystar_fast, fp8, second product by torch", "peft, a LoRA a sample")
-SMALL_RANK = ("plain linear", "two GEMMs", "hystar_fast", "hystar_fast, two kernels", "reference, eager")
+FORWARD_PROVIDERS = (
+    *FULL_PROVIDERS,
+    "plain linear, fp8",
+    "hystar_fast, fp8, second product by torch",
+    "peft, a LoRA a sample",
+)
+SMALL_RANK_PROVIDERS = ("plain linear", "two GEMMs", "hystar_fast", "hystar_fast, two kernels", "reference, eager")
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,8 @@ class Case:
     rank: int
     dtype: torch.dtype = torch.bfloat16
     kind: str = "sample"  # one scale a sample; or a "bank" of 8 scales with an index; or one "shared" scale
-    modes: tuple[str, ...] = BOTH
-    providers: tuple[str, ...] = CORE
+    modes: tuple[str, ...] = BOTH_MODES
+    providers: tuple[str, ...] = CORE_PROVIDERS
 
     def __str__(self) -> str:
         shape = f"B{self.batch} T{self.tokens} {self.in_features}->{self.out_features} r{self.rank}"
@@ -54,28 +59,28 @@ class Case:
         return replace(self, batch=2, tokens=5, **shrunk)
 
 
-def cpu() -> Iterator[Case]:
+def cpu_cases() -> Iterator[Case]:
     """Yield the cases of a CPU: packed qkv and output projection of ViT-L/14."""
     for out in (3072, 1024):
         for dtype in (torch.float32, torch.bfloat16):
-            yield Case(16, 257, 1024, out, 1024, dtype, providers=ON_CPU)
+            yield Case(16, 257, 1024, out, 1024, dtype, providers=CPU_PROVIDERS)
 
 
-def cuda() -> Iterator[Case]:
+def cuda_cases() -> Iterator[Case]:
     """Yield the cases of a GPU: those with goals, then other layers, batches, ranks, dtypes and kinds of scale."""
     qkv, square = Case(48, 257, 1024, 3072, 1024), Case(48, 257, 1024, 1024, 1024)
     for layer in (qkv, square):
-        yield replace(layer, modes=("forward",), providers=FULL_FORWARD)
-        yield replace(layer, modes=("backward", "forward+backward"), providers=FULL)
+        yield replace(layer, modes=("forward",), providers=FORWARD_PROVIDERS)
+        yield replace(layer, modes=("backward", "forward+backward"), providers=FULL_PROVIDERS)
     for rank in (64, 128):
-        yield replace(qkv, rank=rank, providers=SMALL_RANK)
+        yield replace(qkv, rank=rank, providers=SMALL_RANK_PROVIDERS)
     for rank in (1024, 64):
-        providers = CORE if rank > 128 else SMALL_RANK
+        providers = CORE_PROVIDERS if rank > 128 else SMALL_RANK_PROVIDERS
         providers = *(name + GRAPH for name in providers), *providers
         yield replace(qkv, batch=1, rank=rank, modes=("forward",), providers=providers)
     yield replace(qkv, batch=8)
-    yield replace(qkv, batch=8, rank=64, providers=SMALL_RANK)
-    yield replace(square, batch=8, rank=128, providers=SMALL_RANK)
+    yield replace(qkv, batch=8, rank=64, providers=SMALL_RANK_PROVIDERS)
+    yield replace(square, batch=8, rank=128, providers=SMALL_RANK_PROVIDERS)
     yield replace(qkv, batch=256)
     yield replace(qkv, rank=512)
     yield replace(square, rank=512)
@@ -83,7 +88,7 @@ def cuda() -> Iterator[Case]:
         yield replace(qkv, kind=kind)
     for in_features, out_features in ((1024, 4096), (4096, 1024)):  # the MLP of ViT-L
         yield Case(48, 257, in_features, out_features, 1024)
-        yield Case(8, 257, in_features, out_features, 128, providers=SMALL_RANK)
+        yield Case(8, 257, in_features, out_features, 128, providers=SMALL_RANK_PROVIDERS)
     for out_features in (2304, 768, 3072):  # ViT-B/16
         yield Case(48, 197, 768, out_features, 768)
     yield Case(48, 197, 3072, 768, 768)

@@ -73,7 +73,7 @@ def ours_fp8(a: Inputs) -> Tensor:
 
 
 def unfused() -> Any:
-    """At small rank, with the fused kernel ruled out."""
+    """Rule out the fused kernel, so that a small rank takes two kernels."""
     return mock.patch.object(svd_linear_cuda, "_shares", lambda *_: None)
 
 

@@ -169,8 +169,8 @@ class ExperimentSettings:
         try:
             if settings.config().lacks_style_weights:
                 raise ValueError(
-                    "model.style_pretrained must be a torchvision weights name or a file for "
-                    'model.style = "vgg", got none'
+                    'model.style_pretrained must be a torchvision weights name or a file for model.style = "vgg", '
+                    "got none"
                 )
         except (TypeError, ValueError) as error:
             raise type(error)(f"{where}: {error}") from error

@@ -99,7 +99,7 @@ class MemoryIndex:
         directory = Path(directory)
         for name in (_TENSORS, _META):
             if not (directory / name).is_file():
-                raise ValueError(f"directory must hold an index, but {directory / name} does not exist")
+                raise ValueError(f"directory must hold an index, got {directory}, which has no {name}")
         try:
             meta = json.loads((directory / _META).read_text(encoding="utf-8"))
             tensors = load_file(directory / _TENSORS)
@@ -107,4 +107,4 @@ class MemoryIndex:
                 raise ValueError(f"format must be {_FORMAT}, got {meta['format']}")
             return cls(tensors["embeddings"], meta["ids"], meta["about"])
         except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"directory {directory} holds a damaged index: {error}") from error
+            raise ValueError(f"{directory} holds a damaged index: {error}") from error

@@ -52,8 +52,8 @@ class Searcher:
         """
         if not (directory / INDEX_FOLDER).is_dir() or not (directory / ADAPTER_FOLDER).is_dir():
             raise ValueError(
-                f"{directory} must be a folder written by `hystar-fast demo` or `hystar-fast embed`: "
-                f"it has no {INDEX_FOLDER}/ and {ADAPTER_FOLDER}/. Run `hystar-fast demo --output {directory}` first"
+                f"directory must be a folder written by `hystar-fast demo` or `hystar-fast embed`, got {directory}, "
+                f"which lacks {INDEX_FOLDER}/ or {ADAPTER_FOLDER}/. Run `hystar-fast demo --output {directory}` first"
             )
         index = MemoryIndex.load(directory / INDEX_FOLDER)
         return cls(index, load_method(directory / ADAPTER_FOLDER))
@@ -66,10 +66,10 @@ class Searcher:
     def search_text(self, text: str, top: int) -> list[Hit]:
         """Return the `top` answers to words."""
         if not text.strip():
-            raise ValueError("text must not be empty")
+            raise ValueError(f"text must hold a word, got {text!r}")
         vectors = embed_texts(self.method, [text])
         if vectors is None:
-            raise ValueError(f"method {self.method.name!r} has no text encoder")
+            raise ValueError(f"method must have a text encoder for a query of words, got {self.method.name!r}")
         return self._hits(vectors, top)
 
     def _hits(self, query: Tensor, top: int) -> list[Hit]:
@@ -133,14 +133,14 @@ def index_folder(
     for batch in embed_batches(encoder, pictures, records, skipped):
         bad = (~batch.vectors.isfinite().all(dim=1)).nonzero().flatten().tolist()
         if bad:
-            raise ValueError(f"the model gives a non-finite embedding for {batch.records[bad[0]].path}")
+            raise ValueError(f"embeddings must be finite, got NaN or inf for {batch.records[bad[0]].path}")
         ids += [record.path for record in batch.records]
         vectors.append(batch.vectors)
         if progress is not None:
             progress(len(ids), len(paths))
     if not ids:
         first = skipped[0].reason
-        raise ValueError(f"folder must hold readable pictures, but none of {total} in {folder} is, the first: {first}")
+        raise ValueError(f"folder must hold readable pictures, got {folder} with none of {total}, the first: {first}")
     about = {"source": str(folder.resolve()), "captions": ids, "skipped": skipped_info(skipped, total)}
     MemoryIndex(torch.cat(vectors), ids, about).save(output / INDEX_FOLDER)
     save_method(method, output / ADAPTER_FOLDER)

@@ -106,6 +106,6 @@ def _check_weights(trained_on: Mapping[str, Any], method: Method, directory: str
     for part, wanted in trained_on.items():
         if not are_same_weights(wanted, method.fingerprints.get(part)):
             raise ValueError(
-                f"the adapter in {directory} was trained on another {part}: pretrained={pretrained!r} gives different "
-                "weights"
+                f"directory must hold an adapter of the weights of pretrained={pretrained!r}, got {directory}, "
+                f"which was trained on another {part}"
             )

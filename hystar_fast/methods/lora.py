@@ -57,9 +57,7 @@ class LoRA(Adapted):
     ) -> None:
         super().__init__(backbone, criterion)
         if (parameters is None) == (rank is None):
-            raise ValueError(
-                f"exactly one of parameters and rank must be given, got parameters={parameters} and rank={rank}"
-            )
+            raise ValueError(f"parameters or rank must be given, not both, got parameters={parameters}, rank={rank}")
         for name, value in (("parameters", parameters), ("rank", rank)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

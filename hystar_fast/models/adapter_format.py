@@ -126,7 +126,8 @@ def check_tensors(found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> 
             differences.append(f"{name} must have a floating type, got {found[name].dtype}")
     if differences:
         rest = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise ValueError(f"the adapter does not fit this model: {'; '.join(differences[:3])}{rest}")
+        found_differences = "; ".join(differences[:3]) + rest
+        raise ValueError(f"directory must hold an adapter of this model, got other tensors: {found_differences}")
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -55,7 +55,7 @@ class AuthorsCheckpoint:
         found = [match for name in tensors if (match := _HYPERNETWORK.fullmatch(str(name)))]
         if not found:
             raise ValueError(
-                f"{path} is not a checkpoint of the published code: it has no "
+                f"path must be a checkpoint of the published code, got {path}, which has no "
                 "clip.visual.transformer.resblocks.<n>.attn.delta_s_qkv.mlp.0.weight"
             )
         factor = tensors[found[0].string.replace("delta_s_qkv.mlp.0.weight", "V_qkv")]

@@ -135,7 +135,7 @@ class HystarConfig:
         known = [field.name for field in fields(cls)]
         unknown = sorted(map(str, set(values) - set(known)))
         if unknown:
-            raise ValueError(f"unknown HystarConfig field(s) {', '.join(unknown)}; known: {', '.join(known)}")
+            raise ValueError(f"values must hold fields of HystarConfig ({', '.join(known)}), got {', '.join(unknown)}")
         return cls(**values)
 
 

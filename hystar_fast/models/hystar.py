@@ -281,8 +281,8 @@ class Hystar(nn.Module):
             if not are_same_weights(trained_on, model._fingerprints.get(part)):
                 field = "pretrained" if part == "backbone" else "style_pretrained"
                 raise ValueError(
-                    f"the adapter in {directory} was trained on another {part}: {field}={getattr(config, field)!r} "
-                    "gives different weights"
+                    f"directory must hold an adapter of the weights of {field}={getattr(config, field)!r}, got "
+                    f"{directory}, which was trained on another {part}"
                 )
         needed = model._adapter_tensors()
         check_tensors(tensors, needed)

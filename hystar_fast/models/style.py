@@ -190,8 +190,8 @@ def _to_imagenet(backbone: Backbone) -> Tensor:
     """[2, 3, 1, 1]: factor and shift from the backbone's normalisation to ImageNet's."""
     if not isinstance(backbone.normalise, Normalise):
         raise ValueError(
-            'style_normalization="own" needs the statistics of the backbone\'s preprocessing, '
-            "and this backbone came without an image processor"
+            'style_normalization must be "backbone" for a backbone without an image processor, got "own", '
+            "for which the mean and deviation of its preprocessing must be known"
         )
     mean, std = torch.tensor(backbone.normalise.mean), torch.tensor(backbone.normalise.std)
     own_mean, own_std = torch.tensor(_IMAGENET_MEAN), torch.tensor(_IMAGENET_STD)

@@ -81,5 +81,5 @@ def create_tiny(
         try:
             model.load_state_dict({name: value.float() for name, value in load_file(path).items()})
         except (SafetensorError, RuntimeError) as error:
-            raise ValueError(f"pretrained {str(path)!r} does not hold the tiny backbone: {error}") from error
+            raise ValueError(f"pretrained must hold the tiny backbone, got {str(path)!r}: {error}") from error
     return model.eval(), tokenizer or TinyTokenizer()

@@ -137,10 +137,12 @@ def _read_factors(path: Path, weight: Tensor, rank: int) -> SVDFactors | None:
     try:
         stored = load(path.read_bytes())
         factors = SVDFactors(stored["u"], stored["s"], stored["vh"])
-        if [factor.shape for factor in factors] != [(out_features, rank), (rank,), (rank, in_features)]:
-            raise ValueError("shapes do not match")
+        found = [tuple(factor.shape) for factor in factors]
+        wanted = [(out_features, rank), (rank,), (rank, in_features)]
+        if found != wanted:
+            raise ValueError(f"u, s and vh must have shapes {wanted}, got {found}")
         if not torch.equal(stored["checksum"], _checksum(path, factors)):
-            raise ValueError("checksum does not match")
+            raise ValueError("checksum must be that of the factors, got another")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except Exception as error:  # a damaged file can raise anything
@@ -150,7 +152,10 @@ def _read_factors(path: Path, weight: Tensor, rank: int) -> SVDFactors | None:
 
 
 def _write_factors(path: Path, factors: SVDFactors) -> None:
-    """Write a temporary file and rename it, so that no reader sees half a file. Concurrent writers write the same."""
+    """Write a temporary file and rename it, so that a reader always gets a whole file.
+
+    Concurrent writers write the same.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -61,10 +61,10 @@ def answer_grid(questions: Sequence[Question], title: str, note: str = "") -> Im
         ValueError: there is no question, or the columns differ.
     """
     if not questions:
-        raise ValueError("questions must not be empty")
+        raise ValueError("questions must hold at least one question, got none")
     columns = {name: len(answers) for name, answers in questions[0].answers.items()}
     if any({n: len(a) for n, a in question.answers.items()} != columns for question in questions):
-        raise ValueError("questions must all have the same columns and numbers of answers")
+        raise ValueError("questions must all have the same columns and numbers of answers, got different ones")
     step = _TILE + _GAP
     name_width = 150
     widths = [count * step + _SIDE_GAP for count in columns.values()]
@@ -110,7 +110,8 @@ def answer_sheet(
         ValueError: there is no question, or their methods differ.
     """
     if not questions or any([*question.answers] != [*questions[0].answers] for question in questions):
-        raise ValueError("questions must be at least one, all with the same methods")
+        methods = [[*question.answers] for question in questions]
+        raise ValueError(f"questions must be at least one, all with the same methods, got methods {methods}")
     step, row_height, left = _TILE + _GAP, _TILE + _GAP, 2 * _GAP
     label, method = 110, 90
     first = left + label + step + method

@@ -49,7 +49,7 @@ def query_vector(method: Method, images: ImageSet, query: Record) -> Tensor:
     if query.style == TEXT:
         words = embed_texts(method, [str(query.caption)])
         if words is None:
-            raise ValueError(f"method {method.name!r} has no text encoder")
+            raise ValueError(f"method must have a text encoder for a query of words, got {method.name!r}")
         return words[0].float()
     skipped: list[Skipped] = []
     found = embed_records(method, images, [query], skipped)

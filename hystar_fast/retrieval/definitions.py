@@ -70,13 +70,13 @@ class Metric:
         kind, cut, denominator, interpolated = found[1], found[2], found[3] or "", bool(found[4])
         k = None if cut == "all" else int(cut)
         if k == 0 or (k is None and kind != "mAP"):
-            raise ValueError(f"metric {kind}@k needs a cut-off of at least 1, got {name!r}")
+            raise ValueError(f"metric {kind}@k must have a cut-off of at least 1, got {name!r}")
         allowed = () if k is None else DENOMINATORS.get(kind, ())
         if denominator not in (allowed or ("",)):
             choices = ", ".join(f"{kind}@{cut}:{entry}" for entry in allowed) or f"{kind}@{cut}"
-            raise ValueError(f"metric {name!r} must name its definition: {choices}")
+            raise ValueError(f"metric must name its definition: {choices}, got {name!r}")
         if interpolated and kind != "mAP":
-            raise ValueError(f"metric {name!r}: only mAP can be interpolated")
+            raise ValueError(f"metric must be a mAP to be interpolated, got {name!r}")
         return cls(kind, k, denominator, interpolated)
 
     def __str__(self) -> str:
@@ -166,7 +166,7 @@ def measure(
         1.0
     """
     if not metrics:
-        raise ValueError("metrics must name at least one metric")
+        raise ValueError("metrics must name at least one metric, got none")
     blocks = relevant_ranks(queries, gallery, query_labels, gallery_labels, block=block, query_block=query_block)
     parts: dict[Metric, list[Tensor]] = {metric: [torch.empty(0, dtype=torch.float64)] for metric in metrics}
     first = [torch.empty(0, dtype=torch.int64)]

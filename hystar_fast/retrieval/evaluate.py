@@ -118,7 +118,9 @@ def evaluate(
     else:
         answers = run.embed(images.gallery_style)
         if not answers.records:
-            raise ValueError(f"the gallery {images.gallery_style!r} of {images.name} has no picture that can be read")
+            raise ValueError(
+                f"images must have a readable picture in gallery {images.gallery_style!r}, got none in {images.name}"
+            )
         gallery = (images.gallery_style, BATCH if protocol == "batch24" else len(answers.records))
         if chosen == "category":
             results = run.categories(answers, metrics)
@@ -136,11 +138,11 @@ def _check(
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {(*PROTOCOLS,)}, got {protocol!r}")
     if protocol == "batch24" and task != "instance":
-        raise ValueError(f"protocol 'batch24' is defined for task 'instance' only, got task {task!r}")
+        raise ValueError(f"task must be 'instance' for protocol 'batch24', got {task!r}")
     if protocol == "batch24" and metrics is not None:
         given = ", ".join(map(str, metrics))
         own = " and ".join(CUTOFFS)
-        raise ValueError(f"metrics must be left out with protocol 'batch24', which has its own, {own}; got {given}")
+        raise ValueError(f"metrics must be left out with protocol 'batch24', which has its own, {own}, got {given}")
     known = (*images.query_styles, TEXT, JOINT)
     unknown = [kind for kind in kinds or () if kind not in known]
     if unknown:
@@ -151,7 +153,7 @@ def _check(
         other = "categories" if needed == "instances" else "instances"
         tasks = "task 'category' or 'classify'" if other == "categories" else "task 'instance'"
         there = f"{other}, for {tasks}" if has[other] else f"no {other} either"
-        raise ValueError(f"task {task!r} needs {needed}, and {images.name} has none; it has {there}")
+        raise ValueError(f"images must have {needed} for task {task!r}, got {images.name}, which has {there}")
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ class _Instances:
             if record.instance is not None and self.position[record.instance] != i:
                 first = self.gallery.records[self.position[record.instance]].path
                 raise ValueError(
-                    f"{what} needs one picture an instance in the gallery, but {first} and {record.path} are one"
+                    f"images must have one gallery picture an instance for {what}, got {first} and {record.path} of one"
                 )
 
 

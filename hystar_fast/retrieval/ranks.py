@@ -63,7 +63,7 @@ class QueryIds:
         """
         for kind in self.by_kind.keys() & other.by_kind.keys():
             if len(self) != len(other) or not torch.equal(self.by_kind[kind], other.by_kind[kind]):
-                raise ValueError(f"the queries {kind!r} are not those of earlier runs: the data set has changed")
+                raise ValueError(f"other must have the same queries {kind!r}, got others: the data set has changed")
         return QueryIds(self.unseen, {**other.by_kind, **self.by_kind})
 
 

@@ -74,11 +74,11 @@ def to_percent(value: float) -> float:
 def check_output(folder: Path) -> None:
     """Raise ValueError if the output folder is a file."""
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output must be a folder, but {folder} is a file")
+        raise ValueError(f"output must be a folder, got the file {folder}")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON in one move, so that a reader never sees half a file."""
+    """Write JSON in one move, so that a reader always gets a whole file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -38,7 +38,7 @@ def class_embeddings(method: Method, names: Sequence[str], templates: Sequence[s
     written = [name.replace("_", " ") for name in names]
     found = embed_texts(method, [template.format(name) for template in templates for name in written])
     if found is None:
-        raise ValueError(f"method {method.name!r} takes no text, so it cannot classify by the names of classes")
+        raise ValueError(f"method must take text to classify by the names of classes, got {method.name!r}")
     return F.normalize(found.unflatten(0, (len(templates), len(names))).mean(0), dim=-1)
 
 

@@ -175,7 +175,7 @@ def _loss(criterion: PairLoss, embedded: Tensor, texts: Tensor | None, inputs: I
     if not bool(usable.all()):
         kept = usable.nonzero().flatten()
         if len(kept) < 2:
-            raise ValueError(f"a batch needs 2 pairs with readable pictures, got {len(kept)} of {len(usable)}")
+            raise ValueError(f"a batch must have 2 pairs with readable pictures, got {len(kept)} of {len(usable)}")
         query, target = query[kept], target[kept]
         mask = None if mask is None else mask[kept.cpu()][:, kept.cpu()]
     return criterion(query, target) if mask is None else criterion(query, target, mask.to(query.device))

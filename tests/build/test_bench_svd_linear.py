@@ -21,7 +21,7 @@ from hystar_fast.nn.factors import svd_factors
 LIMIT = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
-@pytest.mark.parametrize("case", list(svd_linear_cases.cuda()), ids=str)
+@pytest.mark.parametrize("case", list(svd_linear_cases.cuda_cases()), ids=str)
 def test_every_provider_agrees_with_the_truth_in_every_case(case: svd_linear_cases.Case) -> None:
     for mode in case.modes:
         for provider in case.providers:
@@ -39,7 +39,7 @@ def test_every_provider_agrees_with_the_truth_in_every_case(case: svd_linear_cas
 
 
 def test_the_goals_come_first_and_the_cases_cover_every_size_dtype_and_provider() -> None:
-    cases = list(svd_linear_cases.cuda())
+    cases = list(svd_linear_cases.cuda_cases())
     goal = cases[0]
     assert (goal.batch, goal.tokens, goal.in_features, goal.out_features, goal.rank) == (48, 257, 1024, 3072, 1024)
     assert {"hystar_fast, fp8", "peft, a LoRA a sample", "authors' path", "two GEMMs"} <= set(goal.providers)
@@ -48,13 +48,13 @@ def test_the_goals_come_first_and_the_cases_cover_every_size_dtype_and_provider(
     assert {case.rank for case in cases} >= {1024, 512, 128, 64}
     assert {case.dtype for case in cases} == {torch.float16, torch.bfloat16, torch.float32}
     assert {case.kind for case in cases} == {"sample", "bank", "shared"}
-    names = {name for case in [*cases, *svd_linear_cases.cpu()] for name in case.providers}
+    names = {name for case in [*cases, *svd_linear_cases.cpu_cases()] for name in case.providers}
     assert {name.removesuffix(svd_linear_cases.GRAPH) for name in names} == set(PROVIDERS)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_case_is_measured_for_every_goal(device: str) -> None:
-    cases = list(getattr(svd_linear_cases, device)())
+    cases = list(getattr(svd_linear_cases, f"{device}_cases")())
     for goal in goals.read(device):
         if goal.op == "svd_linear" and not goal.case.startswith("first call"):
             wanted = {goal.over, goal.under} - {None}
@@ -79,7 +79,7 @@ def test_the_precision_of_products_is_restored_after_tf32():
 
 
 def test_the_cpu_cases_are_two_layers_of_vit_l_14_in_two_dtypes() -> None:
-    cases = list(svd_linear_cases.cpu())
+    cases = list(svd_linear_cases.cpu_cases())
     assert [str(case) for case in cases] == ["B16 T257 1024->3072 r1024"] * 2 + ["B16 T257 1024->1024 r1024"] * 2
     assert all(len(case.providers) == 6 and len(case.modes) == 2 for case in cases)
 

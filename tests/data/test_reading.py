@@ -97,5 +97,5 @@ def test_indexing_a_folder_skips_unreadable_pictures_and_keeps_one_batch_in_memo
     assert index.about["skipped"]["n"] == 2 and list(index.about["skipped"]["first"]) == ["1.png", "4.png"]
     for name in ("0.png", "2.png", "3.png"):
         picture_trees.damaged(folder / name)
-    with pytest.raises(ValueError, match=r"folder must hold readable pictures, but none of 5 in .* is, the first"):
+    with pytest.raises(ValueError, match=r"folder must hold readable pictures, got .* with none of 5, the first"):
         search.index_folder(folder, tmp_path / "adapter", tmp_path / "other")

@@ -50,7 +50,7 @@ def test_a_missing_or_damaged_file_is_rejected(tmp_path, name, damage):
     path = tmp_path / name
     if damage == "missing":
         path.unlink()
-        message = f"{name} does not exist"
+        message = f"which has no {name}"
     else:
         path.write_bytes(path.read_bytes()[:20] if damage == "truncated" else b"\xff\x00rubbish")
         message = "holds a damaged index"

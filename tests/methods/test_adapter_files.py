@@ -104,7 +104,7 @@ def test_files_that_do_not_fit_are_rejected(config, tmp_path):
         (lambda d: d.update(settings={"tokens": 3}), r"settings must be those of 'vpt', got {'tokens': 3}"),
         (lambda d: d.update(method="ssf", settings={}), "conv1.bias is missing"),
         (lambda d: d.update(format="other"), "must have format 'hystar_fast.adapter/1' or 'hystar_fast.method/1'"),
-        (lambda d: d["config"].update(colour="red"), "unknown HystarConfig field"),
+        (lambda d: d["config"].update(colour="red"), "values must hold fields of HystarConfig"),
     ):
         rewrite(folder, change)
         with pytest.raises(ValueError, match=message):

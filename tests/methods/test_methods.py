@@ -230,7 +230,7 @@ def test_groups_that_share_a_parameter_are_rejected():
 def test_unknown_methods_and_bad_sizes_are_rejected(config):
     with pytest.raises(ValueError, match="name must be one of"):
         create_method("magic", config)
-    with pytest.raises(ValueError, match="exactly one of parameters and rank must be given"):
+    with pytest.raises(ValueError, match="parameters or rank must be given, not both"):
         LoRA(create_backbone(config), create_criterion(config))
     with pytest.raises(ValueError, match="parameters must be at least 1, got 0"):
         create_method("lora", config, parameters=0)

@@ -129,7 +129,7 @@ def test_files_that_do_not_fit_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"gateless\.pt has no {gate}"):
         Hystar.from_authors_checkpoint(tmp_path / "gateless.pt", config)
     torch.save({"model": {}}, tmp_path / "foreign.pt")
-    with pytest.raises(ValueError, match="is not a checkpoint of the published code"):
+    with pytest.raises(ValueError, match="path must be a checkpoint of the published code"):
         Hystar.from_authors_checkpoint(tmp_path / "foreign.pt", config)
     with pytest.raises(ValueError, match="could not be read"):
         Hystar.from_authors_checkpoint(tmp_path / "missing.pt", config)

@@ -87,7 +87,7 @@ def test_a_configuration_alone_gives_random_weights_and_names_missing_files(tmp_
     with pytest.raises(ValueError, match="could not be loaded"):
         create(tmp_path)
     own: dict[str, Any] = {"style_pretrained": None, "style_normalization": "own", "blocks": (1,)}
-    with pytest.raises(ValueError, match='style_normalization="own" needs'):
+    with pytest.raises(ValueError, match='style_normalization must be "backbone"'):
         Hystar(HystarConfig(backbone=f"transformers:{tmp_path}", pretrained=None, **own))
 
 

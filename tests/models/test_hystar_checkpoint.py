@@ -151,7 +151,7 @@ def edit(adapter: Path, **fields: Any) -> None:
         ({"blocks": [2]}, r"hypernetworks\.3\..* is not of this model"),
         ({"blocks": [1, 2, 3]}, r"hypernetworks\.1\..* is missing"),
         ({"rank": 5}, r"must have shape \[\d+(, \d+)?\], got \[\d+(, \d+)?\]"),
-        ({"layers": 3}, r"unknown HystarConfig field\(s\) layers"),
+        ({"layers": 3}, r"values must hold fields of HystarConfig .*, got layers"),
         ({"style": "gram"}, "style must be one of"),
     ],
 )
@@ -165,11 +165,14 @@ def test_a_configuration_that_does_not_fit_is_rejected(tmp_path: Path, fields: d
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ({"a": torch.zeros(2)}, "model: b is missing$"),
-        ({"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(1)}, "model: c is not of this model$"),
-        ({"a": torch.zeros(3), "b": torch.zeros(3)}, r"model: a must have shape \[2\], got \[3\]$"),
-        ({"a": torch.zeros(2).int(), "b": torch.zeros(3)}, r"model: a must have a floating type, got torch\.int32$"),
-        ({"c": torch.zeros(1)}, "model: a is missing; b is missing; c is not of this model$"),
+        ({"a": torch.zeros(2)}, "other tensors: b is missing$"),
+        ({"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(1)}, "other tensors: c is not of this model$"),
+        ({"a": torch.zeros(3), "b": torch.zeros(3)}, r"other tensors: a must have shape \[2\], got \[3\]$"),
+        (
+            {"a": torch.zeros(2).int(), "b": torch.zeros(3)},
+            r"tensors: a must have a floating type, got torch\.int32$",
+        ),
+        ({"c": torch.zeros(1)}, "other tensors: a is missing; b is missing; c is not of this model$"),
         ({"c": torch.zeros(1), "d": torch.zeros(1), "e": torch.zeros(1)}, "c is not of this model and 2 more$"),
     ],
 )
@@ -185,9 +188,9 @@ def test_other_weights_are_rejected_and_moved_weights_are_not(tmp_path: Path) ->
     again = Hystar.from_pretrained(adapter, backbone=moved)
     assert torch.equal(again.encode_image(images), model.encode_image(images))
     other = write_small_clip(tmp_path / "other", seed=1)
-    with pytest.raises(ValueError, match="trained on another backbone: pretrained='folder'"):
+    with pytest.raises(ValueError, match=r"pretrained='folder', got .* trained on another backbone"):
         Hystar.from_pretrained(adapter, backbone=other)
-    with pytest.raises(ValueError, match=r"unknown HystarConfig field\(s\) bakbone"):
+    with pytest.raises(ValueError, match=r"values must hold fields of HystarConfig .*, got bakbone"):
         Hystar.from_pretrained(adapter, bakbone=moved)
 
 

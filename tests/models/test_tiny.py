@@ -64,10 +64,10 @@ def test_pretrained_must_be_the_tiny_backbone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pretrained must be 'packaged', None or a safetensors file"):
         create_tiny(tmp_path / "absent.safetensors")
     save_file({"weight": torch.ones(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="does not hold the tiny backbone"):
+    with pytest.raises(ValueError, match="pretrained must hold the tiny backbone"):
         create_tiny(tmp_path / "other.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"\0" * 9)
-    with pytest.raises(ValueError, match="does not hold the tiny backbone"):
+    with pytest.raises(ValueError, match="pretrained must hold the tiny backbone"):
         create_tiny(tmp_path / "broken.safetensors")
 
 

@@ -145,7 +145,7 @@ def test_the_pickle_runs_where_nothing_stops_it(tmp_path: Path) -> None:
 def test_the_tiny_backbone_is_read_from_safetensors_alone(tmp_path: Path, name: str) -> None:
     """A state dict that torch.save wrote is rejected, although it holds the right tensors and no code."""
     torch.save(create_tiny()[0].state_dict(), tmp_path / name)
-    with pytest.raises(ValueError, match="does not hold the tiny backbone"):
+    with pytest.raises(ValueError, match="pretrained must hold the tiny backbone"):
         create_tiny(tmp_path / name)
 
 

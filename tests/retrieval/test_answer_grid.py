@@ -55,7 +55,7 @@ def test_a_query_of_words_and_pictures_in_floating_point_are_drawn():
 
 
 def test_questions_with_unequal_columns_are_rejected():
-    with pytest.raises(ValueError, match="questions must not be empty"):
+    with pytest.raises(ValueError, match="questions must hold at least one question, got none"):
         answer_grid([], "t")
     with pytest.raises(ValueError, match="the same columns"):
         answer_grid([question([True]), question([True, False])], "t")

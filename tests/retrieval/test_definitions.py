@@ -172,7 +172,7 @@ def test_metric_names_round_trip():
         ("R@5:k", "must name its definition: R@5"),
         ("R@0", "cut-off of at least 1"),
         ("Prec@all:k", "cut-off of at least 1"),
-        ("Prec@5:k:interpolated", "only mAP can be interpolated"),
+        ("Prec@5:k:interpolated", "metric must be a mAP to be interpolated"),
         ("accuracy", "metric must be R@k"),
     ],
 )

@@ -157,7 +157,7 @@ def test_ids_of_two_runs_merge_unless_the_data_changed():
     first, second = (QueryIds.of(images, {style: images.of_style(style)}) for style in ("sketch", "art"))
     assert set(first.merge(second).by_kind) == {"sketch", "art"}
     reversed_queries = replace(images, records=(*records[:2], *reversed(records[2:])))
-    with pytest.raises(ValueError, match="the queries 'sketch' are not those of earlier runs"):
+    with pytest.raises(ValueError, match="other must have the same queries 'sketch', got others"):
         first.merge(QueryIds.of(reversed_queries, {"sketch": reversed_queries.of_style("sketch")}))
 
 

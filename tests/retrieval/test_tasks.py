@@ -151,7 +151,9 @@ def test_every_copy_of_an_instance_in_the_gallery_is_relevant(tmp_path):
     report = evaluate(Pixels(), images, metrics=[Metric.parse("R@1"), Metric.parse("mAP@all")])
     assert report.gallery == ("photo", 6)
     assert value(report, "sketch", "R@1") == value(report, "sketch", "mAP@all") == 1.0
-    with pytest.raises(ValueError, match=r"'batch24' needs one picture an instance.*photo/first/cup/0.png and photo/s"):
+    with pytest.raises(
+        ValueError, match=r"one gallery picture an instance .*'batch24', got photo/first/cup/0.png and photo/s"
+    ):
         evaluate(Pixels(), images, protocol="batch24")
 
 
@@ -179,12 +181,12 @@ def test_batch24_has_its_own_metric_names_and_label(tmp_path):
     [
         ({"task": "detection"}, "task must be one of"),
         ({"protocol": "batch48"}, r"protocol must be one of \('full', 'batch24'\), got 'batch48'"),
-        ({"task": "category", "protocol": "batch24"}, "defined for task 'instance' only"),
-        ({"task": "classify"}, "takes no text"),
+        ({"task": "category", "protocol": "batch24"}, "task must be 'instance' for protocol 'batch24', got 'category'"),
+        ({"task": "classify"}, "method must take text"),
         ({"protocol": "batch24"}, "at least 24 for the batch24 protocol, got 6"),
         (
             {"protocol": "batch24", "metrics": [Metric.parse("mAP@all")]},
-            r"metrics must be left out .* its own, R@1 of 24 and R@5 of 24 \(4 places\); got mAP@all",
+            r"metrics must be left out .* its own, R@1 of 24 and R@5 of 24 \(4 places\), got mAP@all",
         ),
     ],
 )
@@ -196,10 +198,10 @@ def test_evaluations_that_are_not_defined_are_rejected(dsr, arguments, message):
 @pytest.mark.parametrize(
     ("task", "record", "message"),
     [
-        ("instance", Record("a", "photo", "cat"), "has none; it has categories, for task 'category' or 'classify'"),
-        ("category", Record("a", "photo", None, "a"), "has none; it has instances, for task 'instance'"),
-        ("classify", Record("a", "photo", None, "a"), "has none; it has instances, for task 'instance'"),
-        (None, Record("a", "photo"), "task 'category' needs categories, and few has none; it has no instances either"),
+        ("instance", Record("a", "photo", "cat"), "got few, which has categories, for task 'category' or 'classify'"),
+        ("category", Record("a", "photo", None, "a"), "got few, which has instances, for task 'instance'"),
+        ("classify", Record("a", "photo", None, "a"), "got few, which has instances, for task 'instance'"),
+        (None, Record("a", "photo"), "for task 'category', got few, which has no instances either"),
     ],
 )
 def test_a_task_the_data_cannot_have_is_rejected_with_one_that_fits(task, record, message):
@@ -210,7 +212,7 @@ def test_a_task_the_data_cannot_have_is_rejected_with_one_that_fits(task, record
 def test_an_unreadable_gallery_is_rejected(tmp_path):
     trees.dsr(tmp_path, n=1)
     trees.damaged(tmp_path / "images/n00/0.png")
-    with pytest.raises(ValueError, match="no picture that can be read"):
+    with pytest.raises(ValueError, match="images must have a readable picture in gallery 'images', got none in DSR"):
         evaluate(Pixels(), open_images(str(tmp_path)))
 
 
@@ -265,7 +267,9 @@ def test_the_command_keeps_the_categories_of_a_file(tmp_path):
 def test_the_command_rejects_bad_arguments(tmp_path):
     trees.domainnet(tmp_path / "domainnet")
     message = refused("eval", "--method", "pixels", "--task", "instance", "--data", f"domainnet:{tmp_path}/domainnet")
-    assert "task 'instance' needs instances, and DomainNet has none; it has categories, for task 'category'" in message
+    assert (
+        "must have instances for task 'instance', got DomainNet, which has categories, for task 'category'" in message
+    )
     assert "must be a method without training" in refused("eval", "--method", "lora")
     assert "metrics must be left out with protocol 'batch24'" in refused(
         "eval", "--method", "pixels", "--protocol", "batch24", "--metrics", "R@10"

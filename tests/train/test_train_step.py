@@ -212,7 +212,7 @@ def test_pairs_with_unreadable_pictures_are_excluded_from_the_loss(images: Image
     assert mask.nonzero().tolist() == [[1, 2], [2, 1]]  # items 3 and 4 have one label
     partial.unreadable = tuple(range(24))
     drawn = PairBatch(items[[0, 1, 2, 3]], styles[[0, 1, 4, 3]], torch.zeros(4))
-    with pytest.raises(ValueError, match="a batch needs 2 pairs with readable pictures, got 1 of 4"):
+    with pytest.raises(ValueError, match="a batch must have 2 pairs with readable pictures, got 1 of 4"):
         backward(method, prepare(method, partial, drawn, recipe, 0), recipe, criterion=criterion)
 
 
