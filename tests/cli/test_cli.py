@@ -85,10 +85,7 @@ def test_vgg_as_the_style_needs_its_weights(words, tmp_path):
 
 def test_training_with_vgg_as_the_style_needs_its_weights(tmp_path):
     message = refused("train", "--output", tmp_path / "run", *set_options("model.style=vgg"))
-    assert (
-        'model.style_pretrained must be a torchvision weights name, a file or "random" for model.style = "vgg", got none'
-        in message
-    )
+    assert 'must be a torchvision weights name, a file or "random" for model.style = "vgg", got none' in message
     result = run(
         "train", "--output", tmp_path / "run", *set_options("model.style=vgg", "model.style_pretrained=random")
     )
