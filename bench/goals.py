@@ -6,9 +6,8 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-Rows = list[dict[str, Any]]
+from result_rows import Rows
 
 
 @dataclass(frozen=True)

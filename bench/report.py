@@ -12,18 +12,18 @@ import argparse
 import json
 import re
 import subprocess
-from collections import defaultdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import goals
+import report_pictures
 import store
 from harness import OURS
+from result_rows import Rows, attained, cases, ceilings
 
 ROOT = Path(__file__).resolve().parent.parent
 OPEN_GOALS = ROOT / "docs" / "benchmarks" / "cuda-goals.md"
-Rows = list[dict[str, Any]]
 
 
 @cache
@@ -33,42 +33,6 @@ def is_stale(op: str, commit: str, device: str) -> bool:
         return False  # a copy without a repository: its rows have just been measured
     command = ["git", "diff", "--quiet", commit, "--", *store.sources(op, device)]
     return subprocess.run(command, cwd=ROOT, capture_output=True).returncode != 0
-
-
-def cases(rows: Rows) -> dict[tuple[str, str, str, str], dict[str, dict[str, Any]]]:
-    """Group rows by (op, case, dtype, mode), then by provider; without the ceilings."""
-    grouped: dict[tuple[str, str, str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
-    for row in rows:
-        if row["op"] != "ceiling":
-            grouped[row["op"], row["case"], row["dtype"], row["mode"]][row["provider"]] = row
-    return grouped
-
-
-def ceilings(rows: Rows) -> tuple[float | None, dict[str, float]]:
-    """Return copy bandwidth in GB/s, and GFLOP/s of the matrix product by dtype, as measured on this machine."""
-    bandwidth, rates = None, {}
-    for row in rows:
-        if row["op"] == "ceiling" and row["case"] == "copy":
-            bandwidth = row["extra"]["gib"] * 2**30 / 1e9 / row["median_ms"] * 1e3
-        elif row["op"] == "ceiling":
-            rates[row["dtype"]] = row["extra"]["gflop"] / row["median_ms"] * 1e3
-    return bandwidth, rates
-
-
-def demand(row: dict[str, Any]) -> tuple[float, float] | None:
-    """Return the least GFLOP of matrix products and GiB that a row needs; None if its benchmark gives neither."""
-    extra = row["extra"]
-    return (extra.get("gflop", 0.0), extra.get("gib", 0.0)) if {"gflop", "gib"} & extra.keys() else None
-
-
-def attained(row: dict[str, Any], bandwidth: float | None, rates: dict[str, float]) -> float | None:
-    """Return the time that a row needs at the ceilings (the larger of its two), as a share of the time it took."""
-    needed = demand(row)
-    rate = rates.get(row["extra"].get("rate", row["dtype"]))
-    if needed is None or bandwidth is None or (needed[0] and rate is None):
-        return None
-    floor = max(needed[0] / rate if rate else 0.0, needed[1] * 2**30 / 1e9 / bandwidth) * 1e3
-    return floor / float(row["median_ms"])
 
 
 def milliseconds(value: float) -> str:
@@ -206,8 +170,6 @@ def insert(readme: Path, stem: str, text: str) -> None:
 
 
 def main() -> None:
-    import report_pictures
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, nargs="*")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")

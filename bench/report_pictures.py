@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 from harness import OURS
 from matplotlib import pyplot as plt
-from report import cases, ceilings, demand
+from result_rows import cases, ceilings, demand
 
 
 def ratios(results: dict[str, Any], path: Path) -> None:
