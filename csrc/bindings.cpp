@@ -16,14 +16,14 @@ using namespace py::literals;
 
 namespace {
 
-// The CUDA version that the installed driver supports (13000 is 13.0), or 0 without a driver. This asks the driver
-// itself, which needs no context, does not start the runtime, and is safe before a fork.
+// Returns the CUDA version that the installed driver supports (13000 is 13.0), or 0 without a driver. This calls the
+// driver itself, which needs no context, does not start the runtime, and is safe before a fork.
 int cuda_driver_version() {
     void* driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
     if (driver == nullptr) return 0;
-    auto ask = reinterpret_cast<int (*)(int*)>(dlsym(driver, "cuDriverGetVersion"));
+    auto get_version = reinterpret_cast<int (*)(int*)>(dlsym(driver, "cuDriverGetVersion"));
     int version = 0;
-    return ask != nullptr && ask(&version) == 0 ? version : 0;
+    return get_version != nullptr && get_version(&version) == 0 ? version : 0;
 }
 
 // The contents of constants.h, by the names that the reference has for them.

@@ -1,4 +1,4 @@
-// Asks this CPU which instruction sets it has; see instruction_sets.h.
+// Finds the instruction sets of this CPU; see instruction_sets.h.
 #include "cpu/instruction_sets.h"
 
 #include <stdexcept>

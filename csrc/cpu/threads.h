@@ -50,8 +50,8 @@ struct Member {
     std::int64_t end(std::int64_t count, std::int64_t step = 1) const { return part_begin(count, rank + 1, size, step); }
 };
 
-// While an object of this class lives, its thread treats denormal numbers as zero. Computing with them is slow, and
-// here they change no result.
+// As long as an object of this class exists, its thread treats denormal numbers as zero. Computing with them is slow,
+// and here they change no result.
 class FlushDenormals {
 #if defined(__x86_64__)
 public:

@@ -129,14 +129,14 @@ def _modulated(tile, scale, samples, row0, cols, rows_total, cols_total, M: tl.c
         tile *= tl.load(scale[0] + cols, mask=cols < cols_total, other=0.0).to(tl.float32)[None, :]
     elif SPAN == PAIR:
         second = tl.minimum(first + 1, count - 1)
-        one = _scale_row(scale, first, cols, cols_total)
-        two = _scale_row(scale, second, cols, cols_total)
-        tile *= tl.where((rows < (first + 1) * tokens)[:, None], one[None, :], two[None, :])
+        first_scale = _scale_row(scale, first, cols, cols_total)
+        second_scale = _scale_row(scale, second, cols, cols_total)
+        tile *= tl.where((rows < (first + 1) * tokens)[:, None], first_scale[None, :], second_scale[None, :])
     else:
         last = tl.minimum(row0 + M - 1, rows_total - 1) // tokens
         for sample in range(first, last + 1):
-            one = _scale_row(scale, sample, cols, cols_total)
-            tile = tl.where((rows // tokens == sample)[:, None], tile * one[None, :], tile)
+            sample_scale = _scale_row(scale, sample, cols, cols_total)
+            tile = tl.where((rows // tokens == sample)[:, None], tile * sample_scale[None, :], tile)
     return tile
 
 

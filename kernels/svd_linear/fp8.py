@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hystar_fast.kernels.svd_linear.blocks import INTERPRETED, MANY, SHARED, _modulated, _product, _write
-from hystar_fast.kernels.svd_linear.launch import Modulation, descriptor, even_k, suit_descriptors
+from hystar_fast.kernels.svd_linear.launch import Modulation, can_use_tma, descriptor, even_k
 from hystar_fast.kernels.tuning import QUANTISE_COLUMNS_A_WARP, REDUCE, Gpu, Tile, svd_linear_tile
 
 E4M3 = torch.float8_e4m3fn
@@ -44,42 +44,42 @@ def _e4m3(value):
 
 
 @triton.jit
-def _svd_linear_reach_kernel(scale, vh_norm, reach, rank, scale_row, COLUMNS: tl.constexpr):
-    """reach[k] = max_j |scale[k, j]| ||vh_j||, or NaN if a scale is NaN."""
+def _svd_linear_reach_kernel(scale, vh_norm, bounds, rank, scale_row, COLUMNS: tl.constexpr):
+    """bounds[k] = max_j |scale[k, j]| ||vh_j||, or NaN if a scale is NaN."""
     row = tl.program_id(0).to(tl.int64)
     largest = tl.zeros((COLUMNS,), dtype=tl.float32)
     for start in range(0, rank, COLUMNS):
         cols = start + tl.arange(0, COLUMNS)
         ok = cols < rank
-        one = tl.load(scale + row * scale_row + cols, mask=ok, other=0.0).to(tl.float32)
-        one = tl.abs(one) * tl.load(vh_norm + cols, mask=ok, other=0.0)
-        largest = tl.maximum(largest, one, propagate_nan=tl.PropagateNan.ALL)
+        column_scale = tl.load(scale + row * scale_row + cols, mask=ok, other=0.0).to(tl.float32)
+        column_bound = tl.abs(column_scale) * tl.load(vh_norm + cols, mask=ok, other=0.0)
+        largest = tl.maximum(largest, column_bound, propagate_nan=tl.PropagateNan.ALL)
     is_nan = tl.max((largest != largest).to(tl.int32), 0) > 0
-    tl.store(reach + row, tl.where(is_nan, float("nan"), tl.max(largest, 0)))
+    tl.store(bounds + row, tl.where(is_nan, float("nan"), tl.max(largest, 0)))
 
 
 @triton.jit
 def _svd_linear_quantise_kernel(
-    x, quantised, x_scale, g_scale, reach, index, features, x_strides, tokens, bank_rows, COLUMNS: tl.constexpr
+    x, quantised, x_scale, g_scale, bounds, index, features, x_strides, tokens, bank_rows, COLUMNS: tl.constexpr
 ):
-    """Write one row of x in e4m3, its scale, and the scale that its row of g will have."""
+    """Write one row of x in e4m3, its scale, and the scale that its row of g will have; `bounds` are of the bank."""
     row = tl.program_id(0)
-    wide = row.to(tl.int64)
+    row64 = row.to(tl.int64)
     cols = tl.arange(0, COLUMNS)
     ok = cols < features
-    value = tl.load(x + wide * x_strides[0] + cols * x_strides[1], mask=ok, other=0.0).to(tl.float32)
+    value = tl.load(x + row64 * x_strides[0] + cols * x_strides[1], mask=ok, other=0.0).to(tl.float32)
     is_nan = tl.max((value != value).to(tl.int32), 0) > 0
     largest = tl.where(is_nan, float("nan"), tl.max(tl.abs(value), 0))
     largest = tl.where(largest < TINY, TINY, largest)
-    one = largest / LARGEST
-    value *= 1.0 / one
-    tl.store(quantised + wide * features + cols, _e4m3(value), mask=ok)
-    tl.store(x_scale + row, one)
+    row_scale = largest / LARGEST
+    value *= 1.0 / row_scale
+    tl.store(quantised + row64 * features + cols, _e4m3(value), mask=ok)
+    tl.store(x_scale + row, row_scale)
     sample = row // tokens
     if index is not None:
         sample = tl.load(index + sample)
     inside = (sample >= 0) & (sample < bank_rows)
-    bound = tl.load(reach + sample, mask=inside, other=float("nan")) * (one * tl.sqrt(tl.sum(value * value, 0)))
+    bound = tl.load(bounds + sample, mask=inside, other=float("nan")) * (row_scale * tl.sqrt(tl.sum(value * value, 0)))
     tl.store(g_scale + row, tl.where(bound < TINY, TINY, bound) / BOUND)
 
 
@@ -100,7 +100,10 @@ def _finish(
     SPAN: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
 ):
-    """Epilogue of a tile. First product: keep h, and write tile * scale in e4m3. Second product: write tile + bias."""
+    """Write a tile. First product: keep h, and write tile * scale in e4m3. Second product: write tile + bias.
+
+    `samples` is None in the second product, and only there.
+    """
     rows_total, cols_total, _ = shape
     cols = col0 + tl.arange(0, N)
     if samples is not None:
@@ -132,7 +135,9 @@ def _svd_linear_fp8_kernel(
     PERSISTENT: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
-    """a bᵀ of two e4m3 matrices. First product: a = x, b = vh, and ``scale`` is given. Second: a = g, b = u, plus bias.
+    """Compute a bᵀ of two e4m3 matrices.
+
+    First product: a = x, b = vh; the result is multiplied by ``scale``. Second: a = g, b = u; the bias is added.
 
     ``factors`` are the scales of the rows of a, of the rows of b, and of the rows of the result, which the second
     product does not have. h and the bias may be None. TILE is (rows, columns, step along the inner dimension).
@@ -185,10 +190,10 @@ def quantise(x: Tensor, vh_norm: Tensor, modulation: Modulation) -> tuple[Tensor
     rows, features = x.shape
     rank, scale = len(vh_norm), modulation.scale
     bank = scale.shape[0] if scale.dim() == 2 else 1
-    reach = torch.empty(bank, dtype=torch.float32, device=x.device)
+    bounds = torch.empty(bank, dtype=torch.float32, device=x.device)
     columns = min(max(16, triton.next_power_of_2(rank)), 1024)
     _svd_linear_reach_kernel[(bank,)](
-        scale, vh_norm, reach, rank, scale.stride(0), COLUMNS=columns, num_warps=REDUCE.num_warps
+        scale, vh_norm, bounds, rank, scale.stride(0), COLUMNS=columns, num_warps=REDUCE.num_warps
     )
     quantised = torch.empty(rows, features, dtype=E4M3, device=x.device)
     x_scale, g_scale = torch.empty(2, rows, dtype=torch.float32, device=x.device)
@@ -198,11 +203,11 @@ def quantise(x: Tensor, vh_norm: Tensor, modulation: Modulation) -> tuple[Tensor
         quantised,
         x_scale,
         g_scale,
-        reach,
+        bounds,
         modulation.index,
         features,
         x.stride(),
-        modulation.rows_of_a_sample(rows),
+        modulation.rows_per_sample(rows),
         bank,
         COLUMNS=columns,
         num_warps=min(16, max(1, columns // QUANTISE_COLUMNS_A_WARP)),
@@ -259,8 +264,8 @@ def _launch(
     rows, inner = a.shape
     columns = len(b)
     if tile is None:
-        tokens = rows if modulation is None else modulation.rows_of_a_sample(rows)
-        tile = svd_linear_tile(gpu.capability, 1, tokens, aligned=suit_descriptors(a, b, out, h))
+        tokens = rows if modulation is None else modulation.rows_per_sample(rows)
+        tile = svd_linear_tile(gpu.capability, 1, tokens, aligned=can_use_tma(a, b, out, h))
     m, n, k = tile.block_m, tile.block_n, tile.block_k
     span, scale, samples = SHARED.value, None, None
     if modulation is not None:

@@ -15,10 +15,10 @@ from torch import Tensor
 from hystar_fast.kernels.svd_linear.blocks import _dot, _modulated, _product, _read, _sum_samples, _write
 from hystar_fast.kernels.svd_linear.launch import (
     Modulation,
+    can_use_tma,
     descriptor,
     empty_partials,
     even_k,
-    suit_descriptors,
     sum_partials,
 )
 from hystar_fast.kernels.tuning import Gpu, Tile, svd_linear_fused_tile
@@ -149,7 +149,7 @@ def _launch(
     by_column = stored[0] is not b
     width = max(16, triton.next_power_of_2(rank))
     if tile is None:
-        aligned = suit_descriptors(a, *stored, out, h)
+        aligned = can_use_tma(a, *stored, out, h)
         tile = svd_linear_fused_tile(gpu.capability, a.itemsize, rows, width, aligned=aligned)
     m, n, k = tile.block_m, tile.block_n, tile.block_k
     span, slots = modulation.span_and_slots(rows, m)

@@ -15,10 +15,10 @@ from torch import Tensor
 from hystar_fast.kernels.svd_linear.blocks import MANY, _modulated, _product, _read, _sum_samples, _write
 from hystar_fast.kernels.svd_linear.launch import (
     Modulation,
+    can_use_tma,
     descriptor,
     empty_partials,
     even_k,
-    suit_descriptors,
     sum_partials,
 )
 from hystar_fast.kernels.tuning import Gpu, Tile, svd_linear_tile
@@ -40,7 +40,10 @@ def _finish(
     SPAN: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
 ):
-    """Epilogue of a tile: keep h or sum tile * h for each sample, and write tile * scale."""
+    """Write tile * scale, unless g is None. The forward also writes h; the backward reads h and sums tile * h.
+
+    `partials` and h are given in the backward with dscale; only h in a forward that keeps it.
+    """
     rows_total, cols_total, _ = shape
     cols = col0 + tl.arange(0, N)
     if partials is not None:
@@ -71,7 +74,10 @@ def _svd_linear_gemm_kernel(
     PERSISTENT: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
-    """Forward: a = x, b = vhᵀ; h is written unless it is None. Backward: a = dy, b = u; h is read unless it is None.
+    """Compute g = (a b) * scale.
+
+    Forward: a = x, b = vhᵀ, and h = a b is written unless it is None. Backward: a = dy, b = u, and h is read for the
+    partial sums of dscale = Σ_t (a b) * h unless it is None.
 
     g and the partial sums of dscale may be None. TILE is (rows, columns, step along the inner dimension).
     """
@@ -148,8 +154,8 @@ def _launch(
     rows, inner = a.shape
     rank, by_column = b.shape[1], b_stored is not b
     if tile is None:
-        aligned = suit_descriptors(a, b_stored, g, h)
-        tile = svd_linear_tile(gpu.capability, a.itemsize, modulation.rows_of_a_sample(rows), aligned=aligned)
+        aligned = can_use_tma(a, b_stored, g, h)
+        tile = svd_linear_tile(gpu.capability, a.itemsize, modulation.rows_per_sample(rows), aligned=aligned)
     m, n, k = tile.block_m, tile.block_n, tile.block_k
     span, slots = modulation.span_and_slots(rows, m)
     scale, samples = modulation.arguments(rows, m)

@@ -23,21 +23,21 @@ class Modulation:
     tokens: int
     """Rows of a sample; not used if one scale is shared."""
 
-    def rows_of_a_sample(self, rows: int) -> int:
-        """Return how many of the rows share a scale."""
+    def rows_per_sample(self, rows: int) -> int:
+        """Return the number of rows that share a scale."""
         return rows if self.scale.dim() == 1 else self.tokens
 
     def span_and_slots(self, rows: int, block_m: int) -> tuple[int, int]:
         """Return SPAN for tiles of `block_m` rows, and the most samples that such a tile holds."""
         if self.scale.dim() == 1:
             return SHARED.value, 1
-        tokens = self.rows_of_a_sample(rows)
+        tokens = self.rows_per_sample(rows)
         return (PAIR.value, 2) if tokens >= block_m else (MANY.value, (block_m - 1) // tokens + 2)
 
     def arguments(self, rows: int, block_m: int) -> tuple[tuple[Any, ...], tuple[int, int, int]]:
         """Return the arguments `scale` and `samples` of a kernel."""
         scale = self.scale if self.scale.stride(-1) == 1 else self.scale.contiguous()
-        tokens, slots = self.rows_of_a_sample(rows), self.span_and_slots(rows, block_m)[1]
+        tokens, slots = self.rows_per_sample(rows), self.span_and_slots(rows, block_m)[1]
         return (scale, self.index, scale.shape[0], scale.stride(0)), (tokens, rows // tokens, slots)
 
 
@@ -52,8 +52,8 @@ def descriptor(tile: Tile, tensor: Tensor | None, *block: int) -> Any:
     return TensorDescriptor.from_tensor(tensor, list(block))
 
 
-def suit_descriptors(*tensors: Tensor | None) -> bool:
-    """Return whether TMA can address the matrices: contiguous rows that begin at multiples of 16 bytes."""
+def can_use_tma(*tensors: Tensor | None) -> bool:
+    """Return True if TMA can address the matrices: contiguous rows that begin at multiples of 16 bytes."""
     return all(
         tensor.stride(1) == 1
         and tensor.stride(0) >= tensor.shape[1]
@@ -73,7 +73,7 @@ def sum_partials(partials: Tensor, modulation: Modulation, rows: int, block_m: i
     """Return dscale, in the shape and dtype of scale: the partial sums of every sample, added up."""
     rank, scale = partials.shape[2], modulation.scale
     dscale = torch.empty_like(scale, memory_format=torch.contiguous_format)
-    tokens = modulation.rows_of_a_sample(rows)
+    tokens = modulation.rows_per_sample(rows)
     grid = (1 if scale.dim() == 1 else scale.shape[0], triton.cdiv(rank, REDUCE.columns))
     _svd_linear_reduce_kernel[grid](
         partials,

@@ -30,7 +30,7 @@ CASES = [
     ((2, 45, 37, 29, 41), POINTERS),
     ((33, 1, 37, 29, 41), POINTERS),
     ((1, 1, 1, 1, 1), POINTERS),
-    ((3, 2, 16, 16, 1100), POINTERS),  # the reach of a scale is found in two steps
+    ((3, 2, 16, 16, 1100), POINTERS),  # the bound of a scale is found in two steps
 ]
 
 

@@ -13,7 +13,7 @@ namespace hystar_fast::sinkhorn {
 
 constexpr double kBound = 1e8;  // a scaling outside [1 / kBound, kBound] is not used: A is built again first
 
-// How many of `threads` are worth starting for this work, in entries times passes over them.
+// Number of threads, at most `threads`, that are worth starting for this work, in entries times passes over them.
 inline int useful_threads(std::int64_t work, int threads) {
     constexpr std::int64_t kEntriesPerThread = 1 << 21;
     return static_cast<int>(std::min<std::int64_t>(threads, std::max<std::int64_t>(1, work / kEntriesPerThread)));

@@ -32,7 +32,7 @@ public:
 
 private:
     struct Step {
-        std::int64_t row, column;  // the row before on the path, and the column that it takes over from this row
+        std::int64_t previous_row, taken_column;  // the row before on the path, and the column taken from this row
     };
     struct Share {
         std::int64_t row, amount;
@@ -58,7 +58,7 @@ private:
                         return column;
                     }
                     for (const Share& share : holders_[size(column)])
-                        if (reached_from_[size(share.row)].row < 0) {
+                        if (reached_from_[size(share.row)].previous_row < 0) {
                             reached_from_[size(share.row)] = {row, column};
                             queue_.push_back(share.row);
                         }
@@ -71,14 +71,14 @@ private:
     // Sends as much of `supply` as possible along the path that find_path found, and returns the amount.
     std::int64_t augment(std::int64_t start, std::int64_t end, std::int64_t supply) {
         std::int64_t amount = std::min(supply, demand_[size(end)]);
-        for (std::int64_t row = last_row_; row != start; row = reached_from_[size(row)].row)
-            amount = std::min(amount, flow(reached_from_[size(row)].column, row));
+        for (std::int64_t row = last_row_; row != start; row = reached_from_[size(row)].previous_row)
+            amount = std::min(amount, flow(reached_from_[size(row)].taken_column, row));
         demand_[size(end)] -= amount;
         std::int64_t column = end;
-        for (std::int64_t row = last_row_;; row = reached_from_[size(row)].row) {
+        for (std::int64_t row = last_row_;; row = reached_from_[size(row)].previous_row) {
             add_flow(column, row, amount);
             if (row == start) return amount;
-            column = reached_from_[size(row)].column;
+            column = reached_from_[size(row)].taken_column;
             add_flow(column, row, -amount);
         }
     }

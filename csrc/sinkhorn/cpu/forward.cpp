@@ -23,7 +23,7 @@ namespace {
 
 using cpu::round_up;
 
-constexpr std::int64_t kEntriesPerTeamMember = 1 << 16;  // entries for which two barriers an iteration pay
+constexpr std::int64_t kEntriesPerTeamMember = 1 << 16;  // entries worth two barriers an iteration
 
 // The memory of one problem while it is solved, shared by its team.
 template <typename T>

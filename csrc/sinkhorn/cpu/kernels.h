@@ -177,7 +177,7 @@ HYSTAR_INLINE void sweep(const T* a, std::int64_t ld, std::int64_t begin, std::i
     }
 }
 
-// Whether all values are in [1/bound, bound]. NaN is outside.
+// Returns true if all values are in [1/bound, bound]. NaN is outside.
 template <typename T>
 bool within(const T* values, std::int64_t begin, std::int64_t end, T bound) {
     const V<T> low = all<T>(1 / bound), high = all<T>(bound);

@@ -103,8 +103,8 @@ template <typename T>
 void unrolled_backward(const Kernels<T>&, const UnrolledBackward<T>&, int threads);
 void implicit_backward(const Kernels<double>&, const ImplicitBackward&, int threads);
 
-// Whether a non-negative matrix that is zero except where allowed(i, j) can have rows of sum 1 and columns of sum n/m.
-// Decided by a maximum flow.
+// Returns true if a non-negative matrix that is zero except where allowed(i, j) can have rows of sum 1 and columns of
+// sum n/m. Decided by a maximum flow.
 bool has_plan(std::int64_t n, std::int64_t m, const std::function<bool(std::int64_t, std::int64_t)>& allowed);
 
 }  // namespace hystar_fast::sinkhorn

@@ -50,7 +50,7 @@ int attribute(cudaDeviceAttr which, int device) {
     return value;
 }
 
-// Every device with clusters has clusters of 8 blocks. Large chips have 16 if a kernel asks for them.
+// Every device with clusters has clusters of 8 blocks. Large chips have 16 if a kernel requests them.
 Gpu describe_gpu(int device) {
     const int major = attribute(cudaDevAttrComputeCapabilityMajor, device);
     const int largest = major == 9 || major == 10 ? 16 : 8;

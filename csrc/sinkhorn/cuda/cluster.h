@@ -34,7 +34,7 @@ class ClusterLaunch {
 // Describes the current device. Without a device there are no multiprocessors.
 Gpu gpu_here();
 
-// Whether the current device can hold a cluster of this kernel.
+// Returns true if the current device can hold a cluster of this kernel.
 bool cluster_fits_here(const void* kernel, int threads, int blocks);
 
 // The result of `choose` for the current device. If the device cannot hold a cluster of that size, the problem is

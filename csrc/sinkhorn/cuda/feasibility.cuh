@@ -13,9 +13,9 @@ namespace hystar_fast {
 
 HYSTAR_BOTH constexpr int feasibility_words(int n, int m) { return 2 * (n + m) + 34; }
 
-// Whether the least row degree / M + the least column degree / N is at least 1. Then Hall's condition holds: a set of
-// rows S with too few columns has |S| / N > degree_row / M, and all rows of a column outside these columns are outside
-// S.
+// Returns true if the least row degree / M + the least column degree / N is at least 1. Then Hall's condition holds: a
+// set of rows S with too few columns has |S| / N > degree_row / M, and all rows of a column outside these columns are
+// outside S.
 template <class Block>
 HYSTAR_DEVICE bool degrees_suffice(Block& block, const Problem& problem, float* scratch) {
     float row_degree = -INFINITY, column_degree = -INFINITY;  // negated, because the reduction is Max

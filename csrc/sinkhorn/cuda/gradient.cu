@@ -78,7 +78,7 @@ Choice choose_gradient_here(int64_t n, int64_t m) {
     return fits ? choice : Choice{Choice::STREAM, 0, 0};
 }
 
-// How many blocks or clusters share the problems of a batch, and how many floats of history each of them has.
+// Number of blocks or clusters that share the problems of a batch, and number of floats of history that each has.
 struct Shares {
     int64_t count, words;
 };

@@ -144,7 +144,7 @@ struct Problem : Batch {
     const long long index;
 };
 
-// Whether an allowed entry makes its problem invalid: NaN or -inf.
+// Returns true if an allowed entry makes its problem invalid: NaN or -inf.
 HYSTAR_DEVICE bool is_invalid(float cost) { return !(cost >= -3.402823466e38f); }
 
 // The approximate instructions. The relative error of 2^x is 2^-22 and that of 1 / x is 2^-23. The error of log2 x is
@@ -178,8 +178,8 @@ HYSTAR_DEVICE float plan_entry(float x, float u, float v) {
     return power_of_two((x + sum) + lost);
 }
 
-// Whether a scaling is so large or small that it is moved into the potentials. This happens long before a product can
-// leave the range of fp32.
+// Returns true if a scaling is so large or small that it is moved into the potentials. This happens long before a
+// product can leave the range of fp32.
 template <class T>
 HYSTAR_DEVICE bool is_far(float scaling) {
     return scaling > T::FAR || (scaling > 0 && scaling < 1 / T::FAR);

@@ -125,7 +125,7 @@ auto with_sweep(int shape, bool vectors, const Launcher& launcher) {
     return launcher.template launch<SweepShape<SWEEP_TEAMS[2], 1>>();
 }
 
-// Whether rows can be read as vectors of four.
+// Returns true if rows can be read as vectors of four.
 inline bool has_vectors(const Batch& batch) {
     const auto from = reinterpret_cast<uintptr_t>(batch.cost) | reinterpret_cast<uintptr_t>(batch.plan);
     return batch.m % 4 == 0 && from % 16 == 0;
@@ -142,7 +142,7 @@ struct Choice {
     int shape, blocks;  // CLUSTER: index of CLUSTER_SHAPES, blocks of a problem; SWEEP: index of SWEEP_TEAMS, blocks of the grid
 };
 
-// How many slots the ring of a sweep has: as many as fit into shared memory, but at most 8, for which one can wait.
+// Number of slots in the ring of a sweep: as many as fit into shared memory, but at most 8, for which one can wait.
 constexpr int sweep_stages(const Gpu& gpu, int shape) {
     const int fixed = static_cast<int>(shape == 0   ? sizeof(SweepShape<SWEEP_TEAMS[0], 1>::Shared)
                                        : shape == 1 ? sizeof(SweepShape<SWEEP_TEAMS[1], 1>::Shared)
@@ -189,7 +189,8 @@ using Gradient48 = Tile<6, 12, 4, 1, 8>;
 using Gradient128 = Tile<8, 8, 16, 8, 1>;
 using GradientCluster = Tile<8, 8, 32, 8, 1, 8>;
 
-// How the gradients of a problem are computed on chip. STREAM: they are not, and the caller must compute them.
+// Returns the kernel that computes the gradients of a problem on chip. STREAM: none does, and the caller must compute
+// them.
 constexpr Choice choose_gradient(int64_t n, int64_t m, const Gpu& gpu) {
     if (n <= Gradient128::MAX_ROWS && m <= Gradient128::MAX_COLUMNS) return {Choice::TILE, 0, 1};
     int blocks = 1;

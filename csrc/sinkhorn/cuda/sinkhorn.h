@@ -16,7 +16,7 @@
 //       The call does not wait for the device. Results are deterministic. A failed launch raises RuntimeError.
 //
 //   sinkhorn_cuda_has_gradient(N, M) -> bool
-//       Whether the two gradients below exist for problems of this size on the current device: they must stay on chip.
+//       True if the two gradients below exist for problems of this size on the current device: they must stay on chip.
 //
 //   sinkhorn_cuda_unrolled_workspace(batch, N, M, n_iter) -> int
 //       Bytes of device memory that the unrolled gradient needs: at most 256 MiB, or the memory of one problem if that

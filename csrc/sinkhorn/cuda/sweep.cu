@@ -26,7 +26,7 @@ int ring_bytes(int shape) {
     return sweep_stages(gpu_here(), shape) * static_cast<int>(sizeof(float) * SweepShape<1, 1>::SLOT);
 }
 
-// Whether the kernel can run. More than 48 KiB of shared memory must be allowed first.
+// Checks that the kernel can run. More than 48 KiB of shared memory must be allowed first.
 struct Fits {
     int shape;
 

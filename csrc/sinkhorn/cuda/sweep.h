@@ -9,7 +9,7 @@
 
 namespace hystar_fast {
 
-// Whether a multiprocessor of the current device can hold a block of that shape.
+// Returns true if a multiprocessor of the current device can hold a block of that shape.
 bool sweep_fits_here(int shape);
 
 // The floats of the workspace.

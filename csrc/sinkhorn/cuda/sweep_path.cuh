@@ -97,12 +97,12 @@ class SweepPath {
     }
     HYSTAR_DEVICE int* iterations(long long problem) const { return batch_.iterations + problem; }
 
-    // Whether this pass works on the problem. With a tolerance, an iteration skips problems that have met it.
+    // Returns true if this pass works on the problem. With a tolerance, an iteration skips problems that have met it.
     template <Pass PASS>
     HYSTAR_DEVICE bool active(int problem) const {
         return PASS != Pass::ITERATE || k_ == 0 || *iterations(problem) >= k_;
     }
-    // Whether this pass reads the cost of the problem, instead of A.
+    // Returns true if this pass reads the cost of the problem, instead of A.
     template <Pass PASS>
     HYSTAR_DEVICE bool builds(int problem) const {
         if (PASS == Pass::PLAN) return false;

@@ -53,7 +53,7 @@ class TileSolver {
     HYSTAR_DEVICE int column(int k) const { return lane_column() + T::LANE_COLUMNS * k; }
     HYSTAR_DEVICE bool inside(int i, int k) const { return row(i) < problem_.n && column(k) < problem_.m; }
 
-    // Whether the fact is true in any thread that works on the problem.
+    // Returns true if the fact is true in any thread that works on the problem.
     HYSTAR_DEVICE bool any(bool fact) {
         fact = block_.any(fact);
         if constexpr (Block::CLUSTERED) fact = share<Max>(fact ? 1.0f : 0.0f) > 0;

@@ -11,7 +11,7 @@
 namespace hystar_fast::style_nce {
 namespace {
 
-constexpr std::int64_t kNumbersPerThread = 1 << 19;  // numbers to read for which starting a thread pays
+constexpr std::int64_t kNumbersPerThread = 1 << 19;  // numbers to read for which a thread is worth its start
 constexpr std::int64_t kMultiplyAddsPerNumber = 8;   // multiply-adds in registers that take as long as reading a number
 
 // Calls body(begin, end) for parts of the rows [0, n). Each row has `width` numbers to read; as many threads are

@@ -31,7 +31,7 @@ struct Job {
     float* count;          // [N], the number of negatives
     int *status, *arrived; // status of the plan; number of blocks that have written their losses
 
-    // Whether a sample is not finite, so that it is no negative and its own loss is NaN.
+    // Returns true if a sample is not finite, so that it is no negative and its own loss is NaN.
     HYSTAR_DEVICE bool is_excluded(int sample) const {
         return lengths[sample] == -INFINITY || lengths[n + sample] == -INFINITY;
     }

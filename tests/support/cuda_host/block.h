@@ -79,7 +79,7 @@ class Fibers {
         }
     }
 
-    // Whether a thread of the block whose first thread is `first` has started, and one of them has not ended.
+    // Returns true if a thread of the block whose first thread is `first` has started, and one of them has not ended.
     bool lives(int first) const {
         bool started = false, ended = true;
         for (int t = first; t < first + group_; ++t) {
