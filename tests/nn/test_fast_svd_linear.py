@@ -319,7 +319,7 @@ X = torch.ones(4, 3, 13)
         ),
         (lambda layer: layer(X, torch.ones(2, 13), index=torch.full((4,), 2)), ValueError, "index"),
         (lambda layer: layer(X, torch.ones(2, 13), index=torch.ones(4)), TypeError, "index"),
-        (lambda layer: layer(torch.ones(4, 3, 12)), ValueError, "x: needs 13 features"),
+        (lambda layer: layer(torch.ones(4, 3, 12)), ValueError, "x must have 13 features"),
         (lambda layer: layer(X.double()), TypeError, "torch.float64"),
         (lambda layer: layer.requires_grad_(True)(X), ValueError, "frozen"),
     ],
