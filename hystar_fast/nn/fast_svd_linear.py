@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from hystar_fast.nn.factors import SVDFactors, checked_rank, factorise, svd_factors
 from hystar_fast.nn.lazy_weight import LazyWeight
@@ -33,6 +34,26 @@ class _QuantisedFactors:
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
+
+
+class _OffsetWeight(torch.autograd.Function):
+    """The weight as a function of its static offset: d offset = diag(uᵀ dW vhᵀ). It is built only when it is used."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, offset: Tensor, u: Tensor, vh: Tensor, build: Callable[[], Tensor], shape: tuple[int, int]
+    ) -> Tensor:
+        ctx.save_for_backward(u, vh)
+        ctx.dtype = offset.dtype
+        return LazyWeight(build, u, shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dweight: Tensor) -> tuple[Tensor | None, ...]:
+        u, vh = ctx.saved_tensors
+        with torch.autocast(u.device.type, enabled=False):
+            projected = u.to(ctx.dtype).mT @ dweight.to(ctx.dtype)
+        return (projected * vh).sum(1).to(ctx.dtype), None, None, None, None
 
 
 class FastSVDLinear(nn.Module):
@@ -201,12 +222,21 @@ class FastSVDLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Weight [out, in] with the static offset folded in: read-only, detached, and built only when it is used."""
-        if torch.compiler.is_compiling():
+        """Weight [out, in] with the static offset folded in: read-only, and built only when it is used.
+
+        It carries the gradient of ``delta_s_static``, so that models train which read it instead of calling the layer.
+        """
+        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
             return self._materialise()
-        return LazyWeight(self._materialise, self.u, (self.out_features, self.in_features))
+        shape = (self.out_features, self.in_features)
+        if torch.is_grad_enabled() and self.delta_s_static.requires_grad:
+            return _OffsetWeight.apply(self.delta_s_static, self.u, self.vh, self._detached_weight, shape)
+        return LazyWeight(self._detached_weight, self.u, shape)
 
     @torch.no_grad()
+    def _detached_weight(self) -> Tensor:
+        return self._materialise()
+
     def _materialise(self) -> Tensor:
         with nullcontext() if self.u.is_meta else torch.autocast(self.u.device.type, enabled=False):
             offset, precise = self.delta_s_static, self.delta_s_static.dtype
@@ -219,7 +249,7 @@ class FastSVDLinear(nn.Module):
     def merge(self) -> nn.Linear:
         """Return a frozen nn.Linear with the static offset folded in; this layer does not change."""
         plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta", dtype=self.u.dtype)
-        plain.weight = nn.Parameter(self._materialise(), requires_grad=False)
+        plain.weight = nn.Parameter(self._detached_weight(), requires_grad=False)
         if self.bias is not None:
             plain.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=False)
         return plain.train(self.training)

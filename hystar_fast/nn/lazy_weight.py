@@ -71,6 +71,14 @@ class LazyWeight(Tensor):
     def data(self, value: Tensor) -> None:
         raise RuntimeError(_READ_ONLY.format("an assignment to data"))
 
+    def _has_no_memory(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError(
+            "FastSVDLinear.weight must not be accessed by its memory, which it does not have: it is built from the "
+            "factors u, s and vh. Take weight.clone(), or call merge() for an nn.Linear with a weight of its own"
+        )
+
+    data_ptr = storage = untyped_storage = share_memory_ = set_ = pin_memory = _has_no_memory
+
     def numpy(self, *, force: bool = False) -> Any:
         array = self.build().numpy(force=force)
         array.flags.writeable = False

@@ -151,9 +151,10 @@ def sinkhorn(
         return (cost * 0, SinkhornInfo(torch.zeros_like(status), error, status)) if return_info else cost * 0
 
     kernel, allowed, invalid, infeasible = log_kernel(cost, mask, epsilon)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and grad == "unroll"):
-        u, v, iterations = _iterate(kernel, math.log(n / m), n_iter, tol)
-        plan = (u.unsqueeze(-1) + kernel + v.unsqueeze(-2)).exp()
+    # detached, because torch.no_grad does not stop the tangents of torch.func.jvp
+    iterated = kernel if grad == "unroll" else kernel.detach()
+    u, v, iterations = _iterate(iterated, math.log(n / m), n_iter, tol)
+    plan = (u.unsqueeze(-1) + iterated + v.unsqueeze(-2)).exp()
 
     infeasible = infeasible | _infeasible(plan.detach(), allowed)
     if grad == "implicit":

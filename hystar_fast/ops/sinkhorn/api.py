@@ -11,7 +11,9 @@ from torch.autograd.function import once_differentiable
 from hystar_fast.ops.native import cuda_ready, extension, extension_problem, instruction_set
 from hystar_fast.ops.sinkhorn import cpu, cuda
 from hystar_fast.ops.status import OpStatus
+from hystar_fast.ops.transforms import check_not_batched, is_transformed
 from hystar_fast.ref.sinkhorn import SinkhornInfo, check_arguments
+from hystar_fast.ref.sinkhorn import sinkhorn as reference
 
 LIB = torch.library.Library("hystar_fast", "FRAGMENT")
 # info is int32 [3, ...]: iterations, the bits of the largest marginal error as a float32, status
@@ -56,6 +58,28 @@ def _unrolled_backward_fake(
 @torch.library.register_fake("hystar_fast::sinkhorn_implicit_backward", lib=LIB)
 def _implicit_backward_fake(dplan: Tensor, plan: Tensor, info: Tensor, epsilon: float) -> Tensor:
     return plan.new_empty(plan.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    cost, mask, ctx.epsilon, ctx.n_iter, ctx.tol, ctx.keep_history = inputs
+    plan, history, info = output
+    ctx.save_for_backward(plan, cost, mask, history, info)
+
+
+def _backward_of_op(ctx: Any, dplan: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Differentiate the op itself, as exported programs call it; the history is computed again if it was not kept."""
+    plan, cost, mask, history, info = ctx.saved_tensors
+    if not ctx.keep_history:
+        history = torch.ops.hystar_fast.sinkhorn_forward(cost, mask, ctx.epsilon, ctx.n_iter, ctx.tol, True)[1]
+    dcost = torch.ops.hystar_fast.sinkhorn_unrolled_backward(
+        dplan, plan, cost, mask, history, info, ctx.epsilon, ctx.n_iter
+    )
+    return dcost, None, None, None, None, None
+
+
+torch.library.register_autograd(
+    "hystar_fast::sinkhorn_forward", _backward_of_op, setup_context=_setup_context, lib=LIB
+)
 
 
 class _Unrolled(torch.autograd.Function):
@@ -165,7 +189,8 @@ def sinkhorn(
         batch are not affected.
 
     Gradients:
-        cost; first order only. Zero for forbidden entries, and for infeasible and invalid problems.
+        cost; first order only (any order and forward mode through torch.func, which runs the reference). Zero for
+        forbidden entries, and for infeasible and invalid problems.
 
     Cost:
         Forward: 2 n_iter N M multiply-adds and usually one exp for each entry. Unrolled backward: 6 n_iter N M
@@ -189,10 +214,17 @@ def sinkhorn(
         True
     """
     check_arguments(cost, epsilon, n_iter, mask, grad, tol)
+    if is_transformed(cost):
+        for name, tensor in (("cost", cost), ("mask", mask)):
+            check_not_batched(name, tensor, "pass all problems at once, [..., N, M]")
+        plan, info = reference(cost, epsilon, n_iter, mask=mask, grad=grad, return_info=True, tol=tol)
+        return (plan, info) if return_info else plan
     if cost.dtype != torch.float32 and cost.dtype != torch.float64:
         cost = cost.float()
     stop = 0.0 if tol is None else float(tol)
-    if grad != "none" and cost.requires_grad and torch.is_grad_enabled():
+    if torch.compiler.is_exporting() and grad == "unroll":  # the program is differentiated by the op
+        plan, _, info = torch.ops.hystar_fast.sinkhorn_forward(cost, mask, float(epsilon), n_iter, stop, False)
+    elif grad != "none" and cost.requires_grad and torch.is_grad_enabled():
         function = _Unrolled if grad == "unroll" else _Implicit
         plan, info = function.apply(cost, mask, float(epsilon), n_iter, stop)
     else:

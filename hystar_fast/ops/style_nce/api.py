@@ -14,6 +14,8 @@ from hystar_fast.ops.status import OpStatus
 from hystar_fast.ops.style_nce import cpu, cuda, stream
 from hystar_fast.ops.style_nce import torch as plain
 from hystar_fast.ops.style_nce.checks import check_inputs, check_options
+from hystar_fast.ops.transforms import check_not_batched, is_transformed
+from hystar_fast.ref.style_nce import style_nce as reference
 
 LIB = torch.library.Library("hystar_fast", "FRAGMENT")
 LIB.define(
@@ -66,6 +68,27 @@ def _backward_fake(
 
 _FORWARD = torch.ops.hystar_fast.style_nce_forward.default
 _BACKWARD = torch.ops.hystar_fast.style_nce_backward.default
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    query, target, *ctx.options, keep = inputs
+    ctx.save_for_backward(query, target, ctx.options[0], *(output[1:] if keep else ()))
+    ctx.options = ctx.options[1:]
+
+
+def _backward_of_op(ctx: Any, dloss: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Differentiate the op itself, as exported programs call it; what was not kept is computed again."""
+    query, target, mask, *saved = ctx.saved_tensors
+    if not saved:
+        saved = _FORWARD(query, target, mask, *ctx.options, True)[1:]
+    needs = ctx.needs_input_grad[:2]
+    grads = _BACKWARD(dloss, *saved, ctx.options[0], *needs)
+    return *plain.in_dtypes(grads, (query.dtype, target.dtype), needs), *(None,) * (len(ctx.options) + 2)
+
+
+torch.library.register_autograd(
+    "hystar_fast::style_nce_forward", _backward_of_op, setup_context=_setup_context, lib=LIB
+)
 
 
 class _StyleNCE(torch.autograd.Function):
@@ -186,11 +209,30 @@ def style_nce(
     check_inputs(query, target, mask)
     check_options(temperature, gamma, lam, epsilon, n_iter, weights, plan_grad, reduction)
     strength = None if isinstance(gamma, str) else float(gamma)
+    if is_transformed(query, target):
+        for name, tensor in (("query", query), ("target", target), ("mask", mask)):
+            check_not_batched(name, tensor, "it needs one batch of pairs, [N, D]")
+        with torch.autocast(query.device.type, enabled=False):
+            return reference(
+                query,
+                target,
+                temperature=temperature,
+                gamma=gamma,
+                lam=lam,
+                epsilon=epsilon,
+                n_iter=n_iter,
+                weights=weights,
+                plan_grad=plan_grad,
+                mask=mask,
+                reduction=reduction,
+            )
     numbers, mean = (float(temperature), strength, float(lam), float(epsilon), n_iter), reduction == "mean"
     detached = plan_grad == "none" or weights == "uniform"
-    if detached and stream.should_stream(query.shape[0], plain.loss_dtype(query, target)):
+    is_exporting = torch.compiler.is_exporting()  # then the batch may be symbolic, and the op is differentiated
+    if detached and not is_exporting and stream.should_stream(query.shape[0], plain.loss_dtype(query, target)):
         return stream.streamed_loss(query, target, mask, *numbers, weights, mean)
-    if not (torch.is_grad_enabled() and (query.requires_grad or target.requires_grad)):
+    needs_gradient = torch.is_grad_enabled() and (query.requires_grad or target.requires_grad)
+    if not needs_gradient or (detached and is_exporting):
         loss: Tensor = _FORWARD(query, target, mask, *numbers, weights, mean, False)[0]
         return loss
     if detached:

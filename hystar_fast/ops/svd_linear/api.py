@@ -11,9 +11,12 @@ from torch.autograd.function import once_differentiable
 
 from hystar_fast.ops.status import OpStatus
 from hystar_fast.ops.svd_linear import cpu, cuda
-from hystar_fast.ops.svd_linear.checks import check_inputs, check_same_dtype
+from hystar_fast.ops.svd_linear.checks import check_index_range, check_inputs, check_same_dtype
 from hystar_fast.ops.svd_linear.cost import materialising_is_cheaper
 from hystar_fast.ops.svd_linear.fp8 import Fp8Factors, quantise_factors
+from hystar_fast.ops.svd_linear.torch import without_autocast
+from hystar_fast.ops.transforms import is_transformed
+from hystar_fast.ref.svd_linear import svd_linear as reference
 
 LIB = torch.library.Library("hystar_fast", "FRAGMENT")
 LIB.define(
@@ -65,6 +68,34 @@ def _backward_fake(
     dx = dy.new_empty(*dy.shape[:-1], vh.shape[1]) if needs_dx else dy.new_empty(0)
     dscale = scale.new_empty(scale.shape if needs_dscale else 0)
     return dx, dscale, dy.new_empty(u.shape[0] if needs_dbias else 0)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, u, scale, vh, _, index, ctx.materialise, save = inputs
+    ctx.save_for_backward(x, u, scale, vh, index, output[1] if save else None)
+
+
+def _backward_of_op(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    """Differentiate the op itself, as exported programs call it; what was not saved is computed again."""
+    x, u, scale, vh, index, saved = ctx.saved_tensors
+    needs_dx, needs_u, needs_dscale, needs_vh, needs_dbias = ctx.needs_input_grad[:5]
+    if needs_u or needs_vh:
+        raise RuntimeError("u and vh must be frozen, as they get no gradient")
+    if saved is None and (needs_dscale or ctx.materialise):
+        saved = torch.ops.hystar_fast.svd_linear_forward(x, u, scale, vh, None, index, ctx.materialise, True)[1]
+    saved = dy.new_empty(0) if saved is None else saved
+    gradients = torch.ops.hystar_fast.svd_linear_backward(
+        dy, x, u, scale, vh, index, saved, ctx.materialise, needs_dx, needs_dscale, needs_dbias
+    )
+    dx, dscale, dbias = (
+        g if needed else None for g, needed in zip(gradients, (needs_dx, needs_dscale, needs_dbias), strict=True)
+    )
+    return dx, None, dscale, None, dbias, None, None, None
+
+
+torch.library.register_autograd(
+    "hystar_fast::svd_linear_forward", _backward_of_op, setup_context=_setup_context, lib=LIB
+)
 
 
 class _SVDLinear(torch.autograd.Function):
@@ -183,8 +214,16 @@ def svd_linear(
     check_same_dtype(x, u, vh, bias)
     if precision is not None or factors is not None:
         factors = _fp8_factors(x, u, vh, precision, factors)
+    if is_transformed(x, scale, bias):
+        if factors is not None:
+            raise NotImplementedError("precision must be None under transforms of torch.func, got 'fp8'")
+        check_index_range(index, scale)
+        with without_autocast(x.device.type):
+            return reference(x, u, scale, vh, bias, index=index)
     grads = torch.is_grad_enabled()
     needs_dx, needs_dscale = grads and x.requires_grad, grads and scale.requires_grad
+    if torch.compiler.is_exporting() and factors is None:  # one path for every batch size, differentiated by the op
+        return torch.ops.hystar_fast.svd_linear_forward(x, u, scale, vh, bias, index, False, needs_dscale)[0]
     materialise = (
         factors is None
         and _may_materialise(x, index, needs_dscale)
