@@ -14,6 +14,7 @@ from rich.table import Table
 
 from hystar_fast.cli.options import backbone_changes
 from hystar_fast.data.open import open_images
+from hystar_fast.data.text_files import read_lines
 from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.device import on_device, select_device
 from hystar_fast.methods.interface import Method, count_parameters
@@ -133,8 +134,8 @@ def _read_categories(path: Path | None) -> list[str] | None:
     if path is None:
         return None
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        return [line for _, line in read_lines(path)]
+    except (OSError, ValueError) as error:
         raise ValueError(f"categories must be a text file with one category a line: {error}") from error
 
 

@@ -14,6 +14,7 @@ from hystar_fast.data.emoji import CATEGORIES, load_emoji
 from hystar_fast.data.hold_out import hash_fraction
 from hystar_fast.data.image_files import list_images, unsupported_reason
 from hystar_fast.data.image_set import ImageSet, Record, Skipped, folder_reader, layout_error
+from hystar_fast.data.text_files import read_lines, read_text
 
 TRAIN, TEST = "train", "test"
 LAYOUT = (
@@ -118,13 +119,13 @@ def _class_names(root: Path) -> dict[str, str]:
     place = root / CLASS_NAMES
     if not place.is_file():
         return {}
-    lines = [line.split(maxsplit=1) for line in place.read_text(encoding="utf-8").splitlines() if line.strip()]
-    bad = next((number for number, words in enumerate(lines, 1) if len(words) != 2), None)
+    lines = [(number, line.split(maxsplit=1)) for number, line in read_lines(place)]
+    bad = next((number for number, words in lines if len(words) != 2), None)
     if bad is not None:
         raise layout_error(
             "class folders", root, f"{CLASS_NAMES} with lines of a folder and its name", f"another line {bad}"
         )
-    return {folder: name.strip() for folder, name in lines}
+    return {folder: name.strip() for _, (folder, name) in lines}
 
 
 def _coop(root: Path, splits: Sequence[Path]) -> ImageSet:
@@ -133,7 +134,7 @@ def _coop(root: Path, splits: Sequence[Path]) -> ImageSet:
     if len(splits) > 1:
         raise layout_error("CoOp's splits", root, expected, " and ".join(path.name for path in splits))
     try:
-        lists = json.loads(splits[0].read_text(encoding="utf-8"))
+        lists = json.loads(read_text(splits[0]))
         entries = [(part, str(p), int(label), str(name)) for part in (TRAIN, TEST) for p, label, name in lists[part]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise layout_error("CoOp's splits", root, expected, f"{splits[0].name} of another form: {error!r}") from error

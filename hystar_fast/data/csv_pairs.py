@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
 from pathlib import Path
 
-from hystar_fast.data.image_set import ImageSet, Record, check_some_exist, folder_reader, layout_error
+from hystar_fast.data.image_set import (
+    RESERVED_STYLES,
+    ImageSet,
+    Record,
+    check_some_exist,
+    folder_reader,
+    layout_error,
+)
+from hystar_fast.data.text_files import read_text
 
 GALLERY_STYLE = "gallery"
 COLUMNS = ("query", "target", "style", "category", "caption")
@@ -27,26 +37,46 @@ def load_csv_pairs(path: str | Path) -> ImageSet:
     """
     path = Path(path)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets write a byte order mark
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        rows = [(reader.line_num, row) for row in reader]
+    except (OSError, ValueError, csv.Error) as error:
         raise layout_error("a table of pairs", path, LAYOUT, str(error)) from error
-    header = list(rows[0]) if rows else []
+    header = list(reader.fieldnames or ())
     unknown = [name for name in header if name not in COLUMNS]
     if not rows or unknown or not {"query", "target"} <= set(header):
-        raise layout_error("a table of pairs", path, LAYOUT, f"columns {header}" if rows else "no rows")
+        raise layout_error("a table of pairs", path, LAYOUT, _columns(header) if header else "no rows")
     targets: dict[str, Record] = {}
     queries = []
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
+        if None in row:
+            found = f"more cells than columns in line {number}; a text with a comma needs double quotes around it"
+            raise layout_error("a table of pairs", path, LAYOUT, found)
         if not row["query"] or not row["target"]:
             raise layout_error("a table of pairs", path, LAYOUT, f"no query or no target in line {number}")
+        query, answer = (_one_spelling(path.parent, row[name]) for name in ("query", "target"))
         category, caption = row.get("category") or None, row.get("caption") or None
-        target = Record(row["target"], GALLERY_STYLE, category, row["target"], caption)
-        if targets.setdefault(target.path, target) != target:
-            raise layout_error("a table of pairs", path, LAYOUT, f"line {number} and another differ on {target.path}")
-        queries.append(Record(row["query"], row.get("style") or "query", category, row["target"], caption))
-    if any(query.style == GALLERY_STYLE for query in queries):
-        found = f"queries of style {GALLERY_STYLE!r}, which is the style of the targets"
-        raise layout_error("a table of pairs", path, LAYOUT, found)
+        target = Record(answer, GALLERY_STYLE, category, answer, caption)
+        if targets.setdefault(answer, target) != target:
+            raise layout_error("a table of pairs", path, LAYOUT, f"line {number} and another differ on {answer}")
+        style = row.get("style") or "query"
+        if style in (GALLERY_STYLE, *RESERVED_STYLES):
+            found = f"queries of style {style!r} in line {number}, a name with another meaning"
+            raise layout_error("a table of pairs", path, LAYOUT, found)
+        queries.append(Record(query, style, category, answer, caption))
     check_some_exist("a table of pairs", path.parent, [*targets.values()], LAYOUT)
     return ImageSet(path.stem, GALLERY_STYLE, (*targets.values(), *queries), folder_reader(path.parent))
+
+
+def _one_spelling(root: Path, name: str) -> str:
+    """Return the path of a picture relative to `root`: one for ``p/a.png``, ``./p/a.png`` and the absolute path."""
+    return Path(os.path.relpath(root / name.strip(), root)).as_posix()
+
+
+def _columns(header: list[str]) -> str:
+    """Describe the columns that were found, and how to make them right where that is plain."""
+    if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
+        return f"one column {header[0]!r}; save the file with commas between its cells"
+    lower = [name.strip().lower() for name in header]
+    if lower != header and set(lower) <= set(COLUMNS):
+        return f"columns {header}; write them in lower case and without spaces, {','.join(lower)}"
+    return f"columns {header}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hystar_fast.data.image_files import is_hidden
 from hystar_fast.data.image_set import ImageSet, Record, check_some_exist, folder_reader, layout_error
+from hystar_fast.data.text_files import read_lines
 
 GALLERY_STYLE = "real"
 LAYOUT = (
@@ -56,10 +57,8 @@ def styles_with_split(root: Path, split: str) -> list[str]:
 def _records(root: Path, style: str, path: Path, names: dict[str, str]) -> list[Record]:
     """Read one split file; `names` holds the category of each label read so far."""
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        picture, _, label = line.strip().rpartition(" ")
+    for number, line in read_lines(path):
+        picture, _, label = line.rpartition(" ")
         parts = picture.split("/")
         if not label.isdigit() or len(parts) < 3:
             raise layout_error("DomainNet", root, LAYOUT, f"line {number} of {path.name} is {line[:80]!r}")

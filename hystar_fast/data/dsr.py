@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hystar_fast.data.image_set import ImageSet, Record, Skipped, check_some_exist, folder_reader, layout_error
+from hystar_fast.data.text_files import read_text
 
 QUERY_STYLES = ("art", "sketch", "mosaic")
 LAYOUT = (
@@ -51,8 +52,8 @@ def load_dsr(root: str | Path, split: str = "test") -> ImageSet:
 
 def _entries(root: Path, annotations: Path, layout: str) -> list[dict[str, Any]]:
     try:
-        entries = json.loads(annotations.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        entries = json.loads(read_text(annotations))
+    except (OSError, ValueError) as error:
         raise layout_error("DSR", root, layout, f"{annotations.name}, which is not JSON: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise layout_error("DSR", root, layout, f"{annotations.name}, which is not a list of records")
@@ -64,7 +65,7 @@ def _entries(root: Path, annotations: Path, layout: str) -> list[dict[str, Any]]
 
 def _caption(root: Path, name: str, skipped: list[Skipped]) -> str | None:
     try:
-        return (root / "text" / name).read_text(encoding="utf-8").partition("\n")[0].strip() or None
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(root / "text" / name).partition("\n")[0].strip() or None
+    except (OSError, ValueError) as error:
         skipped.append(Skipped(f"text/{name}", f"no caption: {error}"))
         return None

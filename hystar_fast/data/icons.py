@@ -16,6 +16,7 @@ from PIL import Image
 
 from hystar_fast.data.hold_out import hash_fraction
 from hystar_fast.data.image_set import ImageSet, Record, layout_error
+from hystar_fast.data.text_files import read_text
 
 LAYOUT = "icons.json and metadata.json with suffixes of two styles at least, as in the npm package @iconify-json/ph"
 SIDE = 224  # pixels of a rendered icon
@@ -105,8 +106,8 @@ def render(body: str, width: float, height: float, side: int) -> np.ndarray | No
 def _read(root: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Read a family and its mapping of suffix to style."""
     try:
-        family = json.loads((root / "icons.json").read_text(encoding="utf-8"))
-        suffixes = json.loads((root / "metadata.json").read_text(encoding="utf-8"))["suffixes"]
+        family = json.loads(read_text(root / "icons.json"))
+        suffixes = json.loads(read_text(root / "metadata.json"))["suffixes"]
         if len(suffixes) < 2 or not all("body" in icon for icon in family["icons"].values()):
             raise ValueError("fewer than two suffixes, or an icon without a body")
     except OSError as error:

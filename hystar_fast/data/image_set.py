@@ -21,6 +21,8 @@ from hystar_fast.data.images import Resize, load_image
 _THREADS = 8
 NO_SPLITS = "all (this data set has no splits; part of it may have been used for training)"
 CLASS_TEMPLATES = ("a photo of a {}.",)
+RESERVED_STYLES = ("text", "joint")
+"""Names of kinds of query that are no style of pictures: captions, and captions with pictures."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,14 @@ class ImageSet:
     headline_styles: tuple[str, ...] = ()
     unseen_categories: frozenset[str] = frozenset()
     templates: tuple[str, ...] = CLASS_TEMPLATES
+
+    def __post_init__(self) -> None:
+        reserved = next((style for style in self.styles if style in RESERVED_STYLES), None)
+        if reserved is not None:
+            raise ValueError(
+                f"a style must not be named {' or '.join(map(repr, RESERVED_STYLES))}, which stand for captions, got "
+                f"{reserved!r} in {self.name}; rename it"
+            )
 
     @property
     def styles(self) -> tuple[str, ...]:

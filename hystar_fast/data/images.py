@@ -16,15 +16,18 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+_LONGEST_STRIP = 100  # times its width; longer ones are cropped before they are resized
 FITS = ("crop", "squash", "pad")
 _INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Read an image file as RGB; transparent parts become white, and 16-bit grey is scaled to 8 bits.
+    """Read an image file as RGB, upright by its EXIF orientation.
+
+    Transparent parts become white, and 16-bit grey is scaled to 8 bits.
 
     Raises:
         ValueError: the file is missing, is not an image, is damaged or too large, or holds values of unknown range.
@@ -40,7 +43,7 @@ def decode_image(source: str | Path | BinaryIO, name: str) -> Image.Image:
     try:
         with Image.open(source) as image:
             image.load()
-            return to_rgb(_with_8_bits(image, name))
+            return to_rgb(_with_8_bits(ImageOps.exif_transpose(image), name))
     except MemoryError:
         raise
     except _RangeError as error:
@@ -130,6 +133,7 @@ class ResizeTo:
         resampling = _INTERPOLATIONS[self.interpolation]
         if self.fit == "squash":
             return to_uint8(picture.resize((width, height), resampling))
+        picture = self._without_far_ends(picture)
         scaled = picture.resize(self._scaled(picture.width, picture.height), resampling)
         if self.fit == "crop":
             left, top = round((scaled.width - width) / 2), round((scaled.height - height) / 2)
@@ -137,6 +141,15 @@ class ResizeTo:
         canvas = Image.new("RGB", (width, height), (self.fill,) * 3)
         canvas.paste(scaled, ((width - scaled.width) // 2, (height - scaled.height) // 2))
         return to_uint8(canvas)
+
+    def _without_far_ends(self, picture: Image.Image) -> Image.Image:
+        """Cut the ends of a strip that would need gigabytes when scaled, and lie far outside the crop."""
+        longest = _LONGEST_STRIP * min(picture.size)
+        if self.fit != "crop" or max(picture.size) <= longest:
+            return picture
+        width, height = min(picture.width, longest), min(picture.height, longest)
+        left, top = (picture.width - width) // 2, (picture.height - height) // 2
+        return picture.crop((left, top, left + width, top + height))
 
     def _scaled(self, width: int, height: int) -> tuple[int, int]:
         """Return the width and height of the scaled picture before it is cropped or padded."""

@@ -15,6 +15,7 @@ from hystar_fast.data.folders import GALLERY_NAMES
 from hystar_fast.data.image_files import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES, is_hidden, unsupported_reason
 from hystar_fast.data.image_set import ImageSet, Record, Skipped, layout_error
 from hystar_fast.data.images import decode_image
+from hystar_fast.data.text_files import decode_text
 
 UNNAMED_STYLE = "image"
 LAYOUT = (
@@ -108,10 +109,13 @@ def _read_shard(shard: Path, samples: dict[str, _Sample], places: dict[str, _Pla
 
 def _read_text(sample: _Sample, kind: str, content: bytes, name: str, skipped: list[Skipped]) -> None:
     try:
-        text = content.decode("utf-8").strip()
+        text = decode_text(content, name).strip()
         found: dict[str, Any] = {"txt": {"caption": text}, "cls": {"category": text}}.get(kind) or json.loads(text)
         for field_name in ("caption", "category"):
-            if found.get(field_name) not in (None, ""):
-                sample.about[field_name] = str(found[field_name])
+            value = found.get(field_name)
+            if isinstance(value, list | dict):
+                skipped.append(Skipped(name, f"{field_name} must be one text, got a {type(value).__name__}"))
+            elif value not in (None, ""):
+                sample.about[field_name] = str(value)
     except (ValueError, AttributeError) as error:
         skipped.append(Skipped(name, f"unreadable text: {error}"))

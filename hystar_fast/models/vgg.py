@@ -46,5 +46,7 @@ def gram(maps: Tensor) -> Tensor:
     >>> gram(torch.ones(1, 2, 3, 3)).tolist()
     [[[1.0, 1.0], [1.0, 1.0]]]
     """
-    flat = maps.flatten(2)
-    return flat @ flat.mT / flat.shape[-1]
+    flat = maps.flatten(2).to(torch.promote_types(maps.dtype, torch.float32))  # sums of squares overflow float16
+    with torch.autocast(maps.device.type, enabled=False):
+        found = flat @ flat.mT / flat.shape[-1]
+    return found if maps.dtype == torch.float16 else found.to(maps.dtype)

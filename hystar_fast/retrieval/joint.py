@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hystar_fast.retrieval.metrics import check_targets, ranks_of_scores
+from hystar_fast.retrieval.metrics import at_least_float32, check_targets, ranks_of_scores
 
 SOFTMAX_SCALE = 100.0
 COMBINATIONS = ("similarity", "softmax")
@@ -59,6 +59,7 @@ def joint_ranks(
         check_targets(queries, gallery, targets, block)
     if combine not in COMBINATIONS:
         raise ValueError(f"combine must be one of {COMBINATIONS}, got {combine!r}")
+    style, text, gallery = (at_least_float32(embeddings) for embeddings in (style, text, gallery))
     terms = [(queries, _offset(queries, gallery, block) if combine == "softmax" else 0.0) for queries in (style, text)]
 
     def scores(items: slice) -> Tensor:

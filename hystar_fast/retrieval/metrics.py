@@ -56,9 +56,15 @@ def target_ranks(queries: Tensor, gallery: Tensor, targets: Tensor, *, block: in
         [0, 0, 2]
     """
     check_targets(queries, gallery, targets, block)
+    queries, gallery = at_least_float32(queries), at_least_float32(gallery)
     # Target scores come from the same sums as the others up to rounding, which TIE covers.
     own = (queries * gallery[targets]).sum(-1)
     return ranks_of_scores(lambda items: queries @ gallery[items].mT, own, targets, len(gallery), block=block)
+
+
+def at_least_float32(embeddings: Tensor) -> Tensor:
+    """Return half-precision embeddings in float32: scores that are rounded to half precision have many ties."""
+    return embeddings.float() if embeddings.dtype.itemsize < torch.float32.itemsize else embeddings
 
 
 def ranks_of_scores(

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hystar_fast.retrieval.metrics import TIE
+from hystar_fast.retrieval.metrics import TIE, at_least_float32
 
 
 def relevant_ranks(
@@ -59,6 +59,7 @@ def relevant_ranks(
         ([[1, 3], [2, 0]], [2, 1])
     """
     _check(queries, gallery, query_labels, gallery_labels, block, query_block)
+    queries, gallery = at_least_float32(queries), at_least_float32(gallery)
     sizes, place = _places(gallery_labels)
     for start in range(0, len(queries), query_block):
         chosen = slice(start, start + query_block)

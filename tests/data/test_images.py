@@ -113,3 +113,35 @@ def test_pixels_survive_conversion_to_a_picture_and_back():
 def test_wrong_arguments_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         ResizeTo(*arguments)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp"])
+def test_a_picture_is_upright_by_its_orientation(tmp_path, orientation, suffix):
+    upright = Image.new("RGB", (48, 32), "white")
+    upright.paste("red", (0, 0, 24, 16))
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # how such a camera stores it: Transpose by number
+    stored = upright if orientation == 1 else upright.transpose(Image.Transpose(undo[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / f"x.{suffix}", exif=exif, quality=95)
+    found = load_image(tmp_path / f"x.{suffix}")
+    assert found.size == (48, 32)
+    difference = to_uint8(found).int() - to_uint8(upright).int()
+    assert difference.abs().float().mean() < 4, "the red quarter is not at the upper left"
+
+
+@pytest.mark.parametrize("size", [(2, 20_000), (20_000, 2)], ids=str)
+def test_a_long_strip_needs_little_memory(size, monkeypatch):
+    largest = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda image, size, *rest: largest.append(size) or resize(image, size, *rest)
+    )
+    half = Image.new("RGB", size, "white")
+    middle = tuple(side // 2 for side in size)
+    half.paste("black", (0, 0, middle[0] if size[0] > 2 else 2, middle[1] if size[1] > 2 else 2))
+    pixels = ResizeTo((224, 224))(half).float().mean(0) / 255
+    assert max(largest[0]) <= 224 * 100
+    along = pixels.mean(0) if size[0] > 2 else pixels.mean(1)
+    assert along[:40].max() < 0.1 and along[-40:].min() > 0.9, "the crop is not the middle of the strip"

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hystar_fast.retrieval import metrics
+from hystar_fast.retrieval.definitions import Metric, measure
+from hystar_fast.retrieval.joint import joint_ranks
 from hystar_fast.retrieval.metrics import TIE, bootstrap_mean, recall, recall_at_k, target_ranks
 
 
@@ -167,3 +169,18 @@ def test_the_interval_is_that_of_the_mean_of_row_means_in_every_resample():
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     found = bootstrap_mean(table, resamples=300)
     assert (found.low, found.high) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_embeddings_are_scored_in_float32(dtype: torch.dtype) -> None:
+    gallery = torch.nn.functional.normalize(0.25 * torch.randn(300, 64) + torch.randn(1, 64), dim=-1)
+    queries = torch.nn.functional.normalize(gallery + 0.06 * torch.randn(300, 64), dim=-1).to(dtype)
+    gallery, labels = gallery.to(dtype), torch.arange(300)
+    exact = target_ranks(queries.float(), gallery.float(), labels)
+    assert int((exact > 0).sum()) > 0
+    assert torch.equal(target_ranks(queries, gallery, labels), exact)
+    metric = Metric.parse("mAP@all")
+    found = measure(queries, gallery, labels, labels, [metric]).values[metric]
+    assert torch.equal(found, measure(queries.float(), gallery.float(), labels, labels, [metric]).values[metric])
+    joint = joint_ranks(queries, queries.flip(0), gallery, labels)
+    assert torch.equal(joint, joint_ranks(queries.float(), queries.flip(0).float(), gallery.float(), labels))

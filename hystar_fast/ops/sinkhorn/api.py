@@ -77,9 +77,7 @@ def _backward_of_op(ctx: Any, dplan: Tensor, *_: Tensor | None) -> tuple[Tensor 
     return dcost, None, None, None, None, None
 
 
-torch.library.register_autograd(
-    "hystar_fast::sinkhorn_forward", _backward_of_op, setup_context=_setup_context, lib=LIB
-)
+torch.library.register_autograd("hystar_fast::sinkhorn_forward", _backward_of_op, setup_context=_setup_context, lib=LIB)
 
 
 class _Unrolled(torch.autograd.Function):

@@ -1,0 +1,30 @@
+"""Read text files that other programs wrote: UTF-8, with or without a byte order mark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def read_text(path: str | Path) -> str:
+    """Return the text of a file without its byte order mark.
+
+    Raises:
+        ValueError: the file is not UTF-8; the message names the line.
+        OSError: the file cannot be read.
+    """
+    return decode_text(Path(path).read_bytes(), str(path))
+
+
+def decode_text(content: bytes, name: str) -> str:
+    """Decode the content of a text file as `read_text` does; `name` stands for it in the error message."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{name} must be UTF-8, got byte {content[error.start]:#04x} in line {line}") from error
+
+
+def read_lines(path: str | Path) -> list[tuple[int, str]]:
+    """Return the lines of a file that are not empty, stripped, with their numbers from 1; errors as `read_text`."""
+    lines = read_text(path).splitlines()
+    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
