@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from hystar_fast.data.emoji import HARD_STYLES
 
@@ -30,9 +31,9 @@ def recall_table(methods: dict[str, dict[str, Any]], title: str, part: str = "al
         table.add_column("hard\ndisplaced", justify="right", no_wrap=True)
     best = max(rows[HEADLINE]["R@1"]["value"] for rows in found.values())
     for name, rows in found.items():
-        cells = [_cell(rows[column]) if column in rows else "–" for column in columns]
+        cells: list[str | Text] = [_cell(rows[column]) if column in rows else "–" for column in columns]
         if rows[HEADLINE]["R@1"]["value"] == best:
-            cells[-1] = f"[bold]{cells[-1]}[/]"
+            cells[-1] = Text(str(cells[-1]), "bold")
         if with_displaced:
             cells.append(_cell(methods[name]["recall"]["displaced"][HEADLINE]))
         table.add_row(name, *cells)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
+
+from hystar_fast.cli.console import create_console
 
 
 @contextmanager
@@ -16,5 +17,5 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, ModuleNotFoundError, FloatingPointError, OSError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        create_console(stderr=True).print(Text("error:", "bold red"), str(error))
         raise typer.Exit(2) from error

@@ -89,6 +89,8 @@ def run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
             progress=lambda done: progress.advance(task, done),
         )
     seconds = round(time.perf_counter() - start, 2)
+    results = _results(method, found, settings, device, seconds)
+    write_json(settings.output / RESULTS_FILE, results)  # before anything that a terminal may refuse
     console.print(result_table(method, found))
     if not images.has_splits:
         console.print(
@@ -98,8 +100,6 @@ def run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
         )
     for line in _omissions(found):
         console.print(line, highlight=False, markup=False)
-    results = _results(method, found, settings, device, seconds)
-    write_json(settings.output / RESULTS_FILE, results)
     console.print(f"wrote {settings.output / RESULTS_FILE}", highlight=False, markup=False)
     return results
 
@@ -116,7 +116,7 @@ def result_table(method: Method, found: Evaluation) -> Table:
     for metric in found.kinds[0].values if found.kinds else ():
         table.add_column(metric, justify="right")
     for result in found.kinds:
-        cells = ("–" if value is None else str(value).replace("[", "\\[") for value in result.values.values())
+        cells = ("–" if value is None else str(value) for value in result.values.values())
         table.add_row(result.kind, str(result.n), *cells)
     return table
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from hystar_fast.cli.console import create_console
 from hystar_fast.cli.errors import clear_errors
 from hystar_fast.cli.options import Config, Output, Set, setting_changes
 
@@ -24,7 +24,7 @@ def tune(config: Config = "emoji", set_: Set = None, output: Output = None) -> N
     from hystar_fast.experiments.experiment_settings import read_experiment
     from hystar_fast.experiments.tune import tune as run_tune
 
-    run_tune(read_experiment(config, setting_changes(set_, output)), Console())
+    run_tune(read_experiment(config, setting_changes(set_, output)), create_console())
 
 
 @app.command()
@@ -34,7 +34,7 @@ def compare(config: Config = "emoji", set_: Set = None, output: Output = None) -
     from hystar_fast.experiments.compare import run_compare
     from hystar_fast.experiments.experiment_settings import read_experiment
 
-    run_compare(read_experiment(config, setting_changes(set_, output)), Console())
+    run_compare(read_experiment(config, setting_changes(set_, output)), create_console())
 
 
 @app.command()
@@ -51,7 +51,7 @@ def reproduce(
     from hystar_fast.experiments.reproduce import run_reproduce
 
     settings = read_experiment(config, setting_changes(set_, output))
-    run_reproduce(table_numbers(tables), settings, Console())
+    run_reproduce(table_numbers(tables), settings, create_console())
 
 
 @app.command()
@@ -68,7 +68,7 @@ def figure(
     from hystar_fast.experiments.experiment_settings import read_experiment
     from hystar_fast.experiments.figures import run_figures
 
-    run_figures(numbers, read_experiment(config, setting_changes(set_, output)), Console())
+    run_figures(numbers, read_experiment(config, setting_changes(set_, output)), create_console())
 
 
 @app.command("fewshot")
@@ -78,4 +78,4 @@ def few_shot(config: Config = "emoji", set_: Set = None, output: Output = None) 
     from hystar_fast.experiments.experiment_settings import read_experiment
     from hystar_fast.experiments.few_shot import run_few_shot
 
-    run_few_shot(read_experiment(config, setting_changes(set_, output)), Console())
+    run_few_shot(read_experiment(config, setting_changes(set_, output)), create_console())

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from typer.core import TyperGroup
 
 import hystar_fast
 from hystar_fast.cli import experiments_commands
+from hystar_fast.cli.console import create_console
 from hystar_fast.cli.errors import clear_errors
 from hystar_fast.cli.options import (
     Adapter,
@@ -80,7 +80,7 @@ def demo(
     """Train on the embedded drawings, compare with the baselines on held-out concepts, and write the results."""
     from hystar_fast.cli.demo import DemoSettings, run_demo
 
-    run_demo(DemoSettings(output, seed, steps, pretrained=weights_of(weights), limit=limit), Console())
+    run_demo(DemoSettings(output, seed, steps, pretrained=weights_of(weights), limit=limit), create_console())
 
 
 @app.command()
@@ -108,13 +108,13 @@ def search(
     shown = str(query) if query is not None else f"“{text}”"
     table = Table(title=f"{shown}: first {len(hits)} of {len(searcher.index)}", title_justify="left")
     for heading, side in (("", "right"), ("cosine", "right"), ("id", "left"), ("caption", "left")):
-        table.add_column(heading, justify=side)  # type: ignore[arg-type]
+        table.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
     for hit in hits:
         table.add_row(str(hit.rank), f"{hit.score:.3f}", hit.id, hit.caption)
-    Console().print(table)
+    create_console().print(table)
     if picture is not None:
         searcher.draw(hits, query=query, text=text or "").save(picture)
-        Console().print(f"wrote {picture}")
+        create_console().print(f"wrote {picture}")
 
 
 @app.command()
@@ -127,7 +127,7 @@ def info() -> None:
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(row["op"], row["device"], row["implementation"], row["reason"] or "–")
-    Console().print(table)
+    create_console().print(table)
 
 
 @app.command()
@@ -144,7 +144,7 @@ def train(
     from hystar_fast.cli.train_command import train_from
 
     # under torchrun only the first process prints
-    console = Console(quiet=os.environ.get("RANK", "0") != "0")
+    console = create_console(quiet=os.environ.get("RANK", "0") != "0")
     train_from(config, setting_changes(set_, output), console, resume=resume)
 
 
@@ -207,7 +207,7 @@ def evaluate(
         limit=limit,
         device=device,
     )
-    run_evaluation(settings, Console())
+    run_evaluation(settings, create_console())
 
 
 @app.command()
@@ -224,7 +224,7 @@ def embed(
     from hystar_fast.index.search import index_folder
 
     start = time.perf_counter()
-    console = Console()
+    console = create_console()
     changes = backbone_changes(backbone, weights)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(f"embed {folder}", total=None)

@@ -50,12 +50,12 @@ def recall_cell(row: Mapping[str, Any] | None, separator: str = " ") -> str:
         return "–"
     found = row["R@1"]
     deviation = "" if found["deviation"] is None else f" ±{found['deviation']:.1f}"
-    return f"{found['value']:.1f}{deviation}{separator}\\[{found['low']:.1f}, {found['high']:.1f}]"
+    return f"{found['value']:.1f}{deviation}{separator}[{found['low']:.1f}, {found['high']:.1f}]"
 
 
 def interval_cell(found: Mapping[str, Any], form: str) -> str:
     """Format a value with its interval for a rich table."""
-    return f"{found['value']:{form}} \\[{found['low']:{form}}, {found['high']:{form}}]"
+    return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
 
 
 def table_of_methods(title: str, headings: Sequence[str], first: str = "method") -> Table:

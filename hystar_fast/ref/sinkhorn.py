@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
+from numbers import Integral, Real
 from typing import Literal, overload
 
 import torch
@@ -68,13 +69,13 @@ def check_arguments(
         raise TypeError(f"cost must have a floating dtype, got {cost.dtype}")
     if cost.dim() < 2:
         raise ValueError(f"cost must have shape [..., N, M], got {list(cost.shape)}")
-    if isinstance(epsilon, bool) or not isinstance(epsilon, float | int):
+    if isinstance(epsilon, bool) or not isinstance(epsilon, Real):
         raise TypeError(f"epsilon must be a number, got {type(epsilon).__name__}")
     if not 0 < epsilon < math.inf:
         raise ValueError(f"epsilon must be positive and finite, got {epsilon}")
     if epsilon < _SMALLEST_EPSILON and cost.dtype != torch.float64:
         raise ValueError(f"epsilon must be at least {_SMALLEST_EPSILON:.2e}, below which float32 is 0, got {epsilon}")
-    if isinstance(n_iter, bool) or not isinstance(n_iter, int):
+    if isinstance(n_iter, bool) or not isinstance(n_iter, Integral):
         raise TypeError(f"n_iter must be an int, got {type(n_iter).__name__}")
     if n_iter < 1:
         raise ValueError(f"n_iter must be at least 1, got {n_iter}")
@@ -83,7 +84,7 @@ def check_arguments(
     if mask is not None:
         _check_mask(cost, mask)
     if tol is not None:
-        if isinstance(tol, bool) or not isinstance(tol, float | int):
+        if isinstance(tol, bool) or not isinstance(tol, Real):
             raise TypeError(f"tol must be a number or None, got {type(tol).__name__}")
         if not 0 < tol < math.inf:
             raise ValueError(f"tol must be positive and finite, got {tol}")

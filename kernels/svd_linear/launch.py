@@ -23,6 +23,10 @@ class Modulation:
     tokens: int
     """Rows of a sample; not used if one scale is shared."""
 
+    def __post_init__(self) -> None:
+        if self.index is not None:  # the kernels read it without a stride
+            object.__setattr__(self, "index", self.index.contiguous())
+
     def rows_per_sample(self, rows: int) -> int:
         """Return the number of rows that share a scale."""
         return rows if self.scale.dim() == 1 else self.tokens

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -86,6 +88,27 @@ def test_index_dtypes_and_no_bias(dtype: torch.dtype, path: str) -> None:
     torch.testing.assert_close(
         hf.svd_linear(x, u, scale, vh, index=index.to(dtype)), reference(x, u, scale, vh, index=index)
     )
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "every second column": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "a chunk of columns": lambda x: torch.cat([x, x, x], -1).chunk(3, -1)[1],
+    "a chunk of tokens": lambda x: torch.cat([x, x], 1).chunk(2, 1)[1],
+    "reversed samples": lambda x: torch.stack([x, x])[1],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_layouts_of_x_and_of_the_gradient(kind: str, layout: str, path: str) -> None:
+    x, *others = make_inputs(4, 6, 13, 17, 11, kind, torch.float64)
+    dy = torch.randn(4, 6, 17, dtype=torch.float64)
+    expected = run(hf.svd_linear, (x, *others), dy)
+    arranged = LAYOUTS[layout](x), LAYOUTS[layout](dy)
+    assert torch.equal(arranged[0], x)
+    for got, want in zip(run(hf.svd_linear, (arranged[0], *others), arranged[1]), expected, strict=True):
+        torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -103,7 +103,7 @@ def check_poison(dtype: torch.dtype) -> list[str]:
         x, dy = torch.randn(3 * tokens, 37).to(dtype), torch.randn(3 * tokens, 29).to(dtype)
         u, vh, scale = torch.randn(29, 41).to(dtype), torch.randn(41, 37).to(dtype), torch.randn(3, 41)
         x[tokens] = float("nan")
-        modulation = Modulation(scale, torch.tensor([0, 2, 7]), tokens)
+        modulation = Modulation(scale, torch.tensor([0, 9, 2, 9, 7, 9])[::2], tokens)  # strided
         g, h = gemm.forward(x, vh, modulation, gpu=GPU, keep_h=True, tile=POINTERS)
         dg, dscale = gemm.backward(dy, u, h, modulation, gpu=GPU, needs_dg=True, tile=POINTERS)
         assert dg is not None and dscale is not None

@@ -212,6 +212,7 @@ def sinkhorn(
         True
     """
     check_arguments(cost, epsilon, n_iter, mask, grad, tol)
+    n_iter = int(n_iter)
     if is_transformed(cost):
         for name, tensor in (("cost", cost), ("mask", mask)):
             check_not_batched(name, tensor, "pass all problems at once, [..., N, M]")

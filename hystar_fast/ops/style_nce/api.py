@@ -208,6 +208,7 @@ def style_nce(
     """
     check_inputs(query, target, mask)
     check_options(temperature, gamma, lam, epsilon, n_iter, weights, plan_grad, reduction)
+    n_iter = int(n_iter)
     strength = None if isinstance(gamma, str) else float(gamma)
     if is_transformed(query, target):
         for name, tensor in (("query", query), ("target", target), ("mask", mask)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -57,11 +58,11 @@ def check_options(
     for name, number in numbers.items():
         if isinstance(number, str) and name == "gamma":
             continue
-        if isinstance(number, bool) or not isinstance(number, int | float):
+        if isinstance(number, bool) or not isinstance(number, Real):
             raise TypeError(f"{name} must be a number, got {type(number).__name__}")
         if not 0 < number < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {number}")
-    if isinstance(n_iter, bool) or not isinstance(n_iter, int):
+    if isinstance(n_iter, bool) or not isinstance(n_iter, Integral):
         raise TypeError(f"n_iter must be an int, got {type(n_iter).__name__}")
     if n_iter < 1:
         raise ValueError(f"n_iter must be at least 1, got {n_iter}")

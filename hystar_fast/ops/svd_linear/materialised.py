@@ -51,4 +51,6 @@ def _by_style(styles: int, rows: int, samples: int, index: Tensor | None) -> tup
 
 
 def _sorted(rows: Tensor, samples: int, order: Tensor | None) -> Tensor:
-    return rows if order is None else rows.view(samples, -1).index_select(0, order).view(rows.shape)
+    if order is None:
+        return rows
+    return rows.reshape(samples, -1).index_select(0, order).view(rows.shape)

@@ -1,0 +1,64 @@
+"""Names of files in the output of commands: brackets, colons, control characters, bytes that are not UTF-8."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+import typer
+from rich.table import Table
+
+from hystar_fast.cli.console import create_console, printable
+from hystar_fast.cli.errors import clear_errors
+
+NAMES = [
+    "[red]",
+    "[/old]",
+    "a [link=x]b",
+    ":cat:",
+    "\x1b[31mred\x1b[0m",
+    "line\rover",
+    "caf\udce9.png",
+    "日本.png",
+    "\x07",
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_name_is_printed_as_it_is(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table(title=f"title {name}", min_width=60)
+    table.add_column("id", overflow="fold")
+    table.add_row(name)
+    console = create_console()
+    console.print(table)
+    console.print(f"wrote {name}")
+    out = capsys.readouterr().out
+    assert out.count(printable(name)) == 3
+    assert "\x1b" not in out and "\r" not in out and "\x07" not in out
+
+
+def test_escapes_keep_every_character_apart() -> None:
+    assert printable("\x1b[0m\ud83d\n\t[b]é") == "\\x1b[0m\\ud83d\n\t[b]é"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_stream_that_cannot_encode_a_name_prints_escapes(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    create_console().print("日本 é – caf\udce9")
+    sys.stdout.flush()
+    assert (
+        raw.getvalue().decode(encoding).strip()
+        == {
+            "ascii": "\\u65e5\\u672c \\xe9 \\u2013 caf\\udce9",
+            "latin-1": "\\u65e5\\u672c é \\u2013 caf\\udce9",
+            "utf-8": "日本 é – caf\\udce9",
+        }[encoding]
+    )
+
+
+def test_an_error_names_a_file_in_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit), clear_errors():
+        raise ValueError("path must be an image, got [/old]/[red].png\x1b[2J")
+    assert capsys.readouterr().err == "error: path must be an image, got [/old]/[red].png\\x1b[2J\n"
