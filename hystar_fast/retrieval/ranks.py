@@ -34,7 +34,9 @@ class QueryIds:
     def of(cls, images: ImageSet, queries: Mapping[str, Sequence[Record]]) -> QueryIds:
         """Number the queries of an evaluation of a data set."""
         ids, unseen = _number(images)
-        by_kind = {kind: torch.tensor([ids[r] for r in records], dtype=torch.int64) for kind, records in queries.items()}
+        by_kind = {
+            kind: torch.tensor([ids[r] for r in records], dtype=torch.int64) for kind, records in queries.items()
+        }
         return cls(torch.tensor(unseen, dtype=torch.bool), by_kind)
 
     @classmethod
