@@ -27,7 +27,7 @@ INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?!(?:@!?U?P\w+ )?NOP)")
 def triton_rows(architecture: int, folder: Path | None) -> tuple[str, list[dict[str, Any]]]:
     """Compile the Triton kernels in a process of their own; return the version of Triton and one row a kernel."""
     path = os.pathsep.join(str(part) for part in (folder, ROOT) if part is not None)
-    command = [sys.executable, "-m", "tests.support.svd_linear_compiled", str(architecture)]
+    command = [sys.executable, "-m", "tests.support.svd_linear_compiled", str(architecture), "--instructions"]
     environment = os.environ | {"PYTHONPATH": path}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     report = json.loads(done.stdout)

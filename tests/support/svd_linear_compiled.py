@@ -1,7 +1,8 @@
 """The launches of svd_linear, compiled without a GPU: registers, shared memory and instructions of every kernel.
 
 A process of its own, so that the folder of another Triton can come first on its path:
-``python -m tests.support.svd_linear_compiled <architecture>`` prints one JSON object. The launchers run on CPU tensors;
+``python -m tests.support.svd_linear_compiled <architecture> [--instructions]`` prints one JSON object; instructions are
+counted in a listing, which takes longer than to compile. The launchers run on CPU tensors;
 Triton specialises and compiles their launches for the architecture, but a stub driver stands for the GPU's.
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -32,6 +34,7 @@ from hystar_fast.kernels.svd_linear.launch import Modulation
 from hystar_fast.kernels.tuning import Gpu
 from hystar_fast.ops.svd_linear.fp8 import fp8_problem
 
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?!(?:@!?U?P\w+ )?NOP)")
 NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
@@ -187,14 +190,14 @@ def record_fp8(capability: tuple[int, int]) -> Iterator[Launch]:
             yield launch
 
 
-def compile_one(launch: Launch) -> dict[str, Any]:
+def compile_one(launch: Launch, count_instructions: bool) -> dict[str, Any]:
     """Compile a launch as Triton would specialise it for its arguments, and describe the code."""
     compiled = launch.function.warmup(**launch.arguments, grid=(1,))
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder, "kernel.cubin")
         binary.write_bytes(compiled.asm["cubin"])
-        command = [str(tool), "-res-usage", "-sass", str(binary)]
+        command = [str(tool), "-res-usage", *["-sass"] * count_instructions, str(binary)]
         listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     resources = {name.lower(): int(number) for name, number in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", listing)}
     ptx = compiled.asm["ptx"]
@@ -204,7 +207,7 @@ def compile_one(launch: Launch) -> dict[str, Any]:
         "kernel": launch.label,
         "hash": compiled.hash,
         "shared": compiled.metadata.shared,
-        "instructions": len(re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(?!(?:@!?U?P\w+ )?NOP)", listing)),
+        "instructions": len(INSTRUCTION.findall(listing)) if count_instructions else None,
         "descriptors": isinstance(launch.arguments.get("a"), TensorDescriptor),
         "persistent": launch.arguments.get("PERSISTENT", False),
         "fp8": fp8_product is not None,
@@ -213,7 +216,7 @@ def compile_one(launch: Launch) -> dict[str, Any]:
     }
 
 
-def main(architecture: int) -> None:
+def main(architecture: int, count_instructions: bool) -> None:
     """Print the report of one architecture: the version of Triton, and one row for each kernel that was compiled."""
     capability = architecture // 10, architecture % 10
     launches = [*record_gemm(capability), *record_fused(capability)]
@@ -221,7 +224,7 @@ def main(architecture: int) -> None:
         launches += record_fp8(capability)
     triton.runtime.driver.set_active(StubDriver(architecture))
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        rows = list(pool.map(compile_one, launches))
+        rows = list(pool.map(partial(compile_one, count_instructions=count_instructions), launches))
     rows = list(
         {(row["kernel"], row["hash"]): row for row in rows}.values()
     )  # one for several launches of the same code
@@ -229,4 +232,4 @@ def main(architecture: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), "--instructions" in sys.argv)

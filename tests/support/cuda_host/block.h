@@ -80,7 +80,7 @@ class Fibers {
     }
 
     // Returns true if a thread of the block whose first thread is `first` has started, and one of them has not ended.
-    bool lives(int first) const {
+    bool is_running(int first) const {
         bool started = false, ended = true;
         for (int t = first; t < first + group_; ++t) {
             started |= fibers_[t].state != NEW || t == current_;
@@ -242,7 +242,7 @@ class HostCluster : public HostBlock<WARPS> {
     float* remote(float* here, int rank) {
         const auto offset = static_cast<size_t>(reinterpret_cast<char*>(here) - memory_ - this->rank() * size_);
         if (rank < 0 || rank >= blocks_ || offset >= size_) give_up("access shared memory outside the cluster", 1);
-        if (!this->fibers_.lives(rank * this->THREADS)) give_up("access a block that is not running", 1);
+        if (!this->fibers_.is_running(rank * this->THREADS)) give_up("access a block that is not running", 1);
         return reinterpret_cast<float*>(memory_ + rank * size_ + offset);
     }
 
