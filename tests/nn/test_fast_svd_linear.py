@@ -160,10 +160,10 @@ def test_the_weight_has_the_static_offset_folded_in() -> None:
     assert relative_error(weight, modulated(linear, layer, layer.delta_s_static.detach())) < 1e-12
     x = torch.randn(3, 13, dtype=torch.float64, requires_grad=True)
     assert relative_error(F.linear(x, weight, layer.bias), layer(x)) < 1e-12
-    assert not weight.requires_grad
+    assert weight.requires_grad and not weight.detach().requires_grad
     F.linear(x, weight).sum().backward()
     assert relative_error(x.grad, weight.sum(0).expand(3, 13)) < 1e-12
-    values = weight.clone()
+    values = weight.detach().clone()
     assert type(values) is Tensor
     assert torch.equal(torch.from_numpy(weight.numpy().copy()), values)
     assert weight.tolist() == values.tolist()
@@ -213,8 +213,8 @@ def test_shape_and_dtype_of_the_weight_are_known_without_building_it(monkeypatch
 )
 def test_writing_into_the_weight_or_a_view_of_it_raises(write: Callable[[Tensor], object]) -> None:
     _, layer = make()
-    with pytest.raises(RuntimeError, match=r"FastSVDLinear\.weight must not be written to, got a"):
-        write(layer.weight)
+    with pytest.raises(RuntimeError, match=r"FastSVDLinear\.weight must not be written to|is a view|out=\.\.\."):
+        write(layer.weight)  # autograd itself refuses some
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"FastSVDLinear\.weight must not be written to, got a"):
         write(layer.weight)
 

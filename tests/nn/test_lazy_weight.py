@@ -82,15 +82,8 @@ def test_a_model_that_reads_the_weight_of_its_projection_trains_its_offset() -> 
 
 
 @pytest.mark.parametrize(
-    "write",
+    "reach",
     [
-        lambda weight: weight.data.add_(1),
-        lambda weight: weight.data.clamp_(-1, 1),
-        lambda weight: weight.detach().zero_(),
-        lambda weight: nn.init.zeros_(weight),
-        lambda weight: weight.copy_(torch.zeros(17, 13)),
-        lambda weight: weight[0].fill_(0),
-        lambda weight: setattr(weight, "data", torch.zeros(17, 13)),
         lambda weight: weight.share_memory_(),
         lambda weight: weight.data_ptr(),
         lambda weight: weight.untyped_storage(),
@@ -98,17 +91,12 @@ def test_a_model_that_reads_the_weight_of_its_projection_trains_its_offset() -> 
     ],
 )
 @pytest.mark.parametrize("grad", [True, False], ids=["grad mode", "no_grad"])
-def test_writes_and_addresses_are_refused(write: Callable[[Tensor], object], grad: bool) -> None:
+def test_its_memory_cannot_be_reached(reach: Callable[[Tensor], object], grad: bool) -> None:
     layer = hf.FastSVDLinear(13, 17)
     before = layer.weight.clone()
     with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match=r"FastSVDLinear.weight must not be"):
-        write(layer.weight)
+        reach(layer.weight)
     assert torch.equal(layer.weight.clone(), before)
-
-
-def test_another_weight_cannot_be_assigned() -> None:
-    with pytest.raises(KeyError, match="attribute 'weight' already exists"):
-        hf.FastSVDLinear(13, 17).weight = nn.Parameter(torch.zeros(17, 13))
 
 
 def test_peft_refuses_to_merge_into_the_layer() -> None:

@@ -1,0 +1,72 @@
+"""Text files and tables of other programs: byte order marks, encodings, spellings of paths, reserved names."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+
+import pytest
+
+from hystar_fast.data.image_set import ImageSet, Record
+from hystar_fast.data.open import open_images
+from tests.support import picture_trees as trees
+
+
+def test_every_text_file_may_have_a_byte_order_mark(tmp_path):
+    made = {
+        "dsr": (trees.dsr(tmp_path / "dsr"), ["test.json", "text/n00/0.txt"]),
+        "domainnet": (trees.domainnet(tmp_path / "domainnet"), ["real_test.txt"]),
+    }
+    for kind, (root, names) in made.items():
+        expected = open_images(f"{kind}:{root}").records
+        for name in names:
+            (root / name).write_bytes("\ufeff".encode() + (root / name).read_bytes())
+        assert open_images(f"{kind}:{root}").records == expected
+
+
+def test_text_that_is_not_utf8_is_reported_with_its_line(tmp_path):
+    root = trees.domainnet(tmp_path)
+    lines = (root / "real_test.txt").read_bytes().splitlines(keepends=True)
+    (root / "real_test.txt").write_bytes(lines[0] + "caf\u00e9 1\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"real_test.txt must be UTF-8, got byte 0xe9 in line 2"):
+        open_images(f"domainnet:{root}")
+
+
+def test_two_spellings_of_a_path_are_one_picture(tmp_path):
+    for name in ("p/a", "p/b", "s/a", "s/b"):
+        trees.picture(tmp_path / f"{name}.png")
+    (tmp_path / "pairs.csv").write_text(
+        f"query,target\ns/a.png,p/a.png\n./s/b.png,./p/b.png\ns/b.png,{tmp_path}/p/b.png\ns//a.png, p/../p/a.png\n"
+    )
+    images = open_images(f"pairs:{tmp_path}/pairs.csv")
+    assert [record.path for record in images.gallery] == ["p/a.png", "p/b.png"]
+    queries = images.of_style("query")
+    assert [(query.path, query.instance) for query in queries] == [
+        ("s/a.png", "p/a.png"),
+        ("s/b.png", "p/b.png"),
+        ("s/b.png", "p/b.png"),
+        ("s/a.png", "p/a.png"),
+    ]
+
+
+@pytest.mark.parametrize("style", ["text", "joint"])
+def test_reserved_names_of_styles_are_rejected(tmp_path, style):
+    table = tmp_path / "pairs.csv"
+    table.write_text(f"query,target,style\na.png,b.png,photo\na.png,b.png,{style}\n")
+    with pytest.raises(ValueError, match=f"queries of style '{style}' in line 3"):
+        open_images(f"pairs:{table}")
+    with pytest.raises(ValueError, match="a style must not be named 'text' or 'joint'"):
+        ImageSet("mine", "photo", (Record("a.png", style),), lambda record: None)
+
+
+def test_a_list_of_captions_in_a_shard_is_not_one_caption(tmp_path):
+    picture = trees.picture(tmp_path / "a.png").read_bytes()
+    members = {"a.photo.png": picture, "a.sketch.png": picture, "a.json": b'{"caption": ["x", "y"]}'}
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    images = open_images(f"shards:{tmp_path}")
+    assert [record.caption for record in images.records] == [None, None]
+    assert [entry.reason for entry in images.skipped] == ["caption must be one text, got a list"]
