@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from hystar_fast.ops.native import cuda_ready, extension, extension_problem, instruction_set
 from hystar_fast.ops.sinkhorn import cpu, cuda
 from hystar_fast.ops.status import OpStatus
-from hystar_fast.ops.transforms import check_not_batched, is_transformed
+from hystar_fast.ops.transforms import call_op, check_not_batched, is_transformed
 from hystar_fast.ref.sinkhorn import SinkhornInfo, check_arguments
 from hystar_fast.ref.sinkhorn import sinkhorn as reference
 
@@ -80,6 +80,9 @@ def _backward_of_op(ctx: Any, dplan: Tensor, *_: Tensor | None) -> tuple[Tensor 
 torch.library.register_autograd("hystar_fast::sinkhorn_forward", _backward_of_op, setup_context=_setup_context, lib=LIB)
 
 
+_FORWARD = torch.ops.hystar_fast.sinkhorn_forward.default
+
+
 class _Unrolled(torch.autograd.Function):
     """The exact gradient. It keeps the plan and, on the CPU, n_iter * M values a problem: all column potentials."""
 
@@ -87,7 +90,7 @@ class _Unrolled(torch.autograd.Function):
     def forward(
         ctx: Any, cost: Tensor, mask: Tensor | None, epsilon: float, n_iter: int, tol: float
     ) -> tuple[Tensor, Tensor]:
-        plan, history, info = torch.ops.hystar_fast.sinkhorn_forward(cost, mask, epsilon, n_iter, tol, True)
+        plan, history, info = call_op(_FORWARD, cost, mask, epsilon, n_iter, tol, True)
         ctx.save_for_backward(plan, cost, mask, history, info)
         ctx.epsilon, ctx.n_iter = epsilon, n_iter
         ctx.mark_non_differentiable(info)
@@ -107,7 +110,7 @@ class _Implicit(torch.autograd.Function):
     def forward(
         ctx: Any, cost: Tensor, mask: Tensor | None, epsilon: float, n_iter: int, tol: float
     ) -> tuple[Tensor, Tensor]:
-        plan, _, info = torch.ops.hystar_fast.sinkhorn_forward(cost, mask, epsilon, n_iter, tol, False)
+        plan, _, info = call_op(_FORWARD, cost, mask, epsilon, n_iter, tol, False)
         ctx.save_for_backward(plan, info)
         ctx.epsilon = epsilon
         ctx.mark_non_differentiable(info)
@@ -227,7 +230,7 @@ def sinkhorn(
         function = _Unrolled if grad == "unroll" else _Implicit
         plan, info = function.apply(cost, mask, float(epsilon), n_iter, stop)
     else:
-        plan, _, info = torch.ops.hystar_fast.sinkhorn_forward(cost.detach(), mask, float(epsilon), n_iter, stop, False)
+        plan, _, info = call_op(_FORWARD, cost.detach(), mask, float(epsilon), n_iter, stop, False)
     if not return_info:
         return plan
     iterations, error, outcome = info.unbind()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from hystar_fast.ops.status import OpStatus
 from hystar_fast.ops.style_nce import cpu, cuda, stream
 from hystar_fast.ops.style_nce import torch as plain
 from hystar_fast.ops.style_nce.checks import check_inputs, check_options
-from hystar_fast.ops.transforms import check_not_batched, is_transformed
+from hystar_fast.ops.transforms import call_op, check_not_batched, is_transformed
 from hystar_fast.ref.style_nce import style_nce as reference
 
 LIB = torch.library.Library("hystar_fast", "FRAGMENT")
@@ -96,7 +97,7 @@ class _StyleNCE(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, target: Tensor, *arguments: Any) -> Tensor:
-        loss, *saved = _FORWARD(query, target, *arguments, True)
+        loss, *saved = call_op(_FORWARD, query, target, *arguments, True)
         ctx.save_for_backward(*saved)
         ctx.temperature, ctx.dtypes = arguments[1], (query.dtype, target.dtype)
         return loss
@@ -234,7 +235,8 @@ def style_nce(
         return stream.streamed_loss(query, target, mask, *numbers, weights, mean)
     needs_gradient = torch.is_grad_enabled() and (query.requires_grad or target.requires_grad)
     if not needs_gradient or (detached and is_exporting):
-        loss: Tensor = _FORWARD(query, target, mask, *numbers, weights, mean, False)[0]
+        forward = _FORWARD if is_exporting else partial(call_op, _FORWARD)
+        loss: Tensor = forward(query, target, mask, *numbers, weights, mean, False)[0]
         return loss
     if detached:
         loss = _StyleNCE.apply(query, target, mask, *numbers, weights, mean)

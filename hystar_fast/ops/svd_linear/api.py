@@ -15,7 +15,7 @@ from hystar_fast.ops.svd_linear.checks import check_index_range, check_inputs, c
 from hystar_fast.ops.svd_linear.cost import materialising_is_cheaper
 from hystar_fast.ops.svd_linear.fp8 import Fp8Factors, quantise_factors
 from hystar_fast.ops.svd_linear.torch import without_autocast
-from hystar_fast.ops.transforms import is_transformed
+from hystar_fast.ops.transforms import call_op, is_transformed
 from hystar_fast.ref.svd_linear import svd_linear as reference
 
 LIB = torch.library.Library("hystar_fast", "FRAGMENT")
@@ -98,6 +98,9 @@ torch.library.register_autograd(
 )
 
 
+_FORWARD = torch.ops.hystar_fast.svd_linear_forward.default
+
+
 class _SVDLinear(torch.autograd.Function):
     """The layer with its gradients. It saves h if scale needs a gradient, and otherwise no activation.
 
@@ -122,7 +125,7 @@ class _SVDLinear(torch.autograd.Function):
         if factors:
             y, saved = torch.ops.hystar_fast.svd_linear_fp8_forward(x, scale, *factors, bias, index, save)
         else:
-            y, saved = torch.ops.hystar_fast.svd_linear_forward(x, u, scale, vh, bias, index, materialise, save)
+            y, saved = call_op(_FORWARD, x, u, scale, vh, bias, index, materialise, save)
         ctx.save_for_backward(x if materialise and needs_dscale else None, u, scale, vh, index, saved)
         ctx.materialise = materialise
         return y
@@ -242,7 +245,7 @@ def svd_linear(
         return _SVDLinear.apply(x, u, scale, vh, bias, index, materialise, needs_dx, needs_dscale, *quantised)
     if factors is not None:
         return torch.ops.hystar_fast.svd_linear_fp8_forward(x, scale, *factors, bias, index, False)[0]
-    return torch.ops.hystar_fast.svd_linear_forward(x, u, scale, vh, bias, index, materialise, False)[0]
+    return call_op(_FORWARD, x, u, scale, vh, bias, index, materialise, False)[0]
 
 
 def status() -> list[OpStatus]:
