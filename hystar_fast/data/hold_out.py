@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import replace
 
 from hystar_fast.data.image_set import ImageSet
@@ -13,7 +14,7 @@ def hash_fraction(name: str, purpose: str = "") -> float:
 
     Nested shares need different purposes: a name below 0.2 for one purpose is always below 0.2 for that purpose.
     """
-    digest = hashlib.blake2b(name.encode(), digest_size=8, person=purpose.encode())
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=8, person=purpose.encode())
     return int.from_bytes(digest.digest(), "big") / 2**64
 
 

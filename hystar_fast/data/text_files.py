@@ -1,8 +1,10 @@
-"""Read text files that other programs wrote: UTF-8, with or without a byte order mark."""
+"""Text files: UTF-8, with or without a byte order mark when read, and any file name when written."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 
 def read_text(path: str | Path) -> str:
@@ -28,3 +30,13 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
     """Return the lines of a file that are not empty, stripped, with their numbers from 1; errors as `read_text`."""
     lines = read_text(path).splitlines()
     return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def to_json(content: Any) -> str:
+    """Return JSON that every file can hold; names that are not UTF-8 make all characters beyond ASCII escapes."""
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(content, indent=1)
+    return text

@@ -110,7 +110,8 @@ def _read_shard(shard: Path, samples: dict[str, _Sample], places: dict[str, _Pla
 def _read_text(sample: _Sample, kind: str, content: bytes, name: str, skipped: list[Skipped]) -> None:
     try:
         text = decode_text(content, name).strip()
-        found: dict[str, Any] = {"txt": {"caption": text}, "cls": {"category": text}}.get(kind) or json.loads(text)
+        line = text.partition("\n")[0].strip()
+        found: dict[str, Any] = {"txt": {"caption": line}, "cls": {"category": line}}.get(kind) or json.loads(text)
         for field_name in ("caption", "category"):
             value = found.get(field_name)
             if isinstance(value, list | dict):

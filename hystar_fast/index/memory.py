@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from hystar_fast.data.text_files import to_json
+
 _TENSORS, _META, _FORMAT = "index.safetensors", "index.json", 1
 
 
@@ -87,7 +89,7 @@ class MemoryIndex:
         directory.mkdir(parents=True, exist_ok=True)
         save_file({"embeddings": self.embeddings.contiguous()}, directory / _TENSORS)
         meta = {"format": _FORMAT, "ids": self.ids, "about": self.about}
-        (directory / _META).write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8")
+        (directory / _META).write_text(to_json(meta), encoding="utf-8")
 
     @classmethod
     def load(cls, directory: str | Path) -> MemoryIndex:

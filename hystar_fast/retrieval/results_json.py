@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -17,6 +16,7 @@ import torch
 
 import hystar_fast
 from hystar_fast.data.image_set import Skipped
+from hystar_fast.data.text_files import to_json
 from hystar_fast.methods.device import multiplies_bf16
 from hystar_fast.retrieval.metrics import Interval
 
@@ -81,7 +81,7 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON in one move, so that a reader always gets a whole file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(to_json(content) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,7 @@ def run_training(
             save_method(method, adapter)
         if world.is_main and state.skipped:
             lines = [f"{path}\t{why}\n" for path, why in sorted(state.skipped.items())]
-            (output / SKIPPED).write_text("".join(lines), encoding="utf-8")
+            (output / SKIPPED).write_bytes(os.fsencode("".join(lines)))
     finally:
         leave_world()
     return Trained(method, state, adapter, recipe.steps)

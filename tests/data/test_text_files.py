@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 
 import pytest
 
+from hystar_fast.data.hold_out import hash_fraction
 from hystar_fast.data.image_set import ImageSet, Record
 from hystar_fast.data.open import open_images
+from hystar_fast.retrieval.results_json import write_json
 from tests.support import picture_trees as trees
 
 
@@ -70,3 +73,27 @@ def test_a_list_of_captions_in_a_shard_is_not_one_caption(tmp_path):
     images = open_images(f"shards:{tmp_path}")
     assert [record.caption for record in images.records] == [None, None]
     assert [entry.reason for entry in images.skipped] == ["caption must be one text, got a list"]
+
+
+def test_names_that_are_not_utf8_survive_a_file_of_results(tmp_path):
+    content = {"names": ["caf\udce9.png", "日本"], "n": 2}
+    write_json(tmp_path / "r.json", content)
+    assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8")) == content
+    write_json(tmp_path / "r.json", {"name": "日本"})
+    assert "日本" in (tmp_path / "r.json").read_text(encoding="utf-8"), "text is escaped without need"
+
+
+def test_a_split_by_hash_takes_any_name():
+    assert 0 <= hash_fraction("caf\udce9.png") < 1
+    assert hash_fraction("a") != hash_fraction("b")
+
+
+def test_the_first_line_of_a_text_in_a_shard_is_the_caption(tmp_path):
+    picture = trees.picture(tmp_path / "a.png").read_bytes()
+    members = {"a.photo.png": picture, "a.sketch.png": picture, "a.txt": b"\xef\xbb\xbfa dog\r\nsecond line\n"}
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    assert {record.caption for record in open_images(f"shards:{tmp_path}").records} == {"a dog"}
