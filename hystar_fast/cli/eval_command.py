@@ -79,7 +79,7 @@ def run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
     method = _method(settings)
     start = time.perf_counter()
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task(f"embed {images.name}", total=len(images.records))
+        task = progress.add_task("embed", total=len(images.records))
         found = evaluate(
             on_device(method, device),
             images,

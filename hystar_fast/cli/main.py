@@ -227,7 +227,7 @@ def embed(
     console = create_console()
     changes = backbone_changes(backbone, weights)
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task(f"embed {folder}", total=None)
+        task = progress.add_task("embed", total=None)  # a description is markup: no name belongs in it
         count, skipped = index_folder(
             folder,
             adapter,

@@ -142,8 +142,8 @@ def test_eval_prints_and_writes_the_result_of_evaluate(trained, tmp_path):
 
 
 def test_a_folder_is_embedded_and_searched(trained, tmp_path):
-    data, pictures = EmojiStyles(), tmp_path / "pictures"
-    pictures.mkdir()
+    data, pictures = EmojiStyles(), tmp_path / "pictures [/old] :cat:"
+    pictures.mkdir(parents=True)
     for concept in data.concepts("test")[:4]:
         data.image("noto", concept.id).save(pictures / f"{concept.id}.png")
     query = sorted(pictures.iterdir())[2]

@@ -163,8 +163,8 @@ def test_threads_do_not_mix_their_styles(folder: Path) -> None:
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(lambda k: torch.no_grad()(model.encode_image)(images, styles[k % 8]), range(64)))
     assert relative_error(expected[0], expected[1]) > 1e-3
-    for k, embedded in enumerate(found):
-        assert torch.equal(embedded, expected[k % 8])
+    for k, embedded in enumerate(found):  # the last bits of products depend on where their buffers begin
+        assert relative_error(embedded, expected[k % 8]) < 1e-6
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
