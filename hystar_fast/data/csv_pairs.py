@@ -43,8 +43,10 @@ def load_csv_pairs(path: str | Path) -> ImageSet:
         raise layout_error("a table of pairs", path, LAYOUT, str(error)) from error
     header = list(reader.fieldnames or ())
     unknown = [name for name in header if name not in COLUMNS]
-    if not rows or unknown or not {"query", "target"} <= set(header):
-        raise layout_error("a table of pairs", path, LAYOUT, _columns(header) if header else "no rows")
+    if unknown or not {"query", "target"} <= set(header):
+        raise layout_error("a table of pairs", path, LAYOUT, _columns(header) if header else "an empty file")
+    if not rows:
+        raise layout_error("a table of pairs", path, LAYOUT, "a header without rows")
     targets: dict[str, Record] = {}
     queries = []
     for number, row in rows:
@@ -54,11 +56,11 @@ def load_csv_pairs(path: str | Path) -> ImageSet:
         if not row["query"] or not row["target"]:
             raise layout_error("a table of pairs", path, LAYOUT, f"no query or no target in line {number}")
         query, answer = (_one_spelling(path.parent, row[name]) for name in ("query", "target"))
-        category, caption = row.get("category") or None, row.get("caption") or None
+        category, caption = ((row.get(name) or "").strip() or None for name in ("category", "caption"))
         target = Record(answer, GALLERY_STYLE, category, answer, caption)
         if targets.setdefault(answer, target) != target:
             raise layout_error("a table of pairs", path, LAYOUT, f"line {number} and another differ on {answer}")
-        style = row.get("style") or "query"
+        style = (row.get("style") or "").strip() or "query"
         if style in (GALLERY_STYLE, *RESERVED_STYLES):
             found = f"queries of style {style!r} in line {number}, a name with another meaning"
             raise layout_error("a table of pairs", path, LAYOUT, found)

@@ -43,7 +43,6 @@ from hystar_fast.data.images import to_picture, to_uint8
 
 STYLES = ("photo3d", "flat", "sketch", "noto", "twemoji", "outline")
 SPLITS = ("train", "val", "test")
-SAME_DRAWING = frozenset({"photo3d", "flat", "sketch"})
 TILE = 64
 GALLERY_STYLE = "noto"
 QUERY_STYLES = ("outline", "sketch", "lowres", "twemoji")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
 
 
 def is_transformed(*tensors: Tensor | None) -> bool:
@@ -37,3 +39,27 @@ def call_op(op: Callable[..., Any], *arguments: Any) -> Any:
         return op(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*arguments)
+
+
+def first_order(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make the backward of an autograd.Function raise if a graph of it is asked for.
+
+    torch's once_differentiable raises only where the incoming gradient requires grad; the gradient of a loss that is
+    linear in the result does not, and its second derivative would be zero.
+    """
+
+    def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
+        checked = once_differentiable(backward)
+
+        @wraps(backward)
+        def run(ctx: Any, *gradients: Any) -> Any:
+            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                raise RuntimeError(
+                    f"create_graph must be False, because {op} has first derivatives only, got True; "
+                    f"hystar_fast.ref.{op} and torch.func have higher ones"
+                )
+            return checked(ctx, *gradients)
+
+        return run
+
+    return decorate

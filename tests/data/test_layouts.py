@@ -346,7 +346,8 @@ def test_the_error_for_another_layout_gives_expected_and_found(tmp_path, kind, m
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("", "no rows"),
+        ("", "an empty file"),
+        ("query,target\n", "a header without rows"),
         ("picture,target\na.png,b.png\n", "columns ['picture', 'target']"),
         ("query,target\na.png,\n", "no query or no target in line 2"),
         ("query,target,caption\nq.png,a.png,one\nq.png,a.png,two\n", "line 3 and another differ on a.png"),

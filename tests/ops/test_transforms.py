@@ -128,3 +128,15 @@ def test_an_exported_program_takes_any_batch_and_backpropagates(name: str, grad:
     gradients = (torch.autograd.grad((y * weights).sum(), larger) for y in (found, expected))
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_second_derivatives_are_refused_or_right(case: tuple[Callable[[Tensor], Tensor], Tensor]) -> None:
+    """The gradient of a linear loss, a penalty on it, and torch's own Hessian would be silently without their part."""
+    function, point = case
+    leaf = point.clone().requires_grad_()
+    for loss in (function(leaf).sum(), function(leaf).square().sum()):
+        with pytest.raises(RuntimeError, match=r"create_graph must be False, because .* has first derivatives only"):
+            torch.autograd.grad(loss, leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="create_graph must be False"):
+        torch.autograd.functional.hessian(lambda z: function(z).sum(), point)
+    assert torch.func.hessian(lambda z: function(z).square().sum())(point).abs().sum() > 1e-6

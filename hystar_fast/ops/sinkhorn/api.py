@@ -6,12 +6,11 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hystar_fast.ops.native import cuda_ready, extension, extension_problem, instruction_set
 from hystar_fast.ops.sinkhorn import cpu, cuda
 from hystar_fast.ops.status import OpStatus
-from hystar_fast.ops.transforms import call_op, check_not_batched, is_transformed
+from hystar_fast.ops.transforms import call_op, check_not_batched, first_order, is_transformed
 from hystar_fast.ref.sinkhorn import SinkhornInfo, check_arguments
 from hystar_fast.ref.sinkhorn import sinkhorn as reference
 
@@ -66,6 +65,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(plan, cost, mask, history, info)
 
 
+@first_order("sinkhorn")
 def _backward_of_op(ctx: Any, dplan: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     """Differentiate the op itself, as exported programs call it; the history is computed again if it was not kept."""
     plan, cost, mask, history, info = ctx.saved_tensors
@@ -97,7 +97,7 @@ class _Unrolled(torch.autograd.Function):
         return plan, info
 
     @staticmethod
-    @once_differentiable
+    @first_order("sinkhorn")
     def backward(ctx: Any, dplan: Tensor, dinfo: Tensor | None) -> tuple[Tensor | None, ...]:
         dcost = torch.ops.hystar_fast.sinkhorn_unrolled_backward(dplan, *ctx.saved_tensors, ctx.epsilon, ctx.n_iter)
         return dcost, None, None, None, None
@@ -117,7 +117,7 @@ class _Implicit(torch.autograd.Function):
         return plan, info
 
     @staticmethod
-    @once_differentiable
+    @first_order("sinkhorn")
     def backward(ctx: Any, dplan: Tensor, dinfo: Tensor | None) -> tuple[Tensor | None, ...]:
         dcost = torch.ops.hystar_fast.sinkhorn_implicit_backward(dplan, *ctx.saved_tensors, ctx.epsilon)
         return dcost, None, None, None, None

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hystar_fast.ops.native import cuda_ready, extension_problem, instruction_set
 from hystar_fast.ops.status import OpStatus
 from hystar_fast.ops.style_nce import cpu, cuda, stream
 from hystar_fast.ops.style_nce import torch as plain
 from hystar_fast.ops.style_nce.checks import check_inputs, check_options
-from hystar_fast.ops.transforms import call_op, check_not_batched, is_transformed
+from hystar_fast.ops.transforms import call_op, check_not_batched, first_order, is_transformed
 from hystar_fast.ref.style_nce import style_nce as reference
 
 LIB = torch.library.Library("hystar_fast", "FRAGMENT")
@@ -77,6 +76,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.options = ctx.options[1:]
 
 
+@first_order("style_nce")
 def _backward_of_op(ctx: Any, dloss: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     """Differentiate the op itself, as exported programs call it; what was not kept is computed again."""
     query, target, mask, *saved = ctx.saved_tensors
@@ -103,7 +103,7 @@ class _StyleNCE(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
+    @first_order("style_nce")
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad[:2]
         grads = _BACKWARD(dloss, *ctx.saved_tensors, ctx.temperature, *needs)
@@ -123,7 +123,7 @@ class _Cosine(torch.autograd.Function):
         return units[0] @ units[1].mT, finite
 
     @staticmethod
-    @once_differentiable
+    @first_order("style_nce")
     def backward(ctx: Any, dsim: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None]:
         needs = ctx.needs_input_grad
         ones = dsim.new_ones(len(dsim))

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hystar_fast.ops.style_nce.torch import (
     add_gamma_,
@@ -28,6 +27,7 @@ from hystar_fast.ops.style_nce.torch import (
     slope_,
     unit_backward,
 )
+from hystar_fast.ops.transforms import first_order
 from hystar_fast.ref.sinkhorn_feasibility import has_plan
 
 _BLOCK_ELEMENTS = 1 << 25
@@ -247,7 +247,7 @@ class _Streamed(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
+    @first_order("style_nce")
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad[:2]
         grads = torch.ops.hystar_fast.style_nce_stream_backward(dloss, *ctx.saved_tensors, *ctx.options, *needs)

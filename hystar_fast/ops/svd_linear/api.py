@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hystar_fast.ops.status import OpStatus
 from hystar_fast.ops.svd_linear import cpu, cuda
@@ -15,7 +14,7 @@ from hystar_fast.ops.svd_linear.checks import check_index_range, check_inputs, c
 from hystar_fast.ops.svd_linear.cost import materialising_is_cheaper
 from hystar_fast.ops.svd_linear.fp8 import Fp8Factors, quantise_factors
 from hystar_fast.ops.svd_linear.torch import without_autocast
-from hystar_fast.ops.transforms import call_op, is_transformed
+from hystar_fast.ops.transforms import call_op, first_order, is_transformed
 from hystar_fast.ref.svd_linear import svd_linear as reference
 
 LIB = torch.library.Library("hystar_fast", "FRAGMENT")
@@ -75,6 +74,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(x, u, scale, vh, index, output[1] if save else None)
 
 
+@first_order("svd_linear")
 def _backward_of_op(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the op itself, as exported programs call it; what was not saved is computed again."""
     x, u, scale, vh, index, saved = ctx.saved_tensors
@@ -131,7 +131,7 @@ class _SVDLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_order("svd_linear")
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, u, scale, vh, index, saved = ctx.saved_tensors
         needs_dx, needs_dscale, needs_dbias = (ctx.needs_input_grad[i] for i in (0, 2, 4))
