@@ -131,15 +131,13 @@ def show(results: dict[str, Any], console: Console) -> None:
         low, high = found["low"], found["high"]
         console.print(
             f"hystar - {name}: {found['value']:+.1f} points R@1, mean of hard [{low:+.1f}, {high:+.1f}]",
-            highlight=False,
         )
     trained = {name: m["parameters"]["trainable"] for name, m in results["methods"].items() if name in DEMO_TRAINED}
-    console.print("trained parameters: " + ", ".join(f"{name} {n:,}" for name, n in trained.items()), highlight=False)
+    console.print("trained parameters: " + ", ".join(f"{name} {n:,}" for name, n in trained.items()))
     step = results["training_step"]
     console.print(
         f"one training step: naive {step['naive_seconds']:.2f} s, ours {step['ours_seconds']:.2f} s, "
         f"naive / ours {step['ratio']:.2f}; the whole demo took {results['seconds']:.0f} s",
-        highlight=False,
     )
 
 

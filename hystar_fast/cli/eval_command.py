@@ -96,11 +96,10 @@ def run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
         console.print(
             f"{images.name} has no splits: --split {settings.split} is the whole data set, and an adapter may have "
             "been trained on part of it",
-            highlight=False,
         )
     for line in _omissions(found):
-        console.print(line, highlight=False, markup=False)
-    console.print(f"wrote {settings.output / RESULTS_FILE}", highlight=False, markup=False)
+        console.print(line)
+    console.print(f"wrote {settings.output / RESULTS_FILE}")
     return results
 
 

@@ -239,7 +239,7 @@ def embed(
     if skipped:
         first = f"{skipped[0].path}: {skipped[0].reason}"
         line = f"skipped {len(skipped)} of {count + len(skipped)} pictures, the first: {first}"
-        console.print(line, highlight=False, markup=False)
+        console.print(line)
     console.print(f"indexed {count} pictures in {time.perf_counter() - start:.1f} s: {output}")
 
 

@@ -19,7 +19,7 @@ def train_from(config: str, changes: Sequence[str], console: Console, *, resume:
 
         def started(steps: int, parameters: dict[str, int]) -> None:
             counts = ", ".join(f"{name} {count:,}" for name, count in parameters.items())
-            console.print(f"{settings.method}: {steps} steps; trained parameters: {counts}", highlight=False)
+            console.print(f"{settings.method}: {steps} steps; trained parameters: {counts}")
             progress.update(task, total=steps)
 
         def advance(done: int, loss: float) -> None:
@@ -39,8 +39,8 @@ def _print_result(trained: Trained, console: Console) -> None:
             "" if state.best_interval is None else " [{:.1f}, {:.1f}]".format(*(100 * b for b in state.best_interval))
         )
         best = f"; best on validation: R@1 {100 * state.best[0]:.1f}{bounds} after step {state.best[1]}"
-    console.print(f"{state.step} steps{last}{best}; wrote {trained.adapter}", highlight=False, markup=False)
+    console.print(f"{state.step} steps{last}{best}; wrote {trained.adapter}")
     if state.skipped:
         first = next(iter(state.skipped.items()))
         line = f"skipped {len(state.skipped)} unreadable pictures, such as {first[0]}: {first[1]}"
-        console.print(line, highlight=False, markup=False)
+        console.print(line)

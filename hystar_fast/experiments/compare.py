@@ -38,12 +38,12 @@ def run_compare(settings: ExperimentSettings, console: Console) -> dict[str, Any
     record = compare(settings, console)
     for table in comparison_tables(record):
         console.print(table)
-    console.print(comparison_note(record), highlight=False, markup=False)
+    console.print(comparison_note(record))
     if record["at_edge"]:
-        console.print(f"Best rate at the edge of its grid: {', '.join(record['at_edge'])}.", highlight=False)
+        console.print(f"Best rate at the edge of its grid: {', '.join(record['at_edge'])}.")
     if record["diverged"]:
-        console.print(f"Excluded because a run diverged: {', '.join(record['diverged'])}.", highlight=False)
-    console.print(f"wrote {settings.output}/: {RESULTS_FILE}, {TUNING_FILE}, {ADAPTERS}/", highlight=False)
+        console.print(f"Excluded because a run diverged: {', '.join(record['diverged'])}.")
+    console.print(f"wrote {settings.output}/: {RESULTS_FILE}, {TUNING_FILE}, {ADAPTERS}/")
     return record
 
 
@@ -94,7 +94,7 @@ def compare(settings: ExperimentSettings, console: Console, methods: Sequence[st
             write_json(path, record)
             progress.advance(task)
             line = f"{run['method']}, seed {run['seed']}: {run['seconds']} s"
-            console.print(line, highlight=False, markup=False)
+            console.print(line)
     kept = [run for key in keys for run in record["runs"] if key.items() <= run.items()]
     record["diverged"] = sorted({run["method"] for run in kept if "diverged" in run})
     kept = [run for run in kept if run["method"] not in record["diverged"]]

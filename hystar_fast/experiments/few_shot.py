@@ -63,7 +63,7 @@ def run_few_shot(settings: ExperimentSettings, console: Console, output: Path | 
     results = _head(settings, images, parts)
     used = {name: rates[name] for name in chosen.methods if name in rates}
     for name, (setting, source) in used.items():
-        console.print(f"learning rates of {name}: {setting} ({source})", highlight=False, markup=False)
+        console.print(f"learning rates of {name}: {setting} ({source})")
     skipped: list[Skipped] = list(images.skipped)
     runs = [(name, seed) for name in chosen.methods for seed in (settings.seeds if name in rates else [0])]
     with Progress(console=console, transient=True) as progress:
@@ -86,8 +86,8 @@ def run_few_shot(settings: ExperimentSettings, console: Console, output: Path | 
             progress.advance(task)
     console.print(few_shot_table(results))
     if results["skipped"]:
-        console.print(f"skipped {results['skipped']} unreadable pictures, the first: {skipped[0].path}", markup=False)
-    console.print(f"wrote {folder / RESULTS_FILE}", highlight=False, markup=False)
+        console.print(f"skipped {results['skipped']} unreadable pictures, the first: {skipped[0].path}")
+    console.print(f"wrote {folder / RESULTS_FILE}")
     return results
 
 

@@ -47,7 +47,7 @@ def run_figures(numbers: Sequence[int], settings: ExperimentSettings, console: C
     for number in numbers:
         path = settings.output / f"figure{number}.png"
         FIGURES[number](settings, console, path)
-        console.print(f"wrote {path}", highlight=False, markup=False)
+        console.print(f"wrote {path}")
         paths.append(path)
     return paths
 

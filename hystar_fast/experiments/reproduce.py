@@ -64,7 +64,7 @@ def run_reproduce(numbers: list[int], settings: ExperimentSettings, console: Con
         path = settings.output / f"table{paper.number}.json"
         write_json(path, results[paper.number])
         _show(results[paper.number], paper, console)
-        console.print(f"wrote {path}\n", highlight=False, markup=False)
+        console.print(f"wrote {path}\n")
     return results
 
 
@@ -224,13 +224,13 @@ def _show(result: Mapping[str, Any], paper: PaperTable, console: Console) -> Non
     console.print(papers)
     for heading in ("ours", "paper", "note", "paper_note"):
         if result.get(heading):
-            console.print(f"{heading.replace('_', ' ')}: {result[heading]}", highlight=False, markup=False)
+            console.print(f"{heading.replace('_', ' ')}: {result[heading]}")
     for name, cost in result.get("milliseconds", {}).items():
         line = f"{name}: {cost['median']:.2f} ms a picture, fastest {cost['low']:.2f}, slowest {cost['high']:.2f}"
-        console.print(line, highlight=False, markup=False)
+        console.print(line)
     for reason in dict.fromkeys(row["missing"] for row in result["rows"] if "missing" in row):
         names = ", ".join(row["row"] for row in result["rows"] if row.get("missing") == reason)
-        console.print(f"not run: {names}: {reason}", highlight=False, markup=False)
+        console.print(f"not run: {names}: {reason}")
 
 
 def _table(title: str, result: Mapping[str, Any], headings: Any, cells: Cells) -> Table:

@@ -68,14 +68,14 @@ def tune(settings: ExperimentSettings, console: Console, grid: Grid | None = Non
         write_json(path, record)
         name, rates, seed = trial["method"], trial["learning_rates"], trial["seed"]
         line = f"{name} {rates} seed {seed}: {_shown(trial)} in {trial['seconds']} s"
-        console.print(line, highlight=False, markup=False)
+        console.print(line)
     chosen = {
         name: max(rates, key=lambda setting: _score(_trials_of(record["trials"], name, setting)))
         for name, rates in grid.items()
     }
     record["chosen"] = {**record.get("chosen", {}), **chosen}
     write_json(path, record)
-    console.print(f"chosen learning rates: {chosen}", highlight=False, markup=False)
+    console.print(f"chosen learning rates: {chosen}")
     return chosen
 
 
