@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 
 import pytest
 
@@ -63,13 +61,7 @@ def test_reserved_names_of_styles_are_rejected(tmp_path, style):
 
 
 def test_a_list_of_captions_in_a_shard_is_not_one_caption(tmp_path):
-    picture = trees.picture(tmp_path / "a.png").read_bytes()
-    members = {"a.photo.png": picture, "a.sketch.png": picture, "a.json": b'{"caption": ["x", "y"]}'}
-    with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        for name, content in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
+    trees.shard_of_one_key(tmp_path, "a.json", b'{"caption": ["x", "y"]}')
     images = open_images(f"shards:{tmp_path}")
     assert [record.caption for record in images.records] == [None, None]
     assert [entry.reason for entry in images.skipped] == ["caption must be one text, got a list"]
@@ -89,11 +81,5 @@ def test_a_split_by_hash_takes_any_name():
 
 
 def test_the_first_line_of_a_text_in_a_shard_is_the_caption(tmp_path):
-    picture = trees.picture(tmp_path / "a.png").read_bytes()
-    members = {"a.photo.png": picture, "a.sketch.png": picture, "a.txt": b"\xef\xbb\xbfa dog\r\nsecond line\n"}
-    with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        for name, content in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
+    trees.shard_of_one_key(tmp_path, "a.txt", b"\xef\xbb\xbfa dog\r\nsecond line\n")
     assert {record.caption for record in open_images(f"shards:{tmp_path}").records} == {"a dog"}

@@ -121,8 +121,25 @@ def shards(root: Path, n: int = 2, styles: tuple[str, ...] = ("photo", "sketch")
                     tar.add(png, f"{i:04}.{style}.png")
                     png.unlink()
                 about = {"caption": f"thing {i} of {shard}"} if shard else {"category": "cat"}
-                for name, text in ((f"{i:04}.json", json.dumps(about)), (f"{i:04}.cls", "dog" if shard else "")):
-                    member = tarfile.TarInfo(name)
-                    member.size = len(text)
-                    tar.addfile(member, io.BytesIO(text.encode()))
+                add_member(tar, f"{i:04}.json", json.dumps(about).encode())
+                add_member(tar, f"{i:04}.cls", b"dog" if shard else b"")
     return root
+
+
+def shard_of_one_key(root: Path, name: str, text: bytes) -> Path:
+    """Write a WebDataset shard of a photo, a sketch and one text file, whose name is `name`."""
+    root.mkdir(parents=True, exist_ok=True)
+    png = picture(root / "loose.png")
+    with tarfile.open(root / "0.tar", "w") as tar:
+        for style in ("photo", "sketch"):
+            tar.add(png, f"a.{style}.png")
+        add_member(tar, name, text)
+    png.unlink()
+    return root
+
+
+def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Add a file to a tar from its content."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
