@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from hystar_fast.nn.factors import SVDFactors, checked_rank, factorise, svd_factors
 from hystar_fast.nn.lazy_weight import LazyWeight
 from hystar_fast.ops.svd_linear import Fp8Factors, quantise_factors, svd_linear
+from hystar_fast.ops.transforms import is_transformed
 
 
 class _QuantisedFactors:
@@ -226,7 +227,7 @@ class FastSVDLinear(nn.Module):
 
         It carries the gradient of ``delta_s_static``, so that models train which read it instead of calling the layer.
         """
-        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        if torch.compiler.is_compiling() or is_transformed():
             return self._materialise()
         shape = (self.out_features, self.in_features)
         if torch.is_grad_enabled() and self.delta_s_static.requires_grad:

@@ -79,7 +79,6 @@ def _backward_of_op(ctx: Any, dplan: Tensor, *_: Tensor | None) -> tuple[Tensor 
 
 torch.library.register_autograd("hystar_fast::sinkhorn_forward", _backward_of_op, setup_context=_setup_context, lib=LIB)
 
-
 _FORWARD = torch.ops.hystar_fast.sinkhorn_forward.default
 
 
@@ -225,7 +224,7 @@ def sinkhorn(
         cost = cost.float()
     stop = 0.0 if tol is None else float(tol)
     if torch.compiler.is_exporting() and grad == "unroll":  # the program is differentiated by the op
-        plan, _, info = torch.ops.hystar_fast.sinkhorn_forward(cost, mask, float(epsilon), n_iter, stop, False)
+        plan, _, info = call_op(_FORWARD, cost, mask, float(epsilon), n_iter, stop, False)
     elif grad != "none" and cost.requires_grad and torch.is_grad_enabled():
         function = _Unrolled if grad == "unroll" else _Implicit
         plan, info = function.apply(cost, mask, float(epsilon), n_iter, stop)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -235,8 +234,7 @@ def style_nce(
         return stream.streamed_loss(query, target, mask, *numbers, weights, mean)
     needs_gradient = torch.is_grad_enabled() and (query.requires_grad or target.requires_grad)
     if not needs_gradient or (detached and is_exporting):
-        forward = _FORWARD if is_exporting else partial(call_op, _FORWARD)
-        loss: Tensor = forward(query, target, mask, *numbers, weights, mean, False)[0]
+        loss: Tensor = call_op(_FORWARD, query, target, mask, *numbers, weights, mean, False)[0]
         return loss
     if detached:
         loss = _StyleNCE.apply(query, target, mask, *numbers, weights, mean)

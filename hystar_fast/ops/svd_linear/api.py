@@ -69,6 +69,9 @@ def _backward_fake(
     return dx, dscale, dy.new_empty(u.shape[0] if needs_dbias else 0)
 
 
+_DIFFERENTIABLE = (0, 2, 4)  # x, scale and bias among the inputs of the op and of the autograd.Function
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, u, scale, vh, _, index, ctx.materialise, save = inputs
     ctx.save_for_backward(x, u, scale, vh, index, output[1] if save else None)
@@ -78,25 +81,28 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward_of_op(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the op itself, as exported programs call it; what was not saved is computed again."""
     x, u, scale, vh, index, saved = ctx.saved_tensors
-    needs_dx, needs_u, needs_dscale, needs_vh, needs_dbias = ctx.needs_input_grad[:5]
+    _, needs_u, needs_dscale, needs_vh, *_ = ctx.needs_input_grad
     if needs_u or needs_vh:
         raise RuntimeError("u and vh must be frozen, as they get no gradient")
     if saved is None and (needs_dscale or ctx.materialise):
         saved = torch.ops.hystar_fast.svd_linear_forward(x, u, scale, vh, None, index, ctx.materialise, True)[1]
     saved = dy.new_empty(0) if saved is None else saved
-    gradients = torch.ops.hystar_fast.svd_linear_backward(
-        dy, x, u, scale, vh, index, saved, ctx.materialise, needs_dx, needs_dscale, needs_dbias
-    )
-    dx, dscale, dbias = (
-        g if needed else None for g, needed in zip(gradients, (needs_dx, needs_dscale, needs_dbias), strict=True)
-    )
-    return dx, None, dscale, None, dbias, None, None, None
+    return _gradients(ctx, dy, x, u, scale, vh, index, saved)
+
+
+def _gradients(ctx: Any, dy: Tensor, *saved: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the gradients of x, scale and bias at the places of these inputs, and None at every other."""
+    needs = [ctx.needs_input_grad[i] for i in _DIFFERENTIABLE]
+    found = torch.ops.hystar_fast.svd_linear_backward(dy, *saved, ctx.materialise, *needs)
+    gradients: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+    for place, gradient, needed in zip(_DIFFERENTIABLE, found, needs, strict=True):
+        gradients[place] = gradient if needed else None
+    return tuple(gradients)
 
 
 torch.library.register_autograd(
     "hystar_fast::svd_linear_forward", _backward_of_op, setup_context=_setup_context, lib=LIB
 )
-
 
 _FORWARD = torch.ops.hystar_fast.svd_linear_forward.default
 
@@ -133,19 +139,7 @@ class _SVDLinear(torch.autograd.Function):
     @staticmethod
     @first_order("svd_linear")
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, u, scale, vh, index, saved = ctx.saved_tensors
-        needs_dx, needs_dscale, needs_dbias = (ctx.needs_input_grad[i] for i in (0, 2, 4))
-        dx, dscale, dbias = torch.ops.hystar_fast.svd_linear_backward(
-            dy, x, u, scale, vh, index, saved, ctx.materialise, needs_dx, needs_dscale, needs_dbias
-        )
-        gradients = (
-            dx if needs_dx else None,
-            None,
-            dscale if needs_dscale else None,
-            None,
-            dbias if needs_dbias else None,
-        )
-        return gradients + (None,) * (len(ctx.needs_input_grad) - len(gradients))
+        return _gradients(ctx, dy, *ctx.saved_tensors)
 
 
 def svd_linear(
@@ -226,7 +220,7 @@ def svd_linear(
     grads = torch.is_grad_enabled()
     needs_dx, needs_dscale = grads and x.requires_grad, grads and scale.requires_grad
     if torch.compiler.is_exporting() and factors is None:  # one path for every batch size, differentiated by the op
-        return torch.ops.hystar_fast.svd_linear_forward(x, u, scale, vh, bias, index, False, needs_dscale)[0]
+        return call_op(_FORWARD, x, u, scale, vh, bias, index, False, needs_dscale)[0]
     materialise = (
         factors is None
         and _may_materialise(x, index, needs_dscale)
