@@ -14,7 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from hystar_fast.cli.demo_tables import HEADLINE, recall_table
 from hystar_fast.data.displacement import displace
 from hystar_fast.data.emoji import HARD_STYLES, LOW_RESOLUTION_SIDE, LOW_RESOLUTION_SOURCE, QUERY_STYLES, load_emoji
+from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.data.image_set import ImageSet
+from hystar_fast.data.whole_files import write_whole
 from hystar_fast.experiments.learning_rates import DEMO_RATES, DEMO_STEPS
 from hystar_fast.index.memory import MemoryIndex
 from hystar_fast.index.search import ADAPTER_FOLDER, INDEX_FOLDER
@@ -28,7 +30,7 @@ from hystar_fast.retrieval.embed import Embedded
 from hystar_fast.retrieval.embedding_map import embedding_map
 from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.ranks import Ranks, paired_difference
-from hystar_fast.retrieval.results_json import check_output, interval_info, run_info, write_json
+from hystar_fast.retrieval.results_json import interval_info, run_info, write_json
 from hystar_fast.train.loop import train
 from hystar_fast.train.pairs import PairSampler, TrainingPairs
 from hystar_fast.train.recipe import Recipe
@@ -80,11 +82,14 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
     """Run the demo and return the content of ``results.json``, which is written after every method.
 
     Raises:
-        ValueError: the output is a file, or a setting is out of range.
+        ValueError: the output is a file, another command is writing it, or a setting is out of range.
     """
+    with lock_folder(settings.output):
+        return _run_demo(settings, console)
+
+
+def _run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
     start = time.perf_counter()
-    check_output(settings.output)
-    settings.output.mkdir(parents=True, exist_ok=True)
     test = load_emoji("test").select(limit=settings.limit)
     training = load_emoji("train").select(limit=settings.limit)
     run = _Run(settings, training, test, displace(test, DISPLACEMENT))
@@ -247,7 +252,8 @@ def _draw_answers(run: _Run, methods: dict[str, Method]) -> None:
         questions.append(question_of(test, query, answers))
     title = f"Held-out concepts: first {_ANSWERS} of {len(test.gallery)}"
     note = "Queries at fixed places of the test split, not selected. Green: the query's concept. Red: another one."
-    answer_grid(questions, title, note).save(run.settings.output / "retrieval.png")
+    grid = answer_grid(questions, title, note)
+    write_whole(run.settings.output / "retrieval.png", lambda file: grid.save(file, "PNG"))
 
 
 def _draw_map(run: _Run) -> None:

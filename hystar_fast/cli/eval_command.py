@@ -13,6 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from hystar_fast.cli.options import backbone_changes
+from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.data.open import open_images
 from hystar_fast.data.text_files import read_lines
 from hystar_fast.methods.adapter_files import load_method
@@ -21,7 +22,7 @@ from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.suite import UNTRAINED, create_method, tiny_config
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.evaluate import Evaluation, KindResult, evaluate
-from hystar_fast.retrieval.results_json import check_output, interval_info, run_info, skipped_info, write_json
+from hystar_fast.retrieval.results_json import interval_info, run_info, skipped_info, write_json
 
 RESULTS_FILE = "results.json"
 
@@ -65,11 +66,16 @@ def run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
     """Evaluate, print the table, write ``results.json`` and return its content.
 
     Raises:
-        ValueError: a setting is out of range, or the data set or the adapter cannot be read.
+        ValueError: a setting is out of range, the data set or the adapter cannot be read, or another command is
+            writing the folder.
     """
+    with lock_folder(settings.output):
+        return _run_evaluation(settings, console)
+
+
+def _run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
     if settings.split not in ("val", "test"):
         raise ValueError(f"split must be 'val' or 'test', got {settings.split!r}")
-    check_output(settings.output)
     metrics = None
     if settings.metrics is not None:
         metrics = [Metric.parse(name.strip()) for name in settings.metrics.split(",")]

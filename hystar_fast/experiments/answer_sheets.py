@@ -9,6 +9,7 @@ from pathlib import Path
 from hystar_fast.data.emoji import load_emoji
 from hystar_fast.data.image_set import ImageSet, Skipped
 from hystar_fast.data.open import open_images
+from hystar_fast.data.whole_files import write_whole
 from hystar_fast.experiments.experiment_settings import ExperimentSettings
 from hystar_fast.experiments.splits import open_splits
 from hystar_fast.methods.interface import Method
@@ -76,7 +77,8 @@ def draw_sheet(number: int, methods: Mapping[str, Method], settings: ExperimentS
     size = len(images.gallery)
     title = f"Figure {number} with {'the embedded drawings' if images.name == 'emoji' else images.name}: "
     title += f"first {min(_ANSWERS, size)} of {size}"
-    answer_sheet(questions, title, notes, _legend(images, sheet)).save(path, optimize=True)
+    drawn = answer_sheet(questions, title, notes, _legend(images, sheet))
+    write_whole(path, lambda file: drawn.save(file, "PNG", optimize=True))
 
 
 def _images_and_styles(sheet: Sheet, settings: ExperimentSettings) -> tuple[ImageSet, tuple[str, ...]]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from hystar_fast.data.emoji import load_emoji
+from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.data.image_set import ImageSet, Record, Skipped, read_images
 from hystar_fast.data.images import to_float
 from hystar_fast.experiments.answer_sheets import SHEETS, draw_sheet
@@ -44,11 +45,12 @@ def run_figures(numbers: Sequence[int], settings: ExperimentSettings, console: C
     if settings.run.projection not in PROJECTIONS:
         raise ValueError(f"run.projection must be one of {PROJECTIONS}, got {settings.run.projection!r}")
     paths = []
-    for number in numbers:
-        path = settings.output / f"figure{number}.png"
-        FIGURES[number](settings, console, path)
-        console.print(f"wrote {path}")
-        paths.append(path)
+    with lock_folder(settings.output):
+        for number in numbers:
+            path = settings.output / f"figure{number}.png"
+            FIGURES[number](settings, console, path)
+            console.print(f"wrote {path}")
+            paths.append(path)
     return paths
 
 

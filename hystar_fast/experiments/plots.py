@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hystar_fast.data.whole_files import write_whole
 from hystar_fast.retrieval.embedding_map import principal_plane
 
 PROJECTIONS = ("tsne", "umap", "pca")
@@ -140,7 +141,7 @@ def draw_clouds(
         )
         legend.get_title().set_fontsize(10)
     figure.suptitle(note, fontsize=10, color=_FAINT)
-    figure.savefig(path, dpi=110)
+    write_whole(path, lambda file: figure.savefig(file, dpi=110))
 
 
 def draw_sweep(settings: Sequence[float], curves: Mapping[str, Curve], path: str | Path, axis: str, note: str) -> None:
@@ -180,7 +181,7 @@ def draw_sweep(settings: Sequence[float], curves: Mapping[str, Curve], path: str
         axes.spines[side].set_color(_LINE)
     figure.legend(loc="outside lower center", ncols=len(curves), frameon=False, fontsize=9)
     figure.suptitle(note, fontsize=10, color=_FAINT)
-    figure.savefig(path, dpi=120)
+    write_whole(path, lambda file: figure.savefig(file, dpi=120))
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from hystar_fast.data.emoji import EmojiStyles
+from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.data.image_files import find_images, unsupported_reason
 from hystar_fast.data.image_set import ImageSet, Record, Skipped, folder_reader
 from hystar_fast.data.images import load_image, thumbnail
@@ -117,9 +118,22 @@ def index_folder(
         The number of indexed pictures, and the skipped ones.
 
     Raises:
-        ValueError: the folder or the adapter cannot be used, no picture can be read, or a picture has a non-finite
-            embedding.
+        ValueError: the folder or the adapter cannot be used, no picture can be read, or another command is writing
+            `output`.
+        FloatingPointError: a picture has an embedding that is not finite.
     """
+    with lock_folder(output):
+        return _index_folder(folder, adapter, output, device, progress, changes)
+
+
+def _index_folder(
+    folder: Path,
+    adapter: Path,
+    output: Path,
+    device: str,
+    progress: Callable[[int, int], object] | None,
+    changes: Mapping[str, str | None],
+) -> tuple[int, list[Skipped]]:
     where = select_device(device)
     paths, unsupported = find_images(folder)
     skipped = [Skipped(path.as_posix(), unsupported_reason(path)) for path in unsupported]
@@ -131,9 +145,6 @@ def index_folder(
     ids: list[str] = []
     vectors: list[Tensor] = []
     for batch in embed_batches(encoder, pictures, records, skipped):
-        bad = (~batch.vectors.isfinite().all(dim=1)).nonzero().flatten().tolist()
-        if bad:
-            raise ValueError(f"embeddings must be finite, got NaN or inf for {batch.records[bad[0]].path}")
         ids += [record.path for record in batch.records]
         vectors.append(batch.vectors)
         if progress is not None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hystar_fast.models.adapter_format import not_finite
+
 WIDTHS = {1: 64, 6: 128, 11: 256, 18: 512, 25: 512}  # layer of the first ReLU of each stage: its channels
 
 
@@ -34,6 +36,9 @@ def vgg_features(pretrained: str | None) -> nn.Sequential:
             stored = VGG16_Weights.verify(pretrained).get_state_dict(progress=True, check_hash=True, **options)
         held = {name: value for name, value in stored.items() if name.startswith("features.")}
         features.load_state_dict({name.removeprefix("features."): value for name, value in held.items()})
+        broken = not_finite(features.named_parameters())
+        if broken:
+            raise ValueError(f"its weights must be finite, got NaN or inf in {broken}")
     return features.requires_grad_(False).eval()
 
 

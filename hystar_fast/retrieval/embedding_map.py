@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hystar_fast.data.whole_files import write_whole
+
 
 def principal_plane(embeddings: Tensor) -> tuple[Tensor, float]:
     """Project [n, D] onto its first two principal components; return [n, 2] and their share of the variance.
@@ -56,4 +58,4 @@ def embedding_map(panels: Mapping[str, Mapping[str, Tensor]], path: str | Path, 
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, markerscale=2.5)
     if note:
         figure.suptitle(note, fontsize=10, color="#6b6b6b")
-    figure.savefig(path, dpi=120)
+    write_whole(path, lambda file: figure.savefig(file, dpi=120))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -112,6 +113,11 @@ class TrainingPairs:
 
     def __len__(self) -> int:
         return len(self.gallery)
+
+    def identity(self) -> str:
+        """Describe the pairs: their number, and a hash of their paths, styles and captions (not of the pictures)."""
+        listed = repr((self.styles, self.gallery, self._queries)).encode()
+        return f"{len(self)} pictures, {hashlib.sha256(listed).hexdigest()[:16]}"
 
     @property
     def text_index(self) -> int:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from hystar_fast.data.hold_out import hash_fraction
 from hystar_fast.data.image_set import ImageSet, Record
 from hystar_fast.data.open import open_images
-from hystar_fast.retrieval.results_json import write_json
+from hystar_fast.retrieval.results_json import read_json, write_json
 from tests.support import picture_trees as trees
 
 
@@ -70,7 +68,7 @@ def test_a_list_of_captions_in_a_shard_is_not_one_caption(tmp_path):
 def test_names_that_are_not_utf8_survive_a_file_of_results(tmp_path):
     content = {"names": ["caf\udce9.png", "日本"], "n": 2}
     write_json(tmp_path / "r.json", content)
-    assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8")) == content
+    assert read_json(tmp_path / "r.json") == content
     write_json(tmp_path / "r.json", {"name": "日本"})
     assert "日本" in (tmp_path / "r.json").read_text(encoding="utf-8"), "text is escaped without need"
 

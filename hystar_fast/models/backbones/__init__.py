@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hystar_fast.models.adapter_format import not_finite
 from hystar_fast.models.backbones.base import Backbone
 from hystar_fast.models.backbones.tower import TowerBackbone
 from hystar_fast.models.config import HystarConfig
@@ -13,8 +14,20 @@ def create_backbone(config: HystarConfig) -> TowerBackbone:
     """Create the frozen backbone of `config`, in evaluation mode.
 
     Raises:
-        ValueError: the backbone cannot be adapted, or its weights cannot be loaded; the message names the field.
+        ValueError: the backbone cannot be adapted, or its weights cannot be loaded or are not finite; the message names
+            the field.
     """
+    backbone = _load(config)
+    broken = not_finite(backbone.named_parameters())
+    if broken:
+        raise ValueError(
+            f"backbone {config.backbone!r} with pretrained={config.pretrained!r} must have finite weights, got NaN or "
+            f"inf in {broken}"
+        )
+    return backbone
+
+
+def _load(config: HystarConfig) -> TowerBackbone:
     prefix, _, name = config.backbone.partition(":")
     if prefix == "open_clip":
         from hystar_fast.models.backbones.open_clip import load_open_clip
