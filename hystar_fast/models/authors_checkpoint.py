@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from hystar_fast.models.adapter_format import not_finite
+from hystar_fast.models.torch_files import read_torch
 
 _HYPERNETWORK = re.compile(r"clip\.visual\.transformer\.resblocks\.(\d+)\.attn\.delta_s_qkv\.mlp\.0\.weight")
 _TOLERANCE = 1e-3  # relative; weights that were stored in half precision are the same weights
@@ -51,7 +52,7 @@ class AuthorsCheckpoint:
         """Read the file; raise a ValueError where it has another layout."""
         path = Path(path)
         try:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
+            tensors = read_torch(path)
         except Exception as error:  # a damaged or missing file can raise anything
             raise ValueError(f"{path} could not be read: {error}") from error
         found = [match for name in tensors if (match := _HYPERNETWORK.fullmatch(str(name)))]

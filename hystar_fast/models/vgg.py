@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hystar_fast.models.adapter_format import not_finite
+from hystar_fast.models.torch_files import read_torch
 
 WIDTHS = {1: 64, 6: 128, 11: 256, 18: 512, 25: 512}  # layer of the first ReLU of each stage: its channels
 
@@ -30,7 +31,7 @@ def vgg_features(pretrained: str | None) -> nn.Sequential:
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     else:
         if Path(pretrained).is_file():
-            stored = torch.load(pretrained, map_location="cpu", weights_only=True)
+            stored = read_torch(pretrained)
         else:
             options = {"map_location": "cpu", "weights_only": True}  # torchvision's default runs any pickle
             stored = VGG16_Weights.verify(pretrained).get_state_dict(progress=True, check_hash=True, **options)
