@@ -158,8 +158,8 @@ def evaluate(
     data: Annotated[
         str,
         typer.Option(
-            help="emoji, or dsr:, domainnet:, folders:, pairs:, shards: or icons:<path>, or a path whose layout is "
-            "recognised."
+            help="emoji, or dsr:, domainnet:, folders:, pairs:, captions:, shards: or icons:<path>, or a path whose "
+            "layout is recognised."
         ),
     ] = "emoji",
     split: Annotated[

@@ -170,7 +170,7 @@ def test_the_loss_of_a_batch_pairs_every_query_with_its_own_item(images, pairs):
     drawn = {record.path: to_uint8(images.read(record)) for record in images.records}
     ids = [images.gallery[item].instance for item in (3, outlined, 8, 6)]  # pictures first, then texts
     queries = torch.stack([drawn[f"sketch/{ids[0]}"], drawn[f"outline/{ids[1]}"]])
-    words = method.encode_text([pairs.texts[8], pairs.texts[6]])
+    words = method.encode_text([*pairs.texts[8], *pairs.texts[6]])
     query = torch.cat([method.encode_image(queries), words])
     target = method.encode_image(torch.stack([drawn[f"noto/{instance}"] for instance in ids]))
     assert torch.allclose(pair_loss(method, pairs, batch, recipe, 0), method.loss(query, target), atol=1e-5)
