@@ -43,7 +43,7 @@ def lock_folder(folder: str | Path) -> Iterator[None]:
     created, lock = _acquire(folder)
     token = _HELD.set(_HELD.get() | {folder})
     try:
-        for partial in folder.glob(PARTIAL):
+        for partial in _partial_files(folder):
             partial.unlink(missing_ok=True)
         yield
     finally:
@@ -53,6 +53,12 @@ def lock_folder(folder: str | Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a folder with a file in it stays
             for place in created:
                 place.rmdir()
+
+
+def _partial_files(folder: Path) -> list[Path]:
+    """List what was being written in a folder and in its adapters, but not in the folders of commands that run now."""
+    found = [path for depth in ("", "*/", "*/*/") for path in folder.glob(depth + PARTIAL)]
+    return [path for path in found if not any((p / LOCK).exists() for p in path.parents if folder in p.parents)]
 
 
 def _acquire(folder: Path) -> tuple[list[Path], int]:
