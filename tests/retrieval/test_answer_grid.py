@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 
+import matplotlib as mpl
 import pytest
 import torch
 from PIL import Image, ImageColor, ImageDraw
 
+from hystar_fast.retrieval import picture_text
 from hystar_fast.retrieval.answer_grid import PAGE_TILE, Answer, Question, answer_grid, answer_page
 from hystar_fast.retrieval.embedding_map import embedding_map, principal_plane
 from hystar_fast.retrieval.picture_sheet import IRRELEVANT, RELEVANT, SAME_CATEGORY, UNKNOWN, Mark
@@ -219,3 +222,17 @@ def test_dots_are_smaller_the_more_there_are():
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] >= 1
     inked = [n * dot_size(n, 2.7) / (72 * 2.7) ** 2 for n in (300, 1_000)]
     assert inked[0] == pytest.approx(inked[1]), "the share of the panel that dots cover depends on their number"
+
+
+def test_a_name_that_dejavu_lacks_is_drawn_in_a_font_of_the_system(monkeypatch):
+    stix = str(Path(mpl.get_data_path()) / "fonts/ttf/STIXGeneral.ttf")
+    letter = chr(min(picture_text._letters(stix) - picture_text._letters(picture_text._dejavu(bold=False))))
+    monkeypatch.setattr(picture_text, "_system_fonts", lambda: (stix,))
+    picture_text._file_for.cache_clear()
+    assert drawable(f"a{letter}") == f"a{letter}"
+    assert paragraph(f"a{letter}", 15, 99).font.path == stix
+    assert paragraph("a", 15, 99).font.path != stix
+    picture_text._file_for.cache_clear()
+    monkeypatch.setattr(picture_text, "_system_fonts", tuple)
+    assert drawable(f"a{letter}") == f"a{ascii(letter)[1:-1]}"
+    picture_text._file_for.cache_clear()
