@@ -114,7 +114,7 @@ def test_settings_that_all_tags_share_need_no_tag(weights: Path, monkeypatch: py
     assert getattr(backbone.resize, "fit", "") == "squash"
 
 
-@pytest.mark.parametrize(("pretrained", "tag"), [("quick", "quick"), (None, "quick"), ("moved.safetensors", "unknown")])
+@pytest.mark.parametrize(("pretrained", "tag"), [("quick", "quick"), ("moved.safetensors", "unknown")])
 def test_a_tag_is_for_a_file_of_its_model(weights: Path, tmp_path: Path, pretrained: str, tag: str) -> None:
     place = str(tmp_path / pretrained) if "." in pretrained else pretrained
     with pytest.raises(ValueError, match=rf"pretrained_tag must be a tag .*\(quick, plain\).*got '{tag}'"):
