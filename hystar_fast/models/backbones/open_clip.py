@@ -201,10 +201,12 @@ def _settings_of_file(name: str, pretrained: str | None, pretrained_tag: str | N
     tags = tags_of(name)
     if pretrained_tag is not None:
         return tags[pretrained_tag]
+    if pretrained is None:
+        return {}
     keys = ("quick_gelu", *_PREPROCESSING)
     kinds = [{key: tag[key] for key in keys if tag.get(key)} for tag in tags.values()]
     differing = sorted({key for key in keys for kind in kinds if kind.get(key) != kinds[0].get(key)})
-    if differing and pretrained is not None:
+    if differing:
         warnings.warn(
             f"pretrained={pretrained!r} holds no {' and no '.join(differing)}, and the tags of {name!r} differ in it: "
             f"the model's own is used. Name the tag that the weights are, or were tuned from: pretrained_tag="
