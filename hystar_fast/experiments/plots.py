@@ -19,6 +19,7 @@ from hystar_fast.retrieval.plot_style import (
     TEXT,
     TITLE,
     Look,
+    add_frame,
     add_legend,
     add_title,
     dot_size,
@@ -128,9 +129,7 @@ def draw_clouds(
                 chosen = [k for k, other in enumerate(cloud.labels) if other == label]
                 xy = points[name][chosen].T
                 axes.scatter(*xy, s=size, alpha=0.75, linewidths=0, color=colour, marker=shape)
-            axes.set(xticks=[], yticks=[])
-            for edge in axes.spines.values():
-                edge.set_color(LINE)
+            add_frame(axes)
             if number == 0:
                 axes.set_title(plain(name), fontsize=TITLE, color=INK, parse_math=False)
         part.supylabel(f"by {meaning}", fontsize=TITLE, color=INK)

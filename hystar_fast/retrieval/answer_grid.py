@@ -10,10 +10,8 @@ from torch import Tensor
 
 from hystar_fast.retrieval.picture_sheet import (
     EDGE,
-    FAINT,
     GAP,
     HEADING,
-    INK,
     IRRELEVANT,
     LINE,
     MARGIN,
@@ -26,6 +24,7 @@ from hystar_fast.retrieval.picture_sheet import (
     Sheet,
 )
 from hystar_fast.retrieval.picture_text import Paragraph, paragraph
+from hystar_fast.retrieval.plot_style import FAINT, INK
 
 PAGE_TILE = 128  # pixels of a picture in `answer_page`
 _TILE = 64

@@ -11,9 +11,9 @@ from torch import Tensor
 from hystar_fast.retrieval.plot_style import (
     FAINT,
     INK,
-    LINE,
     TEXT,
     TITLE,
+    add_frame,
     add_legend,
     add_title,
     dot_size,
@@ -59,11 +59,8 @@ def embedding_map(panels: Mapping[str, Mapping[str, Tensor]], path: str | Path, 
             axes.scatter(*points.T, s=size, alpha=0.75, linewidths=0, color=colour, marker=shape)
         axes.set_title(plain(title), fontsize=TITLE, color=INK, parse_math=False)
         axes.set_xlabel(f"the plane has {100 * share:.0f} % of the variance", fontsize=TEXT, color=FAINT)
-        axes.set_xticks([])
-        axes.set_yticks([])
         axes.set_aspect("equal", adjustable="datalim")
-        for edge in axes.spines.values():
-            edge.set_color(LINE)
+        add_frame(axes)
     add_legend(figure, look, figure.get_figwidth())
     add_title(figure, note)
     figure.savefig(path)

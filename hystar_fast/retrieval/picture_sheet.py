@@ -10,10 +10,11 @@ from torch import Tensor
 
 from hystar_fast.data.images import thumbnail, to_picture
 from hystar_fast.retrieval.picture_text import Paragraph, paragraph
+from hystar_fast.retrieval.plot_style import FAINT, INK
 
 EDGE, MARGIN, GAP = 6, 16, 10  # pixels around a picture for its frame, around the sheet, between rows
 HEADING, TEXT, SMALL = 18, 16, 15
-INK, FAINT, LINE = "#1f1f1f", "#5a5a5a", "#d0d0d0"
+LINE = "#d0d0d0"
 _TITLE = 24
 
 

@@ -46,6 +46,13 @@ def figure_of(width: float, height: float) -> Any:
     return figure
 
 
+def add_frame(axes: Any) -> None:
+    """Draw a thin frame around a panel whose axes have no unit."""
+    axes.set(xticks=[], yticks=[])
+    for edge in axes.spines.values():
+        edge.set_color(LINE)
+
+
 def add_title(figure: Any, title: str, note: str = "") -> None:
     """Write a title above a figure and a note at its foot, in as many lines as they need."""
     inches = figure.get_figwidth()

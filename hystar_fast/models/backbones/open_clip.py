@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +166,8 @@ def load_open_clip(
         settings |= {"load_weights": pretrained is not None, "require_pretrained": pretrained is not None}
     else:
         name = _plain(name)
-        _check_weights(name, pretrained)
-        tag = tags.get(pretrained or "") or _settings_of_file(name, pretrained, pretrained_tag)
+        _check_weights(name, pretrained, tags)
+        tag = tags.get(pretrained or "") or _settings_of_file(name, pretrained, pretrained_tag, tags)
         # On a mismatch open_clip only warns, and computes with another activation than the weights were trained with.
         settings |= {"pretrained": pretrained, "force_quick_gelu": bool(tag.get("quick_gelu"))}
         settings |= {"force_preprocess_cfg": {key: tag[key] for key in _PREPROCESSING if key in tag}}
@@ -196,9 +196,10 @@ def _plain(name: str) -> str:
     return name if name.startswith(_STORED) else _AT.sub(r"-\1", name.replace("/", "-"))
 
 
-def _settings_of_file(name: str, pretrained: str | None, pretrained_tag: str | None) -> dict[str, Any]:
+def _settings_of_file(
+    name: str, pretrained: str | None, pretrained_tag: str | None, tags: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
     """Return the settings of the weights in a file: those of its tag, or those that all tags of the model share."""
-    tags = tags_of(name)
     if pretrained_tag is not None:
         return tags[pretrained_tag]
     if pretrained is None:
@@ -245,12 +246,11 @@ def load_tiny(pretrained: str | None) -> OpenClipBackbone:
     return OpenClipBackbone(clip, RESIZE, NORMALISE, tokenizer)
 
 
-def _check_weights(name: str, pretrained: str | None) -> None:
+def _check_weights(name: str, pretrained: str | None, tags: Collection[str]) -> None:
     import open_clip
 
     if name not in open_clip.list_models():
         raise ValueError(f"backbone must be a model of open_clip.list_models(), got 'open_clip:{name}'")
-    tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
         known = ", ".join(tags)
         raise ValueError(f"pretrained must be a tag of {name!r} ({known}), a file or None, got {pretrained!r}")
