@@ -24,7 +24,7 @@ from hystar_fast.ref.sinkhorn_feasibility import has_plan
 CONVERGED_BELOW = 1e-3
 """The largest marginal error of a converged problem, if no `tol` is given."""
 
-_SMALLEST_EPSILON = torch.finfo(torch.float32).tiny
+_SMALLEST_EPSILON = torch.finfo(torch.float32).tiny / torch.finfo(torch.float32).eps
 GRADS = ("unroll", "implicit", "none")
 
 
@@ -74,7 +74,8 @@ def check_arguments(
     if not 0 < epsilon < math.inf:
         raise ValueError(f"epsilon must be positive and finite, got {epsilon}")
     if epsilon < _SMALLEST_EPSILON and cost.dtype != torch.float64:
-        raise ValueError(f"epsilon must be at least {_SMALLEST_EPSILON:.2e}, below which float32 is 0, got {epsilon}")
+        least = f"{_SMALLEST_EPSILON:.2e}, so that no cost that matters is 0 in float32"
+        raise ValueError(f"epsilon must be at least {least}, got {epsilon}; multiply it and cost by the same number")
     if isinstance(n_iter, bool) or not isinstance(n_iter, Integral):
         raise TypeError(f"n_iter must be an int, got {type(n_iter).__name__}")
     if n_iter < 1:

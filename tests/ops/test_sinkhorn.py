@@ -208,7 +208,7 @@ BAD = [
     (TypeError, r"epsilon must be a number, got bool", {"epsilon": True}),
     (ValueError, r"epsilon must be positive and finite, got 0", {"epsilon": 0.0}),
     (ValueError, r"epsilon must be positive and finite, got nan", {"epsilon": NAN}),
-    (ValueError, r"epsilon must be at least 1.18e-38.*, got 1e-50", {"epsilon": 1e-50}),
+    (ValueError, r"epsilon must be at least 9.86e-32.*, got 1e-35; multiply it and cost", {"epsilon": 1e-35}),
     (TypeError, r"n_iter must be an int, got float", {"n_iter": 5.0}),
     (ValueError, r"n_iter must be at least 1, got 0", {"n_iter": 0}),
     (ValueError, r"grad must be one of unroll, implicit, none, got 'exact'", {"grad": "exact"}),

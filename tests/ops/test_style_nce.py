@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from hystar_fast import StyleNCELoss, ref
 from hystar_fast.ops.style_nce import status, style_nce
@@ -358,3 +359,11 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
 def test_module_refuses_bad_options_when_built(change: dict[str, Any]) -> None:
     with pytest.raises((TypeError, ValueError), match=next(iter(change))):
         StyleNCELoss(**change)
+
+
+@pytest.mark.parametrize("n", [8, 300])
+def test_flops_of_style_nce_are_its_three_products_over_all_pairs(n: int) -> None:
+    query, target = (torch.randn(n, 16, requires_grad=True) for _ in range(2))
+    with FlopCounterMode(display=False) as counter:
+        style_nce(query, target).backward()
+    assert counter.get_total_flops() == 3 * 2 * n * n * 16

@@ -16,7 +16,7 @@ from hystar_fast.ops.svd_linear import api as op
 from hystar_fast.ref.svd_linear import svd_linear as reference
 from tests.support.shapes import SVD_LINEAR
 from tests.support.svd_linear_cases import DTYPES, KINDS, Inputs, make_inputs, run
-from tests.support.tolerance import assert_as_accurate
+from tests.support.tolerance import assert_as_accurate, relative_error
 
 
 def assert_parity(inputs: Inputs) -> None:
@@ -290,3 +290,25 @@ def test_a_small_offset_survives_in_half_precision() -> None:
     x, u = torch.ones(1, 1, 1, dtype=torch.bfloat16), torch.ones(1, 1, dtype=torch.bfloat16)
     x[:], scale = 1.4921875, torch.tensor([[1.003]])
     assert hf.svd_linear(x, u, scale, u).item() == torch.tensor(1.4921875 * 1.003).bfloat16().item() != x.item()
+
+
+@pytest.mark.parametrize("rank", [None, 96])
+def test_float16_is_finite_where_a_plain_layer_is(rank: int | None) -> None:
+    """A weight with one large singular value, as trained MLPs have: h and g are sqrt(out) times as large as y."""
+    u = torch.nn.functional.normalize(torch.ones(512) + 0.1 * torch.randn(512), dim=0)
+    v = torch.nn.functional.normalize(torch.randn(128), dim=0)
+    linear = torch.nn.Linear(128, 512).half()
+    linear.weight.data = (60 * torch.outer(u, v) + 0.02 * torch.randn(512, 128)).half()
+    layer = hf.FastSVDLinear.from_linear(linear, rank)
+    x = (4000 * v + torch.randn(6, 128)).half().requires_grad_()
+    delta = torch.zeros(6, layer.rank, dtype=torch.float16, requires_grad=True)
+    y, expected = layer(x, delta), linear(x)
+    assert expected.isfinite().all()
+    assert relative_error(y, expected) < 1e-3
+
+    dy = (1500 * u + 0.01 * torch.randn(6, 512)).half()
+    assert (60 * dy.float() @ u > 65504).all()
+    found = torch.autograd.grad(y, (x, delta), dy)
+    assert relative_error(found[0], torch.autograd.grad(expected, x, dy)[0]) < 2e-3
+    wide = (dy.double() @ layer.u.double()) * (x.detach().double() @ layer.vh.double().T)
+    assert torch.equal(found[1].isinf(), wide.abs() > 65504) and not found[1].isnan().any()

@@ -51,7 +51,9 @@ def test_crossover_in_tokens_a_style(
 @pytest.mark.parametrize("needs", [INFERENCE, TRAINING, FIRST_LAYER, FROZEN_SCALE], ids=["none", "both", "scale", "x"])
 @pytest.mark.parametrize("materialise", [False, True])
 @pytest.mark.parametrize("styles", [1, 3])
-def test_the_model_counts_what_runs(styles: int, materialise: bool, needs: dict[str, bool]) -> None:
+def test_the_model_counts_what_runs_and_so_does_torch(
+    styles: int, materialise: bool, needs: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokens, in_features, out_features, rank = 10, 12, 20, 8
     x, dy = torch.randn(styles, tokens, in_features), torch.randn(styles, tokens, out_features)
     u, scale, vh = torch.randn(out_features, rank), torch.randn(styles, rank), torch.randn(rank, in_features)
@@ -65,6 +67,14 @@ def test_the_model_counts_what_runs(styles: int, materialise: bool, needs: dict[
         expected = materialised_cost(styles * tokens, styles, *shape, **needs)
     else:
         expected = factored_cost(styles * tokens, *shape, **needs)
+    assert counter.get_total_flops() == 2 * expected
+
+    x.requires_grad_(needs["needs_dx"]), scale.requires_grad_(needs["needs_dscale"])
+    monkeypatch.setattr(op, "materialising_is_cheaper", lambda *_, **__: materialise)
+    with FlopCounterMode(display=False) as counter:
+        y = hf.svd_linear(x, u, scale, vh)
+        if y.requires_grad:
+            y.backward(dy)
     assert counter.get_total_flops() == 2 * expected
 
 

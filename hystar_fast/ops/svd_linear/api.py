@@ -43,11 +43,12 @@ def _forward_fake(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     y = x.new_empty(*x.shape[:-1], u.shape[0])
+    dtype = torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
     if not save:
-        return y, x.new_empty(0)
+        return y, x.new_empty(0, dtype=dtype)
     if materialise:
-        return y, x.new_empty(scale.shape[0] if scale.dim() == 2 else 1, u.shape[0], vh.shape[1])
-    return y, x.new_empty(prod(x.shape[:-1]), vh.shape[0])
+        return y, x.new_empty(scale.shape[0] if scale.dim() == 2 else 1, u.shape[0], vh.shape[1], dtype=dtype)
+    return y, x.new_empty(prod(x.shape[:-1]), vh.shape[0], dtype=dtype)
 
 
 @torch.library.register_fake("hystar_fast::svd_linear_backward", lib=LIB)
@@ -110,7 +111,7 @@ _FORWARD = torch.ops.hystar_fast.svd_linear_forward.default
 class _SVDLinear(torch.autograd.Function):
     """The layer with its gradients. It saves h if scale needs a gradient, and otherwise no activation.
 
-    h is never larger than x.
+    h is never larger than x, but for float16 on a CPU, where it is float32.
     """
 
     @staticmethod
@@ -160,7 +161,8 @@ def svd_linear(
 
     Args:
         x: Input ``[B, T, in]`` or ``[B, in]``; any leading shape when ``scale`` is one-dimensional.
-            float16, bfloat16, float32 or float64.
+            float16, bfloat16, float32 or float64. On a GPU, float16 holds ``scale * (vh @ x)`` too, whose entries can
+            reach the norm of y: use bfloat16 where that can exceed 65,504.
         u: Left singular vectors ``[out, r]``, dtype of x, frozen.
         scale: Singular values, with their offsets: ``[r]`` shared, ``[B, r]`` one row for each sample, or ``[K, r]`` a
             bank with ``index``. Any floating dtype. It is applied in float32 or wider, so keep it in float32 if x is
