@@ -26,6 +26,7 @@ from hystar_fast.models.config import HystarConfig, resolve_blocks
 from hystar_fast.models.style import PrefixStyle, StyleExtractor, create_style
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
 from hystar_fast.nn.hypernetwork import Hypernetwork
+from hystar_fast.nn.in_threads import map_in_threads
 
 _MLP = "mlp"  # a hypernetwork is named after its block's number, with this before it where it modulates the MLP
 _AUTHORS_DESIGN: dict[str, Any] = {
@@ -86,26 +87,44 @@ class Hystar(nn.Module):
         self._inject(blocks)
 
     def _inject(self, blocks: tuple[int, ...]) -> None:
-        progress = tqdm(desc="Factoring weights", unit="block", total=self.backbone.depth, delay=2.0, leave=False)
-        names: list[str] = []
-        design = self.config.design
-        without_offsets = self.extractor.blocks if isinstance(self.extractor, PrefixStyle) else 0
+        numbers = range(1, self.backbone.depth + 1)
+        progress = tqdm(desc="Factoring weights", unit="block", total=len(numbers), delay=2.0, leave=False)
+
+        def inject_block(number: int) -> tuple[int | None, int | None, list[str]]:
+            ranks = self._inject_block(number, is_dynamic=number in blocks)
+            progress.update()
+            return ranks
+
         with progress:
-            for number in range(1, self.backbone.depth + 1):
-                if number in blocks and self.extractor is not None:
-                    if design != "reversed":
-                        rank = self.backbone.inject_dynamic(number, self.config.rank)
-                        self.hypernetworks[str(number)] = self._hypernetwork(self.extractor.dim, rank)
-                    if design != "original":
-                        rank = self.backbone.inject_dynamic_mlp(number, self.config.rank)
-                        self.hypernetworks[_MLP + str(number)] = self._hypernetwork(self.extractor.dim, rank)
-                is_static = self.config.static and number > without_offsets
-                if is_static and design == "original":
-                    names += self.backbone.inject_static(number, self.config.rank)
-                if is_static and design == "reversed":
-                    names += self.backbone.inject_static_attention(number, self.config.rank)
-                progress.update()
+            injected = map_in_threads(inject_block, numbers)
+        names: list[str] = []
+        for number, (rank, mlp_rank, static_names) in zip(numbers, injected, strict=True):
+            for name, size in ((str(number), rank), (_MLP + str(number), mlp_rank)):
+                if size is not None and self.extractor is not None:
+                    self.hypernetworks[name] = self._hypernetwork(self.extractor.dim, size)
+            names += static_names
         self._static_names = tuple(names)
+
+    def _inject_block(self, number: int, *, is_dynamic: bool) -> tuple[int | None, int | None, list[str]]:
+        """Make one block of the backbone adaptable.
+
+        Returns:
+            The number of dynamic offsets of its attention and of its MLP, None for none, and the names of the layers
+            with static offsets.
+        """
+        rank = mlp_rank = None
+        config, static_names = self.config, list[str]()
+        if is_dynamic and config.design != "reversed":
+            rank = self.backbone.inject_dynamic(number, config.rank)
+        if is_dynamic and config.design != "original":
+            mlp_rank = self.backbone.inject_dynamic_mlp(number, config.rank)
+        without_offsets = self.extractor.blocks if isinstance(self.extractor, PrefixStyle) else 0
+        is_static = config.static and number > without_offsets
+        if is_static and config.design == "original":
+            static_names = self.backbone.inject_static(number, config.rank)
+        if is_static and config.design == "reversed":
+            static_names = self.backbone.inject_static_attention(number, config.rank)
+        return rank, mlp_rank, static_names
 
     def _hypernetwork(self, style_dim: int, rank: int) -> Hypernetwork:
         config = self.config

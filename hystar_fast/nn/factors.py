@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-_VERSION = 1
+_VERSION = 2
+_LARGEST_CONDITION = 1e4
+"""Up to here the squares of float64 lose less than float32 rounds."""
 
 
 class SVDFactors(NamedTuple):
@@ -40,13 +42,13 @@ def svd_factors(weight: Tensor, rank: int | None = None, *, cache_dir: str | Pat
 
     Returns:
         Factors on the weight's device, in float64 for a float64 weight and in float32 for every other dtype.
-        They are always computed in float64 on the CPU.
+        They are always computed in float64, on the weight's device.
         Signs are fixed: the entry of largest magnitude in each column of u is positive.
 
     Gradients: none, the factors are detached.
 
-    Cost: one SVD in float64 the first time, about a second for 3072 x 1024 on two cores. Afterwards one read of
-    ``4 r (out + in)`` bytes and one hash of the weight.
+    Cost: the first time one decomposition in float64, under a second for 3072 x 1024 on one core. Afterwards one read
+    of ``4 r (out + in)`` bytes, and a hash of them and of the weight.
 
     Raises:
         TypeError: ``weight`` is not a floating-point tensor, or ``rank`` is not an integer.
@@ -78,11 +80,32 @@ def factorise(weight: Tensor, rank: int | None = None) -> SVDFactors:
     if not torch.isfinite(weight).all():
         count = int((~torch.isfinite(weight)).sum())
         raise ValueError(f"weight must be finite, got NaN or inf in {count} of {weight.numel()} entries")
-    u, s, vh = torch.linalg.svd(weight.detach().cpu().double(), full_matrices=False)
+    is_tall = weight.shape[0] >= weight.shape[1]
+    host = weight.detach() if weight.is_cuda else weight.detach().cpu()  # not every device has float64
+    left, s, right = _decompose((host if is_tall else host.T).double(), is_exact=weight.dtype == torch.float64)
+    u, vh = (left, right.T) if is_tall else (right, left.T)
     signs = u.gather(0, u.abs().argmax(0, keepdim=True)).sign()
     dtype = torch.promote_types(weight.dtype, torch.float32)
     kept = (u * signs)[:, :rank], s[:rank], (vh * signs.T)[:rank]
     return SVDFactors(*(factor.to(weight.device, dtype).contiguous() for factor in kept))
+
+
+def _decompose(matrix: Tensor, *, is_exact: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return u [m, n], s [n] and v [n, n] of a float64 matrix [m, n], m >= n.
+
+    The eigenvectors of ``matrixᵀ matrix`` are v, and ``u diag(s) = matrix v``. This is three times as fast as an SVD,
+    but an error of 1e-16 in the squares is one of ``1e-16 (s_max / s)²`` in u. Where that is more than float32's, or
+    the factors stay in float64, the SVD of the small factor of a QR decomposition has full accuracy.
+    """
+    if not is_exact:
+        v = torch.linalg.eigh(matrix.T @ matrix).eigenvectors
+        scaled = matrix @ v
+        s, order = torch.linalg.vector_norm(scaled, dim=0).sort(descending=True)
+        if s[-1] * _LARGEST_CONDITION > s[0]:
+            return scaled[:, order] / s, s, v[:, order]
+    q, r = torch.linalg.qr(matrix)
+    u, s, vh = torch.linalg.svd(r)
+    return q @ u, s, vh.T
 
 
 def checked_rank(weight: Tensor, rank: int | None) -> int:
@@ -115,14 +138,14 @@ def bytes_of(tensor: Tensor) -> memoryview:
 
 
 def _digest(weight: Tensor, rank: int) -> str:
-    digest = hashlib.blake2b(f"{_VERSION} {weight.dtype} {tuple(weight.shape)} {rank}".encode(), digest_size=20)
+    digest = hashlib.sha256(f"{_VERSION} {weight.dtype} {tuple(weight.shape)} {rank}".encode())
     digest.update(bytes_of(weight))
     return digest.hexdigest()
 
 
 def _checksum(path: Path, factors: SVDFactors) -> Tensor:
     """Hash the factors and the name of their file, so that a file which was given another name is rejected too."""
-    digest = hashlib.blake2b(path.stem.encode(), digest_size=20)
+    digest = hashlib.sha256(path.stem.encode())
     for factor in factors:
         digest.update(bytes_of(factor))
     return torch.tensor(list(digest.digest()), dtype=torch.uint8)

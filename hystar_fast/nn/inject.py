@@ -14,6 +14,7 @@ from torch import nn
 from hystar_fast.nn.attention import SVDAttention
 from hystar_fast.nn.factors import checked_rank
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
+from hystar_fast.nn.in_threads import map_in_threads
 
 Target: TypeAlias = "str | re.Pattern[str]"
 _Layer = TypeVar("_Layer", bound=nn.Module)
@@ -69,12 +70,14 @@ def inject(
     chosen = {layers[name] for name in _matching_names(layers, targets)}
     linears = {n: m for n, m in layers.items() if m in chosen and isinstance(m, nn.Linear)}
     _check_replaceable(model, linears, rank)
-    replacements: dict[nn.Module, FastSVDLinear] = {}
+
+    def replacement(linear: nn.Linear) -> FastSVDLinear:
+        return FastSVDLinear.from_linear(linear, rank, keep_remainder, cache_dir=cache_dir)
+
+    unique = list(dict.fromkeys(linears.values()))
+    replacements = dict(zip(unique, map_in_threads(replacement, unique), strict=True))
     for name, linear in linears.items():
-        if linear not in replacements:
-            layer = FastSVDLinear.from_linear(linear, rank, keep_remainder, cache_dir=cache_dir)
-            replacements[linear] = _share_hooks(linear, layer)
-        model.set_submodule(name, replacements[linear])
+        model.set_submodule(name, _share_hooks(linear, replacements[linear]))
     return list(linears)
 
 

@@ -27,9 +27,10 @@ def rebuild(factors: SVDFactors) -> Tensor:
 
 def forbid_svd(monkeypatch: pytest.MonkeyPatch) -> None:
     def svd(*args: object, **kwargs: object) -> None:
-        raise AssertionError("an SVD was computed")
+        raise AssertionError("a decomposition was computed")
 
-    monkeypatch.setattr(torch.linalg, "svd", svd)
+    for name in ("svd", "qr", "eigh"):
+        monkeypatch.setattr(torch.linalg, name, svd)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -45,6 +46,22 @@ def test_factors_rebuild_the_weight(tmp_path: Path, shape: tuple[int, int], dtyp
     assert relative_error(u.T @ u, torch.eye(rank)) < limit
     assert relative_error(vh @ vh.T, torch.eye(rank)) < limit
     assert torch.equal(s, s.sort(descending=True).values)
+
+
+@pytest.mark.parametrize("shape", [(96, 40), (40, 96), (64, 64)])
+@pytest.mark.parametrize("smallest", [0.5, 2e-4, 5e-5, 1e-7, 0.0])
+def test_factors_of_a_float32_weight_are_as_exact_as_its_svd_at_any_condition(
+    tmp_path: Path, shape: tuple[int, int], smallest: float
+) -> None:
+    rank = min(shape)
+    left, right = (torch.linalg.qr(torch.randn(n, rank, dtype=torch.float64)).Q for n in shape)
+    values = torch.linspace(1, smallest, rank, dtype=torch.float64)
+    weight = ((left * values) @ right.T).float()
+    u, s, vh = (factor.double() for factor in svd_factors(weight, cache_dir=tmp_path))
+    assert (u.T @ u - torch.eye(rank)).abs().max() < 1.5e-7
+    assert (vh @ vh.T - torch.eye(rank)).abs().max() < 1.5e-7
+    assert ((u * s) @ vh - weight).abs().max() < 1.5e-7
+    assert (s - torch.linalg.svdvals(weight.double())).abs().max() < 1e-7
 
 
 @given(
