@@ -12,11 +12,12 @@ CONSTRAINTS ?= constraints.txt
 OLDEST := .venv-oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help install build test test-oldest lint demo bench wheel docs update clean
+.PHONY: help install build test test-oldest campaign lint demo bench wheel docs update clean
 
 help:
 	@echo "make demo     train on the embedded drawings, evaluate, write runs/demo"
 	@echo "make test     ruff, mypy and every test"
+	@echo "make campaign  random calls, public architectures, damaged files and kills: half an hour"
 	@echo "make test-oldest  the core of the tests with the oldest supported versions"
 	@echo "make update   install the newest versions and write them to constraints.txt"
 	@echo "make lint     ruff and mypy alone"
@@ -56,6 +57,10 @@ test-oldest:
 	$(MAKE) install VENV=$(OLDEST) CONSTRAINTS=constraints-oldest.txt
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" \
 		tests/ops tests/nn tests/models tests/methods
+
+# Beside the tests: as much as half an hour of random work finds. CI runs a tenth.
+campaign: $(INSTALLED)
+	$(BIN)/python -m tests.campaign --output docs/results/campaign.md
 
 update: | $(BIN)/python
 	$(PIP) install --upgrade --upgrade-strategy eager -e ".[test]"
