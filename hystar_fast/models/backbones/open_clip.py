@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hystar_fast.data.images import Normalise, Resize, ResizeTo
-from hystar_fast.models.backbones.timm import TimmTower
+from hystar_fast.models.backbones.eva import create_tower
 from hystar_fast.models.backbones.tower import Affine, TowerBackbone, VisionTower
 from hystar_fast.models.random_weights import repeatable_weights
 from hystar_fast.nn.attention import SVDAttention, attend
@@ -55,7 +55,9 @@ class OpenClipTower(VisionTower):
     def embed(self, visual: Any, images: Tensor) -> Tensor:
         return visual._embeds(images.to(visual.conv1.weight.dtype))
 
-    def run_block(self, block: Any, x: Tensor, delta_s: Tensor | None, mlp_delta_s: Tensor | None = None) -> Tensor:
+    def run_block(
+        self, block: Any, x: Tensor, delta_s: Tensor | None, mlp_delta_s: Tensor | None = None, *shared: Tensor
+    ) -> Tensor:
         attended = _attend(block.attn, block.ln_1(x), delta_s)
         if hasattr(block, "ln_attn"):
             attended = block.ln_attn(attended)
@@ -109,7 +111,8 @@ class OpenClipBackbone(TowerBackbone):
         tokenizer: Callable[[Any], Tensor],
     ) -> None:
         visual: Any = clip.visual
-        super().__init__(TimmTower("trunk", "head") if hasattr(visual, "trunk") else OpenClipTower(), "clip.visual")
+        is_timm = hasattr(visual, "trunk")
+        super().__init__(create_tower(visual.trunk, "trunk", "head") if is_timm else OpenClipTower(), "clip.visual")
         self.clip = clip.requires_grad_(False).eval()
         self.tower.check(visual)
         self.depth = len(self.blocks)
