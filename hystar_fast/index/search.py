@@ -18,12 +18,11 @@ from hystar_fast.index.memory import MemoryIndex
 from hystar_fast.methods.adapter_files import load_method, save_method
 from hystar_fast.methods.device import on_device, select_device
 from hystar_fast.methods.interface import Method
-from hystar_fast.retrieval.answer_grid import Answer, Question, answer_grid
+from hystar_fast.retrieval.answer_grid import PAGE_TILE, Answer, answer_page
 from hystar_fast.retrieval.embed import embed_batches, embed_images, embed_texts
 from hystar_fast.retrieval.results_json import skipped_info
 
 INDEX_FOLDER, ADAPTER_FOLDER = "index", "adapter"
-_SIDE = 64
 
 
 @dataclass(frozen=True)
@@ -80,16 +79,20 @@ class Searcher:
 
     def draw(self, hits: list[Hit], *, query: Path | None, text: str) -> Image.Image:
         """Draw the query and its answers as one picture."""
-        answers = [Answer(self._picture(hit.id), caption=hit.caption) for hit in hits]
-        shown = None if query is None else thumbnail(load_image(query), _SIDE)
-        style = "text" if query is None else "picture"
-        question = Question(shown, style, text if query is None else query.name, {"answers": answers})
-        return answer_grid([question], f"First {len(hits)} of {len(self.index)}")
+        answers = [Answer(self._picture(hit.id), caption=hit.caption, score=hit.score) for hit in hits]
+        title = f"First {len(hits)} of {len(self.index)}"
+        if query is None:
+            return answer_page(None, text, answers, title)
+        return answer_page(thumbnail(load_image(query), PAGE_TILE), query.name, answers, title)
 
-    def _picture(self, item: str) -> Tensor:
+    def _picture(self, item: str) -> Tensor | None:
+        """Return the picture of an answer; None if it can no longer be read."""
         if self.index.about.get("source") == "emoji":
             return EmojiStyles().images(self.index.about["gallery"], [item])[0]
-        return thumbnail(load_image(Path(self.index.about["source"]) / item), _SIDE)
+        try:
+            return thumbnail(load_image(Path(self.index.about["source"]) / item), PAGE_TILE)
+        except ValueError:
+            return None
 
 
 def index_folder(
