@@ -18,6 +18,7 @@ _SPLIT_NAMES = {
     "weight": [("q_proj.weight", "k_proj.weight", "v_proj.weight")],
     "bias": [("q_proj.bias", "k_proj.bias", "v_proj.bias"), ("q_bias", "k_bias", "v_bias")],
 }
+_OPTIONAL = ("k_bias",)  # timm does not save it: it is zero
 _OUTPUT_NAMES = ("proj.", "projection.")
 _SHORT_SEQUENCE = 128  # tokens
 
@@ -183,8 +184,8 @@ class SVDAttention(nn.Module):
             for source in _OUTPUT_NAMES:
                 _rename_key(state_dict, prefix + source + name, prefix + "out_proj." + name)
             for parts in _SPLIT_NAMES[name]:
-                found = [state_dict.pop(prefix + part, None) for part in parts]
-                if found[0] is not None:  # a key has no bias where the query has one
+                if all(part in _OPTIONAL or prefix + part in state_dict for part in parts):
+                    found = [state_dict.pop(prefix + part, None) for part in parts]
                     stacked = [torch.zeros_like(found[0]) if part is None else part for part in found]
                     state_dict[prefix + "in_proj." + name] = torch.cat(stacked)
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -14,13 +14,20 @@ from torch import Tensor, nn
 from transformers import RobertaConfig
 
 from hystar_fast.models.backbones import create_backbone
+from hystar_fast.models.backbones.eva import EvaTower
 from hystar_fast.models.backbones.open_clip import OpenClipBackbone
+from hystar_fast.models.backbones.timm import TimmTower
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.style import PrefixStyle
 from hystar_fast.models.tiny import NORMALISE, RESIZE
 from tests.support.small_backbones import OWN_ATTENTION, SIGLIP, TEXT
 from tests.support.small_clip import IMAGE_SIZE, write_small_clip
 from tests.support.tolerance import relative_error
+
+
+def timm_tower(name: str, pool: str) -> dict[str, Any]:
+    return {"timm_model_name": name, "timm_pool": pool, "timm_proj": "none", "embed_dim": 32}
+
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -33,6 +40,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "timm, layer scale, average pool": {"timm_model_name": "test_vit2", "timm_pool": "avg", "timm_proj": "linear"},
     "timm, class token, classifier": {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": ""},
     "timm, head of two layers": {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "mlp"},
+    "EVA": timm_tower("small_eva", "token"),
+    "EVA, post-norm": timm_tower("small_eva_post_norm", "token"),
+    "EVA-02": timm_tower("small_eva02", "token"),
+    "EVA-02, packed": timm_tower("small_eva02_packed_glu", "avg"),
+    "PE": timm_tower("small_pe", "map"),
+    "DINOv3, keys without bias": timm_tower("small_dinov3", "token"),
+    "DINOv3, any size": timm_tower("small_dinov3_dynamic", "avg"),
+    "rotary ViT": timm_tower("small_rope", "avg"),
+    "BEiT": timm_tower("small_beit", "avg"),
+    "BEiT, shared biases": timm_tower("small_beit_shared", "token"),
+    "BEiT, both kinds of biases": timm_tower("small_beit_both", "avg"),
+    "ViTamin": timm_tower("small_vitamin", "avg"),
 }
 
 
@@ -209,17 +228,90 @@ def test_published_siglips_are_adaptable(name: str, millions: int, depth: int, w
         assert len(backbone.inject_static(1, None)) == 2
 
 
-@pytest.mark.parametrize(("name", "embedding"), [("MobileCLIP-B", "HybridEmbed"), ("ViTamin-S", "HybridEmbed")])
-def test_timm_towers_that_embed_patches_otherwise_are_rejected(name: str, embedding: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "tower"),
+    [
+        ("EVA02-L-14-336", EvaTower),
+        ("EVA02-E-14-plus", EvaTower),
+        ("PE-Core-B-16", EvaTower),
+        ("MobileCLIP-B", TimmTower),
+        ("ViTamin-L-336", TimmTower),
+    ],
+)
+def test_other_published_towers_of_timm_are_adaptable(name: str, tower: type[TimmTower]) -> None:
     with torch.device("meta"):
         clip = open_clip.create_model(name, device="meta")
-    with pytest.raises(ValueError, match=rf"with one convolution \(PatchEmbed\), got {embedding}"):
+        backbone = OpenClipBackbone(clip, RESIZE, NORMALISE, lambda texts: texts)
+        assert type(backbone.tower) is tower
+        assert backbone.inject_dynamic(backbone.depth, None) == backbone.width
+        assert len(backbone.inject_static(1, None)) in (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("convnext_base", "ConvNeXt"), ("swin_base_patch4_window7_224", "SwinTransformer"), ("MobileCLIP-S1", "FastVit")],
+)
+def test_towers_in_stages_are_rejected_with_the_reason(name: str, kind: str) -> None:
+    with torch.device("meta"):
+        clip = open_clip.create_model(name, device="meta")
+    reason = rf"timm's VisionTransformer, Eva or Beit as image tower, got {kind}, whose stages differ in width"
+    with pytest.raises(ValueError, match=reason):
         OpenClipBackbone(clip, RESIZE, NORMALISE, lambda texts: texts)
+
+
+def test_rotations_that_differ_from_block_to_block_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must turn the heads of all blocks alike, got rope_type='mixed'"):
+        backbone_and_clip(tmp_path, **timm_tower("small_mixed_rope", "avg"))
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("gate", nn.Linear(32, 32), "attention without gates and groups to be modulated, got AttentionRope"),
+        ("num_kv_groups", 2, "attention without gates and groups to be modulated, got AttentionRope"),
+        ("attn_drop", nn.Dropout(0.1), r"no dropout in their attention .* got {'attn_drop': 0\.1, 'proj_drop': 0\.0}"),
+    ],
+)
+def test_rotary_attention_of_other_kinds_is_not_modulated(tmp_path: Path, part: str, value: Any, message: str) -> None:
+    backbone, _ = backbone_and_clip(tmp_path, **timm_tower("small_pe", "map"))
+    setattr(backbone.blocks[0].attn, part, value)
+    with pytest.raises(ValueError, match=message):
+        backbone.inject_dynamic(1, None)
+
+
+@pytest.mark.parametrize("name", ["small_eva", "small_eva02", "small_pe", "small_beit", "small_beit_shared"])
+def test_modulated_attention_with_positions_loads_the_keys_of_timm(tmp_path: Path, name: str) -> None:
+    pool = "map" if name == "small_pe" else "avg"
+    backbone, clip = backbone_and_clip(tmp_path, **timm_tower(name, pool))
+    backbone.inject_dynamic(2, None)
+    attention, images = clip.visual.trunk.blocks[1].attn, images_of(2)
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    expected = clip.encode_image(images)
+    assert relative_error(backbone.encode_image(images), expected) > 1e-3
+    missing, unexpected = backbone.blocks[1].attn.load_state_dict(attention.state_dict(), strict=False)
+    assert not missing and not unexpected
+    assert relative_error(backbone.encode_image(images), expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["small_eva02", "small_eva02_packed_glu", "small_vitamin"])
+def test_gated_mlps_take_static_offsets_and_no_dynamic_ones(tmp_path: Path, name: str) -> None:
+    backbone, _ = backbone_and_clip(tmp_path, **timm_tower(name, "avg"))
+    with pytest.raises(ValueError, match=r"must have an MLP of one layer after the other, got \w*(GLU|Glu)"):
+        backbone.inject_dynamic_mlp(1, None)
+    names, images = backbone.inject_static(1, None), images_of(2)
+    expected = backbone.encode_image(images)
+    expected.square().cumsum(1).sum().backward()
+    for place in names:
+        offset = backbone.get_submodule(place).delta_s_static
+        assert offset.grad is not None and bool(offset.grad.all())
+    assert len(names) == (2 if name == "small_eva02_packed_glu" else 3)
 
 
 def test_timm_towers_of_other_kinds_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"timm's VisionTransformer as image tower, got ResNet, which has no patch_emb"
+        ValueError, match=r"VisionTransformer, Eva or Beit as image tower, got ResNet, which has no patch_embed, _pos"
     ):
         backbone_and_clip(tmp_path / "resnet", timm_model_name="test_resnet", timm_proj="linear")
     vit = {"timm_model_name": "test_vit", "timm_proj": "none", "embed_dim": 64}
@@ -234,7 +326,7 @@ def test_timm_towers_of_other_kinds_are_rejected(tmp_path: Path) -> None:
         backbone.inject_dynamic(2, None)
     clip = backbone.clip
     clip.visual.trunk.blocks[2] = nn.TransformerEncoderLayer(64, 2)
-    with pytest.raises(ValueError, match="timm's pre-norm Block, got TransformerEncoderLayer"):
+    with pytest.raises(ValueError, match="timm's Block, got TransformerEncoderLayer"):
         OpenClipBackbone(clip, RESIZE, NORMALISE, lambda texts: texts)
 
 

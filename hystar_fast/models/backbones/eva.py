@@ -38,6 +38,7 @@ class RotaryAttention(SVDAttention):
         self.q_norm, self.k_norm, self.norm = source.q_norm, source.k_norm, source.norm
         self.prefix_tokens = int(source.num_prefix_tokens)
         self.options = {"half": True} if getattr(source, "rotate_half", False) else {}
+        self.are_keys_biased = source.qkv is not None or source.k_proj.bias is not None
 
     def forward(
         self,
@@ -60,6 +61,13 @@ class RotaryAttention(SVDAttention):
 
         first, patches = heads[:, :, : self.prefix_tokens], heads[:, :, self.prefix_tokens :]
         return torch.cat([first, apply_rot_embed_cat(patches, rope, **self.options)], dim=2)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Accept the keys of an EvaAttention with split projections, of which that of the keys has no bias."""
+        query = state_dict.get(f"{prefix}q_proj.bias")
+        if query is not None and not self.are_keys_biased:
+            state_dict.setdefault(f"{prefix}k_proj.bias", torch.zeros_like(query))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class BiasedAttention(SVDAttention):
@@ -93,7 +101,7 @@ class EvaTower(TimmTower):
         from timm.models.eva import EvaBlock, EvaBlockPostNorm
 
         self.check_trunk(visual, _PARTS, (EvaBlock, EvaBlockPostNorm))
-        if visual.get_submodule(self.trunk_at).rope_mixed:
+        if getattr(visual.get_submodule(self.trunk_at), "rope_mixed", False):
             raise ValueError("backbone must turn the heads of all blocks alike, got rope_type='mixed'")
 
     def embed(self, visual: Any, images: Tensor) -> Tensor:
