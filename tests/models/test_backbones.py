@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,33 @@ def test_missing_and_damaged_weights_are_rejected(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ValueError, match="could not be loaded"):
         create_backbone(HystarConfig(backbone=damaged, pretrained="folder"))
+
+
+def test_openais_torchscript_is_refused_with_a_way_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenAI's files hold weights in half precision, and whole numbers such as input_resolution beside them."""
+    monkeypatch.chdir(tmp_path)
+    clip, folder = open_clip.create_model(write_small_clip(tmp_path / "clip").removeprefix("open_clip:")), Path("more")
+    config = json.loads((tmp_path / "clip" / "open_clip_config.json").read_text())["model_cfg"]
+    folder.mkdir()
+    (folder / "small-openai.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    program = nn.Module()
+    program.register_buffer("input_resolution", torch.tensor(32))
+    for name, value in clip.half().state_dict().items():
+        *path, last = name.split(".")
+        owner = program
+        for part in path:
+            if not hasattr(owner, part):
+                owner.add_module(part, nn.Module())
+            owner = getattr(owner, part)
+        owner.register_parameter(last, nn.Parameter(value))
+    torch.jit.save(torch.jit.script(program), "small.pt")
+    with pytest.raises(ValueError, match=r"got the TorchScript program 'small\.pt'.* pretrained='openai'") as refused:
+        create_backbone(HystarConfig("open_clip:small-openai", "small.pt"))
+    (command,) = re.findall(r"w = .*'weights\.pt'\)", str(refused.value))
+    exec(command, {"torch": torch})
+    backbone, images = create_backbone(HystarConfig("open_clip:small-openai", "weights.pt")), images_of(2)
+    assert relative_error(backbone.encode_image(images), clip.float().eval().encode_image(images)) < 1e-5
 
 
 def test_image_towers_without_blocks_are_rejected() -> None:

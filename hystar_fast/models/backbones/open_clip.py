@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -257,3 +258,19 @@ def _check_weights(name: str, pretrained: str | None, tags: Collection[str]) -> 
     if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
         known = ", ".join(tags)
         raise ValueError(f"pretrained must be a tag of {name!r} ({known}), a file or None, got {pretrained!r}")
+    if pretrained is not None and pretrained not in tags and _is_torchscript(pretrained):
+        raise ValueError(
+            f"pretrained must be a file of tensors, got the TorchScript program {pretrained!r}, as OpenAI publishes "
+            "its models, which could run code when it is loaded. Use the tag pretrained='openai', which downloads the "
+            "same weights, or, if you trust the file, write its tensors once: "
+            f"w = torch.jit.load({pretrained!r}, map_location='cpu').state_dict(); "
+            "torch.save({k: v for k, v in w.items() if v.is_floating_point()}, 'weights.pt'), "
+            "and use pretrained='weights.pt' with pretrained_tag='openai'"
+        )
+
+
+def _is_torchscript(path: str) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
