@@ -15,6 +15,7 @@ from hystar_fast.nn.attention import SVDAttention
 from hystar_fast.nn.conv1d import FastSVDConv1D, is_conv1d
 from hystar_fast.nn.factors import checked_rank
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
+from hystar_fast.nn.weights import check_weight
 
 Target: TypeAlias = "str | re.Pattern[str]"
 _Layer = TypeVar("_Layer", bound=nn.Module)
@@ -60,8 +61,9 @@ def inject(
         TypeError: ``model`` or ``targets`` has the wrong type.
         ValueError: a target matches no linear layer (the message lists close names), or it matches one that cannot be
             replaced: the model itself, the out_proj of nn.MultiheadAttention (see SVDAttention), experts whose weights
-            are stacked in one parameter, a parametrised weight, a weight that another module shares, or a subclass with
-            its own forward. Then nothing is replaced.
+            are stacked in one parameter, a parametrised weight, a weight that another module shares, a subclass with
+            its own forward, or a weight that is no plain tensor in float16, bfloat16, float32 or float64 (sharded,
+            nested, quantised, float8). Then nothing is replaced.
 
     Example:
         >>> inject(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)), "*")
@@ -229,6 +231,7 @@ def _reason_against(
     if len(owners[weight]) > 1:
         return f"its weight is shared by {' and '.join(sorted(owners[weight]))}; copy it first"
     try:
+        check_weight(weight)
         checked_rank(weight, rank)
     except (TypeError, ValueError) as error:
         return str(error)

@@ -71,6 +71,10 @@ def test_a_model_of_transformers_reloads_from_what_it_has_saved(
     assert hf.load_injected(again, tmp_path / "run", cache_dir=tmp_path / "unused") == names
     assert not (tmp_path / "unused").exists()
     assert torch.equal(logits(again), logits(model))
+    drawn = type(model).from_pretrained(tmp_path / "run")  # it does not know the layers, and draws their weights
+    assert not torch.equal(logits(drawn), logits(model))
+    assert hf.load_injected(drawn, tmp_path / "run", cache_dir=tmp_path / "unused") == names
+    assert torch.equal(logits(drawn), logits(model))
     assert {name for name, p in again.named_parameters() if not p.requires_grad} == {
         name for name, p in model.named_parameters() if not p.requires_grad
     }
