@@ -1,0 +1,25 @@
+"""One row of the table that a campaign prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Outcome: TypeAlias = Literal["passed", "refused", "failed"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one case of a campaign gave.
+
+    Args:
+        part: of the campaign, such as "zoo".
+        case: its name within the part.
+        outcome: "refused" is an error that names its reason, where one is right.
+        note: one line: figures, the reason of a refusal, or the fault.
+    """
+
+    part: str
+    case: str
+    outcome: Outcome
+    note: str
