@@ -199,6 +199,7 @@ def _build(
     kind: str, settings: dict[str, Any], inputs: Callable[[], dict[str, Tensor]]
 ) -> tuple[nn.Module, dict[str, Any]]:
     config = transformers.AutoConfig.for_model(kind, **settings)
+    config.use_cache = False  # a cache cannot be exported
     return transformers.AutoModel.from_config(config), inputs()
 
 

@@ -50,12 +50,7 @@ _OPEN_CLIP: dict[str, Callable[[], nn.Module]] = {
     "CLIP, timm": lambda: open_clip.CustomTextCLIP(
         32, {"image_size": 32, "timm_model_name": "small_eva02", "timm_pool": "token", "timm_proj": "linear"}, _TEXT
     ),
-    "CoCa": lambda: open_clip.CoCa(
-        32,
-        {**_DECODER},
-        {**_TEXT, "embed_cls": True, "output_tokens": True},
-        {**_VISION, "attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True},
-    ),
+    "CoCa": lambda: _coca(),
 }
 _SIZES: dict[str, Any] = {"d_model": 32, "nhead": 4, "dim_feedforward": 64, "dropout": 0.0}
 _TORCH: dict[str, Callable[[], nn.Module]] = {
@@ -83,6 +78,14 @@ def builders() -> dict[str, Callable[[], tuple[nn.Module, dict[str, Any]]]]:
 def _built(build: Callable[[], nn.Module], inputs: Callable[[nn.Module], Any]) -> tuple[nn.Module, dict[str, Any]]:
     model = build()
     return model, inputs(model)
+
+
+def _coca() -> nn.Module:
+    text = {**_TEXT, "embed_cls": True, "output_tokens": True}
+    picture = {**_VISION, "attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True}
+    model = open_clip.CoCa(32, {**_DECODER}, text, picture)
+    nn.init.normal_(model.text_decoder.text_projection)  # open_clip leaves it uninitialised
+    return model
 
 
 def _picture(_: nn.Module) -> dict[str, Tensor]:
