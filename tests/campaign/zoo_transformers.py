@@ -93,6 +93,7 @@ _WORDS: dict[str, dict[str, Any]] = {
     "granitemoe": _EXPERTS,
     "deepseek_v3": {
         **_EXPERTS,
+        "head_dim": 4,
         "num_key_value_heads": 4,
         "n_routed_experts": 4,
         "n_group": 2,

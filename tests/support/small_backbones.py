@@ -16,6 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
 import tests.support.small_timm  # noqa: F401, registers its models
+from hystar_fast.models.backbones.open_clip import OpenClipBackbone
+from hystar_fast.models.tiny import NORMALISE, RESIZE
 from tests.support.small_clip import IMAGE_SIZE, write_small_clip
 
 DEPTH, WIDTH, EMBED = 4, 32, 24
@@ -252,3 +254,13 @@ POSITIONED: dict[str, Callable[[Path], Small]] = {
     "open_clip beit": lambda folder: write_timm(folder, "small_beit", "avg"),
 }
 ALL_WRITERS = {**WRITERS, **POSITIONED}
+
+
+def backbone_and_clip(
+    tmp_path: Path, dtype: torch.dtype = torch.float32, **vision: Any
+) -> tuple[OpenClipBackbone, Any]:
+    """Create a backbone and a model of open_clip with the same weights."""
+    name = write_small_clip(tmp_path / "clip", **vision).removeprefix("open_clip:")
+    models = [open_clip.create_model(name).to(dtype).eval() for _ in range(2)]
+    tokenizer = open_clip.get_tokenizer(name)
+    return OpenClipBackbone(models[0], RESIZE, NORMALISE, tokenizer), models[1]
