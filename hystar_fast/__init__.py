@@ -16,6 +16,7 @@ _EXPORTS = {
     "StyleNCELoss": "hystar_fast.nn.losses",
     "FastSVDLinear": "hystar_fast.nn.fast_svd_linear",
     "inject": "hystar_fast.nn.inject",
+    "load_injected": "hystar_fast.nn.load_injected",
     "Hypernetwork": "hystar_fast.nn.hypernetwork",
     "HystarConfig": "hystar_fast.models.config",
     "Hystar": "hystar_fast.models.hystar",
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # `as` makes each a public name to type checkers
     from hystar_fast.nn.fast_svd_linear import FastSVDLinear as FastSVDLinear
     from hystar_fast.nn.hypernetwork import Hypernetwork as Hypernetwork
     from hystar_fast.nn.inject import inject as inject
+    from hystar_fast.nn.load_injected import load_injected as load_injected
     from hystar_fast.nn.losses import StyleNCELoss as StyleNCELoss
     from hystar_fast.ops.sinkhorn import sinkhorn as sinkhorn
     from hystar_fast.ops.status import info as info

@@ -88,6 +88,7 @@ class StylePrompted(nn.Module):
 
     def __init__(self, backbone: TowerBackbone, prompts: int, centres: int, vgg: nn.Sequential) -> None:
         super().__init__()
+        backbone.tower.check_insertion(backbone.visual)
         self.backbone, self.vgg, self.prompts = backbone, vgg, prompts
         side, width = min(backbone.image_size) >> (_HALVINGS - 1), backbone.width
         patch = max(1, side // _GRID)  # 16 at 224 pixels, as published

@@ -26,6 +26,7 @@ class Prompted(nn.Module):
     def __init__(self, backbone: TowerBackbone, prompts: int) -> None:
         super().__init__()
         self.backbone = backbone
+        backbone.tower.check_insertion(backbone.visual)
         kernel = backbone.tower.patch_weight(backbone.visual)
         self.prompts = nn.Parameter(kernel.new_empty(backbone.depth, prompts, backbone.width))
         bound = math.sqrt(6 / (kernel[0].numel() + backbone.width))

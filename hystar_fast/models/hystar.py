@@ -84,7 +84,19 @@ class Hystar(nn.Module):
         self.hypernetworks = nn.ModuleDict()
         self._static_names: tuple[str, ...] = ()
         self._is_merged = False
+        self._check_layers(blocks)
         self._inject(blocks)
+
+    def _check_layers(self, blocks: tuple[int, ...]) -> None:
+        """Inject into a copy without values, which refuses what cannot be replaced before any weight is factored."""
+        backbone: Any = self.backbone
+        try:
+            self.backbone = backbone.without_values()
+            with torch.device("meta"):
+                self._inject(blocks)
+        finally:
+            self.backbone = backbone
+            self.hypernetworks = nn.ModuleDict()
 
     def _inject(self, blocks: tuple[int, ...]) -> None:
         numbers = range(1, self.backbone.depth + 1)

@@ -5,6 +5,7 @@ from hystar_fast.nn.factors import SVDFactors, svd_factors
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
 from hystar_fast.nn.hypernetwork import Hypernetwork
 from hystar_fast.nn.inject import inject, merge_, unmerge_
+from hystar_fast.nn.load_injected import load_injected
 from hystar_fast.nn.losses import StyleNCELoss
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "SVDFactors",
     "StyleNCELoss",
     "inject",
+    "load_injected",
     "merge_",
     "svd_factors",
     "unmerge_",

@@ -14,7 +14,11 @@ from hystar_fast.nn.fast_svd_linear import FastSVDLinear
 from hystar_fast.nn.views import apply_linear
 
 _PACKED_NAMES = ("in_proj_", "qkv.")
-_SPLIT_NAMES = ("q_proj.", "k_proj.", "v_proj.")
+_SPLIT_NAMES = {
+    "weight": [("q_proj.weight", "k_proj.weight", "v_proj.weight")],
+    "bias": [("q_proj.bias", "k_proj.bias", "v_proj.bias"), ("q_bias", "k_bias", "v_bias")],
+}
+_OPTIONAL = ("k_bias",)  # timm does not save it: it is zero
 _OUTPUT_NAMES = ("proj.", "projection.")
 _SHORT_SEQUENCE = 128  # tokens
 
@@ -138,14 +142,18 @@ class SVDAttention(nn.Module):
         index: Tensor | None = None,
         attn_mask: Tensor | None = None,
     ) -> Tensor:
+        q, k, v = self.project(x, delta_s, index)
+        mixed = attend(q, k, v, self._convert_mask(attn_mask, q))
+        return apply_linear(self.out_proj, mixed.transpose(1, 2).reshape(x.shape))
+
+    def project(self, x: Tensor, delta_s: Tensor | None, index: Tensor | None) -> Tensor:
+        """Return query, key and value [3, B, heads, T, d_head] of x [B, T, d], with the offsets."""
         if x.dim() != 3:
             raise ValueError(f"x must be [B, T, {self.in_proj.in_features}], got shape {tuple(x.shape)}")
         batch, tokens, width = x.shape
         has_no_offset = delta_s is None and index is None
         packed = self.in_proj(x) if has_no_offset else self.in_proj(x, delta_s, index=index)  # nn.Linear once merged
-        q, k, v = packed.reshape(batch, tokens, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
-        mixed = attend(q, k, v, self._convert_mask(attn_mask, q))
-        return apply_linear(self.out_proj, mixed.transpose(1, 2).reshape(batch, tokens, width))
+        return packed.reshape(batch, tokens, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
 
     def _convert_mask(self, mask: Tensor | None, q: Tensor) -> Tensor | None:
         """Return the mask as scaled_dot_product_attention takes it: True where a query may see a key."""
@@ -175,9 +183,11 @@ class SVDAttention(nn.Module):
                 _rename_key(state_dict, prefix + source + name, prefix + "in_proj." + name)
             for source in _OUTPUT_NAMES:
                 _rename_key(state_dict, prefix + source + name, prefix + "out_proj." + name)
-            split = [prefix + source + name for source in _SPLIT_NAMES]
-            if all(key in state_dict for key in split):
-                state_dict[prefix + "in_proj." + name] = torch.cat([state_dict.pop(key) for key in split])
+            for parts in _SPLIT_NAMES[name]:
+                if all(part in _OPTIONAL or prefix + part in state_dict for part in parts):
+                    found = [state_dict.pop(prefix + part, None) for part in parts]
+                    stacked = [torch.zeros_like(found[0]) if part is None else part for part in found]
+                    state_dict[prefix + "in_proj." + name] = torch.cat(stacked)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:

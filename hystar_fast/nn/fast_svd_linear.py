@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from hystar_fast.nn.factors import SVDFactors, checked_rank, factorise, svd_factors
 from hystar_fast.nn.lazy_weight import LazyWeight
+from hystar_fast.nn.weights import DTYPES, check_weight
 from hystar_fast.ops.svd_linear import Fp8Factors, quantise_factors, svd_linear
 from hystar_fast.ops.transforms import is_transformed
 
@@ -121,6 +122,8 @@ class FastSVDLinear(nn.Module):
         self.precision = precision
         self._quantised: _QuantisedFactors | None = None
         dtype = torch.get_default_dtype() if dtype is None else dtype
+        if dtype not in DTYPES:
+            raise TypeError(f"dtype must be {', '.join(map(str, DTYPES[:-1]))} or {DTYPES[-1]}, got {dtype}")
         self.rank = checked_rank(torch.empty(out_features, in_features, device="meta", dtype=dtype), rank)
         self.in_features, self.out_features = in_features, out_features
         precise = torch.promote_types(dtype, torch.float32)
@@ -155,6 +158,7 @@ class FastSVDLinear(nn.Module):
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be an nn.Linear, got {type(linear).__name__}")
+        check_weight(linear.weight)
         weight, bias = linear.weight.detach(), linear.bias
         layer = cls(
             linear.in_features,
@@ -271,11 +275,9 @@ class FastSVDLinear(nn.Module):
         self._quantised = None
         if prefix + "weight" in state_dict and prefix + "u" not in state_dict:
             weight = state_dict.pop(prefix + "weight")
-            if weight.shape != (self.out_features, self.in_features):
-                needs = (self.out_features, self.in_features)
-                args[-1].append(
-                    f"size mismatch for {prefix}weight: it must have shape {needs}, got {tuple(weight.shape)}"
-                )
+            reason = self._reason_against(weight, prefix)
+            if reason:
+                args[-1].append(reason)
                 return
             factors = SVDFactors(*(factor.detach() for factor in svd_factors(weight, self.rank)))
             state_dict[prefix + "u"], state_dict[prefix + "vh"] = (f.to(self.u.dtype) for f in (factors.u, factors.vh))
@@ -284,6 +286,19 @@ class FastSVDLinear(nn.Module):
                 state_dict[prefix + "base_weight"] = weight
             state_dict.setdefault(prefix + "delta_s_static", torch.zeros_like(state_dict[prefix + "s"]))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _reason_against(self, weight: Tensor, prefix: str) -> str | None:
+        """Return why the weight of a state dict cannot be factored into this layer, or None where it can."""
+        try:
+            check_weight(weight)
+        except TypeError as error:
+            return f"{prefix}{error}"
+        if weight.is_meta and not self.u.is_meta:
+            return f"{prefix}weight must have values, got a tensor on the meta device"
+        if weight.shape != (self.out_features, self.in_features):
+            needs = (self.out_features, self.in_features)
+            return f"size mismatch for {prefix}weight: it must have shape {needs}, got {tuple(weight.shape)}"
+        return None
 
     def extra_repr(self) -> str:
         kept = ", keep_remainder=True" if self.base_weight is not None else ""

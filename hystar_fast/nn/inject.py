@@ -7,18 +7,20 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from torch import nn
 
 from hystar_fast.nn.attention import SVDAttention
+from hystar_fast.nn.conv1d import FastSVDConv1D, is_conv1d
 from hystar_fast.nn.factors import checked_rank
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
 from hystar_fast.nn.in_threads import map_in_threads
+from hystar_fast.nn.weights import check_weight
 
 Target: TypeAlias = "str | re.Pattern[str]"
 _Layer = TypeVar("_Layer", bound=nn.Module)
-Targets: TypeAlias = "Target | Collection[Target] | Callable[[str, nn.Linear], bool]"
+Targets: TypeAlias = "Target | Collection[Target] | Callable[[str, Any], bool]"
 
 _HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)
 
@@ -31,7 +33,7 @@ def inject(
     keep_remainder: bool = True,
     cache_dir: str | Path | None = None,
 ) -> list[str]:
-    """Replace matching nn.Linear layers of any model by FastSVDLinear, in place.
+    """Replace matching linear layers of any model by FastSVDLinear, in place: nn.Linear, and transformers' Conv1D.
 
     Each layer equals the one that it replaces until its ``delta_s_static`` is trained (Eq. 1). Only the replaced
     weights and biases are frozen. To train the offsets alone, call ``model.requires_grad_(False)`` first.
@@ -44,7 +46,8 @@ def inject(
         model: any module. A layer that is in it under several names is replaced once, under all of them.
         targets: the linear layers to replace. A string is a name or a glob and is compared with the whole dotted name
             and with its end (``"mlp.fc1"``, ``"blocks.*.fc?"``, ``"*"`` for all). A compiled pattern is searched for in
-            the name. A list takes what any of its items matches. A callable gets (name, layer) and returns a bool.
+            the name. A list takes what any of its items matches. A callable gets (name, layer) and returns a bool; the
+            layer is an nn.Linear or a Conv1D.
         rank: number of leading singular values that take offsets; ``None`` means all of each layer.
         keep_remainder: as in FastSVDLinear.
         cache_dir: as in svd_factors.
@@ -58,31 +61,41 @@ def inject(
     Raises:
         TypeError: ``model`` or ``targets`` has the wrong type.
         ValueError: a target matches no linear layer (the message lists close names), or it matches one that cannot be
-            replaced: the model itself, the out_proj of nn.MultiheadAttention (see SVDAttention), a parametrised weight,
-            a weight that another module shares, or a subclass with its own forward. Then nothing is replaced.
+            replaced: the model itself, the out_proj of nn.MultiheadAttention (see SVDAttention), experts whose weights
+            are stacked in one parameter, a parametrised weight, a weight that another module shares, a subclass with
+            its own forward, or a weight that is no plain tensor in float16, bfloat16, float32 or float64 (sharded,
+            nested, quantised, float8). Then nothing is replaced.
 
     Example:
         >>> inject(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)), "*")
         ['0', '2']
     """
     _check_model(model)
-    layers = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, (nn.Linear, FastSVDLinear))}
+    layers = {n: m for n, m in model.named_modules(remove_duplicate=False) if _is_linear(m) or _has_stacked_experts(m)}
     chosen = {layers[name] for name in _matching_names(layers, targets)}
-    linears = {n: m for n, m in layers.items() if m in chosen and isinstance(m, nn.Linear)}
+    linears = {n: m for n, m in layers.items() if m in chosen and not isinstance(m, FastSVDLinear)}
     _check_replaceable(model, linears, rank)
 
-    def replacement(linear: nn.Linear) -> FastSVDLinear:
-        return FastSVDLinear.from_linear(linear, rank, keep_remainder, cache_dir=cache_dir)
+    def replacement(linear: nn.Module) -> FastSVDLinear:
+        return create_replacement(linear, rank, keep_remainder, cache_dir=cache_dir)
 
     unique = list(dict.fromkeys(linears.values()))
     replacements = dict(zip(unique, map_in_threads(replacement, unique), strict=True))
     for name, linear in linears.items():
-        model.set_submodule(name, _share_hooks(linear, replacements[linear]))
+        model.set_submodule(name, replacements[linear])
     return list(linears)
 
 
+def create_replacement(
+    linear: nn.Module, rank: int | None, keep_remainder: bool = True, *, cache_dir: str | Path | None = None
+) -> FastSVDLinear:
+    """Return the layer that takes the place of one linear layer, with its hooks."""
+    build: Any = FastSVDConv1D.from_conv1d if is_conv1d(linear) else FastSVDLinear.from_linear
+    return _share_hooks(linear, build(linear, rank, keep_remainder, cache_dir=cache_dir))
+
+
 def merge_(model: nn.Module) -> dict[str, FastSVDLinear]:
-    """Replace every FastSVDLinear of ``model`` by an nn.Linear with its static offset folded in, in place.
+    """Replace every FastSVDLinear of ``model`` by a layer of the kind it was built from, with its offset, in place.
 
     The packed projection of an SVDAttention is not replaced, as it takes offsets for each sample.
 
@@ -127,6 +140,16 @@ def _share_hooks(old: nn.Module, new: _Layer) -> _Layer:
     return new
 
 
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, FastSVDLinear)) or is_conv1d(module)
+
+
+def _has_stacked_experts(module: nn.Module) -> bool:
+    """Return True for a mixture of experts that multiplies with slices of its own parameters, and has no layers."""
+    kind, dims = type(module).__name__.lower(), max((p.dim() for p in module.parameters(recurse=False)), default=0)
+    return dims >= (2 if "expert" in kind else 3) and ("expert" in kind or "moe" in kind)
+
+
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
@@ -135,7 +158,8 @@ def _check_model(model: nn.Module) -> None:
 def _matching_names(layers: Mapping[str, nn.Module], targets: Targets) -> list[str]:
     """Return the names of `layers` that any target matches; raise where a target matches none."""
     if callable(targets):
-        names = [name for name, layer in layers.items() if isinstance(layer, nn.Linear) and targets(name, layer)]
+        linears = {n: m for n, m in layers.items() if _is_linear(m) and not isinstance(m, FastSVDLinear)}
+        names = [name for name, layer in linears.items() if targets(name, layer)]
         if not names:
             raise ValueError(f"targets must match linear layers, got {targets}, which matches none of {_list(layers)}")
         return names
@@ -172,27 +196,38 @@ def _list(names: Mapping[str, object], count: int = 8) -> str:
     return ", ".join(list(names)[:count]) + more
 
 
-def _check_replaceable(model: nn.Module, linears: Mapping[str, nn.Linear], rank: int | None) -> None:
+def _check_replaceable(model: nn.Module, linears: Mapping[str, nn.Module], rank: int | None) -> None:
     owners: dict[nn.Parameter, set[str]] = {}
     for owner, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             owners.setdefault(parameter, set()).add(owner)
-    reasons = {name: _reason_against(model, name, linear, rank, owners) for name, linear in linears.items()}
-    found = [f"{name or 'the model itself'} ({reason})" for name, reason in reasons.items() if reason]
-    if found:
+    rejected: dict[str, dict[str, None]] = {}
+    for name, linear in linears.items():
+        reason = _reason_against(model, name, linear, rank, owners)
+        if reason:
+            rejected.setdefault(reason, {})[name or "the model itself"] = None
+    if rejected:
+        found = [f"{_list(names)} ({reason})" for reason, names in rejected.items()]
         raise ValueError(f"targets must match layers that can be replaced, got {'; '.join(found)}; none was replaced")
 
 
 def _reason_against(
-    model: nn.Module, name: str, linear: nn.Linear, rank: int | None, owners: Mapping[nn.Parameter, set[str]]
+    model: nn.Module, name: str, linear: nn.Module, rank: int | None, owners: Mapping[nn.Parameter, set[str]]
 ) -> str | None:
     """Return why a layer cannot be replaced, or None where it can."""
     parent = model.get_submodule(name.rpartition(".")[0])
     if not name:
         return "use FastSVDLinear.from_linear(model)"
+    if not _is_linear(linear):
+        stacked = ", ".join(f"{n} {list(p.shape)}" for n, p in linear.named_parameters(recurse=False))
+        return (
+            f"{type(linear).__name__} keeps its experts in one parameter ({stacked}) and calls no linear layer; "
+            'name the other layers, such as "self_attn.*", or give each expert an nn.Linear of its own first'
+        )
     if isinstance(parent, nn.MultiheadAttention):
         return "nn.MultiheadAttention reads this weight instead of calling the layer; see SVDAttention"
-    if type(linear).forward is not nn.Linear.forward or "forward" in vars(linear):
+    has_own_forward = type(linear).forward is not nn.Linear.forward and not is_conv1d(linear)
+    if has_own_forward or "forward" in vars(linear):
         return f"its {type(linear).__name__} has its own forward"
     weight = linear._parameters.get("weight")
     if weight is None or isinstance(weight, nn.UninitializedParameter):
@@ -200,6 +235,7 @@ def _reason_against(
     if len(owners[weight]) > 1:
         return f"its weight is shared by {' and '.join(sorted(owners[weight]))}; copy it first"
     try:
+        check_weight(weight)
         checked_rank(weight, rank)
     except (TypeError, ValueError) as error:
         return str(error)

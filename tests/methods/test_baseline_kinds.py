@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from hystar_fast.methods.baselines import BASELINES
 from hystar_fast.methods.suite import create_method
 from hystar_fast.models.config import HystarConfig
-from tests.support.small_backbones import WRITERS, Images, Small
+from tests.support.small_backbones import POSITIONED, WRITERS, Images, Small
 from tests.support.small_clip import IMAGE_SIZE
 from tests.support.tolerance import relative_error
 
@@ -142,6 +142,21 @@ def test_prompts_follow_the_class_token_and_are_removed_before_pooling(small: Sm
     assert extra > 0
     assert torch.equal(seen[0][:, :leading], tokens[:, :leading])
     assert torch.equal(seen[0][:, leading + extra :], tokens[:, leading:])
+
+
+@pytest.mark.parametrize("kind", POSITIONED)
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_on_towers_with_positions_in_their_attention(name: str, kind: str, tmp_path: Path) -> None:
+    """Two insert tokens and two scale the bias of a packed projection, which BEiT and EVA keep beside it."""
+    small = POSITIONED[kind](tmp_path)
+    if name in ("vpt", "freestyle"):
+        with pytest.raises(ValueError, match=r"positions in the tokens .* \(vpt, freestyle\), got .* in its attention"):
+            create_method(name, HystarConfig(backbone=small.backbone, pretrained=small.pretrained))
+    elif name in ("ssf", "ia3") and kind != "open_clip eva, rotary":
+        with pytest.raises(ValueError, match="must keep the bias of its attention in qkv, got q_bias and v_bias"):
+            create_method(name, HystarConfig(backbone=small.backbone, pretrained=small.pretrained))
+    else:
+        test_every_trained_parameter_has_a_gradient_on_every_backbone(small, name)
 
 
 def test_lora_starts_as_the_frozen_model_and_trains_every_matrix_of_the_blocks(small: Small) -> None:

@@ -19,16 +19,16 @@ from hystar_fast.models.backbones.transformers import SiglipTower
 from hystar_fast.models.config import HystarConfig, default_blocks
 from hystar_fast.models.hystar import Hystar
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
-from tests.support.small_backbones import WRITERS, Images, Small
+from tests.support.small_backbones import ALL_WRITERS, POSITIONED, Images, Small
 from tests.support.small_clip import IMAGE_SIZE
 from tests.support.tolerance import relative_error
 
 QKV = ("in_proj_weight", "qkv.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight")
 
 
-@pytest.fixture(scope="module", params=WRITERS)
+@pytest.fixture(scope="module", params=ALL_WRITERS)
 def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Small:
-    return WRITERS[request.param](tmp_path_factory.mktemp("backbone"))
+    return ALL_WRITERS[request.param](tmp_path_factory.mktemp("backbone"))
 
 
 def backbone_of(small: Small) -> TowerBackbone:
@@ -223,8 +223,9 @@ def test_the_prefix_style_is_computed_from_the_tokens_before_the_first_modulated
     z = model.style(images)
     has_class_token = not isinstance(model.backbone.tower, SiglipTower)
     assert z.shape == (3, (2 + has_class_token) * small.width) and relative_error(z[:1], z[1:2]) > 1e-3
-    assert model.backbone.leading_tokens == (has_class_token, int(has_class_token))
-    patches = model.backbone.prefix(images, 1)[:, has_class_token:]
+    leading = has_class_token + small.registers
+    assert model.backbone.leading_tokens == (has_class_token, leading)
+    patches = model.backbone.prefix(images, 1)[:, leading:]
     assert patches.shape[1] ** 0.5 % 1 == 0, "the patches must be a square"
     mean = F.layer_norm(patches.mean(1), (small.width,))
     assert relative_error(F.normalize(mean), F.normalize(z[:, -2 * small.width : -small.width])) < 1e-5
@@ -266,10 +267,10 @@ def test_threads_do_not_mix_their_styles(small: Small) -> None:
         assert relative_error(embedded, expected[k % 4]) < 1e-6
 
 
-@pytest.mark.parametrize("kind", ["transformers siglip2", "transformers blip"])
+@pytest.mark.parametrize("kind", ["transformers siglip2", "transformers blip", *POSITIONED])
 def test_compiles_as_one_graph(kind: str, tmp_path: Path) -> None:
     """Other towers and other attention than open_clip's, which is in test_hystar."""
-    model, images = model_of(WRITERS[kind](tmp_path)), images_of(2)
+    model, images = model_of(ALL_WRITERS[kind](tmp_path)), images_of(2)
     z = model.style(images)
     torch.compiler.reset()
     compiled = torch.compile(model.encode_image, fullgraph=True, backend="aot_eager")(images, z)

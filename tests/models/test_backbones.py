@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from transformers import RobertaConfig
@@ -16,9 +17,8 @@ from transformers import RobertaConfig
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.backbones.open_clip import OpenClipBackbone
 from hystar_fast.models.config import HystarConfig
-from hystar_fast.models.style import PrefixStyle
 from hystar_fast.models.tiny import NORMALISE, RESIZE
-from tests.support.small_backbones import OWN_ATTENTION, SIGLIP, TEXT
+from tests.support.small_backbones import OWN_ATTENTION, TEXT, backbone_and_clip
 from tests.support.small_clip import IMAGE_SIZE, write_small_clip
 from tests.support.tolerance import relative_error
 
@@ -29,21 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attentional pool": {"attentional_pool": True, "attn_pooler_queries": 3, "attn_pooler_heads": 2},
     "no ln_pre, fixed positions": {"no_ln_pre": True, "pos_embed_type": "sin_cos_2d"},
     "open_clip's own attention": OWN_ATTENTION,
-    "timm, attentional pool": {**SIGLIP, "embed_dim": 64},
-    "timm, layer scale, average pool": {"timm_model_name": "test_vit2", "timm_pool": "avg", "timm_proj": "linear"},
-    "timm, class token, classifier": {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": ""},
-    "timm, head of two layers": {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "mlp"},
 }
-
-
-def backbone_and_clip(
-    tmp_path: Path, dtype: torch.dtype = torch.float32, **vision: Any
-) -> tuple[OpenClipBackbone, Any]:
-    """Create a backbone and a model of open_clip with the same weights."""
-    name = write_small_clip(tmp_path / "clip", **vision).removeprefix("open_clip:")
-    models = [open_clip.create_model(name).to(dtype).eval() for _ in range(2)]
-    tokenizer = open_clip.get_tokenizer(name)
-    return OpenClipBackbone(models[0], RESIZE, NORMALISE, tokenizer), models[1]
 
 
 def images_of(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -170,6 +156,33 @@ def test_missing_and_damaged_weights_are_rejected(tmp_path: Path) -> None:
         create_backbone(HystarConfig(backbone=damaged, pretrained="folder"))
 
 
+def test_openais_torchscript_is_refused_with_a_way_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenAI's files hold weights in half precision, and whole numbers such as input_resolution beside them."""
+    monkeypatch.chdir(tmp_path)
+    clip, folder = open_clip.create_model(write_small_clip(tmp_path / "clip").removeprefix("open_clip:")), Path("more")
+    config = json.loads((tmp_path / "clip" / "open_clip_config.json").read_text())["model_cfg"]
+    folder.mkdir()
+    (folder / "small-openai.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    program = nn.Module()
+    program.register_buffer("input_resolution", torch.tensor(32))
+    for name, value in clip.half().state_dict().items():
+        *path, last = name.split(".")
+        owner = program
+        for part in path:
+            if not hasattr(owner, part):
+                owner.add_module(part, nn.Module())
+            owner = getattr(owner, part)
+        owner.register_parameter(last, nn.Parameter(value))
+    torch.jit.save(torch.jit.script(program), "small.pt")
+    with pytest.raises(ValueError, match=r"got the TorchScript program 'small\.pt'.* pretrained='openai'") as refused:
+        create_backbone(HystarConfig("open_clip:small-openai", "small.pt"))
+    (command,) = re.findall(r"w = .*'weights\.pt'\)", str(refused.value))
+    exec(command, {"torch": torch})
+    backbone, images = create_backbone(HystarConfig("open_clip:small-openai", "weights.pt")), images_of(2)
+    assert relative_error(backbone.encode_image(images), clip.float().eval().encode_image(images)) < 1e-5
+
+
 def test_image_towers_without_blocks_are_rejected() -> None:
     resnet = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8}
     text = {"context_length": 4, "vocab_size": 10, "width": 8, "heads": 1, "layers": 1}
@@ -193,64 +206,6 @@ def test_the_attention_of_newer_versions_of_open_clip_is_modulated(tmp_path: Pat
     usual, _ = backbone_and_clip(tmp_path)
     usual.inject_dynamic(2, None)
     assert relative_error(modulated, usual.encode_image(images, {2: delta_s})) < 1e-5
-
-
-@pytest.mark.parametrize(
-    ("name", "millions", "depth", "widths"),
-    [("ViT-B-16-SigLIP", 203, 12, (768, 768)), ("ViT-SO400M-14-SigLIP", 877, 27, (1152, 1152))],
-)
-def test_published_siglips_are_adaptable(name: str, millions: int, depth: int, widths: tuple[int, int]) -> None:
-    with torch.device("meta"):
-        clip = open_clip.create_model(name, device="meta")
-        backbone = OpenClipBackbone(clip, RESIZE, NORMALISE, lambda texts: texts)
-        assert round(sum(parameter.numel() for parameter in backbone.parameters()) / 1e6) == millions
-        assert (backbone.depth, (backbone.width, backbone.embed_dim)) == (depth, widths)
-        assert backbone.inject_dynamic(depth, None) == widths[0]
-        assert len(backbone.inject_static(1, None)) == 2
-
-
-@pytest.mark.parametrize(("name", "embedding"), [("MobileCLIP-B", "HybridEmbed"), ("ViTamin-S", "HybridEmbed")])
-def test_timm_towers_that_embed_patches_otherwise_are_rejected(name: str, embedding: str) -> None:
-    with torch.device("meta"):
-        clip = open_clip.create_model(name, device="meta")
-    with pytest.raises(ValueError, match=rf"with one convolution \(PatchEmbed\), got {embedding}"):
-        OpenClipBackbone(clip, RESIZE, NORMALISE, lambda texts: texts)
-
-
-def test_timm_towers_of_other_kinds_are_rejected(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"timm's VisionTransformer as image tower, got ResNet, which has no patch_emb"
-    ):
-        backbone_and_clip(tmp_path / "resnet", timm_model_name="test_resnet", timm_proj="linear")
-    vit = {"timm_model_name": "test_vit", "timm_proj": "none", "embed_dim": 64}
-    with pytest.raises(ValueError, match="one embedding for each image, got global_pool=''"):
-        backbone_and_clip(tmp_path / "unpooled", timm_pool="", **vit)
-    backbone, _ = backbone_and_clip(tmp_path / "vit", timm_pool="map", **vit)
-    backbone.blocks[0].attn.q_norm = nn.LayerNorm(32)
-    with pytest.raises(ValueError, match="plain softmax attention"):
-        backbone.inject_dynamic(1, None)
-    backbone.blocks[1].attn.proj_drop.p = 0.1
-    with pytest.raises(ValueError, match=r"no dropout in their attention .* got attn_drop=0\.0 and proj_drop=0\.1"):
-        backbone.inject_dynamic(2, None)
-    clip = backbone.clip
-    clip.visual.trunk.blocks[2] = nn.TransformerEncoderLayer(64, 2)
-    with pytest.raises(ValueError, match="timm's pre-norm Block, got TransformerEncoderLayer"):
-        OpenClipBackbone(clip, RESIZE, NORMALISE, lambda texts: texts)
-
-
-def test_the_prefix_style_without_a_class_token_leaves_out_registers(tmp_path: Path) -> None:
-    backbone, _ = backbone_and_clip(tmp_path, timm_model_name="test_vit2", timm_pool="avg", timm_proj="linear")
-    assert backbone.leading_tokens == (False, 1)
-    extractor, tokens = PrefixStyle(backbone, 1), backbone.prefix(images_of(2), 1)
-    assert tokens.shape[1] == 1 + (IMAGE_SIZE // 16) ** 2
-    parts = [tokens[:, 1:].mean(1), tokens[:, 1:].std(1, correction=0)]
-    truth = F.normalize(torch.cat([F.layer_norm(part, (backbone.width,)) for part in parts], 1), dim=1)
-    assert relative_error(extractor(tokens), truth) < 1e-5
-    moved, shifted = tokens.clone(), tokens.clone()
-    moved[:, 0] += torch.randn(backbone.width)
-    shifted[:, 1] += torch.randn(backbone.width)
-    assert torch.equal(extractor(moved), extractor(tokens))
-    assert relative_error(extractor(shifted), extractor(tokens)) > 1e-3
 
 
 def test_training_mode_drops_neither_words_nor_patches(tmp_path: Path) -> None:

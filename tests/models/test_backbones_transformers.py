@@ -155,6 +155,8 @@ def test_models_that_the_loop_cannot_run_are_rejected(
 
 
 def test_other_types_are_rejected(tmp_path: Path) -> None:
-    transformers.BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="its type must be clip or siglip or siglip2 or blip, got 'bert'"):
-        create(tmp_path, None)
+    needs = "its type must be clip or siglip or siglip2 or blip, models of images and text"
+    for config in (transformers.BertConfig(), transformers.DINOv3ViTConfig(), transformers.BeitConfig()):
+        config.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=f"{needs}, got '{config.model_type}'"):
+            create(tmp_path, None)

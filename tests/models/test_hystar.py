@@ -14,10 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import tests.support.small_timm  # noqa: F401, registers its models
+from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
+from hystar_fast.nn import fast_svd_linear
 from hystar_fast.nn.hypernetwork import Hypernetwork
-from tests.support.small_clip import IMAGE_SIZE, small_config
+from tests.support.small_clip import IMAGE_SIZE, small_config, write_small_clip
 from tests.support.tolerance import relative_error
 
 PAPER_HYPERNETWORK = 768 * 2048 + 2048 + 2048 * 1024 + 1024
@@ -319,3 +322,40 @@ def test_parameters_of_table_5() -> None:
 def test_parameters_of_table_9(hidden: int | None, depth: int, millions: float) -> None:
     network = Hypernetwork(768, 1024, hidden, depth, device="meta")
     assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize(
+    ("vision", "fields", "message"),
+    [
+        ({"block_type": "custom", "qk_norm": True}, {}, "plain softmax attention"),
+        (
+            {"timm_model_name": "small_eva02", "timm_pool": "avg", "timm_proj": "none", "embed_dim": 32},
+            {"design": "reversed"},
+            "MLP of one layer after the",
+        ),
+    ],
+)
+def test_what_cannot_be_replaced_is_refused_before_any_weight_is_factored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vision: dict[str, Any], fields: dict[str, Any], message: str
+) -> None:
+    backbone = write_small_clip(tmp_path, **vision)
+    factored: list[Any] = []
+    monkeypatch.setattr(fast_svd_linear, "svd_factors", lambda *args, **_: factored.append(args))
+    with pytest.raises(ValueError, match=message):
+        Hystar(HystarConfig(backbone, "folder", style="clip", blocks=(4,), **fields))
+    assert not factored
+
+
+def test_the_trial_of_an_injection_draws_nothing_and_keeps_every_weight(tmp_path: Path) -> None:
+    config = small_config(tmp_path)
+    backbone = create_backbone(config)
+    before = dict(backbone.named_parameters())
+    state = torch.get_rng_state()
+    trial = backbone.without_values()
+    with torch.device("meta"):
+        trial.inject_dynamic(1, None)
+        trial.inject_static(1, None)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.is_meta for parameter in trial.parameters())
+    after = dict(backbone.named_parameters())
+    assert before.keys() == after.keys() and all(after[name] is before[name] for name in before)

@@ -13,16 +13,16 @@ from torch import Tensor
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
-from tests.support.small_backbones import WRITERS, Small
+from tests.support.small_backbones import ALL_WRITERS, Small
 from tests.support.small_clip import IMAGE_SIZE
 from tests.support.tolerance import relative_error
 
 DESIGNS = ("original", "reversed", "dynamic-all")
 
 
-@pytest.fixture(scope="module", params=WRITERS)
+@pytest.fixture(scope="module", params=ALL_WRITERS)
 def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Small:
-    return WRITERS[request.param](tmp_path_factory.mktemp("backbone"))
+    return ALL_WRITERS[request.param](tmp_path_factory.mktemp("backbone"))
 
 
 def model_of(small: Small, offsets: float = 0.1, **fields: Any) -> Hystar:

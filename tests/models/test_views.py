@@ -12,13 +12,14 @@ from torch import Tensor
 
 import hystar_fast.models
 from hystar_fast.models.backbones import create_backbone
+from hystar_fast.models.backbones.eva import BiasedAttention, EvaTower, RotaryAttention
 from hystar_fast.models.backbones.open_clip import OpenClipBackbone
 from hystar_fast.models.backbones.tower import FrozenTower, TowerBackbone
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
 from hystar_fast.models.style import BackboneStyle, DinoStyle, PrefixStyle, StyleExtractor, VggStyle
 from tests.support.modules import assert_owns_its_memory, modules_with_forward
-from tests.support.small_backbones import WRITERS, Small
+from tests.support.small_backbones import ALL_WRITERS, Small
 from tests.support.small_clip import IMAGE_SIZE, small_config
 
 EXTRACTORS: dict[type[StyleExtractor], str] = {
@@ -30,9 +31,9 @@ EXTRACTORS: dict[type[StyleExtractor], str] = {
 DESIGNS = ("original", "reversed", "dynamic-all")
 
 
-@pytest.fixture(scope="module", params=WRITERS)
+@pytest.fixture(scope="module", params=ALL_WRITERS)
 def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Small:
-    return WRITERS[request.param](tmp_path_factory.mktemp("backbone"))
+    return ALL_WRITERS[request.param](tmp_path_factory.mktemp("backbone"))
 
 
 def images_of(count: int) -> Tensor:
@@ -54,10 +55,15 @@ def outputs(backbone: TowerBackbone, images: Tensor) -> Iterator[Tensor]:
         yield backbone.prefix(images, 0)
         yield backbone.prefix(images, 1)
         yield frozen(images)
+    if isinstance(backbone.tower, EvaTower):
+        attention = backbone.blocks[0].attn
+        assert isinstance(attention, (RotaryAttention, BiasedAttention))
+        yield attention(backbone.prefix(images, 0))
 
 
 def test_every_module_with_a_forward_is_called_here() -> None:
-    assert modules_with_forward(hystar_fast.models) == {FrozenTower, *EXTRACTORS}
+    called = {FrozenTower, *EXTRACTORS, RotaryAttention, BiasedAttention}
+    assert modules_with_forward(hystar_fast.models) == called
 
 
 @pytest.mark.parametrize("training", [True, False])

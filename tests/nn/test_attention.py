@@ -197,6 +197,17 @@ def test_separate_projections_are_stacked_into_one_spectrum(biased: tuple[bool, 
     assert relative_error(attention(x), out_proj(mixed)) < 1e-12
 
 
+@pytest.mark.parametrize("missing", ["q_proj.weight", "k_proj.weight", "k_proj.bias", "v_proj.bias"])
+def test_a_state_dict_that_lacks_a_part_of_one_projection_is_rejected(missing: str) -> None:
+    names = ("q_proj", "k_proj", "v_proj", "out_proj")
+    layers = nn.ModuleDict({name: nn.Linear(D, D) for name in names})
+    attention, state = SVDAttention.from_mha(make(torch.float32)), layers.state_dict()
+    attention.load_state_dict(state)
+    del state[missing]
+    with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: .*_proj"):
+        attention.load_state_dict(state)
+
+
 def test_truncated_rank_training_flag_and_empty_batch() -> None:
     mha = make()
     attention = SVDAttention.from_mha(mha.eval(), rank=6)

@@ -296,7 +296,7 @@ X = torch.ones(4, 3, 13)
         (lambda _: FastSVDLinear(13, 17, rank=14), ValueError, r"rank must lie in 1..13 .* got 14"),
         (lambda _: FastSVDLinear(13, 17, rank=0), ValueError, r"rank must lie in 1..13 .* got 0"),
         (lambda _: FastSVDLinear(0, 17), ValueError, "non-empty matrix"),
-        (lambda _: FastSVDLinear(3, 7, dtype=torch.int8), TypeError, "floating-point tensor, got torch.int8"),
+        (lambda _: FastSVDLinear(3, 7, dtype=torch.int8), TypeError, "dtype must be .*, got torch.int8"),
         (lambda _: FastSVDLinear.from_linear(nn.Conv1d(3, 3, 1)), TypeError, "linear must be an nn.Linear, got Conv1d"),
         (lambda layer: layer(X, [0.0] * 13), TypeError, "delta_s must be a Tensor, got list"),
         (

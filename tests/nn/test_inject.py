@@ -73,9 +73,19 @@ def vit() -> tuple[nn.Module, Any, Callable[[Any], Tensor]]:
     return model, torch.randn(4, 3, 32, 32), lambda output: output
 
 
+def gpt2() -> tuple[nn.Module, Any, Callable[[Any], Tensor]]:
+    config = transformers.GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=16, eos_token_id=0)
+    return transformers.GPT2Model(config).eval(), torch.randint(50, (4, 9)), lambda output: output.last_hidden_state
+
+
 @pytest.mark.parametrize(
     ("build", "targets", "count"),
-    [(bert, ["query", "key", "value", "encoder.*.dense"], 12), (vit, ["attn.qkv", "mlp.fc?"], 6), (vit, "*", 9)],
+    [
+        (bert, ["query", "key", "value", "encoder.*.dense"], 12),
+        (vit, ["attn.qkv", "mlp.fc?"], 6),
+        (vit, "*", 9),
+        (gpt2, ["c_attn", "c_proj", "c_fc"], 8),
+    ],
 )
 @pytest.mark.parametrize("rank", [None, 8])
 def test_a_model_of_another_library_trains_merges_and_unmerges(
@@ -113,6 +123,27 @@ def test_a_model_of_another_library_trains_merges_and_unmerges(
     assert relative_error(out(plain(inputs)), y) < 1e-5
     unmerge_(model, layers)
     assert torch.equal(out(model(inputs)), y)
+
+
+def test_conv1d_keeps_its_transposed_form() -> None:
+    """Also where the weight is square, and a wrong orientation would fit."""
+    model, tokens, out = gpt2()
+    original, before = copy.deepcopy(model.state_dict()), out(model(tokens))
+    square = copy.deepcopy(model.h[0].attn.c_proj)
+    assert len(inject(model, lambda name, layer: type(layer).__name__ == "Conv1D")) == 8
+    layer = model.h[0].attn.c_proj
+    assert relative_error(layer.weight, square.weight) < 1e-5
+    assert model.h[0].mlp.c_fc.weight.shape == (32, 128)
+    nn.init.normal_(layer.delta_s_static)
+    x = torch.randn(2, 3, 32)
+    assert relative_error(x @ layer.weight + layer.bias, layer(x)) < 1e-5
+    torch.nn.functional.linear(x, layer.weight.mT).sum().backward()
+    assert layer.delta_s_static.grad.any()
+    model.load_state_dict(original)
+    assert relative_error(out(model(tokens)), before) < 1e-5
+    merge_(model)
+    assert all(torch.allclose(value, original[name], atol=1e-5) for name, value in model.state_dict().items())
+    assert type(model.h[0].attn.c_proj) is type(square) and repr(model.h[0].attn.c_proj) == repr(square)
 
 
 def test_an_injected_model_loads_its_own_and_the_original_checkpoint() -> None:
@@ -311,6 +342,26 @@ def test_the_output_projection_of_multihead_attention_is_rejected() -> None:
     assert type(encoder.linear1) is nn.Linear
 
 
+@pytest.mark.parametrize("targets", ["*", "experts", re.compile("mlp")])
+def test_experts_in_one_parameter_are_rejected_by_name(targets: Any) -> None:
+    config = transformers.MixtralConfig(
+        vocab_size=20,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=3,
+    )
+    model = transformers.MixtralModel(config)
+    where = r"layers\.0\.mlp\.experts, layers\.1\.mlp\.experts"
+    why = r"MixtralExperts keeps its experts in one parameter \(gate_up_proj \[3, 48, 16\], down_proj \[3, 16, 24\]\)"
+    with pytest.raises(ValueError, match=rf'got {where} \({why} .* name the other layers, such as "self_attn'):
+        inject(model, targets)
+    assert not any(isinstance(module, FastSVDLinear) for module in model.modules())
+    assert len(inject(copy.deepcopy(model), "self_attn.*")) == len(inject(model, lambda *_: True)) == 8
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -332,7 +383,7 @@ def test_the_output_projection_of_multihead_attention_is_rejected() -> None:
         (lambda m: inject(m, 3), TypeError, "names, patterns or a callable, got int"),
         (lambda m: inject(m, ["fc1", 3]), TypeError, "names, patterns or a callable, got int"),
         (lambda m: inject({"fc1": m}, "fc1"), TypeError, "model must be an nn.Module, got dict"),
-        (lambda m: inject(m, "fc1", 7), ValueError, r"blocks.0.fc1 \(rank must lie in 1..6 .* got 7"),
+        (lambda m: inject(m, "fc1", 7), ValueError, r"blocks.0.fc1, blocks.1.fc1 \(rank must lie in 1..6 .* got 7"),
         (lambda m: inject(m, "fc1", 2.5), ValueError, "rank must be an int or None, got float"),
         (lambda m: inject(m.head, "*"), ValueError, r"the model itself \(use FastSVDLinear.from_linear"),
         (lambda m: inject(nn.ReLU(), "*"), ValueError, "the model has no linear layers"),

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.pytorch_utils import Conv1D
 
 import hystar_fast.nn
 from hystar_fast.nn.attention import SVDAttention
+from hystar_fast.nn.conv1d import FastSVDConv1D
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
 from hystar_fast.nn.hypernetwork import Hypernetwork
 from hystar_fast.nn.losses import InfoNCELoss, MetricLearningLoss, StyleNCELoss
@@ -38,6 +40,13 @@ def linear_calls() -> Iterator[Call]:
             if len(shape) > 1:
                 yield layer, (x, torch.randn(shape[0], layer.rank)), {}
                 yield layer, (x, torch.randn(2, layer.rank)), {"index": torch.arange(shape[0]) % 2}
+
+
+def conv1d_calls() -> Iterator[Call]:
+    layer = FastSVDConv1D.from_conv1d(Conv1D(17, 13), None)
+    for shape in ((13,), (4, 13), (4, 3, 13)):
+        yield layer, (torch.randn(shape),), {}
+        yield layer, (torch.randn(shape), torch.randn(layer.rank)), {}
 
 
 def attention_calls() -> Iterator[Call]:
@@ -76,6 +85,7 @@ def loss_calls(*losses: nn.Module) -> Iterator[Call]:
 
 CALLS: dict[type[nn.Module], Callable[[], Iterator[Call]]] = {
     FastSVDLinear: linear_calls,
+    FastSVDConv1D: conv1d_calls,
     SVDAttention: attention_calls,
     Hypernetwork: hypernetwork_calls,
     StyleNCELoss: lambda: loss_calls(StyleNCELoss(), StyleNCELoss(reduction="none"), StyleNCELoss(plan_grad="unroll")),

@@ -15,6 +15,9 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
+import tests.support.small_timm  # noqa: F401, registers its models
+from hystar_fast.models.backbones.open_clip import OpenClipBackbone
+from hystar_fast.models.tiny import NORMALISE, RESIZE
 from tests.support.small_clip import IMAGE_SIZE, write_small_clip
 
 DEPTH, WIDTH, EMBED = 4, 32, 24
@@ -52,6 +55,7 @@ class Small:
     depth: int = DEPTH
     width: int = WIDTH
     embed_dim: int = EMBED
+    registers: int = 0
     pretrained: str = "folder"
 
 
@@ -212,7 +216,7 @@ def write_albef(folder: Path, *, pretraining: bool = True) -> Small:
     )
 
 
-def write_open_clip(folder: Path, *, depth: int = DEPTH, width: int = WIDTH, **model: Any) -> Small:
+def write_open_clip(folder: Path, *, depth: int = DEPTH, width: int = WIDTH, registers: int = 0, **model: Any) -> Small:
     name = write_small_clip(folder, **model)
     return Small(
         name,
@@ -222,6 +226,7 @@ def write_open_clip(folder: Path, *, depth: int = DEPTH, width: int = WIDTH, **m
         depth=depth,
         width=width,
         embed_dim=model.get("embed_dim", EMBED),
+        registers=registers,
     )
 
 
@@ -235,3 +240,27 @@ WRITERS: dict[str, Callable[[Path], Small]] = {
     "transformers blip": lambda folder: write_transformers("blip", folder),
     "albef": write_albef,
 }
+
+
+def write_timm(folder: Path, name: str, pool: str, registers: int = 0) -> Small:
+    tower = {"timm_model_name": name, "timm_pool": pool, "timm_proj": "none"}
+    return write_open_clip(folder, embed_dim=WIDTH, registers=registers, **tower)
+
+
+# These add positions to every attention: no prompts fit into their tokens.
+POSITIONED: dict[str, Callable[[Path], Small]] = {
+    "open_clip eva, rotary": lambda folder: write_timm(folder, "small_pe", "map"),
+    "open_clip eva, dinov3": lambda folder: write_timm(folder, "small_dinov3", "token", registers=2),
+    "open_clip beit": lambda folder: write_timm(folder, "small_beit", "avg"),
+}
+ALL_WRITERS = {**WRITERS, **POSITIONED}
+
+
+def backbone_and_clip(
+    tmp_path: Path, dtype: torch.dtype = torch.float32, **vision: Any
+) -> tuple[OpenClipBackbone, Any]:
+    """Create a backbone and a model of open_clip with the same weights."""
+    name = write_small_clip(tmp_path / "clip", **vision).removeprefix("open_clip:")
+    models = [open_clip.create_model(name).to(dtype).eval() for _ in range(2)]
+    tokenizer = open_clip.get_tokenizer(name)
+    return OpenClipBackbone(models[0], RESIZE, NORMALISE, tokenizer), models[1]

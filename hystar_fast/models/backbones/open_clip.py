@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hystar_fast.data.images import Normalise, Resize, ResizeTo
-from hystar_fast.models.backbones.timm import TimmTower
+from hystar_fast.models.backbones.eva import create_tower
 from hystar_fast.models.backbones.tower import Affine, TowerBackbone, VisionTower
 from hystar_fast.models.random_weights import repeatable_weights
 from hystar_fast.nn.attention import SVDAttention, attend
@@ -58,7 +59,9 @@ class OpenClipTower(VisionTower):
     def embed(self, visual: Any, images: Tensor) -> Tensor:
         return visual._embeds(images.to(visual.conv1.weight.dtype))
 
-    def run_block(self, block: Any, x: Tensor, delta_s: Tensor | None, mlp_delta_s: Tensor | None = None) -> Tensor:
+    def run_block(
+        self, block: Any, x: Tensor, delta_s: Tensor | None, mlp_delta_s: Tensor | None = None, *shared: Tensor
+    ) -> Tensor:
         attended = _attend(block.attn, block.ln_1(x), delta_s)
         if hasattr(block, "ln_attn"):
             attended = block.ln_attn(attended)
@@ -112,7 +115,8 @@ class OpenClipBackbone(TowerBackbone):
         tokenizer: Callable[[Any], Tensor],
     ) -> None:
         visual: Any = clip.visual
-        super().__init__(TimmTower("trunk", "head") if hasattr(visual, "trunk") else OpenClipTower(), "clip.visual")
+        is_timm = hasattr(visual, "trunk")
+        super().__init__(create_tower(visual.trunk, "trunk", "head") if is_timm else OpenClipTower(), "clip.visual")
         self.clip = clip.requires_grad_(False).eval()
         self.tower.check(visual)
         self.depth = len(self.blocks)
@@ -254,3 +258,19 @@ def _check_weights(name: str, pretrained: str | None, tags: Collection[str]) -> 
     if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
         known = ", ".join(tags)
         raise ValueError(f"pretrained must be a tag of {name!r} ({known}), a file or None, got {pretrained!r}")
+    if pretrained is not None and pretrained not in tags and _is_torchscript(pretrained):
+        raise ValueError(
+            f"pretrained must be a file of tensors, got the TorchScript program {pretrained!r}, as OpenAI publishes "
+            "its models, which could run code when it is loaded. Use the tag pretrained='openai', which downloads the "
+            "same weights, or, if you trust the file, write its tensors once: "
+            f"w = torch.jit.load({pretrained!r}, map_location='cpu').state_dict(); "
+            "torch.save({k: v for k, v in w.items() if v.is_floating_point()}, 'weights.pt'), "
+            "and use pretrained='weights.pt' with pretrained_tag='openai'"
+        )
+
+
+def _is_torchscript(path: str) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from hystar_fast.models.backbones.tower import Affine, VisionTower
 from hystar_fast.nn.attention import SVDAttention
 from hystar_fast.nn.views import own_tensor
 
-_TRUNK_PARTS = ("patch_embed", "_pos_embed", "patch_drop", "norm_pre", "blocks", "norm", "forward_head")
+_PARTS = ("patch_embed", "_pos_embed", "patch_drop", "norm_pre", "blocks", "norm", "forward_head")
+_EMBEDDINGS = ("PatchEmbed", "HybridEmbed")
 
 
 class TimmTower(VisionTower):
@@ -28,38 +30,62 @@ class TimmTower(VisionTower):
         self.blocks_at = f"{trunk_at}.blocks"
 
     def check(self, visual: Any) -> None:
-        from timm.layers.patch_embed import PatchEmbed
         from timm.models.vision_transformer import Block
 
+        self.check_trunk(visual, _PARTS, (Block,))
+
+    def check_trunk(self, visual: Any, parts: Sequence[str], kinds: tuple[type, ...]) -> None:
+        """Raise a ValueError unless the trunk has `parts`, blocks of `kinds`, an embedding of patches and a pooling."""
         trunk = visual.get_submodule(self.trunk_at)
-        missing = [part for part in _TRUNK_PARTS if not hasattr(trunk, part)]
+        missing = [part for part in parts if not hasattr(trunk, part)]
         if missing:
+            is_staged = "blocks" in missing and (hasattr(trunk, "layers") or hasattr(trunk, "stages"))
+            lacks = f"which has no {', '.join(missing)}"
+            reason = "whose stages differ in width and resolution" if is_staged else lacks
             raise ValueError(
-                f"backbone must have timm's VisionTransformer as image tower, got {type(trunk).__name__}, "
-                f"which has no {', '.join(missing)}"
+                "backbone must have timm's VisionTransformer, Eva or Beit as image tower, "
+                f"got {type(trunk).__name__}, {reason}"
             )
-        if not isinstance(trunk.patch_embed, PatchEmbed):
-            kind = type(trunk.patch_embed).__name__
-            raise ValueError(f"backbone must embed patches with one convolution (PatchEmbed), got {kind}")
-        if trunk.attn_pool is None and not trunk.global_pool:
+        embedding = type(trunk.patch_embed).__name__
+        if embedding not in _EMBEDDINGS:
+            raise ValueError(f"backbone must embed patches with {' or '.join(_EMBEDDINGS)}, got {embedding}")
+        if getattr(trunk, "attn_pool", None) is None and not trunk.global_pool:
             raise ValueError("backbone must pool its tokens into one embedding for each image, got global_pool=''")
         for block in trunk.blocks:
-            if type(block) is not Block:
-                raise ValueError(f"backbone blocks must be timm's pre-norm Block, got {type(block).__name__}")
+            if type(block) not in kinds:
+                needs = " or ".join(kind.__name__ for kind in kinds)
+                raise ValueError(f"backbone blocks must be timm's {needs}, got {type(block).__name__}")
 
     def leading_tokens(self, visual: Any) -> tuple[bool, int]:
         trunk = visual.get_submodule(self.trunk_at)
         return trunk.cls_token is not None, int(trunk.num_prefix_tokens)
 
     def patch_weight(self, visual: Any) -> Tensor:
-        return visual.get_submodule(self.trunk_at).patch_embed.proj.weight
+        return self._patch_embedding(visual).proj.weight
+
+    def _patch_embedding(self, visual: Any) -> Any:
+        """Return the patch embedding where it is one convolution; a method that needs that refuses others here."""
+        embedding = visual.get_submodule(self.trunk_at).patch_embed
+        if not isinstance(getattr(embedding, "norm", None), nn.Module):
+            raise ValueError(f"backbone must embed patches with one convolution, got {type(embedding).__name__}")
+        return embedding
+
+    def parts_of(self, mlp: Any) -> list[tuple[str, nn.Module]]:
+        if type(mlp).__name__ in ("GluMlp", "SwiGLU", "GeGluMlp"):
+            raise ValueError(f"blocks must have an MLP of one layer after the other, got {type(mlp).__name__}")
+        return super().parts_of(mlp)
+
+    def patches(self, trunk: Any, images: Tensor) -> Tensor:
+        """Embed the patches of images, in the dtype of the tower."""
+        return trunk.patch_embed(images.to(next(trunk.patch_embed.parameters()).dtype))
 
     def embed(self, visual: Any, images: Tensor) -> Tensor:
         trunk = visual.get_submodule(self.trunk_at)
-        x = trunk.patch_embed(images.to(trunk.patch_embed.proj.weight.dtype))
-        return trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(x)))
+        return trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(self.patches(trunk, images))))
 
-    def run_block(self, block: Any, x: Tensor, delta_s: Tensor | None, mlp_delta_s: Tensor | None = None) -> Tensor:
+    def run_block(
+        self, block: Any, x: Tensor, delta_s: Tensor | None, mlp_delta_s: Tensor | None = None, *shared: Tensor
+    ) -> Tensor:
         normed = block.norm1(x)
         attended = block.attn(normed, delta_s) if isinstance(block.attn, SVDAttention) else block.attn(normed)
         x = x + block.drop_path1(block.ls1(attended))
@@ -89,8 +115,8 @@ class TimmTower(VisionTower):
         return [Affine(attention.qkv)]
 
     def around_blocks(self, visual: Any) -> list[nn.Module]:
-        trunk = visual.get_submodule(self.trunk_at)
-        return [trunk.patch_embed.proj, trunk.patch_embed.norm, trunk.norm_pre, trunk.norm, trunk.fc_norm]
+        trunk, embedding = visual.get_submodule(self.trunk_at), self._patch_embedding(visual)
+        return [embedding.proj, embedding.norm, trunk.norm_pre, trunk.norm, trunk.fc_norm]
 
     def widths(self, visual: Any) -> tuple[int, int]:
         """Return the width of the tokens, and that of the last linear layer after pooling or, without one, the same."""

@@ -60,17 +60,41 @@ class VisionTower(ABC):
     def embed(self, visual: Any, images: Tensor) -> Tensor:
         """Compute the tokens [B, T, d] that the first block takes from images [B, 3, H, W]."""
 
+    def shared(self, visual: Any) -> tuple[Tensor, ...]:
+        """Compute what every block takes beside its tokens, such as the rotation of its heads by their positions."""
+        return ()
+
+    def has_positions(self, visual: Any) -> bool:
+        """Return True where blocks add positions themselves, so that no tokens can be inserted before them."""
+        return bool(self.shared(visual))
+
+    def check_insertion(self, visual: Any) -> None:
+        """Raise a ValueError where no tokens can be inserted between the leading ones and the patches."""
+        if self.has_positions(visual):
+            raise ValueError(
+                "backbone must have its positions in the tokens to take more of them (vpt, freestyle), "
+                f"got {type(visual).__name__} with positions in its attention"
+            )
+
     @abstractmethod
-    def run_block(self, block: Any, x: Tensor, delta_s: Tensor | None, mlp_delta_s: Tensor | None = None) -> Tensor:
-        """Run `block` on x [B, T, d], with the offsets of its attention and of its MLP where they are given."""
+    def run_block(
+        self, block: Any, x: Tensor, delta_s: Tensor | None, mlp_delta_s: Tensor | None = None, *shared: Tensor
+    ) -> Tensor:
+        """Run `block` on x [B, T, d], with the offsets of its attention and of its MLP, and with :meth:`shared`."""
 
     def pass_block(
-        self, block: Any, x: Tensor, delta_s: Tensor | None, mlp_delta_s: Tensor | None = None, *, recompute: bool
+        self,
+        block: Any,
+        x: Tensor,
+        delta_s: Tensor | None,
+        mlp_delta_s: Tensor | None = None,
+        *shared: Tensor,
+        recompute: bool,
     ) -> Tensor:
         """Call `run_block`; with `recompute` the backward calls it again, and its activations are not stored."""
         if recompute:
-            return checkpoint(self.run_block, block, x, delta_s, mlp_delta_s, use_reentrant=False)
-        return self.run_block(block, x, delta_s, mlp_delta_s)
+            return checkpoint(self.run_block, block, x, delta_s, mlp_delta_s, *shared, use_reentrant=False)
+        return self.run_block(block, x, delta_s, mlp_delta_s, *shared)
 
     def parts_of(self, mlp: Any) -> list[tuple[str, nn.Module]]:
         """Return the layers of `mlp` with their names, in the order in which they run.
@@ -117,9 +141,9 @@ class VisionTower(ABC):
 
     def prefix(self, visual: Any, images: Tensor, blocks: int) -> Tensor:
         """Compute the tokens of images after the first `blocks` blocks."""
-        x = self.embed(visual, images)
+        x, shared = self.embed(visual, images), self.shared(visual)
         for block in islice(visual.get_submodule(self.blocks_at), blocks):
-            x = self.run_block(block, x, None)
+            x = self.run_block(block, x, None, None, *shared)
         return x
 
     def encode(
@@ -136,8 +160,10 @@ class VisionTower(ABC):
 
         Block n (1-based) takes the offsets ``delta_s[n]`` and ``mlp_delta_s[n]`` where they are given.
         """
+        shared = self.shared(visual)
         for number, block in enumerate(visual.get_submodule(self.blocks_at)[done:], start=done + 1):
-            x = self.pass_block(block, x, delta_s.get(number), mlp_delta_s.get(number), recompute=recompute)
+            offsets = delta_s.get(number), mlp_delta_s.get(number)
+            x = self.pass_block(block, x, *offsets, *shared, recompute=recompute)
         return self.pool(visual, x)
 
 
@@ -221,6 +247,18 @@ class TowerBackbone(Backbone):
         attention: Any = self.blocks[number - 1].get_submodule(self.tower.attention_at)
         attention.in_proj.delta_s_static.requires_grad_(True)
         return [f"{self.visual_at}.{self.tower.blocks_at}.{number - 1}.{self.tower.attention_at}.in_proj"]
+
+    def without_values(self) -> Self:
+        """Return a copy whose image tower is on the meta device: an injection into it costs nothing."""
+        visual = self.visual
+        memo: dict[int, Any] = {id(module): None for module in self.tower.unused(visual)}
+        for tensor in (*visual.parameters(), *visual.buffers()):
+            bare = tensor.detach().to("meta")
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(bare, requires_grad=tensor.requires_grad) if is_parameter else bare
+        trial = copy.copy(self)
+        trial._modules, trial.visual_at = {"trial": copy.deepcopy(visual, memo)}, "trial"
+        return trial
 
     def frozen_image_encoder(self) -> nn.Module:
         return FrozenTower(self.tower, self.visual)

@@ -39,7 +39,9 @@ class TransformersTower(VisionTower):
     def embed(self, visual: Any, images: Tensor) -> Tensor:
         return visual.vision_model.embeddings(images)
 
-    def run_block(self, block: Any, x: Tensor, delta_s: Tensor | None, mlp_delta_s: Tensor | None = None) -> Tensor:
+    def run_block(
+        self, block: Any, x: Tensor, delta_s: Tensor | None, mlp_delta_s: Tensor | None = None, *shared: Tensor
+    ) -> Tensor:
         x = x + _attend(block.self_attn, block.layer_norm1(x), delta_s)
         return x + self.run_mlp(block.mlp, block.layer_norm2(x), mlp_delta_s)
 
@@ -218,7 +220,8 @@ def load_transformers(source: str, pretrained: str | None) -> TransformersBackbo
     try:
         config = AutoConfig.from_pretrained(source)
         if config.model_type not in _TOWERS:
-            raise ValueError(f"its type must be {' or '.join(_TOWERS)}, got {config.model_type!r}")
+            needs = f"{' or '.join(_TOWERS)}, models of images and text"
+            raise ValueError(f"its type must be {needs}, got {config.model_type!r}")
         model: Any
         if pretrained is None:
             with repeatable_weights():
