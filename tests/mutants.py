@@ -112,11 +112,14 @@ MUTANTS = [
     *_of(
         "hystar_fast/nn/attention.py",
         "tests/nn/test_attention.py",
-        query_and_key_swapped=("\n        q, k, v = packed", "\n        k, q, v = packed"),
+        query_and_key_swapped=("        q, k, v = self.project", "        k, q, v = self.project"),
         value_is_key=("mixed = attend(q, k, v, self", "mixed = attend(q, k, k, self"),
         scale_of_the_model_width=("q * q.shape[-1] ** -0.5", "q * (q.shape[-1] * q.shape[1]) ** -0.5"),
         mask_not_inverted=("return mask.logical_not()", "return mask"),
-        split_keys_loaded_in_another_order=('("q_proj.", "k_proj.", "v_proj.")', '("k_proj.", "q_proj.", "v_proj.")'),
+        split_keys_loaded_in_another_order=(
+            '("q_proj.weight", "k_proj.weight", "v_proj.weight")',
+            '("k_proj.weight", "q_proj.weight", "v_proj.weight")',
+        ),
     ),
     *_of(
         "hystar_fast/nn/hypernetwork.py",
@@ -162,9 +165,13 @@ MUTANTS = [
             "        if style is None:\n            style, resume",
             "        if True:\n            style, resume",
         ),
-        another_backbone_accepted=("if not are_same_weights(", "if False and not are_same_weights("),
         merged_model_saved=("        if self._is_merged:\n", "        if False:\n"),
         learning_rates_swapped=('"params": static, "lr": static_lr', '"params": static, "lr": dynamic_lr'),
+    ),
+    *_of(
+        "hystar_fast/models/backbone_identity.py",
+        "tests/models/test_hystar_checkpoint.py",
+        another_backbone_accepted=("if are_same_weights(wanted", "if True or are_same_weights(wanted"),
     ),
     *_of(
         "hystar_fast/models/backbones/tower.py",
@@ -172,7 +179,7 @@ MUTANTS = [
         "tests/models/test_hystar.py",
         "tests/models/test_hystar_designs.py",
         block_numbers_off_by_one=("start=done + 1):", "start=done):"),
-        offsets_of_the_mlp_dropped=("mlp_delta_s.get(number), recompute", "None, recompute"),
+        offsets_of_the_mlp_dropped=("delta_s.get(number), mlp_delta_s.get(number)", "delta_s.get(number), None"),
     ),
     *_of(
         "hystar_fast/models/backbones/transformers.py",
