@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
+from hystar_fast.cli.checks import check_folder
 from hystar_fast.cli.demo_tables import HEADLINE, recall_table
 from hystar_fast.data.displacement import displace
 from hystar_fast.data.emoji import HARD_STYLES, LOW_RESOLUTION_SIDE, LOW_RESOLUTION_SOURCE, QUERY_STYLES, load_emoji
@@ -28,7 +27,9 @@ from hystar_fast.retrieval.embed import Embedded
 from hystar_fast.retrieval.embedding_map import embedding_map
 from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.ranks import Ranks, paired_difference
-from hystar_fast.retrieval.results_json import check_output, interval_info, run_info, write_json
+from hystar_fast.retrieval.results_json import interval_info, run_info, write_json
+from hystar_fast.terminal.console import Console
+from hystar_fast.terminal.progress import Progress
 from hystar_fast.train.loop import train
 from hystar_fast.train.pairs import PairSampler, TrainingPairs
 from hystar_fast.train.recipe import Recipe
@@ -80,11 +81,12 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
     """Run the demo and return the content of ``results.json``, which is written after every method.
 
     Raises:
-        ValueError: the output is a file, or a setting is out of range.
+        ValueError: the output is a file or holds other results, or a setting is out of range.
     """
     start = time.perf_counter()
-    check_output(settings.output)
-    settings.output.mkdir(parents=True, exist_ok=True)
+    check_folder(settings.output)
+    _check_earlier(settings.output / RESULTS_FILE)
+    console.log_to(settings.output)
     test = load_emoji("test").select(limit=settings.limit)
     training = load_emoji("train").select(limit=settings.limit)
     run = _Run(settings, training, test, displace(test, DISPLACEMENT))
@@ -92,7 +94,7 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
     run.results = _head(run, config.to_dict())
     hystar = create_hystar(config, seed=settings.seed)
     methods = {}
-    with _progress(console) as progress:
+    with Progress(console) as progress:
         for name in DEMO_METHODS:
             methods[name] = hystar if name == "hystar" else create_method(name, config, seed=settings.seed)
             _train_and_evaluate(run, name, methods[name], progress)
@@ -117,11 +119,24 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
     return run.results
 
 
+def _check_earlier(results: Path) -> None:
+    """Raise ValueError if the folder holds results of another command; the demo replaces its own only."""
+    if not results.exists():
+        return
+    try:
+        is_own = "training_concepts" in json.loads(results.read_text(encoding="utf-8"))["protocol"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        is_own = False
+    if not is_own:
+        raise ValueError(f"output must be another folder, got {results.parent}, which holds results of another command")
+
+
 def show(results: dict[str, Any], console: Console) -> None:
     """Print the tables and findings of a results.json."""
     size = results["protocol"]["gallery"]["n"]
-    title = f"R@1 / R@5 (%) over the whole gallery of {size} held-out concepts (* hard)"
-    title += "\nbelow: 95 % interval of R@1 over concepts"
+    title = f"R@1 / R@5 (%) over the whole gallery of {size} held-out concepts"
+    title += "\nR@k: queries whose own concept is among the first k answers; below it, the 95 % interval of R@1"
+    title += f"\n* hard queries; displaced: hard queries shifted and scaled at random by up to {DISPLACEMENT:.0%}"
     console.print(recall_table(results["methods"], title))
     first = next(iter(results["methods"].values()))
     if "unseen" in first["recall"]:
@@ -286,14 +301,3 @@ def _head(run: _Run, config: dict[str, Any]) -> dict[str, Any]:
         },
         "methods": {},
     }
-
-
-def _progress(console: Console) -> Progress:
-    columns = (
-        TextColumn("{task.description:<26}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-    )
-    return Progress(*columns, console=console)

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from hystar_fast.data.folders import GALLERY_NAMES
+from hystar_fast.data.flat_folders import GALLERY_NAMES
 from hystar_fast.data.image_files import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES, is_hidden, unsupported_reason
 from hystar_fast.data.image_set import ImageSet, Record, Skipped, layout_error
 from hystar_fast.data.images import decode_image
@@ -46,7 +46,7 @@ def load_webdataset(path: str | Path, gallery_style: str | None = None) -> Image
 
     Args:
         path: a tar file or a folder of them, see `LAYOUT`. A key may span neither shards nor folders within one.
-        gallery_style: the style of the gallery; by default one of `hystar_fast.data.folders.GALLERY_NAMES`.
+        gallery_style: the style of the gallery; by default one of `hystar_fast.data.flat_folders.GALLERY_NAMES`.
 
     Raises:
         ValueError: the shards have another layout; the message says what was expected and found.

@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from hystar_fast.experiments.comparison_tables import comparison_note, comparison_tables
 from hystar_fast.experiments.experiment_settings import ExperimentSettings
 from hystar_fast.experiments.jobs import run_jobs
@@ -23,6 +20,8 @@ from hystar_fast.methods.adapter_files import save_method
 from hystar_fast.methods.interface import count_parameters
 from hystar_fast.methods.suite import METHODS
 from hystar_fast.retrieval.results_json import check_output, commit, run_info, write_json
+from hystar_fast.terminal.console import Console
+from hystar_fast.terminal.progress import Progress
 
 RESULTS_FILE = "compare.json"
 
@@ -84,8 +83,7 @@ def compare(settings: ExperimentSettings, console: Console, methods: Sequence[st
         for seed in (settings.seeds if Variant.parse(name).is_trained else settings.seeds[:1])
     ]
     new = [_Run(key, settings) for key in keys if not is_done(key, record["runs"])]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with Progress(console) as progress:
         task = progress.add_task("runs", total=len(new))
         for run, ids in run_jobs(_run, new, settings.run.jobs):
             record["runs"].append(run)
@@ -93,8 +91,7 @@ def compare(settings: ExperimentSettings, console: Console, methods: Sequence[st
                 record["query_ids"] = merge_query_ids(record, ids)
             write_json(path, record)
             progress.advance(task)
-            line = f"{run['method']}, seed {run['seed']}: {run['seconds']} s"
-            console.print(line)
+            console.print(f"{run['method']}, seed {run['seed']}: {run['seconds']} s")
     kept = [run for key in keys for run in record["runs"] if key.items() <= run.items()]
     record["diverged"] = sorted({run["method"] for run in kept if "diverged" in run})
     kept = [run for run in kept if run["method"] not in record["diverged"]]

@@ -11,8 +11,6 @@ from statistics import stdev
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
@@ -30,6 +28,8 @@ from hystar_fast.models.config import HystarConfig
 from hystar_fast.retrieval.embed import embed_records
 from hystar_fast.retrieval.results_json import check_output, interval_info, run_info, to_percent, write_json
 from hystar_fast.retrieval.zero_shot import class_embeddings
+from hystar_fast.terminal.console import Console
+from hystar_fast.terminal.progress import Progress
 from hystar_fast.train.recipe import Recipe
 
 RESULTS_FILE = "few_shot.json"
@@ -66,7 +66,7 @@ def run_few_shot(settings: ExperimentSettings, console: Console, output: Path | 
         console.print(f"learning rates of {name}: {setting} ({source})")
     skipped: list[Skipped] = list(images.skipped)
     runs = [(name, seed) for name in chosen.methods for seed in (settings.seeds if name in rates else [0])]
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console, transient=True) as progress:
         task = progress.add_task("few-shot", total=len(runs))
         found: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for name, seed in runs:

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from hystar_fast.experiments.compare import compare
@@ -31,6 +30,7 @@ from hystar_fast.experiments.tune import TUNING_FILE
 from hystar_fast.experiments.variants import create_variant
 from hystar_fast.methods.suite import create_method
 from hystar_fast.retrieval.results_json import run_info, write_json
+from hystar_fast.terminal.console import Console
 
 COMPUTATION, FEW_SHOT = 5, 11
 _CLASS_DATA = ("ImageNet", "SUN397")  # of Table 11

@@ -90,21 +90,7 @@ def read_adapter(
         ValueError: a file is missing, corrupt or of another format, or the two are of different saves.
     """
     directory = Path(directory)
-    for name in (CONFIG_FILE, TENSOR_FILE):
-        if not (directory / name).is_file():
-            raise ValueError(
-                f"directory must hold {CONFIG_FILE} and {TENSOR_FILE}, got {directory}, which has no {name}"
-            )
-    try:
-        description = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{directory / CONFIG_FILE} is corrupt: {error}") from error
-    found = description.get("format") if isinstance(description, dict) else type(description).__name__
-    if not isinstance(description, dict) or found not in kinds:
-        wanted = " or ".join(map(repr, kinds))
-        raise ValueError(f"{directory / CONFIG_FILE} must have format {wanted}, got {found!r}")
-    if not all(isinstance(description.get(part), dict) for part in ("config", "fingerprints")):
-        raise ValueError(f'{directory / CONFIG_FILE} must hold "config" and "fingerprints", got {sorted(description)}')
+    description = read_description(directory, kinds=kinds)
     content = (directory / TENSOR_FILE).read_bytes()
     if hashlib.sha256(content).hexdigest() != description.get("tensors_sha256"):
         raise ValueError(f"{directory / TENSOR_FILE} is corrupt or not from the save that {CONFIG_FILE} describes")
@@ -113,6 +99,31 @@ def read_adapter(
     except SafetensorError as error:
         raise ValueError(f"{directory / TENSOR_FILE} is corrupt: {error}") from error
     return description, tensors
+
+
+def read_description(directory: str | Path, *, kinds: Sequence[str] = (FORMAT, METHOD_FORMAT)) -> dict[str, Any]:
+    """Read the description alone, without the tensors.
+
+    Raises:
+        ValueError: a file is missing, or the description is corrupt or of another format.
+    """
+    directory = Path(directory)
+    for name in (CONFIG_FILE, TENSOR_FILE):
+        if not (directory / name).is_file():
+            raise ValueError(
+                f"directory must hold {CONFIG_FILE} and {TENSOR_FILE}, got {directory}, which has no {name}"
+            )
+    try:
+        description = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{directory / CONFIG_FILE} is corrupt: {error}") from error
+    found = description.get("format") if isinstance(description, dict) else type(description).__name__
+    if not isinstance(description, dict) or found not in kinds:
+        wanted = " or ".join(map(repr, kinds))
+        raise ValueError(f"{directory / CONFIG_FILE} must have format {wanted}, got {found!r}")
+    if not all(isinstance(description.get(part), dict) for part in ("config", "fingerprints")):
+        raise ValueError(f'{directory / CONFIG_FILE} must hold "config" and "fingerprints", got {sorted(description)}')
+    return description
 
 
 def check_tensors(found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:

@@ -15,6 +15,7 @@ from hystar_fast.methods.suite import create_method
 from hystar_fast.models.backbones import Backbone
 from hystar_fast.nn.losses import create_loss
 from hystar_fast.train.checkpoint import Progress, read_checkpoint
+from hystar_fast.train.data_record import DATA_FILE
 from hystar_fast.train.loop import CheckpointPolicy, fit
 from hystar_fast.train.metrics_log import MetricsLog
 from hystar_fast.train.processes import join_world, leave_world
@@ -53,6 +54,7 @@ def run_training(
     settings: Settings,
     *,
     resume: bool = False,
+    say: Callable[[str], object] | None = None,
     started: Callable[[int, dict[str, int]], object] | None = None,
     progress: Callable[[int, float], object] | None = None,
 ) -> Trained:
@@ -64,6 +66,7 @@ def run_training(
     Args:
         settings: of the run.
         resume: continue from the checkpoint in the output folder, if there is one.
+        say: called with lines about the data, before the model is built.
         started: called before the first step with the number of steps and the trainable parameters by group.
         progress: called after every step with the number of steps done and the loss.
 
@@ -81,6 +84,9 @@ def run_training(
         done = _steps_done(output, settings, resume=resume)
         criterion = create_loss(**settings.loss)
         data = open_training(settings.data)
+        if say is not None:
+            for note in data.notes:
+                say(note)
         method = _method(settings)
         encoder = on_device(method, device)
         recipe, epoch = _recipe(settings, method, data)
@@ -97,7 +103,7 @@ def run_training(
             log=lambda state: _log(settings, output, state),
             validate=None if data.score is None else lambda: data.score(encoder),  # type: ignore[misc]
             validate_every=settings.run.validate_every or epoch,
-            on_best=lambda: save_method(method, adapter),
+            on_best=lambda: _save(method, adapter, data),
             patience=settings.run.patience,
             settings=settings.to_dict(),
         )
@@ -117,13 +123,21 @@ def run_training(
             progress=progress,
         )
         if world.is_main and state.best is None:
-            save_method(method, adapter)
+            _save(method, adapter, data)
         if world.is_main and state.skipped:
             lines = [f"{path}\t{why}\n" for path, why in sorted(state.skipped.items())]
             (output / SKIPPED).write_bytes(os.fsencode("".join(lines)))
     finally:
         leave_world()
     return Trained(method, state, adapter, recipe.steps)
+
+
+def _save(method: Method, adapter: Path, data: TrainingData) -> None:
+    save_method(method, adapter)
+    if data.record is None:
+        (adapter / DATA_FILE).unlink(missing_ok=True)
+    else:
+        data.record.save(adapter)
 
 
 def _method(settings: Settings) -> Method:

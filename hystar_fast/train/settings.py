@@ -181,6 +181,7 @@ _LEAST = {
     "optim.weight_decay": 0,
     "optim.clip_norm": 0,
     "optim.chunk_size": 0,
+    "run.seed": 0,
     "run.checkpoint_every": 1,
     "run.validate_every": 0,
     "run.patience": 0,
