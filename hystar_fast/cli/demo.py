@@ -180,8 +180,9 @@ def _train_and_evaluate(run: _Run, name: str, method: Method, progress: Progress
     ).ranks
     entry["seconds"]["evaluate"] = round(time.perf_counter() - start, 2)
     entry["recall"] = {"all": _recalls(ranks), "displaced": _recalls(displaced)}
-    if bool(ranks.ids.unseen.any()):
-        entry["recall"]["unseen"] = _recalls(ranks, unseen_only=True)
+    unseen = _recalls(ranks, unseen_only=True)
+    if HEADLINE in unseen:
+        entry["recall"]["unseen"] = unseen
     run.ranks[name], run.embedded[name] = ranks, embedded
     run.results["methods"][name] = entry
 
@@ -192,9 +193,9 @@ def _recalls(ranks: Ranks, *, unseen_only: bool = False) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for group, kinds in groups.items():
         hits = ranks.hits(kinds, 1, unseen_only=unseen_only)
-        if hits is not None and hits.shape[1]:
-            recalls = {f"R@{k}": ranks.recall(kinds, k, unseen_only=unseen_only) for k in (1, 5)}
-            shown = {name: interval_info(value) for name, value in recalls.items() if value is not None}
+        recalls = {f"R@{k}": ranks.recall(kinds, k, unseen_only=unseen_only) for k in (1, 5)}
+        shown = {name: interval_info(value) for name, value in recalls.items() if value is not None}
+        if hits is not None and shown:
             found[group] = {**shown, "n": int(hits.isfinite().sum())}
     return found
 

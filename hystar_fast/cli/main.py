@@ -32,7 +32,6 @@ from hystar_fast.cli.options import (
 )
 from hystar_fast.terminal.console import create_console, create_table
 
-MAX_SEED = 2**63 - 1
 _AGAIN = "nothing is kept of a stopped run: start again with {command}"
 
 
@@ -78,7 +77,7 @@ def main(
 def demo(
     output: Folder = Path("runs/demo"),
     seed: Annotated[
-        int, typer.Option(min=0, max=MAX_SEED, help="Seed of the training order and of random initialisation.")
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the training order and of random initialisation.")
     ] = 0,
     steps: Annotated[int, typer.Option(min=0, help="Training steps of each method.")] = 120,
     weights: Annotated[str, typer.Option(help="Weights of the backbone: packaged, random, or a file.")] = "packaged",

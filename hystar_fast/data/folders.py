@@ -37,8 +37,8 @@ def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet
 
     Args:
         root: the folder, see `LAYOUT`.
-        gallery_style: the folder of the gallery; by default a name of `flat_folders.GALLERY_NAMES`. TU-Berlin's ``png/`` and
-            QuickDraw-Extended's ``QuickDraw_sketches_final/`` are queries.
+        gallery_style: the folder of the gallery; by default one with a name of `GALLERY_NAMES`. TU-Berlin's ``png/``
+            and QuickDraw-Extended's ``QuickDraw_sketches_final/`` are queries.
 
     Raises:
         ValueError: the folder has another layout; the message says what was expected and found.

@@ -126,7 +126,7 @@ def read_description(directory: str | Path, *, kinds: Sequence[str] = (FORMAT, M
     return description
 
 
-def check_tensors(found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:
+def check_tensors(found: Mapping[str, Tensor], needed: Mapping[str, Tensor], model: str = "this model") -> None:
     """Raise a ValueError with the first differences where the tensors of an adapter do not fit the model."""
     differences = [f"{name} is missing" for name in sorted(set(needed) - set(found))]
     differences += [f"{name} is not of this model" for name in sorted(set(found) - set(needed))]
@@ -138,7 +138,7 @@ def check_tensors(found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> 
     if differences:
         rest = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         found_differences = "; ".join(differences[:3]) + rest
-        raise ValueError(f"directory must hold an adapter of this model, got other tensors: {found_differences}")
+        raise ValueError(f"directory must hold an adapter of {model}, got other tensors: {found_differences}")
 
 
 def _replace(path: Path, content: bytes) -> None:

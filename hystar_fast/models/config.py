@@ -18,6 +18,7 @@ _CHOICES = {
     "weights": ("paper", "authors", "uniform"),
     "plan_grad": ("none", "unroll", "implicit"),
 }
+_DEEPEST = 64  # linear layers of a hypernetwork
 _POSITIVE = ("temperature", "lam", "epsilon")
 
 
@@ -107,6 +108,8 @@ class HystarConfig:
                 _check_count(name, getattr(self, name))
         for name in ("n_iter", "hypernetwork_depth"):
             _check_count(name, getattr(self, name))
+        if self.hypernetwork_depth > _DEEPEST:
+            raise ValueError(f"hypernetwork_depth must be at most {_DEEPEST}, got {self.hypernetwork_depth}")
         for name in _POSITIVE:
             _check_positive(name, getattr(self, name))
         if self.gamma != "auto":

@@ -44,7 +44,7 @@ def read_sections(
     try:
         values = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ValueError(f"{config} is not TOML that can be read: {error}") from error
+        raise ValueError(f"{config} is not TOML: {error}") from error
     check_sections(values, keys, config)  # so that an error in the file names the file
     for change in changes:
         name, equals, raw = change.partition("=")

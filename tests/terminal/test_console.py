@@ -9,8 +9,8 @@ import pytest
 import typer
 from rich.table import Table
 
-from hystar_fast.terminal.console import create_console, printable
 from hystar_fast.cli.errors import clear_errors
+from hystar_fast.terminal.console import create_console, printable
 
 NAMES = [
     "[red]",
