@@ -27,7 +27,7 @@ _EXPECTED = (ValueError, TypeError, ModuleNotFoundError, FloatingPointError, OSE
 _NO_MEMORY = re.compile(r"not enough memory|can't allocate memory|out of memory|bad_alloc", re.IGNORECASE)
 _NO_SPACE = re.compile(r"No space left on device|PytorchStreamWriter failed|file write failed", re.IGNORECASE)
 _FIRST_NAME = re.compile(r"^((?:[^:\s]+: )?)(\w+)(?= must | contains )")
-_SETTINGS = "--set"
+_SETTINGS, _CONFIG = "--set", "--config"
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -84,7 +84,9 @@ def _options_of(command: Callable[..., Any]) -> dict[str, str]:
     for name, hint in get_type_hints(command, include_extras=True).items():
         option = next((entry for entry in getattr(hint, "__metadata__", ()) if isinstance(entry, OptionInfo)), None)
         if option is not None:
-            found[name] = next(iter(option.param_decls or ()), f"--{name.replace('_', '-')}")
+            given = (option.default, *(option.param_decls or ()))  # within Annotated the first name is in `default`
+            named = (word for word in given if isinstance(word, str) and word.startswith("--"))
+            found[name] = next(named, f"--{name.replace('_', '-')}")
     return found
 
 
@@ -113,7 +115,7 @@ def _kept(error: Exception) -> str:
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"hystar-fast {hystar_fast.__version__}\n{typed()}\n\n{''.join(lines)}")
     except OSError:
-        return f"({lines[-2].strip()})"
+        return f"({lines[-2].strip().splitlines()[0]})"
     return f"with {path}, which holds the traceback"
 
 
@@ -135,5 +137,12 @@ def _word_of(word: str, names: Mapping[str, str]) -> tuple[str, str]:
     from hystar_fast.train.settings import KEYS, NONE_WORDS
 
     nothing = NONE_WORDS.get(f"model.{word}", "")
-    keys = [key for key in KEYS if key.partition(".")[2] == word] if _SETTINGS in names.values() else []
+    known: list[str] = []
+    if _SETTINGS in names.values():
+        known = [*KEYS]
+        if _CONFIG in names.values():  # experiments have settings of their own
+            from hystar_fast.experiments.experiment_settings import KEYS as OF_EXPERIMENTS
+
+            known = [*OF_EXPERIMENTS]
+    keys = [key for key in known if key.partition(".")[2] == word]
     return names.get(word) or (keys[0] if len(keys) == 1 else word), nothing

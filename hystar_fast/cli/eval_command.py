@@ -122,7 +122,7 @@ def result_table(method: Method, found: Evaluation, source: str) -> Table:
     """Return a table with a row for each kind of query and a column for each metric with its interval, in per cent."""
     gallery, count = found.gallery
     backbone = "" if method.config is None else f" ({method.config.backbone})"
-    name = found.images.name if found.images.name in source else f"{found.images.name}, {source}"
+    name = source if found.images.name == source else f"{found.images.name} ({source})"
     title = f"{method.name}{backbone} on {name}, task {found.task}; gallery {gallery}, n={count}"
     title += f"\n{found.protocol}\nper cent [95 % bootstrap interval over queries]"
     if any(metric.startswith("R@") for metric in found.kinds[0].values):

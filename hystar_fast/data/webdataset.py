@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -15,7 +14,7 @@ from hystar_fast.data.flat_folders import GALLERY_NAMES
 from hystar_fast.data.image_files import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES, is_hidden, unsupported_reason
 from hystar_fast.data.image_set import ImageSet, Record, Skipped, layout_error
 from hystar_fast.data.images import decode_image
-from hystar_fast.data.text_files import decode_text
+from hystar_fast.data.text_files import decode_text, parse_json
 
 UNNAMED_STYLE = "image"
 LAYOUT = (
@@ -111,7 +110,7 @@ def _read_text(sample: _Sample, kind: str, content: bytes, name: str, skipped: l
     try:
         text = decode_text(content, name).strip()
         line = text.partition("\n")[0].strip()
-        found: dict[str, Any] = {"txt": {"caption": line}, "cls": {"category": line}}.get(kind) or json.loads(text)
+        found: dict[str, Any] = {"txt": {"caption": line}, "cls": {"category": line}}.get(kind) or parse_json(text)
         for field_name in ("caption", "category"):
             value = found.get(field_name)
             if isinstance(value, list | dict):

@@ -19,6 +19,7 @@ from hystar_fast.experiments.variants import Variant, create_variant
 from hystar_fast.methods.adapter_files import save_method
 from hystar_fast.methods.interface import count_parameters
 from hystar_fast.methods.suite import METHODS
+from hystar_fast.models.config import HystarConfig
 from hystar_fast.retrieval.results_json import check_output, commit, run_info, write_json
 from hystar_fast.terminal.console import Console
 from hystar_fast.terminal.progress import Progress
@@ -33,7 +34,13 @@ class _Run:
 
 
 def run_compare(settings: ExperimentSettings, console: Console) -> dict[str, Any]:
-    """Compare the methods of the settings and print the tables."""
+    """Compare the methods of the settings and print the tables.
+
+    Raises:
+        ValueError: as for `compare`, or a variant that changes nothing.
+    """
+    for name in settings.training.methods:
+        _check_changes(name, settings)
     record = compare(settings, console)
     for table in comparison_tables(record):
         console.print(table)
@@ -107,13 +114,29 @@ def _check(names: Sequence[str], settings: ExperimentSettings, styles: Sequence[
         unknown = [style for style in variant.styles or () if style not in styles]
         if unknown:
             raise ValueError(f"styles must be some of {(*styles,)} with - between, got {unknown[0]!r} in {name!r}")
-        if replace(settings.config(), **variant.changes).lacks_style_weights:
+        if _config_of(name, settings).lacks_style_weights:
             raise ValueError(
                 f"style_pretrained must be a torchvision weights name or a file for style=vgg, got none in {name!r}"
             )
     if len(set(names)) < len(names):
         raise ValueError(f"methods must be different names, got {', '.join(names)}")
     check_output(settings.output)
+
+
+def _config_of(name: str, settings: ExperimentSettings) -> HystarConfig:
+    try:
+        return replace(settings.config(), **Variant.parse(name).changes)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error) if name in str(error) else f"{name!r}: {error}") from error
+
+
+def _check_changes(name: str, settings: ExperimentSettings) -> None:
+    variant = Variant.parse(name)
+    same = _config_of(name, settings) == settings.config() and variant.loss in (None, "style_nce")
+    if same and variant.styles is None and name != variant.method:
+        raise ValueError(
+            f"training.methods must change a setting after each +, got {name!r}, the same as {variant.method!r}"
+        )
 
 
 def _tuned(names: Sequence[str], settings: ExperimentSettings, console: Console) -> dict[str, Rates]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from hystar_fast.data.classes import open_classes
 from hystar_fast.data.image_set import ImageSet, Skipped, read_images, spread_evenly
+from hystar_fast.data.text_files import parse_json
 from hystar_fast.experiments.base_to_new import BaseToNew, accuracies, base_to_new, draw_shots, is_correct
 from hystar_fast.experiments.class_training import train_on_classes
 from hystar_fast.experiments.comparison_tables import interval_cell, table_of_methods
@@ -94,7 +94,7 @@ def run_few_shot(settings: ExperimentSettings, console: Console, output: Path | 
 def has_chosen(tuning: Path, settings: ExperimentSettings, methods: Sequence[str]) -> bool:
     """Return whether a ``tuning.json`` exists, is of this model and has learning rates for these methods."""
     try:
-        record = json.loads(tuning.read_text(encoding="utf-8"))
+        record = parse_json(tuning.read_text(encoding="utf-8"))
         same_model = record["settings"]["model"] == settings.identity()["model"]
         return bool(same_model and set(methods) <= set(record["chosen"]))
     except (OSError, ValueError, KeyError, TypeError):
@@ -120,7 +120,7 @@ def _rates(settings: ExperimentSettings) -> dict[str, tuple[Rates, str]]:
         return rates
     path = Path(settings.few_shot.tuning)
     try:
-        chosen = {str(k): dict(v) for k, v in json.loads(path.read_text(encoding="utf-8"))["chosen"].items()}
+        chosen = {str(k): dict(v) for k, v in parse_json(path.read_text(encoding="utf-8"))["chosen"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"few_shot.tuning must be a tuning.json with chosen rates, got {path}: {error!r}") from error
     missing = [name for name in settings.few_shot.methods if name in rates and name not in chosen]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hystar_fast.data.text_files import parse_json
 from hystar_fast.retrieval.ranks import QueryIds
 
 
@@ -24,7 +24,7 @@ def read_earlier(path: Path, identity: Mapping[str, Any], entries: str) -> dict[
     if not path.exists():
         return {entries: []}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         different = [name for name, value in identity.items() if found[name] != value]
         kept = {name: found[name] for name in (entries, "query_ids", "chosen") if name in found}
         kept[entries] = list(kept[entries])

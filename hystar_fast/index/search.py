@@ -173,9 +173,10 @@ def index_folder(
         "captions": ids,
         "skipped": skipped_info(skipped, total),
     }
-    if method.name == "frozen" and method.config is not None:
-        about |= {"config": method.config.to_dict(), "fingerprints": dict(method.fingerprints)}
-    else:
-        save_method(method, output / ADAPTER_FOLDER)
+    frozen = method.config if method.name == "frozen" else None
+    if frozen is not None:  # there is no adapter to save
+        about |= {"config": frozen.to_dict(), "fingerprints": dict(method.fingerprints)}
     MemoryIndex(torch.cat(vectors), ids, about).save(output / INDEX_FOLDER)
+    if frozen is None:
+        save_method(method, output / ADAPTER_FOLDER)
     return len(ids), skipped

@@ -38,9 +38,8 @@ class Console(RichConsole):
             self.write_log(" ".join(printable(str(entry)) for entry in objects))
 
     def log_to(self, folder: str | Path) -> None:
-        """Also write everything that is printed, with the time, to ``log.txt`` in a folder, which is created."""
+        """Also write everything that is printed, with the time, to ``log.txt`` in a folder; it is created if needed."""
         if not self.quiet:
-            Path(folder).mkdir(parents=True, exist_ok=True)
             self._log = Path(folder) / LOG_FILE
 
     def write_log(self, text: str) -> None:
@@ -49,6 +48,7 @@ class Console(RichConsole):
             return
         now = time.strftime("%Y-%m-%d %H:%M:%S ")
         try:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
             with self._log.open("a", encoding="utf-8") as file:
                 file.writelines(f"{now}{line}\n" for line in text.splitlines())
         except OSError as error:

@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "index": {*LIBRARY, "data", *APPLICATION, "index"},
     "train": {*LIBRARY, "data", *APPLICATION, "train", ""},
     "experiments": {*LIBRARY, "data", *APPLICATION, "train", "terminal", "experiments"},
+    "__main__": {"cli"},
     "cli": {*LIBRARY, "data", *APPLICATION, "index", "train", "terminal", "experiments", "cli", ""},
 }
 # Distribution of an import name, where the two differ.

@@ -79,7 +79,7 @@ def test_search_finds_pictures_in_the_gallery_of_the_demo(demo, tmp_path):
     drawn = tmp_path / "answers.png"
     result = run("search", "--query", path, "--demo", demo, "--top", 4, "--picture", drawn)
     assert result.exit_code == 0, result.output
-    first = next(line for line in result.output.splitlines() if " 1 " in line)
+    first = next(line for line in result.output.splitlines() if line.startswith("1 "))
     assert index.ids[3] in first
     assert index.about["captions"][3] in first
     assert drawn.is_file()

@@ -149,7 +149,9 @@ def test_bad_methods_and_folders_are_rejected(tmp_path):
     (tmp_path / "compare.json").write_text("[]")
     assert "is not a file of runs" in refused_experiment("compare", tmp_path, **sections(["frozen"]))
     (tmp_path / "file").write_text("")
-    assert "output must be a folder" in refused_experiment("compare", tmp_path / "file", **sections(["frozen"]))
+    assert "run.output (--output) must be a folder" in refused_experiment(
+        "compare", tmp_path / "file", **sections(["frozen"])
+    )
 
 
 def test_parallel_jobs_give_the_results_of_one_process(tmp_path):
