@@ -225,6 +225,22 @@ MUTANTS = [
         training_split_read_as_test=('root / f"{split}.json"', 'root / "train.json"'),
     ),
     *_of(
+        "hystar_fast/data/whole_files.py",
+        "tests/data/test_whole_files.py",
+        changed_json_accepted=("stored is not None and stored != _checksum(values)", "False"),
+        old_file_written_in_place=("os.replace(temporary, place)", "place.write_bytes(temporary.read_bytes())"),
+    ),
+    *_of(
+        "hystar_fast/data/folder_lock.py",
+        "tests/data/test_folder_lock.py",
+        lock_is_shared=("fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB"),
+    ),
+    *_of(
+        "hystar_fast/train/checkpoint.py",
+        "tests/train/test_damaged_state.py",
+        damaged_checkpoint_accepted=("if hashlib.sha256(archive).hexdigest().encode() != digest:", "if False:"),
+    ),
+    *_of(
         "hystar_fast/data/hold_out.py",
         "tests/train/test_pairs.py",
         "tests/train/test_validation.py",

@@ -1,4 +1,4 @@
-"""Checks of options before any work: folders that can be written, pictures that can be drawn, results that stay."""
+"""Checks of options before any work: pictures that can be drawn, and results that stay."""
 
 from __future__ import annotations
 
@@ -10,17 +10,6 @@ from PIL import Image
 from hystar_fast.data.image_files import IMAGE_SUFFIXES
 
 
-def check_folder(folder: Path, option: str = "--output") -> None:
-    """Raise ValueError unless `folder` is, or can become, a folder that this user may write."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{option} must be a folder, got the file {folder}")
-    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not place.is_dir():
-        raise ValueError(f"{option} must be a folder, got {folder}, but {place} is a file")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ValueError(f"{option} must be a folder that can be written, got {folder}: no permission for {place}")
-
-
 def check_picture(path: Path, option: str) -> None:
     """Raise ValueError unless a picture can be written to `path`."""
     formats = Image.registered_extensions()
@@ -29,7 +18,10 @@ def check_picture(path: Path, option: str) -> None:
         raise ValueError(f"{option} must end in one of {', '.join(writable)}, got {path}")
     if path.is_dir():
         raise ValueError(f"{option} must be a picture file, got the folder {path}")
-    check_folder(path.parent, f"the folder of {option}")
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        why = "allows no writing" if place.is_dir() else "is a file"
+        raise ValueError(f"{option} must be in a folder that can be written, got {path}, but {place} {why}")
 
 
 def set_aside(path: Path) -> Path | None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hystar_fast.cli.checks import check_folder
 from hystar_fast.cli.demo_tables import HEADLINE, recall_table
 from hystar_fast.data.displacement import displace
 from hystar_fast.data.emoji import HARD_STYLES, LOW_RESOLUTION_SIDE, LOW_RESOLUTION_SOURCE, QUERY_STYLES, load_emoji
+from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.data.image_set import ImageSet
+from hystar_fast.data.whole_files import write_whole
 from hystar_fast.experiments.learning_rates import DEMO_RATES, DEMO_STEPS
 from hystar_fast.index.memory import MemoryIndex
 from hystar_fast.index.search import ADAPTER_FOLDER, INDEX_FOLDER
@@ -27,7 +27,7 @@ from hystar_fast.retrieval.embed import Embedded
 from hystar_fast.retrieval.embedding_map import embedding_map
 from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.ranks import Ranks, paired_difference
-from hystar_fast.retrieval.results_json import interval_info, run_info, write_json
+from hystar_fast.retrieval.results_json import interval_info, read_json, run_info, write_json
 from hystar_fast.terminal.console import Console
 from hystar_fast.terminal.progress import Progress
 from hystar_fast.train.loop import train
@@ -81,10 +81,15 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
     """Run the demo and return the content of ``results.json``, which is written after every method.
 
     Raises:
-        ValueError: the output is a file or holds other results, or a setting is out of range.
+        ValueError: the output is a file, holds other results or is being written by another command, or a setting is
+            out of range.
     """
+    with lock_folder(settings.output):
+        return _run_demo(settings, console)
+
+
+def _run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
     start = time.perf_counter()
-    check_folder(settings.output)
     _check_earlier(settings.output / RESULTS_FILE)
     console.log_to(settings.output)
     test = load_emoji("test").select(limit=settings.limit)
@@ -124,8 +129,8 @@ def _check_earlier(results: Path) -> None:
     if not results.exists():
         return
     try:
-        is_own = "training_concepts" in json.loads(results.read_text(encoding="utf-8"))["protocol"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        is_own = "training_concepts" in read_json(results)["protocol"]
+    except (ValueError, KeyError, TypeError):
         is_own = False
     if not is_own:
         raise ValueError(f"output must be another folder, got {results.parent}, which holds results of another command")
@@ -263,7 +268,8 @@ def _draw_answers(run: _Run, methods: dict[str, Method]) -> None:
         questions.append(question_of(test, query, answers))
     title = f"Held-out concepts: first {_ANSWERS} of {len(test.gallery)}"
     note = "Queries at fixed places of the test split, not selected. Green: the query's concept. Red: another one."
-    answer_grid(questions, title, note).save(run.settings.output / "retrieval.png")
+    grid = answer_grid(questions, title, note)
+    write_whole(run.settings.output / "retrieval.png", lambda file: grid.save(file, "PNG"))
 
 
 def _draw_map(run: _Run) -> None:

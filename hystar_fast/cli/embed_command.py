@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hystar_fast.cli.checks import check_folder
 from hystar_fast.cli.open_method import open_method
+from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.index.search import index_folder, indexed_source
 from hystar_fast.methods.device import select_device
 from hystar_fast.terminal.console import Console
@@ -29,10 +29,22 @@ def run_embed(
     Raises:
         ValueError: an option is wrong, or the output holds the index of another folder and `overwrite` is false.
     """
-    start = time.perf_counter()
     if not folder.is_dir():
         raise ValueError(f"FOLDER must be a folder of pictures, but {folder} does not exist or is not a folder")
-    check_folder(output)
+    with lock_folder(output):
+        _run_embed(folder, adapter, output, console, changes, overwrite, device)
+
+
+def _run_embed(
+    folder: Path,
+    adapter: Path | None,
+    output: Path,
+    console: Console,
+    changes: dict[str, Any],
+    overwrite: bool,
+    device: str,
+) -> None:
+    start = time.perf_counter()
     select_device(device)
     earlier = indexed_source(output)
     if earlier not in (None, str(folder.resolve())) and not overwrite:

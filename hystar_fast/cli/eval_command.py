@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +10,18 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from hystar_fast.cli.checks import check_folder, set_aside
+from hystar_fast.cli.checks import set_aside
 from hystar_fast.cli.eval_parts import SPLITS, choose_part
 from hystar_fast.cli.open_method import open_method
 from hystar_fast.cli.options import backbone_changes, find_adapter
+from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.data.open import open_images
 from hystar_fast.data.text_files import read_lines
 from hystar_fast.methods.device import on_device, select_device
 from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.evaluate import Evaluation, KindResult, evaluate
-from hystar_fast.retrieval.results_json import interval_info, run_info, skipped_info, write_json
+from hystar_fast.retrieval.results_json import interval_info, read_json, run_info, skipped_info, write_json
 from hystar_fast.terminal.console import Console, create_table
 from hystar_fast.terminal.progress import Progress
 
@@ -71,13 +71,18 @@ def run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
     The results of an earlier evaluation with other settings are kept under another name, which is printed.
 
     Raises:
-        ValueError: a setting is out of range, the data set or the adapter cannot be read, or no query can be answered.
+        ValueError: a setting is out of range, the data set or the adapter cannot be read, no query can be answered, or
+            another command is writing the folder.
     """
     if settings.adapter is not None and settings.method is not None:
         raise ValueError("method must be left out if --adapter is given, got both: evaluate one, then the other")
     if settings.split not in (None, *SPLITS):
         raise ValueError(f"split must be one of {SPLITS}, got {settings.split!r}")
-    check_folder(settings.output)
+    with lock_folder(settings.output):
+        return _run_evaluation(settings, console)
+
+
+def _run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
     device = select_device(settings.device)
     metrics = None if settings.metrics is None else _read_metrics(settings.metrics)
     categories = _read_categories(settings.categories)
@@ -145,9 +150,9 @@ def _read_metrics(names: str) -> list[Metric]:
 def _is_of(path: Path, results: dict[str, Any]) -> bool:
     """Return whether a results file is of the same evaluation, so that it may be replaced."""
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         return all(before.get(name) == results[name] for name in _IDENTITY)
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (OSError, ValueError, AttributeError):
         return False
 
 

@@ -26,13 +26,11 @@ app = typer.Typer(
 
 
 def _read(config: str, set_: list[str] | None, output: Path | None) -> tuple[ExperimentSettings, Console]:
-    """Return the settings, after the output folder and the weights were checked, and a console with a log."""
-    from hystar_fast.cli.checks import check_folder
+    """Return the settings, after the device and the weights were checked, and a console with a log."""
     from hystar_fast.cli.downloads import announce_downloads
     from hystar_fast.experiments.experiment_settings import read_experiment
 
     settings, console = read_experiment(config, setting_changes(set_, run__output=output)), create_console()
-    check_folder(settings.output, "run.output (--output)")
     settings.device()
     announce_downloads(settings.config(), console)
     console.log_to(settings.output)
@@ -40,7 +38,7 @@ def _read(config: str, set_: list[str] | None, output: Path | None) -> tuple[Exp
 
 
 @app.command(epilog=examples("experiments tune"))
-@clear_errors(stopped=_CONTINUE, output="run.output (--output)")
+@clear_errors(stopped=_CONTINUE)
 def tune(config: Config = "emoji", set_: Set = None, output: Output = None) -> None:
     """Select learning rates on the validation part, with the same number of trials for every method."""
     from hystar_fast.experiments.tune import tune as run_tune
@@ -50,7 +48,7 @@ def tune(config: Config = "emoji", set_: Set = None, output: Output = None) -> N
 
 
 @app.command(epilog=examples("experiments compare"))
-@clear_errors(stopped=_CONTINUE, output="run.output (--output)")
+@clear_errors(stopped=_CONTINUE)
 def compare(config: Config = "emoji", set_: Set = None, output: Output = None) -> None:
     """Tune, train and evaluate methods with one budget, and print their differences from Hystar."""
     from hystar_fast.experiments.compare import run_compare
@@ -60,7 +58,7 @@ def compare(config: Config = "emoji", set_: Set = None, output: Output = None) -
 
 
 @app.command(epilog=examples("experiments reproduce"))
-@clear_errors(stopped=_CONTINUE, output="run.output (--output)")
+@clear_errors(stopped=_CONTINUE)
 def reproduce(
     tables: Annotated[list[str], typer.Argument(help="table1 to table14, or all.")],
     config: Config = "emoji",
@@ -77,7 +75,7 @@ def reproduce(
 
 
 @app.command(epilog=examples("experiments figure"))
-@clear_errors(stopped=_CONTINUE, output="run.output (--output)")
+@clear_errors(stopped=_CONTINUE)
 def figure(
     numbers: Annotated[
         list[int], typer.Argument(help="3 and 5 (embeddings), 6 and 7 (curves of gamma and lambda), 8 to 11 (answers).")
@@ -94,7 +92,7 @@ def figure(
 
 
 @app.command("fewshot", epilog=examples("experiments fewshot"))
-@clear_errors(stopped=_CONTINUE, output="run.output (--output)")
+@clear_errors(stopped=_CONTINUE)
 def few_shot(config: Config = "emoji", set_: Set = None, output: Output = None) -> None:
     """Classify base and new classes after training on a few pictures of the base classes, as CoOp splits them."""
     from hystar_fast.experiments.few_shot import run_few_shot

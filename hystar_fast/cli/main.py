@@ -184,7 +184,7 @@ def evaluate(
         str,
         typer.Option(
             help="emoji, or a path whose layout is recognised, such as a folder with sketches/ and photos/, or dsr:, "
-            "domainnet:, folders:, pairs:, shards: or icons:<path>."
+            "domainnet:, folders:, pairs:, captions:, shards: or icons:<path>."
         ),
     ] = "emoji",
     split: Annotated[

@@ -11,6 +11,7 @@ from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.suite import UNTRAINED, create_method, tiny_config
 from hystar_fast.models.adapter_format import FORMAT, read_description
+from hystar_fast.models.backbones import move_weights
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.terminal.console import Console
 
@@ -29,7 +30,7 @@ def open_method(adapter: Path | None, name: str | None, changes: dict[str, Any],
     """
     if adapter is not None:
         description = read_description(adapter)
-        config = HystarConfig.from_dict({**description["config"], **changes})
+        config = move_weights(HystarConfig.from_dict(description["config"]), **changes)
         announce_downloads(config, console, styled=description["format"] == FORMAT)
         return load_method(adapter, **changes)
     name = "frozen" if name is None else name

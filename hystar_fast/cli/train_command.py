@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from hystar_fast.cli.checks import check_folder
 from hystar_fast.cli.downloads import announce_downloads
 from hystar_fast.terminal.console import Console
 from hystar_fast.terminal.progress import Progress
@@ -18,8 +16,6 @@ _STYLED = ("hystar", "freestyle")  # read the style network of the configuration
 def train_from(config: str, changes: Sequence[str], console: Console, *, resume: bool) -> Trained:
     """Train from a settings file and changes to it, with a progress bar, and print the result."""
     settings = read_settings(config, changes)
-    check_folder(Path(settings.run.output))
-
     announce_downloads(settings.model, console, styled=settings.method in _STYLED)
     with Progress(console) as progress:
         task = progress.add_task("train", total=None)

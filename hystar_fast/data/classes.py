@@ -119,7 +119,7 @@ def _class_names(root: Path) -> dict[str, str]:
     if not place.is_file():
         return {}
     lines = [(number, line.split(maxsplit=1)) for number, line in read_lines(place)]
-    bad = next((number for number, words in lines if len(words) != 2), None)
+    bad = next((number for number, words in lines or [(1, [])] if len(words) != 2), None)
     if bad is not None:
         raise layout_error(
             "class folders", root, f"{CLASS_NAMES} with lines of a folder and its name", f"another line {bad}"

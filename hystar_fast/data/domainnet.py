@@ -66,4 +66,6 @@ def _records(root: Path, style: str, path: Path, names: dict[str, str]) -> list[
             found = f"label {label} for {names[label]} and, in line {number} of {path.name}, for {parts[-2]}"
             raise layout_error("DomainNet", root, LAYOUT, found)
         records.append(Record(picture, style, parts[-2]))
+    if not records:
+        raise layout_error("DomainNet", root, LAYOUT, f"no line in {path.name}")
     return records

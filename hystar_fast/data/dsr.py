@@ -18,8 +18,10 @@ LAYOUT = (
 def load_dsr(root: str | Path, split: str = "test") -> ImageSet:
     """List DSR: every picture of ``images/`` with its painting, sketch, low-resolution version and caption.
 
-    ``mosaic`` is the papers' Low-Res. A caption is the first line of its text file. If the text file cannot be read,
-    its pictures have no caption, and the file is counted as skipped.
+    ``mosaic`` is the papers' Low-Res. A caption is the first line of its text file, as
+    in the published evaluation. If the text file cannot be read,
+    its pictures have no caption, and the file is counted as skipped. A picture that is listed several times, with
+    different text files, is one picture with several captions.
 
     Args:
         root: the folder, see `LAYOUT`.
@@ -38,15 +40,18 @@ def load_dsr(root: str | Path, split: str = "test") -> ImageSet:
         others = " and ".join(sorted(path.name for path in root.glob("*.json")))
         raise layout_error("DSR", root, layout, f"no {annotations.name}" + (others and f", but {others}"))
     skipped: list[Skipped] = []
-    records: dict[str, list[Record]] = {style: [] for style in ("images", *styles)}
+    captions: dict[str, tuple[str, ...]] = {}
     for entry in _entries(root, annotations, layout):
-        caption = _caption(root, entry["caption"], skipped) if "caption" in entry else None
+        found = _captions(root, entry["caption"], skipped) if "caption" in entry else ()
         image = entry["image"]
-        for style, pictures in records.items():
-            pictures.append(Record(f"{style}/{image}", style, image.split("/")[0], image, caption))
-    check_some_exist("DSR", root, records["images"], layout)
-    listed = tuple(record for style in records.values() for record in style)
-    return ImageSet("DSR", "images", listed, folder_reader(root), tuple(skipped), has_splits=True)
+        captions[image] = tuple(dict.fromkeys((*captions.get(image, ()), *found)))
+    records = tuple(
+        Record(f"{style}/{image}", style, image.split("/")[0], image, texts)
+        for style in ("images", *styles)
+        for image, texts in captions.items()
+    )
+    check_some_exist("DSR", root, records[: len(captions)], layout)
+    return ImageSet("DSR", "images", records, folder_reader(root), tuple(skipped), has_splits=True)
 
 
 def _entries(root: Path, annotations: Path, layout: str) -> list[dict[str, Any]]:
@@ -62,9 +67,10 @@ def _entries(root: Path, annotations: Path, layout: str) -> list[dict[str, Any]]
     return entries
 
 
-def _caption(root: Path, name: str, skipped: list[Skipped]) -> str | None:
+def _captions(root: Path, name: str, skipped: list[Skipped]) -> tuple[str, ...]:
     try:
-        return read_text(root / "text" / name).partition("\n")[0].strip() or None
+        first = read_text(root / "text" / name).partition("\n")[0].strip()
     except (OSError, ValueError) as error:
         skipped.append(Skipped(f"text/{name}", f"no caption: {error}"))
-        return None
+        return ()
+    return (first,) if first else ()

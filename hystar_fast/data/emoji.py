@@ -221,7 +221,7 @@ def load_emoji(
         source = LOW_RESOLUTION_SOURCE if style == "lowres" else style
         for concept in data.concepts(split, styles=(source,)):
             shown = getattr(concept, category)
-            records.append(Record(f"{style}/{concept.id}", style, shown, concept.id, concept.name))
+            records.append(Record(f"{style}/{concept.id}", style, shown, concept.id, (concept.name,)))
 
     def read(record: Record) -> Image.Image:
         style, _, concept_id = record.path.partition("/")

@@ -66,7 +66,7 @@ def load_icons(root: str | Path, split: str = "test", gallery_style: str | None 
         )
     order = (gallery, *(style for style in styles if style != gallery))
     records = [
-        Record(names[style], style, None, base, base.replace("-", " "))
+        Record(names[style], style, None, base, (base.replace("-", " "),))
         for style in order
         for base, names in kept.items()
         if style in names

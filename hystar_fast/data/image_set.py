@@ -1,4 +1,4 @@
-"""The representation of every data set: records of a picture's path, style, category, instance and caption.
+"""The representation of every data set: records of a picture's path, style, category, instance and captions.
 
 A loader lists records and opens text files only. Pictures are read in batches when they are needed. A picture that
 cannot be read is skipped and listed (`Skipped`), so that results state how many pictures are missing.
@@ -34,14 +34,23 @@ class Record:
         category: what it shows; None where the data set does not say.
         instance: the gallery picture it belongs to, shared by a gallery picture and its queries; None where there is
             no such picture.
-        caption: its words; None where there are none.
+        captions: its texts; each is a query of its own in evaluation, and training draws one of them.
     """
 
     path: str
     style: str
     category: str | None = None
     instance: str | None = None
-    caption: str | None = None
+    captions: tuple[str, ...] = ()
+
+    @property
+    def caption(self) -> str | None:
+        """The first caption; None where there are none."""
+        return self.captions[0] if self.captions else None
+
+    def with_each_caption(self) -> tuple[Record, ...]:
+        """Return a record for each caption, with that one alone."""
+        return tuple(replace(self, captions=(caption,)) for caption in self.captions)
 
 
 @dataclass(frozen=True)

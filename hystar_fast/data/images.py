@@ -220,7 +220,9 @@ class Preprocess:
 
 def thumbnail(picture: Image.Image, side: int) -> Tensor:
     """Show a whole picture in a white square, as uint8 [3, side, side]."""
-    longest = max(picture.size)
-    square = Image.new("RGB", (longest, longest), "white")
-    square.paste(picture, ((longest - picture.width) // 2, (longest - picture.height) // 2))
-    return to_uint8(square.resize((side, side), Image.Resampling.BICUBIC))
+    scale = side / max(picture.size)
+    width, height = (max(1, round(scale * length)) for length in picture.size)
+    square = Image.new("RGB", (side, side), "white")
+    scaled = picture.resize((width, height), Image.Resampling.BICUBIC)
+    square.paste(scaled, ((side - width) // 2, (side - height) // 2))
+    return to_uint8(square)

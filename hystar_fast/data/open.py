@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from hystar_fast.data.captions import is_captions, load_captions
 from hystar_fast.data.csv_pairs import load_csv_pairs
 from hystar_fast.data.domainnet import load_domainnet, styles_with_split
 from hystar_fast.data.dsr import load_dsr
@@ -16,8 +17,8 @@ from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.webdataset import load_webdataset
 
 SPLITS = ("train", "val", "test")
-KINDS = ("emoji", "dsr", "domainnet", "folders", "pairs", "shards", "icons")
-_FIXED_GALLERY = ("emoji", "dsr", "domainnet", "pairs")
+KINDS = ("emoji", "dsr", "domainnet", "folders", "pairs", "captions", "shards", "icons")
+_FIXED_GALLERY = ("emoji", "dsr", "domainnet", "pairs", "captions")
 
 
 def open_images(
@@ -27,7 +28,7 @@ def open_images(
 
     Args:
         data: "emoji", "<kind>:<path>" with a kind of `KINDS`, or a path whose kind is recognised by its layout.
-        split: "train", "val" or "test". Folders, pairs and shards have no splits: each split is the whole data set
+        split: "train", "val" or "test". Folders, pairs, captions and shards have no splits: each is the whole data set
             (`ImageSet.has_splits`).
         gallery_style: for "folders", "shards" and "icons", the style of the gallery; the others have their own.
         styles: for "emoji" and "domainnet", the query styles, where they should not be the usual ones ("emoji" also has
@@ -66,6 +67,8 @@ def open_images(
             return load_icons(path, split, gallery_style)
         case "shards":
             return load_webdataset(path, gallery_style)
+        case "captions":
+            return load_captions(path)
         case "pairs":
             return load_csv_pairs(path)
         case _:
@@ -83,7 +86,7 @@ def _recognised(path: Path, split: str) -> str:
     if path.suffix.lower() in STROKES:
         return "folders"
     if path.is_file():
-        return "shards" if path.suffix == ".tar" else "pairs"
+        return "shards" if path.suffix == ".tar" else "captions" if is_captions(path) else "pairs"
     if any(not is_hidden(shard.name) for shard in path.glob("*.tar")):
         return "shards"
     if (path / "icons.json").is_file():

@@ -19,15 +19,17 @@ from hystar_fast.data.text_files import decode_text, parse_json
 UNNAMED_STYLE = "image"
 LAYOUT = (
     "a .tar or a folder of them, not compressed, with <key>.<style>.<png, jpg, …> for at least two styles, one of them "
-    "the gallery (photo, image, or as named; <key>.jpg is of style image), and if there are <key>.txt (caption), "
-    "<key>.cls (category) and <key>.json (an object with caption and category)"
+    "the gallery (photo, image, or as named; <key>.jpg is of style image), or for the gallery alone and captions; and "
+    "if there are <key>.txt (captions, one a line), <key>.cls (category) and <key>.json (an object with caption, a "
+    "text or a list of texts, and category)"
 )
 
 
 @dataclass
 class _Sample:
     pictures: dict[str, str] = field(default_factory=dict)  # style -> place
-    about: dict[str, str] = field(default_factory=dict)
+    category: str | None = None
+    captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,11 @@ def load_webdataset(path: str | Path, gallery_style: str | None = None) -> Image
         _read_shard(shard, samples, places, skipped)
     styles = sorted({style for sample in samples.values() for style in sample.pictures})
     gallery = gallery_style or next((name for name in GALLERY_NAMES if name in styles), None)
-    if gallery not in styles or len(styles) < 2:
+    has_captions = any(sample.captions for sample in samples.values())
+    if gallery not in styles or (len(styles) < 2 and not has_captions):
         raise layout_error("WebDataset shards", path, LAYOUT, f"styles {styles}" if styles else "no pictures")
     records = [
-        Record(sample.pictures[style], style, sample.about.get("category"), key, sample.about.get("caption"))
+        Record(sample.pictures[style], style, sample.category, key, sample.captions)
         for style in (gallery, *(s for s in styles if s != gallery))
         for key, sample in samples.items()
         if style in sample.pictures
@@ -100,22 +103,35 @@ def _read_shard(shard: Path, samples: dict[str, _Sample], places: dict[str, _Pla
                 elif f".{kind}" in UNSUPPORTED_SUFFIXES:
                     skipped.append(Skipped(path, unsupported_reason(name)))
                 elif kind in ("txt", "cls", "json") and not style:
-                    file = tar.extractfile(member)
-                    _read_text(sample, kind, b"" if file is None else file.read(), path, skipped)
+                    text = tar.extractfile(member)
+                    _read_text(sample, kind, b"" if text is None else text.read(), path, skipped)
+            with shard.open("rb") as file:
+                file.seek(tar.offset)
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile stops there without a word
+                    raise tarfile.ReadError(f"it is cut off or damaged at byte {tar.offset}")
     except (tarfile.TarError, OSError) as error:
         raise layout_error("WebDataset shards", shard, LAYOUT, str(error) or type(error).__name__) from error
 
 
 def _read_text(sample: _Sample, kind: str, content: bytes, name: str, skipped: list[Skipped]) -> None:
     try:
-        text = decode_text(content, name).strip()
-        line = text.partition("\n")[0].strip()
-        found: dict[str, Any] = {"txt": {"caption": line}, "cls": {"category": line}}.get(kind) or parse_json(text)
-        for field_name in ("caption", "category"):
-            value = found.get(field_name)
-            if isinstance(value, list | dict):
-                skipped.append(Skipped(name, f"{field_name} must be one text, got a {type(value).__name__}"))
-            elif value not in (None, ""):
-                sample.about[field_name] = str(value)
+        text = decode_text(content, name)
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        found: Any = {"txt": {"caption": lines}, "cls": {"category": lines[:1]}}.get(kind) or parse_json(text)
+        captions, categories = (_texts(found, field_name) for field_name in ("caption", "category"))
+        if len(categories) > 1:
+            raise ValueError(f"category must be one text, got {len(categories)}")
     except (ValueError, AttributeError) as error:
         skipped.append(Skipped(name, f"unreadable text: {error}"))
+        return
+    sample.captions = captions or sample.captions
+    sample.category = categories[0] if categories else sample.category
+
+
+def _texts(found: Any, name: str) -> tuple[str, ...]:
+    """Return the texts of an entry of an object: one, or a list of them; numbers count as texts."""
+    value = found.get(name)
+    values = value if isinstance(value, list) else [value]
+    if not all(entry is None or isinstance(entry, str | int | float) for entry in values):
+        raise ValueError(f"{name} must be a text or a list of texts, got {str(value)[:60]}")
+    return tuple(str(entry) for entry in values if entry not in (None, ""))

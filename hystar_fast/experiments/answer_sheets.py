@@ -9,12 +9,14 @@ from pathlib import Path
 from hystar_fast.data.emoji import load_emoji
 from hystar_fast.data.image_set import ImageSet, Skipped
 from hystar_fast.data.open import open_images
+from hystar_fast.data.whole_files import write_whole
 from hystar_fast.experiments.experiment_settings import ExperimentSettings
 from hystar_fast.experiments.splits import open_splits
 from hystar_fast.methods.interface import Method
-from hystar_fast.retrieval.answer_grid import IRRELEVANT, RELEVANT, SAME_CATEGORY, answer_sheet
+from hystar_fast.retrieval.answer_grid import answer_sheet
 from hystar_fast.retrieval.answers import TEXT, first_answers, pick_queries, query_vector, question_of
 from hystar_fast.retrieval.embed import embed_records
+from hystar_fast.retrieval.picture_sheet import IRRELEVANT, RELEVANT, SAME_CATEGORY, Mark
 
 _ANSWERS, _QUERIES = 10, 6  # the paper's top 10, and as many queries as stay legible
 _STYLES = 3  # of data without the paper's styles
@@ -76,7 +78,8 @@ def draw_sheet(number: int, methods: Mapping[str, Method], settings: ExperimentS
     size = len(images.gallery)
     title = f"Figure {number} with {'the embedded drawings' if images.name == 'emoji' else images.name}: "
     title += f"first {min(_ANSWERS, size)} of {size}"
-    answer_sheet(questions, title, notes, _legend(images, sheet)).save(path, optimize=True)
+    drawn = answer_sheet(questions, title, notes, _legend(images, sheet))
+    write_whole(path, lambda file: drawn.save(file, "PNG", optimize=True))
 
 
 def _images_and_styles(sheet: Sheet, settings: ExperimentSettings) -> tuple[ImageSet, tuple[str, ...]]:
@@ -96,8 +99,8 @@ def _images_and_styles(sheet: Sheet, settings: ExperimentSettings) -> tuple[Imag
     return images, styles if styles not in ((), (TEXT,)) else tuple(available[:_STYLES])
 
 
-def _legend(images: ImageSet, sheet: Sheet) -> dict[str, str]:
-    """Return the meaning of each colour of a frame."""
+def _legend(images: ImageSet, sheet: Sheet) -> dict[Mark, str]:
+    """Return the meaning of each mark."""
     is_emoji = images.name == "emoji"
     kind = "subgroup" if is_emoji else "category"
     if not images.has_instances:

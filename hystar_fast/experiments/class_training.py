@@ -14,7 +14,7 @@ from hystar_fast.data.images import to_float
 from hystar_fast.methods.device import on_device
 from hystar_fast.methods.interface import Method
 from hystar_fast.retrieval.embed import embed_styles
-from hystar_fast.train.optim import cosine_factor, parameter_groups, set_rates
+from hystar_fast.train.optim import clip_gradients, cosine_factor, parameter_groups, set_rates
 from hystar_fast.train.recipe import Recipe
 
 
@@ -47,7 +47,7 @@ def train_on_classes(
 
     Raises:
         ValueError: a recipe that does not fit the method, or pictures of fewer than two classes.
-        FloatingPointError: the loss is no longer finite.
+        FloatingPointError: the loss or a gradient is no longer finite.
     """
     present = labels.unique()
     if len(present) < 2:
@@ -73,7 +73,7 @@ def train_on_classes(
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             raise FloatingPointError(f"the loss of {method.name!r} is {losses[-1]} at step {step}: lower its rates")
-        torch.nn.utils.clip_grad_norm_(trainable, recipe.clip_norm or math.inf)
+        clip_gradients(trainable, recipe.clip_norm, f"{method.name!r} at step {step}")
         optimizer.step()
         if progress is not None:
             progress(step + 1)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.experiments.comparison_tables import comparison_note, comparison_tables
 from hystar_fast.experiments.experiment_settings import ExperimentSettings
 from hystar_fast.experiments.jobs import run_jobs
@@ -20,7 +21,7 @@ from hystar_fast.methods.adapter_files import save_method
 from hystar_fast.methods.interface import count_parameters
 from hystar_fast.methods.suite import METHODS
 from hystar_fast.models.config import HystarConfig
-from hystar_fast.retrieval.results_json import check_output, commit, run_info, write_json
+from hystar_fast.retrieval.results_json import commit, run_info, write_json
 from hystar_fast.terminal.console import Console
 from hystar_fast.terminal.progress import Progress
 
@@ -66,8 +67,14 @@ def compare(settings: ExperimentSettings, console: Console, methods: Sequence[st
         methods: names of methods or variants, instead of those of the settings.
 
     Raises:
-        ValueError: an unknown or repeated method, or an output folder with results of other settings.
+        ValueError: an unknown or repeated method, or an output folder with results of other settings or that another
+            command is writing.
     """
+    with lock_folder(settings.output):
+        return _compare(settings, console, methods)
+
+
+def _compare(settings: ExperimentSettings, console: Console, methods: Sequence[str]) -> dict[str, Any]:
     names = tuple(methods) or tuple(settings.training.methods) or METHODS
     splits = open_splits(settings)
     _check(names, settings, splits.styles)
@@ -120,7 +127,6 @@ def _check(names: Sequence[str], settings: ExperimentSettings, styles: Sequence[
             )
     if len(set(names)) < len(names):
         raise ValueError(f"methods must be different names, got {', '.join(names)}")
-    check_output(settings.output)
 
 
 def _config_of(name: str, settings: ExperimentSettings) -> HystarConfig:
@@ -166,13 +172,15 @@ def _run(run: _Run) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
     counts = count_parameters(method)
     found: dict[str, Any] = {**run.key, "commit": commit(), "parameters": {"trainable": sum(counts.values()), **counts}}
     start = time.perf_counter()
-    if rates:
-        try:
+    try:
+        if rates:
             losses = train_method(method, name, rates, run.settings, seed)
-        except FloatingPointError as error:
-            return {**found, "diverged": str(error), "seconds": round(time.perf_counter() - start, 1)}, None
-        found["loss"] = round(losses[-1], 4)
-        save_method(method, adapter_folder(run.settings.output, name, seed))
-    ranks = evaluate_method(method, run.settings).ranks
+            found["loss"] = round(losses[-1], 4)
+            save_method(method, adapter_folder(run.settings.output, name, seed))
+        ranks = evaluate_method(method, run.settings).ranks
+    except FloatingPointError as error:
+        if not rates:
+            raise
+        return {**found, "diverged": str(error), "seconds": round(time.perf_counter() - start, 1)}, None
     found["ranks"] = {kind: values.tolist() for kind, values in ranks.by_kind.items()}
     return {**found, "seconds": round(time.perf_counter() - start, 1)}, ranks.ids.to_dict()

@@ -14,7 +14,12 @@ from hystar_fast.models.config import HystarConfig
 from hystar_fast.train.setting_keys import check_sections, keys_of, shown_values
 from hystar_fast.train.settings_file import read_sections, shipped_files
 
-NONE_WORDS = {"model.pretrained": "random", "model.style_pretrained": "random", "model.blocks": "default"}
+NONE_WORDS = {
+    "model.pretrained": "random",
+    "model.pretrained_tag": "unknown",
+    "model.style_pretrained": "random",
+    "model.blocks": "default",
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Model:
 
     backbone: str = "tiny"
     pretrained: str | None = "packaged"
+    pretrained_tag: str | None = None
     style: str = "clip"
     style_pretrained: str | None = HystarConfig.style_pretrained
     blocks: list[int] | None = None
@@ -193,7 +199,14 @@ class ExperimentSettings:
         """Return the configuration that methods and variants are built from."""
         model = self.model
         blocks = None if model.blocks is None else tuple(model.blocks)
-        return HystarConfig(model.backbone, model.pretrained, model.style, model.style_pretrained, blocks)
+        return HystarConfig(
+            model.backbone,
+            model.pretrained,
+            model.style,
+            model.style_pretrained,
+            blocks,
+            pretrained_tag=model.pretrained_tag,
+        )
 
     def device(self) -> torch.device:
         """Return the device that everything runs on."""

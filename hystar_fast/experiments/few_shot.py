@@ -14,8 +14,8 @@ from rich.table import Table
 from torch import Tensor
 
 from hystar_fast.data.classes import open_classes
+from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.data.image_set import ImageSet, Skipped, read_images, spread_evenly
-from hystar_fast.data.text_files import parse_json
 from hystar_fast.experiments.base_to_new import BaseToNew, accuracies, base_to_new, draw_shots, is_correct
 from hystar_fast.experiments.class_training import train_on_classes
 from hystar_fast.experiments.comparison_tables import interval_cell, table_of_methods
@@ -26,7 +26,7 @@ from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.suite import METHODS, create_method
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.retrieval.embed import embed_records
-from hystar_fast.retrieval.results_json import check_output, interval_info, run_info, to_percent, write_json
+from hystar_fast.retrieval.results_json import interval_info, read_json, run_info, to_percent, write_json
 from hystar_fast.retrieval.zero_shot import class_embeddings
 from hystar_fast.terminal.console import Console
 from hystar_fast.terminal.progress import Progress
@@ -45,13 +45,19 @@ def run_few_shot(settings: ExperimentSettings, console: Console, output: Path | 
         output: folder for ``few_shot.json``; by default that of the settings.
 
     Raises:
-        ValueError: unknown methods, a bad tuning file, or data without enough classes or readable pictures.
+        ValueError: unknown methods, a bad tuning file, data without enough classes or readable pictures, or a folder
+            that another command is writing.
     """
-    chosen, folder = settings.few_shot, output or settings.output
+    folder = output or settings.output
+    with lock_folder(folder):
+        return _run_few_shot(settings, console, folder)
+
+
+def _run_few_shot(settings: ExperimentSettings, console: Console, folder: Path) -> dict[str, Any]:
+    chosen = settings.few_shot
     unknown = [name for name in chosen.methods if name not in CLASSIFIERS]
     if unknown or not chosen.methods:
         raise ValueError(f"few_shot.methods must be some of {CLASSIFIERS}, got {chosen.methods}")
-    check_output(folder)
     images = open_classes(settings.data.classes)
     if chosen.template:
         images = replace(images, templates=(chosen.template,))
@@ -94,7 +100,7 @@ def run_few_shot(settings: ExperimentSettings, console: Console, output: Path | 
 def has_chosen(tuning: Path, settings: ExperimentSettings, methods: Sequence[str]) -> bool:
     """Return whether a ``tuning.json`` exists, is of this model and has learning rates for these methods."""
     try:
-        record = parse_json(tuning.read_text(encoding="utf-8"))
+        record = read_json(tuning)
         same_model = record["settings"]["model"] == settings.identity()["model"]
         return bool(same_model and set(methods) <= set(record["chosen"]))
     except (OSError, ValueError, KeyError, TypeError):
@@ -120,7 +126,7 @@ def _rates(settings: ExperimentSettings) -> dict[str, tuple[Rates, str]]:
         return rates
     path = Path(settings.few_shot.tuning)
     try:
-        chosen = {str(k): dict(v) for k, v in parse_json(path.read_text(encoding="utf-8"))["chosen"].items()}
+        chosen = {str(k): dict(v) for k, v in read_json(path)["chosen"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"few_shot.tuning must be a tuning.json with chosen rates, got {path}: {error!r}") from error
     missing = [name for name in settings.few_shot.methods if name in rates and name not in chosen]

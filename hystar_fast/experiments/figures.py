@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hystar_fast.data.emoji import load_emoji
+from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.data.image_set import ImageSet, Record, Skipped, read_images
 from hystar_fast.data.images import to_float
 from hystar_fast.experiments.answer_sheets import SHEETS, draw_sheet
@@ -44,11 +45,12 @@ def run_figures(numbers: Sequence[int], settings: ExperimentSettings, console: C
     if settings.run.projection not in PROJECTIONS:
         raise ValueError(f"run.projection must be one of {PROJECTIONS}, got {settings.run.projection!r}")
     paths = []
-    for number in numbers:
-        path = settings.output / f"figure{number}.png"
-        FIGURES[number](settings, console, path)
-        console.print(f"wrote {path}")
-        paths.append(path)
+    with lock_folder(settings.output):
+        for number in numbers:
+            path = settings.output / f"figure{number}.png"
+            FIGURES[number](settings, console, path)
+            console.print(f"wrote {path}")
+            paths.append(path)
     return paths
 
 
@@ -65,8 +67,8 @@ def _draw_embeddings(settings: ExperimentSettings, console: Console, path: Path)
         rows["style"][name] = Cloud(found.vectors, [record.style for record in found.records])
         rows["class"][name] = Cloud(found.vectors, [record.category or "no category" for record in found.records])
     projection = settings.run.projection
-    note = f"{_shown(images)}, {PROJECTION_NAMES[projection]} of image embeddings"
-    draw_clouds(rows, path, note, projection=projection)
+    title = f"{_shown(images)}: image embeddings of all queries ({PROJECTION_NAMES[projection]})"
+    draw_clouds(rows, path, title, projection=projection)
 
 
 def _sample(images: ImageSet, settings: ExperimentSettings) -> ImageSet:
@@ -99,8 +101,8 @@ def _draw_mixtures(settings: ExperimentSettings, console: Console, path: Path) -
         labels = [label for label, part in features.items() for _ in range(len(part))]
         panels[name] = Cloud(torch.cat(list(features.values())), labels)
     projection = settings.run.projection
-    note = f"{_shown(images)}, features of the middle block, {PROJECTION_NAMES[projection]}"
-    draw_clouds({"style": panels}, path, note, projection=projection)
+    title = f"{_shown(images)}: features of the middle block ({PROJECTION_NAMES[projection]})"
+    draw_clouds({"style": panels}, path, title, projection=projection)
 
 
 def _pictures(method: Method, images: ImageSet, records: Sequence[Record]) -> Tensor:
@@ -126,10 +128,11 @@ def _sweep(field: str, values: Sequence[float], symbol: str) -> Draw:
         rows = [record["summary"][name]["recall"]["all"] for name in names]
         data, seeds = record["data"], len(settings.seeds)
         curves = {style: _curve([row[style]["R@1"] for row in rows]) for style in data["headline"]}
-        where = f"{data['name']}, gallery of {data['gallery']['n']}, {data['protocol'].partition(':')[0]}"
-        draw_sweep(
-            values, curves, path, symbol, f"{where}, mean of {seeds} seed{'s' * (seeds > 1)} with 95 % intervals"
-        )
+        kind = data["protocol"].partition(":")[0]
+        note = f"Mean of {seeds} seed{'s' * (seeds > 1)} with 95 % intervals; "
+        note += f"{data['name']}, {kind} gallery of {data['gallery']['n']}."
+        title = f"First answers that are right, by query style, along {symbol} of StyleNCE"
+        draw_sweep(values, curves, path, f"{symbol} (logarithmic)", title, note, default=default)
 
     return draw
 

@@ -11,24 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hystar_fast.data.whole_files import write_whole
 from hystar_fast.retrieval.embedding_map import principal_plane
+from hystar_fast.retrieval.plot_style import (
+    FAINT,
+    INK,
+    LINE,
+    TEXT,
+    TITLE,
+    Look,
+    add_frame,
+    add_legend,
+    add_title,
+    dot_size,
+    figure_of,
+    looks,
+    plain,
+)
 
 PROJECTIONS = ("tsne", "umap", "pca")
 PROJECTION_NAMES = {"tsne": "t-SNE", "umap": "UMAP", "pca": "principal plane"}
-_COLOURS = (
-    "#0072b2",
-    "#e69f00",
-    "#009e73",
-    "#cc79a7",
-    "#56b4e9",
-    "#d55e00",
-    "#5b4a9e",
-    "#8a8a3c",
-    "#444444",
-    "#b08060",
-)
-_INK, _FAINT, _LINE = "#1f1f1f", "#6b6b6b", "#cccccc"
 _PERPLEXITY, _NEIGHBOURS = 30.0, 15
+_SIDE = 2.75  # inches of a panel of dots
 _OFFSET = 1.05  # factor between two curves at one value, so that their error bars do not overlap
 
 
@@ -103,47 +107,48 @@ def _umap(embeddings: Tensor, plane: Tensor, seed: int) -> Tensor:
 
 
 def draw_clouds(
-    rows: Mapping[str, Mapping[str, Cloud]], path: str | Path, note: str, *, projection: str = "tsne"
+    rows: Mapping[str, Mapping[str, Cloud]], path: str | Path, title: str, *, projection: str = "tsne"
 ) -> None:
     """Draw scatter plots: a column for each method, a row for each way to colour the same points.
 
     Args:
-        rows: meaning of the colours -> title of the column -> points; the points of a column are the same in every row.
+        rows: meaning of the colours -> heading of the column -> points; a column's points are the same in every row.
         path: PNG to write.
-        note: a line above.
+        title: heading.
         projection: see :func:`project`.
     """
-    columns = list(next(iter(rows.values())))
-    figure, axes = _figure(len(rows), len(columns), (4.4 * len(columns) + 2.2, 4.2 * len(rows) + 0.5))
-    points = {name: project(cloud.embeddings, projection).numpy() for name, cloud in next(iter(rows.values())).items()}
-    for i, (meaning, panel) in enumerate(rows.items()):
-        labels = list(dict.fromkeys(label for cloud in panel.values() for label in cloud.labels))
-        colours = dict(zip(labels, _cycle(len(labels)), strict=True))
-        for j, (name, cloud) in enumerate(panel.items()):
-            place = axes[i][j]
-            for label in labels:
+    first = next(iter(rows.values()))
+    figure = figure_of(max(5.0, _SIDE * len(first)), (_SIDE + 0.6) * len(rows) + 0.7)
+    points = {name: project(cloud.embeddings, projection).numpy() for name, cloud in first.items()}
+    for number, (part, (meaning, panel)) in enumerate(
+        zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True)
+    ):
+        look = looks(label for cloud in panel.values() for label in cloud.labels)
+        for axes, (name, cloud) in zip(part.subplots(1, len(panel), squeeze=False)[0], panel.items(), strict=True):
+            size = dot_size(len(cloud.labels), _SIDE)
+            for label, (colour, shape) in look.items():
                 chosen = [k for k, other in enumerate(cloud.labels) if other == label]
-                xy = points[name][chosen]
-                place.scatter(xy[:, 0], xy[:, 1], s=12, alpha=0.75, linewidths=0, color=colours[label], label=label)
-            _bare(place)
-            if i == 0:
-                place.set_title(name, fontsize=12, color=_INK)
-        legend = axes[i][-1].legend(
-            *axes[i][0].get_legend_handles_labels(),
-            title=meaning,
-            loc="center left",
-            bbox_to_anchor=(1.02, 0.5),
-            frameon=False,
-            markerscale=2.5,
-            fontsize=9,
-            alignment="left",
-        )
-        legend.get_title().set_fontsize(10)
-    figure.suptitle(note, fontsize=10, color=_FAINT)
-    figure.savefig(path, dpi=110)
+                xy = points[name][chosen].T
+                axes.scatter(*xy, s=size, alpha=0.75, linewidths=0, color=colour, marker=shape)
+            add_frame(axes)
+            if number == 0:
+                axes.set_title(plain(name), fontsize=TITLE, color=INK, parse_math=False)
+        part.supylabel(f"by {meaning}", fontsize=TITLE, color=INK)
+        add_legend(part, look, figure.get_figwidth())
+    add_title(figure, title, "Each dot is a query; near dots are similar. The axes have no unit.")
+    write_whole(path, lambda file: figure.savefig(file))
 
 
-def draw_sweep(settings: Sequence[float], curves: Mapping[str, Curve], path: str | Path, axis: str, note: str) -> None:
+def draw_sweep(
+    settings: Sequence[float],
+    curves: Mapping[str, Curve],
+    path: str | Path,
+    axis: str,
+    title: str,
+    note: str = "",
+    *,
+    default: float | None = None,
+) -> None:
     """Draw a recall along a setting on a logarithmic axis: a curve for each query style, with intervals.
 
     Args:
@@ -151,53 +156,52 @@ def draw_sweep(settings: Sequence[float], curves: Mapping[str, Curve], path: str
         curves: query style -> its recall at each of them.
         path: PNG to write.
         axis: name of the setting.
-        note: a line above.
+        title: heading.
+        note: a line at the foot.
+        default: the value of the setting to mark as the default.
 
     Raises:
         ValueError: a curve has another number of points.
     """
-    figure, grid = _figure(1, 1, (6.4, 4.4))
-    axes = grid[0][0]
+    figure = figure_of(8.3, 4.6)
+    axes = figure.subplots()
+    look, ends = looks(curves), dict[str, float]()
     for number, (name, curve) in enumerate(curves.items()):
-        colour = _cycle(len(curves))[number]
+        colour, shape = look[name]
         places = [value * _OFFSET ** (number - (len(curves) - 1) / 2) for value in settings]
         if not len(curve.values) == len(curve.low) == len(curve.high) == len(settings):
             raise ValueError(f"curves must have {len(settings)} points, got {len(curve.values)} in {name!r}")
         below = [max(0.0, value - low) for value, low in zip(curve.values, curve.low, strict=True)]
         above = [max(0.0, high - value) for value, high in zip(curve.values, curve.high, strict=True)]
         axes.errorbar(places, curve.values, [below, above], fmt="none", ecolor=colour, alpha=0.45, capsize=3)
-        axes.plot(places, curve.values, color=colour, marker="o", markersize=4.5, linewidth=1.8, label=name)
+        axes.plot(places, curve.values, color=colour, marker=shape, markersize=6, linewidth=1.8)
+        ends[name] = curve.values[-1]
     axes.set_xscale("log")
     axes.set_xticks(list(settings), [f"{value:g}" for value in settings])
     axes.minorticks_off()
-    axes.set_xlabel(axis)
-    axes.set_ylabel("R@1 (%)")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(axis, fontsize=TITLE)
+    axes.set_ylabel("R@1 (%)", fontsize=TITLE)
+    _label_ends(axes, ends, look)
+    if default is not None:
+        axes.axvline(default, color=FAINT, linewidth=1, linestyle=":", zorder=0)
+        axes.annotate("default", (default, 0), (4, 4), textcoords="offset points", fontsize=TEXT, color=FAINT)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(_LINE)
-    figure.legend(loc="outside lower center", ncols=len(curves), frameon=False, fontsize=9)
-    figure.suptitle(note, fontsize=10, color=_FAINT)
-    figure.savefig(path, dpi=120)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(LINE)
+    add_title(figure, title, note)
+    write_whole(path, lambda file: figure.savefig(file))
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _bare(axes: Any) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for side in axes.spines.values():
-        side.set_color(_LINE)
-
-
-def _cycle(n: int) -> list[str]:
-    return [_COLOURS[i % len(_COLOURS)] for i in range(n)]
+def _label_ends(axes: Any, ends: Mapping[str, float], look: Mapping[str, Look]) -> None:
+    """Write the name of every curve beside its last point, the names apart from each other."""
+    apart, least = 0.07 * axes.get_ylim()[1], 0.0
+    for name, y in sorted(ends.items(), key=lambda entry: entry[1]):
+        least = max(y, least)
+        place = axes.get_yaxis_transform()
+        colour, shape = look[name]
+        axes.plot([1.02], [least], transform=place, color=colour, marker=shape, markersize=7, clip_on=False)
+        text = axes.text(1.04, least, plain(name, 30), transform=place, color=INK, fontsize=TITLE, va="center")
+        text.set_parse_math(False)
+        least += apart

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hystar_fast.data.text_files import parse_json
 from hystar_fast.retrieval.ranks import QueryIds
+from hystar_fast.retrieval.results_json import read_json
 
 
 def read_earlier(path: Path, identity: Mapping[str, Any], entries: str) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def read_earlier(path: Path, identity: Mapping[str, Any], entries: str) -> dict[
     if not path.exists():
         return {entries: []}
     try:
-        found = parse_json(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         different = [name for name, value in identity.items() if found[name] != value]
         kept = {name: found[name] for name in (entries, "query_ids", "chosen") if name in found}
         kept[entries] = list(kept[entries])

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
+from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.experiments.compare import compare
 from hystar_fast.experiments.comparison_tables import interval_cell, recall_cell, table_of_methods
 from hystar_fast.experiments.experiment_settings import ExperimentSettings
@@ -46,6 +47,11 @@ def run_reproduce(numbers: list[int], settings: ExperimentSettings, console: Con
     Raises:
         ValueError: a number without a table, or settings that `compare` rejects.
     """
+    with lock_folder(settings.output):
+        return _run_reproduce(numbers, settings, console)
+
+
+def _run_reproduce(numbers: list[int], settings: ExperimentSettings, console: Console) -> dict[int, dict[str, Any]]:
     results = {}
     for paper in [paper_table(number) for number in numbers]:
         if paper.number == COMPUTATION:

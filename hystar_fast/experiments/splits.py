@@ -51,7 +51,8 @@ class Splits:
     @property
     def headline(self) -> tuple[str, ...]:
         """The query styles whose mean R@1 is the headline figure and selects learning rates."""
-        return self.test.headline_styles or tuple(style for style in self.test.query_styles if style in self.styles)
+        kinds = (*self.test.query_styles, TEXT)
+        return self.test.headline_styles or tuple(kind for kind in kinds if kind in self.styles)
 
     @property
     def cutoffs(self) -> Mapping[str, int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.experiments.experiment_settings import ExperimentSettings
 from hystar_fast.experiments.jobs import run_jobs
 from hystar_fast.experiments.learning_rates import Rates
@@ -16,7 +17,7 @@ from hystar_fast.experiments.seeds import recall_info
 from hystar_fast.experiments.splits import USUAL_CUTOFFS, open_splits, train_method, validate_method
 from hystar_fast.experiments.variants import Variant, create_variant
 from hystar_fast.methods.suite import DEMO_TRAINED
-from hystar_fast.retrieval.results_json import check_output, commit, run_info, write_json
+from hystar_fast.retrieval.results_json import commit, run_info, write_json
 from hystar_fast.terminal.console import Console
 from hystar_fast.terminal.progress import Progress
 
@@ -43,9 +44,13 @@ def tune(settings: ExperimentSettings, console: Console, grid: Grid | None = Non
             none, of the demo's trained methods.
 
     Raises:
-        ValueError: the output folder holds trials of other settings.
+        ValueError: the output folder holds trials of other settings, or another command is writing it.
     """
-    check_output(settings.output)
+    with lock_folder(settings.output):
+        return _tune(settings, console, grid)
+
+
+def _tune(settings: ExperimentSettings, console: Console, grid: Grid | None) -> dict[str, Rates]:
     if grid is None:
         names = settings.training.methods or DEMO_TRAINED
         grid = {name: rates for name in names if (rates := Variant.parse(name).grid(settings.model.backbone))}

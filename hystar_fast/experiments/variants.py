@@ -18,7 +18,7 @@ from hystar_fast.nn.losses import LOSSES, create_loss, style_nce_options
 
 _FIELDS = {field.name for field in fields(HystarConfig)}
 _LOSS, _STYLES = "loss", "styles"
-_BACKBONE_FIELDS = {"backbone", "pretrained", "image_size"}
+_BACKBONE_FIELDS = {"backbone", "pretrained", "pretrained_tag", "image_size"}
 _LOSS_FIELDS = {"temperature", "gamma", "lam", "epsilon", "n_iter", "weights", "plan_grad"}
 _OWN_FIELDS = {"static": {"rank"}, "freestyle": {"style", "style_pretrained"}}  # FreestyleRet reads the style's VGG
 _SEPARATOR = re.compile(r"\+(?=[a-z_]+=)")  # a path may contain a plus sign
@@ -105,7 +105,7 @@ def changeable_fields(method: str) -> set[str]:
 
     Example:
         >>> sorted(changeable_fields("frozen")), "rank" in changeable_fields("hystar")
-        (['backbone', 'image_size', 'pretrained'], True)
+        (['backbone', 'image_size', 'pretrained', 'pretrained_tag'], True)
     """
     if method == "hystar":
         return _FIELDS

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
 from hystar_fast.data.text_files import parse_json, to_json
+from hystar_fast.data.whole_files import write_whole
 
 _TENSORS, _META, _FORMAT = "index.safetensors", "index.json", 1
 
@@ -85,10 +86,9 @@ class MemoryIndex:
     def save(self, directory: str | Path) -> None:
         """Write ``index.safetensors`` and ``index.json`` into `directory`, which is created if needed."""
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        save_file({"embeddings": self.embeddings.contiguous()}, directory / _TENSORS)
+        write_whole(directory / _TENSORS, save({"embeddings": self.embeddings.contiguous()}))
         meta = {"format": _FORMAT, "ids": self.ids, "about": self.about}
-        (directory / _META).write_text(to_json(meta), encoding="utf-8")
+        write_whole(directory / _META, to_json(meta).encode())
 
     @classmethod
     def load(cls, directory: str | Path) -> MemoryIndex:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from hystar_fast.data.emoji import EmojiStyles
+from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.data.image_files import find_images, unsupported_reason
 from hystar_fast.data.image_set import ImageSet, Record, Skipped, folder_reader
 from hystar_fast.data.images import load_image, thumbnail
@@ -21,12 +22,11 @@ from hystar_fast.methods.device import on_device, select_device
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.suite import create_method
 from hystar_fast.models.config import HystarConfig
-from hystar_fast.retrieval.answer_grid import Answer, Question, answer_grid
+from hystar_fast.retrieval.answer_grid import PAGE_TILE, Answer, answer_page
 from hystar_fast.retrieval.embed import embed_batches, embed_images, embed_texts
 from hystar_fast.retrieval.results_json import skipped_info
 
 INDEX_FOLDER, ADAPTER_FOLDER = "index", "adapter"
-_SIDE = 64
 
 
 @dataclass(frozen=True)
@@ -87,16 +87,20 @@ class Searcher:
 
     def draw(self, hits: list[Hit], *, query: Path | None, text: str) -> Image.Image:
         """Draw the query and its answers as one picture."""
-        answers = [Answer(self._picture(hit.id), caption=hit.caption) for hit in hits]
-        shown = None if query is None else thumbnail(load_image(query), _SIDE)
-        style = "text" if query is None else "picture"
-        question = Question(shown, style, text if query is None else query.name, {"answers": answers})
-        return answer_grid([question], f"First {len(hits)} of {len(self.index)}")
+        answers = [Answer(self._picture(hit.id), caption=hit.caption, score=hit.score) for hit in hits]
+        title = f"First {len(hits)} of {len(self.index)}"
+        if query is None:
+            return answer_page(None, text, answers, title)
+        return answer_page(thumbnail(load_image(query), PAGE_TILE), query.name, answers, title)
 
-    def _picture(self, item: str) -> Tensor:
+    def _picture(self, item: str) -> Tensor | None:
+        """Return the picture of an answer; None if it can no longer be read."""
         if self.index.about.get("source") == "emoji":
             return EmojiStyles().images(self.index.about["gallery"], [item])[0]
-        return thumbnail(load_image(Path(self.index.about["source"]) / item), _SIDE)
+        try:
+            return thumbnail(load_image(Path(self.index.about["source"]) / item), PAGE_TILE)
+        except ValueError:
+            return None
 
 
 def _read_index(directory: Path) -> MemoryIndex:
@@ -144,9 +148,22 @@ def index_folder(
         The number of indexed pictures, and the skipped ones.
 
     Raises:
-        ValueError: the folder or the adapter cannot be used, no picture can be read, or a picture has a non-finite
-            embedding.
+        ValueError: the folder or the adapter cannot be used, no picture can be read, or another command is writing
+            `output`.
+        FloatingPointError: a picture has an embedding that is not finite.
     """
+    with lock_folder(output):
+        return _index_folder(folder, adapter, output, device, progress, changes)
+
+
+def _index_folder(
+    folder: Path,
+    adapter: Path | Method,
+    output: Path,
+    device: str,
+    progress: Callable[[int, int], object] | None,
+    changes: Mapping[str, str | None],
+) -> tuple[int, list[Skipped]]:
     where = select_device(device)
     paths, unsupported = find_images(folder)
     skipped = [Skipped(path.as_posix(), unsupported_reason(path)) for path in unsupported]
@@ -158,9 +175,6 @@ def index_folder(
     ids: list[str] = []
     vectors: list[Tensor] = []
     for batch in embed_batches(encoder, pictures, records, skipped):
-        bad = (~batch.vectors.isfinite().all(dim=1)).nonzero().flatten().tolist()
-        if bad:
-            raise ValueError(f"embeddings must be finite, got NaN or inf for {batch.records[bad[0]].path}")
         ids += [record.path for record in batch.records]
         vectors.append(batch.vectors)
         if progress is not None:

@@ -18,11 +18,12 @@ from hystar_fast.methods.suite import create_method
 from hystar_fast.models.adapter_format import (
     FORMAT,
     METHOD_FORMAT,
-    are_same_weights,
     check_tensors,
     read_adapter,
     write_adapter,
 )
+from hystar_fast.models.backbone_identity import check_fingerprints
+from hystar_fast.models.backbones import move_weights
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar, weightless
 
@@ -75,7 +76,7 @@ def load_method(directory: str | Path, **changes: Any) -> Method:
     description, tensors = read_adapter(directory, kinds=(FORMAT, METHOD_FORMAT))
     if description["format"] == FORMAT:
         return _hystar(directory, changes)
-    config = HystarConfig.from_dict({**description["config"], **changes})
+    config = move_weights(HystarConfig.from_dict(description["config"]), **changes)
     name, settings = description.get("method"), description.get("settings")
     if not isinstance(name, str) or not isinstance(settings, dict):
         raise ValueError(f'the description in {directory} must hold "method" and "settings"')
@@ -86,7 +87,7 @@ def load_method(directory: str | Path, **changes: Any) -> Method:
         method = create_method(name, config, settings=settings)
     except TypeError as error:
         raise ValueError(f"settings must be those of {name!r}, got {settings} in {directory}") from error
-    _check_weights(description["fingerprints"], method, directory)
+    check_fingerprints(description["fingerprints"], method.fingerprints, config, directory)
     needed = method.trained_parameters()
     check_tensors(tensors, needed)
     with torch.no_grad():
@@ -102,13 +103,3 @@ def _hystar(directory: str | Path, changes: Mapping[str, Any]) -> HystarMethod:
         method.name = STATIC
     method.train(False)
     return method
-
-
-def _check_weights(trained_on: Mapping[str, Any], method: Method, directory: str | Path) -> None:
-    pretrained = None if method.config is None else method.config.pretrained
-    for part, wanted in trained_on.items():
-        if not are_same_weights(wanted, method.fingerprints.get(part)):
-            raise ValueError(
-                f"directory must hold an adapter of the weights of pretrained={pretrained!r}, got {directory}, "
-                f"which was trained on another {part}"
-            )

@@ -14,7 +14,7 @@ from hystar_fast.methods.interface import Method
 from hystar_fast.methods.lora import LoRA
 from hystar_fast.methods.pixels import Pixels
 from hystar_fast.methods.static_only import StaticOnly
-from hystar_fast.models.adapter_format import fingerprint
+from hystar_fast.models.backbone_identity import backbone_fingerprints
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.backbones.tower import TowerBackbone
 from hystar_fast.models.config import HystarConfig
@@ -83,7 +83,7 @@ def create_method(
         case "static":
             return StaticOnly(config)
     backbone = create_backbone(config)
-    fingerprints = {"backbone": fingerprint(backbone.state_dict().items())}
+    fingerprints = backbone_fingerprints(backbone)
     method = _adapted(name, backbone, config, parameters, settings or {})
     method.config, method.fingerprints = config, {**fingerprints, **method.fingerprints}
     return method

@@ -1,16 +1,13 @@
 """Adapters on disk: tensors in ``adapter.safetensors``, their description in ``config.json``.
 
-Each file is written beside its place and renamed, so that it is replaced as a whole. The description holds a hash of
-the tensor file: a damaged file is rejected, and so are two files of different saves after a crash between their
-renames.
+Each file is replaced as a whole. The description holds a hash of the tensor file and a checksum of itself: one changed
+bit in either file is found, and so are two files of different saves after a crash between their renames. Adapters of
+version 0.1.0 have no checksum of the description; they are read without it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from hystar_fast.data.whole_files import opened_json, sealed_json, write_whole
 from hystar_fast.nn.factors import bytes_of
 
 CONFIG_FILE = "config.json"
@@ -70,15 +68,22 @@ def _hash_in_chunks(content: memoryview, pool: Executor) -> bytes:
 def write_adapter(
     directory: str | Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor], *, kind: str = FORMAT
 ) -> None:
-    """Write both files into `directory`, which is created if it does not exist; `kind` is their format."""
+    """Write both files into `directory`, which is created if it does not exist; `kind` is their format.
+
+    Raises:
+        ValueError: `directory` is a file.
+        FloatingPointError: a tensor is not finite; nothing is written.
+    """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"directory must be a folder, got the file {directory}")
-    directory.mkdir(parents=True, exist_ok=True)
+    broken = not_finite(tensors.items())
+    if broken:
+        raise FloatingPointError(f"parameters must be finite to be saved, got NaN or inf in {broken}")
     content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     described = {"format": kind, **description, "tensors_sha256": hashlib.sha256(content).hexdigest()}
-    _replace(directory / TENSOR_FILE, content)
-    _replace(directory / CONFIG_FILE, (json.dumps(described, indent=2) + "\n").encode())
+    write_whole(directory / TENSOR_FILE, content)
+    write_whole(directory / CONFIG_FILE, sealed_json(described))
 
 
 def read_adapter(
@@ -87,7 +92,8 @@ def read_adapter(
     """Read the description and the tensors that :func:`write_adapter` wrote, in one of the formats `kinds`.
 
     Raises:
-        ValueError: a file is missing, corrupt or of another format, or the two are of different saves.
+        ValueError: a file is missing, corrupt or of another format, the two are of different saves, or a tensor is not
+            finite.
     """
     directory = Path(directory)
     description = read_description(directory, kinds=kinds)
@@ -98,6 +104,9 @@ def read_adapter(
         tensors = load(content)
     except SafetensorError as error:
         raise ValueError(f"{directory / TENSOR_FILE} is corrupt: {error}") from error
+    broken = not_finite(tensors.items())
+    if broken:
+        raise ValueError(f"{directory / TENSOR_FILE} must hold finite parameters, got NaN or inf in {broken}")
     return description, tensors
 
 
@@ -113,10 +122,7 @@ def read_description(directory: str | Path, *, kinds: Sequence[str] = (FORMAT, M
             raise ValueError(
                 f"directory must hold {CONFIG_FILE} and {TENSOR_FILE}, got {directory}, which has no {name}"
             )
-    try:
-        description = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{directory / CONFIG_FILE} is corrupt: {error}") from error
+    description = opened_json((directory / CONFIG_FILE).read_bytes(), str(directory / CONFIG_FILE))
     found = description.get("format") if isinstance(description, dict) else type(description).__name__
     if not isinstance(description, dict) or found not in kinds:
         wanted = " or ".join(map(repr, kinds))
@@ -124,6 +130,19 @@ def read_description(directory: str | Path, *, kinds: Sequence[str] = (FORMAT, M
     if not all(isinstance(description.get(part), dict) for part in ("config", "fingerprints")):
         raise ValueError(f'{directory / CONFIG_FILE} must hold "config" and "fingerprints", got {sorted(description)}')
     return description
+
+
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Return the name of the first tensor that holds NaN or an infinity; None if all are finite.
+
+    Tensors on the meta device and of 8 bits are not looked at.
+    """
+    for name, tensor in tensors:
+        if not tensor.is_floating_point() or tensor.is_meta or tensor.numel() == 0 or tensor.element_size() == 1:
+            continue
+        if not all(end.isfinite() for end in tensor.detach().aminmax()):  # NaN reaches both ends
+            return name
+    return None
 
 
 def check_tensors(found: Mapping[str, Tensor], needed: Mapping[str, Tensor], model: str = "this model") -> None:
@@ -139,17 +158,3 @@ def check_tensors(found: Mapping[str, Tensor], needed: Mapping[str, Tensor], mod
         rest = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         found_differences = "; ".join(differences[:3]) + rest
         raise ValueError(f"directory must hold an adapter of {model}, got other tensors: {found_differences}")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

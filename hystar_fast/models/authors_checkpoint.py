@@ -24,6 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hystar_fast.models.adapter_format import not_finite
+from hystar_fast.models.torch_files import read_torch
+
 _HYPERNETWORK = re.compile(r"clip\.visual\.transformer\.resblocks\.(\d+)\.attn\.delta_s_qkv\.mlp\.0\.weight")
 _TOLERANCE = 1e-3  # relative; weights that were stored in half precision are the same weights
 
@@ -49,7 +52,7 @@ class AuthorsCheckpoint:
         """Read the file; raise a ValueError where it has another layout."""
         path = Path(path)
         try:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
+            tensors = read_torch(path)
         except Exception as error:  # a damaged or missing file can raise anything
             raise ValueError(f"{path} could not be read: {error}") from error
         found = [match for name in tensors if (match := _HYPERNETWORK.fullmatch(str(name)))]
@@ -58,6 +61,9 @@ class AuthorsCheckpoint:
                 f"path must be a checkpoint of the published code, got {path}, which has no "
                 "clip.visual.transformer.resblocks.<n>.attn.delta_s_qkv.mlp.0.weight"
             )
+        broken = not_finite((name, tensor) for name, tensor in tensors.items() if isinstance(tensor, Tensor))
+        if broken:
+            raise ValueError(f"path must hold finite tensors, got NaN or inf in {broken} of {path}")
         factor = tensors[found[0].string.replace("delta_s_qkv.mlp.0.weight", "V_qkv")]
         rank, width = factor.shape
         blocks = tuple(sorted(int(match[1]) + 1 for match in found))

@@ -33,6 +33,10 @@ class HystarConfig:
         pretrained: a tag, a local path, or None for random weights, the same ones every time.
             For ``"transformers:"`` and ``"albef:"`` any value but None means the weights that are stored there.
             For ``"tiny"``: ``"packaged"``, a local path, or None.
+        pretrained_tag: for a model of open_clip whose `pretrained` is a local file: the tag whose weights it holds, or
+            was tuned from. The activation and the pixel statistics are the tag's, as no file of weights holds them.
+            None means those that all tags of the model share, or, with a warning, the model's own.
+            :func:`hystar_fast.models.backbones.move_weights` fills it in.
         style: the source of the style vector z. ``"dinov2"``: the class token of DINOv2, as in the paper. ``"clip"``:
             the image embedding of the frozen backbone. ``"vgg"``: Gram matrices of VGG-16. ``"prefix"``: statistics of
             the tokens that enter the first modulated block, see :class:`hystar_fast.models.style.PrefixStyle`.
@@ -87,15 +91,18 @@ class HystarConfig:
     hypernetwork_width: int | None = None
     hypernetwork_depth: int = 2
     design: str = "original"
+    pretrained_tag: str | None = None
 
     def __post_init__(self) -> None:
         _check_backbone(self.backbone)
-        for name in ("pretrained", "style_pretrained"):
+        for name in ("pretrained", "style_pretrained", "pretrained_tag"):
             value = getattr(self, name)
             if isinstance(value, Path):
                 object.__setattr__(self, name, str(value))
             elif value is not None and not (isinstance(value, str) and value):
                 raise TypeError(f"{name} must be a non-empty string, a path or None, got {value!r}")
+        if self.pretrained_tag is not None and not self.backbone.startswith("open_clip:"):
+            raise ValueError(f"pretrained_tag must be None for backbone {self.backbone!r}, got {self.pretrained_tag!r}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}")

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from hystar_fast.models.adapter_format import not_finite
+
 _SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}  # width, blocks, heads
 _REGISTERS = "with-registers-"
 
@@ -36,6 +38,9 @@ def load_dino(pretrained: str | None) -> Any:
     network, report = kinds[settings.model_type].from_pretrained(pretrained, output_loading_info=True)
     if report["missing_keys"]:  # transformers initialises them at random and only warns
         raise ValueError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
+    broken = not_finite(network.named_parameters())
+    if broken:
+        raise ValueError(f"its weights must be finite, got NaN or inf in {broken}")
     return network
 
 

@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from hystar_fast.models.adapter_format import (
     Hashed,
-    are_same_weights,
     check_tensors,
     fingerprint,
     read_adapter,
     write_adapter,
 )
 from hystar_fast.models.authors_checkpoint import AuthorsCheckpoint
-from hystar_fast.models.backbones import Backbone, create_backbone
+from hystar_fast.models.backbone_identity import backbone_fingerprints, check_fingerprints
+from hystar_fast.models.backbones import Backbone, create_backbone, move_weights
 from hystar_fast.models.config import HystarConfig, resolve_blocks
 from hystar_fast.models.style import PrefixStyle, StyleExtractor, create_style
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
@@ -79,7 +79,7 @@ class Hystar(nn.Module):
         read_by_style = {} if self.extractor is None else self.extractor.state_dict()
         hashed: Hashed = {}
         self._fingerprints = {
-            "backbone": fingerprint(self.backbone.state_dict().items(), hashed),
+            **backbone_fingerprints(self.backbone, hashed),
             "style": fingerprint(read_by_style.items(), hashed) if read_by_style else None,
         }
         self.hypernetworks = nn.ModuleDict()
@@ -270,24 +270,20 @@ class Hystar(nn.Module):
 
         Args:
             directory: the folder that :meth:`save_pretrained` wrote.
-            changes: fields of the configuration to replace, such as ``pretrained`` where the weights have moved.
+            changes: fields of the configuration to replace, such as ``pretrained`` where the weights have moved; a file
+                of them runs with the settings of the tag that the adapter was trained on.
 
         Raises:
             ValueError: a file is missing, corrupt or of another format, the adapter does not fit the configuration, or
-                the backbone or the style extractor has other weights than those that the adapter was trained on.
+                the backbone or the style extractor has other weights, another activation or other preprocessing than
+                those that the adapter was trained on.
         """
         description, tensors = read_adapter(directory)
-        config = HystarConfig.from_dict({**description["config"], **changes})
+        config = move_weights(HystarConfig.from_dict(description["config"]), **changes)
         with weightless(config) as sizes:  # before anything is read or factored
             check_tensors(tensors, cls(sizes)._adapter_tensors(), f"backbone {config.backbone!r}")
         model = cls(config)
-        for part, trained_on in description["fingerprints"].items():
-            if not are_same_weights(trained_on, model._fingerprints.get(part)):
-                field = "pretrained" if part == "backbone" else "style_pretrained"
-                raise ValueError(
-                    f"directory must hold an adapter of the weights of {field}={getattr(config, field)!r}, got "
-                    f"{directory}, which was trained on another {part}"
-                )
+        check_fingerprints(description["fingerprints"], model._fingerprints, config, directory)
         needed = model._adapter_tensors()
         check_tensors(tensors, needed)
         with torch.no_grad():

@@ -5,14 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
-from hystar_fast.data.images import to_picture
+from hystar_fast.retrieval.picture_sheet import (
+    EDGE,
+    GAP,
+    HEADING,
+    IRRELEVANT,
+    LINE,
+    MARGIN,
+    RELEVANT,
+    SAME_CATEGORY,
+    SMALL,
+    TEXT,
+    UNKNOWN,
+    Mark,
+    Sheet,
+)
+from hystar_fast.retrieval.picture_text import Paragraph, paragraph
+from hystar_fast.retrieval.plot_style import FAINT, INK
 
-RELEVANT, SAME_CATEGORY, IRRELEVANT, UNKNOWN = "#1a9641", "#f2a900", "#d7191c", "#8c8c8c"
-_TILE, _GAP, _FRAME, _LABEL, _SIDE_GAP = 72, 8, 4, 34, 26
-_INK, _FAINT = "#1f1f1f", "#6b6b6b"
+PAGE_TILE = 128  # pixels of a picture in `answer_page`
+_TILE = 64
+_STEP, _ROW = _TILE + 2 * EDGE + 4, _TILE + 2 * EDGE + GAP
+_COLUMNS = (3, 6)  # fewest and most answers in a row of `answer_page`
+_NAME_LINES = 6
+_MEANINGS = {RELEVANT: "right", SAME_CATEGORY: "same category", IRRELEVANT: "wrong"}
 
 
 @dataclass(frozen=True)
@@ -20,20 +39,22 @@ class Answer:
     """One retrieved picture.
 
     Attributes:
-        image: uint8 or floating point [3, H, W].
+        image: uint8 or floating point [3, H, W]; None if it cannot be read.
         relevant: None if it is unknown.
-        caption: shown with it.
-        same_category: whether an irrelevant picture of the query's category has a frame of its own.
+        caption: shown with it in `answer_page`.
+        same_category: whether an irrelevant picture of the query's category has a mark of its own.
+        score: cosine similarity to the query, shown with it in `answer_page`.
     """
 
-    image: Tensor
+    image: Tensor | None
     relevant: bool | None = None
     caption: str = ""
     same_category: bool = False
+    score: float | None = None
 
     @property
-    def colour(self) -> str:
-        """The colour of its frame."""
+    def mark(self) -> Mark:
+        """Its frame and sign."""
         if self.relevant is None:
             return UNKNOWN
         return RELEVANT if self.relevant else SAME_CATEGORY if self.same_category else IRRELEVANT
@@ -50,7 +71,7 @@ class Question:
 
 
 def answer_grid(questions: Sequence[Question], title: str, note: str = "") -> Image.Image:
-    """Draw a row for each question: the query, then the answers of each column, framed green if relevant, else red.
+    """Draw a row for each question: the query, then the answers of each column, marked right or wrong.
 
     Args:
         questions: all with the same columns and the same number of answers.
@@ -65,38 +86,38 @@ def answer_grid(questions: Sequence[Question], title: str, note: str = "") -> Im
     columns = {name: len(answers) for name, answers in questions[0].answers.items()}
     if any({n: len(a) for n, a in question.answers.items()} != columns for question in questions):
         raise ValueError("questions must all have the same columns and numbers of answers, got different ones")
-    step = _TILE + _GAP
-    name_width = 150
-    widths = [count * step + _SIDE_GAP for count in columns.values()]
-    left, top = _GAP * 2, 74 if note else 56
-    width = left + name_width + step + _SIDE_GAP + sum(widths)
-    row_height = _TILE + _GAP + 6
-    canvas = Image.new("RGB", (width, top + _LABEL + len(questions) * row_height + _GAP), "white")
-    draw = ImageDraw.Draw(canvas)
-    draw.text((left, 12), title, fill=_INK, font=_font(20))
-    if note:
-        draw.text((left, 42), note, fill=_FAINT, font=_font(13))
-    x = left + name_width
-    draw.text((x, top + 8), "query", fill=_FAINT, font=_font(14))
-    x += step + _SIDE_GAP
-    for name, extent in zip(columns, widths, strict=True):
-        draw.text((x, top + 8), name, fill=_INK, font=_font(14))
-        x += extent
-    for i, question in enumerate(questions):
-        y = top + _LABEL + i * row_height
-        _label(draw, question, left, y, name_width - _GAP)
-        x = left + name_width
-        _draw_query(canvas, draw, question, x, y)
-        x += step + _SIDE_GAP
-        for answers, extent in zip(question.answers.values(), widths, strict=True):
-            for j, answer in enumerate(answers):
-                _paste(canvas, draw, answer.image, x + j * step, y, answer.colour, _FRAME)
+    names, side = 190, 18
+    extents = [max(count, 1) * _STEP + side for count in columns.values()]
+    first = MARGIN + names + _STEP + side
+    width = max(first + sum(extents), 480)
+    used = {answer.mark for question in questions for answers in question.answers.values() for answer in answers}
+    legend = {mark: meaning for mark, meaning in _MEANINGS.items() if mark in used}
+    labels = [_label(question, names - GAP) for question in questions]
+    rows = [max(_ROW, sum(part.height for part in label) + GAP) for label in labels]
+    headings = [
+        paragraph(name, HEADING, extent - side, bold=True, lines=2)
+        for name, extent in zip(columns, extents, strict=True)
+    ]
+    sheet = Sheet(width, title, [note] if note else [], legend, below=sum(rows) + 2 * HEADING + 3 * GAP)
+    y = sheet.top + max((heading.height for heading in headings), default=0) + GAP
+    paragraph("query", TEXT, _STEP).draw(sheet.draw, MARGIN + names, sheet.top, FAINT)
+    for question, label, height in zip(questions, labels, rows, strict=True):
+        _place_label(sheet, label, MARGIN, y)
+        _place_query(sheet, question, MARGIN + names, y)
+        x = first
+        for answers, extent in zip(question.answers.values(), extents, strict=True):
+            _place_answers(sheet, answers, x, y)
             x += extent
-    return canvas
+        y += height
+    x = first
+    for heading, extent in zip(headings, extents, strict=True):
+        heading.draw(sheet.draw, x, sheet.top, INK)
+        x += extent
+    return sheet.canvas
 
 
 def answer_sheet(
-    questions: Sequence[Question], title: str, notes: Sequence[str], legend: Mapping[str, str]
+    questions: Sequence[Question], title: str, notes: Sequence[str], legend: Mapping[Mark, str]
 ) -> Image.Image:
     """Draw a block for each question with a line for each method, for more answers than fit into `answer_grid`.
 
@@ -104,7 +125,7 @@ def answer_sheet(
         questions: all with the same methods.
         title: heading.
         notes: lines below it.
-        legend: colour of a frame -> its meaning.
+        legend: mark -> its meaning.
 
     Raises:
         ValueError: there is no question, or their methods differ.
@@ -112,69 +133,90 @@ def answer_sheet(
     if not questions or any([*question.answers] != [*questions[0].answers] for question in questions):
         methods = [[*question.answers] for question in questions]
         raise ValueError(f"questions must be at least one, all with the same methods, got methods {methods}")
-    step, row_height, left = _TILE + _GAP, _TILE + _GAP, 2 * _GAP
-    label, method = 110, 90
-    first = left + label + step + method
+    names, method = 140, 96
+    first = MARGIN + names + _STEP + method
     count = max(len(answers) for question in questions for answers in question.answers.values())
-    block = len(questions[0].answers) * row_height + 2 * _GAP
-    top = 48 + 18 * len(notes) + 34
-    canvas = Image.new("RGB", (first + count * step + _GAP, top + len(questions) * block), "white")
-    draw = ImageDraw.Draw(canvas)
-    draw.text((left, 12), title, fill=_INK, font=_font(20))
-    for i, note in enumerate(notes):
-        draw.text((left, 42 + 18 * i), note, fill=_FAINT, font=_font(13))
-    x, y = left, 48 + 18 * len(notes)
-    for colour, meaning in legend.items():
-        draw.rectangle((x, y, x + 15, y + 15), outline=colour, width=_FRAME)
-        draw.text((x + 22, y), meaning, fill=_INK, font=_font(13))
-        x += 46 + round(draw.textlength(meaning, font=_font(13)))
-    for i, question in enumerate(questions):
-        y = top + i * block
-        draw.line((left, y - _GAP, canvas.width - _GAP, y - _GAP), fill="#e3e3e3")
-        _label(draw, question, left, y, label - _GAP)
-        _draw_query(canvas, draw, question, left + label, y)
+    labels = [_label(question, names - GAP) for question in questions]
+    lines = len(questions[0].answers) * _ROW
+    blocks = [max(lines, sum(part.height for part in label)) + 2 * GAP for label in labels]
+    sheet = Sheet(max(first + count * _STEP + GAP, 480), title, notes, legend, below=sum(blocks) + GAP)
+    y = sheet.top + GAP
+    for question, label, block in zip(questions, labels, blocks, strict=True):
+        sheet.draw.line((MARGIN, y - GAP, sheet.canvas.width - GAP, y - GAP), fill=LINE)
+        _place_label(sheet, label, MARGIN, y)
+        _place_query(sheet, question, MARGIN + names, y)
         for line, (name, answers) in enumerate(question.answers.items()):
-            draw.text((left + label + step, y + line * row_height + _TILE // 2 - 9), name, fill=_INK, font=_font(14))
-            for j, answer in enumerate(answers):
-                _paste(canvas, draw, answer.image, first + j * step, y + line * row_height, answer.colour, _FRAME)
-    return canvas
+            heading = paragraph(name, TEXT, method - GAP, lines=3)
+            middle = y + line * _ROW + (_TILE + 2 * EDGE - heading.height) // 2
+            heading.draw(sheet.draw, first - method + 4, middle, INK)
+            _place_answers(sheet, answers, first, y + line * _ROW)
+        y += block
+    return sheet.canvas
 
 
-def _draw_query(canvas: Image.Image, draw: ImageDraw.ImageDraw, question: Question, x: int, y: int) -> None:
-    if question.image is None:
-        _wrap(draw, f"“{question.caption}”", (x, y + 4), _TILE, 12, _INK, lines=4)
+def answer_page(image: Tensor | None, query: str, answers: Sequence[Answer], title: str) -> Image.Image:
+    """Draw one query and below it its answers in rows, each with its rank, score and name.
+
+    Args:
+        image: of the query; None for a query of words.
+        query: its name, or its words.
+        answers: best first, any number; names of more than six lines are shortened in their middle.
+        title: heading.
+    """
+    cell, gap = PAGE_TILE + 2 * EDGE, 12
+    columns = min(max(len(answers), _COLUMNS[0]), _COLUMNS[1])
+    width = 2 * MARGIN + columns * (cell + gap) - gap
+    names = [paragraph(answer.caption, 13, PAGE_TILE, lines=_NAME_LINES) for answer in answers]
+    rows = [names[start : start + columns] for start in range(0, len(names), columns)]
+    heights = [cell + 24 + max(name.height for name in row) + gap for row in rows]
+    notes = ["Below each picture: rank, cosine similarity to the query (1: equal), name."] if answers else []
+    left = MARGIN if image is None else MARGIN + cell + gap
+    words = f"Query: “{query}”" if image is None else f"Query: {query}"
+    shown = paragraph(words, HEADING, width - left - MARGIN, lines=_NAME_LINES)
+    used = max(shown.height, cell if image is not None else 0) + 2 * gap
+    sheet = Sheet(width, title, notes, {}, below=used + sum(heights) + (0 if answers else 40))
+    y = sheet.top
+    if image is not None:
+        sheet.place(image, MARGIN, y, UNKNOWN, PAGE_TILE)
+    shown.draw(sheet.draw, left, y + EDGE, INK)
+    y += used
+    sheet.draw.line((MARGIN, y - gap, width - MARGIN, y - gap), fill=LINE)
+    if not answers:
+        paragraph("no answers", TEXT, width).draw(sheet.draw, MARGIN, y, INK)
+    for start, row, height in zip(range(0, len(names), columns), rows, heights, strict=True):
+        for column, name in enumerate(row):
+            answer, x = answers[start + column], MARGIN + column * (cell + gap)
+            sheet.place(answer.image, x, y, answer.mark, PAGE_TILE)
+            score = "" if answer.score is None else f"   {answer.score:.3f}"
+            rank = paragraph(f"{start + column + 1}.{score}", 14, cell, bold=True)
+            rank.draw(sheet.draw, x + EDGE, y + cell, INK)
+            name.draw(sheet.draw, x + EDGE, y + cell + 20, FAINT)
+        y += height
+    return sheet.canvas
+
+
+def _place_answers(sheet: Sheet, answers: Sequence[Answer], x: int, y: int) -> None:
+    """Draw answers side by side."""
+    for j, answer in enumerate(answers):
+        sheet.place(answer.image, x + j * _STEP, y, answer.mark, _TILE)
+
+
+def _place_query(sheet: Sheet, question: Question, x: int, y: int) -> None:
+    """Draw the picture of a query; that of words has none, for its label shows them."""
+    if question.image is not None:
+        sheet.place(question.image, x, y, UNKNOWN, _TILE)
     else:
-        _paste(canvas, draw, question.image, x, y, "#c8c8c8", 1)
+        paragraph("words", TEXT, _STEP).draw(sheet.draw, x + EDGE, y + _TILE // 2, FAINT)
 
 
-def _label(draw: ImageDraw.ImageDraw, question: Question, x: int, y: int, width: int) -> None:
-    draw.text((x, y + 2), question.style, fill=_INK, font=_font(15))
-    _wrap(draw, question.caption, (x, y + 22), width, 12, _FAINT, lines=3)
+def _place_label(sheet: Sheet, label: tuple[Paragraph, Paragraph], x: int, y: int) -> None:
+    """Draw the style of a query and its caption."""
+    for part, fill in zip(label, (INK, FAINT), strict=True):
+        part.draw(sheet.draw, x, y + 2, fill)
+        y += part.height
 
 
-def _wrap(
-    draw: ImageDraw.ImageDraw, text: str, at: tuple[int, int], width: int, size: int, fill: str, *, lines: int
-) -> None:
-    font, rows = _font(size), [""]
-    for word in text.split():
-        longer = f"{rows[-1]} {word}".strip()
-        if draw.textlength(longer, font=font) <= width or not rows[-1]:
-            rows[-1] = longer
-        else:
-            rows.append(word)
-    if len(rows) > lines:
-        rows = [*rows[: lines - 1], rows[lines - 1] + "…"]
-    draw.multiline_text(at, "\n".join(rows), fill=fill, font=font, spacing=3)
-
-
-def _paste(
-    canvas: Image.Image, draw: ImageDraw.ImageDraw, image: Tensor, x: int, y: int, colour: str, frame: int
-) -> None:
-    inner = _TILE - 2 * _FRAME
-    tile = to_picture(image).resize((inner, inner), Image.Resampling.LANCZOS)
-    canvas.paste(tile, (x + _FRAME, y + _FRAME))
-    draw.rectangle((x, y, x + _TILE - 1, y + _TILE - 1), outline=colour, width=frame)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+def _label(question: Question, width: int) -> tuple[Paragraph, Paragraph]:
+    """Return the style and the caption of a query; words in quotation marks."""
+    caption = f"“{question.caption}”" if question.image is None else question.caption
+    return paragraph(question.style, HEADING, width, lines=2), paragraph(caption, SMALL, width, lines=3)

@@ -64,13 +64,18 @@ def embed_styles(method: Method, images: Tensor, *, batch_size: int = 128) -> Te
 
 @torch.no_grad()
 def embed_texts(method: Method, texts: Sequence[str], *, batch_size: int = 256) -> Tensor | None:
-    """Return unit vectors [n, D] of texts, or None if the method has no text encoder or there is no text."""
+    """Return unit vectors [n, D] of texts, or None if the method has no text encoder or there is no text.
+
+    Raises:
+        FloatingPointError: an embedding is not finite; the message names the text.
+    """
     method.train(False)
     parts = []
     for start in range(0, len(texts), batch_size):
         part = method.encode_text(texts[start : start + batch_size])
         if part is None:
             return None
+        _check_finite(method, part, texts[start:])
         parts.append(part)
     return torch.cat(parts) if parts else None
 
@@ -93,6 +98,9 @@ def embed_records(
         skipped: gets an entry for each picture that cannot be read.
         batch_size: images a forward pass.
         progress: called with the number of pictures after every batch.
+
+    Raises:
+        FloatingPointError: an embedding is not finite; the message names the picture.
     """
     kept: list[Record] = []
     vectors = []
@@ -109,8 +117,19 @@ def embed_batches(
 ) -> Iterator[Embedded]:
     """Read and embed pictures as `embed_records` does, and yield each batch; no batch is empty."""
     for rows, pictures in read_images(images, records, method.resize, skipped, batch_size=batch_size):
-        vectors = embed_images(method, pictures, batch_size=batch_size)
-        yield Embedded(tuple(records[row] for row in rows), vectors.float())
+        found = tuple(records[row] for row in rows)
+        vectors = embed_images(method, pictures, batch_size=batch_size).float()
+        _check_finite(method, vectors, [record.path for record in found])
+        yield Embedded(found, vectors)
+
+
+def _check_finite(method: Method, vectors: Tensor, names: Sequence[str]) -> None:
+    bad = (~vectors.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        raise FloatingPointError(
+            f"embeddings of {method.name!r} must be finite, got NaN or inf for {names[bad[0]]}: its adapter has "
+            "diverged, or its weights are damaged"
+        )
 
 
 def _check_images(images: Tensor) -> None:

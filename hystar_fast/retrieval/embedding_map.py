@@ -8,6 +8,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hystar_fast.data.whole_files import write_whole
+from hystar_fast.retrieval.plot_style import (
+    FAINT,
+    INK,
+    TEXT,
+    TITLE,
+    add_frame,
+    add_legend,
+    add_title,
+    dot_size,
+    figure_of,
+    looks,
+    plain,
+)
+
 
 def principal_plane(embeddings: Tensor) -> tuple[Tensor, float]:
     """Project [n, D] onto its first two principal components; return [n, 2] and their share of the variance.
@@ -24,36 +39,29 @@ def principal_plane(embeddings: Tensor) -> tuple[Tensor, float]:
 
 
 def embedding_map(panels: Mapping[str, Mapping[str, Tensor]], path: str | Path, note: str = "") -> None:
-    """Draw scatter plots side by side, a panel for each method, a colour for each style, in each one's principal plane.
+    """Draw a panel for each method in its principal plane, side by side, with a colour and a shape for each style.
 
     Args:
         panels: title -> style -> embeddings [n, D].
         path: PNG to write.
-        note: a line below the panels.
+        note: the title.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.2 * len(panels), 5.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    styles = list(dict.fromkeys(style for panel in panels.values() for style in panel))
-    colours = dict(zip(styles, ("#444444", "#e66101", "#1b9e77", "#7570b3", "#d01c8b", "#2b83ba"), strict=False))
+    side = 4.0 if len(panels) < 3 else 2.8
+    figure = figure_of(max(5.0, side * len(panels)), side + 1.2)
+    look = looks(style for panel in panels.values() for style in panel)
     for i, (title, panel) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), i)
         plane, share = principal_plane(torch.cat(list(panel.values())))
-        start = 0
+        size, start = dot_size(len(plane), side), 0
         for style, embeddings in panel.items():
             points = plane[start : start + len(embeddings)].numpy()
             start += len(embeddings)
-            axes.scatter(points[:, 0], points[:, 1], s=9, alpha=0.65, linewidths=0, color=colours[style], label=style)
-        axes.set_title(f"{title}\n{100 * share:.0f} % of the variance", fontsize=11)
-        axes.set_xticks([])
-        axes.set_yticks([])
+            colour, shape = look[style]
+            axes.scatter(*points.T, s=size, alpha=0.75, linewidths=0, color=colour, marker=shape)
+        axes.set_title(plain(title), fontsize=TITLE, color=INK, parse_math=False)
+        axes.set_xlabel(f"the plane has {100 * share:.0f} % of the variance", fontsize=TEXT, color=FAINT)
         axes.set_aspect("equal", adjustable="datalim")
-        for side in axes.spines.values():
-            side.set_color("#cccccc")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, markerscale=2.5)
-    if note:
-        figure.suptitle(note, fontsize=10, color="#6b6b6b")
-    figure.savefig(path, dpi=120)
+        add_frame(axes)
+    add_legend(figure, look, figure.get_figwidth())
+    add_title(figure, note)
+    write_whole(path, lambda file: figure.savefig(file))

@@ -35,7 +35,7 @@ class KindResult:
         unanswerable: queries without one, excluded.
         values: name of the metric -> its mean with a 95 % interval; None if no query has a relevant item.
         ranks: int64 [n], the rank of the best relevant item; 0 is the first.
-        queries: the records of these n queries; for text, the records of the captions.
+        queries: the records of these n queries; for text, the records of the gallery, each with one caption.
     """
 
     kind: str
@@ -99,15 +99,16 @@ def evaluate(
         metrics: definitions, see :mod:`hystar_fast.retrieval.definitions`; by default `DEFAULT_METRICS`. "batch24" has
             its own cut-offs and takes none.
         kinds: the kinds of query: query styles, "text" (captions alone) and "joint" (captions with pictures). By
-            default all that the data set and the method have.
+            default all that the data set and the method have. If a picture has several captions, each is a query.
         templates: sentences for class names, each with one ``{}``, for "classify"; by default the data set's.
         batch_size: images a forward pass.
         embedded: style -> embeddings. Styles in it are not embedded again; new embeddings are added to it.
         progress: called with the number of pictures after every batch.
 
     Raises:
-        ValueError: an unknown task, protocol or kind, one that the data set or the method does not have, metrics for
-            "batch24", or a gallery without a readable picture.
+        ValueError: an unknown task, protocol or kind, one that the data set or the method does not have, metrics or
+            several captions a picture for "batch24", or a gallery without a readable picture.
+        FloatingPointError: an embedding is not finite.
     """
     chosen = task or ("instance" if images.has_instances else "category")
     _check(chosen, protocol, metrics, kinds, images)
@@ -242,26 +243,41 @@ class _Run:
         answers = _Instances.of(gallery)
         if metrics is None:
             answers.check_single("protocol 'batch24'")
+            self._check_one_caption()
         results = []
         for style in self.query_styles():
             queries = self.embed(style)
             results.append(_instance_result(style, queries, None, answers, metrics))
-            captioned = [i for i, record in enumerate(queries.records) if record.caption and self.wants(JOINT)]
-            words = self._texts([queries.records[i] for i in captioned])
+            words = self._texts(queries.records) if self.wants(JOINT) else None
             if words is not None:
                 answers.check_single("retrieval by picture and text together")
-                part = Embedded(tuple(queries.records[i] for i in captioned), queries.vectors[captioned])
+                rows = [i for i, record in enumerate(queries.records) for _ in record.captions]
+                part = Embedded(words.records, queries.vectors[rows])
                 for combine in COMBINATIONS:
                     name = f"{style}+text, {_JOINT_NAMES[combine]}"
                     results.append(_instance_result(name, part, (words.vectors, combine), answers, metrics))
-        words = self._texts([record for record in gallery.records if record.caption and self.wants(TEXT)])
+        words = self._texts(gallery.records) if self.wants(TEXT) else None
         if words is not None:
             results.append(_instance_result(TEXT, words, None, answers, metrics))
+        if not results and not self.images.query_styles:
+            raise ValueError(
+                f"method must take text for {self.images.name}, whose queries are captions, got {self.method.name!r}"
+            )
         return results
 
     def _texts(self, records: Sequence[Record]) -> Embedded | None:
-        found = embed_texts(self.method, [str(record.caption) for record in records])
-        return None if found is None else Embedded(tuple(records), found.float())
+        """Embed every caption, with its record that has it alone; None without captions or a text encoder."""
+        single = tuple(query for record in records for query in record.with_each_caption())
+        found = embed_texts(self.method, [query.captions[0] for query in single])
+        return None if found is None else Embedded(single, found.float())
+
+    def _check_one_caption(self) -> None:
+        several = next((record for record in self.images.records if len(record.captions) > 1), None)
+        if several is not None and (self.wants(TEXT) or self.wants(JOINT)):
+            raise ValueError(
+                f"images must have one caption a picture for protocol 'batch24', got {len(several.captions)} for "
+                f"{several.path}"
+            )
 
 
 def _instance_result(

@@ -19,8 +19,9 @@ class QueryIds:
     """Ids of the queries of each kind.
 
     Queries for one gallery picture have the same id in every style, so that a bootstrap resamples them together and two
-    methods are compared query by query. If several queries of one style want the same picture, the first of each style
-    share an id, then the second, and so on. A query without a gallery picture has an id of its own.
+    methods are compared query by query. If several queries of one style want the same picture (sketches of one photo,
+    captions of one picture), the first of each style share an id, then the second, and so on. A query without a gallery
+    picture has an id of its own.
 
     Attributes:
         unseen: bool [count], True where the category of the query is in no training split.
@@ -128,17 +129,20 @@ def paired_difference(ours: Ranks, other: Ranks, kinds: Sequence[str], k: int = 
 
 
 def _number(images: ImageSet) -> tuple[dict[Record, int], list[bool]]:
-    """Return the id of each record, and for each id whether its category is unseen."""
-    numbers: dict[tuple[str, int], int] = {}
+    """Return the id of each record and of each of its captions, and for each id whether its category is unseen."""
+    numbers: dict[tuple[str, int, int], int] = {}
     occurrences: dict[tuple[str, str], int] = defaultdict(int)
     unseen: list[bool] = []
     found = {}
     for record in images.records:
         wanted = f"path {record.path}" if record.instance is None else f"instance {record.instance}"
-        key = wanted, occurrences[record.style, wanted]
+        for caption, query in enumerate(record.with_each_caption() or (record,)):
+            key = wanted, occurrences[record.style, wanted], caption
+            if key not in numbers:
+                numbers[key] = len(numbers)
+                unseen.append(record.category in images.unseen_categories)
+            found[query] = numbers[key]
+            if caption == 0:
+                found[record] = numbers[key]
         occurrences[record.style, wanted] += 1
-        if key not in numbers:
-            numbers[key] = len(numbers)
-            unseen.append(record.category in images.unseen_categories)
-        found[record] = numbers[key]
     return found, unseen

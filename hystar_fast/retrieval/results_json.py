@@ -1,4 +1,4 @@
-"""Results as JSON: the machine, version and commit they come from, and files that are replaced in one move."""
+"""Results as JSON: the machine, version and commit they come from, in files with a checksum."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 
 import hystar_fast
 from hystar_fast.data.image_set import Skipped
-from hystar_fast.data.text_files import to_json
+from hystar_fast.data.whole_files import opened_json, sealed_json, write_whole
 from hystar_fast.methods.device import multiplies_bf16
 from hystar_fast.retrieval.metrics import Interval
 
@@ -71,18 +71,19 @@ def to_percent(value: float) -> float:
     return round(100 * value, 2)
 
 
-def check_output(folder: Path) -> None:
-    """Raise ValueError if the output folder is a file."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output must be a folder, got the file {folder}")
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON with a checksum in one move, so that a reader always gets a whole file."""
+    write_whole(path, sealed_json(content))
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON in one move, so that a reader always gets a whole file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(to_json(content) + "\n", encoding="utf-8")
-    temporary.replace(path)
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote, or other JSON.
+
+    Raises:
+        ValueError: the file is damaged.
+        OSError: the file cannot be read.
+    """
+    return opened_json(path.read_bytes(), str(path))
 
 
 def _processor() -> str:

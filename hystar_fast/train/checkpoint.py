@@ -1,24 +1,27 @@
 """Checkpoints of a run: the trained parameters, the optimiser and the progress, so that the run can be resumed.
 
-A checkpoint is written to a temporary file, flushed to the disk and renamed, so a process killed at any moment leaves
-either the old file or the new one.
+A checkpoint is what torch.save writes, with a SHA-256 of all of it as the comment of its zip archive: `torch.load`
+still reads it, and one changed bit anywhere is found. It replaces the one before as a whole.
 """
 
 from __future__ import annotations
 
-import os
+import hashlib
+import io
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from zipfile import is_zipfile
 
 import torch
 from torch import Tensor, optim
 
+from hystar_fast.data.whole_files import write_whole
 from hystar_fast.methods.interface import Method
 
-_FORMAT = 2
+_FORMAT = 3
+_DIGEST = 64  # characters of a SHA-256
 
 
 @dataclass
@@ -31,8 +34,10 @@ class Progress:
         best: the best validation score and its step; None before the first validation.
         best_interval: the ends of its 95 % interval.
         log_size: bytes of the metrics log up to this step.
+        log_sha256: their hash.
         skipped: path -> reason of pictures that could not be read.
         settings: of the run, so that another run does not continue from it by mistake.
+        identity: what the run was made of beside its settings: the steps of a schedule, the data, the frozen weights.
     """
 
     step: int = 0
@@ -40,27 +45,40 @@ class Progress:
     best: tuple[float, int] | None = None
     best_interval: tuple[float, float] | None = None
     log_size: int = 0
+    log_sha256: str = ""
     skipped: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(path: str | Path, method: Method, optimizer: optim.Optimizer, progress: Progress) -> None:
-    """Write a checkpoint; the file is replaced in one move."""
-    _write(Path(path), method, {"progress": vars(progress), "optimizer": optimizer.state_dict()})
+    """Write a checkpoint; the file is replaced in one move.
+
+    Raises:
+        FloatingPointError: a parameter or a moment of the optimiser is not finite; the old file is kept.
+    """
+    parameters = {name: [p.detach() for p in group] for name, group in method.parameter_groups().items()}
+    content = {
+        "format": _FORMAT,
+        "method": method.name,
+        "parameters": parameters,
+        "progress": vars(progress),
+        "optimizer": optimizer.state_dict(),
+    }
+    if not _is_finite(content):
+        raise FloatingPointError(
+            f"the parameters of {method.name!r} are not finite after step {progress.step}: lower its learning rates"
+        )
+    write_checked(Path(path), content)
 
 
 def load_checkpoint(path: str | Path, method: Method, optimizer: optim.Optimizer) -> Progress:
     """Restore a checkpoint's parameters and optimiser state, and return the progress.
 
     Raises:
-        ValueError: the file is missing or damaged, or belongs to another method or other shapes.
+        ValueError: the file is missing or damaged, is not finite, or belongs to another method or other shapes.
     """
-    saved = _restore(Path(path), method)
-    optimizer.load_state_dict(saved["optimizer"])
-    return Progress(**saved["progress"])
-
-
-def _restore(path: Path, method: Method) -> dict[str, Any]:
+    path = Path(path)
     saved = read_checkpoint(path)
     if saved.get("method") != method.name:
         raise ValueError(
@@ -71,11 +89,14 @@ def _restore(path: Path, method: Method) -> dict[str, Any]:
     found = {name: [tuple(p.shape) for p in group] for name, group in saved["parameters"].items()}
     if expected != found:
         raise ValueError(f"path must hold the parameters of method {method.name!r}, got others in {path}")
+    if not _is_finite(saved):
+        raise ValueError(f"path must hold finite parameters, got NaN or inf in {path}")
     with torch.no_grad():
         for name, group in groups.items():
             for parameter, value in zip(group, saved["parameters"][name], strict=True):
-                _copy(parameter, value)
-    return saved
+                parameter.copy_(value.to(parameter.device, parameter.dtype))
+    optimizer.load_state_dict(saved["optimizer"])
+    return Progress(**saved["progress"])
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -84,29 +105,51 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is missing, damaged or of another format.
     """
-    if not path.is_file():
-        raise ValueError(f"path must be a checkpoint, but {path} does not exist")
-    if not is_zipfile(path):
-        raise ValueError(f"path must be a whole checkpoint, but {path} is damaged: not an archive of torch.save")
-    try:
-        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError, ValueError, OSError) as error:
-        raise ValueError(f"path must be a whole checkpoint, but {path} is damaged: {error}") from error
-    if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
+    saved = read_checked(path)
+    if saved.get("format") != _FORMAT:
         raise ValueError(f"path must be a checkpoint of format {_FORMAT}, got another content in {path}")
     return saved
 
 
-def _copy(parameter: Tensor, value: Tensor) -> None:
-    parameter.copy_(value.to(parameter.device, parameter.dtype))
+def write_checked(path: Path, content: dict[str, Any]) -> None:
+    """Write what torch.save writes with its checksum, in one move."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    archive = buffer.getvalue()[:-2] + _DIGEST.to_bytes(2, "little")  # the last two bytes are the comment's length
+    write_whole(path, archive + hashlib.sha256(archive).hexdigest().encode())
 
 
-def _write(path: Path, method: Method, more: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    parameters = {name: [p.detach() for p in group] for name, group in method.parameter_groups().items()}
-    with temporary.open("wb") as file:
-        torch.save({"format": _FORMAT, "method": method.name, "parameters": parameters, **more}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def read_checked(path: Path) -> dict[str, Any]:
+    """Read what `write_checked` wrote.
+
+    Raises:
+        ValueError: the file is missing or damaged, or has no checksum.
+    """
+    if not path.is_file():
+        raise ValueError(f"path must be a checkpoint, but {path} does not exist")
+    content = path.read_bytes()
+    archive, digest = content[:-_DIGEST], content[-_DIGEST:]
+    if hashlib.sha256(archive).hexdigest().encode() != digest:
+        raise ValueError(
+            f"path must be a whole checkpoint, but {path} is damaged, or of version 0.1.0: its checksum does not fit. "
+            "Delete it to start again"
+        )
+    try:
+        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError, ValueError) as error:
+        raise ValueError(f"path must be a checkpoint, but {path} cannot be read: {error}") from error
+    if not isinstance(saved, dict):
+        raise ValueError(f"path must be a checkpoint, got another content in {path}")
+    return saved
+
+
+def _is_finite(content: Any) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in _tensors(content))
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, dict | list | tuple):
+        for entry in content.values() if isinstance(content, dict) else content:
+            yield from _tensors(entry)

@@ -11,8 +11,7 @@ from typing import Any
 from hystar_fast.data.hold_out import Shares
 from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.open import place_of
-from hystar_fast.data.text_files import parse_json
-from hystar_fast.retrieval.results_json import write_json
+from hystar_fast.retrieval.results_json import read_json, write_json
 
 DATA_FILE = "data.json"
 
@@ -54,7 +53,7 @@ class DataRecord:
         if not path.is_file():
             return None
         try:
-            found: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
+            found: dict[str, Any] = read_json(path)
             shares = {name: float(value) for name, value in found["shares"].items()}
             return cls(str(found["place"]), str(found["listing"]), Shares(**shares))
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -18,7 +18,7 @@ from hystar_fast.methods.interface import Method
 from hystar_fast.nn.losses import PairLoss
 from hystar_fast.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from hystar_fast.train.metrics_log import MetricsLog
-from hystar_fast.train.optim import parameter_groups, rate_factor, set_rates
+from hystar_fast.train.optim import clip_gradients, parameter_groups, rate_factor, set_rates
 from hystar_fast.train.pairs import PairSampler, TrainingPairs
 from hystar_fast.train.processes import World
 from hystar_fast.train.recipe import Recipe
@@ -70,17 +70,18 @@ def train(
         recipe: see `Recipe`.
         progress: called after every step with the number of steps done and the loss.
         checkpoint: file written every `checkpoint_every` steps and at the end.
-        resume: continue from `checkpoint` if it exists.
+        resume: continue from `checkpoint` if it exists. The recipe must be its own, but for the number of steps of a
+            constant schedule, and so must the data.
 
     Returns:
         The loss of every step.
 
     Raises:
-        ValueError: a recipe that does not fit the method or the data.
+        ValueError: a recipe that does not fit the method, the data or the checkpoint.
         FloatingPointError: the loss is no longer finite.
     """
-    policy = CheckpointPolicy(None if checkpoint is None else Path(checkpoint), checkpoint_every, resume)
     pairs = TrainingPairs(images, recipe.styles, method.resize)
+    policy = CheckpointPolicy(None if checkpoint is None else Path(checkpoint), checkpoint_every, resume)
     return fit(method, lambda: pairs, recipe, policy, progress=progress).losses
 
 
@@ -130,6 +131,10 @@ def fit(
         state = load_checkpoint(policy.checkpoint, method, optimizer)
     world.broadcast_parameters(trainable)
     pairs = open_pairs()
+    identity = recipe.identity() | {"pairs": pairs.identity(), "frozen weights": dict(method.fingerprints)}
+    if state.step:
+        _check_identity(identity, state.identity, policy.checkpoint)
+    state.identity = identity
     sampler = PairSampler(pairs, recipe.batch_size, recipe.seed)
     pairs.preload(method if device is None else on_device(method, device))
     log = None if policy.log is None or not world.is_main else policy.log(state)
@@ -151,9 +156,7 @@ def fit(
                     f"the loss of {method.name!r} is {loss} at step {step}: lower its learning rates"
                 )
             world.reduce(trainable)
-            norm = float(torch.nn.utils.clip_grad_norm_(trainable, recipe.clip_norm or math.inf))
-            if not math.isfinite(norm):
-                raise FloatingPointError(f"the gradient of {method.name!r} is {norm} at step {step}, its loss {loss}")
+            norm = clip_gradients(trainable, recipe.clip_norm, f"{method.name!r} at step {step}, whose loss is {loss},")
             optimizer.step()
             state.step += 1
             state.losses.append(loss)
@@ -167,7 +170,7 @@ def fit(
                 for skipped in world.gather_objects(pairs.skipped):
                     state.skipped |= skipped
                 if world.is_main:
-                    state.log_size = 0 if log is None else log.sync()
+                    state.log_size, state.log_sha256 = (0, "") if log is None else log.sync()
                     save_checkpoint(policy.checkpoint, method, optimizer, state)
             if progress is not None:
                 progress(state.step, loss)
@@ -179,6 +182,17 @@ def fit(
     for skipped in world.gather_objects(pairs.skipped):
         state.skipped |= skipped
     return state
+
+
+def _check_identity(identity: dict[str, Any], before: dict[str, Any], checkpoint: Path | None) -> None:
+    """Raise ValueError if a run differs from that of its checkpoint in what decides the remaining steps."""
+    changed = [
+        f"{name} = {value!r} (was {before.get(name)!r})"
+        for name, value in identity.items()
+        if before.get(name) != value
+    ]
+    if changed:
+        raise ValueError(f"the run must be that of {checkpoint} to resume it, got {'; '.join(changed)}")
 
 
 def _batches(make: Callable[[int], Inputs], steps: range, *, read_ahead: bool) -> Generator[Inputs]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
 from pathlib import Path
 from typing import Any
+
+from hystar_fast.data.whole_files import write_whole
 
 _INSTALL = "pip install 'hystar-fast[train]'"
 
@@ -20,25 +23,34 @@ class MetricsLog:
     Args:
         folder: gets ``metrics.jsonl``, and ``tensorboard/`` if requested.
         size: bytes of the log to keep; 0 starts a new log.
+        sha256: the hash of these bytes.
         step: steps done before.
         tensorboard: also write TensorBoard events.
         wandb: also send everything to this wandb project.
 
     Raises:
-        ValueError: the log is shorter than `size`.
+        ValueError: the log is shorter than `size`, or its first `size` bytes have another hash.
         ModuleNotFoundError: TensorBoard or wandb is requested and not installed.
     """
 
     def __init__(
-        self, folder: Path, *, size: int = 0, step: int = 0, tensorboard: bool = False, wandb: str = ""
+        self,
+        folder: Path,
+        *,
+        size: int = 0,
+        sha256: str = "",
+        step: int = 0,
+        tensorboard: bool = False,
+        wandb: str = "",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        found = self.path.stat().st_size if self.path.exists() else 0
-        if found < size:
+        kept = self.path.read_bytes()[:size] if self.path.exists() else b""
+        self._hash = hashlib.sha256(kept)
+        if len(kept) < size or (size and self._hash.hexdigest() != sha256):
             raise ValueError(
-                f"{self.path} must have at least the {size} bytes that its checkpoint records, got {found}: restore "
-                "the log to resume the run, or delete the checkpoint to start again"
+                f"{self.path} must begin with the {size} bytes that its checkpoint records, got {len(kept)} or others: "
+                "restore the log to resume the run, or delete the checkpoint to start again"
             )
         self._board = _tensorboard(folder / "tensorboard", step) if tensorboard else None
         self._wandb = _wandb(wandb, folder, resumes=step > 0) if wandb else None
@@ -48,7 +60,9 @@ class MetricsLog:
 
     def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
         """Add a line; non-finite numbers are written as strings."""
-        self._file.write((json.dumps({"step": step, "kind": kind, **_finite(values)}) + "\n").encode())
+        line = (json.dumps({"step": step, "kind": kind, **_finite(values)}) + "\n").encode()
+        self._hash.update(line)
+        self._file.write(line)
         self._file.flush()
         numbers = {f"{kind}/{name}": value for name, value in _flat(values).items()}
         if self._board is not None:
@@ -57,10 +71,10 @@ class MetricsLog:
         if self._wandb is not None:
             self._wandb.log(numbers, step=step)
 
-    def sync(self) -> int:
-        """Flush the file to the disk; return the bytes written so far."""
+    def sync(self) -> tuple[int, str]:
+        """Flush the file to the disk; return the number of bytes written so far, and their hash."""
         os.fsync(self._file.fileno())
-        return self._file.tell()
+        return self._file.tell(), self._hash.hexdigest()
 
     def close(self) -> None:
         """Close the file and the other writers."""
@@ -102,5 +116,5 @@ def _wandb(project: str, folder: Path, *, resumes: bool) -> Any:
         raise ModuleNotFoundError("run.wandb needs wandb: pip install 'hystar-fast[wandb]'") from error
     id_file = folder / "wandb_id.txt"
     if not (resumes and id_file.exists()):
-        id_file.write_text(secrets.token_hex(8), encoding="utf-8")
+        write_whole(id_file, secrets.token_hex(8).encode())
     return wandb.init(project=project, dir=str(folder), id=id_file.read_text(encoding="utf-8"), resume="allow")

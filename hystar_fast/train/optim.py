@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn, optim
+import torch
+from torch import Tensor, nn, optim
 
 SCHEDULES = ("cosine", "constant")
 
@@ -58,6 +59,18 @@ def cosine_factor(step: int, steps: int, warmup: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def clip_gradients(parameters: Sequence[Tensor], largest: float, about: str) -> float:
+    """Scale the gradients down to a norm of `largest` (0 does not) and return their norm before.
+
+    Raises:
+        FloatingPointError: the norm is not finite; the message is ``the gradient of <about>``.
+    """
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, largest or math.inf))
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the gradient of {about} is not finite, its norm is {norm}: lower its learning rates")
+    return norm
 
 
 def set_rates(optimizer: optim.Optimizer, factor: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class PairBatch:
     Attributes:
         items: int64 [B], the gallery picture of each pair.
         styles: int64 [B], the index of the style of each query.
-        draws: [B] in [0, 1), selects one of several queries of an item in one style.
+        draws: [B] in [0, 1), selects one of several queries, or captions, of an item in one style.
     """
 
     items: Tensor
@@ -69,12 +70,13 @@ class TrainingPairs:
 
     Args:
         images: the data set.
-        styles: query styles; "text" for captions. By default every picture style but the gallery's.
+        styles: query styles; "text" for captions. By default every picture style but the gallery's, or "text" if the
+            data set has no other.
         resize: of the method that trains.
 
     Attributes:
         labels: int64 [n]; a target with the label of a query's item is not among its negatives. None: all differ.
-        texts: the caption of each item.
+        texts: the captions of each item.
         skipped: path -> reason.
 
     Raises:
@@ -83,7 +85,7 @@ class TrainingPairs:
 
     def __init__(self, images: ImageSet, styles: Sequence[str] = (), resize: Resize = _DEFAULT_RESIZE) -> None:
         self.images, self.resize = images, resize
-        self.styles = tuple(styles) or images.query_styles
+        self.styles = tuple(styles) or images.query_styles or (TEXT,)
         _check_styles(self.styles, images.gallery_style)
         self.skipped = {entry.path: entry.reason for entry in images.skipped}
         self._preloaded: _Preloaded | None = None
@@ -97,14 +99,14 @@ class TrainingPairs:
         for record in gallery:
             name = key(record)
             queries = [[] if name is None else found.get(name, []) for found in by_style]
-            if any(queries) or (TEXT in self.styles and record.caption):
+            if any(queries) or (TEXT in self.styles and record.captions):
                 self.gallery.append(record)
                 self._queries.append(queries)
         if not self.gallery:
             raise ValueError(
                 f"styles must give a picture of {images.gallery_style!r} in {images.name} a query, got {self.styles}"
             )
-        self.texts = [record.caption or "" for record in self.gallery]
+        self.texts = [record.captions for record in self.gallery]
         names = [i if (name := key(record)) is None else name for i, record in enumerate(self.gallery)]
         number = {name: i for i, name in enumerate(dict.fromkeys(names))}
         has_copies = len(number) < len(names)
@@ -112,6 +114,11 @@ class TrainingPairs:
 
     def __len__(self) -> int:
         return len(self.gallery)
+
+    def identity(self) -> str:
+        """Describe the pairs: their number, and a hash of their paths, styles and captions (not of the pictures)."""
+        listed = repr((self.styles, self.gallery, self._queries)).encode()
+        return f"{len(self)} pictures, {hashlib.sha256(listed).hexdigest()[:16]}"
 
     @property
     def text_index(self) -> int:
@@ -125,7 +132,7 @@ class TrainingPairs:
     def items_with(self, style: str) -> Tensor:
         """Return the items (int64) that have a query in a style."""
         if style == TEXT:
-            return torch.tensor([bool(text) for text in self.texts]).nonzero().flatten()
+            return torch.tensor([bool(captions) for captions in self.texts]).nonzero().flatten()
         index = self.styles.index(style)
         return torch.tensor([bool(queries[index]) for queries in self._queries]).nonzero().flatten()
 
@@ -143,6 +150,11 @@ class TrainingPairs:
         return LoadedPictures(
             found.images[rows], None if found.style is None else found.style[rows], found.readable[rows]
         )
+
+    def text(self, item: int, draw: float) -> str:
+        """Return one of the captions of an item by a draw in [0, 1)."""
+        captions = self.texts[item]
+        return captions[int(draw * len(captions))]
 
     def preload(self, method: Method, limit: int = PRELOAD_BYTES) -> None:
         """Read every picture once and compute its style vector, if all pictures fit into `limit` bytes.

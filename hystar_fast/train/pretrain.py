@@ -7,7 +7,6 @@ drawings from different families where the concept has several, each through ran
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,13 +17,16 @@ import torch
 import torch.nn.functional as F
 import typer
 from open_clip.transformer import PatchDropout
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from hystar_fast.data.whole_files import write_whole
 from hystar_fast.models.tiny import VOCABULARY, TinyTokenizer, create_tiny
+from hystar_fast.retrieval.results_json import write_json
+from hystar_fast.train.checkpoint import read_checked, write_checked
 from hystar_fast.train.pretrain_data import Drawings, build_drawings
 
 # Share of a batch drawn from: emoji concepts, icons drawn by several families, icons drawn by one.
@@ -39,7 +41,7 @@ def train_tokenizer(captions: list[str], path: Path) -> None:
     tokenizer.train_from_iterator(
         captions, trainers.BpeTrainer(vocab_size=VOCABULARY - 3, initial_alphabet=alphabet, show_progress=False)
     )
-    tokenizer.save(str(path))
+    write_whole(path, tokenizer.to_str(pretty=True).encode())
 
 
 def sample_pairs(drawings: Drawings, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -110,9 +112,7 @@ def _optimizer(model: open_clip.CLIP, lr: float) -> torch.optim.AdamW:
 
 def export(model: open_clip.CLIP, path: Path) -> None:
     """Write the weights in half precision, in one move."""
-    temporary = path.with_suffix(".tmp")
-    save_file({name: value.detach().half().contiguous() for name, value in model.state_dict().items()}, temporary)
-    temporary.replace(path)
+    write_whole(path, save({name: value.detach().half().contiguous() for name, value in model.state_dict().items()}))
 
 
 def schedule(step: int, steps: int) -> float:
@@ -146,7 +146,7 @@ def pretrain(
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "losses": []}
     checkpoint = output / "checkpoint.pt"
     if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
+        saved = read_checked(checkpoint)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         state = saved["state"]
@@ -179,14 +179,13 @@ def pretrain(
             state["losses"].append(row)
             bar.set_postfix(images=f"{row[2]:.3f}", text=f"{row[3]:.3f}")
         if time.monotonic() - last_save > 60 * checkpoint_minutes or state["step"] == last:
-            temporary = checkpoint.with_suffix(".tmp")
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state}, temporary)
-            temporary.replace(checkpoint)
+            content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state}
+            write_checked(checkpoint, content)
             export(model, output / "tiny.safetensors")
             last_save = time.monotonic()
     recipe = {"seed": seed, "steps": steps, "batch": batch, "lr": lr, "patch_dropout": patch_dropout}
     measured = {"hours": state["seconds"] / 3600, "losses": state["losses"], "drawings": drawings.counts}
-    (output / "pretrain.json").write_text(json.dumps({**recipe, **measured}, indent=1))
+    write_json(output / "pretrain.json", {**recipe, **measured})
 
 
 if __name__ == "__main__":

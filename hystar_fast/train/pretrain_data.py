@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from hystar_fast.data.emoji import TILE, EmojiStyles
 from hystar_fast.data.icons import render
+from hystar_fast.data.whole_files import write_whole
 
 # name on npm (under @iconify-json) -> (version, licence). All are redistributable with attribution; none is bundled.
 ICON_FAMILIES = {
@@ -120,9 +121,8 @@ class Drawings:
 
     def save(self, path: Path) -> None:
         tree = json.dumps({"groups": self.groups, "captions": self.captions, "keys": self.keys, "counts": self.counts})
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, images=self.images, tree=np.frombuffer(tree.encode(), dtype=np.uint8))
-        temporary.replace(path)
+        tree_bytes = np.frombuffer(tree.encode(), dtype=np.uint8)
+        write_whole(path, lambda file: np.savez(file, images=self.images, tree=tree_bytes))
 
     @classmethod
     def load(cls, path: Path) -> Drawings:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from hystar_fast.train.optim import SCHEDULES
 
@@ -54,3 +55,10 @@ class Recipe:
             raise ValueError(f"seed must be at least 0 and at most {MAX_SEED}, got {self.seed}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a resumed run must share: every entry, but not the steps of a constant schedule."""
+        entries = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.schedule == "constant":
+            entries.pop("steps")
+        return entries | {"learning_rates": dict(self.learning_rates), "styles": list(self.styles)}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from hystar_fast.data.folder_lock import lock_folder
+from hystar_fast.data.whole_files import write_whole
 from hystar_fast.methods.adapter_files import save_method
 from hystar_fast.methods.device import on_device, select_device
 from hystar_fast.methods.hystar_method import HystarMethod
@@ -18,7 +23,7 @@ from hystar_fast.train.checkpoint import Progress, read_checkpoint
 from hystar_fast.train.data_record import DATA_FILE
 from hystar_fast.train.loop import CheckpointPolicy, fit
 from hystar_fast.train.metrics_log import MetricsLog
-from hystar_fast.train.processes import join_world, leave_world
+from hystar_fast.train.processes import World, join_world, leave_world
 from hystar_fast.train.recipe import Recipe
 from hystar_fast.train.settings import Settings
 from hystar_fast.train.settings_file import to_toml
@@ -71,64 +76,71 @@ def run_training(
         progress: called after every step with the number of steps done and the loss.
 
     Raises:
-        ValueError: settings that do not fit each other or the data, a folder with another run, or a run with more steps
-            done than requested.
-        FloatingPointError: the loss is no longer finite.
+        ValueError: settings that do not fit each other or the data, a folder with another run or that another command
+            is writing, a run with more steps done than requested, or a changed schedule.
+        FloatingPointError: the loss, a gradient, a parameter or an embedding is no longer finite.
     """
     output = Path(settings.run.output)
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output must be a folder, but {output} is a file")
     device = select_device(settings.run.device)
     world = join_world(device)
     try:
-        done = _steps_done(output, settings, resume=resume)
-        criterion = create_loss(**settings.loss)
-        data = open_training(settings.data)
-        if say is not None:
-            for note in data.notes:
-                say(note)
-        method = _method(settings)
-        encoder = on_device(method, device)
-        recipe, epoch = _recipe(settings, method, data)
-        if recipe.steps < done:
-            raise ValueError(
-                f"optim.steps or optim.epochs must give at least the {done} steps that the run in {output} has done, "
-                f"got {recipe.steps}"
-            )
-        adapter = output / ADAPTER
-        policy = CheckpointPolicy(
-            checkpoint=output / CHECKPOINT,
-            checkpoint_every=settings.run.checkpoint_every,
-            resume=resume,
-            log=lambda state: _log(settings, output, state),
-            validate=None if data.score is None else lambda: data.score(encoder),  # type: ignore[misc]
-            validate_every=settings.run.validate_every or epoch,
-            on_best=lambda: _save(method, adapter, data),
-            patience=settings.run.patience,
-            settings=settings.to_dict(),
-        )
-        if world.is_main:
-            output.mkdir(parents=True, exist_ok=True)
-            (output / CONFIG).write_text(to_toml(settings.to_dict()), encoding="utf-8")
-        if started is not None:
-            started(recipe.steps, count_parameters(method))
-        state = fit(
-            method,
-            lambda: data.pairs(encoder),
-            recipe,
-            policy,
-            criterion=criterion,
-            world=world,
-            device=device,
-            progress=progress,
-        )
-        if world.is_main and state.best is None:
-            _save(method, adapter, data)
-        if world.is_main and state.skipped:
-            lines = [f"{path}\t{why}\n" for path, why in sorted(state.skipped.items())]
-            (output / SKIPPED).write_bytes(os.fsencode("".join(lines)))
+        with lock_folder(output) if world.is_main else contextlib.nullcontext():
+            return _run(settings, output, device, world, resume, say, started, progress)
     finally:
         leave_world()
+
+
+def _run(
+    settings: Settings,
+    output: Path,
+    device: torch.device,
+    world: World,
+    resume: bool,
+    say: Callable[[str], object] | None,
+    started: Callable[[int, dict[str, int]], object] | None,
+    progress: Callable[[int, float], object] | None,
+) -> Trained:
+    before = _earlier(output, settings, resume=resume)
+    criterion = create_loss(**settings.loss)
+    data = open_training(settings.data)
+    if say is not None:
+        for note in data.notes:
+            say(note)
+    method = _method(settings)
+    encoder = on_device(method, device)
+    recipe, epoch = _recipe(settings, method, data)
+    _check_steps(recipe, before, output)
+    adapter = output / ADAPTER
+    policy = CheckpointPolicy(
+        checkpoint=output / CHECKPOINT,
+        checkpoint_every=settings.run.checkpoint_every,
+        resume=resume,
+        log=lambda state: _log(settings, output, state),
+        validate=None if data.score is None else lambda: data.score(encoder),  # type: ignore[misc]
+        validate_every=settings.run.validate_every or epoch,
+        on_best=lambda: _save(method, adapter, data),
+        patience=settings.run.patience,
+        settings=settings.to_dict(),
+    )
+    if world.is_main:
+        write_whole(output / CONFIG, to_toml(settings.to_dict()).encode())
+    if started is not None:
+        started(recipe.steps, count_parameters(method))
+    state = fit(
+        method,
+        lambda: data.pairs(encoder),
+        recipe,
+        policy,
+        criterion=criterion,
+        world=world,
+        device=device,
+        progress=progress,
+    )
+    if world.is_main and state.best is None:
+        _save(method, adapter, data)
+    if world.is_main and state.skipped:
+        lines = [f"{path}\t{why}\n" for path, why in sorted(state.skipped.items())]
+        write_whole(output / SKIPPED, os.fsencode("".join(lines)))
     return Trained(method, state, adapter, recipe.steps)
 
 
@@ -175,25 +187,48 @@ def _recipe(settings: Settings, method: Method, data: TrainingData) -> tuple[Rec
 
 def _log(settings: Settings, output: Path, state: Progress) -> MetricsLog:
     run = settings.run
-    return MetricsLog(output, size=state.log_size, step=state.step, tensorboard=run.tensorboard, wandb=run.wandb)
+    return MetricsLog(
+        output,
+        size=state.log_size,
+        sha256=state.log_sha256,
+        step=state.step,
+        tensorboard=run.tensorboard,
+        wandb=run.wandb,
+    )
 
 
-def _steps_done(output: Path, settings: Settings, *, resume: bool) -> int:
-    """Return the number of steps done by the run in the folder.
+def _check_steps(recipe: Recipe, before: Progress, output: Path) -> None:
+    """Raise ValueError if the run in the folder cannot end after the steps of the recipe."""
+    if recipe.steps < before.step:
+        raise ValueError(
+            f"optim.steps or optim.epochs must give at least the {before.step} steps that the run in {output} has "
+            f"done, got {recipe.steps}"
+        )
+    planned = before.identity.get("steps", recipe.steps)
+    if planned != recipe.steps:
+        raise ValueError(
+            f"optim.steps or optim.epochs must give the {planned} steps of the run in {output}, got {recipe.steps}: "
+            f"its {recipe.schedule} schedule ends there, and with another end its rates would jump. Train a new run in "
+            'another folder; only runs with optim.schedule = "constant" can be made longer'
+        )
+
+
+def _earlier(output: Path, settings: Settings, *, resume: bool) -> Progress:
+    """Return the progress of the run in the folder.
 
     Raises:
         ValueError: these settings would overwrite the run, or continue it with other settings.
     """
     checkpoint = output / CHECKPOINT
     if not checkpoint.exists():
-        return 0
+        return Progress()
     if not resume:
         raise ValueError(
             f"run.output must be a folder without a run, got {output}: --resume continues its run; for a new run give "
             f"another folder or delete {checkpoint}"
         )
-    progress = read_checkpoint(checkpoint).get("progress", {})
-    before = progress.get("settings", {})
+    progress = Progress(**read_checkpoint(checkpoint)["progress"])
+    before = progress.settings
     changed = [
         f"{section}.{key} = {value!r} (was {before.get(section, {}).get(key)!r})"
         for section, entries in settings.to_dict().items()
@@ -202,4 +237,4 @@ def _steps_done(output: Path, settings: Settings, *, resume: bool) -> int:
     ]
     if changed:
         raise ValueError(f"settings must be those of the run in {output} to resume it, got {'; '.join(changed)}")
-    return int(progress.get("step", 0))
+    return progress

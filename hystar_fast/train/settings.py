@@ -18,6 +18,7 @@ from hystar_fast.train.settings_file import read_sections, shipped_files
 # TOML has no null: these words stand for None.
 NONE_WORDS = {
     "model.pretrained": "random",
+    "model.pretrained_tag": "unknown",
     "model.style_pretrained": "random",
     "model.blocks": "default",
     "model.rank": "full",

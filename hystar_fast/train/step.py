@@ -93,7 +93,10 @@ def prepare(
     return Inputs(
         images=images,
         style=style,
-        texts=[pairs.texts[item] for item in batch.items[part][written].tolist()],
+        texts=[
+            pairs.text(item, draw)
+            for item, draw in zip(batch.items[part][written].tolist(), batch.draws[part][written].tolist(), strict=True)
+        ],
         order=torch.cat([mine - part.start, written]).argsort(),
         usable=readable,
         same=None if labels is None else (labels[:, None] == labels) & ~torch.eye(total, dtype=torch.bool),

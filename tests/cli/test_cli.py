@@ -23,7 +23,8 @@ from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.results_json import interval_info
 from tests.support.cli import refused, run
 
-SMALL = ("data.limit=6", "optim.batch_size=4", "optim.steps=2", "model.pretrained=random", "run.checkpoint_every=1")
+SMALL = ("data.limit=6", "optim.batch_size=4", "optim.steps=2", "model.pretrained=random", "run.checkpoint_every=1",
+         "optim.schedule=constant")  # fmt: skip
 
 
 def set_options(*changes: str) -> list[str]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from hystar_fast.data.hold_out import hash_fraction
 from hystar_fast.data.image_set import ImageSet, Record
 from hystar_fast.data.open import open_images
-from hystar_fast.retrieval.results_json import write_json
+from hystar_fast.retrieval.results_json import read_json, write_json
 from tests.support import picture_trees as trees
 
 
@@ -60,17 +58,10 @@ def test_reserved_names_of_styles_are_rejected(tmp_path, style):
         ImageSet("mine", "photo", (Record("a.png", style),), lambda record: None)
 
 
-def test_a_list_of_captions_in_a_shard_is_not_one_caption(tmp_path):
-    trees.shard_of_one_key(tmp_path, "a.json", b'{"caption": ["x", "y"]}')
-    images = open_images(f"shards:{tmp_path}")
-    assert [record.caption for record in images.records] == [None, None]
-    assert [entry.reason for entry in images.skipped] == ["caption must be one text, got a list"]
-
-
 def test_names_that_are_not_utf8_survive_a_file_of_results(tmp_path):
     content = {"names": ["caf\udce9.png", "日本"], "n": 2}
     write_json(tmp_path / "r.json", content)
-    assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8")) == content
+    assert read_json(tmp_path / "r.json") == content
     write_json(tmp_path / "r.json", {"name": "日本"})
     assert "日本" in (tmp_path / "r.json").read_text(encoding="utf-8"), "text is escaped without need"
 
@@ -78,8 +69,3 @@ def test_names_that_are_not_utf8_survive_a_file_of_results(tmp_path):
 def test_a_split_by_hash_takes_any_name():
     assert 0 <= hash_fraction("caf\udce9.png") < 1
     assert hash_fraction("a") != hash_fraction("b")
-
-
-def test_the_first_line_of_a_text_in_a_shard_is_the_caption(tmp_path):
-    trees.shard_of_one_key(tmp_path, "a.txt", b"\xef\xbb\xbfa dog\r\nsecond line\n")
-    assert {record.caption for record in open_images(f"shards:{tmp_path}").records} == {"a dog"}

@@ -149,7 +149,7 @@ def test_bad_methods_and_folders_are_rejected(tmp_path):
     (tmp_path / "compare.json").write_text("[]")
     assert "is not a file of runs" in refused_experiment("compare", tmp_path, **sections(["frozen"]))
     (tmp_path / "file").write_text("")
-    assert "run.output (--output) must be a folder" in refused_experiment(
+    assert "error: --output must be a folder, got the file" in refused_experiment(
         "compare", tmp_path / "file", **sections(["frozen"])
     )
 

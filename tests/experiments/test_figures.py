@@ -17,17 +17,10 @@ from hystar_fast.experiments import figures as module
 from hystar_fast.experiments.figures import _middle_features
 from hystar_fast.experiments.plots import Cloud, Curve, draw_clouds, draw_sweep, project
 from hystar_fast.methods.suite import create_method, tiny_config
-from hystar_fast.retrieval.answer_grid import (
-    IRRELEVANT,
-    RELEVANT,
-    SAME_CATEGORY,
-    UNKNOWN,
-    Answer,
-    Question,
-    answer_sheet,
-)
+from hystar_fast.retrieval.answer_grid import Answer, Question, answer_sheet
 from hystar_fast.retrieval.answers import first_answers, query_vector
 from hystar_fast.retrieval.embed import embed_records
+from hystar_fast.retrieval.picture_sheet import IRRELEVANT, RELEVANT, SAME_CATEGORY, UNKNOWN, Mark
 from tests.support import picture_trees as trees
 from tests.support.experiments import done, refused_experiment, shrink_grids
 
@@ -86,7 +79,7 @@ def test_clouds_are_drawn_in_the_colour_of_every_label(tmp_path):
     other = {name: Cloud(cloud.embeddings, ["x"] * 60) for name, cloud in panels.items()}
     draw_clouds({"style": panels, "class": other}, tmp_path / "clouds.png", "a note", projection="pca")
     pixels = drawn(tmp_path / "clouds.png")
-    assert pixels.shape[1] > pixels.shape[0] > 800
+    assert min(pixels.shape[:2]) > 800
     for colour in ("0072b2", "e69f00", "009e73"):
         wanted = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)])
         seen = 0.75 * wanted + 0.25 * 255  # the points are drawn with an opacity of 0.75
@@ -96,13 +89,13 @@ def test_clouds_are_drawn_in_the_colour_of_every_label(tmp_path):
 def test_a_sweep_draws_higher_values_higher(tmp_path):
     settings = (1, 10, 100)
     low, high = Curve((20.0,) * 3, (19.0,) * 3, (21.0,) * 3), Curve((80.0,) * 3, (79.0,) * 3, (81.0,) * 3)
-    draw_sweep(settings, {"low": low, "high": high}, tmp_path / "sweep.png", "γ", "a note")
+    draw_sweep(settings, {"low": low, "high": high}, tmp_path / "sweep.png", "γ", "a title", "a note", default=10)
     pixels = drawn(tmp_path / "sweep.png")
     rows = []
     for colour in ("0072b2", "e69f00"):
         wanted = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)])
         places = (np.abs(pixels - wanted).sum(-1) < 30).sum(1)
-        rows.append(int(places[: int(0.8 * len(places))].argmax()))  # without the legend below
+        rows.append(int(places.argmax()))
     assert rows[0] > rows[1] + 100, "20 % lies below 80 %"
     with pytest.raises(ValueError, match="curves must have 2 points, got 3 in 'low'"):
         draw_sweep((1, 2), {"low": low}, tmp_path / "sweep.png", "γ", "")
@@ -119,19 +112,25 @@ def test_a_sheet_frames_answers_by_their_relevance(tmp_path):
     answer_sheet(questions, "title", ["one", "two"], legend).save(tmp_path / "sheet.png")
     pixels = drawn(tmp_path / "sheet.png")
 
-    def frames(colour: str) -> list[tuple[int, int]]:
-        """Return the (row, column) of the top left corner of every frame of one colour, the legend's included."""
-        wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+    def frames(mark: Mark) -> list[tuple[int, int]]:
+        """Return the (row, column) of the top left corner of every frame of one mark, the legend's included."""
+        wanted = np.array([int(mark.colour[i : i + 2], 16) for i in (1, 3, 5)])
         here = (pixels == wanted).all(-1)
-        tiles = here[:-3, :-3] & here[1:-2, 1:-2] & here[2:-1, 2:-1] & here[3:, 3:]
-        corners = tiles & ~np.roll(here, 1, 0)[:-3, :-3] & ~np.roll(here, 1, 1)[:-3, :-3]
-        return [(int(y), int(x)) for y, x in np.argwhere(corners)]
+        starts = here & ~np.roll(here, 1, 0) & ~np.roll(here, 1, 1)
+        return [
+            (int(y), int(x))
+            for y, x in np.argwhere(starts)
+            if here[y, x : x + 20].all() and here[y : y + 20, x].all() and not here[y + mark.frame, x + mark.frame]
+        ]
 
     relevant, same, irrelevant, unknown = map(frames, (RELEVANT, SAME_CATEGORY, IRRELEVANT, UNKNOWN))
-    assert [len(found) for found in (relevant, same, irrelevant, unknown)] == [1 + 2 + 4, 1 + 2 + 4, 2, 2]
-    columns = sorted({x for _, x in relevant[1:]})
-    assert len(columns) == 4 and relevant[1][1] == columns[0] and irrelevant[0][1] == columns[2]
-    assert [x for _, x in unknown] == [columns[3], columns[0]], "the second column is not in reverse order"
+    assert [len(found) for found in (relevant, same, irrelevant, unknown)] == [1 + 2 + 4, 1 + 2 + 4, 2, 1 + 2]
+    columns = sorted({x + RELEVANT.frame for _, x in relevant[1:]})  # of the pictures in the frames
+    assert len(columns) == 4 and relevant[1][1] + RELEVANT.frame == columns[0]
+    assert irrelevant[0][1] + IRRELEVANT.frame == columns[2]
+    assert [x + UNKNOWN.frame for _, x in unknown[1:]] == [columns[3], columns[0]], (
+        "the second column is not in reverse order"
+    )
     with pytest.raises(ValueError, match="all with the same methods"):
         answer_sheet([questions[0], Question(None, "text", "", {"hystar": answers})], "", [], {})
 

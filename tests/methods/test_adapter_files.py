@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hystar_fast.data.emoji import EmojiStyles
+from hystar_fast.data.whole_files import sealed_json
 from hystar_fast.methods.adapter_files import load_method, save_method
 from hystar_fast.methods.baselines import BASELINES
 from hystar_fast.methods.interface import Method
@@ -50,7 +51,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path = folder / "config.json"
     described = json.loads(path.read_text())
     change(described)
-    path.write_text(json.dumps(described))
+    path.write_bytes(sealed_json(described))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -142,9 +143,7 @@ def test_a_failed_write_keeps_the_old_adapter(config, tmp_path, monkeypatch):
     first = disturbed("vpt", config)
     save_method(first, tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    monkeypatch.setattr(
-        "hystar_fast.models.adapter_format.os.replace", lambda *_: (_ for _ in ()).throw(OSError("full"))
-    )
+    monkeypatch.setattr("hystar_fast.data.whole_files.os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
         save_method(disturbed("vpt", config), tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hystar_fast.data.whole_files import sealed_json
 from hystar_fast.models.adapter_format import CONFIG_FILE, TENSOR_FILE, check_tensors
 from hystar_fast.models.hystar import Hystar
 from tests.support.small_clip import IMAGE_SIZE, small_config, write_small_clip
@@ -142,7 +143,7 @@ def test_a_damaged_configuration_is_rejected(tmp_path: Path, text: str, message:
 def edit(adapter: Path, **fields: Any) -> None:
     description = json.loads((adapter / CONFIG_FILE).read_text())
     description["config"].update(fields)
-    (adapter / CONFIG_FILE).write_text(json.dumps(description))
+    (adapter / CONFIG_FILE).write_bytes(sealed_json(description))
 
 
 @pytest.mark.parametrize(

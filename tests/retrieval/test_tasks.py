@@ -70,6 +70,58 @@ def test_queries_are_styles_styles_with_text_and_text_alone(dsr):
         assert value(report, row.kind, "R@1") == value(report, row.kind, "mAP@all") == 1.0
 
 
+def test_every_caption_of_a_picture_is_a_query_for_it(tmp_path):
+    """Five captions each, of which the third describes the next picture: R@1 is 4 of 5 over 5 n queries."""
+    names = [f"{i}.png" for i in range(6)]
+    for i, name in enumerate(names):
+        trees.picture(tmp_path / name, seed=i)
+    lines = [f"{name}#{k}\t{k} of {name}" for name in names for k in range(5)]
+    (tmp_path / "c.token").write_text("\n".join(lines))
+    images = open_images(f"captions:{tmp_path / 'c.token'}")
+    first = LookupText.of(images, "caption").meanings
+    shown = {f"{k} of {name}": f"0 of {names[(i + (k == 2)) % 6]}" for i, name in enumerate(names) for k in range(5)}
+    report = evaluate(LookupText({text: first[picture] for text, picture in shown.items()}), images)
+    assert [(row.kind, row.n) for row in report.kinds] == [("text", 30)] and report.gallery == ("photo", 6)
+    assert value(report, "text", "R@1") == pytest.approx(0.8)
+    assert [(record.path, record.captions) for record in report.kinds[0].queries[:6]] == [
+        *(("0.png", (f"{k} of 0.png",)) for k in range(5)),
+        ("1.png", ("0 of 1.png",)),
+    ]
+    assert len(set(report.ranks.ids.by_kind["text"].tolist())) == 30
+    with pytest.raises(ValueError, match=r"one caption a picture for protocol 'batch24', got 5 for 0\.png"):
+        evaluate(LookupText(first), images, protocol="batch24")
+    with pytest.raises(ValueError, match="method must take text for c, whose queries are captions, got 'pixels'"):
+        evaluate(Pixels(side=8), images)
+
+
+def test_a_picture_with_several_captions_is_a_joint_query_with_each(tmp_path):
+    for i, name in enumerate(("p/a", "p/b", "s/a", "s/b")):
+        trees.picture(tmp_path / f"{name}.png", seed=i % 2)
+    rows = "s/a.png,p/a.png,one\ns/a.png,p/a.png,two\ns/b.png,p/b.png,three\n"
+    (tmp_path / "pairs.csv").write_text("query,target,caption\n" + rows)
+    images = open_images(f"pairs:{tmp_path / 'pairs.csv'}")
+    pixels = LookupText.of(images, "caption").meanings
+    report = evaluate(LookupText({**pixels, "two": pixels["one"]}), images)
+    counted = {row.kind: (row.n, value(report, row.kind, "R@1")) for row in report.kinds}
+    assert counted == {"query": (2, 1), "query+text, max": (3, 1), "query+text, softmax": (3, 1), "text": (3, 1)}
+    ids = {kind: found.tolist() for kind, found in report.ranks.ids.by_kind.items()}
+    assert ids["text"] == ids["query+text, max"] and ids["query"] == [ids["text"][0], ids["text"][2]]
+
+
+def test_embeddings_that_are_not_finite_are_refused(dsr):
+    class Broken(LookupText):
+        def encode_text(self, texts) -> Tensor:
+            return super().encode_text(texts) * torch.tensor([[1.0]] * (len(texts) - 1) + [[torch.nan]])
+
+    with pytest.raises(FloatingPointError, match="of 'lookup' must be finite, got NaN or inf for picture number 5"):
+        evaluate(Broken(LookupText.of(dsr, "caption").meanings), dsr)
+    method = Pixels(side=8)
+    encode = method.encode_image
+    method.encode_image = lambda images, style=None: encode(images) * torch.inf  # type: ignore[method-assign]
+    with pytest.raises(FloatingPointError, match=r"of 'pixels' must be finite, got NaN or inf for images/n00/0\.png"):
+        evaluate(method, dsr)
+
+
 class UninformativePictures(Method):
     """Query pictures are equally similar to all items; texts have low scores, highest for the relevant item."""
 
@@ -91,7 +143,9 @@ class UninformativePictures(Method):
 def test_the_two_joint_rows_use_the_two_rules(protocol):
     """The larger similarity is the picture's, which ranks nothing; the larger softmax is the text's."""
     count = {"full": 6, "batch24": 24}[protocol]
-    records = [Record(f"{i}", style, None, f"{i}", f"{i % 6}") for style in ("photo", "drawing") for i in range(count)]
+    records = [
+        Record(f"{i}", style, None, f"{i}", (f"{i % 6}",)) for style in ("photo", "drawing") for i in range(count)
+    ]
 
     def read(record: Record) -> Image.Image:
         return Image.new("RGB", (4, 4), (10 * (int(record.path) % 6), 255 * (record.style == "photo"), 0))

@@ -21,10 +21,13 @@ from hystar_fast.data.images import ResizeTo
 from hystar_fast.data.open import open_images
 from hystar_fast.models.backbones.open_clip import OpenClipTower
 from hystar_fast.train.pairs import GALLERY, PairSampler, TrainingPairs
+from hystar_fast.train.recipe import Recipe
 from hystar_fast.train.run import run_training
 from hystar_fast.train.settings import DataSettings, read_settings
+from hystar_fast.train.step import prepare
 from hystar_fast.train.validation import open_training
 from tests.support import picture_trees
+from tests.support.linear_method import Linear
 
 SIDE = 16
 RESIZE = ResizeTo((SIDE, SIDE))
@@ -47,12 +50,26 @@ def test_instances_pair_with_their_own_pictures(tmp_path: Path) -> None:
     (root / "sketch" / "n01" / "1.png").unlink()
     pairs = TrainingPairs(open_images(f"dsr:{root}"), ["sketch", "text"], RESIZE)
     assert len(pairs) == 4 and pairs.labels is None and pairs.text_index == 1
-    assert pairs.texts[2] == "picture number 2"
+    assert pairs.texts[2] == ("picture number 2",)
     assert torch.equal(load(pairs, 2, 0), read(root / "sketch" / "n00" / "2.png"))
     assert torch.equal(load(pairs, 3, GALLERY), read(root / "images" / "n01" / "3.png"))
     found = pairs.load(torch.tensor([0, 1]), torch.tensor([0, 0]), torch.zeros(2))
     assert found.readable.tolist() == [True, False] and list(pairs.skipped) == ["sketch/n01/1.png"]
     assert (found.images[1] == 255).all()
+
+
+def test_a_draw_selects_one_of_the_captions_of_an_item(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        picture_trees.picture(tmp_path / name)
+    (tmp_path / "c.token").write_text("".join(f"{n}#{k}\t{n} {k}\n" for n in ("a.png", "b.png") for k in range(5)))
+    pairs = TrainingPairs(open_images(f"captions:{tmp_path / 'c.token'}"), (), RESIZE)
+    assert pairs.styles == ("text",)
+    assert [pairs.text(1, draw) for draw in (0.0, 0.39, 0.4, 0.999)] == ["b.png 0", "b.png 1", "b.png 2", "b.png 4"]
+    sampler, recipe = PairSampler(pairs, 2), Recipe({}, jitter=0.0)
+    drawn = [prepare(Linear(), pairs, sampler.batch(epoch), recipe, epoch).texts for epoch in range(40)]
+    assert all({text[:5] for text in texts} == {"a.png", "b.png"} for texts in drawn)
+    assert {text for texts in drawn for text in texts} == {f"{n} {k}" for n in ("a.png", "b.png") for k in range(5)}
+    assert drawn[7] == prepare(Linear(), pairs, PairSampler(pairs, 2).batch(7), recipe, 7).texts
 
 
 def test_targets_of_one_category_share_a_label(tmp_path: Path) -> None:

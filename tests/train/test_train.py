@@ -170,7 +170,7 @@ def test_the_loss_of_a_batch_pairs_every_query_with_its_own_item(images, pairs):
     drawn = {record.path: to_uint8(images.read(record)) for record in images.records}
     ids = [images.gallery[item].instance for item in (3, outlined, 8, 6)]  # pictures first, then texts
     queries = torch.stack([drawn[f"sketch/{ids[0]}"], drawn[f"outline/{ids[1]}"]])
-    words = method.encode_text([pairs.texts[8], pairs.texts[6]])
+    words = method.encode_text([*pairs.texts[8], *pairs.texts[6]])
     query = torch.cat([method.encode_image(queries), words])
     target = method.encode_image(torch.stack([drawn[f"noto/{instance}"] for instance in ids]))
     assert torch.allclose(pair_loss(method, pairs, batch, recipe, 0), method.loss(query, target), atol=1e-5)
@@ -206,7 +206,16 @@ def test_bad_checkpoints_are_rejected(images, tmp_path):
     path = tmp_path / "checkpoint.pt"
     with pytest.raises(ValueError, match=r"checkpoint\.pt does not exist"):
         load_checkpoint(path, method, optimizer)
-    progress = Progress(3, [1.0, 2.0, 3.0], best=(0.5, 2), log_size=7, skipped={"a": "b"}, settings={"c": 1})
+    progress = Progress(
+        3,
+        [1.0, 2.0, 3.0],
+        best=(0.5, 2),
+        log_size=7,
+        log_sha256="0a",
+        skipped={"a": "b"},
+        settings={"c": 1},
+        identity={"d": [2]},
+    )
     save_checkpoint(path, method, optimizer, progress)
     assert load_checkpoint(path, method, optimizer) == progress
     whole = path.read_bytes()
@@ -240,7 +249,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_any_update(images):
 
     method = Root()
     before = method.weight.detach().clone()
-    with pytest.raises(FloatingPointError, match=r"the gradient of 'linear' is nan at step 0, its loss \d"):
+    with pytest.raises(
+        FloatingPointError, match=r"the gradient of 'linear' at step 0, whose loss is \d.* is not finite"
+    ):
         train(method, images, Recipe(RATES, steps=2, batch_size=8, styles=STYLES))
     assert torch.equal(method.weight, before)
 

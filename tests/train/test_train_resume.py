@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,15 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hystar_fast.data.emoji import load_emoji
+from hystar_fast.terminal.console import LOG_FILE
+from hystar_fast.train.loop import train
 from hystar_fast.train.metrics_log import MetricsLog
+from hystar_fast.train.recipe import Recipe
 from hystar_fast.train.run import run_training
 from hystar_fast.train.settings import Settings, read_settings
+from tests.support.linear_method import RATES, Linear
+from tests.support.picture_trees import pairs
 
 STEPS = 24
 SETTINGS = """
@@ -117,9 +124,12 @@ def test_a_run_killed_twice_ends_as_an_uninterrupted_one(uninterrupted: Path, tm
 
 @pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(uninterrupted: Path) -> None:
-    before = {path: path.read_bytes() for path in uninterrupted.rglob("*") if path.is_file()}
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in uninterrupted.rglob("*") if path.is_file() and path.name != LOG_FILE}
+
+    before = files()
     finish(start(uninterrupted, "--resume"))
-    assert {path: path.read_bytes() for path in uninterrupted.rglob("*") if path.is_file()} == before
+    assert files() == before
 
 
 def test_tensorboard_receives_the_metrics_and_missing_extras_are_reported(
@@ -171,10 +181,10 @@ def test_wandb_receives_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_log_shorter_than_its_checkpoint_is_rejected_and_a_longer_one_truncated(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path)
     log.write(1, "train", {"loss": 1.0, "deep": {"x": float("inf")}})
-    size = log.sync()
+    size, sha256 = log.sync()
     log.write(2, "train", {"loss": 2.0})
     log.close()
-    again = MetricsLog(tmp_path, size=size, step=1)
+    again = MetricsLog(tmp_path, size=size, sha256=sha256, step=1)
     again.write(2, "train", {"loss": 3.0})
     again.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -183,11 +193,51 @@ def test_a_log_shorter_than_its_checkpoint_is_rejected_and_a_longer_one_truncate
         {"step": 2, "kind": "train", "loss": 3.0},
     ]
     with pytest.raises(ValueError, match="restore the log to resume the run, or delete the checkpoint to start again"):
-        MetricsLog(tmp_path, size=10_000)
+        MetricsLog(tmp_path, size=10_000, sha256=sha256)
+    content = bytearray(log.path.read_bytes())
+    content[9] ^= 1
+    log.path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"must begin with the {size} bytes that its checkpoint records"):
+        MetricsLog(tmp_path, size=size, sha256=sha256)
+
+
+SMALL = ("model.pretrained=random", "data.limit=4", "data.validation=none", "optim.batch_size=2")
+
+
+def test_a_cosine_schedule_is_not_given_another_end(tmp_path: Path) -> None:
+    def settings(*changes: str) -> Settings:
+        return read_settings("emoji", [*SMALL, f"run.output={tmp_path}", "optim.schedule=cosine", *changes])
+
+    run_training(settings("optim.steps=4"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"must give the 4 steps of the run in .*, got 8: its cosine schedule ends"):
+        run_training(settings("optim.steps=8"), resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert run_training(settings("optim.epochs=2", "optim.steps=0"), resume=True).progress.step == 4  # the same number
+
+
+def test_a_run_is_not_resumed_with_other_data_or_another_recipe(tmp_path: Path) -> None:
+    names = [(f"s/{i}.png", f"p/{i}.png") for i in range(6)]
+    table = pairs(tmp_path / "data", names)
+    changes = ["model.backbone=tiny", "model.pretrained=random", "model.style=clip", f"data.source={table}",
+               "data.validation=none", "optim.batch_size=2", "optim.steps=2", f"run.output={tmp_path}/run",
+               "model.blocks=default"]  # fmt: skip
+    run_training(read_settings("paper", changes))
+    pairs(tmp_path / "data", [*names, ("s/6.png", "p/6.png")])
+    with pytest.raises(ValueError, match=r"to resume it, got pairs = '7 pictures, \w+' \(was '6 pictures, \w+'\)"):
+        run_training(read_settings("paper", [*changes, "optim.steps=3"]), resume=True)
+
+    images, recipe = load_emoji("train").select(limit=8), Recipe(RATES, steps=2, batch_size=4, schedule="constant")
+    checkpoint = tmp_path / "linear.pt"
+    train(Linear(), images, recipe, checkpoint=checkpoint)
+    assert len(train(Linear(), images, replace(recipe, steps=3), checkpoint=checkpoint, resume=True)) == 3
+    for other in (replace(recipe, seed=1), replace(recipe, jitter=0.0), replace(recipe, schedule="cosine")):
+        with pytest.raises(ValueError, match=r"the run must be that of .*linear\.pt to resume it, got"):
+            train(Linear(), images, replace(other, steps=4), checkpoint=checkpoint, resume=True)
 
 
 def test_errors_of_a_run_that_cannot_be_resumed_give_advice_that_works(tmp_path: Path) -> None:
-    small = ("model.pretrained=random", "data.limit=4", "data.validation=none", "optim.batch_size=2")
+    small = (*SMALL, "optim.schedule=constant")
 
     def settings(*changes: str) -> Settings:
         return read_settings("emoji", [*small, f"run.output={tmp_path}", *changes])

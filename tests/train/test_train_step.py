@@ -208,7 +208,7 @@ def test_pairs_with_unreadable_pictures_are_excluded_from_the_loss(images: Image
     gallery = torch.stack([to_uint8(images.read(images.gallery[item])) for item in (1, 3, 4, 6)])
     # all six were encoded together, so the products may round differently
     assert relative_error(target, method.encode_image(gallery)) < 1e-6
-    assert torch.equal(query[2], method.encode_text([partial.texts[4]])[0])
+    assert torch.equal(query[2], method.encode_text(partial.texts[4])[0])
     assert mask.nonzero().tolist() == [[1, 2], [2, 1]]  # items 3 and 4 have one label
     partial.unreadable = tuple(range(24))
     drawn = PairBatch(items[[0, 1, 2, 3]], styles[[0, 1, 4, 3]], torch.zeros(4))

@@ -17,6 +17,7 @@ from hystar_fast.models.backbones.processors import load_tokenizer
 from hystar_fast.models.backbones.timm import TimmTower
 from hystar_fast.models.backbones.tower import TowerBackbone
 from hystar_fast.models.random_weights import repeatable_weights
+from hystar_fast.models.torch_files import read_torch
 
 _NORMALISE = Normalise((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _HEAD_WIDTH = 64  # in both encoders; no shape in a checkpoint shows it
@@ -161,16 +162,16 @@ def load_albef(path: str, pretrained: str | None, image_size: int | None = None)
             if missing:
                 raise ValueError(f"it lacks {', '.join(missing[:3])}")
             albef.load_state_dict({name: tensors[name] for name in needed})
+        return AlbefBackbone(albef, Path(path).parent)
     except Exception as error:  # damaged or missing files can raise anything
         raise ValueError(
             f"backbone 'albef:{path}' with pretrained={pretrained!r} could not be loaded: {error}"
         ) from error
-    return AlbefBackbone(albef, Path(path).parent)
 
 
 def read_albef(path: str) -> dict[str, Tensor]:
     """Read the tensors of the two encoders from a checkpoint, in float32, with ``text_encoder.bert.`` shortened."""
-    stored = torch.load(path, map_location="cpu", weights_only=True)
+    stored = read_torch(path)
     tensors = stored.get("model", stored) if isinstance(stored, dict) else None
     if not isinstance(tensors, dict) or _POSITIONS not in tensors:
         raise ValueError(f"it must be a checkpoint of ALBEF, got a file without {_POSITIONS}")

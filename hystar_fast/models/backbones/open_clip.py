@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from hystar_fast.nn.views import own_tensor
 _VISUAL_PARTS = ("conv1", "class_embedding", "positional_embedding", "transformer", "proj", "_embeds", "_pool")
 _BLOCK_PARTS = ("ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2")
 _AT = re.compile(r"@(\d+)(px)?")
+_STORED = ("local-dir:", "hf-hub:")  # these hold their settings beside their weights
+_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
 class OpenClipTower(VisionTower):
@@ -137,7 +140,9 @@ def _attend(attention: Any, x: Tensor, delta_s: Tensor | None) -> Tensor:
     return attention.out_proj(mixed.transpose(1, 2).reshape(B, T, D))
 
 
-def load_open_clip(name: str, pretrained: str | None, image_size: int | None = None) -> OpenClipBackbone:
+def load_open_clip(
+    name: str, pretrained: str | None, image_size: int | None = None, pretrained_tag: str | None = None
+) -> OpenClipBackbone:
     """Load a model of open_clip on the default device.
 
     Args:
@@ -146,18 +151,26 @@ def load_open_clip(name: str, pretrained: str | None, image_size: int | None = N
         pretrained: a tag or a local file; with ``local-dir:`` and ``hf-hub:`` any value but None means the weights that
             are stored there; None means random weights, the same every time.
         image_size: None means that of the model; for any other open_clip resizes the position embeddings.
+        pretrained_tag: of the weights in a local file, see :class:`HystarConfig`.
     """
     import open_clip
 
     settings: dict[str, Any] = {} if image_size is None else {"force_image_size": image_size}
-    if name.startswith(("local-dir:", "hf-hub:")):
+    tags = tags_of(name)
+    if pretrained_tag is not None and (pretrained_tag not in tags or pretrained in tags):
+        raise ValueError(
+            f"pretrained_tag must be a tag of {name!r} ({', '.join(tags) or 'it has none'}) for a file `pretrained`, "
+            f"got {pretrained_tag!r} with pretrained={pretrained!r}"
+        )
+    if name.startswith(_STORED):
         settings |= {"load_weights": pretrained is not None, "require_pretrained": pretrained is not None}
     else:
-        name = _AT.sub(r"-\1", name.replace("/", "-"))
-        _check_weights(name, pretrained)
-        tag = open_clip.get_pretrained_cfg(name, pretrained or "")
+        name = _plain(name)
+        _check_weights(name, pretrained, tags)
+        tag = tags.get(pretrained or "") or _settings_of_file(name, pretrained, pretrained_tag, tags)
         # On a mismatch open_clip only warns, and computes with another activation than the weights were trained with.
         settings |= {"pretrained": pretrained, "force_quick_gelu": bool(tag.get("quick_gelu"))}
+        settings |= {"force_preprocess_cfg": {key: tag[key] for key in _PREPROCESSING if key in tag}}
     try:
         with repeatable_weights():
             clip = open_clip.create_model(name, device=torch.get_default_device(), pretrained_text=False, **settings)
@@ -167,6 +180,41 @@ def load_open_clip(name: str, pretrained: str | None, image_size: int | None = N
             f"backbone 'open_clip:{name}' with pretrained={pretrained!r} could not be loaded: {error}"
         ) from error
     return OpenClipBackbone(clip, *image_processing(clip.visual), tokenizer)
+
+
+def tags_of(name: str) -> dict[str, dict[str, Any]]:
+    """Return the settings (``mean``, ``std``, ``resize_mode``, ``quick_gelu``, ...) of every tag of a model."""
+    import open_clip
+
+    name = _plain(name)
+    tags = [] if name.startswith(_STORED) else open_clip.list_pretrained_tags_by_model(name)
+    return {tag: open_clip.get_pretrained_cfg(name, tag) for tag in tags}
+
+
+def _plain(name: str) -> str:
+    """Return OpenAI's spelling of a name, ViT-L/14@336px, as open_clip's."""
+    return name if name.startswith(_STORED) else _AT.sub(r"-\1", name.replace("/", "-"))
+
+
+def _settings_of_file(
+    name: str, pretrained: str | None, pretrained_tag: str | None, tags: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the settings of the weights in a file: those of its tag, or those that all tags of the model share."""
+    if pretrained_tag is not None:
+        return tags[pretrained_tag]
+    if pretrained is None:
+        return {}
+    keys = ("quick_gelu", *_PREPROCESSING)
+    kinds = [{key: tag[key] for key in keys if tag.get(key)} for tag in tags.values()]
+    differing = sorted({key for key in keys for kind in kinds if kind.get(key) != kinds[0].get(key)})
+    if differing:
+        warnings.warn(
+            f"pretrained={pretrained!r} holds no {' and no '.join(differing)}, and the tags of {name!r} differ in it: "
+            f"the model's own is used. Name the tag that the weights are, or were tuned from: pretrained_tag="
+            f"{' or '.join(map(repr, tags))}",
+            stacklevel=4,
+        )
+    return {} if differing or not kinds else kinds[0]
 
 
 _FITS = {"shortest": "crop", "squash": "squash", "longest": "pad"}
@@ -198,12 +246,11 @@ def load_tiny(pretrained: str | None) -> OpenClipBackbone:
     return OpenClipBackbone(clip, RESIZE, NORMALISE, tokenizer)
 
 
-def _check_weights(name: str, pretrained: str | None) -> None:
+def _check_weights(name: str, pretrained: str | None, tags: Collection[str]) -> None:
     import open_clip
 
     if name not in open_clip.list_models():
         raise ValueError(f"backbone must be a model of open_clip.list_models(), got 'open_clip:{name}'")
-    tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
         known = ", ".join(tags)
         raise ValueError(f"pretrained must be a tag of {name!r} ({known}), a file or None, got {pretrained!r}")

@@ -39,6 +39,11 @@ class ProcessorResize:
     def __init__(self, processor: Any, size: tuple[int, int]) -> None:
         self.processor, self.size = processor, size
 
+    def __repr__(self) -> str:
+        fit = "crop" if getattr(self.processor, "do_center_crop", False) else "squash"
+        interpolation = Image.Resampling(int(self.processor.resample)).name.lower()
+        return f"ProcessorResize(size={self.size}, fit={fit!r}, interpolation={interpolation!r})"
+
     def __call__(self, picture: Image.Image) -> Tensor:
         found = self.processor(images=picture, do_rescale=False, do_normalize=False, return_tensors="pt")
         pixels: Tensor = found["pixel_values"][0]
@@ -46,13 +51,20 @@ class ProcessorResize:
 
 
 class PaddedTokenizer:
-    """Makes token ids [B, length] of texts by a tokenizer of transformers, truncated or padded to one length."""
+    """Makes token ids [B, length] of texts by a tokenizer of transformers, truncated or padded to one length.
 
-    def __init__(self, tokenizer: Any, length: int) -> None:
-        self.tokenizer, self.length = tokenizer, length
+    Args:
+        tokenizer: of transformers.
+        length: of every row.
+        lower: write texts in lower case first.
+    """
+
+    def __init__(self, tokenizer: Any, length: int, *, lower: bool = False) -> None:
+        self.tokenizer, self.length, self.lower = tokenizer, length, lower
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
         texts = [texts] if isinstance(texts, str) else list(texts)
+        texts = [text.lower() for text in texts] if self.lower else texts
         settings = {"padding": "max_length", "truncation": True, "max_length": self.length, "return_tensors": "pt"}
         return self.tokenizer(texts, **settings)["input_ids"]
 
@@ -93,7 +105,7 @@ def _size(processor: Any) -> tuple[int, int]:
     return int(pixels.shape[-2]), int(pixels.shape[-1])
 
 
-def load_tokenizer(source: str, length: int, *, hint: str = _HINT) -> PaddedTokenizer | Missing:
+def load_tokenizer(source: str, length: int, *, hint: str = _HINT, lower: bool = False) -> PaddedTokenizer | Missing:
     """Load the tokenizer of `source`; it is `Missing` if transformers made it up from the configuration alone."""
     from transformers import AutoTokenizer
 
@@ -103,4 +115,4 @@ def load_tokenizer(source: str, length: int, *, hint: str = _HINT) -> PaddedToke
         return Missing("a tokenizer", source, hint)
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)) + 1:
         return Missing("a tokenizer", source, hint)
-    return PaddedTokenizer(tokenizer, length)
+    return PaddedTokenizer(tokenizer, length, lower=lower)

@@ -31,6 +31,7 @@ class TransformersTower(VisionTower):
     attention_at = "self_attn"
     mlp_parts = ("fc1", "activation_fn", "fc2")
     heads: Sequence[str] = ()
+    lower_case = False  # True where the model was trained on text in lower case, whatever its tokenizer does
 
     def patch_weight(self, visual: Any) -> Tensor:
         return visual.vision_model.embeddings.patch_embedding.weight
@@ -106,7 +107,12 @@ class ClipTower(TransformersTower):
 
 
 class SiglipTower(TransformersTower):
-    """Visual tower of SiglipModel, also for the SigLIP 2 checkpoints of fixed resolution."""
+    """Visual tower of SiglipModel, also for the SigLIP 2 checkpoints of fixed resolution.
+
+    Both were trained on text in lower case. SigLIP's tokenizer lowers it; the one of a SigLIP 2 folder does not.
+    """
+
+    lower_case = True
 
     def leading_tokens(self, visual: Any) -> tuple[bool, int]:
         return False, 0
@@ -192,7 +198,7 @@ class TransformersBackbone(TowerBackbone):
         size = self.tower.image_size(self.model)
         self.image_size = (size, size)
         self.resize, self.normalise = load_image_processing(source, size if kind == "siglip2" else None)
-        self.tokenizer = load_tokenizer(source, self.tower.text_length(self.model))
+        self.tokenizer = load_tokenizer(source, self.tower.text_length(self.model), lower=self.tower.lower_case)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         self.check_tokens(tokens)
