@@ -141,7 +141,7 @@ def test_an_interrupted_training_ends_with_130_and_can_be_resumed(tmp_path):
         (("embed", "DIR/photos", "--device", "tape"), "--device must be auto, cpu or cuda"),
         (("embed", "DIR/photos", "--adapter", "DIR"), "--adapter must hold config.json and adapter.safetensors"),
         (("search", "--query", "DIR/photos/00.jpg", "--picture", "a.unknown"), "--picture must end in one of .avif"),
-        (("search", "--query", "DIR/photos/00.jpg", "--picture", "empty/a.png"), "--picture must be in a folder that can be written, got empty/a.png, but "),
+        (("search", "--query", "DIR/photos/00.jpg", "--picture", "empty/a.png"), "a folder that can be written, got empty"),
         (("search", "--query", "empty", "--index", "nowhere"), "--index must be a folder that `hystar-fast embed`"),
         (("demo", "--output", "empty"), "--output must be a folder, got the file "),
         (("demo", "--seed", str(2**64)), "--seed"),

@@ -125,7 +125,8 @@ def test_a_run_killed_twice_ends_as_an_uninterrupted_one(uninterrupted: Path, tm
 @pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(uninterrupted: Path) -> None:
     def files() -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in uninterrupted.rglob("*") if path.is_file() and path.name != LOG_FILE}
+        found = [path for path in uninterrupted.rglob("*") if path.is_file() and path.name != LOG_FILE]
+        return {path: path.read_bytes() for path in found}
 
     before = files()
     finish(start(uninterrupted, "--resume"))
