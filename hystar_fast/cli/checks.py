@@ -1,4 +1,4 @@
-"""Checks of options before any work: pictures that can be drawn, and results that stay."""
+"""Checks of options before any work."""
 
 from __future__ import annotations
 
@@ -22,14 +22,3 @@ def check_picture(path: Path, option: str) -> None:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         why = "allows no writing" if place.is_dir() else "is a file"
         raise ValueError(f"{option} must be in a folder that can be written, got {path}, but {place} {why}")
-
-
-def set_aside(path: Path) -> Path | None:
-    """Give a file of an earlier run the next free name, ``results-1.json``, and return it; None if there is no file."""
-    if not path.exists():
-        return None
-    number = 1
-    while (kept := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
-        number += 1
-    path.rename(kept)
-    return kept

@@ -27,7 +27,7 @@ from hystar_fast.retrieval.embed import Embedded
 from hystar_fast.retrieval.embedding_map import embedding_map
 from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.ranks import Ranks, paired_difference
-from hystar_fast.retrieval.results_json import interval_info, read_json, run_info, write_json
+from hystar_fast.retrieval.results_json import interval_info, read_json, run_info, set_aside, write_json
 from hystar_fast.terminal.console import Console
 from hystar_fast.terminal.progress import Progress
 from hystar_fast.train.loop import train
@@ -97,6 +97,9 @@ def _run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
     run = _Run(settings, training, test, displace(test, DISPLACEMENT))
     config = tiny_config(settings.pretrained)
     run.results = _head(run, config.to_dict())
+    kept = set_aside(settings.output / RESULTS_FILE, run.results, ("settings", "config"))
+    if kept is not None:
+        console.print(f"kept the results of an earlier demo: {kept}")
     hystar = create_hystar(config, seed=settings.seed)
     methods = {}
     with Progress(console) as progress:
@@ -267,7 +270,7 @@ def _draw_answers(run: _Run, methods: dict[str, Method]) -> None:
             answers[name] = first_answers(run.embedded[name][gallery_style], test, query, vector, _ANSWERS)
         questions.append(question_of(test, query, answers))
     title = f"Held-out concepts: first {_ANSWERS} of {len(test.gallery)}"
-    note = "Queries at fixed places of the test split, not selected. Green: the query's concept. Red: another one."
+    note = "Queries at fixed places of the test split, not selected. ✓: the query's concept. ✗: another one."
     grid = answer_grid(questions, title, note)
     write_whole(run.settings.output / "retrieval.png", lambda file: grid.save(file, "PNG"))
 

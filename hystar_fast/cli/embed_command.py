@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hystar_fast.cli.open_method import open_method
+from hystar_fast.data.flat_folders import gallery_of_sketches
 from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.index.search import index_folder, indexed_source
 from hystar_fast.methods.device import select_device
@@ -45,6 +46,10 @@ def _run_embed(
     device: str,
 ) -> None:
     start = time.perf_counter()
+    gallery = gallery_of_sketches(folder)
+    if gallery is not None:
+        console.print(f"indexing {gallery}: the other pictures in {folder} are sketches of these")
+        folder = gallery
     select_device(device)
     earlier = indexed_source(output)
     if earlier not in (None, str(folder.resolve())) and not overwrite:

@@ -24,9 +24,12 @@ from hystar_fast.terminal.console import create_console
 ISSUES = "https://github.com/hystar-fast/hystar-fast/issues"
 BAD_INPUT, INTERRUPTED = 2, 130
 _EXPECTED = (ValueError, TypeError, ModuleNotFoundError, FloatingPointError, OSError)
-_NO_MEMORY = re.compile(r"not enough memory|can't allocate memory|out of memory|bad_alloc", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"not enough memory|can(?:'t|not) allocate memory|out of memory|bad_alloc|failed to map segment", re.IGNORECASE
+)
 _NO_SPACE = re.compile(r"No space left on device|PytorchStreamWriter failed|file write failed", re.IGNORECASE)
-_FIRST_NAME = re.compile(r"^((?:[^:\s]+: )?)(\w+)(?= must | contains )")
+_FIRST_NAME = re.compile(r"^((?:[^:\s]+: )?)([\w.]+)(?= must | contains )")
+_LONGEST = 2000  # characters of a message
 _SETTINGS, _CONFIG = "--set", "--config"
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -92,6 +95,7 @@ def _options_of(command: Callable[..., Any]) -> dict[str, str]:
 
 def _line(error: Exception, names: Mapping[str, str]) -> str:
     text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
+    text = text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
     if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
         return (
             f"not enough memory ({text}): take a smaller batch (train: --set optim.chunk_size=16), fewer pictures "
@@ -125,18 +129,25 @@ def _renamed(text: str, names: Mapping[str, str]) -> str:
     if found is None:
         return text
     before, word = found.groups()
-    known, none_word = _word_of(word, names)
+    known, none_word = _word_of(word, names, is_in_file=bool(before))
     rest = text[found.end() :]
     if none_word:
         rest = re.sub(r"\bNone\b", f'"{none_word}"', rest)
     return f"{before}{known}{rest}"
 
 
-def _word_of(word: str, names: Mapping[str, str]) -> tuple[str, str]:
-    """Return an option or a setting for an argument's name, and the word that stands for None there."""
+def _word_of(word: str, names: Mapping[str, str], *, is_in_file: bool) -> tuple[str, str]:
+    """Return an option or a setting for an argument's name, and the word that stands for None there.
+
+    A setting such as "run.output" that has an option of its own, ``--output``, is called by it. What stands in a file
+    is no option.
+    """
     from hystar_fast.train.settings import KEYS, NONE_WORDS
 
-    nothing = NONE_WORDS.get(f"model.{word}", "")
+    if is_in_file and _SETTINGS not in names.values():
+        return word, ""
+    nothing = NONE_WORDS.get(word if "." in word else f"model.{word}", "")
+    option = None if is_in_file else names.get(word.rpartition(".")[2])
     known: list[str] = []
     if _SETTINGS in names.values():
         known = [*KEYS]
@@ -145,4 +156,4 @@ def _word_of(word: str, names: Mapping[str, str]) -> tuple[str, str]:
 
             known = [*OF_EXPERIMENTS]
     keys = [key for key in known if key.partition(".")[2] == word]
-    return names.get(word) or (keys[0] if len(keys) == 1 else word), nothing
+    return option or (keys[0] if len(keys) == 1 else word), nothing

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from hystar_fast.cli.checks import set_aside
 from hystar_fast.cli.eval_parts import SPLITS, choose_part
 from hystar_fast.cli.open_method import open_method
 from hystar_fast.cli.options import backbone_changes, find_adapter
@@ -21,7 +20,7 @@ from hystar_fast.methods.device import on_device, select_device
 from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.evaluate import Evaluation, KindResult, evaluate
-from hystar_fast.retrieval.results_json import interval_info, read_json, run_info, skipped_info, write_json
+from hystar_fast.retrieval.results_json import interval_info, run_info, set_aside, skipped_info, write_json
 from hystar_fast.terminal.console import Console, create_table
 from hystar_fast.terminal.progress import Progress
 
@@ -111,7 +110,7 @@ def _run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
     if not any(result.n for result in found.kinds):
         raise ValueError(f"data must have a query that can be answered, got none: {'; '.join(_omissions(found))}")
     results = _results(method, found, settings, adapter, part.label, device, seconds)
-    kept = None if _is_of(settings.output / RESULTS_FILE, results) else set_aside(settings.output / RESULTS_FILE)
+    kept = set_aside(settings.output / RESULTS_FILE, results, _IDENTITY)
     write_json(settings.output / RESULTS_FILE, results)  # before anything that a terminal may refuse
     console.print(result_table(method, found, settings.data))
     for line in (part.line, *_omissions(found)):
@@ -145,15 +144,6 @@ def _read_metrics(names: str) -> list[Metric]:
     if not all(chosen):
         raise ValueError(f"metrics must be names with commas between, such as R@1,mAP@all, got {names!r}")
     return [Metric.parse(name) for name in chosen]
-
-
-def _is_of(path: Path, results: dict[str, Any]) -> bool:
-    """Return whether a results file is of the same evaluation, so that it may be replaced."""
-    try:
-        before = read_json(path)
-        return all(before.get(name) == results[name] for name in _IDENTITY)
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def _read_categories(path: Path | None) -> list[str] | None:

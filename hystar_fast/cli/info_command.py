@@ -16,7 +16,7 @@ def machine_lines() -> dict[str, str]:
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     return {
-        "processor": f"{here['processor']}, {here['cores']} cores, {here['torch_threads']} threads",
+        "processor": f"{here['processor']}, cores: {here['cores']}, threads of torch: {here['torch_threads']}",
         "GPU": ", ".join(gpus) or "none found",
         "torch": f"{torch.__version__}, {built}",
         "triton": _version("triton"),

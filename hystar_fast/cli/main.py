@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +29,7 @@ from hystar_fast.cli.options import (
     setting_changes,
     weights_of,
 )
-from hystar_fast.terminal.console import create_console, create_table
+from hystar_fast.terminal.console import create_console, create_table, print_json
 
 _AGAIN = "nothing is kept of a stopped run: start again with {command}"
 
@@ -92,7 +91,7 @@ def demo(
     settings = DemoSettings(output, seed, steps, pretrained=weights_of(weights), limit=limit)
     results = run_demo(settings, create_console(stderr=as_json))
     if as_json:
-        _print_json(results)
+        print_json(results)
 
 
 @app.command(epilog=examples("search"))
@@ -111,7 +110,8 @@ def search(
     """Find pictures for a picture or words in a gallery that demo or embed indexed."""
     if (query is None) == (text is None):
         raise ValueError(
-            f"exactly one of --query and --text must be given, got {'neither' if text is None else 'both'}"
+            f"exactly one of --query and --text must be given, got {'neither' if text is None else 'both'}: "
+            "hystar-fast search --query sketch.png, or hystar-fast search --text 'a red heart'"
         )
     if query is not None and not query.is_file():
         raise ValueError(f"--query must be an image file, but {query} does not exist or is not a file")
@@ -123,7 +123,7 @@ def search(
         console.print(found_at)
     hits = run_search(folder, query, text, top, picture, console)
     if as_json:
-        _print_json([vars(hit) for hit in hits])
+        print_json([vars(hit) for hit in hits])
 
 
 @app.command(epilog=examples("info"))
@@ -135,7 +135,7 @@ def info(as_json: Json = False) -> None:
 
     rows, lines = op_info(), machine_lines()
     if as_json:
-        _print_json({"version": hystar_fast.__version__, "machine": lines, "ops": rows})
+        print_json({"version": hystar_fast.__version__, "machine": lines, "ops": rows})
         return
     console = create_console()
     console.print(f"hystar-fast {hystar_fast.__version__}")
@@ -167,6 +167,8 @@ def train(
     """Train Hystar or another method; writes an adapter, a checkpoint and a log (docs/training.md)."""
     from hystar_fast.cli.train_command import train_from
 
+    if Path(config).is_dir():
+        raise ValueError(f"config must be a TOML file, got the folder {config}: hystar-fast train --data {config}")
     # under torchrun only the first process prints
     console = create_console(quiet=os.environ.get("RANK", "0") != "0")
     options = {"data__source": data, "data__gallery_style": gallery_style, "run__output": output}
@@ -239,13 +241,13 @@ def evaluate(
     )
     results = run_evaluation(settings, create_console(stderr=as_json))
     if as_json:
-        _print_json(results)
+        print_json(results)
 
 
 @app.command(epilog=examples("embed"))
 @clear_errors(stopped=_AGAIN, directory="--adapter", pretrained="--weights")
 def embed(
-    folder: Annotated[Path, typer.Argument(help="A folder of pictures, searched recursively.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of pictures, searched recursively.")],
     adapter: Adapter = None,
     backbone: MovedBackbone = None,
     weights: MovedWeights = None,
@@ -264,10 +266,6 @@ def embed(
         console.print(found_at)
     changes = backbone_changes(backbone, weights)
     run_embed(folder, found, output, console, changes=changes, overwrite=overwrite, device=device)
-
-
-def _print_json(content: Any) -> None:
-    typer.echo(json.dumps(content, indent=1))
 
 
 app.add_typer(experiments_commands.app, cls=WholeHelp)

@@ -35,7 +35,10 @@ MovedWeights = Annotated[
         help="The adapter's weights, if they were moved; without an adapter, which: a tag, a file or random.",
     ),
 ]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: section.key=value. May be repeated.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: section.key=value. May be repeated."),
+]
 Config = Annotated[str, typer.Option(help="A TOML file, or shipped settings: emoji (the embedded drawings) or paper.")]
 Output = Annotated[Path | None, typer.Option(help="Folder for everything that is written (run.output).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, and everything else to stderr.")]

@@ -43,7 +43,8 @@ def _print_result(trained: Trained, console: Console) -> None:
         bounds = (
             "" if state.best_interval is None else " [{:.1f}, {:.1f}]".format(*(100 * b for b in state.best_interval))
         )
-        best = f"; best on validation: R@1 {100 * state.best[0]:.1f}{bounds} after step {state.best[1]}"
+        found = f"R@1 {100 * state.best[0]:.1f}{bounds} after step {state.best[1]}"
+        best = f"; best on validation: {found} (% of the queries whose own picture comes first)"
     console.print(f"{state.step} steps{last}{best}; wrote {trained.adapter}")
     if state.skipped:
         first = next(iter(state.skipped.items()))

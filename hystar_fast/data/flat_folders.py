@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from hystar_fast.data.image_files import list_images, unsupported_reason
+from hystar_fast.data.image_files import is_hidden, list_images, unsupported_reason
 from hystar_fast.data.image_set import ImageSet, Record, Skipped, folder_reader, layout_error
 
 GALLERY_NAMES = ("photo", "photos", "images", "image", "real", "gallery", "picture", "pictures", "target", "targets")
@@ -22,6 +22,19 @@ def is_flat(root: Path, styles: list[str]) -> bool:
     listed = [list_images(root / style)[0] for style in styles]
     pictures = [paths for paths in listed if paths]
     return len(pictures) > 1 and all(len(path.parts) == 1 for paths in pictures for path in paths)
+
+
+def gallery_of_sketches(root: Path) -> Path | None:
+    """Return the folder of the gallery where all other pictures of `root` are sketches of its own; None otherwise."""
+    styles = sorted(p.name for p in root.iterdir() if p.is_dir() and not is_hidden(p.name))
+    if not is_flat(root, styles) or any(len(path.parts) == 1 for path in list_images(root)[0]):
+        return None
+    try:
+        images = load_flat_folders(root, styles)
+    except ValueError:
+        return None
+    drawn = all(_QUERY_NAMES.search(style.lower()) for style in images.query_styles)
+    return root / images.gallery_style if drawn else None
 
 
 def load_flat_folders(root: Path, styles: list[str], gallery_style: str | None = None) -> ImageSet:

@@ -26,7 +26,7 @@ from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.suite import METHODS, create_method
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.retrieval.embed import embed_records
-from hystar_fast.retrieval.results_json import interval_info, read_json, run_info, to_percent, write_json
+from hystar_fast.retrieval.results_json import interval_info, read_json, run_info, set_aside, to_percent, write_json
 from hystar_fast.retrieval.zero_shot import class_embeddings
 from hystar_fast.terminal.console import Console
 from hystar_fast.terminal.progress import Progress
@@ -67,6 +67,9 @@ def _run_few_shot(settings: ExperimentSettings, console: Console, folder: Path) 
         parts = BaseToNew(parts.base, parts.new, parts.training, *tests)
     rates = _rates(settings)
     results = _head(settings, images, parts)
+    kept = set_aside(folder / RESULTS_FILE, results, ("config", "data", "templates", "steps"))
+    if kept is not None:
+        console.print(f"kept the results of an earlier run: {kept}")
     used = {name: rates[name] for name in chosen.methods if name in rates}
     for name, (setting, source) in used.items():
         console.print(f"learning rates of {name}: {setting} ({source})")

@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from hystar_fast.data.whole_files import opened_json, sealed_json, write_whole
+from hystar_fast.models.config import HystarConfig
 from hystar_fast.nn.factors import bytes_of
 
 CONFIG_FILE = "config.json"
@@ -129,6 +130,10 @@ def read_description(directory: str | Path, *, kinds: Sequence[str] = (FORMAT, M
         raise ValueError(f"{directory / CONFIG_FILE} must have format {wanted}, got {found!r}")
     if not all(isinstance(description.get(part), dict) for part in ("config", "fingerprints")):
         raise ValueError(f'{directory / CONFIG_FILE} must hold "config" and "fingerprints", got {sorted(description)}')
+    try:
+        HystarConfig.from_dict(description["config"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{directory / CONFIG_FILE}: {error}") from error
     return description
 
 

@@ -19,6 +19,7 @@ _CHOICES = {
     "plan_grad": ("none", "unroll", "implicit"),
 }
 _DEEPEST = 64  # linear layers of a hypernetwork
+_LARGEST = 2**31 - 1  # of any count
 _POSITIVE = ("temperature", "lam", "epsilon")
 
 
@@ -199,6 +200,8 @@ def _check_count(name: str, value: object) -> None:
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+    if value > _LARGEST:
+        raise ValueError(f"{name} must be at most {_LARGEST}, got {value}")
 
 
 def _check_positive(name: str, value: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 import time
 from pathlib import Path
@@ -82,6 +83,11 @@ def create_table(*headings: str, title: str = "", right: tuple[str, ...] = ()) -
     for heading in headings:
         table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
     return table
+
+
+def print_json(content: Any) -> None:
+    """Print a value as JSON to stdout."""
+    print(json.dumps(content, indent=1))
 
 
 def plain_table(table: Table) -> str:

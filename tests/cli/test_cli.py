@@ -112,7 +112,7 @@ def test_info_describes_the_machine_as_text_and_as_json():
 
 def test_training_writes_an_adapter_and_resumes_from_its_checkpoint(trained):
     assert (trained / "adapter" / "adapter.safetensors").is_file()
-    assert "run.output must be a folder without a run" in refused("train", "--output", trained, *set_options())
+    assert "--output must be a folder without a run" in refused("train", "--output", trained, *set_options())
     message = refused("train", "--output", trained, *set_options("loss.gamma=2"), "--resume")
     assert "to resume it, got loss.gamma = 2.0 (was 80.0)" in message
     result = run("train", "--output", trained, *set_options("optim.steps=3"), "--resume")

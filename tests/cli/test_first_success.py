@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from hystar_fast.data.hold_out import Shares
 from hystar_fast.data.open import open_images
@@ -146,6 +147,30 @@ def test_earlier_results_are_kept_and_an_index_of_other_pictures_is_not_replaced
     assert json.loads((here / "runs/index/index/index.json").read_text())["ids"][0] == "00.png"
     message = refused("demo", "--output", "runs/eval", "--weights", "random")
     assert "--output must be another folder" in message and "holds results of another command" in message
+
+
+def test_embed_indexes_the_photos_alone_where_the_other_folders_are_their_sketches(here):
+    shown = output("embed", "DIR")
+    assert "indexing DIR/photos: the other pictures in DIR are sketches of these\n" in shown and "indexed 12" in shown
+    assert "indexed 12" in output("embed", "DIR/photos"), "the same index"
+    trees.matching(here / "TRIPS", n=3, styles=("photos", "backup"))
+    assert "indexed 6 pictures" in output("embed", "TRIPS", "--output", "trips")
+    trees.picture(here / "DIR/more.png")
+    assert "indexed 25 pictures" in output("embed", "DIR", "--output", "all")
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(here, monkeypatch):
+    output("embed", "DIR/photos")
+    output("search", "--query", "DIR/photos/03.jpg", "--picture", "answers.jpg")
+    before = Path("answers.jpg").read_bytes()
+    assert Image.open("answers.jpg").format == "JPEG"
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert "the disk is full" in refused("search", "--query", "DIR/photos/04.jpg", "--picture", "answers.jpg")
+    assert Path("answers.jpg").read_bytes() == before
 
 
 def test_the_option_that_decides_is_named_where_the_gallery_is_unclear(here):
