@@ -149,7 +149,10 @@ MUTANTS = [
     *_of(
         "hystar_fast/nn/inject.py",
         "tests/nn/test_inject.py",
-        shared_layer_replaced_twice=("if linear not in replacements:", "if True:"),
+        shared_layer_replaced_twice=(
+            "set_submodule(name, replacements[linear])",
+            "set_submodule(name, replacement(linear))",
+        ),
     ),
     # models
     *_of(
@@ -252,7 +255,7 @@ MUTANTS = [
         "tests/train/test_pairs.py",
         "tests/train/test_validation.py",
         "tests/experiments/test_splits.py",
-        pictures_of_one_instance_divided=("record.instance", "record.path"),
+        pictures_of_one_instance_divided=("record.instance or record.path", "record.path"),
     ),
     *_of(
         "hystar_fast/train/step.py",

@@ -8,9 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
 from hystar_fast.cli.demo_tables import HEADLINE, recall_table
 from hystar_fast.data.displacement import displace
 from hystar_fast.data.emoji import HARD_STYLES, LOW_RESOLUTION_SIDE, LOW_RESOLUTION_SOURCE, QUERY_STYLES, load_emoji
@@ -30,7 +27,9 @@ from hystar_fast.retrieval.embed import Embedded
 from hystar_fast.retrieval.embedding_map import embedding_map
 from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.ranks import Ranks, paired_difference
-from hystar_fast.retrieval.results_json import interval_info, run_info, write_json
+from hystar_fast.retrieval.results_json import interval_info, read_json, run_info, set_aside, write_json
+from hystar_fast.terminal.console import Console
+from hystar_fast.terminal.progress import Progress
 from hystar_fast.train.loop import train
 from hystar_fast.train.pairs import PairSampler, TrainingPairs
 from hystar_fast.train.recipe import Recipe
@@ -82,7 +81,8 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
     """Run the demo and return the content of ``results.json``, which is written after every method.
 
     Raises:
-        ValueError: the output is a file, another command is writing it, or a setting is out of range.
+        ValueError: the output is a file, holds other results or is being written by another command, or a setting is
+            out of range.
     """
     with lock_folder(settings.output):
         return _run_demo(settings, console)
@@ -90,14 +90,19 @@ def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
 
 def _run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
     start = time.perf_counter()
+    _check_earlier(settings.output / RESULTS_FILE)
+    console.log_to(settings.output)
     test = load_emoji("test").select(limit=settings.limit)
     training = load_emoji("train").select(limit=settings.limit)
     run = _Run(settings, training, test, displace(test, DISPLACEMENT))
     config = tiny_config(settings.pretrained)
     run.results = _head(run, config.to_dict())
+    kept = set_aside(settings.output / RESULTS_FILE, run.results, ("settings", "config"))
+    if kept is not None:
+        console.print(f"kept the results of an earlier demo: {kept}")
     hystar = create_hystar(config, seed=settings.seed)
     methods = {}
-    with _progress(console) as progress:
+    with Progress(console) as progress:
         for name in DEMO_METHODS:
             methods[name] = hystar if name == "hystar" else create_method(name, config, seed=settings.seed)
             _train_and_evaluate(run, name, methods[name], progress)
@@ -122,11 +127,24 @@ def _run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
     return run.results
 
 
+def _check_earlier(results: Path) -> None:
+    """Raise ValueError if the folder holds results of another command; the demo replaces its own only."""
+    if not results.exists():
+        return
+    try:
+        is_own = "training_concepts" in read_json(results)["protocol"]
+    except (ValueError, KeyError, TypeError):
+        is_own = False
+    if not is_own:
+        raise ValueError(f"output must be another folder, got {results.parent}, which holds results of another command")
+
+
 def show(results: dict[str, Any], console: Console) -> None:
     """Print the tables and findings of a results.json."""
     size = results["protocol"]["gallery"]["n"]
-    title = f"R@1 / R@5 (%) over the whole gallery of {size} held-out concepts (* hard)"
-    title += "\nbelow: 95 % interval of R@1 over concepts"
+    title = f"R@1 / R@5 (%) over the whole gallery of {size} held-out concepts"
+    title += "\nR@k: queries whose own concept is among the first k answers; below it, the 95 % interval of R@1"
+    title += f"\n* hard queries; displaced: hard queries shifted and scaled at random by up to {DISPLACEMENT:.0%}"
     console.print(recall_table(results["methods"], title))
     first = next(iter(results["methods"].values()))
     if "unseen" in first["recall"]:
@@ -170,8 +188,9 @@ def _train_and_evaluate(run: _Run, name: str, method: Method, progress: Progress
     ).ranks
     entry["seconds"]["evaluate"] = round(time.perf_counter() - start, 2)
     entry["recall"] = {"all": _recalls(ranks), "displaced": _recalls(displaced)}
-    if bool(ranks.ids.unseen.any()):
-        entry["recall"]["unseen"] = _recalls(ranks, unseen_only=True)
+    unseen = _recalls(ranks, unseen_only=True)
+    if HEADLINE in unseen:
+        entry["recall"]["unseen"] = unseen
     run.ranks[name], run.embedded[name] = ranks, embedded
     run.results["methods"][name] = entry
 
@@ -182,9 +201,9 @@ def _recalls(ranks: Ranks, *, unseen_only: bool = False) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for group, kinds in groups.items():
         hits = ranks.hits(kinds, 1, unseen_only=unseen_only)
-        if hits is not None and hits.shape[1]:
-            recalls = {f"R@{k}": ranks.recall(kinds, k, unseen_only=unseen_only) for k in (1, 5)}
-            shown = {name: interval_info(value) for name, value in recalls.items() if value is not None}
+        recalls = {f"R@{k}": ranks.recall(kinds, k, unseen_only=unseen_only) for k in (1, 5)}
+        shown = {name: interval_info(value) for name, value in recalls.items() if value is not None}
+        if hits is not None and shown:
             found[group] = {**shown, "n": int(hits.isfinite().sum())}
     return found
 
@@ -251,7 +270,7 @@ def _draw_answers(run: _Run, methods: dict[str, Method]) -> None:
             answers[name] = first_answers(run.embedded[name][gallery_style], test, query, vector, _ANSWERS)
         questions.append(question_of(test, query, answers))
     title = f"Held-out concepts: first {_ANSWERS} of {len(test.gallery)}"
-    note = "Queries at fixed places of the test split, not selected. Green: the query's concept. Red: another one."
+    note = "Queries at fixed places of the test split, not selected. ✓: the query's concept. ✗: another one."
     grid = answer_grid(questions, title, note)
     write_whole(run.settings.output / "retrieval.png", lambda file: grid.save(file, "PNG"))
 
@@ -292,14 +311,3 @@ def _head(run: _Run, config: dict[str, Any]) -> dict[str, Any]:
         },
         "methods": {},
     }
-
-
-def _progress(console: Console) -> Progress:
-    columns = (
-        TextColumn("{task.description:<26}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-    )
-    return Progress(*columns, console=console)

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from hystar_fast.cli.options import backbone_changes
+from hystar_fast.cli.eval_parts import SPLITS, choose_part
+from hystar_fast.cli.open_method import open_method
+from hystar_fast.cli.options import backbone_changes, find_adapter
 from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.data.open import open_images
 from hystar_fast.data.text_files import read_lines
-from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.device import on_device, select_device
 from hystar_fast.methods.interface import Method, count_parameters
-from hystar_fast.methods.suite import UNTRAINED, create_method, tiny_config
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.evaluate import Evaluation, KindResult, evaluate
-from hystar_fast.retrieval.results_json import interval_info, run_info, skipped_info, write_json
+from hystar_fast.retrieval.results_json import interval_info, run_info, set_aside, skipped_info, write_json
+from hystar_fast.terminal.console import Console, create_table
+from hystar_fast.terminal.progress import Progress
 
 RESULTS_FILE = "results.json"
+# Results with other values of these are of another evaluation.
+_IDENTITY = ("method", "adapter", "config", "fingerprints", "data", "metrics", "task", "protocol")
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,11 @@ class EvalSettings:
 
     Attributes:
         output: folder for ``results.json``.
-        adapter: the adapter folder of a trained method; used if `method` is None.
+        adapter: the adapter folder of a trained method; None for `method`, or else for what `train` or `demo` wrote.
         method: the name of a method without training.
-        backbone, weights: of `method`, by default the tiny backbone; or the new path of the adapter's backbone.
+        backbone, weights: of a method without training, by default the tiny backbone; or the new path of the adapter's.
         data: see :func:`hystar_fast.data.open.open_images`.
-        split: "val" or "test"; data without splits (folders, pairs, shards) is used as a whole.
+        split: see :func:`hystar_fast.cli.eval_parts.choose_part`.
         task, protocol: see :func:`hystar_fast.retrieval.evaluate.evaluate`.
         metrics: names, separated by commas; None for those of the protocol.
         gallery_style: for folders, shards and icons, the style of the gallery.
@@ -47,12 +49,12 @@ class EvalSettings:
     """
 
     output: Path
-    adapter: Path
+    adapter: Path | None = None
     method: str | None = None
     backbone: str | None = None
     weights: str | None = None
     data: str = "emoji"
-    split: str = "test"
+    split: str | None = None
     task: str | None = None
     protocol: str = "full"
     metrics: str | None = None
@@ -65,26 +67,36 @@ class EvalSettings:
 def run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
     """Evaluate, print the table, write ``results.json`` and return its content.
 
+    The results of an earlier evaluation with other settings are kept under another name, which is printed.
+
     Raises:
-        ValueError: a setting is out of range, the data set or the adapter cannot be read, or another command is
-            writing the folder.
+        ValueError: a setting is out of range, the data set or the adapter cannot be read, no query can be answered, or
+            another command is writing the folder.
     """
+    if settings.adapter is not None and settings.method is not None:
+        raise ValueError("method must be left out if --adapter is given, got both: evaluate one, then the other")
+    if settings.split not in (None, *SPLITS):
+        raise ValueError(f"split must be one of {SPLITS}, got {settings.split!r}")
     with lock_folder(settings.output):
         return _run_evaluation(settings, console)
 
 
 def _run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
-    if settings.split not in ("val", "test"):
-        raise ValueError(f"split must be 'val' or 'test', got {settings.split!r}")
-    metrics = None
-    if settings.metrics is not None:
-        metrics = [Metric.parse(name.strip()) for name in settings.metrics.split(",")]
-    images = open_images(settings.data, settings.split, gallery_style=settings.gallery_style)
-    images = images.select(categories=_read_categories(settings.categories), limit=settings.limit)
     device = select_device(settings.device)
-    method = _method(settings)
+    metrics = None if settings.metrics is None else _read_metrics(settings.metrics)
+    categories = _read_categories(settings.categories)
+    adapter, found_at = (None, "") if settings.method is not None else find_adapter(settings.adapter)
+    whole = open_images(settings.data, settings.split or "test", gallery_style=settings.gallery_style)
+    part = choose_part(whole, settings.data, settings.split, adapter)
+    images = part.images.select(categories=categories, limit=settings.limit)
+    if found_at:
+        console.print(found_at)
+    if not images.has_splits:
+        console.print(f"read {whole.summary}")
+    method = open_method(adapter, settings.method, backbone_changes(settings.backbone, settings.weights), console)
+    console.log_to(settings.output)
     start = time.perf_counter()
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console, transient=True) as progress:
         task = progress.add_task("embed", total=len(images.records))
         found = evaluate(
             on_device(method, device),
@@ -95,53 +107,55 @@ def _run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
             progress=lambda done: progress.advance(task, done),
         )
     seconds = round(time.perf_counter() - start, 2)
-    results = _results(method, found, settings, device, seconds)
+    if not any(result.n for result in found.kinds):
+        raise ValueError(f"data must have a query that can be answered, got none: {'; '.join(_omissions(found))}")
+    results = _results(method, found, settings, adapter, part.label, device, seconds)
+    kept = set_aside(settings.output / RESULTS_FILE, results, _IDENTITY)
     write_json(settings.output / RESULTS_FILE, results)  # before anything that a terminal may refuse
-    console.print(result_table(method, found))
-    if not images.has_splits:
-        console.print(
-            f"{images.name} has no splits: --split {settings.split} is the whole data set, and an adapter may have "
-            "been trained on part of it",
-        )
-    for line in _omissions(found):
-        console.print(line)
+    console.print(result_table(method, found, settings.data))
+    for line in (part.line, *_omissions(found)):
+        if line:
+            console.print(line)
+    if kept is not None:
+        console.print(f"kept the results of an earlier evaluation: {kept}")
     console.print(f"wrote {settings.output / RESULTS_FILE}")
     return results
 
 
-def result_table(method: Method, found: Evaluation) -> Table:
+def result_table(method: Method, found: Evaluation, source: str) -> Table:
     """Return a table with a row for each kind of query and a column for each metric with its interval, in per cent."""
     gallery, count = found.gallery
     backbone = "" if method.config is None else f" ({method.config.backbone})"
-    title = f"{method.name}{backbone} on {found.images.name}, task {found.task}; gallery {gallery}, n={count}"
+    name = source if found.images.name == source else f"{found.images.name} ({source})"
+    title = f"{method.name}{backbone} on {name}, task {found.task}; gallery {gallery}, n={count}"
     title += f"\n{found.protocol}\nper cent [95 % bootstrap interval over queries]"
-    table = Table(title=title, title_justify="left", header_style="bold", padding=(0, 0))
-    table.add_column("query", no_wrap=True)
-    table.add_column("n", justify="right")
-    for metric in found.kinds[0].values if found.kinds else ():
-        table.add_column(metric, justify="right")
+    if any(metric.startswith("R@") for metric in found.kinds[0].values):
+        title += "\nR@k: queries with a right picture among the first k"
+    metrics = (*found.kinds[0].values,)
+    table = create_table("query", "n", *metrics, title=title, right=("n", *metrics))
     for result in found.kinds:
-        cells = ("–" if value is None else str(value) for value in result.values.values())
+        cells = ("-" if value is None else str(value) for value in result.values.values())
         table.add_row(result.kind, str(result.n), *cells)
     return table
 
 
-def _method(settings: EvalSettings) -> Method:
-    changes: dict[str, Any] = backbone_changes(settings.backbone, settings.weights)
-    if settings.method is None:
-        return load_method(settings.adapter, **changes)
-    if settings.method not in UNTRAINED:
-        raise ValueError(f"method must be a method without training, {UNTRAINED}, got {settings.method!r}")
-    return create_method(settings.method, replace(tiny_config(), **changes))
+def _read_metrics(names: str) -> list[Metric]:
+    chosen = [name.strip() for name in names.split(",")]
+    if not all(chosen):
+        raise ValueError(f"metrics must be names with commas between, such as R@1,mAP@all, got {names!r}")
+    return [Metric.parse(name) for name in chosen]
 
 
 def _read_categories(path: Path | None) -> list[str] | None:
     if path is None:
         return None
     try:
-        return [line for _, line in read_lines(path)]
+        names = [line for _, line in read_lines(path)]
     except (OSError, ValueError) as error:
         raise ValueError(f"categories must be a text file with one category a line: {error}") from error
+    if not names:
+        raise ValueError(f"categories must be a text file with one category a line, got {path} without any")
+    return names
 
 
 def _omissions(found: Evaluation) -> list[str]:
@@ -156,22 +170,30 @@ def _omissions(found: Evaluation) -> list[str]:
 
 
 def _results(
-    method: Method, found: Evaluation, settings: EvalSettings, device: torch.device, seconds: float
+    method: Method,
+    found: Evaluation,
+    settings: EvalSettings,
+    adapter: Path | None,
+    split: str,
+    device: torch.device,
+    seconds: float,
 ) -> dict[str, Any]:
     counts, images = count_parameters(method), found.images
     return {
         **run_info(),
         "method": method.name,
-        "adapter": None if settings.method is not None else str(settings.adapter),
+        "adapter": None if adapter is None else str(adapter),
         "config": None if method.config is None else method.config.to_dict(),
         "fingerprints": dict(method.fingerprints),
         "parameters": {"trainable": sum(counts.values()), **counts},
         "data": {
             "name": images.name,
             "source": settings.data,
-            "split": images.split_label(settings.split),
+            "split": split,
             "limit": settings.limit,
+            "categories": None if settings.categories is None else str(settings.categories),
         },
+        "metrics": [*found.kinds[0].values],
         "task": found.task,
         "protocol": found.protocol,
         "gallery": {"what": found.gallery[0], "n": found.gallery[1]},

@@ -2,80 +2,115 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hystar_fast.cli.console import create_console
 from hystar_fast.cli.errors import clear_errors
-from hystar_fast.cli.options import Config, Output, Set, setting_changes
+from hystar_fast.cli.examples import examples
+from hystar_fast.cli.options import Config, Json, Output, Set, setting_changes
+from hystar_fast.terminal.console import Console, create_console, print_json
+
+if TYPE_CHECKING:
+    from hystar_fast.experiments.experiment_settings import ExperimentSettings
+
+_CONTINUE = "what is done is kept: continue with {command}"
 
 app = typer.Typer(
     name="experiments",
     no_args_is_help=True,
     help="The paper's tables and figures, and comparisons of methods. Settings are TOML: see docs/experiments.md.",
+    epilog=examples("experiments"),
 )
 
 
-@app.command()
-@clear_errors()
-def tune(config: Config = "emoji", set_: Set = None, output: Output = None) -> None:
-    """Select learning rates on the validation part, with the same number of trials for every method."""
+def _read(
+    config: str, set_: list[str] | None, output: Path | None, *, as_json: bool = False
+) -> tuple[ExperimentSettings, Console]:
+    """Return the settings, after the device and the weights were checked, and a console with a log."""
+    from hystar_fast.cli.downloads import announce_downloads
     from hystar_fast.experiments.experiment_settings import read_experiment
+
+    settings = read_experiment(config, setting_changes(set_, run__output=output))
+    console = create_console(stderr=as_json)
+    settings.device()
+    announce_downloads(settings.config(), console)
+    console.log_to(settings.output)
+    return settings, console
+
+
+@app.command(epilog=examples("experiments tune"))
+@clear_errors(stopped=_CONTINUE)
+def tune(config: Config = "emoji", set_: Set = None, output: Output = None, as_json: Json = False) -> None:
+    """Select learning rates on the validation part, with the same number of trials for every method."""
     from hystar_fast.experiments.tune import tune as run_tune
 
-    run_tune(read_experiment(config, setting_changes(set_, output)), create_console())
+    settings, console = _read(config, set_, output, as_json=as_json)
+    chosen = run_tune(settings, console)
+    if as_json:
+        print_json(chosen)
 
 
-@app.command()
-@clear_errors()
-def compare(config: Config = "emoji", set_: Set = None, output: Output = None) -> None:
+@app.command(epilog=examples("experiments compare"))
+@clear_errors(stopped=_CONTINUE)
+def compare(config: Config = "emoji", set_: Set = None, output: Output = None, as_json: Json = False) -> None:
     """Tune, train and evaluate methods with one budget, and print their differences from Hystar."""
     from hystar_fast.experiments.compare import run_compare
-    from hystar_fast.experiments.experiment_settings import read_experiment
 
-    run_compare(read_experiment(config, setting_changes(set_, output)), create_console())
+    settings, console = _read(config, set_, output, as_json=as_json)
+    record = run_compare(settings, console)
+    if as_json:
+        print_json(record)
 
 
-@app.command()
-@clear_errors()
+@app.command(epilog=examples("experiments reproduce"))
+@clear_errors(stopped=_CONTINUE)
 def reproduce(
-    tables: Annotated[list[str], typer.Argument(help="table1 to table14, or all.")],
+    tables: Annotated[list[str], typer.Argument(metavar="TABLE", help="table1 to table14, or all.")],
     config: Config = "emoji",
     set_: Set = None,
     output: Output = None,
+    as_json: Json = False,
 ) -> None:
     """Run the rows of the paper's tables, and print them beside the paper's figures."""
-    from hystar_fast.experiments.experiment_settings import read_experiment
     from hystar_fast.experiments.paper_tables import table_numbers
     from hystar_fast.experiments.reproduce import run_reproduce
 
-    settings = read_experiment(config, setting_changes(set_, output))
-    run_reproduce(table_numbers(tables), settings, create_console())
+    wanted = table_numbers(tables)
+    settings, console = _read(config, set_, output, as_json=as_json)
+    results = run_reproduce(wanted, settings, console)
+    if as_json:
+        print_json(results)
 
 
-@app.command()
-@clear_errors()
+@app.command(epilog=examples("experiments figure"))
+@clear_errors(stopped=_CONTINUE)
 def figure(
     numbers: Annotated[
-        list[int], typer.Argument(help="3 and 5 (embeddings), 6 and 7 (curves of gamma and lambda), 8 to 11 (answers).")
+        list[int],
+        typer.Argument(
+            metavar="NUMBER", help="3 and 5 (embeddings), 6 and 7 (curves of gamma and lambda), 8 to 11 (answers)."
+        ),
     ],
     config: Config = "emoji",
     set_: Set = None,
     output: Output = None,
 ) -> None:
     """Draw figures of the paper; methods that the output folder does not hold are trained first."""
-    from hystar_fast.experiments.experiment_settings import read_experiment
     from hystar_fast.experiments.figures import run_figures
 
-    run_figures(numbers, read_experiment(config, setting_changes(set_, output)), create_console())
+    settings, console = _read(config, set_, output)
+    run_figures(numbers, settings, console)
 
 
-@app.command("fewshot")
-@clear_errors()
-def few_shot(config: Config = "emoji", set_: Set = None, output: Output = None) -> None:
+@app.command("fewshot", epilog=examples("experiments fewshot"))
+@clear_errors(stopped=_CONTINUE)
+def few_shot(config: Config = "emoji", set_: Set = None, output: Output = None, as_json: Json = False) -> None:
     """Classify base and new classes after training on a few pictures of the base classes, as CoOp splits them."""
-    from hystar_fast.experiments.experiment_settings import read_experiment
     from hystar_fast.experiments.few_shot import run_few_shot
 
-    run_few_shot(read_experiment(config, setting_changes(set_, output)), create_console())
+    settings, console = _read(config, set_, output, as_json=as_json)
+    results = run_few_shot(settings, console)
+    if as_json:
+        print_json(results)

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress
-from rich.table import Table
 from typer.core import TyperGroup
 
 import hystar_fast
 from hystar_fast.cli import experiments_commands
-from hystar_fast.cli.console import create_console
 from hystar_fast.cli.errors import clear_errors
+from hystar_fast.cli.examples import examples
 from hystar_fast.cli.options import (
+    INDEX,
     Adapter,
     Device,
     Folder,
+    Json,
     MovedBackbone,
     MovedWeights,
     Output,
     Set,
     backbone_changes,
+    find_adapter,
+    find_index,
     setting_changes,
     weights_of,
 )
-from hystar_fast.ops.status import info as op_info
+from hystar_fast.terminal.console import create_console, create_table, print_json
+
+_AGAIN = "nothing is kept of a stopped run: start again with {command}"
 
 
 class WholeHelp(TyperGroup):
@@ -48,6 +51,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(""),
 )
 
 
@@ -66,76 +71,95 @@ def main(
     """Style-adaptive image retrieval: sketches, drawings, thumbnails and words find pictures."""
 
 
-@app.command()
-@clear_errors()
+@app.command(epilog=examples("demo"))
+@clear_errors(stopped=_AGAIN)
 def demo(
     output: Folder = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Seed of the training order and of random initialisation.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the training order and of random initialisation.")
+    ] = 0,
     steps: Annotated[int, typer.Option(min=0, help="Training steps of each method.")] = 120,
     weights: Annotated[str, typer.Option(help="Weights of the backbone: packaged, random, or a file.")] = "packaged",
     limit: Annotated[
         int | None, typer.Option(min=2, help="Use at most so many concepts of each split, to try things out.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Train on the embedded drawings, compare with the baselines on held-out concepts, and write the results."""
     from hystar_fast.cli.demo import DemoSettings, run_demo
 
-    run_demo(DemoSettings(output, seed, steps, pretrained=weights_of(weights), limit=limit), create_console())
+    settings = DemoSettings(output, seed, steps, pretrained=weights_of(weights), limit=limit)
+    results = run_demo(settings, create_console(stderr=as_json))
+    if as_json:
+        print_json(results)
 
 
-@app.command()
-@clear_errors()
+@app.command(epilog=examples("search"))
+@clear_errors(directory="--index", path="--query")
 def search(
     query: Annotated[Path | None, typer.Option(help="A picture: a sketch, a drawing, a thumbnail.")] = None,
     text: Annotated[str | None, typer.Option(help="A text query, instead of a picture.")] = None,
-    index: Annotated[Path, typer.Option("--index", "--demo", help="A folder that demo or embed wrote.")] = Path(
-        "runs/demo"
-    ),
+    index: Annotated[
+        Path | None,
+        typer.Option("--index", "--demo", help="A folder that embed or demo wrote: runs/index, else runs/demo."),
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of results.")] = 5,
     picture: Annotated[Path | None, typer.Option(help="Also draw the query and its results into this PNG.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Find pictures for a picture or words in a gallery that demo or embed indexed."""
     if (query is None) == (text is None):
         raise ValueError(
-            f"exactly one of --query and --text must be given, got {'neither' if text is None else 'both'}"
+            f"exactly one of --query and --text must be given, got {'neither' if text is None else 'both'}: "
+            "hystar-fast search --query sketch.png, or hystar-fast search --text 'a red heart'"
         )
     if query is not None and not query.is_file():
         raise ValueError(f"--query must be an image file, but {query} does not exist or is not a file")
-    from hystar_fast.index.search import Searcher
+    from hystar_fast.cli.search_command import run_search
 
-    searcher = Searcher.open(index)
-    hits = searcher.search_image(query, top) if query is not None else searcher.search_text(text or "", top)
-    shown = str(query) if query is not None else f"“{text}”"
-    table = Table(title=f"{shown}: first {len(hits)} of {len(searcher.index)}", title_justify="left")
-    for heading, side in (("", "right"), ("cosine", "right"), ("id", "left"), ("caption", "left")):
-        table.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
-    for hit in hits:
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", hit.id, hit.caption)
-    create_console().print(table)
-    if picture is not None:
-        searcher.draw(hits, query=query, text=text or "").save(picture)
-        create_console().print(f"wrote {picture}")
+    folder, found_at = find_index(index)
+    console = create_console(stderr=as_json)
+    if found_at:
+        console.print(found_at)
+    hits = run_search(folder, query, text, top, picture, console)
+    if as_json:
+        print_json([vars(hit) for hit in hits])
 
 
-@app.command()
+@app.command(epilog=examples("info"))
 @clear_errors()
-def info() -> None:
-    """Show which implementation of each op runs here, and why a faster one does not."""
-    table = Table(title=f"hystar-fast {hystar_fast.__version__}", title_justify="left")
-    rows = op_info()
-    for heading in ("op", "device", "implementation", "why not a faster one"):
-        table.add_column(heading, overflow="fold")
+def info(as_json: Json = False) -> None:
+    """Show this machine, which implementation of each op runs on it, and why a faster one does not."""
+    from hystar_fast.cli.info_command import machine_lines
+    from hystar_fast.ops.status import info as op_info
+
+    rows, lines = op_info(), machine_lines()
+    if as_json:
+        print_json({"version": hystar_fast.__version__, "machine": lines, "ops": rows})
+        return
+    console = create_console()
+    console.print(f"hystar-fast {hystar_fast.__version__}")
+    for name, value in lines.items():
+        console.print(f"{name}: {value}")
+    table = create_table("op", "device", "implementation", "why not a faster one")
     for row in rows:
-        table.add_row(row["op"], row["device"], row["implementation"], row["reason"] or "–")
-    create_console().print(table)
+        table.add_row(row["op"], row["device"], row["implementation"], row["reason"] or "-")
+    console.print(table)
 
 
-@app.command()
-@clear_errors()
+@app.command(epilog=examples("train"))
+@clear_errors(stopped="continue with {command} --resume")
 def train(
     config: Annotated[
         str, typer.Argument(help="A TOML file, or shipped settings: emoji (the embedded drawings) or paper.")
     ] = "emoji",
+    data: Annotated[
+        str | None, typer.Option(help="The data (data.source), such as a folder with sketches/ and photos/.")
+    ] = None,
+    gallery_style: Annotated[
+        str | None,
+        typer.Option(help="The folder of the pictures to be found (data.gallery_style), if it is not clear."),
+    ] = None,
     set_: Set = None,
     output: Output = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in the folder.")] = False,
@@ -143,28 +167,35 @@ def train(
     """Train Hystar or another method; writes an adapter, a checkpoint and a log (docs/training.md)."""
     from hystar_fast.cli.train_command import train_from
 
+    if Path(config).is_dir():
+        raise ValueError(f"config must be a TOML file, got the folder {config}: hystar-fast train --data {config}")
     # under torchrun only the first process prints
     console = create_console(quiet=os.environ.get("RANK", "0") != "0")
-    train_from(config, setting_changes(set_, output), console, resume=resume)
+    options = {"data__source": data, "data__gallery_style": gallery_style, "run__output": output}
+    train_from(config, setting_changes(set_, **options), console, resume=resume)
 
 
-@app.command("eval")
-@clear_errors()
+@app.command("eval", epilog=examples("eval"))
+@clear_errors(stopped=_AGAIN, directory="--adapter", pretrained="--weights", images="--data", metric="--metrics")
 def evaluate(
-    adapter: Adapter = Path("runs/demo/adapter"),
+    adapter: Adapter = None,
     method: Annotated[
         str | None, typer.Option(help="A method without training instead of an adapter: pixels, hog or frozen.")
     ] = None,
     data: Annotated[
         str,
         typer.Option(
-            help="emoji, or dsr:, domainnet:, folders:, pairs:, captions:, shards: or icons:<path>, or a path whose "
-            "layout is recognised."
+            help="emoji, or a path whose layout is recognised, such as a folder with sketches/ and photos/, or dsr:, "
+            "domainnet:, folders:, pairs:, captions:, shards: or icons:<path>."
         ),
     ] = "emoji",
     split: Annotated[
-        str, typer.Option(help="val or test; folders, pairs and shards have no splits and are used as a whole.")
-    ] = "test",
+        str | None,
+        typer.Option(
+            help="val, test or all. By default test; of folders, pairs and shards all that the adapter was not trained "
+            "on."
+        ),
+    ] = None,
     task: Annotated[
         str | None, typer.Option(help="instance, category or classify; by default instance if the data has instances.")
     ] = None,
@@ -187,6 +218,7 @@ def evaluate(
     output: Folder = Path("runs/eval"),
     limit: Annotated[int | None, typer.Option(min=1, help="Use at most so many pictures of each style.")] = None,
     device: Device = "auto",
+    as_json: Json = False,
 ) -> None:
     """Evaluate an adapter or a method on a data set, over the full gallery, with 95 % intervals."""
     from hystar_fast.cli.eval_command import EvalSettings, run_evaluation
@@ -207,40 +239,33 @@ def evaluate(
         limit=limit,
         device=device,
     )
-    run_evaluation(settings, create_console())
+    results = run_evaluation(settings, create_console(stderr=as_json))
+    if as_json:
+        print_json(results)
 
 
-@app.command()
-@clear_errors()
+@app.command(epilog=examples("embed"))
+@clear_errors(stopped=_AGAIN, directory="--adapter", pretrained="--weights")
 def embed(
-    folder: Annotated[Path, typer.Argument(help="A folder of pictures, searched recursively.")],
-    adapter: Adapter = Path("runs/demo/adapter"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of pictures, searched recursively.")],
+    adapter: Adapter = None,
     backbone: MovedBackbone = None,
     weights: MovedWeights = None,
-    output: Folder = Path("runs/index"),
+    output: Folder = INDEX,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the index of another folder of pictures in the output folder.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
-    """Index a folder of pictures, for search --index."""
-    from hystar_fast.index.search import index_folder
+    """Index a folder of pictures, for search."""
+    from hystar_fast.cli.embed_command import run_embed
 
-    start = time.perf_counter()
+    found, found_at = find_adapter(adapter)
     console = create_console()
+    if found_at:
+        console.print(found_at)
     changes = backbone_changes(backbone, weights)
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("embed", total=None)  # a description is markup: no name belongs in it
-        count, skipped = index_folder(
-            folder,
-            adapter,
-            output,
-            device=device,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-            **changes,
-        )
-    if skipped:
-        first = f"{skipped[0].path}: {skipped[0].reason}"
-        line = f"skipped {len(skipped)} of {count + len(skipped)} pictures, the first: {first}"
-        console.print(line)
-    console.print(f"indexed {count} pictures in {time.perf_counter() - start:.1f} s: {output}")
+    run_embed(folder, found, output, console, changes=changes, overwrite=overwrite, device=device)
 
 
 app.add_typer(experiments_commands.app, cls=WholeHelp)

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the places where commands look if an option is left out."""
 
 from __future__ import annotations
 
@@ -7,24 +7,62 @@ from typing import Annotated
 
 import typer
 
+TRAINED, DEMO = Path("runs/train"), Path("runs/demo")
+ADAPTER, INDEX = "adapter", Path("runs/index")
+FROZEN = "the frozen tiny backbone"
+
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu or cuda.")]
 Folder = Annotated[Path, typer.Option(help="Folder for everything that is written.")]
-Adapter = Annotated[Path, typer.Option(help="An adapter that train or demo wrote.")]
+Adapter = Annotated[
+    Path | None,
+    typer.Option(
+        help="An adapter that train, demo or experiments compare wrote. By default runs/train/adapter, else "
+        "runs/demo/adapter, else none: the frozen backbone."
+    ),
+]
 MovedBackbone = Annotated[
     str | None,
     typer.Option(
         "--backbone",
-        help="The adapter's backbone, if it was moved; of frozen, which one: tiny, open_clip:<name>, "
+        help="The adapter's backbone, if it was moved; without an adapter, which one: tiny, open_clip:<name>, "
         "transformers:<id or path> or albef:<path>.",
     ),
 ]
 MovedWeights = Annotated[
     str | None,
-    typer.Option("--weights", help="The adapter's weights, if they were moved; of frozen, which: a tag or a file."),
+    typer.Option(
+        "--weights",
+        help="The adapter's weights, if they were moved; without an adapter, which: a tag, a file or random.",
+    ),
 ]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: section.key=value. May be repeated.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: section.key=value. May be repeated."),
+]
 Config = Annotated[str, typer.Option(help="A TOML file, or shipped settings: emoji (the embedded drawings) or paper.")]
 Output = Annotated[Path | None, typer.Option(help="Folder for everything that is written (run.output).")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, and everything else to stderr.")]
+
+
+def find_adapter(given: Path | None) -> tuple[Path | None, str]:
+    """Return the adapter to use, the one given or what `train` or `demo` wrote, and a line that says so; None if none.
+
+    The line is empty for one that was given.
+    """
+    if given is not None:
+        return given, ""
+    found = next((run / ADAPTER for run in (TRAINED, DEMO) if (run / ADAPTER / "config.json").is_file()), None)
+    if found is not None:
+        return found, f"using the adapter in {found} (--adapter for another)"
+    return None, f"using {FROZEN}: neither {TRAINED / ADAPTER} nor {DEMO / ADAPTER} exists (--adapter for another)"
+
+
+def find_index(given: Path | None) -> tuple[Path, str]:
+    """Return the index to search, the one given or what `embed` or else `demo` wrote, and a line that says so."""
+    if given is not None:
+        return given, ""
+    found = INDEX if (INDEX / "index").is_dir() or not (DEMO / "index").is_dir() else DEMO
+    return found, f"searching {found} (--index for another)"
 
 
 def weights_of(word: str) -> str | None:
@@ -38,6 +76,7 @@ def backbone_changes(backbone: str | None, weights: str | None) -> dict[str, str
     return changes if weights is None else {**changes, "pretrained": weights_of(weights)}
 
 
-def setting_changes(changes: list[str] | None, output: Path | None) -> list[str]:
-    """Return the changes of ``--set`` and ``--output``."""
-    return [*(changes or ()), *(() if output is None else (f"run.output={output}",))]
+def setting_changes(changes: list[str] | None, **given: object) -> list[str]:
+    """Return the changes of ``--set`` and of options for single settings, such as ``run__output`` for "run.output"."""
+    options = (f"{key.replace('__', '.')}={value}" for key, value in given.items() if value is not None)
+    return [*(changes or ()), *options]

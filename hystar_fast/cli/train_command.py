@@ -4,28 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.progress import Progress
-
+from hystar_fast.cli.downloads import announce_downloads
+from hystar_fast.terminal.console import Console
+from hystar_fast.terminal.progress import Progress
 from hystar_fast.train.run import Trained, run_training
 from hystar_fast.train.settings import read_settings
+
+_STYLED = ("hystar", "freestyle")  # read the style network of the configuration
 
 
 def train_from(config: str, changes: Sequence[str], console: Console, *, resume: bool) -> Trained:
     """Train from a settings file and changes to it, with a progress bar, and print the result."""
     settings = read_settings(config, changes)
-    with Progress(console=console) as progress:
+    announce_downloads(settings.model, console, styled=settings.method in _STYLED)
+    with Progress(console) as progress:
         task = progress.add_task("train", total=None)
 
         def started(steps: int, parameters: dict[str, int]) -> None:
+            console.log_to(settings.run.output)
             counts = ", ".join(f"{name} {count:,}" for name, count in parameters.items())
-            console.print(f"{settings.method}: {steps} steps; trained parameters: {counts}")
+            backbone = settings.model.backbone
+            console.print(f"{settings.method} on {backbone}: {steps} steps; trained parameters: {counts}")
             progress.update(task, total=steps)
 
         def advance(done: int, loss: float) -> None:
             progress.update(task, completed=done, description=f"train, loss {loss:.3f}")
 
-        trained = run_training(settings, resume=resume, started=started, progress=advance)
+        trained = run_training(settings, resume=resume, say=console.print, started=started, progress=advance)
     _print_result(trained, console)
     return trained
 
@@ -38,7 +43,8 @@ def _print_result(trained: Trained, console: Console) -> None:
         bounds = (
             "" if state.best_interval is None else " [{:.1f}, {:.1f}]".format(*(100 * b for b in state.best_interval))
         )
-        best = f"; best on validation: R@1 {100 * state.best[0]:.1f}{bounds} after step {state.best[1]}"
+        found = f"R@1 {100 * state.best[0]:.1f}{bounds} after step {state.best[1]}"
+        best = f"; best on validation: {found} (% of the queries whose own picture comes first)"
     console.print(f"{state.step} steps{last}{best}; wrote {trained.adapter}")
     if state.skipped:
         first = next(iter(state.skipped.items()))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hystar_fast.data.image_set import ImageSet, Record, folder_reader, layout_error
-from hystar_fast.data.text_files import read_text
+from hystar_fast.data.text_files import parse_json, read_text
 
 GALLERY_STYLE = "photo"
 LAYOUT = (
@@ -46,7 +45,7 @@ def load_captions(path: str | Path) -> ImageSet:
     try:
         text = read_text(path)
         captions = _of_coco(text) if text.lstrip()[:1] in ("{", "[") else _of_lines(text)
-    except (OSError, ValueError, csv.Error, RecursionError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise layout_error(_NAME, path, LAYOUT, str(error)) from error
     if not any(captions.values()):
         raise layout_error(_NAME, path, LAYOUT, f"{len(captions)} pictures without captions")
@@ -57,7 +56,7 @@ def load_captions(path: str | Path) -> ImageSet:
 
 def _of_coco(text: str) -> dict[str, list[str]]:
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except ValueError as error:
         raise ValueError(f"JSON that cannot be read: {error}") from error
     images, annotations = (

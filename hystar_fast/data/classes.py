@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from hystar_fast.data.emoji import CATEGORIES, load_emoji
 from hystar_fast.data.hold_out import hash_fraction
 from hystar_fast.data.image_files import list_images, unsupported_reason
 from hystar_fast.data.image_set import ImageSet, Record, Skipped, folder_reader, layout_error
-from hystar_fast.data.text_files import read_lines, read_text
+from hystar_fast.data.text_files import parse_json, read_lines, read_text
 
 TRAIN, TEST = "train", "test"
 LAYOUT = (
@@ -134,7 +133,7 @@ def _coop(root: Path, splits: Sequence[Path]) -> ImageSet:
     if len(splits) > 1:
         raise layout_error("CoOp's splits", root, expected, " and ".join(path.name for path in splits))
     try:
-        lists = json.loads(read_text(splits[0]))
+        lists = parse_json(read_text(splits[0]))
         entries = [(part, str(p), int(label), str(name)) for part in (TRAIN, TEST) for p, label, name in lists[part]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise layout_error("CoOp's splits", root, expected, f"{splits[0].name} of another form: {error!r}") from error

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from hystar_fast.data.image_set import ImageSet, Record, Skipped, check_some_exist, folder_reader, layout_error
-from hystar_fast.data.text_files import read_text
+from hystar_fast.data.text_files import parse_json, read_text
 
 QUERY_STYLES = ("art", "sketch", "mosaic")
 LAYOUT = (
@@ -57,7 +56,7 @@ def load_dsr(root: str | Path, split: str = "test") -> ImageSet:
 
 def _entries(root: Path, annotations: Path, layout: str) -> list[dict[str, Any]]:
     try:
-        entries = json.loads(read_text(annotations))
+        entries = parse_json(read_text(annotations))
     except (OSError, ValueError) as error:
         raise layout_error("DSR", root, layout, f"{annotations.name}, which is not JSON: {error}") from error
     if not isinstance(entries, list) or not entries:

@@ -31,8 +31,8 @@ def lock_folder(folder: str | Path) -> Iterator[None]:
         folder: where a command writes.
 
     Raises:
-        ValueError: `folder` is a file, or another process or thread holds its lock.
-        OSError: the folder cannot be created or written.
+        ValueError: `folder` is a file or may not be written, or another process or thread holds its lock.
+        OSError: the folder cannot be created or written for another reason.
     """
     folder = Path(os.path.realpath(folder))
     if folder.exists() and not folder.is_dir():
@@ -72,6 +72,8 @@ def _acquire(folder: Path) -> tuple[list[Path], int]:
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:  # another process has just removed the folder, which it had created
             continue
+        except (NotADirectoryError, FileExistsError, PermissionError) as error:
+            raise ValueError(f"output must be a folder that can be written, got {folder}: {error.strerror}") from error
         try:
             _lock(lock, folder)
             if _is_at(lock, folder / LOCK):

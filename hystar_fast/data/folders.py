@@ -1,4 +1,4 @@
-"""Folders of styles, each with folders of categories: Sketchy, TU-Berlin, QuickDraw and data in the same layout."""
+"""Folders of styles, with folders of categories (Sketchy, TU-Berlin, QuickDraw) or with pictures of equal names."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from hystar_fast.data.flat_folders import GALLERY_NAMES, is_flat, load_flat_folders
+from hystar_fast.data.flat_folders import LAYOUT as FLAT_LAYOUT
 from hystar_fast.data.image_files import is_hidden, list_images, unsupported_reason
 from hystar_fast.data.image_set import ImageSet, Record, Skipped, folder_reader, layout_error
 
-GALLERY_NAMES = ("photo", "photos", "images", "image", "real")
 LAYOUT = (
     "<style>/…/<category>/<picture> for at least two styles, one of them the gallery (photo, or as named), with "
-    "the same names of categories"
+    f"the same names of categories; or {FLAT_LAYOUT}"
 )
 STANDARD_RENDERING = "tx_000000000000"
 STROKES = (".ndjson", ".npy", ".npz", ".bin")  # QuickDraw as Google publishes it: not image files
@@ -21,6 +22,8 @@ _COPY, _RENDERING = re.compile(r"-\d+$"), re.compile(r"tx_\d+")
 
 def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet:
     """List ``<style>/…/<category>/<picture>``; folders between style and category are ignored.
+
+    Without categories, pictures of one name are pairs, see :mod:`hystar_fast.data.flat_folders`.
 
     Sketchy has every picture in several renderings: ``photo/tx_000000000000``, ``photo/tx_000100000000``, …. If a style
     has more than one such folder, only `STANDARD_RENDERING` is read, and the name of the data set says so. To use
@@ -34,8 +37,8 @@ def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet
 
     Args:
         root: the folder, see `LAYOUT`.
-        gallery_style: the folder of the gallery; by default one of `GALLERY_NAMES`. TU-Berlin's ``png/`` and
-            QuickDraw-Extended's ``QuickDraw_sketches_final/`` are queries.
+        gallery_style: the folder of the gallery; by default one with a name of `GALLERY_NAMES`. TU-Berlin's ``png/``
+            and QuickDraw-Extended's ``QuickDraw_sketches_final/`` are queries.
 
     Raises:
         ValueError: the folder has another layout; the message says what was expected and found.
@@ -44,7 +47,10 @@ def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet
     root = Path(root)
     folders = [p.name for p in root.iterdir() if p.is_dir()] if root.is_dir() else []
     styles = sorted(name for name in folders if not is_hidden(name))
-    gallery = gallery_style or next((name for name in GALLERY_NAMES if name in styles), None)
+    if is_flat(root, styles):
+        return load_flat_folders(root, styles, gallery_style)
+    named = {style.lower(): style for style in reversed(styles)}
+    gallery = gallery_style or next((named[name] for name in GALLERY_NAMES if name in named), None)
     if gallery not in styles or len(styles) < 2:
         raise layout_error("style folders", root, LAYOUT, _strokes(root))
     listed: dict[str, list[Path]] = {}

@@ -7,7 +7,6 @@ A family is an unpacked Iconify package: ``npm pack @iconify-json/ph && tar xzf 
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from PIL import Image
 
 from hystar_fast.data.hold_out import hash_fraction
 from hystar_fast.data.image_set import ImageSet, Record, layout_error
-from hystar_fast.data.text_files import read_text
+from hystar_fast.data.text_files import parse_json, read_text
 
 LAYOUT = "icons.json and metadata.json with suffixes of two styles at least, as in the npm package @iconify-json/ph"
 SIDE = 224  # pixels of a rendered icon
@@ -106,8 +105,8 @@ def render(body: str, width: float, height: float, side: int) -> np.ndarray | No
 def _read(root: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Read a family and its mapping of suffix to style."""
     try:
-        family = json.loads(read_text(root / "icons.json"))
-        suffixes = json.loads(read_text(root / "metadata.json"))["suffixes"]
+        family = parse_json(read_text(root / "icons.json"))
+        suffixes = parse_json(read_text(root / "metadata.json"))["suffixes"]
         if len(suffixes) < 2 or not all("body" in icon for icon in family["icons"].values()):
             raise ValueError("fewer than two suffixes, or an icon without a body")
     except OSError as error:

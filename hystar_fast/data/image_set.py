@@ -19,7 +19,6 @@ from torch import Tensor
 from hystar_fast.data.images import Resize, load_image
 
 _THREADS = 8
-NO_SPLITS = "all (this data set has no splits; part of it may have been used for training)"
 CLASS_TEMPLATES = ("a photo of a {}.",)
 RESERVED_STYLES = ("text", "joint")
 """Names of kinds of query that are no style of pictures: captions, and captions with pictures."""
@@ -91,7 +90,14 @@ class ImageSet:
     templates: tuple[str, ...] = CLASS_TEMPLATES
 
     def __post_init__(self) -> None:
-        reserved = next((style for style in self.styles if style in RESERVED_STYLES), None)
+        spelling: dict[str, str] = {}
+        for style in self.styles:
+            if spelling.setdefault(style.lower(), style) != style:
+                raise ValueError(
+                    f"styles must differ in more than upper and lower case, got {spelling[style.lower()]!r} and "
+                    f"{style!r} in {self.name}; write both in one way"
+                )
+        reserved = next((style for style in self.styles if style.lower() in RESERVED_STYLES), None)
         if reserved is not None:
             raise ValueError(
                 f"a style must not be named {' or '.join(map(repr, RESERVED_STYLES))}, which stand for captions, got "
@@ -121,9 +127,18 @@ class ImageSet:
     def has_categories(self) -> bool:
         return any(record.category is not None for record in self.records)
 
-    def split_label(self, split: str) -> str:
-        """Return what to print beside figures on this set: the split, or `NO_SPLITS`."""
-        return split if self.has_splits else NO_SPLITS
+    @property
+    def summary(self) -> str:
+        """One line that says what was recognised, such as "40 pairs: sketches -> photos"."""
+        gallery, queries = self.gallery, [r for r in self.records if r.style != self.gallery_style]
+        styles = f"{', '.join(self.query_styles)} -> {self.gallery_style}"
+        if not self.has_instances:
+            kinds = len({record.category for record in self.records})
+            return f"{len(queries)} queries and {len(gallery)} gallery pictures of {kinds} categories: {styles}"
+        answered = {record.instance for record in gallery if record.instance is not None}
+        alone = sum(record.instance not in answered for record in queries)
+        rest = f"; {alone} queries belong to no gallery picture" if alone else ""
+        return f"{len(queries) - alone} pairs: {styles}{rest}"
 
     def of_style(self, style: str) -> tuple[Record, ...]:
         """Return the records of one style.

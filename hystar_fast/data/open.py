@@ -75,6 +75,12 @@ def open_images(
             return load_folders(path, gallery_style)
 
 
+def place_of(data: str) -> str:
+    """Return the path of a data set without its kind: "/a" for "folders:/a"."""
+    kind, separator, place = data.partition(":")
+    return place if separator and kind in KINDS else data
+
+
 def _recognised(path: Path, split: str) -> str:
     """Return the kind of a layout. One split file is enough: the loader names another that is missing."""
     if path.suffix.lower() in STROKES:

@@ -32,6 +32,18 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
     return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
+def parse_json(text: str) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deeply") from error
+
+
 def to_json(content: Any) -> str:
     """Return JSON that every file can hold; names that are not UTF-8 make all characters beyond ASCII escapes."""
     text = json.dumps(content, indent=1, ensure_ascii=False)

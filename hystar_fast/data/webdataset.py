@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -11,11 +10,11 @@ from typing import Any
 
 from PIL import Image
 
-from hystar_fast.data.folders import GALLERY_NAMES
+from hystar_fast.data.flat_folders import GALLERY_NAMES
 from hystar_fast.data.image_files import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES, is_hidden, unsupported_reason
 from hystar_fast.data.image_set import ImageSet, Record, Skipped, layout_error
 from hystar_fast.data.images import decode_image
-from hystar_fast.data.text_files import decode_text
+from hystar_fast.data.text_files import decode_text, parse_json
 
 UNNAMED_STYLE = "image"
 LAYOUT = (
@@ -48,7 +47,7 @@ def load_webdataset(path: str | Path, gallery_style: str | None = None) -> Image
 
     Args:
         path: a tar file or a folder of them, see `LAYOUT`. A key may span neither shards nor folders within one.
-        gallery_style: the style of the gallery; by default one of `hystar_fast.data.folders.GALLERY_NAMES`.
+        gallery_style: the style of the gallery; by default one of `hystar_fast.data.flat_folders.GALLERY_NAMES`.
 
     Raises:
         ValueError: the shards have another layout; the message says what was expected and found.
@@ -118,11 +117,11 @@ def _read_text(sample: _Sample, kind: str, content: bytes, name: str, skipped: l
     try:
         text = decode_text(content, name)
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        found: Any = {"txt": {"caption": lines}, "cls": {"category": lines[:1]}}.get(kind) or json.loads(text)
+        found: Any = {"txt": {"caption": lines}, "cls": {"category": lines[:1]}}.get(kind) or parse_json(text)
         captions, categories = (_texts(found, field_name) for field_name in ("caption", "category"))
         if len(categories) > 1:
             raise ValueError(f"category must be one text, got {len(categories)}")
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, AttributeError) as error:
         skipped.append(Skipped(name, f"unreadable text: {error}"))
         return
     sample.captions = captions or sample.captions

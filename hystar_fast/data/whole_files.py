@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from hystar_fast.data.text_files import decode_text, to_json
+from hystar_fast.data.text_files import decode_text, parse_json, to_json
 
 CHECKSUM = "checksum"
 PARTIAL = ".*.partial"
@@ -68,8 +68,8 @@ def opened_json(content: bytes, name: str) -> Any:
         ValueError: not UTF-8, not JSON, or another checksum.
     """
     try:
-        values = json.loads(decode_text(content, name))
-    except (ValueError, RecursionError) as error:
+        values = parse_json(decode_text(content, name))
+    except ValueError as error:
         raise ValueError(f"{name} is corrupt: {error}") from error
     stored = values.pop(CHECKSUM, None) if isinstance(values, dict) else None
     if stored is not None and stored != _checksum(values):

@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.experiments.comparison_tables import comparison_note, comparison_tables
 from hystar_fast.experiments.experiment_settings import ExperimentSettings
@@ -23,7 +20,10 @@ from hystar_fast.experiments.variants import Variant, create_variant
 from hystar_fast.methods.adapter_files import save_method
 from hystar_fast.methods.interface import count_parameters
 from hystar_fast.methods.suite import METHODS
+from hystar_fast.models.config import HystarConfig
 from hystar_fast.retrieval.results_json import commit, run_info, write_json
+from hystar_fast.terminal.console import Console
+from hystar_fast.terminal.progress import Progress
 
 RESULTS_FILE = "compare.json"
 
@@ -35,7 +35,13 @@ class _Run:
 
 
 def run_compare(settings: ExperimentSettings, console: Console) -> dict[str, Any]:
-    """Compare the methods of the settings and print the tables."""
+    """Compare the methods of the settings and print the tables.
+
+    Raises:
+        ValueError: as for `compare`, or a variant that changes nothing.
+    """
+    for name in settings.training.methods:
+        _check_changes(name, settings)
     record = compare(settings, console)
     for table in comparison_tables(record):
         console.print(table)
@@ -91,8 +97,7 @@ def _compare(settings: ExperimentSettings, console: Console, methods: Sequence[s
         for seed in (settings.seeds if Variant.parse(name).is_trained else settings.seeds[:1])
     ]
     new = [_Run(key, settings) for key in keys if not is_done(key, record["runs"])]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with Progress(console) as progress:
         task = progress.add_task("runs", total=len(new))
         for run, ids in run_jobs(_run, new, settings.run.jobs):
             record["runs"].append(run)
@@ -100,8 +105,7 @@ def _compare(settings: ExperimentSettings, console: Console, methods: Sequence[s
                 record["query_ids"] = merge_query_ids(record, ids)
             write_json(path, record)
             progress.advance(task)
-            line = f"{run['method']}, seed {run['seed']}: {run['seconds']} s"
-            console.print(line)
+            console.print(f"{run['method']}, seed {run['seed']}: {run['seconds']} s")
     kept = [run for key in keys for run in record["runs"] if key.items() <= run.items()]
     record["diverged"] = sorted({run["method"] for run in kept if "diverged" in run})
     kept = [run for run in kept if run["method"] not in record["diverged"]]
@@ -117,12 +121,28 @@ def _check(names: Sequence[str], settings: ExperimentSettings, styles: Sequence[
         unknown = [style for style in variant.styles or () if style not in styles]
         if unknown:
             raise ValueError(f"styles must be some of {(*styles,)} with - between, got {unknown[0]!r} in {name!r}")
-        if replace(settings.config(), **variant.changes).lacks_style_weights:
+        if _config_of(name, settings).lacks_style_weights:
             raise ValueError(
                 f"style_pretrained must be a torchvision weights name or a file for style=vgg, got none in {name!r}"
             )
     if len(set(names)) < len(names):
         raise ValueError(f"methods must be different names, got {', '.join(names)}")
+
+
+def _config_of(name: str, settings: ExperimentSettings) -> HystarConfig:
+    try:
+        return replace(settings.config(), **Variant.parse(name).changes)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error) if name in str(error) else f"{name!r}: {error}") from error
+
+
+def _check_changes(name: str, settings: ExperimentSettings) -> None:
+    variant = Variant.parse(name)
+    same = _config_of(name, settings) == settings.config() and variant.loss in (None, "style_nce")
+    if same and variant.styles is None and name != variant.method:
+        raise ValueError(
+            f"training.methods must change a setting after each +, got {name!r}, the same as {variant.method!r}"
+        )
 
 
 def _tuned(names: Sequence[str], settings: ExperimentSettings, console: Console) -> dict[str, Rates]:

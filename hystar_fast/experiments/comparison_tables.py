@@ -15,7 +15,8 @@ def comparison_tables(record: Mapping[str, Any]) -> list[Table]:
     data, summary = record["data"], record["summary"]
     title = f"R@1 (%) on {data['name']}, mean of {', '.join(data['headline'])}\n{data['protocol']}"
     has_unseen = any("unseen" in entry["recall"] for entry in summary.values())
-    headings = ("trained", "mean", "minus hystar", *["unseen categories"] * has_unseen)
+    has_difference = any(entry.get("difference") for entry in summary.values())
+    headings = ("trained", "mean", *["minus hystar"] * has_difference, *["unseen categories"] * has_unseen)
     table = table_of_methods(title, headings)
     every = (kind for entry in summary.values() for kind in entry["recall"]["all"])
     kinds = [kind for kind in dict.fromkeys(every) if kind != HEADLINE]
@@ -28,7 +29,7 @@ def comparison_tables(record: Mapping[str, Any]) -> list[Table]:
             name,
             f"{entry['parameters']['trainable']:,}",
             recall_cell(rows.get(HEADLINE)),
-            "–" if difference is None else interval_cell(difference, "+.1f"),
+            *["–" if difference is None else interval_cell(difference, "+.1f")] * has_difference,
             *[recall_cell(unseen)] * has_unseen,
         )
         by_kind.add_row(name, *(recall_cell(rows.get(kind), "\n") for kind in kinds))

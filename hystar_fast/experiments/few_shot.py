@@ -10,8 +10,6 @@ from statistics import stdev
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
@@ -28,8 +26,10 @@ from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.suite import METHODS, create_method
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.retrieval.embed import embed_records
-from hystar_fast.retrieval.results_json import interval_info, read_json, run_info, to_percent, write_json
+from hystar_fast.retrieval.results_json import interval_info, read_json, run_info, set_aside, to_percent, write_json
 from hystar_fast.retrieval.zero_shot import class_embeddings
+from hystar_fast.terminal.console import Console
+from hystar_fast.terminal.progress import Progress
 from hystar_fast.train.recipe import Recipe
 
 RESULTS_FILE = "few_shot.json"
@@ -67,12 +67,15 @@ def _run_few_shot(settings: ExperimentSettings, console: Console, folder: Path) 
         parts = BaseToNew(parts.base, parts.new, parts.training, *tests)
     rates = _rates(settings)
     results = _head(settings, images, parts)
+    kept = set_aside(folder / RESULTS_FILE, results, ("config", "data", "templates", "steps"))
+    if kept is not None:
+        console.print(f"kept the results of an earlier run: {kept}")
     used = {name: rates[name] for name in chosen.methods if name in rates}
     for name, (setting, source) in used.items():
         console.print(f"learning rates of {name}: {setting} ({source})")
     skipped: list[Skipped] = list(images.skipped)
     runs = [(name, seed) for name in chosen.methods for seed in (settings.seeds if name in rates else [0])]
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console, transient=True) as progress:
         task = progress.add_task("few-shot", total=len(runs))
         found: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for name, seed in runs:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from hystar_fast.data.emoji import load_emoji
@@ -23,6 +22,7 @@ from hystar_fast.experiments.splits import open_splits, trained_method
 from hystar_fast.methods.hystar_method import HystarMethod
 from hystar_fast.methods.interface import Method
 from hystar_fast.retrieval.embed import embed_images, embed_records
+from hystar_fast.terminal.console import Console
 
 GAMMAS = (1, 10, 30, 50, 80, 120, 200, 500)  # Section G.1
 LAMBDAS = (0.1, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0)  # Section G.2

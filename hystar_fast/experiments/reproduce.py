@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from hystar_fast.data.folder_lock import lock_folder
@@ -31,7 +30,8 @@ from hystar_fast.experiments.timing import BATCH, REPEATS, Cost, embedding_times
 from hystar_fast.experiments.tune import TUNING_FILE
 from hystar_fast.experiments.variants import create_variant
 from hystar_fast.methods.suite import create_method
-from hystar_fast.retrieval.results_json import run_info, write_json
+from hystar_fast.retrieval.results_json import run_info, set_aside, write_json
+from hystar_fast.terminal.console import Console
 
 COMPUTATION, FEW_SHOT = 5, 11
 _CLASS_DATA = ("ImageNet", "SUN397")  # of Table 11
@@ -68,8 +68,11 @@ def _run_reproduce(numbers: list[int], settings: ExperimentSettings, console: Co
         }
         results[paper.number] = {**run_info(), **head, **found}
         path = settings.output / f"table{paper.number}.json"
+        kept = set_aside(path, results[paper.number], ("ours",))
         write_json(path, results[paper.number])
         _show(results[paper.number], paper, console)
+        if kept is not None:
+            console.print(f"kept the table of an earlier run: {kept}")
         console.print(f"wrote {path}\n")
     return results
 

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.open import open_images
 from hystar_fast.experiments.experiment_settings import ExperimentSettings
@@ -21,6 +18,8 @@ from hystar_fast.methods.device import on_device
 from hystar_fast.retrieval.evaluate import PROTOCOLS, TEXT, evaluate
 from hystar_fast.retrieval.ranks import Ranks
 from hystar_fast.retrieval.results_json import run_info, write_json
+from hystar_fast.terminal.console import Console
+from hystar_fast.terminal.progress import Progress
 
 CATEGORY, CLASSIFY, JOINT = "category", "classify", "joint"
 _SUFFIX = "+text, max"
@@ -71,10 +70,12 @@ def evaluate_task(
         and run["learning_rates"] == record["summary"][run["method"]]["learning_rates"]
     ]
     new = [_Job(key, task, settings) for key in keys if not is_done(key, found["runs"])]
-    for entry, new_ids in track(run_jobs(_evaluate, new, settings.run.jobs), task, total=len(new), console=console):
-        found["runs"].append(entry)
-        found["query_ids"] = merge_query_ids(found, new_ids)
-        write_json(path, found)
+    with Progress(console) as progress:
+        results = run_jobs(_evaluate, new, settings.run.jobs)
+        for entry, new_ids in progress.track(results, total=len(new), description=task):
+            found["runs"].append(entry)
+            found["query_ids"] = merge_query_ids(found, new_ids)
+            write_json(path, found)
     kept = [
         {**run, "parameters": record["summary"][run["method"]]["parameters"]}
         for key in keys

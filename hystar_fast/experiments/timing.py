@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 
 from hystar_fast.methods.device import on_device
 from hystar_fast.methods.interface import Method
+from hystar_fast.terminal.console import Console
+from hystar_fast.terminal.progress import Progress
 
 BATCH, REPEATS = 16, 7
 
@@ -49,7 +49,7 @@ def embedding_times(
         ValueError: a method that cannot be built.
     """
     taken: dict[str, list[float]] = {name: [] for name in methods}
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console, transient=True) as progress:
         task = progress.add_task("embedding", total=len(methods) * (REPEATS + 2))
         built: dict[str, Method] = {}
         for name, build in methods.items():

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.experiments.experiment_settings import ExperimentSettings
 from hystar_fast.experiments.jobs import run_jobs
@@ -21,6 +18,8 @@ from hystar_fast.experiments.splits import USUAL_CUTOFFS, open_splits, train_met
 from hystar_fast.experiments.variants import Variant, create_variant
 from hystar_fast.methods.suite import DEMO_TRAINED
 from hystar_fast.retrieval.results_json import commit, run_info, write_json
+from hystar_fast.terminal.console import Console
+from hystar_fast.terminal.progress import Progress
 
 TUNING_FILE = "tuning.json"
 Grid = Mapping[str, Sequence[Rates]]
@@ -68,12 +67,12 @@ def _tune(settings: ExperimentSettings, console: Console, grid: Grid | None) -> 
     ]
     new = [_Trial(key, settings) for key in keys if not is_done(key, record["trials"])]
     results = run_jobs(_run_trial, new, settings.run.jobs)
-    for trial in track(results, description="trials", total=len(new), console=console):
-        record["trials"].append(trial)
-        write_json(path, record)
-        name, rates, seed = trial["method"], trial["learning_rates"], trial["seed"]
-        line = f"{name} {rates} seed {seed}: {_shown(trial)} in {trial['seconds']} s"
-        console.print(line)
+    with Progress(console) as progress:
+        for trial in progress.track(results, total=len(new), description="trials"):
+            record["trials"].append(trial)
+            write_json(path, record)
+            name, rates, seed = trial["method"], trial["learning_rates"], trial["seed"]
+            console.print(f"{name} {rates} seed {seed}: {_shown(trial)} in {trial['seconds']} s")
     chosen = {
         name: max(rates, key=lambda setting: _score(_trials_of(record["trials"], name, setting)))
         for name, rates in grid.items()

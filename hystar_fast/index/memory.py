@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from hystar_fast.data.text_files import to_json
+from hystar_fast.data.text_files import parse_json, to_json
 from hystar_fast.data.whole_files import write_whole
 
 _TENSORS, _META, _FORMAT = "index.safetensors", "index.json", 1
@@ -103,10 +102,10 @@ class MemoryIndex:
             if not (directory / name).is_file():
                 raise ValueError(f"directory must hold an index, got {directory}, which has no {name}")
         try:
-            meta = json.loads((directory / _META).read_text(encoding="utf-8"))
+            meta = parse_json((directory / _META).read_text(encoding="utf-8"))
             tensors = load_file(directory / _TENSORS)
             if meta["format"] != _FORMAT:
                 raise ValueError(f"format must be {_FORMAT}, got {meta['format']}")
             return cls(tensors["embeddings"], meta["ids"], meta["about"])
-        except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{directory} holds a damaged index: {error}") from error

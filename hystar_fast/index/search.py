@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,6 +20,8 @@ from hystar_fast.index.memory import MemoryIndex
 from hystar_fast.methods.adapter_files import load_method, save_method
 from hystar_fast.methods.device import on_device, select_device
 from hystar_fast.methods.interface import Method
+from hystar_fast.methods.suite import create_method
+from hystar_fast.models.config import HystarConfig
 from hystar_fast.retrieval.answer_grid import PAGE_TILE, Answer, answer_page
 from hystar_fast.retrieval.embed import embed_batches, embed_images, embed_texts
 from hystar_fast.retrieval.results_json import skipped_info
@@ -45,18 +48,22 @@ class Searcher:
 
     @classmethod
     def open(cls, directory: Path) -> Searcher:
-        """Open a folder written by `hystar-fast demo` or `hystar-fast embed`.
+        """Open a folder written by `hystar-fast demo`, `hystar-fast embed` or :func:`index_folder`.
 
         Raises:
             ValueError: the folder or something in it is missing or damaged.
         """
-        if not (directory / INDEX_FOLDER).is_dir() or not (directory / ADAPTER_FOLDER).is_dir():
+        index = _read_index(directory)
+        config = index.about.get("config")
+        if config is None:
+            return cls(index, load_method(directory / ADAPTER_FOLDER))
+        method = create_method("frozen", HystarConfig.from_dict(config))
+        if method.fingerprints != index.about.get("fingerprints"):
             raise ValueError(
-                f"directory must be a folder written by `hystar-fast demo` or `hystar-fast embed`, got {directory}, "
-                f"which lacks {INDEX_FOLDER}/ or {ADAPTER_FOLDER}/. Run `hystar-fast demo --output {directory}` first"
+                f"directory must be an index of the backbone's present weights, got {directory}, which other weights "
+                "embedded: index the pictures again with `hystar-fast embed`"
             )
-        index = MemoryIndex.load(directory / INDEX_FOLDER)
-        return cls(index, load_method(directory / ADAPTER_FOLDER))
+        return cls(index, method)
 
     def search_image(self, path: Path, top: int) -> list[Hit]:
         """Return the `top` answers to a picture file."""
@@ -96,22 +103,42 @@ class Searcher:
             return None
 
 
+def _read_index(directory: Path) -> MemoryIndex:
+    if (directory / INDEX_FOLDER).is_dir():
+        index = MemoryIndex.load(directory / INDEX_FOLDER)
+        if "config" in index.about or (directory / ADAPTER_FOLDER).is_dir():
+            return index
+    raise ValueError(
+        f"directory must be a folder that `hystar-fast embed` or `hystar-fast demo` wrote, got {directory}, which has "
+        f"no {INDEX_FOLDER}/ with its {ADAPTER_FOLDER}/. First index your pictures: "
+        f"hystar-fast embed FOLDER --output {directory}"
+    )
+
+
+def indexed_source(output: Path) -> str | None:
+    """Return the folder whose pictures an index holds; None if there is none, or it cannot be read."""
+    try:
+        return str(_read_index(output).about.get("source"))
+    except ValueError:
+        return None
+
+
 def index_folder(
     folder: Path,
-    adapter: Path,
+    adapter: Path | Method,
     output: Path,
     *,
     device: str = "auto",
     progress: Callable[[int, int], object] | None = None,
     **changes: str | None,
 ) -> tuple[int, list[Skipped]]:
-    """Index the pictures of a folder with a trained adapter; `Searcher.open(output)` reads it.
+    """Index the pictures of a folder with a method; `Searcher.open(output)` reads it.
 
     Unreadable pictures are skipped; the index's `about` names and counts them.
 
     Args:
         folder: searched recursively.
-        adapter: of any trained method.
+        adapter: of any trained method, or a method itself: a trained one, or the frozen backbone.
         output: folder for the index and a copy of the adapter.
         device: "auto", "cpu" or "cuda".
         progress: called after every batch with the number of pictures done and their total.
@@ -131,7 +158,7 @@ def index_folder(
 
 def _index_folder(
     folder: Path,
-    adapter: Path,
+    adapter: Path | Method,
     output: Path,
     device: str,
     progress: Callable[[int, int], object] | None,
@@ -141,7 +168,7 @@ def _index_folder(
     paths, unsupported = find_images(folder)
     skipped = [Skipped(path.as_posix(), unsupported_reason(path)) for path in unsupported]
     total = len(paths) + len(skipped)
-    method = load_method(adapter, **changes)
+    method = adapter if isinstance(adapter, Method) else load_method(adapter, **changes)
     encoder = on_device(method, where)
     records = tuple(Record(path.as_posix(), "") for path in paths)
     pictures = ImageSet(folder.name, "", records, folder_reader(folder))
@@ -155,7 +182,15 @@ def _index_folder(
     if not ids:
         first = skipped[0].reason
         raise ValueError(f"folder must hold readable pictures, got {folder} with none of {total}, the first: {first}")
-    about = {"source": str(folder.resolve()), "captions": ids, "skipped": skipped_info(skipped, total)}
+    about: dict[str, Any] = {
+        "source": str(folder.resolve()),
+        "captions": ids,
+        "skipped": skipped_info(skipped, total),
+    }
+    frozen = method.config if method.name == "frozen" else None
+    if frozen is not None:  # there is no adapter to save
+        about |= {"config": frozen.to_dict(), "fingerprints": dict(method.fingerprints)}
     MemoryIndex(torch.cat(vectors), ids, about).save(output / INDEX_FOLDER)
-    save_method(method, output / ADAPTER_FOLDER)
+    if frozen is None:
+        save_method(method, output / ADAPTER_FOLDER)
     return len(ids), skipped

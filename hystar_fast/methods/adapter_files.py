@@ -25,7 +25,7 @@ from hystar_fast.models.adapter_format import (
 from hystar_fast.models.backbone_identity import check_fingerprints
 from hystar_fast.models.backbones import move_weights
 from hystar_fast.models.config import HystarConfig
-from hystar_fast.models.hystar import Hystar
+from hystar_fast.models.hystar import Hystar, weightless
 
 STATIC = "static"
 
@@ -81,6 +81,9 @@ def load_method(directory: str | Path, **changes: Any) -> Method:
     if not isinstance(name, str) or not isinstance(settings, dict):
         raise ValueError(f'the description in {directory} must hold "method" and "settings"')
     try:
+        with weightless(config) as sizes:  # before anything is read or factored
+            needed = create_method(name, sizes, settings=settings).trained_parameters()
+        check_tensors(tensors, needed, f"backbone {config.backbone!r}")
         method = create_method(name, config, settings=settings)
     except TypeError as error:
         raise ValueError(f"settings must be those of {name!r}, got {settings} in {directory}") from error

@@ -23,10 +23,15 @@ def select_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device must be auto, cpu or cuda, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device must be cpu or auto where torch finds no GPU, got {name!r}")
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+        count = torch.cuda.device_count()
+        if device.index is not None and device.index >= count:
+            raise ValueError(f"device must be one of cuda:0 to cuda:{count - 1}, got {device}")
         torch.cuda.set_device(device)
     return device
 

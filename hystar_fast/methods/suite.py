@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 
@@ -19,7 +18,7 @@ from hystar_fast.models.backbone_identity import backbone_fingerprints
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.backbones.tower import TowerBackbone
 from hystar_fast.models.config import HystarConfig
-from hystar_fast.models.hystar import Hystar
+from hystar_fast.models.hystar import Hystar, weightless
 
 UNTRAINED = ("pixels", "hog", "frozen")
 DEMO_TRAINED = ("static", "lora", "hystar")
@@ -43,9 +42,8 @@ def hystar_size(config: HystarConfig) -> int:
 
     The model is built on the meta device: no weight is read or factored.
     """
-    extractor = config.style_pretrained if config.style == "dinov2" else None
-    with torch.device("meta"):
-        model = Hystar(replace(config, pretrained=None, style_pretrained=extractor))
+    with weightless(config) as sizes:
+        model = Hystar(sizes)
     return sum(parameter.numel() for parameter in model.trainable_parameters())
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from hystar_fast.data.whole_files import opened_json, sealed_json, write_whole
+from hystar_fast.models.config import HystarConfig
 from hystar_fast.nn.factors import bytes_of
 
 CONFIG_FILE = "config.json"
@@ -96,6 +97,27 @@ def read_adapter(
             finite.
     """
     directory = Path(directory)
+    description = read_description(directory, kinds=kinds)
+    content = (directory / TENSOR_FILE).read_bytes()
+    if hashlib.sha256(content).hexdigest() != description.get("tensors_sha256"):
+        raise ValueError(f"{directory / TENSOR_FILE} is corrupt or not from the save that {CONFIG_FILE} describes")
+    try:
+        tensors = load(content)
+    except SafetensorError as error:
+        raise ValueError(f"{directory / TENSOR_FILE} is corrupt: {error}") from error
+    broken = not_finite(tensors.items())
+    if broken:
+        raise ValueError(f"{directory / TENSOR_FILE} must hold finite parameters, got NaN or inf in {broken}")
+    return description, tensors
+
+
+def read_description(directory: str | Path, *, kinds: Sequence[str] = (FORMAT, METHOD_FORMAT)) -> dict[str, Any]:
+    """Read the description alone, without the tensors.
+
+    Raises:
+        ValueError: a file is missing, or the description is corrupt or of another format.
+    """
+    directory = Path(directory)
     for name in (CONFIG_FILE, TENSOR_FILE):
         if not (directory / name).is_file():
             raise ValueError(
@@ -108,17 +130,11 @@ def read_adapter(
         raise ValueError(f"{directory / CONFIG_FILE} must have format {wanted}, got {found!r}")
     if not all(isinstance(description.get(part), dict) for part in ("config", "fingerprints")):
         raise ValueError(f'{directory / CONFIG_FILE} must hold "config" and "fingerprints", got {sorted(description)}')
-    content = (directory / TENSOR_FILE).read_bytes()
-    if hashlib.sha256(content).hexdigest() != description.get("tensors_sha256"):
-        raise ValueError(f"{directory / TENSOR_FILE} is corrupt or not from the save that {CONFIG_FILE} describes")
     try:
-        tensors = load(content)
-    except SafetensorError as error:
-        raise ValueError(f"{directory / TENSOR_FILE} is corrupt: {error}") from error
-    broken = not_finite(tensors.items())
-    if broken:
-        raise ValueError(f"{directory / TENSOR_FILE} must hold finite parameters, got NaN or inf in {broken}")
-    return description, tensors
+        HystarConfig.from_dict(description["config"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{directory / CONFIG_FILE}: {error}") from error
+    return description
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
@@ -134,7 +150,7 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     return None
 
 
-def check_tensors(found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:
+def check_tensors(found: Mapping[str, Tensor], needed: Mapping[str, Tensor], model: str = "this model") -> None:
     """Raise a ValueError with the first differences where the tensors of an adapter do not fit the model."""
     differences = [f"{name} is missing" for name in sorted(set(needed) - set(found))]
     differences += [f"{name} is not of this model" for name in sorted(set(found) - set(needed))]
@@ -146,4 +162,4 @@ def check_tensors(found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> 
     if differences:
         rest = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         found_differences = "; ".join(differences[:3]) + rest
-        raise ValueError(f"directory must hold an adapter of this model, got other tensors: {found_differences}")
+        raise ValueError(f"directory must hold an adapter of {model}, got other tensors: {found_differences}")

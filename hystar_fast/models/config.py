@@ -18,6 +18,8 @@ _CHOICES = {
     "weights": ("paper", "authors", "uniform"),
     "plan_grad": ("none", "unroll", "implicit"),
 }
+_DEEPEST = 64  # linear layers of a hypernetwork
+_LARGEST = 2**31 - 1  # of any count
 _POSITIVE = ("temperature", "lam", "epsilon")
 
 
@@ -114,6 +116,8 @@ class HystarConfig:
                 _check_count(name, getattr(self, name))
         for name in ("n_iter", "hypernetwork_depth"):
             _check_count(name, getattr(self, name))
+        if self.hypernetwork_depth > _DEEPEST:
+            raise ValueError(f"hypernetwork_depth must be at most {_DEEPEST}, got {self.hypernetwork_depth}")
         for name in _POSITIVE:
             _check_positive(name, getattr(self, name))
         if self.gamma != "auto":
@@ -196,6 +200,8 @@ def _check_count(name: str, value: object) -> None:
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+    if value > _LARGEST:
+        raise ValueError(f"{name} must be at most {_LARGEST}, got {value}")
 
 
 def _check_positive(name: str, value: object) -> None:

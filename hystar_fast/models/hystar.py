@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -309,6 +311,8 @@ class Hystar(nn.Module):
         """
         description, tensors = read_adapter(directory)
         config = move_weights(HystarConfig.from_dict(description["config"]), **changes)
+        with weightless(config) as sizes:  # before anything is read or factored
+            check_tensors(tensors, cls(sizes)._adapter_tensors(), f"backbone {config.backbone!r}")
         model = cls(config)
         check_fingerprints(description["fingerprints"], model._fingerprints, config, directory)
         needed = model._adapter_tensors()
@@ -352,6 +356,19 @@ class Hystar(nn.Module):
 
     def _adapter_tensors(self) -> dict[str, Tensor]:
         return dict((*self.static_parameters(), *self.dynamic_parameters()))
+
+
+@contextlib.contextmanager
+def weightless(config: HystarConfig) -> Iterator[HystarConfig]:
+    """Build on the meta device, and yield `config` without weights: no weight is read, allocated or factored."""
+    extractor = config.style_pretrained if config.style == "dinov2" else None
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # open_clip warns that there are no weights
+    try:
+        with torch.device("meta"):
+            yield replace(config, pretrained=None, style_pretrained=extractor)
+    finally:
+        logging.disable(disabled)
 
 
 def _check_style(style: Tensor, batch: int, dim: int) -> None:

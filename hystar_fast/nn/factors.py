@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from hystar_fast.nn.weights import check_weight
+
 _VERSION = 2
 _LARGEST_CONDITION = 1e4
 """Up to here the squares of float64 lose less than float32 rounds."""
@@ -63,6 +65,8 @@ def svd_factors(weight: Tensor, rank: int | None = None, *, cache_dir: str | Pat
         tensor([3.])
     """
     rank = checked_rank(weight, rank)
+    if weight.is_meta:
+        raise ValueError("weight must have values, got a tensor on the meta device")
     host = weight.detach().cpu().contiguous()
     directory = Path(cache_dir) if cache_dir is not None else _default_directory()
     path = None if directory is None else directory / f"{_digest(host, rank)}.safetensors"
@@ -113,6 +117,7 @@ def checked_rank(weight: Tensor, rank: int | None) -> int:
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
         raise TypeError(f"weight must be a floating-point tensor, got {kind}")
+    check_weight(weight)
     if weight.dim() != 2 or weight.numel() == 0:
         raise ValueError(f"weight must be a non-empty matrix [out, in], got shape {tuple(weight.shape)}")
     full = min(weight.shape)

@@ -19,11 +19,13 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from hystar_fast.ref.dense import check_dense
 from hystar_fast.ref.sinkhorn_feasibility import has_plan
 
 CONVERGED_BELOW = 1e-3
 """The largest marginal error of a converged problem, if no `tol` is given."""
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SMALLEST_EPSILON = torch.finfo(torch.float32).tiny / torch.finfo(torch.float32).eps
 GRADS = ("unroll", "implicit", "none")
 
@@ -65,8 +67,9 @@ def check_arguments(
     """Raise TypeError or ValueError for the first invalid argument."""
     if not isinstance(cost, Tensor):
         raise TypeError(f"cost must be a Tensor, got {type(cost).__name__}")
-    if not cost.dtype.is_floating_point:
-        raise TypeError(f"cost must have a floating dtype, got {cost.dtype}")
+    if cost.dtype not in _DTYPES:
+        raise TypeError(f"cost must be float16, bfloat16, float32 or float64, got {cost.dtype}")
+    check_dense("cost", cost)
     if cost.dim() < 2:
         raise ValueError(f"cost must have shape [..., N, M], got {list(cost.shape)}")
     if isinstance(epsilon, bool) or not isinstance(epsilon, Real):
@@ -96,6 +99,7 @@ def _check_mask(cost: Tensor, mask: Tensor) -> None:
         raise TypeError(f"mask must be a Tensor or None, got {type(mask).__name__}")
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must have dtype torch.bool (True forbids), got {mask.dtype}")
+    check_dense("mask", mask)
     if mask.device != cost.device:
         raise ValueError(f"mask must be on the device of cost, {cost.device}, got {mask.device}")
     shape, needed = mask.shape, cost.shape

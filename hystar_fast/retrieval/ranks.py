@@ -106,9 +106,12 @@ class Ranks:
         return table[:, self.ids.unseen] if unseen_only else table
 
     def recall(self, kinds: Sequence[str], k: int, *, unseen_only: bool = False) -> Interval | None:
-        """Return the mean of R@k over kinds of query, with an interval that resamples ids; None without ranks."""
+        """Return the mean of R@k over kinds of query, with an interval that resamples ids.
+
+        None if a kind has no ranks, or no query among the unseen ones.
+        """
         hits = self.hits(kinds, k, unseen_only=unseen_only)
-        return None if hits is None or not hits.shape[1] else bootstrap_mean(hits)
+        return None if hits is None or bool(hits.isnan().all(dim=1).any()) else bootstrap_mean(hits)
 
 
 def paired_difference(ours: Ranks, other: Ranks, kinds: Sequence[str], k: int = 1) -> Interval | None:

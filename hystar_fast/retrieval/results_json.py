@@ -86,6 +86,32 @@ def read_json(path: Path) -> Any:
     return opened_json(path.read_bytes(), str(path))
 
 
+def set_aside(path: Path, results: Mapping[str, Any], identity: Sequence[str]) -> Path | None:
+    """Rename a file of other results than those that will replace it, so that no run overwrites another's.
+
+    Args:
+        path: of the file.
+        results: the new ones.
+        identity: their entries that the results of the same command with the same settings share.
+
+    Returns:
+        The next free name, such as ``results-1.json``, or None where there was nothing to keep.
+    """
+    try:
+        before = read_json(path)
+        if all(before.get(name) == results.get(name) for name in identity):
+            return None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError):
+        pass  # whatever it is, it is not ours to overwrite
+    number = 1
+    while (kept := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(kept)
+    return kept
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

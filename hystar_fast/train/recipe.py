@@ -8,6 +8,8 @@ from typing import Any
 
 from hystar_fast.train.optim import SCHEDULES
 
+MAX_SEED = 2**32 - 1  # a seed is multiplied before it reaches a generator of 64 bits
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -49,6 +51,8 @@ class Recipe:
         for name in ("steps", "warmup", "chunk_size", "clip_norm", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed must be at least 0 and at most {MAX_SEED}, got {self.seed}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
 

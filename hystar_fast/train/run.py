@@ -20,6 +20,7 @@ from hystar_fast.methods.suite import create_method
 from hystar_fast.models.backbones import Backbone
 from hystar_fast.nn.losses import create_loss
 from hystar_fast.train.checkpoint import Progress, read_checkpoint
+from hystar_fast.train.data_record import DATA_FILE
 from hystar_fast.train.loop import CheckpointPolicy, fit
 from hystar_fast.train.metrics_log import MetricsLog
 from hystar_fast.train.processes import World, join_world, leave_world
@@ -58,6 +59,7 @@ def run_training(
     settings: Settings,
     *,
     resume: bool = False,
+    say: Callable[[str], object] | None = None,
     started: Callable[[int, dict[str, int]], object] | None = None,
     progress: Callable[[int, float], object] | None = None,
 ) -> Trained:
@@ -69,6 +71,7 @@ def run_training(
     Args:
         settings: of the run.
         resume: continue from the checkpoint in the output folder, if there is one.
+        say: called with lines about the data, before the model is built.
         started: called before the first step with the number of steps and the trainable parameters by group.
         progress: called after every step with the number of steps done and the loss.
 
@@ -82,7 +85,7 @@ def run_training(
     world = join_world(device)
     try:
         with lock_folder(output) if world.is_main else contextlib.nullcontext():
-            return _run(settings, output, device, world, resume=resume, started=started, progress=progress)
+            return _run(settings, output, device, world, resume, say, started, progress)
     finally:
         leave_world()
 
@@ -92,14 +95,17 @@ def _run(
     output: Path,
     device: torch.device,
     world: World,
-    *,
     resume: bool,
+    say: Callable[[str], object] | None,
     started: Callable[[int, dict[str, int]], object] | None,
     progress: Callable[[int, float], object] | None,
 ) -> Trained:
     before = _earlier(output, settings, resume=resume)
     criterion = create_loss(**settings.loss)
     data = open_training(settings.data)
+    if say is not None:
+        for note in data.notes:
+            say(note)
     method = _method(settings)
     encoder = on_device(method, device)
     recipe, epoch = _recipe(settings, method, data)
@@ -112,7 +118,7 @@ def _run(
         log=lambda state: _log(settings, output, state),
         validate=None if data.score is None else lambda: data.score(encoder),  # type: ignore[misc]
         validate_every=settings.run.validate_every or epoch,
-        on_best=lambda: save_method(method, adapter),
+        on_best=lambda: _save(method, adapter, data),
         patience=settings.run.patience,
         settings=settings.to_dict(),
     )
@@ -131,11 +137,19 @@ def _run(
         progress=progress,
     )
     if world.is_main and state.best is None:
-        save_method(method, adapter)
+        _save(method, adapter, data)
     if world.is_main and state.skipped:
         lines = [f"{path}\t{why}\n" for path, why in sorted(state.skipped.items())]
         write_whole(output / SKIPPED, os.fsencode("".join(lines)))
     return Trained(method, state, adapter, recipe.steps)
+
+
+def _save(method: Method, adapter: Path, data: TrainingData) -> None:
+    save_method(method, adapter)
+    if data.record is None:
+        (adapter / DATA_FILE).unlink(missing_ok=True)
+    else:
+        data.record.save(adapter)
 
 
 def _method(settings: Settings) -> Method:

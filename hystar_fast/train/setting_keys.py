@@ -40,10 +40,12 @@ class Key:
             return None
         for kind in self.kinds:
             if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-                if not math.isfinite(value):
+                if (isinstance(value, int) and abs(value) >= 2**63) or not math.isfinite(value):
                     raise ValueError(f"{where}: {self.name} must be finite, got {value}")
                 return float(value)
             if kind is int and isinstance(value, int) and not isinstance(value, bool):
+                if not -(2**63) <= value < 2**63:
+                    raise ValueError(f"{where}: {self.name} must fit into 64 bits, got {value}")
                 return value
             if kind in (str, bool) and isinstance(value, kind):
                 return value

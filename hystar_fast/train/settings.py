@@ -11,6 +11,7 @@ from hystar_fast.methods.suite import METHODS
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.nn.losses import LOSSES, create_loss, loss_options
 from hystar_fast.train.optim import SCHEDULES
+from hystar_fast.train.recipe import MAX_SEED
 from hystar_fast.train.setting_keys import Key, check_sections, keys_of, kinds_of, shown_values
 from hystar_fast.train.settings_file import read_sections, shipped_files
 
@@ -154,6 +155,8 @@ class Settings:
             section, _, field = name.partition(".")
             if parts[section][field] < least:
                 raise ValueError(f"{where}: {name} must be at least {least}, got {parts[section][field]}")
+        if parts["run"]["seed"] > MAX_SEED:
+            raise ValueError(f"{where}: run.seed must be at most {MAX_SEED}, got {parts['run']['seed']}")
         for field in _RATES:
             if optim[field] <= 0:
                 raise ValueError(f"{where}: optim.{field} must be greater than 0, got {optim[field]}")
@@ -182,6 +185,7 @@ _LEAST = {
     "optim.weight_decay": 0,
     "optim.clip_norm": 0,
     "optim.chunk_size": 0,
+    "run.seed": 0,
     "run.checkpoint_every": 1,
     "run.validate_every": 0,
     "run.patience": 0,

@@ -43,7 +43,7 @@ def read_sections(
         raise ValueError(f"config must be a TOML file or one of {names}, but there is no {config!r}")
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"{config} is not TOML: {error}") from error
     check_sections(values, keys, config)  # so that an error in the file names the file
     for change in changes:
@@ -76,7 +76,7 @@ def _value(key: Key | None, raw: str) -> Any:
     """Read a value of the command line; a key that takes only strings takes the word itself."""
     try:
         value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return raw
     return raw if key is not None and key.kinds == (str,) and not isinstance(value, str) else value
 

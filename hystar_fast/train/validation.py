@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from hystar_fast.data.hold_out import hold_out
+from hystar_fast.data.hold_out import Shares, hold_out
 from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.open import open_images
 from hystar_fast.methods.interface import Method
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.evaluate import evaluate
+from hystar_fast.train.data_record import DataRecord
 from hystar_fast.train.pairs import TEXT, TrainingPairs
 from hystar_fast.train.settings import DataSettings
 
@@ -28,16 +29,22 @@ class TrainingData:
         pairs: opens the training pairs for a method.
         score: the mean R@1 over the query styles on the validation split, with each style's R@1 and the 95 % interval
             of the mean; None without a validation split.
+        record: of data without splits; an adapter is saved with it.
+        notes: lines that say what was read, and what is held out.
     """
 
     styles: tuple[str, ...]
     items: int
     pairs: Callable[[Method], TrainingPairs]
     score: Callable[[Method], Score] | None
+    record: DataRecord | None = None
+    notes: tuple[str, ...] = ()
 
 
 def open_training(data: DataSettings) -> TrainingData:
     """Open the training and the validation split.
+
+    In data without splits, "val" holds out 10 % of the pairs for validation and 20 % for a later evaluation.
 
     Raises:
         ValueError: no such data or style, the gallery style among the query styles, or a validation split that is the
@@ -46,14 +53,12 @@ def open_training(data: DataSettings) -> TrainingData:
     if data.validation == "test":
         raise ValueError("data.validation must not be 'test': the test split cannot select the model")
     limit = data.limit or None
-    training = _open(data, "train")
-    validation: ImageSet | None = None
-    if isinstance(data.validation, float):
-        training, validation = hold_out(training, data.validation)
-    elif data.validation != "none":
-        validation = _validation_split(data, training)
+    whole = _open(data, "train")
+    training, validation, shares = _divide(data, whole)
     if not training.gallery:
         raise ValueError(f"data.validation must leave pictures of {training.name} to train on, got {data.validation!r}")
+    record = None if whole.has_splits else DataRecord.of(data.source, whole, shares)
+    notes = (f"read {whole.summary}", *(() if whole.has_splits else (_parts_line(whole, shares),)))
     training = training.select(limit=limit)
     counted = TrainingPairs(training, data.styles)
     styles = counted.styles
@@ -62,7 +67,7 @@ def open_training(data: DataSettings) -> TrainingData:
         return TrainingPairs(training, styles, method.resize)
 
     if validation is None:
-        return TrainingData(styles, len(counted), pairs, None)
+        return TrainingData(styles, len(counted), pairs, None, record, notes)
     queried = validation.select(limit=limit)
     try:
         TrainingPairs(queried, styles)
@@ -71,7 +76,30 @@ def open_training(data: DataSettings) -> TrainingData:
             f"data.validation must give queries for validation, got {data.validation!r}: {error}; hold out a larger "
             "share"
         ) from error
-    return TrainingData(styles, len(counted), pairs, lambda method: score(method, queried, styles))
+    return TrainingData(styles, len(counted), pairs, lambda method: score(method, queried, styles), record, notes)
+
+
+def _divide(data: DataSettings, whole: ImageSet) -> tuple[ImageSet, ImageSet | None, Shares]:
+    """Return the training and the validation part, and the shares of data without splits."""
+    if data.validation == "none":
+        return whole, None, Shares(0.0, 0.0)
+    if isinstance(data.validation, float):
+        return *hold_out(whole, data.validation), Shares(0.0, data.validation)
+    if not whole.has_splits and data.validation == "val":
+        shares = Shares.of(whole)
+        return shares.part(whole, "train"), shares.part(whole, "val"), shares
+    return whole, _validation_split(data, whole), Shares(0.0, 0.0)
+
+
+def _parts_line(whole: ImageSet, shares: Shares) -> str:
+    """Return a line that says what is held out of data without splits."""
+    gallery = replace(whole, records=whole.gallery)
+    test, validation = (len(shares.part(gallery, part).records) for part in ("test", "val"))
+    rest = len(gallery.records) - test - validation
+    if not test and not validation:
+        return f"no splits, and nothing is held out: training on all {rest} gallery pictures"
+    held = [f"{validation} for validation"] + ([f"{test} for eval"] if test else [])
+    return f"no splits: of {len(gallery.records)} gallery pictures {' and '.join(held)} are held out, {rest} train"
 
 
 def score(method: Method, images: ImageSet, styles: tuple[str, ...]) -> Score:

@@ -29,13 +29,15 @@ MAY_IMPORT = {
     "ops": {"ref", "kernels", "_C", "ops", ""},
     "nn": {*LIBRARY},
     "data": {"data"},
+    "terminal": {"terminal"},
     "models": {*LIBRARY, "data", "models", ""},
     "methods": {*LIBRARY, "data", "models", "methods"},
     "retrieval": {*LIBRARY, "data", *APPLICATION, ""},
     "index": {*LIBRARY, "data", *APPLICATION, "index"},
     "train": {*LIBRARY, "data", *APPLICATION, "train", ""},
-    "experiments": {*LIBRARY, "data", *APPLICATION, "train", "experiments"},
-    "cli": {*LIBRARY, "data", *APPLICATION, "index", "train", "experiments", "cli", ""},
+    "experiments": {*LIBRARY, "data", *APPLICATION, "train", "terminal", "experiments"},
+    "__main__": {"cli"},
+    "cli": {*LIBRARY, "data", *APPLICATION, "index", "train", "terminal", "experiments", "cli", ""},
 }
 # Distribution of an import name, where the two differ.
 DISTRIBUTION = {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 import typer.main
 from PIL import Image
 from typer.testing import CliRunner
@@ -94,15 +95,24 @@ def test_training_with_vgg_as_the_style_needs_its_weights(tmp_path):
 
 
 def test_info_has_a_row_for_every_op_on_both_devices():
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in run("info").output.splitlines() if "│" in line]
-    named = [(op, device) for op, device, *_ in rows if op]
+    rows = run("info").output.partition("why not a faster one\n")[2].splitlines()
+    named = [tuple(line.split()[:2]) for line in rows]
     assert named == [(row["op"], row["device"]) for row in op_info()]
     assert {device for _, device in named} == {"cpu", "cuda"} and len(set(named)) == len(named)
 
 
+def test_info_describes_the_machine_as_text_and_as_json():
+    found = json.loads(run("info", "--json").stdout)
+    assert found["version"] == hystar_fast.__version__ and found["ops"] == op_info()
+    assert list(found["machine"]) == ["processor", "GPU", "torch", "triton", "extension", "python"]
+    shown = run("info").output
+    assert all(f"{name}: {value}\n" in shown for name, value in found["machine"].items())
+    assert found["machine"]["torch"].startswith(torch.__version__)
+
+
 def test_training_writes_an_adapter_and_resumes_from_its_checkpoint(trained):
     assert (trained / "adapter" / "adapter.safetensors").is_file()
-    assert "run.output must be a folder without a run" in refused("train", "--output", trained, *set_options())
+    assert "--output must be a folder without a run" in refused("train", "--output", trained, *set_options())
     message = refused("train", "--output", trained, *set_options("loss.gamma=2"), "--resume")
     assert "to resume it, got loss.gamma = 2.0 (was 80.0)" in message
     result = run("train", "--output", trained, *set_options("optim.steps=3"), "--resume")
@@ -116,7 +126,7 @@ def test_the_train_command_trains_other_methods(tmp_path):
     rates = ("model.method=lora", "optim.learning_rate=0.01", "loss.name=info_nce", "data.validation=none")
     result = run("train", "--output", tmp_path / "run", *set_options(*rates))
     assert result.exit_code == 0, result.output
-    assert "lora: 2 steps" in result.output
+    assert "lora on tiny: 2 steps" in result.output
     result = run("eval", "--adapter", tmp_path / "run" / "adapter", "--limit", 3, "--output", tmp_path / "eval")
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "eval" / "results.json").read_text())["method"] == "lora"
@@ -153,7 +163,7 @@ def test_a_folder_is_embedded_and_searched(trained, tmp_path):
     drawn = tmp_path / "answers.png"
     result = run("search", "--query", query, "--index", tmp_path / "index", "--top", 2, "--picture", drawn)
     assert result.exit_code == 0, result.output
-    first = next(line for line in result.output.splitlines() if " 1 " in line)
+    first = next(line for line in result.output.splitlines() if line.startswith("1 "))
     assert query.name in first
     assert "1.000" in first
     with Image.open(drawn) as picture:
@@ -168,14 +178,15 @@ def test_search_rejects_bad_queries_and_folders(tmp_path):
     message = refused("search", "--query", tmp_path / "nothing.png")
     assert "--query must be an image file" in message and "nothing.png does not exist" in message
     message = refused("search", "--query", picture, "--demo", tmp_path / "nowhere")
-    assert "written by `hystar-fast demo`" in message and "nowhere" in message
+    assert "--index must be a folder that `hystar-fast embed` or `hystar-fast demo` wrote" in message
+    assert f"hystar-fast embed FOLDER --output {tmp_path / 'nowhere'}" in message
 
 
 def test_embed_eval_demo_and_train_reject_bad_arguments(trained, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "holds none" in refused("embed", tmp_path / "empty", "--adapter", trained / "adapter")
     assert "nowhere" in refused("eval", "--adapter", tmp_path / "nowhere")
-    assert "split must be 'val' or 'test', got 'train'" in refused(
+    assert "--split must be one of ('val', 'test', 'all'), got 'train'" in refused(
         "eval", "--adapter", trained / "adapter", "--split", "train"
     )
     (tmp_path / "file").write_text("")

@@ -14,6 +14,7 @@ from hystar_fast.cli.main import app
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "commands.md"
 OPTION = re.compile(r"^\| `(--[\w-]+)`", re.MULTILINE)
 GROUP = "experiments"
+SHARED = "Options of several commands"
 
 
 def commands() -> dict[str, Any]:
@@ -33,7 +34,8 @@ def documented() -> list[tuple[str, str]]:
 
     The first table names the commands in a column, the others in the heading above them.
     """
-    _, shared, *sections = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = PAGE.read_text(encoding="utf-8").partition(f"## {SHARED}\n")[2]
+    shared, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
     rows = [
         (command.strip(), name)
         for name, named in re.findall(r"^\| `(--[\w-]+)` \| ([a-z, ]+) \|", shared, re.MULTILINE)
@@ -64,5 +66,5 @@ def test_every_option_of_every_command_is_documented_once():
 
 
 def test_every_command_is_listed():
-    text = PAGE.read_text(encoding="utf-8").partition("## Options")[0]
+    text = PAGE.read_text(encoding="utf-8").partition(f"## {SHARED}\n")[0]
     assert [name for name in COMMANDS if f"`{name.split()[-1]}`" not in text] == []

@@ -40,6 +40,14 @@ def test_the_results_of_the_adapter_equal_its_evaluation(demo):
             assert expected is not None and {**interval_info(expected), **found[kind][name]} == interval_info(expected)
 
 
+def test_results_of_other_settings_are_kept(tmp_path):
+    for steps in (0, 0, 1):
+        shown = run("demo", "--output", tmp_path, "--steps", steps, "--limit", 2, "--weights", "random").output
+        kept = f"kept the results of an earlier demo: {tmp_path}/results-1.json"
+        assert (kept in shown) == (steps == 1) == (tmp_path / "results-1.json").is_file()
+    assert json.loads((tmp_path / "results-1.json").read_text())["settings"]["steps"] == 0
+
+
 def test_the_results_hold_every_method_and_setting(demo):
     found = json.loads((demo / "results.json").read_text())
     assert list(found["methods"]) == list(DEMO_METHODS)
@@ -79,7 +87,7 @@ def test_search_finds_pictures_in_the_gallery_of_the_demo(demo, tmp_path):
     drawn = tmp_path / "answers.png"
     result = run("search", "--query", path, "--demo", demo, "--top", 4, "--picture", drawn)
     assert result.exit_code == 0, result.output
-    first = next(line for line in result.output.splitlines() if " 1 " in line)
+    first = next(line for line in result.output.splitlines() if line.startswith("1 "))
     assert index.ids[3] in first
     assert index.about["captions"][3] in first
     assert drawn.is_file()

@@ -47,7 +47,7 @@ def locked(tmp_path: Path) -> Iterator[Path]:
 def test_a_command_refuses_a_folder_that_another_is_writing(command, locked, tmp_path):
     words = [word.format(folder=tmp_path) for word in command]
     found = refused(*words, "--output", locked)
-    assert "output must be a folder that no other command is writing" in found
+    assert "error: --output must be a folder that no other command is writing" in found
     assert [path.name for path in locked.iterdir()] == [".lock"]
 
 

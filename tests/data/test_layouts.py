@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hystar_fast.data.image_set import NO_SPLITS, ImageSet, Record, Skipped, read_images
+from hystar_fast.data.image_set import ImageSet, Record, Skipped, read_images
 from hystar_fast.data.images import ResizeTo
 from hystar_fast.data.open import open_images
 from tests.support import picture_trees as trees
@@ -229,7 +229,6 @@ def test_data_sets_report_whether_they_have_splits(tmp_path):
     for data, splits in made.items():
         images = open_images(data, "test").select(limit=2)
         assert images.has_splits is splits, data
-        assert images.split_label("test") == ("test" if splits else NO_SPLITS)
 
 
 def test_a_gallery_style_is_rejected_where_the_gallery_is_fixed(tmp_path):

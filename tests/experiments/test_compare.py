@@ -130,6 +130,17 @@ def test_a_diverged_run_excludes_only_its_method(tmp_path, monkeypatch):
     assert {"frozen", "static", "lora"} == {entry["method"] for entry in found["runs"]}
 
 
+def test_without_hystar_there_is_no_column_of_differences(tmp_path):
+    assert "minus hystar" not in done("compare", tmp_path / "a", **sections(["frozen", "pixels"]))
+    assert "minus hystar" in done("compare", tmp_path / "b", **sections(["frozen", "hystar"]))
+
+
+def test_json_alone_goes_to_stdout(tmp_path):
+    result = run_experiment("compare", tmp_path, "--json", **sections(["frozen"]))
+    assert json.loads(result.stdout)["summary"] == record_of(tmp_path)["summary"]
+    assert "method" in result.stderr and "wrote" in result.stderr
+
+
 def test_bad_methods_and_folders_are_rejected(tmp_path):
     for methods, message in (
         (["frozen", "prefix"], "methods must be some of"),
@@ -143,13 +154,15 @@ def test_bad_methods_and_folders_are_rejected(tmp_path):
     for other in ({"data": {"limit": 5}}, {"training": {"batch_size": 4}}, {"model": {"blocks": [2, 3]}}):
         wanted = {**sections(["frozen"]), **other}
         wanted["training"] = {**wanted["training"], "methods": ["frozen"]}
-        assert "run.output must be a folder without runs of other settings" in refused_experiment(
+        assert "--output must be a folder without runs of other settings" in refused_experiment(
             "compare", tmp_path, **wanted
         )
     (tmp_path / "compare.json").write_text("[]")
     assert "is not a file of runs" in refused_experiment("compare", tmp_path, **sections(["frozen"]))
     (tmp_path / "file").write_text("")
-    assert "output must be a folder" in refused_experiment("compare", tmp_path / "file", **sections(["frozen"]))
+    assert "error: --output must be a folder, got the file" in refused_experiment(
+        "compare", tmp_path / "file", **sections(["frozen"])
+    )
 
 
 def test_parallel_jobs_give_the_results_of_one_process(tmp_path):

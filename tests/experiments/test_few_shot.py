@@ -271,5 +271,8 @@ def test_the_command_writes_results_and_rejects_bad_settings(tmp_path):
     ):
         wrong = {**sections, section: {**sections.get(section, {}), key: value}}
         assert message in refused_experiment("fewshot", output, **wrong)
+    other = {**sections, "few_shot": {**sections["few_shot"], "shots": 1}}
+    assert f"kept the results of an earlier run: {output}/few_shot-1.json" in done("fewshot", output, **other)
+    assert json.loads((output / "few_shot-1.json").read_text()) == found
     tuning.write_text("[]")
     assert "few_shot.tuning must be a tuning.json" in refused_experiment("fewshot", output, **sections)

@@ -120,6 +120,16 @@ def test_files_that_do_not_fit_are_rejected(config, tmp_path):
         load_method(folder)
 
 
+def test_a_value_that_no_model_can_have_is_blamed_on_the_file(config, tmp_path):
+    save_method(create_method("ssf", config), tmp_path)
+    file = tmp_path / "config.json"
+    written = json.loads(file.read_text())
+    del written["checksum"]
+    for name, value in (("rank", 10**30), ("backbone", "[red]"), ("n_iter", "x")):
+        file.write_text(json.dumps({**written, "config": {**written["config"], name: value}}))
+        assert f"error: {file}: {name} must be" in refused("eval", "--adapter", tmp_path, "--output", tmp_path / "out")
+
+
 def test_other_weights_are_rejected_and_moved_weights_are_accepted(config, images, tmp_path):
     method = disturbed("ssf", config)
     save_method(method, tmp_path / "adapter")
@@ -164,7 +174,8 @@ def test_eval_and_embed_accept_a_moved_backbone_and_reject_another(config, tmp_p
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "eval" / "results.json").read_text())
     assert found["config"]["backbone"] == config.backbone
-    assert "was trained on another backbone" in refused("eval", *adapter, "--backbone", "tiny", "--weights", "packaged")
+    message = refused("eval", *adapter, "--backbone", "tiny", "--weights", "packaged")
+    assert "--adapter must hold an adapter of backbone 'tiny', got other tensors: prompts must have shape" in message
     result = run("embed", pictures, "--adapter", tmp_path / "vpt", "--output", tmp_path / "index",
                  "--backbone", config.backbone)  # fmt: skip
     assert result.exit_code == 0, result.output

@@ -173,5 +173,7 @@ def test_bad_designs() -> None:
         HystarConfig(design="inverse")
     with pytest.raises(ValueError, match="hypernetwork_width must be at least 1, got 0"):
         HystarConfig(hypernetwork_width=0)
+    with pytest.raises(ValueError, match="hypernetwork_width must be at most 2147483647, got 10000"):
+        HystarConfig(hypernetwork_width=10**30)
     with pytest.raises(ValueError, match="hypernetwork_depth must be at least 1, got 0"):
         HystarConfig(hypernetwork_depth=0)

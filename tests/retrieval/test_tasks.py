@@ -276,7 +276,8 @@ def test_the_command_evaluates_a_folder_and_reports_skipped_pictures(tmp_path):
     result = run("eval", "--method", "pixels", "--data", tmp_path / "DSR", "--output", tmp_path / "out",
                  "--metrics", "R@1, mAP@2:capped")  # fmt: skip
     assert result.exit_code == 0, result.output
-    for words in ("pixels on DSR, task instance; gallery images, n=3", "full: ranked over the whole gallery", "sketch",
+    for words in (f"pixels on DSR ({tmp_path / 'DSR'}), task instance; gallery images, n=3",
+                  "full: ranked over the whole gallery", "sketch",
                   "100.0 [100.0, 100.0]", "skipped 1 of 6 pictures, the first: sketch/n01/1.png"):  # fmt: skip
         assert words in " ".join(result.output.split())
     found = json.loads((tmp_path / "out/results.json").read_text())
@@ -291,12 +292,15 @@ def test_the_command_reports_missing_splits_and_the_backbone(tmp_path):
     result = run("eval", "--method", "frozen", "--weights", "random", "--data", tmp_path / "in", "--output", tmp_path)
     assert result.exit_code == 0, result.output
     shown = " ".join(result.output.split())
-    assert "frozen (tiny) on" in shown and "has no splits: --split test is the whole data set" in shown
+    assert (
+        "frozen (tiny) on" in shown
+        and "all 4 gallery pictures of in; --split test for the part that train holds out" in shown
+    )
     found = json.loads((tmp_path / "results.json").read_text())
-    assert found["data"]["split"].startswith("all (this data set has no splits")
+    assert found["data"]["split"] == "all"
     assert found["config"]["pretrained"] is None and found["adapter"] is None
     result = run("eval", "--method", "pixels", "--limit", 3, "--output", tmp_path)
-    assert "has no splits" not in result.output
+    assert "holds out" not in result.output and "kept the results of an earlier evaluation" in result.output
     assert json.loads((tmp_path / "results.json").read_text())["data"]["split"] == "test"
 
 

@@ -62,6 +62,14 @@ def domainnet(root: Path, styles: tuple[str, ...] = ("real", "clipart", "sketch"
     return root
 
 
+def matching(root: Path, n: int = 12, styles: tuple[str, ...] = ("photos", "sketches")) -> Path:
+    """Write folders of pictures with the same names, photos as JPEG and the others as PNG."""
+    for style in styles:
+        for i in range(n):
+            picture(root / style / f"{i:02}.{'jpg' if style == 'photos' else 'png'}", seed=i)
+    return root
+
+
 RENDERINGS = ("tx_000000000000", "tx_000100000000")
 
 

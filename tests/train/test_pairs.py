@@ -133,11 +133,10 @@ def test_the_held_out_share_depends_only_on_names() -> None:
 def test_the_test_split_and_the_training_split_are_rejected_for_validation(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data.validation must not be 'test'"):
         open_training(DataSettings(validation="test"))
-    root = picture_trees.sketchy(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"a split without training pictures, got 'val' with 9, .*give the share to hold out"
-    ):
-        open_training(DataSettings(source=f"folders:{root}"))
+    root = picture_trees.split_dsr(tmp_path)
+    (root / "val.json").write_text((root / "train.json").read_text())
+    with pytest.raises(ValueError, match=r"a split without training pictures, got 'val' .*give the share to hold out"):
+        open_training(DataSettings(source=f"dsr:{root}"))
 
 
 def write_splits(root: Path, n: int) -> Path:

@@ -8,6 +8,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
+from hystar_fast.ref.dense import check_dense
 from hystar_fast.ref.style_nce import WEIGHTS
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -22,6 +23,7 @@ def check_inputs(query: Tensor, target: Tensor, mask: Tensor | None) -> None:
             raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
         if tensor.dtype not in _DTYPES:
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        check_dense(name, tensor)
         if tensor.dim() != 2 or 0 in tensor.shape:
             raise ValueError(f"{name} must have shape [N, D] with N and D at least 1, got {list(tensor.shape)}")
     if target.shape != query.shape:
@@ -34,6 +36,7 @@ def check_inputs(query: Tensor, target: Tensor, mask: Tensor | None) -> None:
         raise TypeError(f"mask must be a Tensor or None, got {type(mask).__name__}")
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must have dtype torch.bool (True: not a negative), got {mask.dtype}")
+    check_dense("mask", mask)
     n = query.shape[0]
     if mask.shape != (n, n):
         raise ValueError(f"mask must have shape [N, N] = [{n}, {n}], got {list(mask.shape)}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hystar_fast.ref.dense import check_dense
+
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -17,6 +19,7 @@ def check_inputs(x: Tensor, u: Tensor, scale: Tensor, vh: Tensor, bias: Tensor |
             raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
         if tensor.dtype not in _DTYPES:
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        check_dense(name, tensor)
         if tensor.device != x.device:
             raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
     if u.dim() != 2 or vh.dim() != 2 or u.shape[1] != vh.shape[0]:

@@ -9,8 +9,8 @@ import pytest
 import typer
 from rich.table import Table
 
-from hystar_fast.cli.console import create_console, printable
-from hystar_fast.cli.errors import clear_errors
+from hystar_fast.cli.errors import one_line
+from hystar_fast.terminal.console import Console, create_console, create_table, printable
 
 NAMES = [
     "[red]",
@@ -59,6 +59,34 @@ def test_a_stream_that_cannot_encode_a_name_prints_escapes(encoding: str, monkey
 
 
 def test_an_error_names_a_file_in_brackets(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(typer.Exit), clear_errors():
+    with pytest.raises(typer.Exit), one_line({}):
         raise ValueError("path must be an image, got [/old]/[red].png\x1b[2J")
     assert capsys.readouterr().err == "error: path must be an image, got [/old]/[red].png\\x1b[2J\n"
+
+
+LONG = "a/very/long/name/" + "x" * 90 + ".png"
+
+
+def table() -> Table:
+    found = create_table("", "id", title=f"answers to {LONG}", right=("",))
+    found.add_row("1", LONG)
+    found.add_row("12", "b.png")
+    return found
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("width", [20, 60])
+def test_names_are_never_cut_or_broken_in_a_table(terminal: bool, width: int) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, force_terminal=terminal, color_system=None)
+    console.print(table())
+    console.print(f"wrote {LONG}")
+    assert stream.getvalue().count(LONG) == 3 and "…" not in stream.getvalue()
+
+
+def test_a_pipe_gets_lines_without_a_frame_and_a_wide_terminal_gets_one() -> None:
+    plain, framed = io.StringIO(), io.StringIO()
+    Console(file=plain, width=40).print(table())
+    Console(file=framed, width=200, force_terminal=True, color_system=None).print(table())
+    assert plain.getvalue().splitlines() == [f"answers to {LONG}", "    id", f" 1  {LONG}", "12  b.png"]
+    assert "│" in framed.getvalue() and framed.getvalue().count(LONG) == 2

@@ -1,0 +1,74 @@
+"""The part of a data set that an evaluation uses: in data without splits, what the adapter was not trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hystar_fast.data.hold_out import Shares
+from hystar_fast.data.image_set import ImageSet
+from hystar_fast.train.data_record import DataRecord
+
+SPLITS = ("val", "test", "all")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The pictures of an evaluation, the split as results name it, and a line that says which part this is."""
+
+    images: ImageSet
+    label: str
+    line: str
+
+
+def choose_part(images: ImageSet, source: str, split: str | None, adapter: Path | None) -> Part:
+    """Return the part of a data set to evaluate on.
+
+    Args:
+        images: the whole data set, or its split if it has splits.
+        source: of the data, as the user gave it.
+        split: one of `SPLITS`; None for "test" in data with splits, and otherwise for all pictures that the adapter was
+            not trained on.
+        adapter: the folder of the adapter; None for a method without training.
+
+    Raises:
+        ValueError: a split that the data does not have, or that the adapter was trained on.
+    """
+    if images.has_splits and split == "all":
+        raise ValueError(f"split must be val or test for {images.name}, which has splits of its own, got 'all'")
+    if images.has_splits:
+        return Part(images, split or "test", "")
+    total = f"{len(images.gallery)} gallery pictures of {images.name}"
+    record = None if adapter is None else DataRecord.read(adapter)
+    if record is None or not record.is_of(source, images):
+        return _of_other_data(images, split, total, adapter, record)
+    shares = record.shares
+    held = "test" if shares.test_below > 0 else "val" if shares.validation_below > 0 else "all"
+    chosen = split or held
+    if chosen == "all":
+        also = "all of them" if held == "all" else "part of them"
+        return Part(images, "all, including training data", f"all {total}: the adapter was trained on {also}")
+    part = shares.part(images, chosen)
+    if not part.gallery:
+        raise ValueError(
+            f"split must be {held!r} for this adapter and its own training data, got {split!r}: it was trained without "
+            "holding that part out"
+        )
+    why = "held out from training" if chosen == "test" else "held out from training, but they selected the adapter"
+    return Part(part, f"{chosen}: {why}", f"{len(part.gallery)} of {total}: {why}")
+
+
+def _of_other_data(
+    images: ImageSet, split: str | None, total: str, adapter: Path | None, record: DataRecord | None
+) -> Part:
+    if split in ("test", "val"):
+        part = Shares.of(images).part(images, split)
+        which = "by hash, the part that train holds out by default"
+        return Part(part, f"{split}: held out {which}", f"{len(part.gallery)} of {total}: the {split} part {which}")
+    if adapter is None:
+        line = f"all {total}; --split test for the part that train holds out, to compare with an adapter"
+        return Part(images, "all", line)
+    if record is None:
+        line = f"all {total}; it is not known whether the adapter was trained on some of them"
+        return Part(images, "all, the training data of the adapter is unknown", line)
+    return Part(images, "all", f"all {total}; the adapter was trained on other data, {record.place}")

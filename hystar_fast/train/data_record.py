@@ -1,0 +1,67 @@
+"""A record beside an adapter of the data it was trained on, so that an evaluation can leave the training pairs out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hystar_fast.data.hold_out import Shares
+from hystar_fast.data.image_set import ImageSet
+from hystar_fast.data.open import place_of
+from hystar_fast.retrieval.results_json import read_json, write_json
+
+DATA_FILE = "data.json"
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """Data without splits that an adapter was trained on.
+
+    Attributes:
+        place: its folder or file.
+        listing: a hash of its records.
+        shares: its parts; the adapter was trained on "train" and selected on "val".
+    """
+
+    place: str
+    listing: str
+    shares: Shares
+
+    @classmethod
+    def of(cls, source: str, images: ImageSet, shares: Shares) -> DataRecord:
+        return cls(os.path.realpath(place_of(source)), _listing(images), shares)
+
+    def is_of(self, source: str, images: ImageSet) -> bool:
+        """Return whether `images` are this data: of the same place, even if some were added, or of the same content."""
+        return self.place == os.path.realpath(place_of(source)) or self.listing == _listing(images)
+
+    def save(self, adapter: Path) -> None:
+        """Write the record into the folder of an adapter."""
+        write_json(adapter / DATA_FILE, asdict(self))
+
+    @classmethod
+    def read(cls, adapter: Path) -> DataRecord | None:
+        """Read the record of an adapter; None if it has none.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        path = adapter / DATA_FILE
+        if not path.is_file():
+            return None
+        try:
+            found: dict[str, Any] = read_json(path)
+            shares = {name: float(value) for name, value in found["shares"].items()}
+            return cls(str(found["place"]), str(found["listing"]), Shares(**shares))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged: {error!r}; restore it, or train the adapter again") from error
+
+
+def _listing(images: ImageSet) -> str:
+    digest = hashlib.sha256()
+    for record in sorted((record.path, record.style, record.instance or "") for record in images.records):
+        digest.update(os.fsencode("\0".join(record)) + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,78 @@
+"""Progress without a terminal: a line at least every few seconds, one at the end, and the same lines in the log."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from hystar_fast.terminal import progress as module
+from hystar_fast.terminal.console import Console, create_console
+from hystar_fast.terminal.progress import Progress
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "INTERVAL", 0.05)
+
+
+def lines_of(folder: Path) -> list[str]:
+    lines = (folder / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines)
+    return [line[20:] for line in lines]
+
+
+def test_lines_come_while_nothing_advances_and_when_a_task_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = create_console()
+    console.log_to(tmp_path)
+    with Progress(console) as progress:
+        task = progress.add_task("train [red]", total=3)
+        progress.update(task, completed=2)
+        time.sleep(0.3)
+        progress.advance(task)
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) >= 4
+    assert {line.partition(",")[0] for line in shown[:-1]} == {"train [red] 2/3"}
+    assert shown[-1].startswith("train [red] 3/3, ") and shown.count(shown[-1]) == 1
+    assert lines_of(tmp_path) == shown
+
+
+def test_a_terminal_gets_bars_and_the_log_gets_lines(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=60)
+    console.log_to(tmp_path)
+    with Progress(console) as progress:
+        list(progress.track(range(2), description="runs"))
+        time.sleep(0.1)
+    assert "━" in stream.getvalue() and "runs 2/2," not in stream.getvalue()
+    assert [line for line in lines_of(tmp_path) if line.startswith("runs 2/2, ")]
+
+
+def test_a_task_without_a_total_says_how_long_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(create_console()) as progress:
+        progress.add_task("factoring", total=None)
+        time.sleep(0.15)
+    assert "factoring, 0 s" in capsys.readouterr().out
+
+
+def test_a_quiet_console_prints_and_logs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console = create_console(quiet=True)
+    console.log_to(tmp_path / "out")
+    with Progress(console) as progress:
+        list(progress.track(range(2), description="runs"))
+    assert capsys.readouterr().out == "" and not (tmp_path / "out").exists()
+
+
+def test_a_log_that_cannot_be_written_is_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console = create_console()
+    console.log_to(tmp_path)
+    (tmp_path / "log.txt").mkdir()
+    console.print("one")
+    console.print("two")
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "one" and shown[1].startswith("the log is not continued: ") and shown[2:] == ["two"]
