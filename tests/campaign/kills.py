@@ -16,6 +16,7 @@ from typing import Any
 
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
+from hystar_fast.terminal.console import LOG_FILE
 from tests.campaign.rows import Row, fault
 from tests.support.picture_trees import picture
 
@@ -89,7 +90,8 @@ def _finish(process: subprocess.Popen[bytes]) -> None:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "checkpoint.pt"]
+    differ = ("checkpoint.pt", LOG_FILE)  # by the times in them
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in differ]
     return {path.relative_to(folder).as_posix(): path.read_bytes().replace(str(folder).encode(), b"") for path in paths}
 
 
