@@ -227,7 +227,8 @@ def _attach_implicit(plan: Tensor, kernel: Tensor, allowed: Tensor) -> Tensor:
         -2,
     )
     marginals = torch.cat([moved.sum(-1), moved.sum(-2)], -1)
-    shift = (torch.linalg.pinv(jacobian, hermitian=True) @ marginals.unsqueeze(-1)).squeeze(-1)
+    with torch.autocast(plan.device.type, enabled=False):
+        shift = (torch.linalg.pinv(jacobian, hermitian=True) @ marginals.unsqueeze(-1)).squeeze(-1)
     n = plan.shape[-2]
     return plan * (1 + change - shift[..., :n, None] - shift[..., None, n:])
 

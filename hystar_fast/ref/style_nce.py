@@ -38,7 +38,8 @@ def style_nce(
     dtype = torch.promote_types(torch.promote_types(query.dtype, target.dtype), torch.float32)
     q, q_finite = _unit(query.to(dtype))
     t, t_finite = _unit(target.to(dtype))
-    sim = q @ t.mT
+    with torch.autocast(q.device.type, enabled=False):
+        sim = q @ t.mT
 
     finite = q_finite & t_finite
     forbidden = torch.eye(len(sim), dtype=torch.bool, device=sim.device) | ~finite | ~finite.mT

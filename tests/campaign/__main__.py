@@ -15,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tests.campaign.zoo import zoo
 
 from tests.campaign.damaged_files import damaged_files
 from tests.campaign.kills import kills
 from tests.campaign.random_ops import random_ops
 from tests.campaign.rows import Row
+from tests.campaign.zoo import zoo
 
 PARTS: dict[str, Callable[[float], list[Row]]] = {
     "ops": random_ops,

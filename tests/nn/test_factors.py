@@ -15,6 +15,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from hystar_fast.nn.factors import SVDFactors, svd_factors
+from tests.support.gpu import requires_cuda
 from tests.support.pickles import Payload
 from tests.support.tolerance import relative_error
 
@@ -80,6 +81,19 @@ def test_weights_of_any_rank_and_magnitude(
     assert (rebuild(factors) - weight).norm() <= 1e-12 * weight.norm()
     assert relative_error(u.T @ u, torch.eye(len(s))) < 1e-12
     assert int((s > 1e-12 * s.max()).sum()) <= rank
+
+
+@requires_cuda
+@pytest.mark.parametrize("shape", [(96, 40), (40, 96)])
+def test_factors_of_a_weight_on_a_gpu_are_those_of_the_cpu(tmp_path: Path, shape: tuple[int, int]) -> None:
+    weight = torch.randn(shape)
+    on_cpu, on_gpu = (
+        svd_factors(weight, cache_dir=tmp_path / "cpu"),
+        svd_factors(weight.cuda(), cache_dir=tmp_path / "gpu"),
+    )
+    for expected, found in zip(on_cpu, on_gpu, strict=True):
+        assert found.is_cuda
+        assert relative_error(found.cpu(), expected) < 1e-6
 
 
 def test_a_truncated_rank_is_the_leading_part(tmp_path: Path) -> None:

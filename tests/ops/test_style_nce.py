@@ -163,6 +163,14 @@ def test_autocast_changes_nothing(plan_grad: str) -> None:
         assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("plan_grad", PLAN_GRADS)
+def test_autocast_does_not_change_the_reference(plan_grad: str) -> None:
+    query, target = make_pair(16, 32)
+    expected = ref.style_nce(query, target, plan_grad=plan_grad)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(ref.style_nce(query, target, plan_grad=plan_grad), expected)
+
+
 def test_module_is_the_function() -> None:
     query, target = make_pair(6, 4)
     options: dict[str, Any] = {

@@ -213,20 +213,19 @@ def style_nce(
     if is_transformed(query, target):
         for name, tensor in (("query", query), ("target", target), ("mask", mask)):
             check_not_batched(name, tensor, "it needs one batch of pairs, [N, D]")
-        with torch.autocast(query.device.type, enabled=False):
-            return reference(
-                query,
-                target,
-                temperature=temperature,
-                gamma=gamma,
-                lam=lam,
-                epsilon=epsilon,
-                n_iter=n_iter,
-                weights=weights,
-                plan_grad=plan_grad,
-                mask=mask,
-                reduction=reduction,
-            )
+        return reference(
+            query,
+            target,
+            temperature=temperature,
+            gamma=gamma,
+            lam=lam,
+            epsilon=epsilon,
+            n_iter=n_iter,
+            weights=weights,
+            plan_grad=plan_grad,
+            mask=mask,
+            reduction=reduction,
+        )
     numbers, mean = (float(temperature), strength, float(lam), float(epsilon), n_iter), reduction == "mean"
     detached = plan_grad == "none" or weights == "uniform"
     is_exporting = torch.compiler.is_exporting()  # then the batch may be symbolic, and the op is differentiated
