@@ -6,6 +6,7 @@ import ctypes
 import gc
 import itertools
 import os
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -95,7 +96,7 @@ def measure(benchmark: Any, run: Run, truth: Outputs | None) -> tuple[float, flo
     outputs = run()  # warms up: compiles and fills caches
     error = None if truth is None else relative_error(outputs, truth)
     del outputs
-    memory = peak_mib(run)
+    memory = statistics.median(peak_mib(run) for _ in range(3))  # the system may take pages back in the middle of one
     started = time.perf_counter()
     run()
     synchronise()
