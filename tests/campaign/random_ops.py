@@ -88,7 +88,7 @@ def svd_linear(draw: random.Random) -> Result:
 
 
 def sinkhorn(draw: random.Random) -> Result:
-    """One batch of problems. A plan's logarithm has the error of cost / epsilon times the number of operations."""
+    """One batch of problems. A plan's logarithm has the error of cost / epsilon; its implicit gradient is a solution."""
     dtype, grad = draw.choice(DTYPES), draw.choice(GRADS)
     n, m = draw.randint(1, 12), draw.randint(1, 12)
     lead = draw.choice([(), (0,), (1,), (3,), (2, 2)])
@@ -108,6 +108,8 @@ def sinkhorn(draw: random.Random) -> Result:
     error, eps = 0.0, torch.finfo(torch.promote_types(dtype, torch.float32)).eps
     truth = run(ref.sinkhorn, wide)
     terms = [truth[0], truth[0] * dplan.double().abs().amax() / epsilon] if dplan.numel() else truth
+    if grad == "implicit" and dplan.numel():
+        terms[1] = terms[1] * condition(truth[0])
     for actual, true, term in zip(run(hf.sinkhorn, same), truth, terms, strict=False):
         if not true.numel():
             continue
@@ -148,6 +150,14 @@ def style_nce(draw: random.Random) -> Result:
         limit = (4 * torch.finfo(actual.dtype).eps + scale * eps) * (true.abs().nan_to_num() + term)
         error = max(error, excess(actual, true, limit + 1e-7 * (actual.dtype == torch.float16)))
     return f"style_nce {name(dtype)} {weights}", error
+
+
+def condition(plan: Tensor) -> float:
+    """Return the condition of the linear system of the implicit gradient, without its null space."""
+    rows, columns = torch.diag_embed(plan.sum(-1)), torch.diag_embed(plan.sum(-2))
+    system = torch.cat([torch.cat([rows, plan], -1), torch.cat([plan.mT, columns], -1)], -2)
+    values = torch.linalg.eigvalsh(system.nan_to_num())
+    return float(values.max() / values[values > 1e-12 * values.max()].min()) if values.any() else 1.0
 
 
 def strided(
