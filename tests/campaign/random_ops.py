@@ -88,7 +88,7 @@ def svd_linear(draw: random.Random) -> Result:
 
 
 def sinkhorn(draw: random.Random) -> Result:
-    """One batch of problems. A plan's logarithm has the error of cost / epsilon; its implicit gradient is a solution."""
+    """One batch of problems: a plan's logarithm has the error of cost / epsilon."""
     dtype, grad = draw.choice(DTYPES), draw.choice(GRADS)
     n, m = draw.randint(1, 12), draw.randint(1, 12)
     lead = draw.choice([(), (0,), (1,), (3,), (2, 2)])
