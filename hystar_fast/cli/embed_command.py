@@ -33,41 +33,29 @@ def run_embed(
     if not folder.is_dir():
         raise ValueError(f"FOLDER must be a folder of pictures, but {folder} does not exist or is not a folder")
     with lock_folder(output):
-        _run_embed(folder, adapter, output, console, changes, overwrite, device)
-
-
-def _run_embed(
-    folder: Path,
-    adapter: Path | None,
-    output: Path,
-    console: Console,
-    changes: dict[str, Any],
-    overwrite: bool,
-    device: str,
-) -> None:
-    start = time.perf_counter()
-    gallery = gallery_of_sketches(folder)
-    if gallery is not None:
-        console.print(f"indexing {gallery}: the other pictures in {folder} are sketches of these")
-        folder = gallery
-    select_device(device)
-    earlier = indexed_source(output)
-    if earlier not in (None, str(folder.resolve())) and not overwrite:
-        raise ValueError(
-            f"--output must be another folder, got {output} with the index of {earlier}; --overwrite replaces it"
-        )
-    method = open_method(adapter, None, changes, console)
-    console.log_to(output)
-    with Progress(console, transient=True) as progress:
-        task = progress.add_task("embed", total=None)
-        count, skipped = index_folder(
-            folder,
-            method,
-            output,
-            device=device,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    if skipped:
-        first = f"{skipped[0].path}: {skipped[0].reason}"
-        console.print(f"skipped {len(skipped)} of {count + len(skipped)} pictures, the first: {first}")
-    console.print(f"indexed {count} pictures in {time.perf_counter() - start:.1f} s: {output}")
+        start = time.perf_counter()
+        gallery = gallery_of_sketches(folder)
+        if gallery is not None:
+            console.print(f"indexing {gallery}: the other pictures in {folder} are sketches of these")
+            folder = gallery
+        select_device(device)
+        earlier = indexed_source(output)
+        if earlier not in (None, str(folder.resolve())) and not overwrite:
+            raise ValueError(
+                f"--output must be another folder, got {output} with the index of {earlier}; --overwrite replaces it"
+            )
+        method = open_method(adapter, None, changes, console)
+        console.log_to(output)
+        with Progress(console, transient=True) as progress:
+            task = progress.add_task("embed", total=None)
+            count, skipped = index_folder(
+                folder,
+                method,
+                output,
+                device=device,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        if skipped:
+            first = f"{skipped[0].path}: {skipped[0].reason}"
+            console.print(f"skipped {len(skipped)} of {count + len(skipped)} pictures, the first: {first}")
+        console.print(f"indexed {count} pictures in {time.perf_counter() - start:.1f} s: {output}")
