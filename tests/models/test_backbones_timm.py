@@ -9,14 +9,19 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from hystar_fast.models.backbones.eva import EvaTower
 from hystar_fast.models.backbones.open_clip import OpenClipBackbone
 from hystar_fast.models.backbones.timm import TimmTower
 from hystar_fast.models.style import PrefixStyle
 from hystar_fast.models.tiny import NORMALISE, RESIZE
-from tests.support.small_backbones import SIGLIP, backbone_and_clip
+from tests.support.small_backbones import (
+    SIGLIP,
+    assert_equal_before_and_after_injection,
+    backbone_and_clip,
+    images_of,
+)
 from tests.support.small_clip import IMAGE_SIZE
 from tests.support.tolerance import relative_error
 
@@ -45,23 +50,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def images_of(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(count, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=dtype)
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_embeddings_equal_those_of_timm(tmp_path: Path, variant: str, dtype: torch.dtype, tolerance: float) -> None:
     backbone, clip = backbone_and_clip(tmp_path, dtype, **VARIANTS[variant])
-    images = images_of(3, dtype)
-    truth = clip.encode_image(images)
-    assert relative_error(backbone.encode_image(images), truth) < tolerance
-    for number in range(1, backbone.depth + 1):
-        backbone.inject_dynamic(number, None)
-        backbone.inject_static(number, None)
-    zero = {number: torch.zeros(3, backbone.width, dtype=dtype) for number in range(1, backbone.depth + 1)}
-    assert relative_error(backbone.encode_image(images), truth) < tolerance
-    assert relative_error(backbone.encode_image(images, zero), truth) < tolerance
+    assert_equal_before_and_after_injection(backbone, clip, images_of(3, dtype), tolerance)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import tests.support.small_timm  # noqa: F401, registers its models
 from hystar_fast.models.backbones.open_clip import OpenClipBackbone
 from hystar_fast.models.tiny import NORMALISE, RESIZE
 from tests.support.small_clip import IMAGE_SIZE, write_small_clip
+from tests.support.tolerance import relative_error
 
 DEPTH, WIDTH, EMBED = 4, 32, 24
 OWN_ATTENTION = {"block_type": "custom", "scale_attn": True, "scale_fc": True}
@@ -264,3 +265,23 @@ def backbone_and_clip(
     models = [open_clip.create_model(name).to(dtype).eval() for _ in range(2)]
     tokenizer = open_clip.get_tokenizer(name)
     return OpenClipBackbone(models[0], RESIZE, NORMALISE, tokenizer), models[1]
+
+
+def images_of(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return random images of the size of the small models."""
+    return torch.randn(count, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=dtype)
+
+
+def assert_equal_before_and_after_injection(
+    backbone: OpenClipBackbone, clip: Any, images: Tensor, tolerance: float
+) -> None:
+    """Assert that a backbone embeds as its library does, as it is and with zero offsets in every block."""
+    truth = clip.encode_image(images)
+    assert relative_error(backbone.encode_image(images), truth) < tolerance
+    for number in range(1, backbone.depth + 1):
+        backbone.inject_dynamic(number, None)
+        backbone.inject_static(number, None)
+    offsets = torch.zeros(len(images), backbone.width, dtype=images.dtype)
+    zero = dict.fromkeys(range(1, backbone.depth + 1), offsets)
+    assert relative_error(backbone.encode_image(images), truth) < tolerance
+    assert relative_error(backbone.encode_image(images, zero), truth) < tolerance
