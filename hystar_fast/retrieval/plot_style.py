@@ -1,4 +1,4 @@
-"""What all plots share: colours and shapes of labels, sizes of dots, titles and legends that fit."""
+"""Parts of all plots: colours and shapes of labels, sizes of dots, titles and legends that fit."""
 
 from __future__ import annotations
 

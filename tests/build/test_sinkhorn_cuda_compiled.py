@@ -29,7 +29,7 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc
 
 
 class Resources(NamedTuple):
-    """What ptxas says of one kernel."""
+    """Figures of ptxas for one kernel."""
 
     architecture: str
     kernel: str
