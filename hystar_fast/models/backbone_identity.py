@@ -1,4 +1,4 @@
-"""What an adapter was trained on: the weights of its backbone, and how that backbone computes and reads its input.
+"""The identity of a backbone: its weights, and how it computes and reads its input.
 
 The same weights compute something else with another activation, other pixel statistics or another tokenizer, and no
 hash of the weights shows it. So an adapter keeps all of these, and is refused by a backbone that differs in one.

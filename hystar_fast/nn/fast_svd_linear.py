@@ -14,9 +14,10 @@ from torch.autograd.function import once_differentiable
 
 from hystar_fast.nn.factors import SVDFactors, checked_rank, factorise, svd_factors
 from hystar_fast.nn.lazy_weight import LazyWeight
-from hystar_fast.nn.weights import DTYPES, check_weight
+from hystar_fast.nn.weights import check_weight
 from hystar_fast.ops.svd_linear import Fp8Factors, quantise_factors, svd_linear
 from hystar_fast.ops.transforms import is_transformed
+from hystar_fast.ref.dense import FLOATING
 
 
 class _QuantisedFactors:
@@ -122,8 +123,8 @@ class FastSVDLinear(nn.Module):
         self.precision = precision
         self._quantised: _QuantisedFactors | None = None
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        if dtype not in DTYPES:
-            raise TypeError(f"dtype must be {', '.join(map(str, DTYPES[:-1]))} or {DTYPES[-1]}, got {dtype}")
+        if dtype not in FLOATING:
+            raise TypeError(f"dtype must be {', '.join(map(str, FLOATING[:-1]))} or {FLOATING[-1]}, got {dtype}")
         self.rank = checked_rank(torch.empty(out_features, in_features, device="meta", dtype=dtype), rank)
         self.in_features, self.out_features = in_features, out_features
         precise = torch.promote_types(dtype, torch.float32)

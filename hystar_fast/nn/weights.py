@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from hystar_fast.ref.dense import FLOATING
 
 
 def check_weight(weight: Tensor) -> None:
@@ -19,7 +19,7 @@ def check_weight(weight: Tensor) -> None:
         got = f"a {kind}; inject before the model is quantised or traced, or give the layer a plain weight first"
     elif weight.layout != torch.strided:
         got = f"one of layout {weight.layout}; give the layer weight.to_dense() first"
-    elif weight.dtype not in DTYPES:
+    elif weight.dtype not in FLOATING:
         got = f"one of {weight.dtype}; convert the layer first, for example to torch.bfloat16"
     else:
         return

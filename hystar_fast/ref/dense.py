@@ -5,6 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The floating dtypes of the ops."""
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raise a TypeError unless `tensor` is a dense tensor of a usual floating dtype."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+    check_dense(name, tensor)
+
 
 def check_dense(name: str, tensor: Tensor) -> None:
     """Raise a TypeError, with the way out, unless `tensor` is strided, of one shape and on one device."""

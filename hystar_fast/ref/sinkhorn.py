@@ -19,13 +19,12 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from hystar_fast.ref.dense import check_dense
+from hystar_fast.ref.dense import check_dense, check_floating
 from hystar_fast.ref.sinkhorn_feasibility import has_plan
 
 CONVERGED_BELOW = 1e-3
 """The largest marginal error of a converged problem, if no `tol` is given."""
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SMALLEST_EPSILON = torch.finfo(torch.float32).tiny / torch.finfo(torch.float32).eps
 GRADS = ("unroll", "implicit", "none")
 
@@ -65,11 +64,7 @@ def check_arguments(
     cost: Tensor, epsilon: float, n_iter: int, mask: Tensor | None, grad: str, tol: float | None
 ) -> None:
     """Raise TypeError or ValueError for the first invalid argument."""
-    if not isinstance(cost, Tensor):
-        raise TypeError(f"cost must be a Tensor, got {type(cost).__name__}")
-    if cost.dtype not in _DTYPES:
-        raise TypeError(f"cost must be float16, bfloat16, float32 or float64, got {cost.dtype}")
-    check_dense("cost", cost)
+    check_floating("cost", cost)
     if cost.dim() < 2:
         raise ValueError(f"cost must have shape [..., N, M], got {list(cost.shape)}")
     if isinstance(epsilon, bool) or not isinstance(epsilon, Real):

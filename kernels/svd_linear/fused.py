@@ -43,9 +43,12 @@ def _svd_linear_fused_kernel(
     TILE: tl.constexpr,
     BY_COLUMN: tl.constexpr,
     SPAN: tl.constexpr,
+    FACTOR: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
     """((a b) * scale) c + bias. Forward: a = x, b = vhᵀ, c = uᵀ. Backward: a = dy, b = u, c = vh.
+
+    FACTOR, a power of two, multiplies (a b) * scale before it is rounded, and is taken back in the result.
 
     h is written in the forward and read in the backward; it may be None, as may the bias and the partial sums.
     ``shape`` is that of the first product, ``columns`` is (columns of the result, shares), and TILE is (rows, columns
@@ -69,7 +72,7 @@ def _svd_linear_fused_kernel(
     elif h is not None:  # noqa: SIM102
         if share == 0:
             _write(h, tile, row0, 0, rows_total, rank, M, RANK, DESCRIPTORS)
-    tile = _modulated(tile, scale, samples, row0, ranks, rows_total, rank, M, SPAN)
+    tile = _modulated(tile, scale, samples, row0, ranks, rows_total, rank, M, SPAN) * FACTOR
     if DESCRIPTORS:
         g = tile.to(c.dtype)
     else:
@@ -88,7 +91,7 @@ def _svd_linear_fused_kernel(
         else:
             c_ptrs = c + ranks[:, None] * c_strides[0] + cols.to(tl.int64)[None, :] * c_strides[1]
             c_tile = tl.load(c_ptrs, mask=(ranks < rank)[:, None] & col_ok[None, :], other=0.0)
-        result = _dot(g, c_tile, tl.zeros((M, N), dtype=tl.float32))
+        result = _dot(g, c_tile, tl.zeros((M, N), dtype=tl.float32)) * (1.0 / FACTOR)
         if bias is not None:
             result += tl.load(bias + cols, mask=col_ok, other=0.0).to(tl.float32)[None, :]
         _write(out, result, row0, col0, rows_total, cols_total, M, N, DESCRIPTORS)
@@ -105,11 +108,12 @@ def forward(
     gpu: Gpu,
     shares: int,
     keep_h: bool,
+    factor: float = 1.0,
     tile: Tile | None = None,
 ) -> Tensor | None:
     """Write y, contiguous [N, out], into ``out``, and return h [N, r] if it is to be kept."""
     h = x.new_empty(len(x), len(vh)) if keep_h else None
-    _launch((x, vh.t(), u.t()), (vh, u), out, h, bias, modulation, gpu, shares, tile, sums=False)
+    _launch((x, vh.t(), u.t()), (vh, u), out, h, bias, modulation, gpu, shares, tile, sums=False, factor=factor)
     return h
 
 
@@ -141,6 +145,7 @@ def _launch(
     tile: Tile | None,
     *,
     sums: bool,
+    factor: float = 1.0,
 ) -> Tensor | None:
     """Run the kernel on a [N, K], b [K, r] and c [r, columns]; `stored` are b and c as they are in memory."""
     a, b, c = operands
@@ -173,6 +178,7 @@ def _launch(
         TILE=(m, n, k, width),
         BY_COLUMN=by_column,
         SPAN=span,
+        FACTOR=factor,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         enable_fp_fusion=True,

@@ -38,9 +38,10 @@ def _finish(
     M: tl.constexpr,
     N: tl.constexpr,
     SPAN: tl.constexpr,
+    FACTOR: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
 ):
-    """Write tile * scale, unless g is None. The forward also writes h; the backward reads h and sums tile * h.
+    """Write tile * scale * FACTOR, unless g is None. The forward also writes h; the backward reads h and sums tile * h.
 
     `partials` and h are given in the backward with dscale; only h in a forward that keeps it.
     """
@@ -52,7 +53,7 @@ def _finish(
     elif h is not None:
         _write(h, tile, row0, col0, rows_total, cols_total, M, N, DESCRIPTORS)
     if g is not None:
-        tile = _modulated(tile, scale, samples, row0, cols, rows_total, cols_total, M, SPAN)
+        tile = _modulated(tile, scale, samples, row0, cols, rows_total, cols_total, M, SPAN) * FACTOR
         _write(g, tile, row0, col0, rows_total, cols_total, M, N, DESCRIPTORS)
 
 
@@ -71,10 +72,11 @@ def _svd_linear_gemm_kernel(
     TILE: tl.constexpr,
     B_BY_COLUMN: tl.constexpr,
     SPAN: tl.constexpr,
+    FACTOR: tl.constexpr,
     PERSISTENT: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
-    """Compute g = (a b) * scale.
+    """Compute g = (a b) * scale * FACTOR.
 
     Forward: a = x, b = vhᵀ, and h = a b is written unless it is None. Backward: a = dy, b = u, and h is read for the
     partial sums of dscale = Σ_t (a b) * h unless it is None.
@@ -109,17 +111,25 @@ def _svd_linear_gemm_kernel(
                 M,
                 HALF,
                 SPAN,
+                FACTOR,
                 strides is None,
             )
 
 
 def forward(
-    x: Tensor, vh: Tensor, modulation: Modulation, *, gpu: Gpu, keep_h: bool, tile: Tile | None = None
+    x: Tensor,
+    vh: Tensor,
+    modulation: Modulation,
+    *,
+    gpu: Gpu,
+    keep_h: bool,
+    factor: float = 1.0,
+    tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return g = (x vhᵀ) * scale, [N, r], and h = x vhᵀ if it is to be kept."""
+    """Return g = (x vhᵀ) * scale * factor, [N, r], and h = x vhᵀ if it is to be kept."""
     g = x.new_empty(len(x), len(vh))
     h = x.new_empty(len(x), len(vh)) if keep_h else None
-    _launch(x, vh.t(), g, h, modulation, gpu, tile, b_stored=vh, sums=False)
+    _launch(x, vh.t(), g, h, modulation, gpu, tile, b_stored=vh, sums=False, factor=factor)
     return g, h
 
 
@@ -149,6 +159,7 @@ def _launch(
     *,
     b_stored: Tensor,
     sums: bool,
+    factor: float = 1.0,
 ) -> Tensor | None:
     """Run the kernel on a [N, K] and b [K, r], which is stored as `b_stored`: as it is, or transposed."""
     rows, inner = a.shape
@@ -175,6 +186,7 @@ def _launch(
         TILE=(m, n, k),
         B_BY_COLUMN=by_column,
         SPAN=span,
+        FACTOR=factor,
         PERSISTENT=persistent,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,

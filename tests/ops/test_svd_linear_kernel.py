@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -17,8 +18,8 @@ from hystar_fast.ops.svd_linear.torch import scale_rows, sum_dscale
 from hystar_fast.ref.svd_linear import svd_linear as reference
 from tests.support.gpu import requires_cuda
 from tests.support.shapes import SVD_LINEAR
-from tests.support.svd_linear_cases import DTYPES, KINDS, make_inputs, run
-from tests.support.tolerance import assert_as_accurate
+from tests.support.svd_linear_cases import DTYPES, KINDS, make_inputs, make_large, run
+from tests.support.tolerance import assert_as_accurate, relative_error
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -66,8 +67,6 @@ def test_the_path_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_torch_path_of_cuda(dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the path that float64 and full float32 take on a GPU, on CPU tensors."""
-    from contextlib import nullcontext
-
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(svd_linear_cuda, "runs_triton", lambda _: False)
     for shape in SVD_LINEAR:
@@ -80,6 +79,16 @@ def test_torch_path_of_cuda(dtype: torch.dtype, kind: str, monkeypatch: pytest.M
         truth = run(reference, wide, dy)
         for actual, same, true in zip((y, *gradients), same_dtype, truth, strict=True):
             assert_as_accurate(actual, same, true, dtype=dtype)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_torch_path_of_cuda_in_float16_is_finite_where_y_is(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(svd_linear_cuda, "runs_triton", lambda _: False)
+    x, u, scale, vh, given, _ = make_large(5)
+    y, _ = svd_linear_cuda.forward(x, u, scale, vh, given if bias else None, None, False, False)
+    truth = reference(x.double(), u.double(), scale.double(), vh.double(), given.double() if bias else None)
+    assert relative_error(y, truth) < 1e-3
 
 
 def test_torch_path_of_cuda_never_reads_outside_the_bank() -> None:
@@ -109,6 +118,17 @@ def test_on_a_gpu(shape: tuple[int, int, int, int, int], dtype: torch.dtype, kin
     ):
         assert_as_accurate(first, same, true, dtype=dtype)
         assert torch.equal(first, second)
+
+
+@requires_cuda
+@pytest.mark.parametrize("tokens", [5, 257])
+def test_float16_on_a_gpu_is_finite_where_y_is(tokens: int) -> None:
+    x, u, scale, vh, bias, _ = (tensor if tensor is None else tensor.cuda() for tensor in make_large(tokens))
+    truth = reference(x.double(), u.double(), scale.double(), vh.double(), bias.double())
+    assert relative_error(hf.svd_linear(x, u, scale, vh, bias), truth) < 1e-3
+    wide = (torch.cat([u.T, u.new_zeros(200, 56)]).T, torch.cat([scale, scale.new_zeros(2, 200)], 1))  # two kernels
+    padded = hf.svd_linear(x, wide[0].contiguous(), wide[1], torch.cat([vh, vh.new_zeros(200, 48)]), bias)
+    assert relative_error(padded, truth) < 1e-3
 
 
 @requires_cuda

@@ -25,6 +25,14 @@ def make_inputs(
     return x, u, scale, vh, torch.randn(out_features).to(dtype), index
 
 
+def make_large(tokens: int) -> Inputs:
+    """Return float16 inputs whose y is finite, though one entry of g = scale * (vh @ x) is 150,000."""
+    x, u, scale, vh, bias, _ = make_inputs(2, tokens, 48, 56, 24, "sample", torch.float16)
+    x[..., 0], vh[0] = 1000, torch.eye(48)[0]
+    u[:, 0], scale[:, 0] = 56**-0.5, 150
+    return x, u, scale, vh, bias, None
+
+
 def run(function: Callable[..., Tensor], inputs: Inputs, dy: Tensor) -> tuple[Tensor, ...]:
     """Return y and the gradients of x, scale and bias."""
     x, u, scale, vh, bias, index = inputs

@@ -18,6 +18,7 @@ from hystar_fast.kernels.svd_linear.launch import Modulation
 from hystar_fast.kernels.tuning import Gpu, Tile
 from hystar_fast.ops.svd_linear import cuda as svd_linear_cuda
 from hystar_fast.ref.svd_linear import svd_linear as reference
+from tests.support.svd_linear_cases import make_large
 from tests.support.tolerance import FLOOR, relative_error
 
 POINTERS, DESCRIPTORS = Tile(32, 32, 32, 4, 3), Tile(32, 64, 32, 4, 3, descriptors=True)
@@ -140,6 +141,12 @@ def check_op(dtype: torch.dtype, shares: int | None) -> list[str]:
                 if (error := relative_error(actual, truth)) > FLOOR[dtype]:
                     path = f"shares={shares} materialise={materialise}"
                     failures.append(f"{dtype} {kind} {path}: {name} is off by {error:.1e}")
+    if dtype == torch.float16:
+        x, u, scale, vh, bias, _ = make_large(50)
+        y, _ = svd_linear_cuda.forward(x, u, scale, vh, bias, None, False, False)
+        truth = reference(x.double(), u.double(), scale.double(), vh.double(), bias.double())
+        if (error := relative_error(y, truth)) > 1e-3:
+            failures.append(f"{dtype} shares={shares}: a large g is off by {error:.1e}")
     for patch in fake_gpu:
         patch.stop()
     return failures

@@ -8,10 +8,9 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-from hystar_fast.ref.dense import check_dense
+from hystar_fast.ref.dense import check_dense, check_floating
 from hystar_fast.ref.style_nce import WEIGHTS
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PLAN_GRADS = ("none", "unroll", "implicit")
 REDUCTIONS = ("mean", "none")
 
@@ -19,11 +18,7 @@ REDUCTIONS = ("mean", "none")
 def check_inputs(query: Tensor, target: Tensor, mask: Tensor | None) -> None:
     """Raise TypeError or ValueError if a tensor has a wrong type, dtype, shape or device."""
     for name, tensor in (("query", query), ("target", target)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
-        if tensor.dtype not in _DTYPES:
-            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
-        check_dense(name, tensor)
+        check_floating(name, tensor)
         if tensor.dim() != 2 or 0 in tensor.shape:
             raise ValueError(f"{name} must have shape [N, D] with N and D at least 1, got {list(tensor.shape)}")
     if target.shape != query.shape:

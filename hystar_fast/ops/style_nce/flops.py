@@ -1,4 +1,4 @@
-"""What torch.utils.flop_counter.FlopCounterMode counts: the products over all pairs, two for a multiply-add.
+"""The counts of torch.utils.flop_counter.FlopCounterMode: the products over all pairs, two for a multiply-add.
 
 Element-wise work counts nothing, as for torch's own ops, and so Sinkhorn does not. A product that the large loss
 computes again, to save memory, is counted once.

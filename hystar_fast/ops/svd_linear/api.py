@@ -161,8 +161,9 @@ def svd_linear(
 
     Args:
         x: Input ``[B, T, in]`` or ``[B, in]``; any leading shape when ``scale`` is one-dimensional.
-            float16, bfloat16, float32 or float64. On a GPU, float16 holds ``scale * (vh @ x)`` too, whose entries can
-            reach the norm of y: use bfloat16 where that can exceed 65,504.
+            float16, bfloat16, float32 or float64. On a GPU, float16 also holds ``vh @ x``, whose entries can reach the
+            norm of x, and 1/64 of ``scale * (vh @ x)``, whose entries can reach the norm of y: use bfloat16 where the
+            first can exceed 65,504, or the second 4,190,000.
         u: Left singular vectors ``[out, r]``, dtype of x, frozen.
         scale: Singular values, with their offsets: ``[r]`` shared, ``[B, r]`` one row for each sample, or ``[K, r]`` a
             bank with ``index``. Any floating dtype. It is applied in float32 or wider, so keep it in float32 if x is

@@ -5,21 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hystar_fast.ref.dense import check_dense
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from hystar_fast.ref.dense import check_floating
 
 
 def check_inputs(x: Tensor, u: Tensor, scale: Tensor, vh: Tensor, bias: Tensor | None, index: Tensor | None) -> None:
     """Raise TypeError or ValueError if a tensor has a wrong type, dtype, shape or device."""
-    for name, tensor in (("x", x), ("u", u), ("scale", scale), ("vh", vh), ("bias", bias)):
-        if tensor is None and name == "bias":
-            continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
-        if tensor.dtype not in _DTYPES:
-            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
-        check_dense(name, tensor)
+    tensors = {"x": x, "u": u, "scale": scale, "vh": vh}
+    if bias is not None:
+        tensors["bias"] = bias
+    for name, tensor in tensors.items():
+        check_floating(name, tensor)
         if tensor.device != x.device:
             raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
     if u.dim() != 2 or vh.dim() != 2 or u.shape[1] != vh.shape[0]:

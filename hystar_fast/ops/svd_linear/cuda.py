@@ -17,7 +17,14 @@ from torch import Tensor
 from hystar_fast.kernels.tuning import Gpu
 from hystar_fast.ops.svd_linear import materialised
 from hystar_fast.ops.svd_linear.cost import fused_shares
-from hystar_fast.ops.svd_linear.torch import affine, samples_tokens, scale_rows, sum_dscale, without_autocast
+from hystar_fast.ops.svd_linear.torch import (
+    affine,
+    g_factor,
+    samples_tokens,
+    scale_rows,
+    sum_dscale,
+    without_autocast,
+)
 
 _OLDEST = (8, 0)
 
@@ -38,22 +45,26 @@ def forward(
     # y is written through a view of it, because a result that is a view could not be changed in place
     y = x.new_empty(*x.shape[:-1], u.shape[0])
     y_rows = y.view(len(rows), u.shape[0])
+    factor = g_factor(x.dtype)
     with without_autocast("cuda"), torch.cuda.device(x.device):
         if materialise:
             saved = materialised.weights(u, scale, vh)
             materialised.product(rows, saved.mT, bias, samples, index, out=y_rows)
         elif not runs_triton(rows):
             saved = torch.mm(rows, vh.t())
-            affine(scale_rows(saved, scale, index, samples, tokens), u.t(), bias, out=y_rows)
+            g = scale_rows(saved, scale, index, samples, tokens, factor)
+            affine(g, u.t(), bias, out=y_rows, alpha=1 / factor)
         else:
             kernels, on = _kernels(), gpu(x.device)
             modulation = kernels.launch.Modulation(scale, index, tokens)
             shares = _shares(rows, len(vh), len(u))
             if shares is None:
-                g, saved = kernels.gemm.forward(rows, vh, modulation, gpu=on, keep_h=save)
-                affine(g, u.t(), bias, out=y_rows)
+                g, saved = kernels.gemm.forward(rows, vh, modulation, gpu=on, keep_h=save, factor=factor)
+                affine(g, u.t(), bias, out=y_rows, alpha=1 / factor)
             else:
-                saved = kernels.fused.forward(rows, u, vh, bias, modulation, y_rows, gpu=on, shares=shares, keep_h=save)
+                saved = kernels.fused.forward(
+                    rows, u, vh, bias, modulation, y_rows, gpu=on, shares=shares, keep_h=save, factor=factor
+                )
     return y, saved if save else x.new_empty(0)
 
 

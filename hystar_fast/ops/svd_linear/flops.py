@@ -1,4 +1,4 @@
-"""What torch.utils.flop_counter.FlopCounterMode counts: two for every multiply-add of the path that runs."""
+"""The counts of torch.utils.flop_counter.FlopCounterMode: two for every multiply-add of the path that runs."""
 
 from __future__ import annotations
 

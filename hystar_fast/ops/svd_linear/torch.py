@@ -26,21 +26,37 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
     return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
 
 
-def affine(rows: Tensor, matrix: Tensor, bias: Tensor | None, *, out: Tensor) -> None:
-    """Write rows @ matrix + bias into `out`."""
-    if bias is None:
-        torch.mm(rows, matrix, out=out)
+def g_factor(dtype: torch.dtype) -> float:
+    """Return the power of two by which g = h * scale is multiplied on a GPU before it is rounded; y is divided by it.
+
+    g is at most as large as the norm of y, which is up to sqrt(out) times the largest entry of y. In float16, 1/64
+    keeps g finite wherever y is, up to 4,096 outputs. Entries of g below 2**-8 then keep fewer than 11 bits.
+    """
+    return 1 / 64 if dtype == torch.float16 else 1.0
+
+
+def affine(rows: Tensor, matrix: Tensor, bias: Tensor | None, *, out: Tensor, alpha: float = 1.0) -> None:
+    """Write alpha * rows @ matrix + bias into `out`."""
+    if bias is not None:
+        torch.addmm(bias, rows, matrix, alpha=alpha, out=out)
+    elif alpha != 1:
+        torch.addmm(out, rows, matrix, beta=0, alpha=alpha, out=out)
     else:
-        torch.addmm(bias, rows, matrix, out=out)
+        torch.mm(rows, matrix, out=out)
 
 
-def scale_rows(h: Tensor, scale: Tensor, index: Tensor | None, samples: int, tokens: int) -> Tensor:
-    """Return h * scale of each sample; NaN if its index is outside the bank, as raising would wait for the device."""
+def scale_rows(
+    h: Tensor, scale: Tensor, index: Tensor | None, samples: int, tokens: int, factor: float = 1.0
+) -> Tensor:
+    """Return h * scale * factor; NaN if a sample's index is outside the bank, as raising would wait for the device."""
     if index is not None:
         taken = scale[index.clamp(0, scale.shape[0] - 1)]
         scale = taken.masked_fill(~_inside(index, scale), float("nan"))
     rank = h.shape[1]
-    return (h.view(samples, tokens, rank) * scale.reshape(samples, 1, rank)).to(h.dtype).view(h.shape)
+    scale = scale.reshape(samples, 1, rank)
+    if factor != 1:  # before the product, whose dtype may be that of h
+        scale = scale * factor
+    return (h.view(samples, tokens, rank) * scale).to(h.dtype).view(h.shape)
 
 
 def sum_dscale(dg: Tensor, h: Tensor, scale: Tensor, index: Tensor | None, samples: int, tokens: int) -> Tensor:
