@@ -95,6 +95,15 @@ MUTANTS = [
         "tests/ops/test_svd_linear.py",
         weight_gradient_summed_in_float16=("not (needs_dscale and x.dtype == torch.float16)", "True"),
     ),
+    *_of(
+        "hystar_fast/ops/svd_linear/replay.py",
+        "tests/ops/test_svd_linear_replay.py",
+        h_written_over_g=("h = x.new_empty(call.h) if save else None", "h = out if save else None"),
+        factor_and_gradient_exchanged=(
+            "pointers = [dy.data_ptr(), u.data_ptr()]",
+            "pointers = [u.data_ptr(), dy.data_ptr()]",
+        ),
+    ),
     # nn
     *_of(
         "hystar_fast/nn/fast_svd_linear.py",

@@ -7,10 +7,13 @@ from torch import Tensor
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The floating dtypes of the ops."""
+_SET, _STRIDED = frozenset(FLOATING), torch.strided
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
     """Raise a TypeError unless `tensor` is a dense tensor of a usual floating dtype."""
+    if type(tensor) is Tensor and tensor.dtype in _SET and tensor.layout is _STRIDED and not tensor.is_nested:
+        return
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in FLOATING:

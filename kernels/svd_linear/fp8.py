@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hystar_fast.kernels.prepared import launch
 from hystar_fast.kernels.svd_linear.blocks import INTERPRETED, MANY, SHARED, _modulated, _product, _write
 from hystar_fast.kernels.svd_linear.launch import Modulation, can_use_tma, descriptor, even_k
 from hystar_fast.kernels.tuning import QUANTISE_COLUMNS_A_WARP, REDUCE, Gpu, Tile, svd_linear_tile
@@ -192,13 +193,23 @@ def quantise(x: Tensor, vh_norm: Tensor, modulation: Modulation) -> tuple[Tensor
     bank = scale.shape[0] if scale.dim() == 2 else 1
     bounds = torch.empty(bank, dtype=torch.float32, device=x.device)
     columns = min(max(16, triton.next_power_of_2(rank)), 1024)
-    _svd_linear_reach_kernel[(bank,)](
-        scale, vh_norm, bounds, rank, scale.stride(0), COLUMNS=columns, num_warps=REDUCE.num_warps
+    launch(
+        _svd_linear_reach_kernel,
+        bank,
+        scale,
+        vh_norm,
+        bounds,
+        rank,
+        scale.stride(0),
+        COLUMNS=columns,
+        num_warps=REDUCE.num_warps,
     )
     quantised = torch.empty(rows, features, dtype=E4M3, device=x.device)
     x_scale, g_scale = torch.empty(2, rows, dtype=torch.float32, device=x.device)
     columns = max(16, triton.next_power_of_2(features))
-    _svd_linear_quantise_kernel[(rows,)](
+    launch(
+        _svd_linear_quantise_kernel,
+        rows,
         x,
         quantised,
         x_scale,
@@ -273,7 +284,9 @@ def _launch(
         scale, samples = modulation.arguments(rows, m)
     tiles = triton.cdiv(rows, m) * triton.cdiv(columns, n)
     persistent = tile.persistent and tiles > gpu.multiprocessors
-    _svd_linear_fp8_kernel[(gpu.multiprocessors if persistent else tiles,)](
+    launch(
+        _svd_linear_fp8_kernel,
+        gpu.multiprocessors if persistent else tiles,
         descriptor(tile, a, m, k),
         descriptor(tile, b, n, k),
         descriptor(tile, out, m, n // 2),

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hystar_fast.kernels.prepared import launch
 from hystar_fast.kernels.svd_linear.blocks import _dot, _modulated, _product, _read, _sum_samples, _write
 from hystar_fast.kernels.svd_linear.launch import (
     Modulation,
@@ -161,7 +162,9 @@ def _launch(
     scale, samples = modulation.arguments(rows, m)
     partials = empty_partials(rows, rank, slots, m, a.device) if sums else None
     shares = min(shares, triton.cdiv(columns, n))
-    _svd_linear_fused_kernel[(triton.cdiv(rows, m) * shares,)](
+    launch(
+        _svd_linear_fused_kernel,
+        triton.cdiv(rows, m) * shares,
         descriptor(tile, a, m, k),
         descriptor(tile, stored[0], *((width, k) if by_column else (k, width))),
         descriptor(tile, stored[1], *((n, width) if by_column else (width, n))),

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hystar_fast.kernels.prepared import launch
 from hystar_fast.kernels.svd_linear.blocks import MANY, _modulated, _product, _read, _sum_samples, _write
 from hystar_fast.kernels.svd_linear.launch import (
     Modulation,
@@ -173,7 +174,9 @@ def _launch(
     partials = empty_partials(rows, rank, slots, m, a.device) if sums else None
     tiles = triton.cdiv(rows, m) * triton.cdiv(rank, n)
     persistent = tile.persistent and tiles > gpu.multiprocessors
-    _svd_linear_gemm_kernel[(gpu.multiprocessors if persistent else tiles,)](
+    launch(
+        _svd_linear_gemm_kernel,
+        gpu.multiprocessors if persistent else tiles,
         descriptor(tile, a, m, k),
         descriptor(tile, b_stored, *((n, k) if by_column else (k, n))),
         descriptor(tile, g, m, n // 2),

@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from hystar_fast.kernels.prepared import launch
 from hystar_fast.kernels.svd_linear.blocks import MANY, PAIR, SHARED, _svd_linear_reduce_kernel
 from hystar_fast.kernels.tuning import REDUCE, Tile
 
@@ -78,8 +79,9 @@ def sum_partials(partials: Tensor, modulation: Modulation, rows: int, block_m: i
     rank, scale = partials.shape[2], modulation.scale
     dscale = torch.empty_like(scale, memory_format=torch.contiguous_format)
     tokens = modulation.rows_per_sample(rows)
-    grid = (1 if scale.dim() == 1 else scale.shape[0], triton.cdiv(rank, REDUCE.columns))
-    _svd_linear_reduce_kernel[grid](
+    launch(
+        _svd_linear_reduce_kernel,
+        (1 if scale.dim() == 1 else scale.shape[0], triton.cdiv(rank, REDUCE.columns)),
         partials,
         dscale,
         modulation.index,

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -281,6 +281,6 @@ def argument_counts(prefix: str) -> dict[str, int]:
 def pretend_cuda(patch: pytest.MonkeyPatch, host: object, *modules: ModuleType) -> None:
     """Let the CUDA implementations in `modules` run on CPU tensors, with emulated kernels."""
     patch.setattr(torch.cuda, "device", contextlib.nullcontext)
-    patch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+    patch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 0, raising=False)
     for module in modules:
         patch.setattr(module, "cuda_extension", lambda dtype: host if dtype == torch.float32 else None)

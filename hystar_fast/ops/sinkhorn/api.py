@@ -10,7 +10,7 @@ from torch import Tensor
 from hystar_fast.ops.native import cuda_ready, extension, extension_problem, instruction_set
 from hystar_fast.ops.sinkhorn import cpu, cuda
 from hystar_fast.ops.status import OpStatus
-from hystar_fast.ops.transforms import call_op, check_not_batched, first_order, is_transformed
+from hystar_fast.ops.transforms import check_not_batched, eager_op, first_order, is_transformed
 from hystar_fast.ref.sinkhorn import SinkhornInfo, check_arguments
 from hystar_fast.ref.sinkhorn import sinkhorn as reference
 
@@ -79,7 +79,7 @@ def _backward_of_op(ctx: Any, dplan: Tensor, *_: Tensor | None) -> tuple[Tensor 
 
 torch.library.register_autograd("hystar_fast::sinkhorn_forward", _backward_of_op, setup_context=_setup_context, lib=LIB)
 
-_FORWARD = torch.ops.hystar_fast.sinkhorn_forward.default
+_forward = eager_op(torch.ops.hystar_fast.sinkhorn_forward.default, cpu.forward, cuda.forward)
 
 
 class _Unrolled(torch.autograd.Function):
@@ -89,7 +89,7 @@ class _Unrolled(torch.autograd.Function):
     def forward(
         ctx: Any, cost: Tensor, mask: Tensor | None, epsilon: float, n_iter: int, tol: float
     ) -> tuple[Tensor, Tensor]:
-        plan, history, info = call_op(_FORWARD, cost, mask, epsilon, n_iter, tol, True)
+        plan, history, info = _forward(cost, mask, epsilon, n_iter, tol, True)
         ctx.save_for_backward(plan, cost, mask, history, info)
         ctx.epsilon, ctx.n_iter = epsilon, n_iter
         ctx.mark_non_differentiable(info)
@@ -109,7 +109,7 @@ class _Implicit(torch.autograd.Function):
     def forward(
         ctx: Any, cost: Tensor, mask: Tensor | None, epsilon: float, n_iter: int, tol: float
     ) -> tuple[Tensor, Tensor]:
-        plan, _, info = call_op(_FORWARD, cost, mask, epsilon, n_iter, tol, False)
+        plan, _, info = _forward(cost, mask, epsilon, n_iter, tol, False)
         ctx.save_for_backward(plan, info)
         ctx.epsilon = epsilon
         ctx.mark_non_differentiable(info)
@@ -224,12 +224,12 @@ def sinkhorn(
         cost = cost.float()
     stop = 0.0 if tol is None else float(tol)
     if torch.compiler.is_exporting() and grad == "unroll":  # the program is differentiated by the op
-        plan, _, info = call_op(_FORWARD, cost, mask, float(epsilon), n_iter, stop, False)
+        plan, _, info = _forward(cost, mask, float(epsilon), n_iter, stop, False)
     elif grad != "none" and cost.requires_grad and torch.is_grad_enabled():
         function = _Unrolled if grad == "unroll" else _Implicit
         plan, info = function.apply(cost, mask, float(epsilon), n_iter, stop)
     else:
-        plan, _, info = call_op(_FORWARD, cost.detach(), mask, float(epsilon), n_iter, stop, False)
+        plan, _, info = _forward(cost.detach(), mask, float(epsilon), n_iter, stop, False)
     if not return_info:
         return plan
     iterations, error, outcome = info.unbind()

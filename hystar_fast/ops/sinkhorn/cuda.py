@@ -10,6 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from hystar_fast.ops.contexts import current_stream, on_device
 from hystar_fast.ops.native import cuda_extension
 from hystar_fast.ops.sinkhorn import torch as plain
 
@@ -27,7 +28,7 @@ def forward(
     info = cost.new_empty([3, *batch], dtype=torch.int32)
     potentials = cost.new_empty(count * (n + m))
     full_mask = None if mask is None else mask.expand(cost.shape).contiguous()
-    with torch.cuda.device(cost.device):
+    with on_device(cost):
         size = native.sinkhorn_cuda_workspace(count, n, m)
         workspace = cost.new_empty(size, dtype=torch.uint8) if size else None
         native.sinkhorn_cuda_forward(
@@ -45,7 +46,7 @@ def forward(
             epsilon,
             n_iter,
             tol,
-            torch.cuda.current_stream().cuda_stream,
+            current_stream(cost),
             0 if workspace is None else workspace.data_ptr(),
         )
     return plan, cost.new_empty(0), info
@@ -69,7 +70,7 @@ def unrolled_backward(
     count = cost.numel() // (n * m)
     dcost = torch.empty_like(cost)
     full_mask = None if mask is None else mask.expand(cost.shape).contiguous()
-    with torch.cuda.device(cost.device):
+    with on_device(cost):
         size = native.sinkhorn_cuda_unrolled_workspace(count, n, m, n_iter)
         workspace = cost.new_empty(size, dtype=torch.uint8)
         native.sinkhorn_cuda_unrolled_backward(
@@ -83,7 +84,7 @@ def unrolled_backward(
             m,
             epsilon,
             n_iter,
-            torch.cuda.current_stream().cuda_stream,
+            current_stream(cost),
             workspace.data_ptr(),
         )
     return dcost
@@ -96,7 +97,7 @@ def implicit_backward(dplan: Tensor, plan: Tensor, info: Tensor, epsilon: float)
     plan, dplan = plan.contiguous(), dplan.contiguous()
     n, m = plan.shape[-2:]
     dcost = torch.empty_like(plan)
-    with torch.cuda.device(plan.device):
+    with on_device(plan):
         native.sinkhorn_cuda_implicit_backward(
             plan.data_ptr(),
             dplan.data_ptr(),
@@ -106,7 +107,7 @@ def implicit_backward(dplan: Tensor, plan: Tensor, info: Tensor, epsilon: float)
             n,
             m,
             epsilon,
-            torch.cuda.current_stream().cuda_stream,
+            current_stream(plan),
         )
     return dcost
 
@@ -116,5 +117,5 @@ def _extension_with_gradient(matrix: Tensor) -> ModuleType | None:
     native = cuda_extension(matrix.dtype)
     if native is None or matrix.numel() == 0:
         return None
-    with torch.cuda.device(matrix.device):
+    with on_device(matrix):
         return native if native.sinkhorn_cuda_has_gradient(*matrix.shape[-2:]) else None

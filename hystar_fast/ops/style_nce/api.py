@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hystar_fast.ops.contexts import without_autocast
 from hystar_fast.ops.native import cuda_ready, extension_problem, instruction_set
 from hystar_fast.ops.status import OpStatus
 from hystar_fast.ops.style_nce import cpu, cuda, stream
 from hystar_fast.ops.style_nce import torch as plain
 from hystar_fast.ops.style_nce.checks import check_inputs, check_options
-from hystar_fast.ops.transforms import call_op, check_not_batched, first_order, is_transformed
+from hystar_fast.ops.transforms import check_not_batched, eager_op, first_order, is_transformed
 from hystar_fast.ref.style_nce import style_nce as reference
 
 LIB = torch.library.Library("hystar_fast", "FRAGMENT")
@@ -65,8 +66,8 @@ def _backward_fake(
     return dquery, dtarget
 
 
-_FORWARD = torch.ops.hystar_fast.style_nce_forward.default
-_BACKWARD = torch.ops.hystar_fast.style_nce_backward.default
+_forward = eager_op(torch.ops.hystar_fast.style_nce_forward.default, cpu.forward, cuda.forward)
+_backward = eager_op(torch.ops.hystar_fast.style_nce_backward.default, cpu.backward, cuda.backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -80,9 +81,9 @@ def _backward_of_op(ctx: Any, dloss: Tensor, *_: Tensor | None) -> tuple[Tensor 
     """Differentiate the op itself, as exported programs call it; what was not kept is computed again."""
     query, target, mask, *saved = ctx.saved_tensors
     if not saved:
-        saved = _FORWARD(query, target, mask, *ctx.options, True)[1:]
+        saved = _forward(query, target, mask, *ctx.options, True)[1:]
     needs = ctx.needs_input_grad[:2]
-    grads = _BACKWARD(dloss, *saved, ctx.options[0], *needs)
+    grads = _backward(dloss, *saved, ctx.options[0], *needs)
     return *plain.in_dtypes(grads, (query.dtype, target.dtype), needs), *(None,) * (len(ctx.options) + 2)
 
 
@@ -96,7 +97,7 @@ class _StyleNCE(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, target: Tensor, *arguments: Any) -> Tensor:
-        loss, *saved = call_op(_FORWARD, query, target, *arguments, True)
+        loss, *saved = _forward(query, target, *arguments, True)
         ctx.save_for_backward(*saved)
         ctx.temperature, ctx.dtypes = arguments[1], (query.dtype, target.dtype)
         return loss
@@ -105,7 +106,7 @@ class _StyleNCE(torch.autograd.Function):
     @first_order("style_nce")
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad[:2]
-        grads = _BACKWARD(dloss, *ctx.saved_tensors, ctx.temperature, *needs)
+        grads = _backward(dloss, *ctx.saved_tensors, ctx.temperature, *needs)
         dquery, dtarget = plain.in_dtypes(grads, ctx.dtypes, needs)
         return dquery, dtarget, None, None, None, None, None, None, None, None
 
@@ -126,7 +127,7 @@ class _Cosine(torch.autograd.Function):
     def backward(ctx: Any, dsim: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None]:
         needs = ctx.needs_input_grad
         ones = dsim.new_ones(len(dsim))
-        grads = _BACKWARD(ones, dsim, *ctx.saved_tensors, 1.0, *needs)
+        grads = _backward(ones, dsim, *ctx.saved_tensors, 1.0, *needs)
         return plain.in_dtypes(grads, ctx.dtypes, needs)
 
 
@@ -233,12 +234,12 @@ def style_nce(
         return stream.streamed_loss(query, target, mask, *numbers, weights, mean)
     needs_gradient = torch.is_grad_enabled() and (query.requires_grad or target.requires_grad)
     if not needs_gradient or (detached and is_exporting):
-        loss: Tensor = call_op(_FORWARD, query, target, mask, *numbers, weights, mean, False)[0]
+        loss: Tensor = _forward(query, target, mask, *numbers, weights, mean, False)[0]
         return loss
     if detached:
         loss = _StyleNCE.apply(query, target, mask, *numbers, weights, mean)
         return loss
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device.type):
         loss = _with_plan_gradient(query, target, mask, *numbers, weights, plan_grad)
     return loss.mean() if mean else loss
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hystar_fast.ops.contexts import without_autocast
 from hystar_fast.ops.native import extension, instruction_set
 from hystar_fast.ops.style_nce import torch as plain
 from hystar_fast.ref.style_nce import WEIGHTS
@@ -48,7 +49,7 @@ def forward(
     if n * n * d > _max_own_product():
         normalise = native.style_nce_cpu_normalise_f32 if single else native.style_nce_cpu_normalise_f64
         normalise(*rows, n, d, units.data_ptr(), lengths.data_ptr(), threads, ISA)
-        with torch.autocast("cpu", enabled=False):
+        with without_autocast("cpu"):
             sim = units[0] @ units[1].mT
     call = native.style_nce_cpu_forward_f32 if single else native.style_nce_cpu_forward_f64
     call(
@@ -115,7 +116,7 @@ def backward(
     (q, t), (q_length, t_length) = units, lengths
     shared = (n, d, dloss.data_ptr() if mean else 0, scale, threads, ISA)
     dquery, dtarget = q.new_empty(0), q.new_empty(0)
-    with torch.autocast("cpu", enabled=False):
+    with without_autocast("cpu"):
         if needs_dquery:
             dquery = slope @ t if mean else (slope @ t).mul_(dloss.unsqueeze(1))
             project(dquery.data_ptr(), q.data_ptr(), q_length.data_ptr(), *shared)

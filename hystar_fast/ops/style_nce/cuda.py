@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hystar_fast.ops.contexts import current_stream, on_device, without_autocast
 from hystar_fast.ops.native import cuda_extension
 from hystar_fast.ops.style_nce import torch as plain
 from hystar_fast.ref.style_nce import WEIGHTS
@@ -35,8 +36,8 @@ def forward(
     loss = query.new_empty(() if mean else n)
     slope, units, lengths = query.new_empty(n, n), query.new_empty(2, n, d), query.new_empty(2, n)
     mask = None if mask is None else mask.contiguous()
-    with torch.cuda.device(query.device), torch.autocast(units.device.type, enabled=False):
-        stream = torch.cuda.current_stream().cuda_stream
+    with on_device(query), without_autocast("cuda"):
+        stream = current_stream(query)
         native.style_nce_cuda_normalise(
             query.data_ptr(),
             query.stride(0),
@@ -90,7 +91,7 @@ def backward(
     n, d = q.shape
     lengths = lengths.contiguous()
     dquery, dtarget = q.new_empty(0), q.new_empty(0)
-    with torch.cuda.device(q.device), torch.autocast(units.device.type, enabled=False):
+    with on_device(q), without_autocast("cuda"):
         if needs_dquery:
             dquery = slope @ t
         if needs_dtarget:
@@ -105,7 +106,7 @@ def backward(
             dloss.data_ptr(),
             0 if shared else dloss.stride(0),
             1 / (temperature * n) if mean else 1 / temperature,
-            torch.cuda.current_stream().cuda_stream,
+            current_stream(q),
         )
     return dquery, dtarget
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hystar_fast.ops.contexts import without_autocast
 from hystar_fast.ops.style_nce.torch import (
     add_gamma_,
     both_units,
@@ -179,7 +180,7 @@ def _forward(
     weights: str,
     mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device.type):
         units, lengths, finite = both_units(query, target)
         finite = finite.squeeze(1)
         rows = Rows(units[0], units[1], finite, mask, weights, lam, epsilon)
@@ -208,7 +209,7 @@ def _backward(
     q_length, t_length = lengths.unsqueeze(2).unbind()
     if dloss.dim() == 0:
         dloss = (dloss / len(q)).expand(len(q))
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         rows = Rows(q, t, finite, mask, weights, lam, epsilon)
         dq, dt = gradients(rows, uv, dloss, temperature, gamma, (needs_dquery, needs_dtarget))
         return (

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from hystar_fast.ops.contexts import without_autocast
 from hystar_fast.ops.sinkhorn import sinkhorn
 from hystar_fast.ref.sinkhorn import SinkhornStatus
 from hystar_fast.ref.style_nce import AUTO_GAMMA, MAX_EXPONENT
@@ -38,7 +39,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the loss of every row or its mean, and for the backward slope [N, N], units [2, N, D], lengths [2, N]."""
     dtype = loss_dtype(query, target)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device.type):
         units, lengths, finite = both_units(query, target)
         sim = units[0] @ units[1].mT
         forbidden = forbidden_pairs(mask, finite)
@@ -71,7 +72,7 @@ def backward(
     q, t = units.unbind()
     q_length, t_length = lengths.unsqueeze(2).unbind()
     dquery, dtarget = q.new_empty(0), t.new_empty(0)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         weight = dloss / (temperature * len(q)) if dloss.dim() == 0 else dloss.unsqueeze(1) / temperature
         if needs_dquery:
             dquery = unit_backward((slope @ t).mul_(weight), q, q_length)

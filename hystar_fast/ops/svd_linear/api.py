@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hystar_fast.ops.contexts import without_autocast
 from hystar_fast.ops.status import OpStatus
 from hystar_fast.ops.svd_linear import cpu, cuda
 from hystar_fast.ops.svd_linear.checks import check_index_range, check_inputs, check_same_dtype
 from hystar_fast.ops.svd_linear.cost import materialising_is_cheaper
 from hystar_fast.ops.svd_linear.fp8 import Fp8Factors, quantise_factors
-from hystar_fast.ops.svd_linear.torch import without_autocast
-from hystar_fast.ops.transforms import call_op, first_order, is_transformed
+from hystar_fast.ops.transforms import eager_op, first_order, is_transformed
 from hystar_fast.ref.svd_linear import svd_linear as reference
 
 LIB = torch.library.Library("hystar_fast", "FRAGMENT")
@@ -94,7 +94,7 @@ def _backward_of_op(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...
 def _gradients(ctx: Any, dy: Tensor, *saved: Tensor | None) -> tuple[Tensor | None, ...]:
     """Return the gradients of x, scale and bias at the places of these inputs, and None at every other."""
     needs = [ctx.needs_input_grad[i] for i in _DIFFERENTIABLE]
-    found = torch.ops.hystar_fast.svd_linear_backward(dy, *saved, ctx.materialise, *needs)
+    found = _backward(dy, *saved, ctx.materialise, *needs)
     gradients: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
     for place, gradient, needed in zip(_DIFFERENTIABLE, found, needs, strict=True):
         gradients[place] = gradient if needed else None
@@ -105,7 +105,8 @@ torch.library.register_autograd(
     "hystar_fast::svd_linear_forward", _backward_of_op, setup_context=_setup_context, lib=LIB
 )
 
-_FORWARD = torch.ops.hystar_fast.svd_linear_forward.default
+_forward = eager_op(torch.ops.hystar_fast.svd_linear_forward.default, cpu.forward, cuda.forward)
+_backward = eager_op(torch.ops.hystar_fast.svd_linear_backward.default, cpu.backward, cuda.backward)
 
 
 class _SVDLinear(torch.autograd.Function):
@@ -132,7 +133,7 @@ class _SVDLinear(torch.autograd.Function):
         if factors:
             y, saved = torch.ops.hystar_fast.svd_linear_fp8_forward(x, scale, *factors, bias, index, save)
         else:
-            y, saved = call_op(_FORWARD, x, u, scale, vh, bias, index, materialise, save)
+            y, saved = _forward(x, u, scale, vh, bias, index, materialise, save)
         ctx.save_for_backward(x if materialise and needs_dscale else None, u, scale, vh, index, saved)
         ctx.materialise = materialise
         return y
@@ -223,12 +224,13 @@ def svd_linear(
     grads = torch.is_grad_enabled()
     needs_dx, needs_dscale = grads and x.requires_grad, grads and scale.requires_grad
     if torch.compiler.is_exporting() and factors is None:  # one path for every batch size, differentiated by the op
-        return call_op(_FORWARD, x, u, scale, vh, bias, index, False, needs_dscale)[0]
+        exported: Tensor = _forward(x, u, scale, vh, bias, index, False, needs_dscale)[0]
+        return exported
     materialise = (
         factors is None
         and _may_materialise(x, index, needs_dscale)
         and materialising_is_cheaper(
-            prod(x.shape[:-1]),
+            x.numel() // max(1, x.shape[-1]),
             scale.shape[0] if scale.dim() == 2 else 1,
             vh.shape[0],
             vh.shape[1],
@@ -242,7 +244,8 @@ def svd_linear(
         return _SVDLinear.apply(x, u, scale, vh, bias, index, materialise, needs_dx, needs_dscale, *quantised)
     if factors is not None:
         return torch.ops.hystar_fast.svd_linear_fp8_forward(x, scale, *factors, bias, index, False)[0]
-    return call_op(_FORWARD, x, u, scale, vh, bias, index, materialise, False)[0]
+    y: Tensor = _forward(x, u, scale, vh, bias, index, materialise, False)[0]
+    return y
 
 
 def status() -> list[OpStatus]:

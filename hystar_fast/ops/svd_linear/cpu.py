@@ -15,9 +15,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from hystar_fast.ops.contexts import without_autocast
 from hystar_fast.ops.svd_linear import materialised
 from hystar_fast.ops.svd_linear.checks import check_index_range
-from hystar_fast.ops.svd_linear.torch import accumulator, affine, samples_tokens, without_autocast
+from hystar_fast.ops.svd_linear.torch import accumulator, affine, samples_tokens
 
 _BLOCK = 1 << 22  # elements of a block of float32 copies: 16 MiB
 

@@ -10,23 +10,26 @@ from __future__ import annotations
 import warnings
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hystar_fast.kernels.tuning import Gpu
-from hystar_fast.ops.svd_linear import materialised
+from hystar_fast.ops.contexts import on_device, without_autocast
+from hystar_fast.ops.svd_linear import materialised, replay
 from hystar_fast.ops.svd_linear.cost import fused_shares
 from hystar_fast.ops.svd_linear.torch import (
     affine,
     g_factor,
     samples_tokens,
     scale_rows,
+    second_product,
     sum_dscale,
-    without_autocast,
 )
 
 _OLDEST = (8, 0)
+_BACKWARD = 4  # tells a backward from a forward of the same shapes
 
 
 def forward(
@@ -40,32 +43,61 @@ def forward(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return y and what the backward needs: h [N, r] (factored) or the weights [K, out, in] (materialised)."""
+    key = None if materialise else replay.call_key(x, u, scale, vh, bias, index, save)
+    if key is not None and (repeated := replay.forward(key, x, u, scale, vh, bias, index, save)) is not None:
+        y, h = repeated
+        return y, x.new_empty(0) if h is None else h
     samples, tokens = samples_tokens(x, scale)
     rows = x.reshape(samples * tokens, x.shape[-1])
-    # y is written through a view of it, because a result that is a view could not be changed in place
-    y = x.new_empty(*x.shape[:-1], u.shape[0])
-    y_rows = y.view(len(rows), u.shape[0])
-    factor = g_factor(x.dtype)
-    with without_autocast("cuda"), torch.cuda.device(x.device):
+    with without_autocast("cuda"), on_device(x):
+        if not materialise and runs_triton(rows):
+            y, saved = _triton_forward(x, rows, u, scale, vh, bias, index, tokens, save, key)
+            return y, x.new_empty(0) if saved is None else saved
+        # y is written through a view of it, because a result that is a view could not be changed in place
+        y = x.new_empty(*x.shape[:-1], u.shape[0])
+        y_rows = y.view(len(rows), u.shape[0])
         if materialise:
             saved = materialised.weights(u, scale, vh)
             materialised.product(rows, saved.mT, bias, samples, index, out=y_rows)
-        elif not runs_triton(rows):
-            saved = torch.mm(rows, vh.t())
+        else:
+            saved, factor = torch.mm(rows, vh.t()), g_factor(x.dtype)
             g = scale_rows(saved, scale, index, samples, tokens, factor)
             affine(g, u.t(), bias, out=y_rows, alpha=1 / factor)
-        else:
-            kernels, on = _kernels(), gpu(x.device)
-            modulation = kernels.launch.Modulation(scale, index, tokens)
-            shares = _shares(rows, len(vh), len(u))
-            if shares is None:
-                g, saved = kernels.gemm.forward(rows, vh, modulation, gpu=on, keep_h=save, factor=factor)
-                affine(g, u.t(), bias, out=y_rows, alpha=1 / factor)
-            else:
-                saved = kernels.fused.forward(
-                    rows, u, vh, bias, modulation, y_rows, gpu=on, shares=shares, keep_h=save, factor=factor
-                )
     return y, saved if save else x.new_empty(0)
+
+
+def _triton_forward(
+    x: Tensor,
+    rows: Tensor,
+    u: Tensor,
+    scale: Tensor,
+    vh: Tensor,
+    bias: Tensor | None,
+    index: Tensor | None,
+    tokens: int,
+    save: bool,
+    key: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Return y, and h if it is to be saved; keep the call to be repeated."""
+    from hystar_fast.kernels.prepared import recorded
+
+    kernels, on, factor = _kernels(), gpu(x.device), g_factor(x.dtype)
+    modulation = kernels.launch.Modulation(scale, index, tokens)
+    shares = _shares(rows, len(vh), len(u))
+    with recorded() as launches:
+        if shares is None:
+            g, h = kernels.gemm.forward(rows, vh, modulation, gpu=on, keep_h=save, factor=factor)
+            y = second_product(g.view(*x.shape[:-1], len(vh)), u, bias, factor)
+        else:
+            y = x.new_empty(*x.shape[:-1], len(u))
+            out = y.view(len(rows), len(u))
+            h = kernels.fused.forward(
+                rows, u, vh, bias, modulation, out, gpu=on, shares=shares, keep_h=save, factor=factor
+            )
+    if key is not None and None not in launches:
+        h_shape = torch.Size((*x.shape[:-1], len(vh)))
+        replay.keep(key, replay.Forward(launches[0], y.shape, h_shape, factor, shares is not None))
+    return y, h
 
 
 def backward(
@@ -82,12 +114,19 @@ def backward(
     needs_dbias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dx, dscale and dbias. One that is not needed is empty."""
+    key = None
+    if not materialise and (needs_dx or needs_dscale):
+        key = replay.call_key(dy, u, scale, vh, None, index, _BACKWARD + 2 * needs_dx + needs_dscale)
+    if key is not None:
+        repeated = replay.backward(key, dy, u, scale, vh, index, saved, needs_dx, needs_dbias)
+        if repeated is not None:
+            return repeated
     samples, tokens = samples_tokens(dy, scale)
     rows = dy.reshape(samples * tokens, dy.shape[-1])
     dx = dy.new_empty(*dy.shape[:-1], vh.shape[1]) if needs_dx else dy.new_empty(0)
     dx_rows = dx.view(len(rows), vh.shape[1]) if needs_dx else dx
     dscale = None
-    with without_autocast("cuda"), torch.cuda.device(dy.device):
+    with without_autocast("cuda"), on_device(dy):
         dbias = rows.sum(0) if needs_dbias else dy.new_empty(0)
         if materialise:
             if needs_dx:
@@ -102,7 +141,8 @@ def backward(
                 if needs_dx:
                     torch.mm(scale_rows(dg, scale, index, samples, tokens), vh, out=dx_rows)
             else:
-                dscale = _triton_backward(rows, u, scale, vh, index, h, tokens, dx_rows if needs_dx else None)
+                target = dx_rows if needs_dx else None
+                dscale = _triton_backward(rows, u, scale, vh, index, h, tokens, target, key, dx.shape)
     return dx, scale.new_empty(0) if dscale is None else dscale, dbias
 
 
@@ -115,17 +155,27 @@ def _triton_backward(
     h: Tensor | None,
     tokens: int,
     dx: Tensor | None,
+    key: Any,
+    dx_shape: torch.Size,
 ) -> Tensor | None:
     """Write dx unless it is None, and return dscale if h is given."""
+    from hystar_fast.kernels.prepared import recorded
+
     kernels, on = _kernels(), gpu(dy.device)
     modulation = kernels.launch.Modulation(scale, index, tokens)
     shares = None if dx is None else _shares(dy, len(vh), vh.shape[1])
-    if shares is not None:
-        dscale: Tensor | None = kernels.fused.backward(dy, u, vh, h, modulation, dx, gpu=on, shares=shares)
-        return dscale
-    g, dscale = kernels.gemm.backward(dy, u, h, modulation, gpu=on, needs_dg=dx is not None)
-    if dx is not None:
+    g, dscale = None, None
+    with recorded() as launches:
+        if shares is not None:
+            dscale = kernels.fused.backward(dy, u, vh, h, modulation, dx, gpu=on, shares=shares)
+        else:
+            g, dscale = kernels.gemm.backward(dy, u, h, modulation, gpu=on, needs_dg=dx is not None)
+    if g is not None:
         torch.mm(g, vh, out=dx)
+    if key is not None and None not in launches:
+        kernel, reduce = launches if dscale is not None else (*launches, None)
+        partials = None if reduce is None else reduce.shapes[0]
+        replay.keep(key, replay.Backward(kernel, reduce, partials, dx_shape, shares is not None))
     return dscale
 
 

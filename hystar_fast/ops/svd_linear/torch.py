@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from math import prod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -19,11 +19,6 @@ def samples_tokens(x: Tensor, scale: Tensor) -> tuple[int, int]:
     if scale.dim() == 1:
         return 1, prod(x.shape[:-1])
     return x.shape[0], prod(x.shape[1:-1])
-
-
-def without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Return a context in which autocast casts nothing. If it is off, this is free, unlike entering torch.autocast."""
-    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
 
 
 def g_factor(dtype: torch.dtype) -> float:
@@ -43,6 +38,15 @@ def affine(rows: Tensor, matrix: Tensor, bias: Tensor | None, *, out: Tensor, al
         torch.addmm(out, rows, matrix, beta=0, alpha=alpha, out=out)
     else:
         torch.mm(rows, matrix, out=out)
+
+
+def second_product(g: Tensor, u: Tensor, bias: Tensor | None, factor: float) -> Tensor:
+    """Return y = (g / factor) uᵀ + bias, where g has been multiplied by `factor`."""
+    if factor == 1:
+        return F.linear(g, u, bias)
+    y = g.new_empty(*g.shape[:-1], len(u))
+    affine(g.view(-1, g.shape[-1]), u.t(), bias, out=y.view(-1, len(u)), alpha=1 / factor)
+    return y
 
 
 def scale_rows(

@@ -1,0 +1,61 @@
+"""The launches of svd_linear's Triton kernels on a stub of CUDA, and the repetition of a call without Triton."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.support.cuda_stub import build, run_stubbed
+
+MULTIPROCESSORS = 132
+KERNELS = {
+    ("forward", False): ["gemm", "cublas"],
+    ("forward", True): ["fused"],
+    ("training", False): ["gemm", "cublas", "gemm", "reduce", "cublas"],
+    ("training", True): ["fused", "fused", "reduce"],
+    ("fp8", False): ["reach", "quantise", "fp8", "fp8"],
+    ("fp8", True): ["reach", "quantise", "fp8", "fp8"],
+}
+GEMMS = ("_svd_linear_gemm_kernel", "_svd_linear_fp8_kernel")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    library = build(tmp_path_factory.mktemp("stub"))
+    result: dict[str, Any] = json.loads(run_stubbed(library, "tests.support.svd_linear_stubbed"))
+    return result
+
+
+def test_a_repeated_call_launches_what_triton_does(found: dict[str, Any]) -> None:
+    """Kernel, grid, threads, shared memory, stream and every parameter, with its tensor maps, to the byte."""
+    assert len(found["cases"]) == 28
+    for name, case in found["cases"].items():
+        assert case["repeated"] == case["triton"], name
+        kernels = [launch["kernel"].removeprefix("_svd_linear_").removesuffix("_kernel") for launch in case["triton"]]
+        assert kernels == KERNELS[name.split()[-1], " r64 " in name], name
+        assert all(len(launch["parameters"]) > 2 for launch in case["triton"]), name
+
+
+def test_production_launches(found: dict[str, Any]) -> None:
+    """At batch 48 the GEMMs are persistent; the driver of the stub has checked shared memory and tensor maps."""
+    for name, case in found["cases"].items():
+        for launch in case["triton"]:
+            if name.startswith("B48") and " r1024 " in name and launch["kernel"] in GEMMS:
+                assert (launch["grid"], launch["threads"]) == ([MULTIPROCESSORS, 1], 256), name
+                assert launch["shared"] > 160_000, name
+            if name.startswith("B1 ") and launch["kernel"] in GEMMS:
+                assert launch["grid"][0] < MULTIPROCESSORS, name
+
+
+def test_threads_share_kept_calls(found: dict[str, Any]) -> None:
+    """No launch mixes the tensors or streams of two threads; a thread without a context launches through Triton."""
+    assert found["threads"] == {"launches": 600, "pairs": 2, "mixed": 0, "without context": 2}
+
+
+def test_host_calls_of_a_repeated_call(found: dict[str, Any]) -> None:
+    """Python and C functions that run before the GPU has its work. A forward ran 385 before calls were kept."""
+    counts = {name.split()[-1]: count for name, count in found["host calls"].items()}
+    assert counts.keys() == {"forward", "training", "fp8"}
+    assert counts["forward"] <= 95 and counts["training"] <= 180 and counts["fp8"] <= 205, counts
