@@ -34,6 +34,12 @@ class Tile:
 _WIDE = Tile(128, 256, 64, num_warps=8, num_stages=3, descriptors=True)
 _WIDE_FP8 = Tile(128, 256, 128, num_warps=8, num_stages=3, descriptors=True)
 _WIDE_FP32 = Tile(128, 128, 32, num_warps=8, num_stages=3, descriptors=True)
+# For batches whose wide tiles are fewer than multiprocessors
+_SMALLER = (
+    Tile(128, 128, 64, num_warps=8, num_stages=4, descriptors=True),
+    Tile(64, 128, 64, num_warps=4, num_stages=4, descriptors=True),
+    Tile(64, 64, 64, num_warps=4, num_stages=4, descriptors=True),
+)
 # For Ampere, and for Ada and consumer Blackwell, which have 99 KiB of shared memory: pointers and asynchronous copies.
 _PLAIN = Tile(128, 128, 32, num_warps=8, num_stages=3)
 _PLAIN_MANY = Tile(64, 128, 32, num_warps=8, num_stages=3)  # a tile of fewer rows has fewer samples
@@ -51,15 +57,17 @@ _SHORT_BELOW = 32  # tokens a sample
 _BY_ITEMSIZE = {1: (_WIDE_FP8, _PLAIN_FP8), 2: (_WIDE, _PLAIN), 4: (_WIDE_FP32, _PLAIN_FP32)}
 
 
-def svd_linear_tile(capability: tuple[int, int], itemsize: int, tokens: int, *, aligned: bool) -> Tile:
+def svd_linear_tile(gpu: Gpu, itemsize: int, tokens: int, rows: int, columns: int, *, aligned: bool) -> Tile:
     """Return the tile of the kernels in gemm.py and fp8.py.
 
     Args:
-        capability: Compute capability, (major, minor).
+        gpu: The GPU.
         itemsize: Bytes of an element: 1, 2 or 4.
         tokens: Rows that share one row of scale.
+        rows, columns: Of the result.
         aligned: TMA can address every operand: its rows are contiguous and begin at multiples of 16 bytes.
     """
+    capability = gpu.capability
     if not aligned:  # in a tile of at most two samples, or the epilogue in fp32 spills
         return _ODD if itemsize == 1 or tokens >= _ODD.block_m else _SHORT_SMALL
     if tokens < _SHORT_BELOW:
@@ -70,7 +78,29 @@ def svd_linear_tile(capability: tuple[int, int], itemsize: int, tokens: int, *, 
     # While the epilogue loops over many samples, no registers are left for the operands of the next tile. The same
     # holds for the epilogue of fp8 on sm_100.
     fits = itemsize == 2 or (itemsize == 1 and capability[0] == 9)
+    if itemsize == 2 and _tiles(wide, rows, columns) < gpu.multiprocessors:
+        smaller = [tile for tile in _SMALLER if tokens >= tile.block_m]
+        best = min([*smaller, wide], key=lambda tile: _seconds(tile, rows, columns, gpu.multiprocessors))
+        gain = _seconds(wide, rows, columns, gpu.multiprocessors) / _seconds(best, rows, columns, gpu.multiprocessors)
+        return best if gain > _CLEAR_GAIN else wide
     return replace(wide, persistent=fits and tokens >= wide.block_m)
+
+
+# A model of an H200, not measured: what one multiprocessor multiplies in half types, what it reads from L2, and what
+# all of them read together.
+_FLOPS, _BYTES_ONE, _BYTES_ALL = 4.7e12, 110e9, 7.3e12
+_CLEAR_GAIN = 1.1
+
+
+def _tiles(tile: Tile, rows: int, columns: int) -> int:
+    return -(-rows // tile.block_m) * -(-columns // tile.block_n)
+
+
+def _seconds(tile: Tile, rows: int, columns: int, multiprocessors: int) -> float:
+    """Return the time of a GEMM in a half type, for each element of the inner dimension."""
+    tiles, m, n = _tiles(tile, rows, columns), tile.block_m, tile.block_n
+    bandwidth = min(_BYTES_ONE, _BYTES_ALL / min(tiles, multiprocessors))
+    return -(-tiles // multiprocessors) * max(2 * m * n / _FLOPS, 2 * (m + n) / bandwidth)
 
 
 _FUSED_TALL_FROM = 8192  # rows from which tiles of 128 fill a large GPU

@@ -276,7 +276,7 @@ def _launch(
     columns = len(b)
     if tile is None:
         tokens = rows if modulation is None else modulation.rows_per_sample(rows)
-        tile = svd_linear_tile(gpu.capability, 1, tokens, aligned=can_use_tma(a, b, out, h))
+        tile = svd_linear_tile(gpu, 1, tokens, rows, columns, aligned=can_use_tma(a, b, out, h))
     m, n, k = tile.block_m, tile.block_n, tile.block_k
     span, scale, samples = SHARED.value, None, None
     if modulation is not None:

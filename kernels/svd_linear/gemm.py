@@ -167,7 +167,8 @@ def _launch(
     rank, by_column = b.shape[1], b_stored is not b
     if tile is None:
         aligned = can_use_tma(a, b_stored, g, h)
-        tile = svd_linear_tile(gpu.capability, a.itemsize, modulation.rows_per_sample(rows), aligned=aligned)
+        tokens = modulation.rows_per_sample(rows)
+        tile = svd_linear_tile(gpu, a.itemsize, tokens, rows, rank, aligned=aligned)
     m, n, k = tile.block_m, tile.block_n, tile.block_k
     span, slots = modulation.span_and_slots(rows, m)
     scale, samples = modulation.arguments(rows, m)

@@ -36,10 +36,11 @@ def test_compiles_without_spills(
     assert version == "installed" or report["triton"].startswith(version)
     gemms = [row for row in report["rows"] if "gemm" in row["kernel"]]
     wide = architecture in (90, 100)
-    assert len(gemms) == (44 if wide else 36) and len(report["rows"]) > len(gemms)
+    assert len(gemms) == (50 if wide else 42) and len(report["rows"]) > len(gemms)
     roles = {" ".join(row["kernel"].split()[1:]) for row in gemms}
     for role in ("inference", "forward", "backward", "backward of x", "backward of scale"):
         assert {f"bf16 {role} {'persistent ' * wide}pair", f"bf16 {role} pair"} <= roles, role
+    assert {f"bf16 {role} batch of {n}" for role in ("forward", "backward") for n in (1, 2, 4)} <= roles
     for row in report["rows"]:
         assert row["stack"] == row["local"] == 0, f"spills: {row}"
         assert row["shared"] <= SHARED_MEMORY[architecture], f"shared memory: {row}"

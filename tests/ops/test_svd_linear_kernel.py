@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import hystar_fast as hf
-from hystar_fast.kernels.tuning import SHARED_MEMORY, svd_linear_tile
+from hystar_fast.kernels.tuning import SHARED_MEMORY, Gpu, svd_linear_tile
 from hystar_fast.ops.svd_linear import cuda as svd_linear_cuda
 from hystar_fast.ops.svd_linear import status
 from hystar_fast.ops.svd_linear.torch import scale_rows, sum_dscale
@@ -40,8 +40,11 @@ def test_numerics_in_the_interpreter(dtype: str, pytestconfig: pytest.Config) ->
 @pytest.mark.parametrize("itemsize", [1, 2, 4])
 @pytest.mark.parametrize("tokens", [1, 31, 32, 50, 64, 257, 100_000])
 @pytest.mark.parametrize("aligned", [False, True])
-def test_tiles_suit_the_architecture(capability: tuple[int, int], itemsize: int, tokens: int, aligned: bool) -> None:
-    tile = svd_linear_tile(capability, itemsize, tokens, aligned=aligned)
+@pytest.mark.parametrize("batch", [1, 48])
+def test_tiles_suit_the_architecture(
+    capability: tuple[int, int], itemsize: int, tokens: int, aligned: bool, batch: int
+) -> None:
+    tile = svd_linear_tile(Gpu(capability, 132), itemsize, tokens, batch * tokens, 1024, aligned=aligned)
     staged = (tile.block_m + tile.block_n) * tile.block_k * itemsize * tile.num_stages
     assert staged <= SHARED_MEMORY.get(capability[0] * 10 + capability[1], min(SHARED_MEMORY.values()))
     assert aligned or not tile.descriptors
@@ -49,6 +52,24 @@ def test_tiles_suit_the_architecture(capability: tuple[int, int], itemsize: int,
     assert not tile.persistent or (tile.descriptors and tokens >= tile.block_m)
     if not aligned and itemsize > 1 and tokens >= 32:
         assert tokens >= tile.block_m, "with many samples a tile, element-wise addresses leave too few registers"
+
+
+@pytest.mark.parametrize(
+    ("batch", "rank", "tile"),
+    [
+        (1, 1024, (64, 64)),  # 80 tiles on 132 multiprocessors, where tiles of 128 x 256 are 12
+        (2, 1024, (64, 128)),  # 72 tiles
+        (4, 1024, (128, 128)),  # 72 tiles; of 64 x 128 there are 136, so four would wait for the rest
+        (8, 1024, (128, 256)),  # 68 tiles; smaller ones need two waves
+        (16, 1024, (128, 256)),
+        (48, 1024, (128, 256)),
+        (1, 256, (64, 64)),
+    ],
+)
+def test_fewer_rows_take_smaller_tiles(batch: int, rank: int, tile: tuple[int, int]) -> None:
+    chosen = svd_linear_tile(Gpu((9, 0), 132), 2, 257, batch * 257, rank, aligned=True)
+    assert (chosen.block_m, chosen.block_n) == tile
+    assert chosen.persistent == (batch >= 16), "tiles that fill the GPU take one program a multiprocessor"
 
 
 def test_the_path_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ def gemm_cases() -> Iterator[tuple[str, torch.dtype, str, int, int, int]]:
     """(name, dtype, kind, batch, tokens, features): one scale, two or many samples a tile, short samples; odd sizes."""
     for dtype in (torch.bfloat16, torch.float32):
         yield "shared", dtype, "shared", 1, 512, 1024
-        yield "pair", dtype, "bank", 2, 257, 1024
+        yield "pair", dtype, "bank", 8, 257, 1024
         yield "many", dtype, "bank", 4, 50, 1024
         yield "short", dtype, "bank", 64, 5, 1024
         yield "odd many", dtype, "bank", 4, 50, 1021
@@ -99,9 +99,12 @@ def gemm_cases() -> Iterator[tuple[str, torch.dtype, str, int, int, int]]:
     yield "odd pair", torch.float16, "sample", 2, 257, 1021
     for dtype in (torch.bfloat16, torch.float16):
         yield "pair of samples", dtype, "sample", 2, 257, 1024
+    for batch in SMALL_BATCHES:
+        yield f"batch of {batch}", torch.bfloat16, "bank", batch, 257, 1024
 
 
 FEW, MANY = 4, 132  # multiprocessors: fewer than there are tiles, so that programs are persistent, and more
+SMALL_BATCHES = (1, 2, 4)  # each has a tile of its own on an H200
 
 
 def record_gemm(capability: tuple[int, int]) -> Iterator[Launch]:
@@ -112,11 +115,13 @@ def record_gemm(capability: tuple[int, int]) -> Iterator[Launch]:
         scales = modulation(kind, batch, tokens, features)
         usual = dtype == torch.bfloat16 and features % 16 == 0
         with recorded() as launches:
-            for multiprocessors in (FEW, MANY) if usual and name in ("shared", "pair") else (FEW,):
+            counts = (FEW, MANY) if usual and name in ("shared", "pair") else (FEW,)
+            for multiprocessors in (MANY,) if name.startswith("batch") else counts:
                 gpu = Gpu(capability, multiprocessors)
                 gemm.forward(x, factor, scales, gpu=gpu, keep_h=True)
                 gemm.backward(x, factor, x, scales, gpu=gpu, needs_dg=True)
-                if usual and name != "short":  # inference; gradients of x alone, and of the scale alone
+                # inference; gradients of x alone, and of the scale alone
+                if usual and name != "short" and not name.startswith("batch"):
                     gemm.forward(x, factor, scales, gpu=gpu, keep_h=False)
                 if usual and name == "pair":
                     gemm.backward(x, factor, None, scales, gpu=gpu, needs_dg=True)

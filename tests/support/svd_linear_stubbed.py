@@ -55,16 +55,20 @@ def cases() -> Iterator[tuple[str, partial[object]]]:
                     "training": partial(train, x, u, scale, vh, bias, index),
                 }
                 if dtype == torch.bfloat16:
+                    calls["sum"] = partial(calls["training"], summed=True)
                     calls["fp8"] = partial(forward, precision="fp8", factors=quantised(u, vh))
                 for name, call in calls.items():
                     yield f"B{batch} r{rank} {kind} {str(dtype)[6:]} {name}", call
 
 
-def train(x: Tensor, u: Tensor, scale: Tensor, vh: Tensor, bias: Tensor, index: Tensor | None) -> None:
-    """Take the gradients of x and scale, from an upstream gradient that is dense."""
+def train(
+    x: Tensor, u: Tensor, scale: Tensor, vh: Tensor, bias: Tensor, index: Tensor | None, *, summed: bool = False
+) -> None:
+    """Take the gradients of x and scale from a dense upstream gradient, or from that of a sum, whose strides are 0."""
     x, scale = x.detach().requires_grad_(), scale.detach().requires_grad_()
     y = hf.svd_linear(x, u, scale, vh, bias, index=index)
-    torch.autograd.grad(y, (x, scale), torch.empty(y.shape, device="cuda", dtype=y.dtype))
+    upstream = torch.empty(() if summed else y.shape, device="cuda", dtype=y.dtype).expand(y.shape)
+    torch.autograd.grad(y, (x, scale), upstream)
 
 
 def normal(found: list[Launch], names: dict[str, str]) -> list[dict[str, Any]]:

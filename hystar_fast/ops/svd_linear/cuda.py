@@ -114,6 +114,8 @@ def backward(
     needs_dbias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dx, dscale and dbias. One that is not needed is empty."""
+    if 0 in dy.stride():  # that of y.sum(), say: no tensor map can address it
+        dy = dy.contiguous()
     key = None
     if not materialise and (needs_dx or needs_dscale):
         key = replay.call_key(dy, u, scale, vh, None, index, _BACKWARD + 2 * needs_dx + needs_dscale)
