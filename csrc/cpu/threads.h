@@ -4,6 +4,8 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
+#include <mutex>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -20,6 +22,15 @@ inline std::int64_t part_begin(std::int64_t count, int part, int parts, std::int
     return begin < count ? begin : count;
 }
 
+// Tells the processor that a loop waits for another thread.
+inline void relax() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
 // A barrier for the members of a team. It is free for a team of one.
 class Barrier {
 public:
@@ -32,7 +43,7 @@ public:
             return;
         }
         for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins)
-            if (spins > 2000) std::this_thread::yield();
+            spins > 2000 ? std::this_thread::yield() : relax();
     }
 
 private:
@@ -66,26 +77,38 @@ private:
 };
 
 // Runs body(rank, size) on up to `wanted` threads, the calling thread among them. `size` is the number of threads that
-// the system granted.
+// the system granted. What a body throws is thrown again once all have ended; members that wait for each other at
+// barriers must therefore throw together.
 template <typename Body>
 void run_on_threads(int wanted, const Body& body) {
     if (wanted <= 1) return body(0, 1);
     std::atomic<int> granted{0};
+    std::mutex mutex;
+    std::exception_ptr thrown;
+    const auto run = [&](int rank, int size) {
+        try {
+            body(rank, size);
+        } catch (...) {
+            const std::lock_guard<std::mutex> lock(mutex);
+            thrown = std::current_exception();
+        }
+    };
     std::vector<std::thread> threads;
     threads.reserve(static_cast<std::size_t>(wanted - 1));
     try {
         for (int rank = 1; rank < wanted; ++rank)
-            threads.emplace_back([&body, &granted, rank] {
+            threads.emplace_back([&run, &granted, rank] {
                 int size = 0;
                 while ((size = granted.load(std::memory_order_acquire)) == 0) std::this_thread::yield();
-                body(rank, size);
+                run(rank, size);
             });
     } catch (const std::system_error&) {  // no more threads: those that started share the work
     }
     const int size = static_cast<int>(threads.size()) + 1;
     granted.store(size, std::memory_order_release);
-    body(0, size);
+    run(0, size);
     for (std::thread& thread : threads) thread.join();
+    if (thrown) std::rethrow_exception(thrown);
 }
 
 }  // namespace hystar_fast::cpu

@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <numeric>
 
 #include "cpu/scratch.h"
@@ -24,6 +25,7 @@ namespace {
 using cpu::round_up;
 
 constexpr std::int64_t kEntriesPerTeamMember = 1 << 16;  // entries worth two barriers an iteration
+constexpr std::int64_t kLargestTeam = 32;                // a barrier takes longer the more threads meet at it
 
 // The memory of one problem while it is solved, shared by its team.
 template <typename T>
@@ -184,10 +186,15 @@ private:
             // the row sums of an infeasible problem are off by at least 2 gcd / m (see the reference); half of that
             // decides
             const bool doubtful = has_forbidden && total * static_cast<double>(m_) >= static_cast<double>(std::gcd(n_, m_));
-            if (doubtful && !allows_plan()) w_.flags |= kHasNoPlan;
+            try {
+                if (doubtful && !allows_plan()) w_.flags |= kHasNoPlan;
+            } catch (const std::bad_alloc&) {  // the others wait at the barrier: all of them leave after it
+                w_.flags |= kOutOfMemory;
+            }
             report(done, error, error <= (job_.tol > 0 ? job_.tol : CONVERGED_BELOW) ? CONVERGED : NOT_CONVERGED);
         }
         me_.wait();
+        if (w_.flags & kOutOfMemory) throw std::bad_alloc();
         if (w_.flags & kHasNoPlan) abandon(INFEASIBLE);
     }
 
@@ -227,7 +234,7 @@ private:
         if (end > column_begin_) std::fill(values + column_begin_, values + end, value);
     }
 
-    static constexpr unsigned kHasNoPlan = 8;  // beside RowFlags
+    static constexpr unsigned kHasNoPlan = 8, kOutOfMemory = 16;  // beside RowFlags
     const Kernels<T>& k_;
     const Forward<T>& job_;
     const std::int64_t index_;
@@ -249,7 +256,7 @@ void forward(const Kernels<T>& kernels, const Forward<T>& job, int threads) {
     const std::int64_t entries = job.n * job.m;
     const int size = useful_threads(job.batch * entries * (job.n_iter + 40), threads);
     if (job.batch < size && entries >= 2 * kEntriesPerTeamMember) {  // the threads share each problem
-        const int team = static_cast<int>(std::min<std::int64_t>(size, entries / kEntriesPerTeamMember));
+        const int team = static_cast<int>(std::min<std::int64_t>({size, entries / kEntriesPerTeamMember, kLargestTeam}));
         Workspace<T> space(job.n, job.m, kernels.lanes, team);
         cpu::run_on_threads(team, [&](int rank, int granted) {
             const cpu::FlushDenormals flush;
