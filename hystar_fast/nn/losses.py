@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeAlias, get_type_hints
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hystar_fast.ops.style_nce import check_options, style_nce
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 PairLoss: TypeAlias = "Callable[..., Tensor]"
 LOSSES = ("style_nce", "info_nce", "info_nce_hard", "triplet", "triplet_hard", "circle")
@@ -20,8 +23,9 @@ LOSSES = ("style_nce", "info_nce", "info_nce_hard", "triplet", "triplet_hard", "
 class StyleNCELoss(nn.Module):
     """Module over `hystar_fast.style_nce` that holds its options; forward takes query and target ``[N, D]`` and a mask.
 
-    Under DistributedDataParallel every process compares the pairs of its own batch. To compare those of all processes,
-    gather both embeddings with `torch.distributed.nn.all_gather`, which has a gradient; DDP averages the gradients.
+    Under DistributedDataParallel every process compares the pairs of its own batch, unless forward is given the group
+    of processes: `style_nce` says what it returns then. DDP averages gradients, so multiply that loss by the number of
+    processes.
 
     Example:
         >>> import torch
@@ -58,8 +62,10 @@ class StyleNCELoss(nn.Module):
             "reduction": reduction,
         }
 
-    def forward(self, query: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        return style_nce(query, target, mask=mask, **self.options)
+    def forward(
+        self, query: Tensor, target: Tensor, mask: Tensor | None = None, *, group: ProcessGroup | None = None
+    ) -> Tensor:
+        return style_nce(query, target, mask=mask, group=group, **self.options)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())

@@ -29,6 +29,11 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The group of torch.distributed; None for a single process."""
+        return dist.group.WORLD if self.size > 1 else None
+
     def share(self, count: int) -> slice:
         """Return this process's part of `count` pairs.
 

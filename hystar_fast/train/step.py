@@ -19,7 +19,7 @@ from hystar_fast.data.displacement import draw_placements, place
 from hystar_fast.data.images import to_float
 from hystar_fast.methods.device import multiplies_bf16
 from hystar_fast.methods.interface import Method
-from hystar_fast.nn.losses import PairLoss
+from hystar_fast.nn.losses import PairLoss, StyleNCELoss
 from hystar_fast.retrieval.embed import embed_styles
 from hystar_fast.train.pairs import GALLERY, PairBatch, TrainingPairs
 from hystar_fast.train.processes import World
@@ -173,12 +173,15 @@ def _loss(criterion: PairLoss, embedded: Tensor, texts: Tensor | None, inputs: I
     query, target = embedded[:-pairs], embedded[-pairs:]
     if texts is not None:
         query = torch.cat([query, texts])[inputs.order.to(query.device)]
-    query, target, usable = world.gather(query), world.gather(target), world.gather(inputs.usable.to(query.device))
-    mask = inputs.same
-    if not bool(usable.all()):
-        kept = usable.nonzero().flatten()
-        if len(kept) < 2:
-            raise ValueError(f"a batch must have 2 pairs with readable pictures, got {len(kept)} of {len(usable)}")
-        query, target = query[kept], target[kept]
-        mask = None if mask is None else mask[kept.cpu()][:, kept.cpu()]
-    return criterion(query, target) if mask is None else criterion(query, target, mask.to(query.device))
+    own = inputs.usable.to(query.device)
+    usable = world.gather(own)
+    kept = usable.nonzero().flatten()
+    if len(kept) < 2:
+        raise ValueError(f"a batch must have 2 pairs with readable pictures, got {len(kept)} of {len(usable)}")
+    mask = None if inputs.same is None else inputs.same.to(query.device)[kept][:, kept]
+    if isinstance(criterion, StyleNCELoss) and world.size > 1 and bool(usable.view(world.size, -1).any(1).all()):
+        share = world.share(len(usable))
+        rows = (kept >= share.start) & (kept < share.stop)
+        return criterion(query[own], target[own], None if mask is None else mask[rows], group=world.group)
+    query, target = world.gather(query)[kept], world.gather(target)[kept]
+    return criterion(query, target) if mask is None else criterion(query, target, mask)

@@ -177,7 +177,7 @@ def test_options_of_style_nce_are_checked_at_construction(name: str, value: obje
 
 def test_the_options_are_those_of_style_nce_and_of_the_other_losses() -> None:
     found = loss_options()
-    own = set(inspect.signature(op).parameters) - {"query", "target", "mask", "reduction"}
+    own = set(inspect.signature(op).parameters) - {"query", "target", "mask", "reduction", "group"}
     assert own < set(found) and set(found) - own == {"name", "hardness", "margin", "circle_margin", "circle_scale"}
     assert found["gamma"] == (float | str, 80.0) and found["n_iter"] == (int, 50) and found["margin"] == (float, 0.2)
     created = create_loss(**{name: default for name, (_, default) in found.items()})

@@ -29,7 +29,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     rows = stream.Rows.__iter__
 
     def counted(self: stream.Rows) -> object:
-        passes.append(len(self.q))
+        passes.append(len(self.finite))
         return rows(self)
 
     monkeypatch.setattr(stream.Rows, "__iter__", counted)

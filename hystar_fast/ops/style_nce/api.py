@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from hystar_fast.ops.style_nce import torch as plain
 from hystar_fast.ops.style_nce.checks import check_inputs, check_options
 from hystar_fast.ops.transforms import check_not_batched, eager_op, first_order, is_transformed
 from hystar_fast.ref.style_nce import style_nce as reference
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 LIB = torch.library.Library("hystar_fast", "FRAGMENT")
 LIB.define(
@@ -144,6 +148,7 @@ def style_nce(
     plan_grad: str = "none",
     mask: Tensor | None = None,
     reduction: str = "mean",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """Contrast every query with its target and with the other targets, weighted by how hard they are.
 
@@ -170,6 +175,11 @@ def style_nce(
         mask: bool ``[N, N]``, True if target j is not a negative of query i (for example, the same object). The
             diagonal needs no entry.
         reduction: ``"mean"`` or ``"none"``.
+        group: Processes of torch.distributed that share the batch: each gives its own rows, query and target
+            ``[N_p, D]`` and mask ``[N_p, N]``, in the order of the ranks. The result is that of one process with all
+            rows: the mean over all, equal on every process, or the losses of the own rows. The gradients of the own
+            rows are complete, so *sum* the gradients of parameters over the processes (DistributedDataParallel
+            averages them: multiply the loss by the number of processes). All processes must call with the same options.
 
     Returns:
         The mean loss, or the loss of every row ``[N]``: float64 if an input is float64, else float32.
@@ -188,7 +198,9 @@ def style_nce(
         dtype of the loss, and keeps one of them and the unit rows for the backward; with plan_grad also what the
         backward of Sinkhorn needs. On the CPU a small batch is one call of C++ in each direction. With detached
         weights, a batch of more than 11,585 (8,192 in float64) has no N x N matrix: every iteration computes the rows
-        again, with N^2 D multiply-adds.
+        again, with N^2 D multiply-adds; float16 and bfloat16 stay in their type there. With a group, such a batch is
+        never gathered: targets travel in a ring, work and memory of a process fall with the number of processes, and
+        an iteration computes the rows twice. A smaller batch is gathered, and computed by every process.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
@@ -207,10 +219,27 @@ def style_nce(
         >>> torch.allclose(style_nce(query, target, weights="uniform", gamma=7.0), infonce)
         True
     """
-    check_inputs(query, target, mask)
+    check_inputs(query, target, mask, group)
     check_options(temperature, gamma, lam, epsilon, n_iter, weights, plan_grad, reduction)
     n_iter = int(n_iter)
     strength = None if isinstance(gamma, str) else float(gamma)
+    if group is not None:
+        from hystar_fast.ops.style_nce.group import group_loss
+        from hystar_fast.ops.style_nce.ring import Options
+
+        ring_options = Options(float(temperature), strength, float(lam), float(epsilon), n_iter, weights)
+        whole = partial(
+            style_nce,
+            temperature=temperature,
+            gamma=gamma,
+            lam=lam,
+            epsilon=epsilon,
+            n_iter=n_iter,
+            weights=weights,
+            plan_grad=plan_grad,
+        )
+        detached = plan_grad == "none" or weights == "uniform"
+        return group_loss(query, target, mask, group, ring_options, whole, mean=reduction == "mean", detached=detached)
     if is_transformed(query, target):
         for name, tensor in (("query", query), ("target", target), ("mask", mask)):
             check_not_batched(name, tensor, "it needs one batch of pairs, [N, D]")

@@ -6,6 +6,7 @@ import math
 from numbers import Integral, Real
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from hystar_fast.ref.dense import check_dense, check_floating
@@ -15,8 +16,13 @@ PLAN_GRADS = ("none", "unroll", "implicit")
 REDUCTIONS = ("mean", "none")
 
 
-def check_inputs(query: Tensor, target: Tensor, mask: Tensor | None) -> None:
-    """Raise TypeError or ValueError if a tensor has a wrong type, dtype, shape or device."""
+def check_inputs(query: Tensor, target: Tensor, mask: Tensor | None, group: object) -> None:
+    """Raise TypeError or ValueError if a tensor has a wrong type, dtype, shape or device, or the group a wrong type.
+
+    With a group, the columns of the mask are checked where the number of all rows is known.
+    """
+    if group is not None and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+        raise TypeError(f"group must be a torch.distributed.ProcessGroup or None, got {type(group).__name__}")
     for name, tensor in (("query", query), ("target", target)):
         check_floating(name, tensor)
         if tensor.dim() != 2 or 0 in tensor.shape:
@@ -33,7 +39,7 @@ def check_inputs(query: Tensor, target: Tensor, mask: Tensor | None) -> None:
         raise TypeError(f"mask must have dtype torch.bool (True: not a negative), got {mask.dtype}")
     check_dense("mask", mask)
     n = query.shape[0]
-    if mask.shape != (n, n):
+    if group is None and mask.shape != (n, n):
         raise ValueError(f"mask must have shape [N, N] = [{n}, {n}], got {list(mask.shape)}")
     if mask.device != query.device:
         raise ValueError(f"mask must be on the device of query, {query.device}, got {mask.device}")

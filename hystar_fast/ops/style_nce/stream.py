@@ -19,7 +19,6 @@ from torch import Tensor
 from hystar_fast.ops.contexts import without_autocast
 from hystar_fast.ops.style_nce.torch import (
     add_gamma_,
-    both_units,
     cost,
     excess_loss,
     in_dtypes,
@@ -28,6 +27,7 @@ from hystar_fast.ops.style_nce.torch import (
     slope_,
     unit_backward,
 )
+from hystar_fast.ops.style_nce.units import Units, combine, cosines, keeps_half, restored, saved, units_of
 from hystar_fast.ops.transforms import first_order
 from hystar_fast.ref.sinkhorn_feasibility import has_plan
 
@@ -46,20 +46,24 @@ def should_stream(n: int, dtype: torch.dtype) -> bool:
 class Rows:
     """The rows of the cosines and of the plan's log kernel, computed one block at a time."""
 
-    q: Tensor  # [N, D] unit rows
-    t: Tensor  # [N, D]
+    q: Units  # [N, D]
+    t: Units  # [N, D]
     finite: Tensor  # [N] bool
     mask: Tensor | None  # [N, N] bool
     weights: str
     lam: float
     epsilon: float
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.q.values.dtype if self.q.inverse is None else self.q.inverse.dtype
+
     def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Yield (rows, sim, K, forbidden) of each block. K = -cost/epsilon, shifted to a maximum of 0 in each row."""
-        n = len(self.q)
+        n = len(self.finite)
         for start in range(0, n, block := max(1, _BLOCK_ELEMENTS // n)):
             rows = slice(start, min(start + block, n))
-            sim = self.q[rows] @ self.t.mT
+            sim = cosines(self.q.part(rows), self.t)
             forbidden = ~(self.finite[rows, None] & self.finite)
             if self.mask is not None:
                 forbidden |= self.mask[rows]
@@ -78,7 +82,7 @@ class Rows:
 
 def potentials(rows: Rows, n_iter: int) -> Tensor:
     """Return u and v [2, N] after n_iter iterations. If the mask leaves no plan, they give the softmax of each row."""
-    u, v = torch.zeros_like(rows.q[:, 0]), torch.zeros_like(rows.q[:, 0])
+    u, v = (torch.zeros_like(rows.finite, dtype=rows.dtype) for _ in range(2))
     softmax_u = torch.empty_like(u)
     has_entry = torch.zeros_like(rows.finite)  # of each column
     has_no_plan = ~rows.finite.all()
@@ -140,20 +144,38 @@ def losses(rows: Rows, uv: Tensor, temperature: float, gamma: float | None) -> T
 
 
 def gradients(
-    rows: Rows, uv: Tensor, dloss: Tensor, temperature: float, gamma: float | None, needs: tuple[bool, bool]
+    rows: Rows,
+    lengths: Tensor,
+    uv: Tensor,
+    dloss: Tensor,
+    temperature: float,
+    gamma: float | None,
+    needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of the unit rows q and t; the weights are constants."""
-    dq = torch.empty_like(rows.q) if needs[0] else None
-    dt = torch.zeros_like(rows.t) if needs[1] else None
-    weight = dloss.unsqueeze(1) / temperature
+    """Return the gradients of query and target, in the dtype of the units; the weights are constants."""
+    values = rows.t.values
+    dq = torch.empty_like(values) if needs[0] else None
+    dt = torch.zeros_like(values, dtype=rows.dtype) if needs[1] else None
+    largest = dloss.abs().nan_to_num().amax().clamp_min(torch.finfo(dloss.dtype).tiny)
+    relative = dloss / largest
     for part, sim, kernel, forbidden in rows:
         logits, positive = _logits(part, sim, kernel, forbidden, uv, temperature, gamma)
         slope = slope_(logits, positive, *excess_loss(logits, positive), part.start)
         if dq is not None:
-            dq[part] = (slope @ rows.t).mul_(weight[part])
+            of_units = combine(slope, rows.t).mul_(dloss[part, None] / temperature)
+            dq[part] = unit_backward(of_units, rows.q.part(part).wide(), lengths[0, part, None])
         if dt is not None:
-            dt += slope.mT @ (rows.q[part] * weight[part])
-    return dq, dt
+            dt += combine(slope.mT, rows.q.part(part).scaled(relative[part]))
+    return dq, None if dt is None else project(dt.mul_(largest / temperature), rows.t, lengths[1])
+
+
+def project(of_units: Tensor, units: Units, length: Tensor) -> Tensor:
+    """Return the gradient of rows from that of their unit rows [n, D], in the dtype of the units."""
+    result = torch.empty_like(units.values)
+    for start in range(0, len(result), block := max(1, _BLOCK_ELEMENTS // max(1, result.shape[1]))):
+        part = slice(start, start + block)
+        result[part] = unit_backward(of_units[part], units.part(part).wide(), length[part, None])
+    return result
 
 
 LIB = torch.library.Library("hystar_fast", "FRAGMENT")
@@ -181,11 +203,11 @@ def _forward(
     mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     with without_autocast(query.device.type):
-        units, lengths, finite = both_units(query, target)
-        finite = finite.squeeze(1)
-        rows = Rows(units[0], units[1], finite, mask, weights, lam, epsilon)
+        q, t, lengths, finite = units_of(query, target)
+        rows = Rows(q, t, finite, mask, weights, lam, epsilon)
         uv = potentials(rows, n_iter)
         loss = losses(rows, uv, temperature, gamma)
+        units, lengths = saved(q, t, lengths)
     return loss.mean() if mean else loss, uv, units, lengths, finite
 
 
@@ -205,17 +227,14 @@ def _backward(
     needs_dquery: bool,
     needs_dtarget: bool,
 ) -> tuple[Tensor, Tensor]:
-    q, t = units.unbind()
-    q_length, t_length = lengths.unsqueeze(2).unbind()
+    q, t, lengths = restored(units, lengths)
     if dloss.dim() == 0:
-        dloss = (dloss / len(q)).expand(len(q))
-    with without_autocast(q.device.type):
+        dloss = (dloss / len(finite)).expand(len(finite))
+    with without_autocast(units.device.type):
         rows = Rows(q, t, finite, mask, weights, lam, epsilon)
-        dq, dt = gradients(rows, uv, dloss, temperature, gamma, (needs_dquery, needs_dtarget))
-        return (
-            q.new_empty(0) if dq is None else unit_backward(dq, q, q_length),
-            t.new_empty(0) if dt is None else unit_backward(dt, t, t_length),
-        )
+        grads = gradients(rows, lengths, uv, dloss, temperature, gamma, (needs_dquery, needs_dtarget))
+        dquery, dtarget = (units.new_empty(0) if grad is None else grad for grad in grads)
+    return dquery, dtarget
 
 
 for _device in ("CPU", "CUDA"):
@@ -226,8 +245,11 @@ for _device in ("CPU", "CUDA"):
 @torch.library.register_fake("hystar_fast::style_nce_stream_forward", lib=LIB)
 def _forward_fake(query: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     (n, d), dtype = query.shape, loss_dtype(query, target)
-    shapes = (() if options[-1] else (n,), (2, n), (2, n, d), (2, n))
-    loss, uv, units, lengths = (query.new_empty(shape, dtype=dtype) for shape in shapes)
+    half = keeps_half(query, target)
+    loss, uv, lengths = (
+        query.new_empty(shape, dtype=dtype) for shape in (() if options[-1] else (n,), (2, n), (4 if half else 2, n))
+    )
+    units = query.new_empty((2, n, d), dtype=query.dtype if half else dtype)
     return loss, uv, units, lengths, query.new_empty(n, dtype=torch.bool)
 
 
