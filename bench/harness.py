@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import device_time
 import torch
 from torch import Tensor
 
@@ -91,12 +92,21 @@ def _status_kib(name: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {name}")
 
 
-def measure(benchmark: Any, run: Run, truth: Outputs | None) -> tuple[float, float, int, float, float | None]:
-    """Return median and interquartile range in ms, rounds, peak memory in MiB and the largest error against `truth`."""
+def measure(
+    benchmark: Any, run: Run, truth: Outputs | None, *, capture: bool = True
+) -> tuple[float, float, int, float, float | None]:
+    """Return median and interquartile range in ms, rounds, peak memory in MiB and the largest error against `truth`.
+
+    On a GPU it is the time of the device, by replays of a graph, unless `capture` is off: then the host's time counts.
+    """
     outputs = run()  # warms up: compiles and fills caches
     error = None if truth is None else relative_error(outputs, truth)
     del outputs
     memory = statistics.median(peak_mib(run) for _ in range(3))  # the system may take pages back in the middle of one
+    if DEVICE == "cuda" and capture:
+        benchmark.pedantic(run, rounds=1, iterations=1)
+        timing = device_time.interleaved({"": run}, SECONDS_A_PROVIDER)[""]
+        return timing.median_ms, timing.spread_ms, timing.rounds, memory, error
     started = time.perf_counter()
     run()
     synchronise()
@@ -144,25 +154,6 @@ def profile_kernels(run: Run, most: int = 6) -> list[dict[str, Any]]:
         {"name": name, "us": round(time, 2), "calls": count, "share": round(time / total, 3)}
         for name, time, count in slowest
     ]
-
-
-def graphed(run: Run) -> Run:
-    """Return a call that replays `run` from a CUDA graph, without launches from Python."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = run()
-
-    def replay() -> Outputs:
-        graph.replay()
-        return outputs
-
-    return replay
 
 
 def forward(run: Callable[[], Tensor]) -> Run:
