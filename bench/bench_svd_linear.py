@@ -64,6 +64,10 @@ def prepare_run(case: Case, provider: str, mode: str) -> tuple[Run, Outputs | No
             exact = [chosen.exact(replace(inputs, x=inputs.x.double(), w=inputs.w.double()))]
     elif mode == "training forward":
         run, exact = (lambda: [call(arguments)]), truth[:1]
+    elif mode == "backward of x":
+        run, exact = backward(call(replace(arguments, delta=inputs.delta)), [x], dy), truth[1:2]
+    elif mode == "backward of scale":
+        run, exact = backward(call(replace(arguments, x=inputs.x)), [delta], dy), truth[2:]
     elif mode == "backward":
         run, exact = backward(call(arguments), leaves, dy), truth[1:]
     else:

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import product
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms need
@@ -24,6 +25,7 @@ import device_time
 import kernel_variants as kernels
 import torch
 from harness import DEVICE
+from svd_linear_cases import Case
 from svd_linear_providers import tf32
 from torch import Tensor
 
@@ -31,7 +33,8 @@ import hystar_fast as hf
 
 TOY = "--toy" in sys.argv
 REPEATS = 1 if TOY else 20
-BATCH, TOKENS, INNER, OUTER, RANK = (3, 45, 48, 64, 144) if TOY else (48, 257, 1024, 3072, 1024)
+BATCH, TOKENS, INNER, OUTER, RANK, SMALL = (3, 45, 48, 64, 144, 16) if TOY else (48, 257, 1024, 3072, 1024, 128)
+QKV = Case(48, 257, 1024, 3072, 1024)
 LIMIT = {torch.bfloat16: 1.5e-2, torch.float16: 2.5e-3, torch.float32: 4e-3}  # of a row; float32 is TF32 on a GPU
 FP8_LIMIT = 0.12
 Check = Callable[[], str]
@@ -149,12 +152,11 @@ def check_persistent_fp8(keep_h: bool) -> str:
     return f"{tiles} tiles, {REPEATS} runs, {found}"
 
 
-def arguments(
-    kind: str, dtype: torch.dtype, rank: int, batch: int = BATCH
-) -> tuple[list[Tensor], Tensor | None, Tensor]:
+def arguments(case: Case) -> tuple[list[Tensor], Tensor | None, Tensor]:
     """Return x, u, scale and vh of a call of the op, its index, and a dense upstream gradient."""
-    layer = kernels.make_layer(batch, TOKENS, INNER, OUTER, rank, kind=kind, dtype=dtype)
-    x, dy = layer.x.view(batch, TOKENS, INNER), layer.dy.view(batch, TOKENS, OUTER)
+    sizes = (case.batch, case.tokens, case.in_features, case.out_features, case.rank)
+    layer = kernels.make_layer(*sizes, kind=case.kind, dtype=case.dtype)
+    x, dy = (a.view(case.batch, case.tokens, -1) for a in (layer.x, layer.dy))
     return [x, layer.u, layer.scale, layer.vh], layer.index, dy
 
 
@@ -163,36 +165,66 @@ def step(
     index: Tensor | None,
     dy: Tensor,
     function: Callable[..., Tensor] = hf.svd_linear,
+    needs: str = "both",
     **options: object,
 ) -> list[Tensor]:
-    """Return y, dx and dscale."""
+    """Return y, and those of dx and dscale that are needed."""
     x, u, scale, vh = given
-    x, scale = x.detach().requires_grad_(), scale.detach().requires_grad_()
+    x = x.detach().requires_grad_(needs in ("both", "x"))
+    scale = scale.detach().requires_grad_(needs in ("both", "scale"))
     y = function(x, u, scale, vh, index=index, **options)
-    return [y, *torch.autograd.grad(y, (x, scale), dy)]
+    leaves = [a for a in (x, scale) if a.requires_grad]
+    return [y, *(torch.autograd.grad(y, leaves, dy) if leaves else [])]
 
 
-def check_op(kind: str, dtype: torch.dtype, rank: int, batch: int, dense: bool) -> str:
-    """The whole op with autograd, with a dense upstream or the one of y.sum(), which has no strides."""
-    given, index, dy = arguments(kind, dtype, rank, batch)
-    dy = dy if dense else torch.ones((), dtype=dtype, device=DEVICE).expand(dy.shape)
-    with tf32(dtype), poisoned():
-        actual = step(given, index, dy)
-        equal("y dx dscale", step(given, index, dy), actual, "of two calls")
-    truth = step([a.double() for a in given], index, dy.double(), hf.ref.svd_linear)
-    return hold("y dx dscale", actual, truth, LIMIT[dtype])
+@dataclass(frozen=True)
+class OpCheck:
+    """A call of the op, and the gradients that it needs: "both", "x", "scale" or "none"."""
+
+    case: Case = QKV
+    needs: str = "both"
+    fp8: bool = False
+    dense: bool = True  # or the upstream gradient of y.sum(), which has no strides
+
+    @property
+    def name(self) -> str:
+        words = [str(self.case), str(self.case.dtype).removeprefix("torch.")] + ["fp8"] * self.fp8
+        return ", ".join([*words, f"gradients: {self.needs}"] + ["upstream of sum()"] * (not self.dense))
+
+    def __call__(self) -> str:
+        given, index, dy = arguments(self.case.toy() if TOY else self.case)
+        dy = dy if self.dense else torch.ones((), dtype=dy.dtype, device=DEVICE).expand(dy.shape)
+        options: dict[str, object] = {"precision": "fp8"} if self.fp8 else {}
+        names = {"both": "y dx dscale", "x": "y dx", "scale": "y dscale", "none": "y"}[self.needs]
+        with tf32(dy.dtype), poisoned():
+            actual = step(given, index, dy, needs=self.needs, **options)
+            again = step(given, index, dy, needs=self.needs, **options)
+            equal(names, again, actual, "of two calls")
+        truth = step([a.double() for a in given], index, dy.double(), hf.ref.svd_linear, needs=self.needs)
+        return hold(names, actual, truth, FP8_LIMIT if self.fp8 else LIMIT[dy.dtype])
 
 
-def check_op_fp8(batch: int) -> str:
-    given, index, dy = arguments("sample", torch.bfloat16, RANK, batch)
-    truth = step([a.double() for a in given], index, dy.double(), hf.ref.svd_linear)
-    with poisoned():
-        return hold("y dx dscale", step(given, index, dy, precision="fp8"), truth, FP8_LIMIT)
+def op_checks() -> Iterator[OpCheck]:
+    """Yield calls of the op that launch every kernel of docs/benchmarks/gpu-coverage.md."""
+    yield from (OpCheck(), OpCheck(dense=False), OpCheck(replace(QKV, rank=128)), OpCheck(fp8=True))
+    layers = [QKV, *(replace(QKV, kind=kind) for kind in ("bank", "shared")), replace(QKV, batch=1)]
+    layers += [replace(QKV, rank=rank, batch=batch) for rank in (128, 64) for batch in (48, 1)]
+    layers += [replace(QKV, tokens=50), *(replace(QKV, dtype=dtype) for dtype in (torch.float16, torch.float32))]
+    for layer, needs in product(layers, ("both", "x", "scale", "none")):
+        if (layer, needs) not in ((QKV, "both"), (replace(QKV, rank=128), "both")):
+            yield OpCheck(layer, needs)
+    yield OpCheck(replace(QKV, batch=8))
+    layers = [QKV, *(replace(QKV, kind=kind) for kind in ("bank", "shared"))]
+    layers += [replace(QKV, batch=1), replace(QKV, tokens=50), replace(QKV, dtype=torch.float16)]
+    layers += [replace(QKV, rank=512), replace(QKV, in_features=4096, out_features=1024)]
+    for layer, needs in product(layers, ("both", "none")):
+        if (layer, needs) != (QKV, "both"):
+            yield OpCheck(layer, needs, fp8=True)
 
 
 def check_graph(rank: int, options: dict[str, object]) -> str:
     """A captured forward and backward gives the bits of eager calls, for inputs written after the capture."""
-    given, index, dy = arguments("sample", torch.bfloat16, rank)
+    given, index, dy = arguments(Case(BATCH, TOKENS, INNER, OUTER, rank))
     factors = hf.ops.svd_linear.quantise_factors(given[1], given[3]) if options else None
     call = lambda: step(given, index, dy, factors=factors, **options)  # noqa: E731
     with device_time.on_stream():
@@ -246,17 +278,9 @@ def checks() -> Iterator[tuple[str, str, Check]]:
         yield persistent, name, lambda k=kind, d=dtype, r=rank: check_persistent(k, d, r)
     for keep_h in (False, True):
         yield fp8, f"persistent, {'with' if keep_h else 'without'} h", lambda k=keep_h: check_persistent_fp8(k)
-    small = 16 if TOY else 128
-    cases = [*product(["sample", "bank", "shared"], [torch.bfloat16], [RANK, small], [BATCH], [True])]
-    cases += [("sample", dtype, RANK, BATCH, True) for dtype in (torch.float16, torch.float32)]
-    cases += [("sample", torch.bfloat16, rank, batch, True) for rank, batch in product((RANK, small), (1, 8))]
-    cases += [("sample", torch.bfloat16, RANK, BATCH, False)]
-    for kind, dtype, rank, batch, dense in cases:
-        name = f"B{batch} {kind} r{rank} {str(dtype).removeprefix('torch.')}{'' if dense else ', upstream of sum()'}"
-        yield op, name, lambda a=(kind, dtype, rank, batch, dense): check_op(*a)
-    for batch in (BATCH, 1):
-        yield fp8, f"op, B{batch}", lambda b=batch: check_op_fp8(b)
-    for rank, options in ((RANK, {}), (small, {}), (RANK, {"precision": "fp8"})):
+    for op_check in op_checks():
+        yield fp8 if op_check.fp8 else op, op_check.name, op_check
+    for rank, options in ((RANK, {}), (SMALL, {}), (RANK, {"precision": "fp8"})):
         yield graph, f"r{rank}{' fp8' * bool(options)}", lambda r=rank, o=options: check_graph(r, o)
     for batch, size in ((2, 9), (1, 20)) if TOY else ((4096, 48), (64, 256), (1, 1024)):
         yield others, f"{batch} of {size}x{size}", lambda b=batch, s=size: check_sinkhorn(b, s)

@@ -91,7 +91,7 @@ measure() { # limit in seconds, stem, arguments...
 }
 
 slack=1 toy=() sizes=(--profile-ours --resume) compiling=(style_nce sinkhorn)
-export PYTHONPATH="${PYTHONPATH:-}"
+export PYTHONPATH="$PWD:${PYTHONPATH:-}"
 if [ -n "$rehearse" ]; then
     slack=10 # the limits are those of a GPU; a busy CPU takes longer
     toy=(--toy)
@@ -120,7 +120,6 @@ else
         step 200 "build" "$python" bench/gpu_build.py "$built" --architecture "$architecture"
     fi
     runner="$built/runner"
-    PYTHONPATH="$PWD:$PYTHONPATH"
     # without an installation: the extension in its place, and the folder of kernels where an installation maps it
     cp "$built/_C$suffix" hystar_fast/ || status=1 # svd_linear is in Triton: it can be measured without
     "$python" -c "import hystar_fast.kernels" 2>/dev/null || ln -sfn ../kernels hystar_fast/kernels

@@ -28,6 +28,7 @@ SECONDS_A_PROVIDER = 0.7 if DEVICE == "cpu" else 0.25
 LIMITS = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2}  # of our error against float64
 TF32_LIMIT, FP8_LIMIT = 3e-3, 0.1
 MIN_ROUNDS, MAX_ROUNDS = 3, 200
+MEMORY_ROUNDS = 3  # the system may take pages back in the middle of one
 
 
 @dataclass
@@ -102,7 +103,7 @@ def measure(
     outputs = run()  # warms up: compiles and fills caches
     error = None if truth is None else relative_error(outputs, truth)
     del outputs
-    memory = statistics.median(peak_mib(run) for _ in range(3))  # the system may take pages back in the middle of one
+    memory = statistics.median(peak_mib(run) for _ in range(MEMORY_ROUNDS))
     if DEVICE == "cuda" and capture:
         benchmark.pedantic(run, rounds=1, iterations=1)
         timing = device_time.interleaved({"": run}, SECONDS_A_PROVIDER)[""]

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 BOTH_MODES = ("forward", "forward+backward")
+# The gradients that a model needs -> the mode that measures the call that gives them
+NEEDS = {"none": "forward", "both": "backward", "x": "backward of x", "scale": "backward of scale"}
 TRAINING_MODES = ("training forward", "backward", "forward+backward")  # the first keeps what the second needs
 CPU_PROVIDERS = (
     "plain linear",
@@ -94,4 +96,10 @@ def cuda_cases() -> Iterator[Case]:
     for tokens in (50, 577):
         yield replace(qkv, tokens=tokens)
     yield replace(qkv, dtype=torch.float16)
+    # kernels of their own: scales that are frozen, and the first trained layer, before which nothing needs a gradient
+    halves = [qkv, replace(qkv, tokens=50), *(replace(qkv, kind=kind) for kind in ("bank", "shared"))]
+    halves += [replace(qkv, rank=rank, batch=batch) for rank in (1024, 128, 64) for batch in (48, 1)][1:]
+    halves += [replace(qkv, dtype=dtype) for dtype in (torch.float16, torch.float32)]
+    for layer in halves:
+        yield replace(layer, modes=("backward of x", "backward of scale"), providers=("hystar_fast",))
     yield replace(qkv, dtype=torch.float32, providers=("plain linear", "two GEMMs", "hystar_fast"))

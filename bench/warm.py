@@ -1,8 +1,8 @@
-"""Compile what a GPU session launches, before and beside it: python bench/warm.py [--processes 12] [--most 1].
+"""Compile what a GPU session launches: PYTHONPATH=. python bench/warm.py [--processes 12] [--most 1].
 
-The session's first steps need one core. Meanwhile this fills Triton's cache, in as many processes as there are cores, so
-that first_minute.py and measure.py only load what they launch. It needs no GPU: the launches are recorded on CPU tensors
-and compiled for an H200.
+The session's first steps need one core. Meanwhile this fills Triton's cache, in as many processes as there are cores,
+so that first_minute.py and measure.py only load what they launch. It needs no GPU: the launches are recorded on CPU
+tensors and compiled for an H200.
 """
 
 from __future__ import annotations
@@ -13,24 +13,21 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import first_minute
+import gpu_coverage
 import kernel_variants as kernels
 import torch
 import triton
 import tune
 
-from hystar_fast.kernels.svd_linear import fused
-from hystar_fast.kernels.tuning import Gpu
 from tests.support.svd_linear_compiled import Launch, StubDriver, recorded
 
-H200 = Gpu((9, 0), 132)
+H200 = gpu_coverage.H200
 
 
 def empty_layer(batch: int, tokens: int, inner: int, outer: int, rank: int, **options: Any) -> kernels.Layer:
@@ -44,19 +41,12 @@ def empty_layer(batch: int, tokens: int, inner: int, outer: int, rank: int, **op
     return kernels.Layer(x, dy, u, vh, scale, torch.zeros(batch, dtype=torch.long) if kind == "bank" else None, tokens)
 
 
-def first_minute_launches() -> None:
+def comparisons() -> None:
     """Launch what first_minute.py compares."""
     for kind, dtype, rank in first_minute.layers():
         first_minute.check_persistent(kind, dtype, rank)
     for keep_h in (False, True):
         first_minute.check_persistent_fp8(keep_h)
-    for batch in (48, 8, 1):  # the ranks of one kernel
-        layer = empty_layer(batch, 257, 1024, 3072, 128, dtype=torch.bfloat16)
-        out, h = torch.empty_like(layer.dy), None
-        shares = {"gpu": H200, "shares": 1 if batch == 48 else 4}
-        for keep_h in (False, True):
-            h = fused.forward(layer.x, layer.u, layer.vh, None, layer.modulation, out, keep_h=keep_h, **shares)
-        fused.backward(layer.dy, layer.u, layer.vh, h, layer.modulation, torch.empty_like(layer.x), **shares)
 
 
 def tuning_launches() -> None:
@@ -70,25 +60,24 @@ def tuning_launches() -> None:
 
 
 def launches() -> Iterator[Launch]:
-    """Yield the launches of a session, the first needed first, each specialisation once."""
-    nothing = {name: lambda *_: "" for name in ("hold", "equal")}
-    patches = [
-        mock.patch.multiple(first_minute, REPEATS=1, **nothing),
-        mock.patch.multiple(kernels, make_layer=empty_layer, gpu_here=lambda: H200),
-        mock.patch.multiple(kernels, exact_forward=lambda *_: [None, None], exact_backward=lambda *_: []),
-        mock.patch.object(kernels.Layer, "row_scale", lambda self: None),
-    ]
-    for patch in patches:
-        patch.start()
-    exact = mock.Mock()  # g @ u of the comparison in fp8
-    with mock.patch.object(kernels, "exact_forward", lambda *_: [exact, exact]):
-        exact.__matmul__ = lambda *_: exact
+    """Yield the launches of a session, the first needed first."""
+    exact = mock.MagicMock()  # results in float64, and g @ u of the comparison in fp8
+    with ExitStack() as stack:
+        for patch in (
+            mock.patch.multiple(first_minute, REPEATS=1, hold=lambda *_: "", equal=lambda *_: None),
+            mock.patch.multiple(kernels, make_layer=empty_layer, gpu_here=lambda: H200),
+            mock.patch.multiple(kernels, exact_forward=lambda *_: [exact, exact], exact_backward=lambda *_: []),
+        ):
+            stack.enter_context(patch)
         with recorded() as found:
-            first_minute_launches()
+            comparisons()
+        yield from found
+        for check in first_minute.op_checks():
+            for part in gpu_coverage.record(check.case, check.needs, fp8=check.fp8):
+                yield from part
+        with recorded() as found:
             tuning_launches()
-    for patch in patches:
-        patch.stop()
-    yield from found
+        yield from found
 
 
 def compile_share(share: tuple[int, int, int]) -> int:

@@ -31,8 +31,8 @@ def test_every_provider_agrees_with_the_truth_in_every_case(case: svd_linear_cas
                 run, truth = bench_svd_linear.prepare_run(case.toy(), provider, mode)
                 outputs = run()
             gradients = 1 + PROVIDERS[provider].adaptive
-            counts = {"forward": 1, "training forward": 1, "backward": gradients, "forward+backward": 1 + gradients}
-            assert len(outputs) == counts[mode]
+            counts = {"backward": gradients, "forward+backward": 1 + gradients}
+            assert len(outputs) == counts.get(mode, 1)
             assert all(output.isfinite().all() for output in outputs)
             if truth is not None:
                 limit = 0.1 if "fp8" in provider else LIMIT[case.dtype]
@@ -57,7 +57,7 @@ def test_the_goals_come_first_and_the_cases_cover_every_size_dtype_and_provider(
 def test_a_case_is_measured_for_every_goal(device: str) -> None:
     cases = list(getattr(svd_linear_cases, f"{device}_cases")())
     for goal in goals.read(device):
-        if goal.op == "svd_linear" and not goal.case.startswith("first call"):
+        if goal.op == "svd_linear" and not goal.case.startswith(("first call", "host time")):
             wanted = {goal.over, goal.under} - {None}
             assert any(
                 str(case) == goal.case
