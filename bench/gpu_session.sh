@@ -83,23 +83,24 @@ verdict() { # limit in seconds, name, words "lines" or "code", command...
     if [ "$code" -eq 0 ]; then echo "$found" >"$kept"; fi
 }
 
-measure() { # limit in seconds, stem, arguments...
-    local limit=$(($1 * slack)) stem=$2
+measure() { # limit in seconds, stems, arguments...
+    local limit=$(($1 * slack)) stems=$2 files=() stem
     shift 2
-    step "$limit" "bench $stem $*" "$python" -m pytest -q -p no:cacheprovider "bench/bench_$stem.py" \
+    for stem in $stems; do files+=("bench/bench_$stem.py"); done
+    step "$limit" "bench $stems $*" "$python" -m pytest -q -p no:cacheprovider "${files[@]}" \
         "${sizes[@]}" --results "$results" "$@"
 }
 
-slack=1 toy=() sizes=(--profile-ours --resume) compiling=(style_nce sinkhorn)
+slack=1 toy=() sizes=(--resume) compiling="style_nce sinkhorn"
 export PYTHONPATH="$PWD:${PYTHONPATH:-}"
 if [ -n "$rehearse" ]; then
     slack=10 # the limits are those of a GPU; a busy CPU takes longer
     toy=(--toy)
     name=rehearsal
     export BENCH_PLAN=cuda
-    sizes=(--quick --resume --profile-ours)
+    sizes=(--quick --resume)
     runner=${CARRIED:+$CARRIED/runner}
-    compiling=(style_nce)
+    compiling=style_nce
 else
     device="import torch; assert torch.cuda.is_available(), 'no CUDA device'; p = torch.cuda.get_device_properties(0)"
     step 60 "device" "$python" -c "$device; print(p.name, f'{p.major}.{p.minor}', torch.__version__)" || exit 1
@@ -171,9 +172,7 @@ echo "== stage B: $((SECONDS - began)) s" | tee -a "$log"
 # The rest
 measure 40 svd_linear -k first_call
 measure 70 model
-for stem in "${compiling[@]}"; do
-    measure 60 "$stem" -k compile
-done
+measure 90 "$compiling" -k compile
 mapfile -t tests < <(grep -rl --include='test_*.py' '^@requires_cuda' tests)
 if [ -n "$rehearse" ]; then
     step 100 "collect tests" "$python" -m pytest -q --collect-only -m gpu "${tests[@]}"
@@ -187,10 +186,7 @@ if [ -n "$rehearse" ]; then
 else
     step 120 "table 5" "${table5[@]}" --set model.backbone=open_clip:ViT-L-14 --set run.device=cuda
 fi
-measure 100 svd_linear -k "not first_call${rehearse:+ and not compile}" # the rest of its cases
-for stem in ceiling sinkhorn style_nce; do
-    measure 60 "$stem" -k "not compile"
-done
+measure 200 "svd_linear ceiling sinkhorn style_nce" -k "not first_call${rehearse:+ and not compile}" # every other row
 [ -z "$rehearse" ] && command -v compute-sanitizer >/dev/null &&
     step 120 "memcheck of svd_linear" compute-sanitizer --tool memcheck --error-exitcode 9 "$python" bench/sanitize.py
 deadline=$((deadline + report_seconds))

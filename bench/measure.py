@@ -44,6 +44,7 @@ class Recorder:
         self.results, self.seconds, self.failed = results, 0.02 if toy else 0.6, 0
         self.case: tuple[str, ...] = ()
         self.ready: dict[str, tuple[device_time.Call, str]] = {}
+        self.ours: Run | None = None
         self.known: dict[str, tuple[float, float | None, dict[str, Any]]] = {}
 
     def __call__(
@@ -72,10 +73,12 @@ class Recorder:
         waits = provider in NOT_CAPTURED or (op != "svd_linear" and provider == "reference, eager")
         self.ready[provider] = (run, "events") if waits else device_time.replayed(run)
         self.known[provider] = memory, error, extra
+        self.ours = run if provider == OURS else self.ours
 
     def flush(self) -> None:
         """Measure the case whose alternatives are ready, and write its rows."""
-        ready, known, self.ready, self.known = self.ready, self.known, {}, {}
+        ready, known, ours = self.ready, self.known, self.ours
+        self.ready, self.known, self.ours = {}, {}, None
         if not ready:
             return
         op, case, mode, dtype = self.case
@@ -85,6 +88,8 @@ class Recorder:
             extra = {**extra, "timed": how}
             row = harness.Row(op, case, provider, mode, dtype, median, spread, rounds, memory, error, extra)
             row.extra |= harness.rates(row)
+            if provider == OURS and ours is not None:
+                row.extra["profile"] = harness.profile_kernels(ours)
             self.results.add(row)
             print(f"{op} {case} {dtype} {mode}, {provider}: {median:.4g} ms (IQR {spread:.2g}, {how})", flush=True)
 
