@@ -190,10 +190,14 @@ class HostBlock {
         const int me = fibers_.current(), partner = me - me % 32 + (me % 32 ^ mask);
         Fibers::Barrier& pair = pairs_[static_cast<size_t>(32) * (me < partner ? me : partner) + mask];
         ++shuffles_[me];
-        lanes_[me] = value;
         if (partner == me) return value;
-        fibers_.wait_at(pair);
-        const float other = lanes_[partner];
+        if (pair.arrived == 0) {
+            lanes_[me] = value;
+            fibers_.wait_at(pair);
+            return lanes_[me];
+        }
+        const float other = lanes_[partner];  // the partner waits, and finds our value in place of its own
+        lanes_[partner] = value;
         fibers_.wait_at(pair);
         return other;
     }
