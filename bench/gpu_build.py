@@ -68,15 +68,26 @@ def main() -> int:
     parser.add_argument("--architecture", default="90a")
     parser.add_argument("--only", choices=["runner"], help="leave the extension out")
     parser.add_argument("--dry", action="store_true", help="write the build file and build nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="build nothing; say whether the folder is of these sources"
+    )
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
+    setup = load_setup()
+    digest, kept = setup.source_digest(setup.CSRC) + setup.source_digest(RUNNER), folder / "sources.txt"
+    if arguments.check:
+        return int(not kept.exists() or kept.read_text() != digest)
     folder.mkdir(parents=True, exist_ok=True)
-    text = ninja_file(load_setup(), folder, arguments.python, arguments.architecture)
+    kept.unlink(missing_ok=True)
+    text = ninja_file(setup, folder, arguments.python, arguments.architecture)
     (folder / "build.ninja").write_text(text)
     if arguments.dry:
         return 0
     wanted = [arguments.only] if arguments.only else []
-    return subprocess.call([str(Path(ninja.BIN_DIR, "ninja")), "-C", str(folder), *wanted])
+    failed = subprocess.call([str(Path(ninja.BIN_DIR, "ninja")), "-C", str(folder), *wanted])
+    if not failed:
+        kept.write_text(digest)
+    return failed
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@
 # The rest, if time is left: a first call, the model, torch.compile, Table 5, the GPU tests, every other row.
 #
 # OUT (default bench/results) gets table.txt, <gpu>.json, <gpu>-tiles.json, report.md with its pictures, and session.log.
-# Everything is written as it goes. A second call with the same OUT does only what is missing or has changed.
-# SECONDS_IN_ALL (default 570) limits the whole call, and every step has a limit of its own.
+# Everything is written as it goes. A second call with the same OUT does only what is missing or has changed; what it
+# remembers is in <OUT>.done. SECONDS_IN_ALL (default 570) limits the whole call, and every step has its own limit.
 #
 # What can be built ahead is carried, so that a lent machine does not compile for minutes. Where the code is:
 #     python bench/gpu_build.py build/gpu --python <a Python of the GPU's machine's version, with its headers>
@@ -27,7 +27,7 @@ if [ "${1:-}" = --rehearse ]; then
     shift
 fi
 out=$(mkdir -p "${1:-bench/results}" && cd "${1:-bench/results}" && pwd)
-log="$out/session.log" table="$out/table.txt" done_folder="$out/.done"
+log="$out/session.log" table="$out/table.txt" done_folder="$out.done" # beside OUT: only what is to be kept is in it
 mkdir -p "$done_folder"
 : >"$log"
 report_seconds=25
@@ -63,7 +63,7 @@ step() { # limit in seconds, name, command...
 # sources have not changed since it was right is not repeated.
 verdict() { # limit in seconds, name, words "lines" or "code", command...
     local limit=$1 name=$2 by=$3 code found
-    local kept="$done_folder/$name.$sources"
+    local kept="$done_folder/${name// /-}.$sources"
     shift 3
     if [ -s "$kept" ]; then
         echo "== $name: right before" | tee -a "$log"
@@ -115,7 +115,8 @@ else
     built=${CARRIED:-build/gpu}
     suffix=$("$python" -c "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))")
     "$built/runner" unknown 2>/dev/null
-    if [ $? -ne 2 ] || [ ! -e "$built/_C$suffix" ]; then # it does not load here, or is for another Python
+    # it does not load here, is for another Python, or is of other sources
+    if [ $? -ne 2 ] || [ ! -e "$built/_C$suffix" ] || ! "$python" bench/gpu_build.py "$built" --check; then
         built=build/gpu
         architecture=$("$python" -c "$device; print({9: '90a'}.get(p.major, f'{p.major}{p.minor}'))")
         step 200 "build" "$python" bench/gpu_build.py "$built" --architecture "$architecture"
@@ -191,7 +192,7 @@ measure 200 "svd_linear ceiling sinkhorn style_nce" -k "not first_call${rehearse
     step 120 "memcheck of svd_linear" compute-sanitizer --tool memcheck --error-exitcode 9 "$python" bench/sanitize.py
 deadline=$((deadline + report_seconds))
 step $((deadline - SECONDS)) "report" "$python" bench/report.py --out "$out" "$results"
-rm -rf "$done_folder/last.txt"
+rm -f "$done_folder/last.txt"
 cat "$table"
 grep -q '^WRONG' "$table" && status=1
 exit $status

@@ -80,6 +80,16 @@ def launches() -> Iterator[Launch]:
         yield from found
 
 
+def specialisation(launch: Launch) -> tuple[object, ...]:
+    """Return what decides the machine code of a launch: Triton looks at divisibility by 16 and at ones."""
+    numbers = []
+    for value in launch.arguments.values():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int):
+                numbers.append((number % 16 == 0, number == 1))
+    return launch.function.fn.__module__, gpu_coverage.variant(launch), *numbers
+
+
 def compile_share(share: tuple[int, int, int]) -> int:
     """Compile every `of`-th launch, at most `most`; return how many failed. A tile that does not fit is no failure."""
     first, of, most = share
@@ -103,7 +113,7 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=1 << 30, help="launches of each process, to test this script")
     arguments = parser.parse_args()
     started = time.perf_counter()
-    LAUNCHES.extend(launches())
+    LAUNCHES.extend({specialisation(launch): launch for launch in launches()}.values())
     recorded_after = time.perf_counter() - started
     shares = [(i, arguments.processes, arguments.most) for i in range(arguments.processes)]
     with multiprocessing.get_context("fork").Pool(arguments.processes) as pool:

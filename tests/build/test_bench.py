@@ -105,6 +105,13 @@ def test_the_gpu_script_skips_steps_when_no_time_is_left(tmp_path: Path) -> None
     assert "skipped, no time left" in done.stdout and "exit" not in done.stdout
 
 
+def test_without_a_gpu_the_script_says_so_and_ends(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    command = ["bash", "bench/gpu_session.sh", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "no CUDA device" in done.stdout and "device: exit 1" in done.stdout
+
+
 def test_every_row_is_complete_and_our_rows_are_accurate(results: Path) -> None:
     found = json.loads(results.read_text())
     assert {row["op"] for row in found["rows"]} == {"ceiling", "svd_linear", "sinkhorn", "style_nce", "model"}

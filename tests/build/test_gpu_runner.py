@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+
+import gpu_build
 
 from tests.support.sinkhorn_cuda_host import ROOT, Host, build
 
@@ -70,3 +75,14 @@ def test_a_fault_is_found_and_named(runner: Path, fault: str, message: str) -> N
 def test_an_unknown_scale_is_an_error(runner: Path) -> None:
     code, output = run(runner, "small")
     assert code == 2 and "toy|production|all" in output
+
+
+def test_what_is_carried_is_checked_against_the_sources(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "bench/gpu_build.py"), str(tmp_path), "--check"]
+    assert subprocess.run(command).returncode == 1
+    setup = gpu_build.load_setup()
+    digest = setup.source_digest(setup.CSRC) + setup.source_digest(gpu_build.RUNNER)
+    (tmp_path / "sources.txt").write_text(digest)
+    assert subprocess.run(command).returncode == 0
+    (tmp_path / "sources.txt").write_text(digest[:-1])
+    assert subprocess.run(command).returncode == 1
