@@ -15,7 +15,8 @@ from unittest import mock
 
 import pytest
 import torch
-from harness import DEVICE, OURS, PLAN, Outputs, forward, graphed
+from device_time import replayed
+from harness import DEVICE, OURS, PLAN, Outputs, forward
 from torch import Tensor
 
 import hystar_fast as hf
@@ -140,7 +141,7 @@ def bench_encode_image(record: Callable[..., None], quick: bool, count: int, pro
         path = naive_path(model) if provider == AUTHORS else path
     with torch.inference_mode(), path:
         run = forward(function)
-        run = graphed(run) if GRAPH in provider else run
+        run = replayed(run)[0] if GRAPH in provider else run
         record("model", f"{backbone_name(quick)} B{count}", provider, "forward", DTYPE, run, None, images=count)
 
 

@@ -13,7 +13,7 @@ from itertools import product
 
 import pytest
 import torch
-from harness import DEVICE, OURS, PLAN, Outputs, compiled, forward, forward_backward, graphed
+from harness import DEVICE, OURS, PLAN, Outputs, compiled, forward, forward_backward
 from torch import Tensor
 
 import hystar_fast as hf
@@ -91,7 +91,6 @@ def one_pass(cost: Tensor) -> Tensor:
 
 PROVIDERS: dict[str, Callable[[Tensor], Tensor]] = {
     OURS: ours,
-    **({"hystar_fast, CUDA graph": ours} if PLAN == "cuda" else {}),
     "naive torch": naive,
     "reference, eager": reference,
     "naive, torch.compile": naive,
@@ -150,8 +149,6 @@ MEASURED = [
 def bench_sinkhorn(record: Callable[..., None], quick: bool, batch: int, n: int, provider: str) -> None:
     if provider == "geomloss":
         pytest.importorskip("geomloss")
-    if "graph" in provider and DEVICE == "cpu":
-        pytest.skip("graphs need CUDA")
     cost, _, truth = problem(*((min(batch, 2), math.isqrt(n)) if quick else (batch, n)))
     function = PROVIDERS[provider]
     if "compile" in provider:
@@ -160,8 +157,6 @@ def bench_sinkhorn(record: Callable[..., None], quick: bool, batch: int, n: int,
     exact = None if function in WITHOUT_TRUTH else truth[:1]
     name = f"{len(cost)} of {cost.shape[1]}x{cost.shape[2]}"
     run = forward(lambda: function(cost))
-    if "graph" in provider:
-        run = graphed(run)
     demand = {"gib": gib(cost), "gflop": gflop(cost), **issued(cost)}
     record("sinkhorn", name, provider, "forward", torch.float32, run, exact, **demand)
 

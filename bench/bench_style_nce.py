@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import pytest
 import torch
-from harness import DEVICE, OURS, PLAN, Outputs, compiled, forward_backward, graphed
+from harness import DEVICE, OURS, PLAN, Outputs, compiled, forward_backward
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -70,7 +70,6 @@ def loss_in_torch(query: Tensor, target: Tensor) -> Outputs:
 PROVIDERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "InfoNCE": info_nce,
     OURS: ours,
-    **({"hystar_fast, CUDA graph": ours} if PLAN == "cuda" else {}),
     "naive torch": naive,
     "reference, eager": reference,
     "naive, torch.compile": naive,
@@ -110,8 +109,6 @@ CASES = [
 
 @pytest.mark.parametrize(("n", "provider"), CASES)
 def bench_style_nce(record: Callable[..., None], quick: bool, n: int, provider: str) -> None:
-    if "graph" in provider and DEVICE == "cpu":
-        pytest.skip("graphs need CUDA")
     n = max(3, n // 16 if n < 8192 else n // 64) if quick else n
     query, target, truth = inputs_and_truth(n)
     inputs = [a.detach().requires_grad_() for a in (query, target)]
@@ -121,8 +118,6 @@ def bench_style_nce(record: Callable[..., None], quick: bool, n: int, provider: 
     run = forward_backward(lambda: function(*inputs), inputs, torch.ones((), device=DEVICE))
     if provider == IN_TORCH:
         run = lambda: loss_in_torch(*inputs)  # noqa: E731
-    if "graph" in provider:
-        run = graphed(run)
     exact = None if function is info_nce or not truth else truth
     demand = {"gflop": 6 * n * n * DIMENSION / 1e9, "gib": 4 * 4 * n * DIMENSION / 2**30}  # two inputs, two gradients
     record("style_nce", f"N{n} D{DIMENSION}", provider, "forward+backward", torch.float32, run, exact, **demand)

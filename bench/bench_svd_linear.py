@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import DEVICE, OURS, PLAN, Outputs, Row, Run, forward, forward_backward, graphed, peak_mib
-from svd_linear_cases import GRAPH, Case, cpu_cases, cuda_cases
+from harness import DEVICE, OURS, PLAN, Outputs, Row, Run, forward, forward_backward, peak_mib
+from svd_linear_cases import Case, cpu_cases, cuda_cases
 from svd_linear_providers import PROVIDERS, Inputs, factored, tf32
 from torch import Tensor
 
@@ -54,7 +54,7 @@ def backward(y: Tensor, inputs: list[Tensor], upstream: Tensor) -> Run:
 
 def prepare_run(case: Case, provider: str, mode: str) -> tuple[Run, Outputs | None]:
     """Return the call to measure and the outputs in float64 that it is compared with, or None."""
-    chosen, (inputs, dy, truth) = PROVIDERS[provider.removesuffix(GRAPH)], problem(case)
+    chosen, (inputs, dy, truth) = PROVIDERS[provider], problem(case)
     x, delta = inputs.x.detach().requires_grad_(), inputs.delta.detach().requires_grad_()
     arguments, leaves = replace(inputs, x=x, delta=delta), [x, delta] if chosen.adaptive else [x]
     call = chosen.call if chosen.prepare is None else chosen.prepare(inputs)
@@ -62,12 +62,18 @@ def prepare_run(case: Case, provider: str, mode: str) -> tuple[Run, Outputs | No
         run, exact = forward(lambda: call(arguments)), truth[:1]
         if chosen.exact is not None:
             exact = [chosen.exact(replace(inputs, x=inputs.x.double(), w=inputs.w.double()))]
+    elif mode == "training forward":
+        run, exact = (lambda: [call(arguments)]), truth[:1]
+    elif mode == "backward of x":
+        run, exact = backward(call(replace(arguments, delta=inputs.delta)), [x], dy), truth[1:2]
+    elif mode == "backward of scale":
+        run, exact = backward(call(replace(arguments, x=inputs.x)), [delta], dy), truth[2:]
     elif mode == "backward":
         run, exact = backward(call(arguments), leaves, dy), truth[1:]
     else:
         run, exact = forward_backward(lambda: call(arguments), leaves, dy), truth
     has_truth = chosen.adaptive or (chosen.exact is not None and mode == "forward")
-    return graphed(run) if provider.endswith(GRAPH) else run, exact if has_truth else None
+    return run, exact if has_truth else None
 
 
 def extra_memory(run: Run) -> float:
@@ -86,14 +92,14 @@ def measurements() -> Iterator[object]:
 
 @pytest.mark.parametrize(("case", "mode", "provider"), measurements())
 def bench_svd_linear(record: Callable[..., None], quick: bool, case: Case, mode: str, provider: str) -> None:
-    if DEVICE == "cpu" and (provider.endswith(GRAPH) or PROVIDERS[provider.removesuffix(GRAPH)].cuda_only):
+    if DEVICE == "cpu" and PROVIDERS[provider].cuda_only:
         pytest.skip("needs CUDA")
     case = case.toy() if quick else case
-    with tf32(case.dtype), PROVIDERS[provider.removesuffix(GRAPH)].during():
+    with tf32(case.dtype), PROVIDERS[provider].during():
         run, truth = prepare_run(case, provider, mode)
         once = 2 if mode == "forward+backward" else 1
         gflop = once * 2 * case.batch * case.tokens * case.rank * (case.in_features + case.out_features) / 1e9
-        memory = {"extra_mib": extra_memory(run)} if DEVICE == "cuda" and not provider.endswith(GRAPH) else {}
+        memory = {"extra_mib": extra_memory(run)} if DEVICE == "cuda" else {}
         activations = [case.batch * case.tokens * width for width in (case.in_features, case.out_features)]
         factors = case.rank * (case.in_features + case.out_features)
         gib = once * (sum(activations) + factors) * case.dtype.itemsize / 2**30  # input, output and factors, each way
@@ -114,9 +120,10 @@ batch, tokens, inner, outer, rank = sizes
 x = torch.randn(batch, tokens, inner, device=device, dtype=torch.bfloat16, requires_grad=True)
 u, vh = (torch.randn(*shape, device=device, dtype=torch.bfloat16) for shape in ((outer, rank), (rank, inner)))
 scale = torch.randn(batch, rank, device=device, requires_grad=True)
+dy = torch.randn(batch, tokens, outer, device=device, dtype=torch.bfloat16)  # dense, as in training; sum() has none
 (x[:1] @ vh.mT).sum().item()  # warms up the device
 start = time.perf_counter()
-sum(a.sum() for a in torch.autograd.grad(hf.svd_linear(x, u, scale, vh).sum(), (x, scale))).item()
+sum(a.sum() for a in torch.autograd.grad(hf.svd_linear(x, u, scale, vh), (x, scale), dy)).item()
 print(time.perf_counter() - start)
 """
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from result_rows import Rows
 
@@ -47,9 +49,14 @@ class Goal:
         return value >= self.limit if self.is_minimum else value <= self.limit
 
 
+@cache
+def _entries() -> dict[str, list[dict[str, Any]]]:
+    return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+
+
 def read(device: str) -> Iterator[Goal]:
     """Read the goals of a device, "cpu" or "cuda"."""
-    for entry in tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))[device]:
+    for entry in _entries()[device]:
         op, case, dtype, mode = entry["rows"]
         is_minimum = "at_least" in entry
         limit = entry["at_least" if is_minimum else "at_most"]

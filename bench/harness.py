@@ -10,9 +10,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import device_time
 import torch
 from torch import Tensor
 
@@ -27,6 +29,7 @@ SECONDS_A_PROVIDER = 0.7 if DEVICE == "cpu" else 0.25
 LIMITS = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2}  # of our error against float64
 TF32_LIMIT, FP8_LIMIT = 3e-3, 0.1
 MIN_ROUNDS, MAX_ROUNDS = 3, 200
+MEMORY_ROUNDS = 3  # the system may take pages back in the middle of one
 
 
 @dataclass
@@ -67,8 +70,16 @@ def relative_error(outputs: Outputs, truth: Outputs) -> float:
     return max(errors)
 
 
+@cache
+def _freeze() -> None:
+    """Take everything that is imported out of later collections, which would visit its million objects each time."""
+    gc.collect()
+    gc.freeze()
+
+
 def peak_mib(run: Run) -> float:
     """Measure the peak memory of a call in MiB: of the allocator on CUDA, of the resident set on a Linux CPU."""
+    _freeze()
     gc.collect()
     if DEVICE == "cuda":
         torch.cuda.synchronize()
@@ -91,12 +102,21 @@ def _status_kib(name: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {name}")
 
 
-def measure(benchmark: Any, run: Run, truth: Outputs | None) -> tuple[float, float, int, float, float | None]:
-    """Return median and interquartile range in ms, rounds, peak memory in MiB and the largest error against `truth`."""
+def measure(
+    benchmark: Any, run: Run, truth: Outputs | None, *, capture: bool = True
+) -> tuple[float, float, int, float, float | None]:
+    """Return median and interquartile range in ms, rounds, peak memory in MiB and the largest error against `truth`.
+
+    On a GPU it is the time of the device, by replays of a graph, unless `capture` is off: then the host's time counts.
+    """
     outputs = run()  # warms up: compiles and fills caches
     error = None if truth is None else relative_error(outputs, truth)
     del outputs
-    memory = statistics.median(peak_mib(run) for _ in range(3))  # the system may take pages back in the middle of one
+    memory = statistics.median(peak_mib(run) for _ in range(MEMORY_ROUNDS))
+    if DEVICE == "cuda" and capture:
+        benchmark.pedantic(run, rounds=1, iterations=1)
+        timing = device_time.interleaved({"": run}, SECONDS_A_PROVIDER)[""]
+        return timing.median_ms, timing.spread_ms, timing.rounds, memory, error
     started = time.perf_counter()
     run()
     synchronise()
@@ -144,25 +164,6 @@ def profile_kernels(run: Run, most: int = 6) -> list[dict[str, Any]]:
         {"name": name, "us": round(time, 2), "calls": count, "share": round(time / total, 3)}
         for name, time, count in slowest
     ]
-
-
-def graphed(run: Run) -> Run:
-    """Return a call that replays `run` from a CUDA graph, without launches from Python."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = run()
-
-    def replay() -> Outputs:
-        graph.replay()
-        return outputs
-
-    return replay
 
 
 def forward(run: Callable[[], Tensor]) -> Run:

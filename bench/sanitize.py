@@ -15,14 +15,16 @@ SIZES = [(1, 1), (5, 7), (48, 48), (97, 128), (65, 130), (200, 200), (300, 257),
 for n, m in SIZES if DEVICE == "cuda" else SIZES[:7]:
     for grad in ("unroll", "implicit"):
         cost = torch.rand(3 if n < 300 else 1, n, m, device=DEVICE, requires_grad=True)
-        hf.sinkhorn(cost, 0.1, 3, grad=grad).sum().backward()
+        plan = hf.sinkhorn(cost, 0.1, 3, grad=grad)
+        plan.backward(torch.randn_like(plan))
 masked = torch.rand(2, 700, 700, device=DEVICE).masked_fill_(torch.eye(700, device=DEVICE, dtype=torch.bool), torch.inf)
 hf.sinkhorn(masked, 0.1, 2)
 for n, reduction in ((1, "mean"), (17, "none"), (70, "mean"), (200, "none")):
     query = torch.randn(n, 24, device=DEVICE, requires_grad=True)
     mask = torch.rand(n, n, device=DEVICE) < 0.1
     for weights in ("paper", "uniform"):
-        hf.style_nce(query, query.flip(0), n_iter=3, weights=weights, mask=mask, reduction=reduction).sum().backward()
+        loss = hf.style_nce(query, query.flip(0), n_iter=3, weights=weights, mask=mask, reduction=reduction)
+        loss.backward(torch.randn_like(loss))
 # (samples, tokens, rank, …): part of a tile, several samples a tile, the fused kernel, two separate products, and more
 # tiles than a GPU has multiprocessors, so that a persistent program takes several.
 for batch, tokens, rank, width, dtype in (
@@ -38,9 +40,10 @@ for batch, tokens, rank, width, dtype in (
         scale = torch.randn(5 if bank else batch, rank, device=DEVICE, requires_grad=True)
         index = torch.arange(batch, device=DEVICE) % 5 if bank else None
         u, vh = torch.randn(80, rank, device=DEVICE, dtype=dtype), torch.randn(rank, width, device=DEVICE, dtype=dtype)
-        hf.svd_linear(x, u, scale, vh, index=index).sum().backward()
+        dy = torch.randn(batch, tokens, 80, device=DEVICE, dtype=dtype)  # dense: the gradient of sum() has no strides
+        hf.svd_linear(x, u, scale, vh, index=index).backward(dy)
         if dtype == torch.bfloat16 and (DEVICE == "cpu" or torch.cuda.get_device_capability() >= (8, 9)):
-            hf.svd_linear(x, u, scale, vh, index=index, precision="fp8").sum().backward()
+            hf.svd_linear(x, u, scale, vh, index=index, precision="fp8").backward(dy)
 if DEVICE == "cuda":
     torch.cuda.synchronize()
 print("ran")

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 
 BOTH_MODES = ("forward", "forward+backward")
-GRAPH = ", CUDA graph"  # after a provider's name: it is replayed from a graph, without launches from Python
+# The gradients that a model needs -> the mode that measures the call that gives them
+NEEDS = {"none": "forward", "both": "backward", "x": "backward of x", "scale": "backward of scale"}
+TRAINING_MODES = ("training forward", "backward", "forward+backward")  # the first keeps what the second needs
 CPU_PROVIDERS = (
     "plain linear",
     "hystar_fast",
@@ -71,12 +73,11 @@ def cuda_cases() -> Iterator[Case]:
     qkv, square = Case(48, 257, 1024, 3072, 1024), Case(48, 257, 1024, 1024, 1024)
     for layer in (qkv, square):
         yield replace(layer, modes=("forward",), providers=FORWARD_PROVIDERS)
-        yield replace(layer, modes=("backward", "forward+backward"), providers=FULL_PROVIDERS)
+        yield replace(layer, modes=TRAINING_MODES, providers=FULL_PROVIDERS)
     for rank in (64, 128):
         yield replace(qkv, rank=rank, providers=SMALL_RANK_PROVIDERS)
     for rank in (1024, 64):
         providers = CORE_PROVIDERS if rank > 128 else SMALL_RANK_PROVIDERS
-        providers = *(name + GRAPH for name in providers), *providers
         yield replace(qkv, batch=1, rank=rank, modes=("forward",), providers=providers)
     yield replace(qkv, batch=8)
     yield replace(qkv, batch=8, rank=64, providers=SMALL_RANK_PROVIDERS)
@@ -95,4 +96,11 @@ def cuda_cases() -> Iterator[Case]:
     for tokens in (50, 577):
         yield replace(qkv, tokens=tokens)
     yield replace(qkv, dtype=torch.float16)
+    # kernels of their own: scales that are frozen, and the first trained layer, before which nothing needs a gradient
+    halves = [qkv, replace(qkv, tokens=50), *(replace(qkv, kind=kind) for kind in ("bank", "shared"))]
+    halves += [replace(qkv, rank=rank, batch=batch) for rank in (1024, 128, 64) for batch in (48, 1)][1:]
+    halves += [replace(qkv, batch=8)]
+    halves += [replace(qkv, dtype=dtype) for dtype in (torch.float16, torch.float32)]
+    for layer in halves:
+        yield replace(layer, modes=("backward of x", "backward of scale"), providers=("hystar_fast",))
     yield replace(qkv, dtype=torch.float32, providers=("plain linear", "two GEMMs", "hystar_fast"))

@@ -24,13 +24,28 @@ import report  # noqa: E402
 pytestmark = pytest.mark.xdist_group("bench")  # all tests here share one run of the benchmarks
 
 
+def stand_ins(folder: Path) -> Path:
+    """Make programs for those that need a GPU: a runner (test_gpu_runner.py has the real one) and two tools."""
+    programs = {
+        "runner": 'echo "RIGHT sinkhorn tile: 14 of 14 cases"',
+        "compute-sanitizer": 'shift 4; exec "$@"',  # --tool NAME --error-exitcode 9
+        "ncu": 'while [ "$1" != -c ]; do shift; done; shift 2; exec "$@"',
+    }
+    folder.mkdir(parents=True)
+    for name, script in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the GPU script at toy sizes without a GPU, and return its output folder."""
     out = tmp_path_factory.mktemp("rehearsal")
     # pytest-benchmark measures nothing under xdist, so the child must not see that it is under pytest
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment |= {"PYTHON": sys.executable, "SECONDS_IN_ALL": "1150"}
+    environment |= {"PYTHON": sys.executable, "SECONDS_IN_ALL": "1150", "CARRIED": str(stand_ins(out / "carried"))}
+    environment["PATH"] = f"{environment['CARRIED']}{os.pathsep}{environment['PATH']}"
     command = ["bash", "bench/gpu_session.sh", "--rehearse", str(out)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
@@ -52,14 +67,34 @@ def test_the_gpu_script_writes_results_tables_and_pictures(rehearsal: Path) -> N
     assert {name: code for name, code in ended.items() if code} == {}
     first_words = {" ".join(name.split()[:2]) for name in ended}
     stems = {path.stem.removeprefix("bench_") for path in (ROOT / "bench").glob("bench_*.py")}
-    assert first_words >= {
-        "info",
-        "collect tests",
-        "sanitizer cases",
-        "table 5",
-        "report",
-        *(f"bench {s}" for s in stems),
+    steps = {"warm", "runner", "memcheck", "racecheck", "first minute", "info", "measure", "ncu sinkhorn"}
+    steps |= {"collect tests", "sanitizer cases", "table 5", "report"}
+    assert first_words >= steps
+    assert {stem for name in ended if name.startswith("bench ") for stem in name.split()[1:]} >= stems
+    verdicts = (rehearsal / "table.txt").read_text().splitlines()
+    assert [line.split(":")[0].removeprefix("RIGHT ") for line in verdicts] == [
+        "sinkhorn tile",
+        "memcheck",
+        "racecheck",
+        "persistent",
+        "fp8",
+        "svd_linear",
+        "CUDA graphs",
+        "sinkhorn and style_nce in torch",
+    ]
+    assert re.search(r"^== stage A: \d+ s$", log, re.MULTILINE) and re.search(r"^== stage B: \d+ s$", log, re.MULTILINE)
+
+
+def test_measured_tiles_are_a_table_that_can_be_kept(rehearsal: Path) -> None:
+    tiles = json.loads((rehearsal / "rehearsal-tiles.json").read_text())
+    assert set(tiles) == {
+        f"{name}, B3" for name in ("forward", "backward", "fp8, first product", "fp8, second product")
     }
+    for entry in tiles.values():
+        assert {"rows", "rank", "shipped", "timings", "best", "tile", "flattened", "gain"} <= set(entry)
+        assert entry["gain"] >= 1 and entry["problems"] == {}
+        assert entry["best"] in {timing["what"] for timing in entry["timings"]}
+    assert {timing["what"] for timing in tiles["forward, B3"]["timings"]} >= {"torch.mm, without the rest"}
 
 
 def test_the_gpu_script_skips_steps_when_no_time_is_left(tmp_path: Path) -> None:
@@ -68,6 +103,13 @@ def test_the_gpu_script_skips_steps_when_no_time_is_left(tmp_path: Path) -> None
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "skipped, no time left" in done.stdout and "exit" not in done.stdout
+
+
+def test_without_a_gpu_the_script_says_so_and_ends(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    command = ["bash", "bench/gpu_session.sh", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "no CUDA device" in done.stdout and "device: exit 1" in done.stdout
 
 
 def test_every_row_is_complete_and_our_rows_are_accurate(results: Path) -> None:
@@ -179,6 +221,8 @@ rows += [
     ("model", f"{bench_model.backbone_name(False)} B{b}", "forward", provider)
     for b in bench_model.BATCHES for provider in bench_model.PROVIDERS
 ]
+import host_cases
+rows += [(op, case, mode, provider) for op, case, mode, provider, _ in host_cases.cases()]
 print(json.dumps(rows))
 """
 
@@ -188,7 +232,9 @@ def test_a_case_is_measured_for_every_goal_of_the_other_ops(device: str) -> None
     command, environment = [sys.executable, "-c", PLANNED], {**os.environ, "BENCH_PLAN": device}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     planned = {tuple(entry) for entry in json.loads(done.stdout)}
+    hosts = [goal for goal in goals.read(device) if goal.case.startswith("host time")]
     wanted = [goal for goal in goals.read(device) if goal.op != "svd_linear" and "training step" not in goal.case]
+    wanted += hosts
     assert len(wanted) > 3
     for goal in wanted:
         for provider in {goal.over, goal.under} - {None}:
@@ -202,7 +248,8 @@ def test_the_issued_share_is_the_time_of_the_counted_instructions_over_the_time_
 
 
 def test_an_inaccurate_row_of_ours_is_not_added_and_existing_rows_are_not_measured_again(tmp_path: Path) -> None:
-    for name in ("conftest.py", "goals.py", "goals.toml", "harness.py", "parity.py", "result_rows.py", "store.py"):
+    modules = ("conftest", "device_time", "goals", "harness", "parity", "result_rows", "store")
+    for name in (*(f"{module}.py" for module in modules), "goals.toml"):
         (tmp_path / name).write_text((ROOT / "bench" / name).read_text())
     (tmp_path / "store.py").write_text(
         (ROOT / "bench" / "store.py").read_text() + "\n\ndef kernels(op, device):\n    return 'abc', False\n"

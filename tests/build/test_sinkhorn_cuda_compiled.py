@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import ninja
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("80", "90a", "100", "120")
@@ -77,12 +80,20 @@ ptxas info    : Function properties for _Z6calledv
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[Resources]:
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the objects, in folders as the sources."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def kernels(objects: Path) -> list[Resources]:
     gencode = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
     command = ["nvcc", "-std=c++17", "-O3", "--threads=2", *gencode, f"-I{ROOT / 'csrc'}", "-Xptxas=-v", "-c"]
     found: list[Resources] = []
     for source in SOURCES:
-        files = [str(source), "-o", str(tmp_path_factory.mktemp("compiled") / f"{source.stem}.o")]
+        target = objects / f"{source.relative_to(ROOT / 'csrc')}.o"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        files = [str(source), "-o", str(target)]
         done = subprocess.run([*command, *files], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert "warning" not in done.stderr, done.stderr
@@ -123,3 +134,21 @@ def test_a_sweeping_block_fills_a_multiprocessor_and_no_more(kernels: list[Resou
         assert kernel.registers * 512 <= 65536 and kernel.stack == 0
         slots = (BLOCK_MEMORY[architecture] - kernel.shared) // (32 << 10)
         assert slots >= (BLOCK_MEMORY[architecture] >> 15 if teams == "16" else 2)
+
+
+@needs_nvcc
+def test_the_runner_of_a_gpu_session_links_with_these_objects(kernels: list[Resources], objects: Path) -> None:
+    """Without a GPU it says so; with one it is right."""
+    script = [sys.executable, str(ROOT / "bench/gpu_build.py"), str(objects)]
+    subprocess.run([*script, "--dry"], check=True)
+    make = [str(Path(ninja.BIN_DIR, "ninja")), "-C", str(objects)]
+    subprocess.run([*make, "runner.o", "device.o"], check=True, stdout=subprocess.DEVNULL)
+    listed = subprocess.run([*make, "-t", "commands", "runner"], check=True, capture_output=True, text=True)
+    link = listed.stdout.strip().splitlines()[-1]
+    assert all(f"{source.relative_to(ROOT / 'csrc')}.o" in link for source in SOURCES)
+    subprocess.run(link, shell=True, check=True, cwd=objects)
+    done = subprocess.run([objects / "runner", "toy"], capture_output=True, text=True)
+    if torch.cuda.is_available():
+        assert done.returncode == 0, done.stdout
+    else:
+        assert done.returncode == 3 and "no GPU: " in done.stderr

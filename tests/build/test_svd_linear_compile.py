@@ -11,6 +11,27 @@ import pytest
 
 from hystar_fast.kernels.tuning import SHARED_MEMORY
 
+# On sm_90, of both versions of Triton: instructions, shuffles, barriers, shared stores of 2 bytes. A step takes 4 MMAs;
+# the rest is mostly epilogue, during which no MMA runs. The 2-byte stores of fp8 should become 0.
+BUDGETS = {
+    "_svd_linear_gemm_kernel bf16 forward persistent pair of samples": (2760, 0, 32, 0),
+    "_svd_linear_gemm_kernel bf16 backward persistent pair of samples": (5900, 896, 144, 0),
+    "_svd_linear_fp8_kernel first pair": (4050, 0, 32, 128),
+    "_svd_linear_fp8_kernel second pair": (2210, 0, 24, 0),
+}
+
+
+def check_budget(label: str, opcodes: dict[str, int]) -> None:
+    """Assert that a kernel has no more instructions than its budget, and that its MMAs run without waits between."""
+
+    def count(*names: str) -> int:
+        return sum(number for opcode, number in opcodes.items() if opcode.startswith(names))
+
+    found = (sum(opcodes.values()) - count("NOP"), count("SHFL"), count("BAR"), count("STS.U16"))
+    assert all(number <= most for number, most in zip(found, BUDGETS[label], strict=True)), (label, found)
+    assert count("HGMMA", "QGMMA") == 4 and count("WARPGROUP.ARRIVE") == 1, f"{label}: serialised MMAs"
+    assert count("STL", "LDL") == 0 and count("UTMALDG") > 0, label
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -52,6 +73,19 @@ def test_compiles_without_spills(
     assert bool(persistent) == wide, persistent
     described = [row for row in gemms + fp8 + fused if row["descriptors"]]
     assert bool(described) == wide
+    listed = {row["kernel"]: row["opcodes"] for row in report["rows"] if row["opcodes"] is not None}
+    assert set(listed) == (set(BUDGETS) if architecture == 90 else set())
+    for label, opcodes in listed.items():
+        check_budget(label, opcodes)
     for row in described:
         assert row["tma"], f"no TMA: {row}"
         assert row["wgmma" if architecture == 90 else "tcgen05"], f"not on the tensor cores' own path: {row}"
+
+
+def test_a_kernel_over_its_budget_is_found() -> None:
+    label = "_svd_linear_fp8_kernel second pair"
+    within = {"FADD": 2000, "QGMMA.64x256x32": 4, "WARPGROUP.ARRIVE": 1, "UTMALDG.2D": 6, "NOP": 900}
+    check_budget(label, within)
+    for more in ({"FADD": 3000}, {"STS.U16": 1}, {"WARPGROUP.ARRIVE": 4}, {"LDL": 2}, {"SHFL.BFLY": 1}):
+        with pytest.raises(AssertionError):
+            check_budget(label, within | more)

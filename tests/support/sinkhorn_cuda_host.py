@@ -131,6 +131,7 @@ class Host:
 
     def __init__(self, folder: Path) -> None:
         self._library = build(folder, "sinkhorn")
+        self.path = self._library._name
 
     def choose(self, batch: int, n: int, m: int, gpu: Gpu) -> Choice:
         """Return the kernel that the extension would choose."""

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,6 +35,14 @@ from hystar_fast.kernels.svd_linear.launch import Modulation
 from hystar_fast.kernels.tuning import Gpu
 from hystar_fast.ops.svd_linear.fp8 import fp8_problem
 
+# The kernels of production whose instructions are counted on sm_90, by kind
+LISTED = {
+    "_svd_linear_gemm_kernel bf16 forward persistent pair of samples",
+    "_svd_linear_gemm_kernel bf16 backward persistent pair of samples",
+    "_svd_linear_fp8_kernel first pair",
+    "_svd_linear_fp8_kernel second pair",
+}
+OPCODE = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)")
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?!(?:@!?U?P\w+ )?NOP)")
 NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
@@ -198,11 +207,12 @@ def record_fp8(capability: tuple[int, int]) -> Iterator[Launch]:
 def compile_one(launch: Launch, count_instructions: bool) -> dict[str, Any]:
     """Compile a launch as Triton would specialise it for its arguments, and describe the code."""
     compiled = launch.function.warmup(**launch.arguments, grid=(1,))
+    listed = count_instructions or (launch.label in LISTED and compiled.metadata.target.arch == 90)
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder, "kernel.cubin")
         binary.write_bytes(compiled.asm["cubin"])
-        command = [str(tool), "-res-usage", *["-sass"] * count_instructions, str(binary)]
+        command = [str(tool), "-res-usage", *["-sass"] * listed, str(binary)]
         listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     resources = {name.lower(): int(number) for name, number in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", listing)}
     ptx = compiled.asm["ptx"]
@@ -216,6 +226,7 @@ def compile_one(launch: Launch, count_instructions: bool) -> dict[str, Any]:
         "descriptors": isinstance(launch.arguments.get("a"), TensorDescriptor),
         "persistent": launch.arguments.get("PERSISTENT", False),
         "fp8": fp8_product is not None,
+        "opcodes": Counter(OPCODE.findall(listing)) if listed else None,
         **resources,
         **{name: text in ptx for name, text in instructions.items()},
     }

@@ -175,7 +175,8 @@ class HostBlock {
     static constexpr bool CLUSTERED = false;
     explicit HostBlock(uint64_t seed, int blocks = 1)
         : fibers_(THREADS * blocks, THREADS, seed), all_(blocks, {THREADS}), warps_(WARPS * blocks, {32}),
-          lanes_(THREADS * blocks), facts_(THREADS * blocks) {}
+          pairs_(static_cast<size_t>(32) * THREADS * blocks, {2}), lanes_(THREADS * blocks), shuffles_(THREADS * blocks),
+          facts_(THREADS * blocks) {}
 
     int thread() const { return fibers_.current() % THREADS; }
     int lane() const { return thread() % 32; }
@@ -184,12 +185,20 @@ class HostBlock {
     void sync_warp() { fibers_.wait_at(warps_[fibers_.current() / 32]); }
     void sync() { fibers_.wait_at(all_[rank()]); }
 
+    // A shuffle orders no memory: a lane goes on as soon as its partner has come, whatever the others have written.
     float shuffle_xor(float value, int mask) {
-        const int me = fibers_.current();
-        lanes_[me] = value;
-        sync_warp();
-        const float other = lanes_[me - me % 32 + (me % 32 ^ mask)];
-        sync_warp();
+        const int me = fibers_.current(), partner = me - me % 32 + (me % 32 ^ mask);
+        Fibers::Barrier& pair = pairs_[static_cast<size_t>(32) * (me < partner ? me : partner) + mask];
+        ++shuffles_[me];
+        if (partner == me) return value;
+        if (pair.arrived == 0) {
+            lanes_[me] = value;
+            fibers_.wait_at(pair);
+            return lanes_[me];
+        }
+        const float other = lanes_[partner];  // the partner waits, and finds our value in place of its own
+        lanes_[partner] = value;
+        fibers_.wait_at(pair);
         return other;
     }
 
@@ -211,12 +220,20 @@ class HostBlock {
     template <class Kernel>
     void launch(Kernel kernel) {
         fibers_.run([&](int) { kernel(*this); });
+        check_shuffles();
     }
 
   protected:
+    // On a GPU all lanes of a warp take part in a shuffle.
+    void check_shuffles() {
+        for (size_t t = 0; t < shuffles_.size(); ++t)
+            if (shuffles_[t] != shuffles_[t / 32 * 32]) give_up("of a warp took part in different shuffles", 32);
+    }
+
     Fibers fibers_;
-    std::vector<Fibers::Barrier> all_, warps_;
+    std::vector<Fibers::Barrier> all_, warps_, pairs_;
     std::vector<float> lanes_;
+    std::vector<long long> shuffles_;
     std::vector<char> facts_;
 };
 
@@ -238,6 +255,7 @@ class HostCluster : public HostBlock<WARPS> {
     template <class Kernel>
     void launch(Kernel kernel) {
         this->fibers_.run([&](int) { kernel(*this); });
+        this->check_shuffles();
     }
     float* remote(float* here, int rank) {
         const auto offset = static_cast<size_t>(reinterpret_cast<char*>(here) - memory_ - this->rank() * size_);
@@ -283,6 +301,7 @@ class HostGrid : public HostBlock<WARPS> {
     void launch(Kernel kernel) {
         for (auto& groups : copies_) groups.assign(1, {});
         this->fibers_.run([&](int) { kernel(*this); });
+        this->check_shuffles();
     }
 
   private:

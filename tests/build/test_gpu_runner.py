@@ -1,0 +1,88 @@
+"""The runner of a GPU session (bench/gpu_runner) on the CPU: its references, and that it finds every kind of fault."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+
+import gpu_build
+
+from tests.support.sinkhorn_cuda_host import ROOT, Host, build
+
+GROUPS = ["sinkhorn cluster", "sinkhorn gradient", "sinkhorn off chip", "sinkhorn tile", "style_nce"]
+ONE_CASE = "tile 64, 2 of 64x50"
+
+
+@pytest.fixture(scope="module")
+def runner(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Link the runner with the emulated kernels."""
+    folder = tmp_path_factory.mktemp("runner")
+    build(folder, "style_nce")
+    emulation, sources = ROOT / "tests/support/cuda_host", ROOT / "bench/gpu_runner"
+    command = ["g++", "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-pthread"]
+    command += [f"-I{path}" for path in (ROOT / "csrc", emulation, sources)]
+    command += [
+        str(sources / "runner.cpp"),
+        str(emulation / "device.cpp"),
+        host.path,
+        str(folder / "style_nce_host.so"),
+    ]
+    done = subprocess.run([*command, "-o", str(folder / "runner")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder / "runner"
+
+
+def run(runner: Path, *arguments: str, fault: str = "") -> tuple[int, str]:
+    environment = {**os.environ, "HYSTAR_RUNNER_FAULT": fault}
+    done = subprocess.run([runner, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_every_kernel_is_right_at_toy_sizes_and_each_group_has_a_line(runner: Path) -> None:
+    code, output = run(runner, "toy")
+    assert code == 0, output
+    assert [line.split(":")[0] for line in output.splitlines() if line.startswith("RIGHT")] == [
+        f"RIGHT {group}" for group in GROUPS
+    ]
+    counted = sum(int(count) for count in re.findall(r"^RIGHT .*: (\d+) of \1 cases", output, re.MULTILINE))
+    assert counted == output.count("\nok ") > 40
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("", ""),
+        ("row", "a row of the plan has an error of"),
+        ("unwritten", "a row of the plan has an error of inf"),
+        ("outside", "wrote outside an array"),
+        ("input", "changed an input"),
+        ("bits", "run 2 differs from the first"),
+    ],
+)
+def test_a_fault_is_found_and_named(runner: Path, fault: str, message: str) -> None:
+    code, output = run(runner, "toy", ONE_CASE, fault=fault)
+    assert code == (fault != "") and message in output
+    assert output.splitlines()[-1].startswith("WRONG sinkhorn tile: 0 of 1" if fault else "RIGHT sinkhorn tile: 1 of 1")
+
+
+def test_an_unknown_scale_is_an_error(runner: Path) -> None:
+    code, output = run(runner, "small")
+    assert code == 2 and "toy|production|all" in output
+
+
+def test_what_is_carried_is_checked_against_the_sources(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "bench/gpu_build.py"), str(tmp_path), "--check"]
+    assert subprocess.run(command).returncode == 1
+    setup = gpu_build.load_setup()
+    digest = setup.source_digest(setup.CSRC) + setup.source_digest(gpu_build.RUNNER)
+    (tmp_path / "sources.txt").write_text(digest)
+    assert subprocess.run(command).returncode == 0
+    (tmp_path / "sources.txt").write_text(digest[:-1])
+    assert subprocess.run(command).returncode == 1
