@@ -150,11 +150,11 @@ def export(weights: Weights, path: Path) -> None:
 def pretrain(
     cache: Annotated[Path, typer.Option(help="Folder for the downloads and the rendered drawings.")],
     output: Annotated[Path, typer.Option(help="Folder for the weights, tokenizer, log and checkpoint.")],
-    steps: Annotated[int, typer.Option(help="Fewer than before on a resumed run: the rate decays from here.")] = 12000,
+    steps: Annotated[int, typer.Option(help="Fewer than before on a resumed run: the rate decays from here.")] = 10500,
     batch: Annotated[int, typer.Option(help="Concepts a step, two views each.")] = 192,
     lr: float = 1e-3,
     layers: Annotated[int, typer.Option(help="Blocks of the image tower.")] = 8,
-    patch_dropout: Annotated[float, typer.Option(help="Share of patches dropped until the last tenth.")] = 0.6,
+    patch_dropout: Annotated[float, typer.Option(help="Share of patches dropped until the last tenth.")] = 0.65,
     seed: int = 0,
     device: str = "cpu",
     checkpoint_minutes: float = 3.0,

@@ -178,7 +178,8 @@ def _add_emoji(collected: _Collected, cache: Path) -> None:
         drawn = {concept.id for split in ("val", "test") for concept in data.concepts(split, (style,))}
         collected.held_out_images += [np.asarray(data.image(style, concept_id)) for concept_id in drawn]
     everyone = {concept.id: concept for concept in data.concepts("all")}
-    by_name = {"".join(name_words(concept.name)): concept for concept in everyone.values()}  # fxemoji has no spaces
+    names = Counter(_joined(concept.name) for concept in everyone.values())
+    by_name = {name: c for c in everyone.values() if names[name := _joined(c.name)] == 1}
 
     def add(family: str, concept: Concept, image: np.ndarray) -> None:
         if concept.id in train:
@@ -188,7 +189,7 @@ def _add_emoji(collected: _Collected, cache: Path) -> None:
 
     for name, (version, _) in tqdm(EMOJI_FAMILIES.items(), desc="emoji families"):
         for icon, body, width, height in icons_of(fetch_family(name, version, cache)):
-            shown = by_name.get("".join(name_words(icon)))
+            shown = by_name.get(_joined(icon))
             if shown is not None and (image := render(body, width, height, TILE)) is not None:
                 add(name, shown, image)
     characters = {chr(int(key, 16)): concept for key, concept in everyone.items() if "-" not in key}
@@ -218,6 +219,11 @@ def _add_clipart(collected: _Collected, cache: Path) -> None:
         caption = " ".join(dict.fromkeys((*words, *name_words(keywords)))) if not drawing.title else " ".join(words)
         key = collected.key(words) if drawing.title else f"{ICON}openclipart {drawing.path}"
         collected.add(key, CLIPART, caption, drawing.image)
+
+
+def _joined(name: str) -> str:
+    """Return the letters and digits of a name: the names of fxemoji have no spaces."""
+    return "".join(_WORD.findall(name.lower()))
 
 
 def _wrong_size(family: str, icon: str) -> bool:

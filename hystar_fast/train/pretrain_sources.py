@@ -151,18 +151,21 @@ def _first(pattern: str, text: str) -> str:
 
 def _render_all(svgs: list[str]) -> Iterator[np.ndarray | None]:
     """Render in another process, which ends when a drawing takes too long."""
-    context = multiprocessing.get_context("spawn")
-    pool = context.Pool(1)
+    pool = None
     try:
         for svg in tqdm(svgs, desc="openclipart", mininterval=5):
+            if pool is None:
+                pool = multiprocessing.get_context("spawn").Pool(1)
+                pool.apply(render_svg, ("<svg/>", TILE))  # the time limit is for rendering, not for imports
             try:
                 yield pool.apply_async(render_svg, (svg, TILE)).get(LONGEST_RENDERING)
             except multiprocessing.TimeoutError:
                 pool.terminate()
-                pool = context.Pool(1)
+                pool = None
                 yield None
     finally:
-        pool.terminate()
+        if pool is not None:
+            pool.terminate()
 
 
 def read_font(font: bytes, texts: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
