@@ -112,6 +112,17 @@ def test_views_keep_their_range_and_differ() -> None:
     assert (moved > 0.02).float().mean() > 0.9
 
 
+def test_a_step_stays_on_the_device_of_its_data() -> None:
+    """Tensors made without a device would be on "meta" here and meet those of the data, as they would with CUDA."""
+    model, tokenizer = create_tiny()
+    images, tokens = EmojiStyles().images("noto", EmojiStyles().concepts("train")[:64]), tokenizer(["a", "b c"] * 16)
+    with torch.device("meta"):
+        views = make_views(images)
+        losses = compute_losses(dict(model.named_parameters()), views, tokens, choose_patches(views, 8, 0.65))
+        sum(losses).backward()  # type: ignore[union-attr]
+    assert all(tensor.device.type == "cpu" for tensor in (views, *losses, model.visual.proj.grad))
+
+
 def test_a_blank_page_gets_no_lines() -> None:
     torch.manual_seed(0)
     names = ("_line_art", "_ink", "_pencil", "_halftone", "_thicken", "_thin", "_clutter")
