@@ -85,12 +85,18 @@ def load_icons(root: str | Path, split: str = "test", gallery_style: str | None 
 
 def render(body: str, width: float, height: float, side: int) -> np.ndarray | None:
     """Render an icon on white, with black for currentColor, as uint8 [side, side, 3]; None if that fails."""
+    namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    black = body.replace("currentColor", "#000")
+    return render_svg(f'<svg {namespaces} viewBox="0 0 {width} {height}">{black}</svg>', side)
+
+
+def render_svg(svg: str, side: int) -> np.ndarray | None:
+    """Render a whole SVG on white, centred in a square, as uint8 [side, side, 3]; None if that fails."""
     import resvg_py
 
-    namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    svg = f'<svg {namespaces} viewBox="0 0 {width} {height}">{body.replace("currentColor", "#000")}</svg>'
     try:
-        png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, background="white"))
+        # Sizes in points or inches need a resolution.
+        png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, background="white", dpi=96))
     except (ValueError, RuntimeError):
         return None
     picture = Image.open(io.BytesIO(png)).convert("RGB")

@@ -1,6 +1,7 @@
 """The tiny backbone: a CLIP of 64-pixel drawings, small enough to ship and to adapt in minutes on a laptop.
 
-It is an ordinary `open_clip.CLIP` (ViT of width 192, 6 blocks, patch 8; a 2-layer text tower). Its weights, tokenizer
+It is an ordinary `open_clip.CLIP` (ViT of width 192, patch 8, as many blocks as its weights have, 6 in the shipped
+ones; a 2-layer text tower). Its weights, tokenizer
 and card are in ``hystar_fast/models/assets``; the recipe is ``python -m hystar_fast.train.pretrain``.
 """
 
@@ -22,6 +23,7 @@ from hystar_fast.data.images import Normalise, ResizeTo
 IMAGE_SIZE = 64
 CONTEXT_LENGTH = 16
 VOCABULARY = 4096
+LAYERS = 6
 PACKAGED = "packaged"
 RESIZE = ResizeTo((IMAGE_SIZE, IMAGE_SIZE), "crop", "bilinear")
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -69,17 +71,23 @@ def create_tiny(
     Raises:
         ValueError: `pretrained` names no file.
     """
-    model = open_clip.CLIP(
-        embed_dim=192,
-        vision_cfg={"image_size": IMAGE_SIZE, "layers": 6, "width": 192, "head_width": 32, "patch_size": 8},
-        text_cfg={"context_length": CONTEXT_LENGTH, "vocab_size": VOCABULARY, "width": 192, "heads": 6, "layers": 2},
-    )
-    if pretrained is not None:
-        path = _asset("tiny.safetensors") if pretrained == PACKAGED else Path(pretrained)
-        if not path.is_file():
-            raise ValueError(f"pretrained must be {PACKAGED!r}, None or a safetensors file, got {str(pretrained)!r}")
-        try:
-            model.load_state_dict({name: value.float() for name, value in load_file(path).items()})
-        except (SafetensorError, RuntimeError) as error:
-            raise ValueError(f"pretrained must hold the tiny backbone, got {str(path)!r}: {error}") from error
-    return model.eval(), tokenizer or TinyTokenizer()
+    if pretrained is None:
+        return build_tiny(LAYERS), tokenizer or TinyTokenizer()
+    path = _asset("tiny.safetensors") if pretrained == PACKAGED else Path(pretrained)
+    if not path.is_file():
+        raise ValueError(f"pretrained must be {PACKAGED!r}, None or a safetensors file, got {str(pretrained)!r}")
+    try:
+        weights = {name: value.float() for name, value in load_file(path).items()}
+        blocks = {name.split(".")[3] for name in weights if name.startswith("visual.transformer.resblocks.")}
+        model = build_tiny(len(blocks))
+        model.load_state_dict(weights)
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"pretrained must hold the tiny backbone, got {str(path)!r}: {error}") from error
+    return model, tokenizer or TinyTokenizer()
+
+
+def build_tiny(layers: int) -> open_clip.CLIP:
+    """Build the model with random weights and `layers` blocks in its image tower, in eval mode."""
+    vision = {"image_size": IMAGE_SIZE, "layers": layers, "width": 192, "head_width": 32, "patch_size": 8}
+    text = {"context_length": CONTEXT_LENGTH, "vocab_size": VOCABULARY, "width": 192, "heads": 6, "layers": 2}
+    return open_clip.CLIP(embed_dim=192, vision_cfg=vision, text_cfg=text).eval()
