@@ -136,10 +136,10 @@ def sinkhorn(toy: bool) -> Iterator[Measurement]:
 
 
 def style_nce(toy: bool) -> Iterator[Measurement]:
-    for n, provider in bench_style_nce.CASES:
+    for n, dtype, provider in bench_style_nce.CASES:
         case = f"N{n} D{bench_style_nce.DIMENSION}"
-        if has_goal("style_nce", case, "float32", "forward+backward") and "compile" not in provider:
-            yield lambda record, a=(n, provider): bench_style_nce.bench_style_nce(record, toy, *a)
+        if has_goal("style_nce", case, str(dtype)[6:], "forward+backward") and "compile" not in provider:
+            yield lambda record, a=(n, dtype, provider): bench_style_nce.bench_style_nce(record, toy, *a)
 
 
 def host_times(toy: bool) -> Iterator[Measurement]:

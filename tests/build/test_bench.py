@@ -216,7 +216,7 @@ rows += [
     for b, n, grad, provider in bench_sinkhorn.GRADIENTS
 ]
 size = f"D{bench_style_nce.DIMENSION}"
-rows += [("style_nce", f"N{n} {size}", "forward+backward", provider) for n, provider in bench_style_nce.CASES]
+rows += [("style_nce", f"N{n} {size}", "forward+backward", provider) for n, _, provider in bench_style_nce.CASES]
 rows += [
     ("model", f"{bench_model.backbone_name(False)} B{b}", "forward", provider)
     for b in bench_model.BATCHES for provider in bench_model.PROVIDERS
