@@ -1,7 +1,8 @@
-"""Launches of a compiled Triton kernel that repeat one call with other pointers: 3 µs, where Triton's own takes 50.
+"""Launches of a compiled Triton kernel that repeat one call with other pointers.
 
 Triton binds, specialises and unpacks every argument of every call. For tensors of the same shapes, strides and dtypes
-nothing of that changes but the addresses. `recorded` collects the launches of a call in this form.
+nothing of that changes but the addresses. `recorded` collects the launches of a call in this form. Triton's hooks for
+launches (`triton.knobs.runtime.launch_enter_hook`) do not see repeated ones.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 _SLOT = 128  # bytes kept for an argument: the size of a tensor map, which must begin at a multiple of 64
-_MAPS = 256  # tensor maps that are kept for one argument
+_MAPS = 128  # tensor maps that are kept for one argument
 _INTEGERS = {"i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8}
 _PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.([a-z]+)(\d+)[^,\[]*?\w+(?:\[(\d+)\])?\s*(?:,|$)")
 _INVALID_CONTEXT = 201
@@ -47,6 +49,7 @@ class Prepared:
                 tensor map, is its tensor or its descriptor.
         """
         self._driver = ctypes.CDLL("libcuda.so.1")
+        self._compiled = compiled  # when it is collected, its code is unloaded
         memory = ctypes.create_string_buffer(_SLOT * (len(arguments) + 1))
         start = ctypes.addressof(memory) + -ctypes.addressof(memory) % _SLOT
         self._keep = memory
@@ -93,7 +96,9 @@ class _Pointer:
         self.pointer = 0
 
     def set(self, pointer: int) -> None:
-        self._word.value = self.pointer = pointer
+        self.pointer = 0  # an interrupt between two lines must not leave a wrong one
+        self._word.value = pointer
+        self.pointer = pointer
 
 
 class _TensorMap:
@@ -121,6 +126,7 @@ class _TensorMap:
         self.pointer = 0
 
     def set(self, pointer: int) -> None:
+        self.pointer = 0
         found = self._known.get(pointer)
         if found is None:
             memory = ctypes.create_string_buffer(2 * _SLOT)
@@ -129,7 +135,7 @@ class _TensorMap:
             if error:
                 raise RuntimeError(f"a tensor map could not be encoded: CUDA error {error}")
             if len(self._known) >= _MAPS:
-                self._known.clear()
+                del self._known[next(iter(self._known))]
             self._known[pointer] = found = ctypes.string_at(found, _SLOT)
         ctypes.memmove(self._address, found, _SLOT)
         self.pointer = pointer
@@ -186,6 +192,7 @@ def _flat(signature: Sequence[Any], values: Sequence[Any]) -> Iterator[tuple[str
             yield kind, value
 
 
+@lru_cache(256)
 def _parameter_sizes(ptx: str) -> list[int]:
     """Return the bytes of each parameter of the kernel."""
     entry = re.search(r"\.entry\s+\w+\((.*?)\)", ptx, re.DOTALL)

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
+#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -103,6 +104,7 @@ void run_on_threads(int wanted, const Body& body) {
                 run(rank, size);
             });
     } catch (const std::system_error&) {  // no more threads: those that started share the work
+    } catch (const std::bad_alloc&) {     // nor memory for one
     }
     const int size = static_cast<int>(threads.size()) + 1;
     granted.store(size, std::memory_order_release);

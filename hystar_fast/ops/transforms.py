@@ -40,8 +40,9 @@ _PLAIN = frozenset({Tensor, torch.nn.Parameter, NoneType, bool, int, float, str}
 def eager_op(op: Callable[..., Any], cpu: Callable[..., Any], cuda: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that calls an op without its registered derivative, and its implementation without the op.
 
-    Torch's dispatcher takes 10 µs a call. Compiled and exported programs keep the op with its derivative; a dispatch
-    mode (as FlopCounterMode), the profiler and subclasses of Tensor see the op.
+    The dispatcher of torch takes microseconds a call. Compiled, exported and traced programs keep the op. So do calls
+    that something watches (dispatch and function modes, as FlopCounterMode; the profiler), calls under torch.func, and
+    tensors that are no plain memory: subclasses, and those whose sign or zeros the dispatcher would resolve.
     """
     implementations = {"cpu": cpu, "cuda": cuda}
 
@@ -50,12 +51,37 @@ def eager_op(op: Callable[..., Any], cpu: Callable[..., Any], cuda: Callable[...
             return op(*arguments)
         with torch._C._AutoDispatchBelowAutograd():
             direct = implementations.get(arguments[0].device.type)
-            seen = torch._C._len_torch_dispatch_stack() or torch._C._autograd._profiler_enabled()
-            if direct is None or seen or not _PLAIN.issuperset(map(type, arguments)):
+            if direct is None or _is_watched() or not _are_plain(arguments):
                 return op(*arguments)
             return direct(*arguments)
 
     return call
+
+
+def _is_watched() -> bool:
+    """Return whether something sees, records or transforms the ops of this thread."""
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._autograd._profiler_enabled()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch()
+    )
+
+
+def _are_plain(arguments: tuple[Any, ...]) -> bool:
+    """Return whether every tensor is a plain one, whose memory holds its values."""
+    if not _PLAIN.issuperset(map(type, arguments)):
+        return False
+    for argument in arguments:
+        if isinstance(argument, Tensor) and (
+            argument.is_neg()
+            or argument._is_zerotensor()
+            or torch._C._functorch.is_legacy_batchedtensor(argument)  # of is_grads_batched
+        ):
+            return False
+    return True
 
 
 def first_order(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

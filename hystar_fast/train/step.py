@@ -5,7 +5,7 @@ computes the loss of all embeddings and ∂L/∂e_i, and then runs every chunk o
 of ∂L/∂e_i. With chunks, the first pass keeps no graph and the second pass builds it again: memory is that of one chunk,
 compute that of one more forward, and loss, negatives and gradients are those of the whole batch (gradient cache: Gao et
 al. 2021, Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup). With several processes, each does
-this for its part of the pairs, and the loss takes the embeddings of all (`World.gather`).
+this for its part of the pairs, and the loss is that of all pairs.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def _loss(criterion: PairLoss, embedded: Tensor, texts: Tensor | None, inputs: I
     if len(kept) < 2:
         raise ValueError(f"a batch must have 2 pairs with readable pictures, got {len(kept)} of {len(usable)}")
     mask = None if inputs.same is None else inputs.same.to(query.device)[kept][:, kept]
-    if isinstance(criterion, StyleNCELoss) and world.size > 1 and bool(usable.view(world.size, -1).any(1).all()):
+    if type(criterion) is StyleNCELoss and world.size > 1 and bool(usable.view(world.size, -1).any(1).all()):
         share = world.share(len(usable))
         rows = (kept >= share.start) & (kept < share.stop)
         return criterion(query[own], target[own], None if mask is None else mask[rows], group=world.group)

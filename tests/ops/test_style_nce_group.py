@@ -89,15 +89,38 @@ def refuse(rank: int, world: int) -> None:
     narrow = (query[:5, : 12 - rank], target[:5, : 12 - rank])
     cases = [
         (narrow, {}, r"features of query and target must be the same .*12, 11"),
-        (own, {"mask": empty if rank else None}, r"mask \(given by all or by none\) must"),
+        (own, {"mask": empty if rank else None}, r"mask, given or not, must"),
         ((own[0], own[1].double() if rank else own[1]), {}, "dtype of target must be the same"),
-        (own, {"mask": empty[:, :5]}, r"mask must have shape \[N_p, N\] = \[5, 10\]"),
+        (own, {"mask": empty[:, :5]}, r"mask must have shape \[N_p, N\] with N = 10"),
+        (own, {"mask": empty[:, : 10 - rank]}, r"mask must have shape \[N_p, N\] with N = 10"),
+        (own, {"n_iter": 5 + rank}, "options must be the same"),
+        (own, {"reduction": ("mean", "none")[rank]}, "options must be the same"),
+        ((own[0].clone().requires_grad_(rank == 1), own[1]), {}, "requires_grad of query or target must be the same"),
+        (own, {"temperature": 0.07 - rank}, "temperature must be positive" if rank else "an error on process 1"),
+        ((own[0], own[1][: 5 - rank]), {}, "target must have the shape" if rank else "an error on process 1"),
     ]
     for arguments, options, message in cases:
         with pytest.raises(ValueError, match=message):
             hf.style_nce(*arguments, **options, group=dist.group.WORLD)
     with pytest.raises(TypeError, match=r"group must be a torch\.distributed\.ProcessGroup or None, got str"):
         hf.style_nce(*own, group="all")  # type: ignore[arg-type]
+
+
+def without_gradients(rank: int, world: int) -> None:
+    """Inference, and a mask that changes before the backward."""
+    rows = slice(0, 9) if rank == 0 else slice(9, N)
+    query, target = batch(torch.float64)
+    for limit in (0, 1 << 29):
+        stream.MAX_MATRIX_BYTES = limit
+        with torch.inference_mode():
+            alone = hf.style_nce(query, target, n_iter=5)
+            torch.testing.assert_close(hf.style_nce(query[rows], target[rows], n_iter=5, group=dist.group.WORLD), alone)
+    stream.MAX_MATRIX_BYTES = 0
+    mask, own = same_class(N, 5)[rows].clone(), query[rows].clone().requires_grad_()
+    loss = hf.style_nce(own, target[rows], mask=mask, n_iter=5, group=dist.group.WORLD)
+    mask.logical_not_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def measure(rank: int, world: int) -> None:
@@ -123,6 +146,7 @@ def measure(rank: int, world: int) -> None:
 
 def two(rank: int) -> None:
     refuse(rank, 2)
+    without_gradients(rank, 2)
     compare(rank, 2)
     measure(rank, 2)
 

@@ -13,6 +13,7 @@ from hystar_fast.ops.style_nce import stream, style_nce
 from hystar_fast.ref.style_nce import WEIGHTS
 from hystar_fast.ref.style_nce import style_nce as reference
 from tests.support.style_nce_parity import assert_parity, make_pair, run, same_class
+from tests.support.tolerance import relative_error
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +69,20 @@ def test_a_mask_without_a_plan_drops_the_columns() -> None:
     """Rows left with negatives, but a class of more than half: decided by a flow, not by an empty row."""
     labels = torch.tensor([0] * 6 + [1, 2, 3, 4])
     assert_parity(*make_pair(10, 8, torch.float64), mask=labels[:, None] == labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_of_nearly_equal_targets_in_a_half_type(dtype: torch.dtype) -> None:
+    """Their parts cancel, so that a rounded weight would leave more than the gradient itself."""
+    torch.manual_seed(0)
+    centre = torch.randn(16)
+    query, target = ((centre + 0.03 * torch.randn(60, 16)).to(dtype) for _ in range(2))
+    wide = [x.double().requires_grad_() for x in (query, target)]
+    truth = torch.autograd.grad(reference(*wide), wide)
+    inputs = [x.requires_grad_() for x in (query, target)]
+    found = torch.autograd.grad(style_nce(*inputs), inputs)
+    for mine, other in zip(found, truth, strict=True):
+        assert relative_error(mine, other) < 4 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("options", [{"lam": 0.2}, {"epsilon": 0.01}, {"temperature": 0.01}, {"n_iter": 1}])

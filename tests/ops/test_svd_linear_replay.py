@@ -65,7 +65,11 @@ def test_threads_share_kept_calls(found: dict[str, Any]) -> None:
     assert found["threads"] == {"launches": 600, "pairs": 2, "mixed": 0, "without context": 2}
 
 
+def test_a_result_can_be_changed_in_place(found: dict[str, Any]) -> None:
+    assert found["view"] is False
+
+
 def test_host_calls_of_a_repeated_call(found: dict[str, Any]) -> None:
     """Python and C functions that run before the GPU has its work. A forward ran 385 before calls were kept."""
     counts = {name.split()[-1]: count for name, count in found["host calls"].items()}
-    assert counts["forward"] <= 95 and counts["training"] <= 180 and counts["fp8"] <= 205, counts
+    assert counts["forward"] <= 140 and counts["training"] <= 220 and counts["fp8"] <= 205, counts

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.export import Dim, export
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from hystar_fast import FastSVDLinear, sinkhorn, style_nce, svd_linear
 
@@ -140,3 +144,55 @@ def test_second_derivatives_are_refused_or_right(case: tuple[Callable[[Tensor], 
     with pytest.raises(RuntimeError, match="create_graph must be False"):
         torch.autograd.functional.hessian(lambda z: function(z).sum(), point)
     assert torch.func.hessian(lambda z: function(z).square().sum())(point).abs().sum() > 1e-6
+
+
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "svd_linear": lambda x: svd_linear(x, torch.eye(4), torch.arange(1.0, 5), torch.eye(4)),
+    "sinkhorn": lambda x: sinkhorn(x, 0.5, 20, grad="none"),
+    "style_nce": lambda x: style_nce(x, x.flip(1), reduction="none"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_traced_programs_compute(name: str) -> None:
+    """torch.jit.trace and make_fx keep the op, and not what it computed for the example."""
+    function, first, second = LOSSES[name], torch.rand(6, 4), torch.rand(6, 4)
+    expected = function(second)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torch.jit.trace is deprecated
+        torch.testing.assert_close(torch.jit.trace(function, first, check_trace=False)(second), expected)
+    torch.testing.assert_close(make_fx(function, pre_dispatch=True)(first)(second), expected)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_lazy_sign_is_resolved(name: str) -> None:
+    """The imaginary part of a conjugate is memory of the other sign, which only the dispatcher knows."""
+    values = torch.complex(torch.rand(6, 4), torch.rand(6, 4))
+    lazy = values.conj().imag
+    assert lazy.is_neg()
+    torch.testing.assert_close(LOSSES[name](lazy), LOSSES[name](lazy.clone().resolve_neg()))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_modes_see_the_op(name: str) -> None:
+    seen: list[str] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        LOSSES[name](torch.rand(6, 4))
+    assert any(name in one for one in seen), seen
+
+
+def test_batched_gradients() -> None:
+    """is_grads_batched runs the backward of svd_linear and style_nce under vmap."""
+    x = torch.rand(6, 4, requires_grad=True)
+    for name in ("svd_linear", "style_nce"):
+        y = LOSSES[name](x)
+        upstream = torch.rand(3, *y.shape)
+        (batched,) = torch.autograd.grad(y, x, upstream, is_grads_batched=True, retain_graph=True)
+        single = [torch.autograd.grad(y, x, one, retain_graph=True)[0] for one in upstream]
+        torch.testing.assert_close(batched, torch.stack(single))

@@ -153,6 +153,15 @@ def thread_without_context() -> int:
     return len(launches())
 
 
+def result_is_a_view() -> bool:
+    """Return whether y of a training call, new or repeated, cannot be changed in place."""
+    x, *rest = tensors(8, 1024, "sample", torch.bfloat16)[:5]
+    results = [hf.svd_linear(x.requires_grad_(), *rest) for _ in range(2)]
+    for y in results:
+        y.mul_(2)
+    return any(y._is_view() for y in results)
+
+
 def host_calls(call: Callable[[], object]) -> int:
     """Return the number of Python and C functions that a repeated call runs."""
     call()
@@ -182,7 +191,9 @@ def main() -> None:
     measured = {name: host_calls(calls[name]) for name in counted}
     found = {name: compared(call) for name, call in calls.items()}
     threads = two_threads() | {"without context": thread_without_context()}
-    print(json.dumps({"cases": found, "threads": threads, "host calls": measured}), flush=True)
+    print(
+        json.dumps({"cases": found, "threads": threads, "host calls": measured, "view": result_is_a_view()}), flush=True
+    )
     os._exit(0)  # torch's threads do not end on the stub
 
 

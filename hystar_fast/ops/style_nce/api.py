@@ -14,7 +14,7 @@ from hystar_fast.ops.native import cuda_ready, extension_problem, instruction_se
 from hystar_fast.ops.status import OpStatus
 from hystar_fast.ops.style_nce import cpu, cuda, stream
 from hystar_fast.ops.style_nce import torch as plain
-from hystar_fast.ops.style_nce.checks import check_inputs, check_options
+from hystar_fast.ops.style_nce.checks import check_inputs, check_options, is_group
 from hystar_fast.ops.transforms import check_not_batched, eager_op, first_order, is_transformed
 from hystar_fast.ref.style_nce import style_nce as reference
 
@@ -179,7 +179,8 @@ def style_nce(
             ``[N_p, D]`` and mask ``[N_p, N]``, in the order of the ranks. The result is that of one process with all
             rows: the mean over all, equal on every process, or the losses of the own rows. The gradients of the own
             rows are complete, so *sum* the gradients of parameters over the processes (DistributedDataParallel
-            averages them: multiply the loss by the number of processes). All processes must call with the same options.
+            averages them: multiply the loss by the number of processes). All processes must call with the same options,
+            and all must go backward if one does. Such a call waits for the device.
 
     Returns:
         The mean loss, or the loss of every row ``[N]``: float64 if an input is float64, else float32.
@@ -199,8 +200,9 @@ def style_nce(
         backward of Sinkhorn needs. On the CPU a small batch is one call of C++ in each direction. With detached
         weights, a batch of more than 11,585 (8,192 in float64) has no N x N matrix: every iteration computes the rows
         again, with N^2 D multiply-adds; float16 and bfloat16 stay in their type there. With a group, such a batch is
-        never gathered: targets travel in a ring, work and memory of a process fall with the number of processes, and
-        an iteration computes the rows twice. A smaller batch is gathered, and computed by every process.
+        not gathered (only its mask is, by one process, if it may leave no plan): targets travel in a ring, work and
+        memory of a process fall with the number of processes, and an iteration computes the rows twice. A smaller
+        batch is gathered, and computed by every process.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
@@ -219,8 +221,15 @@ def style_nce(
         >>> torch.allclose(style_nce(query, target, weights="uniform", gamma=7.0), infonce)
         True
     """
-    check_inputs(query, target, mask, group)
-    check_options(temperature, gamma, lam, epsilon, n_iter, weights, plan_grad, reduction)
+    try:
+        check_inputs(query, target, mask, group)
+        check_options(temperature, gamma, lam, epsilon, n_iter, weights, plan_grad, reduction)
+    except (TypeError, ValueError):
+        if group is not None and is_group(group):  # the other processes wait for this one
+            from hystar_fast.ops.style_nce.group import announce_failure
+
+            announce_failure(group)
+        raise
     n_iter = int(n_iter)
     strength = None if isinstance(gamma, str) else float(gamma)
     if group is not None:

@@ -16,12 +16,17 @@ PLAN_GRADS = ("none", "unroll", "implicit")
 REDUCTIONS = ("mean", "none")
 
 
+def is_group(group: object) -> bool:
+    """Return whether this is a group of processes."""
+    return dist.is_available() and isinstance(group, dist.ProcessGroup)
+
+
 def check_inputs(query: Tensor, target: Tensor, mask: Tensor | None, group: object) -> None:
     """Raise TypeError or ValueError if a tensor has a wrong type, dtype, shape or device, or the group a wrong type.
 
     With a group, the columns of the mask are checked where the number of all rows is known.
     """
-    if group is not None and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+    if group is not None and not is_group(group):
         raise TypeError(f"group must be a torch.distributed.ProcessGroup or None, got {type(group).__name__}")
     for name, tensor in (("query", query), ("target", target)):
         check_floating(name, tensor)
@@ -39,6 +44,8 @@ def check_inputs(query: Tensor, target: Tensor, mask: Tensor | None, group: obje
         raise TypeError(f"mask must have dtype torch.bool (True: not a negative), got {mask.dtype}")
     check_dense("mask", mask)
     n = query.shape[0]
+    if group is not None and (mask.dim() != 2 or len(mask) != n):
+        raise ValueError(f"mask must have shape [N_p, N] with N_p = {n}, got {list(mask.shape)}")
     if group is None and mask.shape != (n, n):
         raise ValueError(f"mask must have shape [N, N] = [{n}, {n}], got {list(mask.shape)}")
     if mask.device != query.device:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import Any
+from zlib import crc32
 
 import torch
 import torch.distributed as dist
@@ -33,13 +34,14 @@ class _Ring(torch.autograd.Function):
             loss = softplus(excess).masked_fill_(~shared.finite, math.nan)
             if mean:
                 loss = ring.total(loss.sum()) / sum(ring.counts)
+        ctx.save_for_backward(mask)  # so that autograd finds that it was changed; the rest is nobody else's
         ctx.shared, ctx.excess, ctx.dtypes = shared, excess, (query.dtype, target.dtype)
         return loss
 
     @staticmethod
     @first_order("style_nce")
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        shared = ctx.shared
+        shared, _ = ctx.shared, ctx.saved_tensors
         if dloss.dim() == 0:
             dloss = (dloss / sum(shared.ring.counts)).expand(len(shared.finite))
         with without_autocast(dloss.device.type):
@@ -54,22 +56,30 @@ class _Gathered(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, target: Tensor, mask: Tensor | None, ring: Ring, call: Any, mean: bool
     ) -> Tensor:
-        whole = None if mask is None else ring.collect(mask.to(torch.uint8)).bool()
-        rows = slice(ring.first(ring.rank), ring.first(ring.rank) + len(query))
         with torch.enable_grad():
             pairs = [ring.collect(tensor.detach()).requires_grad_() for tensor in (query, target)]
-            losses: Tensor = call(*pairs, mask=whole, reduction="none")
-        ctx.pairs, ctx.losses, ctx.rows, ctx.ring = pairs, losses, rows, ring
-        return losses.detach().mean() if mean else losses.detach()[rows].clone()
+            losses: Tensor = call(*pairs, mask=_whole(ring, mask), reduction="none")
+        ctx.save_for_backward(losses.detach())  # a second backward without retain_graph raises
+        ctx.pairs, ctx.losses, ctx.ring = pairs, losses, ring
+        return _own(ring, losses.detach(), mean)
 
     @staticmethod
     @first_order("style_nce")
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        count = len(ctx.losses)
+        (losses,) = ctx.saved_tensors
+        count, rows = len(losses), ctx.ring.own
         upstream = (dloss / count).expand(count) if dloss.dim() == 0 else ctx.ring.collect(dloss.contiguous())
         with torch.enable_grad():
             dquery, dtarget = torch.autograd.grad(ctx.losses, ctx.pairs, upstream, retain_graph=True)
-        return dquery[ctx.rows], dtarget[ctx.rows], None, None, None, None
+        return dquery[rows], dtarget[rows], None, None, None, None
+
+
+def _whole(ring: Ring, mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else ring.collect(mask.to(torch.uint8)).bool()
+
+
+def _own(ring: Ring, losses: Tensor, mean: bool) -> Tensor:
+    return losses.mean() if mean else losses[ring.own].clone()
 
 
 @torch.compiler.disable
@@ -79,7 +89,7 @@ def group_loss(
     mask: Tensor | None,
     group: dist.ProcessGroup,
     options: Options,
-    call: Callable[..., Tensor],
+    call: partial[Tensor],
     *,
     mean: bool,
     detached: bool,
@@ -91,28 +101,67 @@ def group_loss(
         mask: The own rows [N_p, N].
         group: The processes.
         options: For the ring.
-        call: style_nce with the same options, for the gathered batch.
+        call: style_nce with the same options, for the gathered batch: a partial of it.
         mean: Whether to return the mean.
         detached: The weights are constants, so the ring may be used.
     """
-    ring = _ring_of(query, target, mask, group)
-    count = sum(ring.counts)
-    if mask is not None and mask.shape != (len(query), count):
-        raise ValueError(f"mask must have shape [N_p, N] = {[len(query), count]} with a group, got {list(mask.shape)}")
-    if detached and stream.should_stream(count, loss_dtype(query, target)):
+    needs_gradient = torch.is_grad_enabled() and (query.requires_grad or target.requires_grad)
+    ring = _ring_of(query, target, mask, group, (call.keywords, mean), needs_gradient)
+    if detached and stream.should_stream(sum(ring.counts), loss_dtype(query, target)):
         return _Ring.apply(query, target, mask, ring, options, mean)
-    return _Gathered.apply(query, target, mask, ring, call, mean)
+    if needs_gradient:
+        return _Gathered.apply(query, target, mask, ring, call, mean)
+    with torch.no_grad():
+        pairs = (ring.collect(tensor) for tensor in (query, target))
+        return _own(ring, call(*pairs, mask=_whole(ring, mask), reduction="none"), mean)
 
 
-def _ring_of(query: Tensor, target: Tensor, mask: Tensor | None, group: dist.ProcessGroup) -> Ring:
-    """Tell the others the number of own rows; raise ValueError on every process if their arguments do not fit."""
-    kinds = [FLOATING.index(query.dtype), FLOATING.index(target.dtype)]
-    mine = torch.tensor([len(query), query.shape[1], mask is not None, *kinds], device=query.device)
-    found = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(found, mine, group=group)
-    every = torch.stack(found).tolist()
-    names = ("features of query and target", "mask (given by all or by none)", "dtype of query", "dtype of target")
-    for name, *values in zip(names, *(row[1:] for row in every), strict=True):
+_SAME = (
+    "features of query and target",
+    "mask, given or not,",
+    "dtype of query",
+    "dtype of target",
+    "options",
+    "requires_grad of query or target",
+)
+
+
+def announce_failure(group: dist.ProcessGroup) -> None:
+    """Tell the other processes, which wait for this one, that its arguments are wrong."""
+    device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
+    _exchange(group, [-1] * (len(_SAME) + 2), device)
+
+
+def _ring_of(
+    query: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    group: dist.ProcessGroup,
+    options: object,
+    needs_gradient: bool,
+) -> Ring:
+    """Tell the others the number of own rows; raise ValueError on every process if their arguments do not fit.
+
+    This waits for the device.
+    """
+    kinds = [FLOATING.index(query.dtype), FLOATING.index(target.dtype), crc32(repr(options).encode()), needs_gradient]
+    mine = [len(query), 0 if mask is None else mask.shape[1], query.shape[1], mask is not None, *kinds]
+    every = _exchange(group, mine, query.device)
+    wrong = [rank for rank, row in enumerate(every) if row[0] < 0]
+    if wrong:
+        raise ValueError(f"group must have valid arguments on every process, got an error on process {wrong[0]}")
+    for name, *values in zip(_SAME, *(row[2:] for row in every), strict=True):
         if len(set(values)) > 1:
             raise ValueError(f"{name} must be the same on every process of the group, got {values}")
-    return Ring(group, dist.get_rank(group), [row[0] for row in every])
+    counts, columns = [row[0] for row in every], [row[1] for row in every]
+    if mask is not None and set(columns) != {sum(counts)}:
+        raise ValueError(f"mask must have shape [N_p, N] with N = {sum(counts)} on every process, got N = {columns}")
+    return Ring(group, dist.get_rank(group), counts)
+
+
+def _exchange(group: dist.ProcessGroup, mine: list[int], device: torch.device) -> list[list[int]]:
+    sent = torch.tensor(mine, dtype=torch.int64, device=device)
+    found = [torch.empty_like(sent) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(found, sent, group=group)
+    every: list[list[int]] = torch.stack(found).tolist()
+    return every

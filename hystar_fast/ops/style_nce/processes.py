@@ -24,6 +24,12 @@ class Ring:
     rank: int
     counts: list[int]
 
+    @property
+    def own(self) -> slice:
+        """The rows of this process in the whole batch."""
+        first = self.first(self.rank)
+        return slice(first, first + self.counts[self.rank])
+
     def first(self, owner: int) -> int:
         """Return the first row of a process."""
         return sum(self.counts[:owner])

@@ -1,9 +1,12 @@
-"""StyleNCE of a batch that is shared out among processes: keys travel in a ring, and no process has an N x N matrix.
+"""StyleNCE of a batch that is shared out among processes: keys travel in a ring, and no N x N matrix is computed.
 
 Each process keeps its own rows of the queries and their potentials u. The targets (keys) of every process pass by, with
 what is summed over their columns: statistics of v, and the gradient. After one round everything is at home again. So
 work and memory of a process fall with the number of processes. An iteration takes two rounds, one for u and one for v,
 where the streamed loss of one process (stream.py) takes one pass: a row is complete only after all keys have passed.
+
+If it is doubtful whether the mask leaves a plan, process 0 gets the whole mask, of bytes, and decides on the host. The
+number of processes' rows, and that decision, wait for the device.
 """
 
 from __future__ import annotations
@@ -135,11 +138,13 @@ class Shared:
             sums[rows] += self.kernel(rows, sim, forbidden).add_(self.u[rows, None]).add_(v).exp_().sum(1)
         found = torch.zeros(1, dtype=torch.uint8, device=sums.device)
         if float(self.ring.total((sums - 1).abs().sum())) >= 1:  # else a plan exists, as in stream.py
-            parts: list[Any] = [None] * len(self.ring.counts)
-            dist.all_gather_object(parts, None if self.mask is None else self.mask.cpu(), group=self.ring.group)
-            forbidden = torch.cat(parts)
-            forbidden.fill_diagonal_(True)
-            found += not has_plan(~forbidden)
+            first = dist.get_global_rank(self.ring.group, 0)
+            parts: list[Any] | None = [None] * len(self.ring.counts) if self.ring.rank == 0 else None
+            dist.gather_object(None if self.mask is None else self.mask.cpu(), parts, first, self.ring.group)
+            if parts is not None:
+                forbidden = torch.cat(parts).fill_diagonal_(True)
+                found += not has_plan(~forbidden)
+            dist.broadcast(found, first, self.ring.group)
         return found > 0
 
     def positives(self) -> Tensor:

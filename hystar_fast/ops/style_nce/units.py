@@ -1,7 +1,8 @@
 """Rows of length one for the streamed losses: float32 and wider as they are, half types by their inverse lengths.
 
-A unit row is not a number of a half type. So float16 and bfloat16 rows keep their values, multiplied by a power of two,
-which rounds nothing, and products are divided by the lengths in float32. On a GPU they run on the tensor cores.
+A unit row is not exact in a half type. So float16 and bfloat16 rows keep their values, multiplied by a power of two
+(which in float16 rounds values below 2^-14 of the largest, and nothing else), and products are divided by the lengths
+in float32. On a GPU they run on the tensor cores.
 """
 
 from __future__ import annotations
@@ -103,12 +104,18 @@ def cosines(q: Units, t: Units) -> Tensor:
 
 
 def combine(weights: Tensor, units: Units) -> Tensor:
-    """Return weights [n, m] @ unit rows [m, D]; weights of a half type's rows are at most 1 in magnitude."""
+    """Return weights [n, m] @ unit rows [m, D]; weights of a half type's rows are at most 1 in magnitude.
+
+    The weights of a row of slope add up to 0, so rows that are nearly equal cancel, and rounding the weights once would
+    leave more than the rest. They are therefore the sum of two numbers of the half type.
+    """
     if units.inverse is None:
         return weights @ units.values
     raised = _RAISED if units.values.dtype == torch.float16 else 1.0
-    narrow = (weights * (units.inverse * raised)).to(units.values.dtype)
-    return _product(narrow, units.values).div_(raised)
+    exact = weights * (units.inverse * raised)
+    high = exact.to(units.values.dtype)
+    low = exact.sub_(high).to(units.values.dtype)
+    return _product(high, units.values).add_(_product(low, units.values)).div_(raised)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -118,7 +118,8 @@ def backward(
         dy = dy.contiguous()
     key = None
     if not materialise and (needs_dx or needs_dscale):
-        key = replay.call_key(dy, u, scale, vh, None, index, _BACKWARD + 2 * needs_dx + needs_dscale)
+        saved = saved.contiguous()  # hooks for saved tensors may have given it other strides
+        key = replay.call_key(dy, u, scale, vh, saved, index, _BACKWARD + 2 * needs_dx + needs_dscale)
     if key is not None:
         repeated = replay.backward(key, dy, u, scale, vh, index, saved, needs_dx, needs_dbias)
         if repeated is not None:

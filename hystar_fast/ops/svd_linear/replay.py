@@ -14,7 +14,7 @@ from torch import Size, Tensor
 from hystar_fast.ops.contexts import is_current, without_autocast
 from hystar_fast.ops.svd_linear.torch import second_product
 
-_MOST = 1024  # more shapes than this are no loop
+_MOST = 256  # calls that are kept
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -54,29 +54,30 @@ _calls: dict[Any, Any] = {}
 def keep(key: Any, call: Forward | Backward | Fp8Forward) -> None:
     """Keep a call to be repeated."""
     if len(_calls) >= _MOST:
-        _calls.clear()
+        _calls.pop(next(iter(_calls)), None)  # the oldest
     _calls[key] = call
 
 
 def call_key(
-    first: Tensor, u: Tensor, scale: Tensor, vh: Tensor, bias: Tensor | None, index: Tensor | None, options: int
+    first: Tensor, u: Tensor, scale: Tensor, vh: Tensor, other: Tensor | None, index: Tensor | None, options: int
 ) -> Any:
     """Return all that the launches of a call depend on, or None if it cannot be repeated.
 
-    ``first`` is x in a forward and dy in a backward; ``options`` tells apart the calls, and what they are asked for.
+    ``first`` is x in a forward and dy in a backward, ``other`` the bias in a forward and h in a backward; ``options``
+    tells apart the calls, and what they are asked for.
     Only calls whose tensors begin at multiples of 16 bytes are repeated: a kernel is compiled for that, or against it.
     """
     if first.dtype not in _HALF or not is_current(first) or not first.is_contiguous() or scale.stride(-1) != 1:
         return None
     addresses = first.data_ptr() | u.data_ptr() | scale.data_ptr() | vh.data_ptr()
-    for optional in (bias, index):
+    for optional in (other, index):
         if optional is not None:
             addresses |= optional.data_ptr() | (0 if optional.is_contiguous() else 1)
     if addresses & 15:
         return None
     device = first.get_device()
     indexed = None if index is None else (index.dtype, index.shape)
-    kinds = (device, options, first.dtype, scale.dtype, bias is None, indexed)
+    kinds = (device, options, first.dtype, scale.dtype, other is None, indexed)
     return (*kinds, first.shape, u.shape, u.stride(), scale.shape, scale.stride(), vh.shape, vh.stride())
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -41,11 +40,12 @@ def affine(rows: Tensor, matrix: Tensor, bias: Tensor | None, *, out: Tensor, al
 
 
 def second_product(g: Tensor, u: Tensor, bias: Tensor | None, factor: float) -> Tensor:
-    """Return y = (g / factor) uᵀ + bias, where g has been multiplied by `factor`."""
-    if factor == 1:
-        return F.linear(g, u, bias)
+    """Return y = (g / factor) uᵀ + bias, where g has been multiplied by `factor`.
+
+    y is written through a view of it, because a result that is a view could not be changed in place.
+    """
     y = g.new_empty(*g.shape[:-1], len(u))
-    affine(g.view(-1, g.shape[-1]), u.t(), bias, out=y.view(-1, len(u)), alpha=1 / factor)
+    affine(g.flatten(0, -2), u.t(), bias, out=y.flatten(0, -2), alpha=1 / factor)
     return y
 
 
@@ -58,8 +58,8 @@ def scale_rows(
         scale = taken.masked_fill(~_inside(index, scale), float("nan"))
     rank = h.shape[1]
     scale = scale.reshape(samples, 1, rank)
-    if factor != 1:  # before the product, whose dtype may be that of h
-        scale = scale * factor
+    if factor != 1:  # in float32, before the product is rounded to the dtype of h
+        scale = scale.float() * factor
     return (h.view(samples, tokens, rank) * scale).to(h.dtype).view(h.shape)
 
 
