@@ -68,7 +68,7 @@ MUTANTS = [
             "add_gamma_(logits, forbidden, 80.0), positive",
         ),
         mask_ignored_when_streaming=("if self.mask is not None:", "if False:"),
-        gradient_without_temperature=("weight = dloss.unsqueeze(1) / temperature", "weight = dloss.unsqueeze(1)"),
+        gradient_without_temperature=(".mul_(dloss[part, None] / temperature)", ".mul_(dloss[part, None])"),
     ),
     *_of(
         "hystar_fast/ops/style_nce/torch.py",

@@ -119,7 +119,10 @@ def test_an_interrupted_training_ends_with_130_and_can_be_resumed(tmp_path):
     trees.matching(tmp_path / "DIR")
     command = [sys.executable, "-m", "hystar_fast", "train", "--data", "DIR", "--set", "optim.batch_size=4"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    # a shell ignores SIGINT in what it starts in the background, and a child inherits that
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    signal.signal(signal.SIGINT, before)
     log = tmp_path / "runs/train/metrics.jsonl"
     while process.poll() is None and not (log.is_file() and log.stat().st_size):
         time.sleep(0.05)
