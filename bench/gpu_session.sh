@@ -10,7 +10,7 @@
 # Everything is written as it goes. A second call with the same OUT does only what is missing or has changed; what it
 # remembers is in <OUT>.done. SECONDS_IN_ALL (default 570) limits the whole call, and every step has its own limit.
 #
-# What can be built ahead is carried, so that a lent machine does not compile for minutes. Where the code is:
+# What can be built ahead is carried: a GPU that is paid by the minute should not wait for a compiler. Where the code is:
 #     python bench/gpu_build.py build/gpu --python <a Python of the GPU's machine's version, with its headers>
 # and there: CARRIED=build/gpu bash bench/gpu_session.sh. CARRIED has the runner and the extension; if they do not run
 # there, they are built there. WHEELS names a folder of wheels (open_clip_torch, POT, geomloss, peft, pytest-benchmark,
