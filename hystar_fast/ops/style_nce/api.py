@@ -232,41 +232,28 @@ def style_nce(
         raise
     n_iter = int(n_iter)
     strength = None if isinstance(gamma, str) else float(gamma)
+    mean, detached = reduction == "mean", plan_grad == "none" or weights == "uniform"
+    options: dict[str, Any] = {
+        "temperature": temperature,
+        "gamma": gamma,
+        "lam": lam,
+        "epsilon": epsilon,
+        "n_iter": n_iter,
+        "weights": weights,
+        "plan_grad": plan_grad,
+    }
     if group is not None:
         from hystar_fast.ops.style_nce.group import group_loss
         from hystar_fast.ops.style_nce.ring import Options
 
         ring_options = Options(float(temperature), strength, float(lam), float(epsilon), n_iter, weights)
-        whole = partial(
-            style_nce,
-            temperature=temperature,
-            gamma=gamma,
-            lam=lam,
-            epsilon=epsilon,
-            n_iter=n_iter,
-            weights=weights,
-            plan_grad=plan_grad,
-        )
-        detached = plan_grad == "none" or weights == "uniform"
-        return group_loss(query, target, mask, group, ring_options, whole, mean=reduction == "mean", detached=detached)
+        whole = partial(style_nce, **options)
+        return group_loss(query, target, mask, group, ring_options, whole, mean=mean, detached=detached)
     if is_transformed(query, target):
         for name, tensor in (("query", query), ("target", target), ("mask", mask)):
             check_not_batched(name, tensor, "it needs one batch of pairs, [N, D]")
-        return reference(
-            query,
-            target,
-            temperature=temperature,
-            gamma=gamma,
-            lam=lam,
-            epsilon=epsilon,
-            n_iter=n_iter,
-            weights=weights,
-            plan_grad=plan_grad,
-            mask=mask,
-            reduction=reduction,
-        )
-    numbers, mean = (float(temperature), strength, float(lam), float(epsilon), n_iter), reduction == "mean"
-    detached = plan_grad == "none" or weights == "uniform"
+        return reference(query, target, mask=mask, reduction=reduction, **options)
+    numbers = (float(temperature), strength, float(lam), float(epsilon), n_iter)
     is_exporting = torch.compiler.is_exporting()  # then the batch may be symbolic, and the op is differentiated
     if detached and not is_exporting and stream.should_stream(query.shape[0], plain.loss_dtype(query, target)):
         return stream.streamed_loss(query, target, mask, *numbers, weights, mean)

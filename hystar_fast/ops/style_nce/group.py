@@ -14,8 +14,8 @@ from torch import Tensor
 from hystar_fast.ops.contexts import without_autocast
 from hystar_fast.ops.style_nce import stream
 from hystar_fast.ops.style_nce.processes import Ring
-from hystar_fast.ops.style_nce.ring import Options, Shared, softplus
-from hystar_fast.ops.style_nce.torch import in_dtypes, loss_dtype
+from hystar_fast.ops.style_nce.ring import Options, Shared
+from hystar_fast.ops.style_nce.torch import in_dtypes, loss_dtype, softplus
 from hystar_fast.ops.transforms import first_order
 from hystar_fast.ref.dense import FLOATING
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hystar_fast.ops.style_nce import stream
 from hystar_fast.ops.style_nce.processes import Ring
-from hystar_fast.ops.style_nce.torch import SOFTPLUS_IS_LINEAR, cost, plan_entropy
+from hystar_fast.ops.style_nce.torch import softplus
 from hystar_fast.ops.style_nce.units import Units, combine, cosines, units_of
 from hystar_fast.ref.sinkhorn_feasibility import has_plan
 from hystar_fast.ref.style_nce import AUTO_GAMMA
@@ -82,17 +82,11 @@ class Shared:
 
     def raw(self, sim: Tensor, forbidden: Tensor) -> Tensor:
         """Return -cost / epsilon, -inf where a pair is forbidden."""
-        if self.options.weights == "uniform":
-            kernel = torch.zeros_like(sim)
-        else:
-            entropy = plan_entropy(self.options.weights, self.options.lam, self.options.epsilon)
-            kernel = cost(sim, self.options.weights, self.options.lam).mul_(-1 / entropy)
-        return kernel.masked_fill_(forbidden, -math.inf)
+        return stream.log_kernel(sim, forbidden, self.options.weights, self.options.lam, self.options.epsilon)
 
     def kernel(self, rows: slice, sim: Tensor, forbidden: Tensor) -> Tensor:
         """Return the log kernel, shifted to a maximum of 0 in each row."""
-        shifted = self.raw(sim, forbidden).sub_(self.highest[rows, None])
-        return shifted.clamp_min_(stream._LOWEST[sim.dtype]).masked_fill_(forbidden, -math.inf)
+        return stream.shift_(self.raw(sim, forbidden), self.highest[rows, None], forbidden)
 
     def survey(self) -> Tensor:
         """Find the maximum and the negatives of each row; return whether some row or column has no allowed entry."""
@@ -122,15 +116,15 @@ class Shared:
     def _rows_first(self) -> Tensor:
         high, total = self.zeros(-math.inf), self.zeros()
         for rows, sim, forbidden, _, _, (v,) in self.blocks(self.v):
-            _add_exp(high, total, rows, self.kernel(rows, sim, forbidden).add_(v), 1)
-        return stream._without_infinities(-(high + total.log()))
+            stream.add_exp_(high, total, rows, self.kernel(rows, sim, forbidden).add_(v), 1)
+        return stream.without_infinities_(-(high + total.log()))
 
     def _columns_next(self) -> None:
         high, total = self.zeros(-math.inf), self.zeros()
         for rows, sim, forbidden, _, _, (key_high, key_total) in self.blocks(high, total):
             kernel = self.kernel(rows, sim, forbidden).add_(self.u[rows, None])
-            _add_exp(key_high, key_total, slice(None), kernel, 0)
-        self.v = stream._without_infinities(-(high + total.log()))
+            stream.add_exp_(key_high, key_total, slice(None), kernel, 0)
+        self.v = stream.without_infinities_(-(high + total.log()))
 
     def _mask_leaves_no_plan(self) -> Tensor:
         sums = self.zeros()
@@ -163,7 +157,7 @@ class Shared:
         """Return log(sum over the negatives) - positive of every own row."""
         high, total = self.zeros(-math.inf), self.zeros()
         for rows, sim, forbidden, _, _, (v,) in self.blocks(self.v):
-            _add_exp(high, total, rows, self.logits(rows, sim, forbidden, v), 1)
+            stream.add_exp_(high, total, rows, self.logits(rows, sim, forbidden, v), 1)
         return (high + total.log()).sub_(self.positives())
 
     def gradients(self, excess: Tensor, dloss: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,15 +181,3 @@ class Shared:
             stream.project(dq, self.q, self.lengths[0]),
             stream.project(dt, self.t, self.lengths[1]),
         )
-
-
-def _add_exp(high: Tensor, total: Tensor, part: slice, logits: Tensor, dim: int) -> None:
-    """Add the exponentials of a block to total * exp(high), in place."""
-    top = torch.maximum(high[part], logits.amax(dim))
-    base = stream._without_infinities(top.clone())
-    total[part] = total[part] * (high[part] - base).exp() + logits.sub_(base.unsqueeze(dim)).exp_().sum(dim)
-    high[part] = top
-
-
-def softplus(excess: Tensor) -> Tensor:
-    return torch.nn.functional.softplus(excess, threshold=SOFTPLUS_IS_LINEAR)

@@ -68,16 +68,31 @@ class Rows:
             if self.mask is not None:
                 forbidden |= self.mask[rows]
             forbidden.diagonal(start).fill_(True)
-            yield rows, sim, self._kernel(sim, forbidden), forbidden
+            kernel = log_kernel(sim, forbidden, self.weights, self.lam, self.epsilon)
+            highest = kernel.amax(1, keepdim=True).nan_to_num_(neginf=0.0)
+            yield rows, sim, shift_(kernel, highest, forbidden), forbidden
 
-    def _kernel(self, sim: Tensor, forbidden: Tensor) -> Tensor:
-        if self.weights == "uniform":
-            kernel = torch.zeros_like(sim)
-        else:
-            kernel = cost(sim, self.weights, self.lam).mul_(-1 / plan_entropy(self.weights, self.lam, self.epsilon))
-        kernel.masked_fill_(forbidden, -math.inf)
-        highest = kernel.amax(1, keepdim=True).nan_to_num_(neginf=0.0)
-        return kernel.sub_(highest).clamp_min_(_LOWEST[sim.dtype]).masked_fill_(forbidden, -math.inf)
+
+def log_kernel(sim: Tensor, forbidden: Tensor, weights: str, lam: float, epsilon: float) -> Tensor:
+    """Return -cost / epsilon, -inf where a pair is forbidden."""
+    if weights == "uniform":
+        kernel = torch.zeros_like(sim)
+    else:
+        kernel = cost(sim, weights, lam).mul_(-1 / plan_entropy(weights, lam, epsilon))
+    return kernel.masked_fill_(forbidden, -math.inf)
+
+
+def shift_(kernel: Tensor, highest: Tensor, forbidden: Tensor) -> Tensor:
+    """Subtract the largest value of each row [n, 1]; what is allowed stays finite."""
+    return kernel.sub_(highest).clamp_min_(_LOWEST[kernel.dtype]).masked_fill_(forbidden, -math.inf)
+
+
+def add_exp_(high: Tensor, total: Tensor, part: slice, logits: Tensor, dim: int) -> None:
+    """Add the exponentials of a block, which is overwritten, to total * exp(high), along a dimension of the block."""
+    top = torch.maximum(high[part], logits.amax(dim))
+    base = without_infinities_(top.clone())
+    total[part] = total[part] * (high[part] - base).exp() + logits.sub_(base.unsqueeze(dim)).exp_().sum(dim)
+    high[part] = top
 
 
 def potentials(rows: Rows, n_iter: int) -> Tensor:
@@ -89,17 +104,13 @@ def potentials(rows: Rows, n_iter: int) -> Tensor:
     for iteration in range(1 if rows.weights == "uniform" else n_iter):
         high, total = torch.full_like(v, -math.inf), torch.zeros_like(v)
         for part, _, kernel, forbidden in rows:
-            u[part] = _without_infinities(-(kernel + v).logsumexp(1))
+            u[part] = without_infinities_(-(kernel + v).logsumexp(1))
             if iteration == 0:
                 softmax_u[part] = u[part]  # v is 0 here
                 has_no_plan = has_no_plan | forbidden.all(1).any()
                 has_entry |= ~forbidden.all(0)
-            kernel.add_(u[part, None])
-            top = torch.maximum(high, kernel.amax(0))
-            base = _without_infinities(top.clone())
-            total = total * (high - base).exp() + kernel.sub_(base).exp_().sum(0)
-            high = top
-        v = _without_infinities(-(high + total.log()))
+            add_exp_(high, total, slice(None), kernel.add_(u[part, None]), 0)
+        v = without_infinities_(-(high + total.log()))
     has_no_plan = has_no_plan | ~has_entry.all()
     if rows.weights == "uniform":
         has_no_plan = torch.ones_like(has_no_plan)  # uniform weights have no constraint on columns
@@ -108,7 +119,7 @@ def potentials(rows: Rows, n_iter: int) -> Tensor:
     return torch.stack([torch.where(has_no_plan, softmax_u, u), torch.where(has_no_plan, 0.0, v)])
 
 
-def _without_infinities(x: Tensor) -> Tensor:
+def without_infinities_(x: Tensor) -> Tensor:
     """Set the potentials of rows and columns without an allowed entry, which have no effect, to 0."""
     return x.masked_fill_(x.isinf(), 0.0)
 

@@ -168,7 +168,12 @@ def add_gamma_(logits: Tensor, forbidden: Tensor, gamma: float | None) -> Tensor
 def excess_loss(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
     """Return log(sum over the negatives) - positive of each row, and the loss, its softplus."""
     excess = logits.logsumexp(1).sub_(positive)
-    return excess, torch.nn.functional.softplus(excess, threshold=SOFTPLUS_IS_LINEAR)
+    return excess, softplus(excess)
+
+
+def softplus(excess: Tensor) -> Tensor:
+    """Return log(1 + e^excess)."""
+    return torch.nn.functional.softplus(excess, threshold=SOFTPLUS_IS_LINEAR)
 
 
 def slope_(logits: Tensor, positive: Tensor, excess: Tensor, loss: Tensor, start: int) -> Tensor:
