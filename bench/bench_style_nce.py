@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -36,6 +37,21 @@ def naive(query: Tensor, target: Tensor) -> Tensor:
         weight = (u[:, None] + kernel + v).exp()
     positive = (sim.diagonal() / TEMPERATURE).exp()
     return -(positive / (positive + GAMMA * (weight * (sim / TEMPERATURE).exp()).sum(1))).log().mean()
+
+
+def inf_cl(query: Tensor, target: Tensor) -> Tensor:
+    """Compute InfoNCE by Inf-CL's kernel, which never holds N x N; it converts to float32."""
+    from inf_cl import cal_inf_loss
+
+    return cal_inf_loss(F.normalize(query, dim=1) / TEMPERATURE, F.normalize(target, dim=1))
+
+
+def siglip_kernel(query: Tensor, target: Tensor) -> Tensor:
+    """Compute the sigmoid loss by siglip-kernel, one pass without a plan; temperature and bias are SigLIP's first."""
+    from siglip_kernel import fused_siglip_loss
+
+    log_temperature, bias = (torch.tensor(value, device=query.device) for value in (math.log(10), -10.0))
+    return fused_siglip_loss(F.normalize(query, dim=1), F.normalize(target, dim=1), log_temperature, bias)
 
 
 def reference(query: Tensor, target: Tensor) -> Tensor:
@@ -73,7 +89,13 @@ PROVIDERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "naive torch": naive,
     "reference, eager": reference,
     "naive, torch.compile": naive,
+    "Inf-CL (InfoNCE)": inf_cl,
+    "siglip-kernel (sigmoid)": siglip_kernel,
 }
+PEERS = {"Inf-CL (InfoNCE)": "inf_cl", "siglip-kernel (sigmoid)": "siglip_kernel"}  # losses without a plan
+
+
+WITHOUT_PLAN = (info_nce, inf_cl, siglip_kernel)
 
 
 @lru_cache(maxsize=1)
@@ -99,17 +121,20 @@ CASES = [
     (n, torch.float32, provider)
     for n in SIZES
     for provider in (*PROVIDERS, IN_TORCH)
-    if (n == 48 or "compile" not in provider)
+    if provider not in PEERS
+    and (n == 48 or "compile" not in provider)
     and (provider != IN_TORCH or n <= (48 if PLAN == "cpu" else 1024))
     # at the largest size the N x N matrices of 50 iterations do not fit into memory
     and (n < 32768 or provider in (OURS, "InfoNCE"))
 ]
 if PLAN != "cpu":
-    CASES += [(65536, torch.bfloat16, provider) for provider in (OURS, "InfoNCE")]
+    CASES += [(65536, torch.bfloat16, provider) for provider in (OURS, "InfoNCE", *PEERS)]
 
 
 @pytest.mark.parametrize(("n", "dtype", "provider"), CASES)
 def bench_style_nce(record: Callable[..., None], quick: bool, n: int, dtype: torch.dtype, provider: str) -> None:
+    if provider in PEERS:
+        pytest.importorskip(PEERS[provider])
     n = max(3, n // 16 if n < 8192 else n // 256) if quick else n
     query, target, truth = inputs_and_truth(n, dtype)
     inputs = [a.detach().requires_grad_() for a in (query, target)]
@@ -119,7 +144,7 @@ def bench_style_nce(record: Callable[..., None], quick: bool, n: int, dtype: tor
     run = forward_backward(lambda: function(*inputs), inputs, torch.ones((), device=DEVICE))
     if provider == IN_TORCH:
         run = lambda: loss_in_torch(*inputs)  # noqa: E731
-    exact = None if function is info_nce or not truth else truth
+    exact = None if function in WITHOUT_PLAN or not truth else truth
     read = 4 * n * DIMENSION * dtype.itemsize  # two inputs, two gradients
     demand = {"gflop": 6 * n * n * DIMENSION / 1e9, "gib": read / 2**30}
     record("style_nce", f"N{n} D{DIMENSION}", provider, "forward+backward", dtype, run, exact, **demand)

@@ -33,7 +33,10 @@ from harness import DEVICE, OURS, PLAN, Outputs, Run
 
 SKIPPED = pytest.skip.Exception
 # Peers, and references that read a result on the host: they wait for the device, so no graph can hold them.
-NOT_CAPTURED = ("POT", "POT batch", "geomloss", "geomloss (potentials)", "flash-sinkhorn (potentials)")
+NOT_CAPTURED = (
+    *("POT", "POT batch", "geomloss", "geomloss (potentials)", "flash-sinkhorn (potentials)"),
+    *bench_style_nce.PEERS,
+)
 Measurement = Callable[["Recorder"], None]
 
 
