@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -14,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
 import gpu_build
 
-from tests.support.sinkhorn_cuda_host import ROOT, Host, build
+from tests.support.gpu_runner_host import barriers, build_runner, fault_without, run
+from tests.support.sinkhorn_cuda_host import ROOT, Host
 
 GROUPS = ["sinkhorn cluster", "sinkhorn gradient", "sinkhorn off chip", "sinkhorn tile", "style_nce"]
 ONE_CASE = "tile 64, 2 of 64x50"
@@ -23,26 +23,7 @@ ONE_CASE = "tile 64, 2 of 64x50"
 @pytest.fixture(scope="module")
 def runner(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Link the runner with the emulated kernels."""
-    folder = tmp_path_factory.mktemp("runner")
-    build(folder, "style_nce")
-    emulation, sources = ROOT / "tests/support/cuda_host", ROOT / "bench/gpu_runner"
-    command = ["g++", "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-pthread"]
-    command += [f"-I{path}" for path in (ROOT / "csrc", emulation, sources)]
-    command += [
-        str(sources / "runner.cpp"),
-        str(emulation / "device.cpp"),
-        host.path,
-        str(folder / "style_nce_host.so"),
-    ]
-    done = subprocess.run([*command, "-o", str(folder / "runner")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return folder / "runner"
-
-
-def run(runner: Path, *arguments: str, fault: str = "") -> tuple[int, str]:
-    environment = {**os.environ, "HYSTAR_RUNNER_FAULT": fault}
-    done = subprocess.run([runner, *arguments], env=environment, capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stdout + done.stderr
+    return build_runner(tmp_path_factory.mktemp("runner"), Path(host.path))
 
 
 def test_every_kernel_is_right_at_toy_sizes_and_each_group_has_a_line(runner: Path) -> None:
@@ -67,9 +48,16 @@ def test_every_kernel_is_right_at_toy_sizes_and_each_group_has_a_line(runner: Pa
     ],
 )
 def test_a_fault_is_found_and_named(runner: Path, fault: str, message: str) -> None:
-    code, output = run(runner, "toy", ONE_CASE, fault=fault)
+    code, output = run(runner, "toy", ONE_CASE, HYSTAR_RUNNER_FAULT=fault)
     assert code == (fault != "") and message in output
     assert output.splitlines()[-1].startswith("WRONG sinkhorn tile: 0 of 1" if fault else "RIGHT sinkhorn tile: 1 of 1")
+
+
+def test_a_removed_barrier_is_found_and_named(runner: Path) -> None:
+    places = [place for place in barriers() if place.startswith(("feasibility", "tile"))]
+    assert len(places) > 15
+    for place in places:
+        assert "without a barrier between" in fault_without(runner, place), place
 
 
 def test_an_unknown_scale_is_an_error(runner: Path) -> None:

@@ -110,19 +110,29 @@ def check(solved: Solved, cost: Tensor, epsilon: float, n_iter: int, **options: 
     torch.testing.assert_close(rebuilt, truth.masked_fill(~solvable, 0), rtol=1e-5 + 4e-7 * unit.item(), atol=1e-6)
 
 
-def build(folder: Path, stem: str) -> ctypes.CDLL:
-    """Compile tests/support/cuda_host/<stem>.cpp, and return the library."""
+CUDA_HOST = ROOT / "tests/support/cuda_host"
+# without contraction to fused multiply-adds, because nvcc and g++ would use them in different places
+FLAGS = ["-std=c++17", "-O2", "-g1", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
+FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", f"-I{ROOT / 'csrc'}", f"-I{CUDA_HOST}"]
+# every access and index of the kernels is checked, by cuda_host/memory.cpp and not by a sanitizer's library
+WATCHED = ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "--param=tsan-distinguish-volatile=1"]
+WATCHED += ["-fsanitize=bounds-strict", "-fno-sanitize-recover=all"]
+
+
+def compile_cpp(*arguments: str) -> None:
+    """Run the C++ compiler."""
     compiler = shutil.which("g++") or shutil.which("c++")
     assert compiler, "a C++ compiler is needed to run the CUDA block algorithms on the CPU"
-    library = folder / f"{stem}_host.so"
-    # without contraction to fused multiply-adds, because nvcc and g++ would use them in different places
-    flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
-    flags += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/support/cuda_host'}"]
-    source = ROOT / f"tests/support/cuda_host/{stem}.cpp"
-    command = [compiler, *flags, *includes, str(source), "-o", str(library)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run([compiler, *FLAGS, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def build(folder: Path, source: Path) -> ctypes.CDLL:
+    """Compile a file of emulated kernels, such as cuda_host/sinkhorn.cpp, and return the library."""
+    library, kernels, memory = (folder / f"{source.stem}_host{ending}" for ending in (".so", ".o", "_memory.o"))
+    compile_cpp(*WATCHED, "-c", str(source), "-o", str(kernels))
+    compile_cpp("-c", str(CUDA_HOST / "memory.cpp"), "-o", str(memory))
+    compile_cpp("-shared", str(kernels), str(memory), "-o", str(library))
     return ctypes.CDLL(str(library))
 
 
@@ -130,7 +140,7 @@ class Host:
     """The compiled emulation. Its functions `sinkhorn_cuda_*` have the signatures of the extension."""
 
     def __init__(self, folder: Path) -> None:
-        self._library = build(folder, "sinkhorn")
+        self._library = build(folder, CUDA_HOST / "sinkhorn.cpp")
         self.path = self._library._name
 
     def choose(self, batch: int, n: int, m: int, gpu: Gpu) -> Choice:

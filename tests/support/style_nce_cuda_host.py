@@ -6,7 +6,7 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
-from tests.support.sinkhorn_cuda_host import Host, build
+from tests.support.sinkhorn_cuda_host import CUDA_HOST, Host, build
 
 Pointer = ctypes.c_void_p
 
@@ -15,7 +15,7 @@ class NceHost:
     """The compiled emulation. Its functions `style_nce_cuda_*` have the signatures of the extension."""
 
     def __init__(self, folder: Path, sinkhorn: Host) -> None:
-        self._library = build(folder, "style_nce")
+        self._library = build(folder, CUDA_HOST / "style_nce.cpp")
         self._library.workspace_host.restype = ctypes.c_int64
         self._sinkhorn = sinkhorn
 

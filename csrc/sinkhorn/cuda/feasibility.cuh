@@ -63,7 +63,6 @@ class Flow {
   private:
     // Returns the first column with demand left that a path from `start` reaches, or -1.
     HYSTAR_DEVICE int search(int start) {
-        block_.sync();
         for (int j = block_.thread(); j < problem_.m; j += Block::THREADS) reached_from_[j] = -1;
         for (int i = block_.thread(); i < problem_.n; i += Block::THREADS) gives_up_[i] = i == start ? problem_.m : -1;
         if (block_.thread() == 0) order_[0] = start;
@@ -132,13 +131,8 @@ class Flow {
 // ints.
 template <class Block>
 HYSTAR_DEVICE void check_feasibility(Block& block, const Problem& problem, int* words) {
-    block.sync();
     if (degrees_suffice(block, problem, reinterpret_cast<float*>(words))) return;
-    if (!Flow<Block>(block, problem, words).saturates()) {
-        block.sync();
-        return write_without_plan(block, problem, INFEASIBLE);
-    }
-    block.sync();
+    if (!Flow<Block>(block, problem, words).saturates()) return write_without_plan(block, problem, INFEASIBLE);
     for (long long e = block.thread(); e < problem.size(); e += Block::THREADS) {
         const int i = static_cast<int>(e / problem.m), j = static_cast<int>(e % problem.m);
         const float cost = problem.allowed_cost(i, j);

@@ -27,8 +27,7 @@ class TileGradient : protected TileSolver<T, Block> {
     // cost.
     HYSTAR_DEVICE bool is_zero() {
         if constexpr (Block::CLUSTERED) block_.sync_cluster();
-        shared_.zero = shared_.turn = 0;
-        block_.sync();
+        shared_.zero = shared_.turn = 0;  // every thread writes them, so none waits for another
         if (*problem_.iterations() > 0) return false;
 #pragma unroll 1
         for (int i = 0; i < T::ROWS; ++i) {
@@ -38,11 +37,9 @@ class TileGradient : protected TileSolver<T, Block> {
         return true;
     }
 
-    // Waits until no other thread or block may still use the shared memory of this block.
-    HYSTAR_DEVICE void leave() {
-        if constexpr (Block::CLUSTERED) block_.sync_cluster();
-        block_.sync();
-    }
+    // Waits until no other thread may still use the shared memory of this block. Other blocks do not use it any more: in
+    // a cluster every exchange ends with a barrier for all of them.
+    HYSTAR_DEVICE void leave() { block_.sync(); }
 
     // The entries of a row of the lane: entry k is LANE_COLUMNS * k after the first, and exists if that is below
     // `left`. `zero` is 0, but it is read from memory, so that the compiler does not keep addresses in registers from

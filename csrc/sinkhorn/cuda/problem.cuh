@@ -42,6 +42,11 @@ inline float read_if(bool there, const float* at, float otherwise) { return ther
 inline int read_if(bool there, const uint8_t* at) { return there ? *at : 0; }
 #endif
 
+// Read and write a number that another block may write or read at the same time. Any reader must be content with the old
+// value and with the new one.
+HYSTAR_DEVICE int read_relaxed(const int* at) { return *static_cast<const volatile int*>(at); }
+HYSTAR_DEVICE void write_relaxed(int* at, int value) { *static_cast<volatile int*>(at) = value; }
+
 // A batch of problems, as the caller passed it.
 struct Batch {
     const float* cost;      // [batch, N, M]
@@ -202,7 +207,8 @@ HYSTAR_DEVICE float reduce_warp(Block& block, float value) {
     return value;
 }
 
-// Reduces a value over the block in a fixed order. `scratch` has one float for each warp. Every thread gets the result.
+// Reduces a value over the block in a fixed order. `scratch` has one float for each warp. Every thread gets the result,
+// and sees what the other threads wrote before.
 template <class Op, class Block>
 HYSTAR_DEVICE float reduce_block(Block& block, float value, float* scratch) {
     value = reduce_warp<Op>(block, value);
@@ -212,6 +218,8 @@ HYSTAR_DEVICE float reduce_block(Block& block, float value, float* scratch) {
         block.sync();
         value = scratch[0];
         for (int warp = 1; warp < Block::WARPS; ++warp) value = Op::apply(value, scratch[warp]);
+    } else {
+        block.sync_warp();  // shuffles order no memory
     }
     return value;
 }

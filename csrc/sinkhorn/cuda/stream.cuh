@@ -86,7 +86,7 @@ HYSTAR_DEVICE float reduce_column(Block& block, int rows, float* scratch, Entry 
 template <class Block>
 HYSTAR_DEVICE void stream_columns(Block& block, const Problem& problem, const Workspace& work, int chunk, int k,
                                   float* scratch) {
-    if (k > 0 && *problem.iterations() < k) return;
+    if (k > 0 && read_relaxed(problem.iterations()) < k) return;
     if (k > 0 && problem.tol > 0) {
         float worst = 0;
         for (int i = block.thread(); i < problem.n; i += Block::THREADS) worst = fmaxf(worst, work.row_error[i]);
@@ -100,7 +100,7 @@ HYSTAR_DEVICE void stream_columns(Block& block, const Problem& problem, const Wo
     if (k == 0) v = -reduce_column<Max>(block, problem.n, scratch, [&](int i) { return x(i) + u[i]; });
     const float sum = reduce_column<Sum>(block, problem.n, scratch, [&](int i) { return plan_entry(x(i), u[i], v); });
     if (inside && block.warp() == 0) problem.v()[column] = v + log2f(problem.column_mass) - log2f(sum);
-    if (chunk == 0 && block.thread() == 0) *problem.iterations() = k + 1;
+    if (chunk == 0 && block.thread() == 0) write_relaxed(problem.iterations(), k + 1);
 }
 
 // Writes the row of the plan of this warp, and the error of its sum.

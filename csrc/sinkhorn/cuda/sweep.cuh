@@ -213,6 +213,7 @@ class Sweeper : public SweepPath<S, Block> {
         }
         if (k_ > 0) {
             const float before = a, sum = sum_row(entries);
+            if (building_) block_.sync_warp();  // all lanes have read a and u, which the first one writes now
             a = inverse(sum);
             if (leads(there)) {
                 const Workspace work = rows(problem);
@@ -336,7 +337,7 @@ class Sweeper : public SweepPath<S, Block> {
             if (!stops) {
                 b = problem.column_mass * inverse(total);
                 if (is_far<S>(b)) *work_.far_after(index, k_) = k_ + 1;
-                if (j == 0) *problem.iterations() = k_ + 1;
+                if (j == 0) write_relaxed(problem.iterations(), k_ + 1);
             }
             work_.b(index)[j] = b;
         }

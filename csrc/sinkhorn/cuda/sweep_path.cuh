@@ -100,7 +100,7 @@ class SweepPath {
     // Returns true if this pass works on the problem. With a tolerance, an iteration skips problems that have met it.
     template <Pass PASS>
     HYSTAR_DEVICE bool active(int problem) const {
-        return PASS != Pass::ITERATE || k_ == 0 || *iterations(problem) >= k_;
+        return PASS != Pass::ITERATE || k_ == 0 || read_relaxed(iterations(problem)) >= k_;
     }
     // Returns true if this pass reads the cost of the problem, instead of A.
     template <Pass PASS>

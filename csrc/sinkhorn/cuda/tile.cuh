@@ -304,6 +304,7 @@ class TileSolver {
 
     // Moves the scalings into the potentials and builds A again.
     HYSTAR_DEVICE void absorb() {
+        block_.sync_warp();  // the vote before it orders no memory if the block is a single warp
         move_scalings();
         rebuild();
         load_aligned(b_, shared_.b + column_slot());

@@ -1,25 +1,25 @@
 // A CUDA thread block, or a cluster of them, on the CPU: one fiber for each thread. Fibers are switched only where
 // threads wait for each other (shuffles, votes, barriers).
 //
-// Every round runs the fibers in a new random order. In most rounds a random half of the warps is held back, and half
-// of the blocks of a cluster. So code without a barrier that it needs reads stale values. Shared memory is NaN at
-// first. The process ends with a message if not all threads reach a barrier, and if a thread accesses the shared memory
-// of a block that has not started or has ended. Approximate instructions are as inexact as on the GPU: results are
+// memory.h checks every access: the process ends with the place in the source if a barrier is missing, or an access is
+// outside its array. Beside that, every round runs the fibers in a new random order, and in most rounds a random half
+// of the warps is held back, and half of the blocks of a cluster. Shared memory is NaN at first. The process ends with
+// a message if not all threads reach a barrier. Approximate instructions are as inexact as on the GPU: results are
 // changed by up to their documented error.
 #pragma once
 
 #include <setjmp.h>
 #include <ucontext.h>
 
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <functional>
 #include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
+#include "memory.h"
 #include "sinkhorn/cuda/problem.cuh"
 
 namespace hystar_fast {
@@ -38,12 +38,6 @@ inline float reciprocal(float x) { return flushed(inexact(1 / x, 0x1p-23f)); }
 inline float log2_of(float x) {
     const float y = std::log2(x);
     return x >= 0.5f && x <= 2 ? y + (inexact(1 + x, 0x1p-22f) - (1 + x)) / (1 + x) : inexact(y, 0x1p-22f);
-}
-
-// Ends the process with a message. A fiber cannot throw an exception, because its stack is not that of the caller.
-[[noreturn]] inline void give_up(const char* what, int count) {
-    std::fprintf(stderr, "cuda_host: %d threads %s\n", count, what);
-    std::abort();
 }
 
 class Fibers {
@@ -73,20 +67,10 @@ class Fibers {
                 visit(fiber);
                 left -= fiber.state == DONE;
             }
-            if (!moved && freed == 2) give_up("wait at a barrier that the others never reach", left);
+            if (!moved && freed == 2) give_up(std::to_string(left) + " threads wait at a barrier that the others never reach");
             if (freed == 2) held_blocks_ = threads_ > group_ ? random_() : 0;
             freed = moved ? 0 : freed + 1;
         }
-    }
-
-    // Returns true if a thread of the block whose first thread is `first` has started, and one of them has not ended.
-    bool is_running(int first) const {
-        bool started = false, ended = true;
-        for (int t = first; t < first + group_; ++t) {
-            started |= fibers_[t].state != NEW || t == current_;
-            ended &= fibers_[t].state == DONE;
-        }
-        return started && !ended;
     }
 
     int current() const { return current_; }
@@ -135,8 +119,9 @@ class Fibers {
 
     // A fiber gets its stack from makecontext. After that, jumps leave and enter it, without system calls.
     void resume(Fiber& fiber) {
-        if (fiber.state == WAITING) _longjmp(fiber.place, 1);
         if (fiber.stack == nullptr) fiber.stack.reset(new char[STACK]);
+        memory::resume(current_, fiber.stack.get(), STACK);
+        if (fiber.state == WAITING) _longjmp(fiber.place, 1);
         ucontext_t context;
         getcontext(&context);
         context.uc_stack.ss_sp = fiber.stack.get();
@@ -151,7 +136,9 @@ class Fibers {
     static void enter(unsigned high, unsigned low) {
         auto* self = reinterpret_cast<Fibers*>((static_cast<uintptr_t>(high) << 32) | low);
         Fiber& fiber = self->fibers_[self->current_];
+        memory::watch();
         (*self->body_)(self->current_);
+        memory::pause();
         fiber.state = DONE;
         _longjmp(self->scheduler_, 1);
     }
@@ -167,26 +154,37 @@ class Fibers {
     int current_ = 0;
 };
 
-// The counterpart of DeviceBlock in csrc/sinkhorn/cuda/device_block.cuh.
+// The counterpart of DeviceBlock in csrc/sinkhorn/cuda/device_block.cuh: `blocks` of them, each of which has `sizes`
+// bytes of shared memory, an array for each size.
 template <int WARPS_>
 class HostBlock {
   public:
     static constexpr int WARPS = WARPS_, THREADS = 32 * WARPS_;
     static constexpr bool CLUSTERED = false;
-    explicit HostBlock(uint64_t seed, int blocks = 1)
-        : fibers_(THREADS * blocks, THREADS, seed), all_(blocks, {THREADS}), warps_(WARPS * blocks, {32}),
+    explicit HostBlock(uint64_t seed, std::initializer_list<size_t> sizes = {}, int blocks = 1)
+        : blocks_(blocks), fibers_(THREADS * blocks, THREADS, seed), all_(blocks, {THREADS}), warps_(WARPS * blocks, {32}),
           pairs_(static_cast<size_t>(32) * THREADS * blocks, {2}), lanes_(THREADS * blocks), shuffles_(THREADS * blocks),
-          facts_(THREADS * blocks) {}
+          facts_(THREADS * blocks) {
+        for (const size_t bytes : sizes)
+            for (int rank = 0; rank < blocks; ++rank) shared_.emplace_back("shared memory", bytes, rank);
+    }
 
     int thread() const { return fibers_.current() % THREADS; }
     int lane() const { return thread() % 32; }
     int warp() const { return thread() / 32; }
     int rank() const { return fibers_.current() / THREADS; }
-    void sync_warp() { fibers_.wait_at(warps_[fibers_.current() / 32]); }
-    void sync() { fibers_.wait_at(all_[rank()]); }
+    void sync_warp(Place place = Place::here()) {
+        const memory::Unwatched unwatched;
+        if (!is_removed(place)) wait(warps_[fibers_.current() / 32], memory::WARP);
+    }
+    void sync(Place place = Place::here()) {
+        const memory::Unwatched unwatched;
+        if (!is_removed(place)) wait(all_[rank()], memory::BLOCK);
+    }
 
     // A shuffle orders no memory: a lane goes on as soon as its partner has come, whatever the others have written.
     float shuffle_xor(float value, int mask) {
+        const memory::Unwatched unwatched;
         const int me = fibers_.current(), partner = me - me % 32 + (me % 32 ^ mask);
         Fibers::Barrier& pair = pairs_[static_cast<size_t>(32) * (me < partner ? me : partner) + mask];
         ++shuffles_[me];
@@ -202,128 +200,152 @@ class HostBlock {
         return other;
     }
 
+    // The vote of a block is a barrier. That of a single warp orders no memory.
     bool any(bool fact) {
+        const memory::Unwatched unwatched;
         const int first = rank() * THREADS;
         facts_[first + thread()] = fact;
-        sync();
+        fibers_.wait_at(all_[rank()]);
+        if (WARPS > 1) memory::passed(memory::BLOCK);
         bool result = false;
         for (int t = first; t < first + THREADS; ++t) result |= facts_[t] != 0;
-        sync();
+        fibers_.wait_at(all_[rank()]);
         return result;
     }
 
     bool arrives_last(int* counter, int blocks) {
-        sync();
-        return any(thread() == 0 && (*counter)++ == blocks - 1);
+        const memory::Unwatched unwatched;
+        wait(all_[rank()], memory::BLOCK);
+        if (thread() == 0) last_ = (*counter)++ == blocks - 1;
+        wait(all_[rank()], memory::ALL);  // as the fences order it: after all that the blocks before this one wrote
+        return last_;
     }
 
+    // The shared memory of the block of this thread.
+    template <class Shared>
+    Shared& shared(int array = 0) {
+        const memory::Unwatched unwatched;
+        return *reinterpret_cast<Shared*>(shared_[array * blocks_ + rank()].at());
+    }
+
+    // Runs blocks number first_block, first_block + 1, ... of a launch.
     template <class Kernel>
-    void launch(Kernel kernel) {
-        fibers_.run([&](int) { kernel(*this); });
-        check_shuffles();
+    void launch(Kernel kernel, int first_block = 0) {
+        run(*this, kernel, first_block);
     }
 
   protected:
-    // On a GPU all lanes of a warp take part in a shuffle.
-    void check_shuffles() {
-        for (size_t t = 0; t < shuffles_.size(); ++t)
-            if (shuffles_[t] != shuffles_[t / 32 * 32]) give_up("of a warp took part in different shuffles", 32);
+    template <class Block, class Kernel>
+    void run(Block& block, const Kernel& kernel, int first_block) {
+        for (memory::Space& space : shared_) space.poison();
+        memory::begin(blocks_, THREADS, first_block, Block::CLUSTERED);
+        fibers_.run([&](int) { kernel(block); });
+        memory::end();
+        for (size_t t = 0; t < shuffles_.size(); ++t)  // on a GPU all lanes of a warp take part in a shuffle
+            if (shuffles_[t] != shuffles_[t / 32 * 32]) give_up("the lanes of a warp took part in different shuffles");
+    }
+    void wait(Fibers::Barrier& barrier, memory::Level level) {
+        fibers_.wait_at(barrier);
+        memory::passed(level);
     }
 
+    int blocks_;
     Fibers fibers_;
     std::vector<Fibers::Barrier> all_, warps_, pairs_;
     std::vector<float> lanes_;
     std::vector<long long> shuffles_;
     std::vector<char> facts_;
+    std::deque<memory::Space> shared_;
+    bool last_ = false;
 };
 
-// The counterpart of DeviceCluster. The shared memories of its blocks are the elements of an array.
+// The counterpart of DeviceCluster.
 template <int WARPS>
 class HostCluster : public HostBlock<WARPS> {
   public:
     static constexpr bool CLUSTERED = true;
-    template <class Shared>
-    HostCluster(uint64_t seed, std::vector<Shared>& shared)
-        : HostBlock<WARPS>(seed, static_cast<int>(shared.size())), cluster_{HostBlock<WARPS>::THREADS *
-                                                                            static_cast<int>(shared.size())},
-          blocks_(static_cast<int>(shared.size())), memory_(reinterpret_cast<char*>(shared.data())),
-          size_(sizeof(Shared)) {}
+    HostCluster(uint64_t seed, size_t shared, int blocks)
+        : HostBlock<WARPS>(seed, {shared}, blocks), cluster_{HostBlock<WARPS>::THREADS * blocks} {}
 
-    int blocks() const { return blocks_; }
-    int log2_blocks() const { return 31 - __builtin_clz(static_cast<unsigned>(blocks_)); }
-    void sync_cluster() { this->fibers_.wait_at(cluster_); }
+    int blocks() const { return this->blocks_; }
+    int log2_blocks() const { return 31 - __builtin_clz(static_cast<unsigned>(this->blocks_)); }
+    void sync_cluster(Place place = Place::here()) {
+        const memory::Unwatched unwatched;
+        if (!is_removed(place)) this->wait(cluster_, memory::ALL);
+    }
     template <class Kernel>
-    void launch(Kernel kernel) {
-        this->fibers_.run([&](int) { kernel(*this); });
-        this->check_shuffles();
+    void launch(Kernel kernel, int first_block = 0) {
+        this->run(*this, kernel, first_block);
     }
     float* remote(float* here, int rank) {
-        const auto offset = static_cast<size_t>(reinterpret_cast<char*>(here) - memory_ - this->rank() * size_);
-        if (rank < 0 || rank >= blocks_ || offset >= size_) give_up("access shared memory outside the cluster", 1);
-        if (!this->fibers_.is_running(rank * this->THREADS)) give_up("access a block that is not running", 1);
-        return reinterpret_cast<float*>(memory_ + rank * size_ + offset);
+        const memory::Unwatched unwatched;
+        if (rank < 0 || rank >= this->blocks_) give_up("the cluster has no block " + std::to_string(rank));
+        return reinterpret_cast<float*>(this->shared_[rank].at() +
+                                        (reinterpret_cast<char*>(here) - this->shared_[this->rank()].at()));
     }
 
   private:
     Fibers::Barrier cluster_;
-    int blocks_;
-    char* memory_;
-    size_t size_;
 };
 
-// The counterpart of DeviceGrid. An asynchronous copy happens at once or when it is waited for, at random.
+// The counterpart of DeviceGrid. An asynchronous copy reads at once or when it is waited for, at random. Until then its
+// place is NaN.
 template <int WARPS>
 class HostGrid : public HostBlock<WARPS> {
   public:
-    HostGrid(uint64_t seed, int blocks)
-        : HostBlock<WARPS>(seed, blocks), grid_{HostBlock<WARPS>::THREADS * blocks}, blocks_(blocks), random_(seed),
+    HostGrid(uint64_t seed, std::initializer_list<size_t> sizes, int blocks)
+        : HostBlock<WARPS>(seed, sizes, blocks), grid_{HostBlock<WARPS>::THREADS * blocks}, random_(seed),
           copies_(HostBlock<WARPS>::THREADS * blocks) {}
 
-    int blocks() const { return blocks_; }
-    void sync_grid() { this->fibers_.wait_at(grid_); }
+    int blocks() const { return this->blocks_; }
+    void sync_grid(Place place = Place::here()) {
+        const memory::Unwatched unwatched;
+        if (!is_removed(place)) this->wait(grid_, memory::ALL);
+    }
     template <class Vector>
     void copy_async(Vector* to, const float* from) {
+        const memory::Unwatched unwatched;
         if (reinterpret_cast<uintptr_t>(to) % sizeof(Vector) != 0 || reinterpret_cast<uintptr_t>(from) % sizeof(Vector) != 0)
-            give_up("copy between places that are not aligned", 1);
-        Copy copy{reinterpret_cast<char*>(to), reinterpret_cast<const char*>(from), sizeof(Vector)};
-        if (random_() % 2 == 0) copy.run();
-        else mine().back().push_back(copy);
+            give_up("a copy between places that are not aligned");
+        memory::copy_starts(to, from, sizeof(Vector));
+        Copy copy{to, from, {}, random_() % 2 == 0, sizeof(Vector)};
+        std::memcpy(copy.value, from, sizeof(Vector));
+        mine().back().push_back(copy);
     }
-    void commit_copies() { mine().emplace_back(); }
-    void wait_for_copies(int but) {
+    void commit_copies(Place place = Place::here()) {
+        const memory::Unwatched unwatched;
+        if (!is_removed(place)) mine().emplace_back();
+    }
+    void wait_for_copies(int but, Place place = Place::here()) {
+        const memory::Unwatched unwatched;
         auto& groups = mine();
-        while (static_cast<int>(groups.size()) > but + 1) {
-            for (Copy& copy : groups.front()) copy.run();
+        while (!is_removed(place) && static_cast<int>(groups.size()) > but + 1) {
+            for (Copy& copy : groups.front()) {
+                std::memcpy(copy.to, copy.at_once ? copy.value : copy.from, copy.bytes);
+                memory::copy_ends(copy.to, copy.from, copy.bytes);
+            }
             groups.pop_front();
         }
     }
     template <class Kernel>
     void launch(Kernel kernel) {
         for (auto& groups : copies_) groups.assign(1, {});
-        this->fibers_.run([&](int) { kernel(*this); });
-        this->check_shuffles();
+        this->run(*this, kernel, 0);
     }
 
   private:
     struct Copy {
-        char* to;
-        const char* from;
+        void* to;
+        const void* from;
+        char value[16];
+        bool at_once;
         size_t bytes;
-        void run() { std::memcpy(to, from, bytes); }
     };
     std::deque<std::vector<Copy>>& mine() { return copies_[this->fibers_.current()]; }
 
     Fibers::Barrier grid_;
-    int blocks_;
     std::mt19937_64 random_;
     std::vector<std::deque<std::vector<Copy>>> copies_;  // of each thread: the committed groups, and the open one
-};
-
-// Memory whose bytes are all set, so that floats are NaN: shared memory at the start of a kernel.
-template <class T>
-struct Poisoned {
-    T value;
-    Poisoned() { std::memset(static_cast<void*>(&value), 0xff, sizeof value); }
 };
 
 }  // namespace hystar_fast

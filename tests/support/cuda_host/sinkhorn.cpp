@@ -17,13 +17,13 @@ struct Tiles {
     template <class T>
     void launch() const {
         for (int b = 0; b < problems; ++b) {
-            HostBlock<T::WARPS> on(seed + b);
-            Poisoned<typename T::Shared> shared;
+            HostBlock<T::WARPS> on(seed + b, {sizeof(typename T::Shared)});
             const Problem problem(batch, b);
             on.launch([&](auto& block) {
-                if (TileSolver<T, HostBlock<T::WARPS>>(block, problem, shared.value).solve())
-                    check_feasibility(block, problem, reinterpret_cast<int*>(&shared.value));
-            });
+                auto& shared = block.template shared<typename T::Shared>();
+                if (TileSolver<T, HostBlock<T::WARPS>>(block, problem, shared).solve())
+                    check_feasibility(block, problem, reinterpret_cast<int*>(&shared));
+            }, b);
         }
     }
 };
@@ -37,14 +37,13 @@ struct Clusters {
     template <class T>
     void launch() const {
         for (int b = 0; b < problems; ++b) {
-            std::vector<Poisoned<typename T::Shared>> shared(blocks);
-            HostCluster<T::WARPS> on(seed + b, shared);
+            HostCluster<T::WARPS> on(seed + b, sizeof(typename T::Shared), blocks);
             const Problem problem(batch, b);
             on.launch([&](auto& block) {
-                auto& own = shared[block.rank()].value;
-                if (TileSolver<T, HostCluster<T::WARPS>>(block, problem, own).solve())
-                    check_feasibility(static_cast<HostBlock<T::WARPS>&>(block), problem, reinterpret_cast<int*>(&own));
-            });
+                auto& shared = block.template shared<typename T::Shared>();
+                if (TileSolver<T, HostCluster<T::WARPS>>(block, problem, shared).solve())
+                    check_feasibility(static_cast<HostBlock<T::WARPS>&>(block), problem, reinterpret_cast<int*>(&shared));
+            }, b * blocks);
         }
     }
 };
@@ -52,25 +51,25 @@ struct Clusters {
 void stream(const Batch& batch, int problems, uint64_t seed) {
     constexpr int WARPS = 8;
     using Block = HostBlock<WARPS>;
-    Block on(seed);
+    Block on(seed, {sizeof(float) * Block::THREADS});
     for (int b = 0; b < problems; ++b) {
         const Problem problem(batch, b);
-        std::vector<float> memory(Workspace::words(batch.n, batch.m), NAN);
-        const Workspace work(memory.data(), problem, 0);
-        Poisoned<float[Block::THREADS]> scratch;
+        const memory::Space memory("the workspace", sizeof(float) * Workspace::words(batch.n, batch.m));
+        const Workspace work(reinterpret_cast<float*>(memory.at()), problem, 0);
         const int row_blocks = (batch.n + WARPS - 1) / WARPS, column_blocks = (batch.m + 31) / 32;
         const auto rows = [&](auto kernel) {
             for (int x = 0; x < row_blocks; ++x)
-                on.launch([&](auto& block) { kernel(block, x * WARPS + block.warp()); });
+                on.launch([&](auto& block) { kernel(block, x * WARPS + block.warp()); }, x);
         };
         for (int k = 0; k < batch.n_iter; ++k) {
             rows([&](auto& block, int row) { stream_row(block, problem, work, row, k); });
             for (int x = 0; x < column_blocks; ++x)
-                on.launch([&](auto& block) { stream_columns(block, problem, work, x, k, scratch.value); });
+                on.launch([&](auto& block) { stream_columns(block, problem, work, x, k, &block.template shared<float>()); }, x);
         }
         rows([&](auto& block, int row) { stream_plan(block, problem, work, row); });
         on.launch([&](auto& block) {
-            if (stream_outcome(block, problem, work, scratch.value)) check_feasibility(block, problem, work.feasibility);
+            if (stream_outcome(block, problem, work, &block.template shared<float>()))
+                check_feasibility(block, problem, work.feasibility);
         });
     }
 }
@@ -84,27 +83,26 @@ struct Sweeps {
     template <class S>
     void launch() const {
         const int stages = 2 + static_cast<int>(seed % 3);
-        std::vector<float> memory(SweepWorkspace::words(problems, batch.n, batch.m, blocks), NAN);
-        const SweepWorkspace work(memory.data(), batch, problems, blocks);
-        std::vector<Poisoned<typename S::Shared>> shared(blocks);
-        std::vector<float> rings(static_cast<size_t>(blocks) * stages * S::SLOT, NAN);
-        HostGrid<S::WARPS> on(seed, blocks);
+        const memory::Space memory("the workspace",
+                                   sizeof(float) * SweepWorkspace::words(problems, batch.n, batch.m, blocks));
+        const SweepWorkspace work(reinterpret_cast<float*>(memory.at()), batch, problems, blocks);
+        HostGrid<S::WARPS> on(seed, {sizeof(typename S::Shared), sizeof(float) * stages * S::SLOT}, blocks);
         on.launch([&](auto& block) {
-            float* ring = rings.data() + block.rank() * stages * S::SLOT;
-            Sweeper<S, HostGrid<S::WARPS>>(block, batch, work, shared[block.rank()].value, ring, stages).solve();
+            auto& shared = block.template shared<typename S::Shared>();
+            Sweeper<S, HostGrid<S::WARPS>>(block, batch, work, shared, &block.template shared<float>(1), stages).solve();
         });
         outcome(work.rows);
     }
     void outcome(float* rows) const {
         constexpr int WARPS = 8;
-        HostBlock<WARPS> on(seed);
+        HostBlock<WARPS> on(seed, {sizeof(float) * WARPS});
         for (int b = 0; b < problems; ++b) {
             const Problem problem(batch, b);
             const Workspace work(rows, problem, b);
-            Poisoned<float[WARPS]> scratch;
             on.launch([&](auto& block) {
-                if (stream_outcome(block, problem, work, scratch.value)) check_feasibility(block, problem, work.feasibility);
-            });
+                if (stream_outcome(block, problem, work, &block.template shared<float>()))
+                    check_feasibility(block, problem, work.feasibility);
+            }, b);
         }
     }
 };
@@ -128,23 +126,39 @@ struct Gradients {
 
     template <class T>
     void launch() const {
-        std::vector<float> history(History<T>::words(batch.n_iter), NAN);
-        Poisoned<typename T::Shared> shared;
-        HostBlock<T::WARPS> on(seed);
-        on.launch([&](auto& block) { solve<T, HostBlock<T::WARPS>>(block, shared.value, history.data()); });
+        const memory::Space history("the history", sizeof(float) * History<T>::words(batch.n_iter));
+        HostBlock<T::WARPS> on(seed, {sizeof(typename T::Shared)});
+        on.launch([&](auto& block) {
+            solve<T, HostBlock<T::WARPS>>(block, block.template shared<typename T::Shared>(),
+                                          reinterpret_cast<float*>(history.at()));
+        });
     }
 
     template <class T>
     void launch_cluster() const {
         const auto words = History<T>::words(batch.n_iter);
-        std::vector<float> histories(words * blocks, NAN);
-        std::vector<Poisoned<typename T::Shared>> shared(blocks);
-        HostCluster<T::WARPS> on(seed, shared);
+        const memory::Space histories("the history", sizeof(float) * words * blocks);
+        HostCluster<T::WARPS> on(seed, sizeof(typename T::Shared), blocks);
         on.launch([&](auto& block) {
-            solve<T, HostCluster<T::WARPS>>(block, shared[block.rank()].value, histories.data() + block.rank() * words);
+            solve<T, HostCluster<T::WARPS>>(block, block.template shared<typename T::Shared>(),
+                                            reinterpret_cast<float*>(histories.at()) + block.rank() * words);
         });
     }
 };
+
+// The arrays of a batch. Outputs that a kernel does not have are null.
+std::vector<memory::Array> arrays(const Batch& batch, int problems) {
+    const size_t rows = sizeof(float) * problems * batch.n, columns = sizeof(float) * problems * batch.m;
+    const size_t entries = static_cast<size_t>(problems) * batch.n * batch.m, each = sizeof(float) * problems;
+    return {{"the cost", batch.cost, sizeof(float) * entries},
+            {"the mask", batch.mask, entries},
+            {"the plan", batch.plan, sizeof(float) * entries},
+            {"u", batch.u, rows},
+            {"v", batch.v, columns},
+            {"the status", batch.status, each},
+            {"the error", batch.error, each},
+            {"the iterations", batch.iterations, each}};
+}
 
 }  // namespace
 
@@ -172,6 +186,7 @@ extern "C" void sinkhorn_host(const float* cost, const uint8_t* mask, float* pla
                               double tol, int kind, int shape, int blocks, uint64_t seed) {
     const Batch batch =
         make_batch(cost, mask, plan, u, v, status, error, iterations, n, m, epsilon, n_iter, tol);
+    const memory::Known known(arrays(batch, problems));
     if (kind == Choice::TILE) with_tile(n, m, Tiles{batch, problems, seed});
     else if (kind == Choice::CLUSTER) with_cluster(shape, Clusters{batch, problems, blocks, seed});
     else if (kind == Choice::SWEEP) with_sweep(shape, has_vectors(batch), Sweeps{batch, problems, blocks, seed});
@@ -192,6 +207,10 @@ extern "C" void sinkhorn_gradient_host(const float* cost, const uint8_t* mask, f
                                        int kind, int blocks, uint64_t seed) {
     const Batch batch = make_batch(cost, mask, plan, nullptr, nullptr, nullptr, nullptr, iterations, n, m, epsilon,
                                    n_iter, 0.0);
+    auto all = arrays(batch, problems);
+    all.push_back({"dplan", dplan, sizeof(float) * problems * n * m});
+    all.push_back({"dcost", dcost, sizeof(float) * problems * n * m});
+    const memory::Known known(all);
     const Upstream upstream{dplan, dcost, static_cast<float>(1 / epsilon)};
     const Gradients gradients{batch, upstream, problems, blocks, plan != nullptr, seed};
     if (kind == Choice::TILE) with_gradient_tile(n, m, gradients);
