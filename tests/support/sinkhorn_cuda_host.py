@@ -114,7 +114,7 @@ CUDA_HOST = ROOT / "tests/support/cuda_host"
 # without contraction to fused multiply-adds, because nvcc and g++ would use them in different places
 FLAGS = ["-std=c++17", "-O2", "-g1", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
 FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", f"-I{ROOT / 'csrc'}", f"-I{CUDA_HOST}"]
-# every access and index of the kernels is checked, by cuda_host/memory.cpp and not by a sanitizer's library
+# every access and index of the kernels is checked, by cuda_host/memory.cpp and not by a sanitizer's library (gcc >= 11)
 WATCHED = ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "--param=tsan-distinguish-volatile=1"]
 WATCHED += ["-fsanitize=bounds-strict", "-fno-sanitize-recover=all"]
 

@@ -37,10 +37,6 @@ class TileGradient : protected TileSolver<T, Block> {
         return true;
     }
 
-    // Waits until no other thread may still use the shared memory of this block. Other blocks do not use it any more: in
-    // a cluster every exchange ends with a barrier for all of them.
-    HYSTAR_DEVICE void leave() { block_.sync(); }
-
     // The entries of a row of the lane: entry k is LANE_COLUMNS * k after the first, and exists if that is below
     // `left`. `zero` is 0, but it is read from memory, so that the compiler does not keep addresses in registers from
     // one row or pass to the next: A needs all registers.

@@ -37,7 +37,6 @@ class TileImplicit : TileGradient<T, Block> {
         solve_for(beta, residual);
         alphas(beta, alpha);
         write(alpha, beta);
-        this->leave();
     }
 
   private:

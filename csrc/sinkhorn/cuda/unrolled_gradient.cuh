@@ -74,7 +74,6 @@ class TileUnrolled : TileGradient<T, Block> {
             this->rebuild();
             if (last == 0) load_aligned(b_, shared_.b + this->column_slot());
         }
-        this->leave();
     }
 
   private:

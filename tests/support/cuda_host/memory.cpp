@@ -35,7 +35,7 @@ bool is_removed(Place place) {
 namespace memory {
 namespace {
 
-constexpr size_t GAP = 16 << 20;
+constexpr size_t GAP = 16 << 20;  // bytes between an array of ours and any other memory
 
 struct Word {
     Accesses written, read;
@@ -146,7 +146,7 @@ void settle() {
         if (value != write.value) {
             if (!write.other.allow(write.own)) race("a write to", *region_of(write.at), write.at, write.other, write.own.code);
             writers.erase(write.word);
-            written = write.own;
+            written.add(write.own);
         }
         if (written.are_before(*now)) continue;
         std::vector<Accesses>& all = writers[write.word];
@@ -180,9 +180,8 @@ bool is_written_before(const Word& word, const Accesses& read) {
           code);
 }
 
-void access(const char* at, size_t bytes, bool writes, const void* code, bool relaxed = false) {
-    if (!watched || static_cast<size_t>(at - stack_at) < stack_bytes || static_cast<size_t>(at - caller_at) < caller_bytes)
-        return;
+// Checks an access to memory that other threads may see.
+__attribute__((noinline)) void check(const char* at, size_t bytes, bool writes, const void* code, bool relaxed) {
     if (!doubtful.empty()) settle();
     Region* region = region_of(at);
     if (region == nullptr && !writes && is_static(at)) return;
@@ -193,7 +192,8 @@ void access(const char* at, size_t bytes, bool writes, const void* code, bool re
         region->remote = {*now, relaxed, code};
     }
     const Accesses own{*now, relaxed, code};
-    for (Word* word = region->words + (at - region->at) / 4; word <= region->words + (at + bytes - 1 - region->at) / 4; ++word) {
+    Word* const end = region->words + (at + bytes - 1 - region->at) / 4 + 1;
+    for (Word* word = region->words + (at - region->at) / 4; word < end; ++word) {
         const char* place = region->at + 4 * (word - region->words);
         if (word->copies_to > 0) fault("an access to " + region->name + ", to which a copy is on its way,", code);
         if (writes && word->copies_from > 0) fault("a write to " + region->name + ", which is being copied,", code);
@@ -203,13 +203,19 @@ void access(const char* at, size_t bytes, bool writes, const void* code, bool re
         } else {
             const bool ordered = word->written.allow(own);
             if (ordered && word->read.allow(own) && !word->written.are_several()) {
-                word->written = own;
+                word->written.add(own);
                 continue;
             }
             doubtful.push_back({word, place, 0, ordered ? word->read : word->written, own});
             std::memcpy(&doubtful.back().value, place, sizeof(uint32_t));
         }
     }
+}
+
+// Most accesses are to a thread's own registers, which are on its stack, and to the arguments of the kernel.
+inline void access(const char* at, size_t bytes, bool writes, const void* code, bool relaxed = false) {
+    if (watched && static_cast<size_t>(at - stack_at) >= stack_bytes && static_cast<size_t>(at - caller_at) >= caller_bytes)
+        check(at, bytes, writes, code, relaxed);
 }
 
 void add(const char* name, const void* at, size_t bytes, int owner) {
