@@ -25,8 +25,9 @@ void project_host(float*, float*, const float*, const float*, int64_t, int64_t, 
 
 namespace {
 
-// As an H200, but with few multiprocessors, because the emulation of a sweep has a fiber for each of their threads.
-constexpr hystar_fast::Gpu GPU{3, 16, 227 << 10};
+// As an H200, but with few multiprocessors, because the emulation of a sweep has a fiber for each of their threads. Wide
+// rows have so many that several warps add up the sums of a column.
+constexpr hystar_fast::Gpu gpu(int64_t m) { return {m > 2400 ? 9 : 3, 16, 227 << 10}; }
 
 uint64_t next_seed() {
     static uint64_t seed = 0;
@@ -68,10 +69,10 @@ void download(void* to, const void* from, size_t bytes) { std::memcpy(to, from, 
 void fill(void* at, int byte, size_t bytes) { std::memset(at, byte, bytes); }
 void finish() {}
 std::string forward_kernel(int64_t batch, int64_t n, int64_t m) {
-    return kernel_name(hystar_fast::choose(batch, n, m, GPU), n, m, false);
+    return kernel_name(hystar_fast::choose(batch, n, m, gpu(m)), n, m, false);
 }
 std::string gradient_kernel(int64_t n, int64_t m) {
-    return hystar_fast::sinkhorn_cuda_has_gradient(n, m) ? kernel_name(hystar_fast::choose_gradient(n, m, GPU), n, m, true)
+    return hystar_fast::sinkhorn_cuda_has_gradient(n, m) ? kernel_name(hystar_fast::choose_gradient(n, m, gpu(m)), n, m, true)
                                                          : "none";
 }
 
@@ -84,20 +85,20 @@ int64_t sinkhorn_cuda_workspace(int64_t, int64_t, int64_t) { return 0; }  // the
 void sinkhorn_cuda_forward(uintptr_t cost, uintptr_t mask, uintptr_t plan, uintptr_t u, uintptr_t v, uintptr_t status,
                            uintptr_t error, uintptr_t iterations, int64_t batch, int64_t n, int64_t m, double epsilon,
                            int64_t n_iter, double tol, uintptr_t, uintptr_t) {
-    const Choice choice = choose(batch, n, m, GPU);
+    const Choice choice = choose(batch, n, m, gpu(m));
     sinkhorn_host(at<float>(cost), at<uint8_t>(mask), at<float>(plan), at<float>(u), at<float>(v), at<int>(status),
                   at<float>(error), at<int>(iterations), static_cast<int>(batch), static_cast<int>(n), static_cast<int>(m),
                   epsilon, static_cast<int>(n_iter), tol, choice.kind, choice.shape, choice.blocks, next_seed());
     spoil(at<float>(cost), at<float>(plan), batch * n, m);
 }
 
-bool sinkhorn_cuda_has_gradient(int64_t n, int64_t m) { return choose_gradient(n, m, GPU).kind != Choice::STREAM; }
+bool sinkhorn_cuda_has_gradient(int64_t n, int64_t m) { return choose_gradient(n, m, gpu(m)).kind != Choice::STREAM; }
 int64_t sinkhorn_cuda_unrolled_workspace(int64_t, int64_t, int64_t, int64_t) { return 0; }
 
 void sinkhorn_cuda_unrolled_backward(uintptr_t cost, uintptr_t mask, uintptr_t dplan, uintptr_t iterations,
                                      uintptr_t dcost, int64_t batch, int64_t n, int64_t m, double epsilon, int64_t n_iter,
                                      uintptr_t, uintptr_t) {
-    const Choice choice = choose_gradient(n, m, GPU);
+    const Choice choice = choose_gradient(n, m, gpu(m));
     sinkhorn_gradient_host(at<float>(cost), at<uint8_t>(mask), nullptr, at<float>(dplan), at<int>(iterations),
                            at<float>(dcost), static_cast<int>(batch), static_cast<int>(n), static_cast<int>(m), epsilon,
                            static_cast<int>(n_iter), choice.kind, choice.blocks, next_seed());
@@ -105,7 +106,7 @@ void sinkhorn_cuda_unrolled_backward(uintptr_t cost, uintptr_t mask, uintptr_t d
 
 void sinkhorn_cuda_implicit_backward(uintptr_t plan, uintptr_t dplan, uintptr_t iterations, uintptr_t dcost, int64_t batch,
                                      int64_t n, int64_t m, double epsilon, uintptr_t) {
-    const Choice choice = choose_gradient(n, m, GPU);
+    const Choice choice = choose_gradient(n, m, gpu(m));
     sinkhorn_gradient_host(nullptr, nullptr, at<float>(plan), at<float>(dplan), at<int>(iterations), at<float>(dcost),
                            static_cast<int>(batch), static_cast<int>(n), static_cast<int>(m), epsilon, 1, choice.kind,
                            choice.blocks, next_seed());
