@@ -1,7 +1,8 @@
 """Pretrain the tiny backbone: ``python -m hystar_fast.train.pretrain --cache DIR --output DIR``.
 
-Symmetric InfoNCE (paper, Eq. 3) between two views of a concept and between each view and its caption. Two views are
-drawings from different families where the concept has several, each changed at random (`make_views`).
+Symmetric InfoNCE (paper, Eq. 3) between two views of a concept and between each view and its caption, and the shape of
+the unchanged drawing, predicted from each view (`shape_loss`). Two views are drawings from different families where the
+concept has several, each changed at random (`make_views`).
 
 The run checkpoints every few minutes and resumes from its checkpoint. The learning rate is constant until the last
 quarter of the steps, so a run can be cut short: called again with fewer ``--steps`` it decays from where it is, best
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 import typer
 from safetensors.torch import save
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from hystar_fast.data.whole_files import write_whole
@@ -30,6 +31,7 @@ from hystar_fast.models.tiny import VOCABULARY, TinyTokenizer, build_tiny
 from hystar_fast.retrieval.results_json import write_json
 from hystar_fast.train.checkpoint import read_checked, write_checked
 from hystar_fast.train.pretrain_data import CLIPART, ICON, Drawings, build_drawings
+from hystar_fast.train.pretrain_shapes import shape_loss, shapes
 from hystar_fast.train.pretrain_towers import Weights, choose_patches, encode_images, encode_texts
 from hystar_fast.train.pretrain_validation import Validation
 from hystar_fast.train.pretrain_views import make_views
@@ -84,8 +86,12 @@ def info_nce(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def compute_losses(weights: Weights, views: Tensor, tokens: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the loss between views and that between views and captions; arithmetic in bfloat16, losses in float32.
+def compute_losses(
+    weights: Weights, views: Tensor, tokens: Tensor, kept: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss between views, that between views and captions, and the embeddings of the views [2 n, D].
+
+    The arithmetic is in bfloat16, losses and embeddings are in float32.
 
     Args:
         weights: float32 parameters by the names of `open_clip.CLIP`.
@@ -94,10 +100,11 @@ def compute_losses(weights: Weights, views: Tensor, tokens: Tensor, kept: Tensor
         kept: the patches to see, from `choose_patches`.
     """
     rounded = {name: value.bfloat16() for name, value in weights.items()}
-    a, b = F.normalize(encode_images(rounded, views, kept).float(), dim=-1).chunk(2)
+    embedded = encode_images(rounded, views, kept).float()
+    a, b = F.normalize(embedded, dim=-1).chunk(2)
     t = F.normalize(encode_texts(rounded, tokens).float(), dim=-1)
     scale = weights["logit_scale"].exp().clamp(max=100)
-    return info_nce(a, b, scale), (info_nce(a, t, scale) + info_nce(b, t, scale)) / 2
+    return info_nce(a, b, scale), (info_nce(a, t, scale) + info_nce(b, t, scale)) / 2, embedded
 
 
 def schedule(step: int, steps: int) -> float:
@@ -108,14 +115,20 @@ def schedule(step: int, steps: int) -> float:
 class _Run:
     """The state of a run: everything that its checkpoint holds."""
 
-    def __init__(self, layers: int, lr: float, seed: int, device: str) -> None:
+    def __init__(self, layers: int, lr: float, seed: int, device: str, mean_shape: Tensor) -> None:
         torch.manual_seed(seed)
         self.model = build_tiny(layers).train().to(device)
+        self.mean_shape = mean_shape
+        self.shape_head = nn.Linear(self.model.visual.proj.shape[1], len(mean_shape)).to(device)  # not exported
         self.weights = dict(self.model.named_parameters())
         self.average = {name: value.detach().clone() for name, value in self.weights.items()}
         matrices = [p for p in self.weights.values() if p.ndim >= 2]
         vectors = [p for p in self.weights.values() if p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+        groups = [
+            {"params": matrices, "weight_decay": 0.1},
+            {"params": vectors, "weight_decay": 0.0},
+            {"params": list(self.shape_head.parameters()), "weight_decay": 0.1},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
         self.progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "losses": [], "curve": []}
 
@@ -130,12 +143,14 @@ class _Run:
         torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.weights.values()], share)
 
     def save(self, path: Path) -> None:
-        content = {"model": self.model.state_dict(), "average": self.average, "progress": self.progress}
-        write_checked(path, {**content, "optimizer": self.optimizer.state_dict()})
+        states = {"model": self.model.state_dict(), "shape_head": self.shape_head.state_dict()}
+        states["optimizer"] = self.optimizer.state_dict()
+        write_checked(path, {**states, "average": self.average, "progress": self.progress})
 
     def load(self, path: Path) -> None:
         saved = read_checked(path)
         self.model.load_state_dict(saved["model"])
+        self.shape_head.load_state_dict(saved["shape_head"])
         self.optimizer.load_state_dict(saved["optimizer"])
         for name, value in saved["average"].items():
             self.average[name].copy_(value)
@@ -154,7 +169,7 @@ def pretrain(
     batch: Annotated[int, typer.Option(help="Concepts a step, two views each.")] = 192,
     lr: float = 1e-3,
     layers: Annotated[int, typer.Option(help="Blocks of the image tower.")] = 8,
-    patch_dropout: Annotated[float, typer.Option(help="Share of patches dropped until the last tenth.")] = 0.65,
+    patch_dropout: Annotated[float, typer.Option(help="Share of patches dropped until the last tenth.")] = 0.4,
     seed: int = 0,
     device: str = "cpu",
     checkpoint_minutes: float = 3.0,
@@ -169,7 +184,7 @@ def pretrain(
     if not tokenizer_path.exists():
         train_tokenizer(drawings.captions, tokenizer_path)
     tokenizer, sample, validation = TinyTokenizer(tokenizer_path), Sampler(drawings), Validation()
-    run = _Run(layers, lr, seed, device)
+    run = _Run(layers, lr, seed, device, shapes(images[:: max(1, len(images) // 4000)].float() / 255).mean(dim=0))
     patch = run.model.visual.conv1.kernel_size[0]
     checkpoint = output / "checkpoint.pt"
     if checkpoint.exists():
@@ -181,15 +196,18 @@ def pretrain(
         started = time.monotonic()
         torch.manual_seed(seed * 1_000_003 + step)
         first, second, captions = sample(batch, np.random.default_rng([seed, step]))
-        views = make_views(images[torch.from_numpy(np.concatenate([first, second])).to(device)])
+        drawn = images[torch.from_numpy(np.concatenate([first, second])).to(device)]
+        views = make_views(drawn)
         kept = choose_patches(views, patch, patch_dropout if step < (1 - _WHOLE_IMAGES) * steps else 0)
-        losses = compute_losses(run.weights, views, tokenizer(captions).to(device), kept)
-        run.update(losses[0] + losses[1], lr * schedule(step, steps))
+        *contrastive, embedded = compute_losses(run.weights, views, tokenizer(captions).to(device), kept)
+        losses = [*contrastive, shape_loss(run.shape_head(embedded), drawn.float() / 255, run.mean_shape)]
+        run.update(torch.stack(losses).sum(), lr * schedule(step, steps))
         progress["step"] = step + 1
         progress["seconds"] += time.monotonic() - started
         if step % 25 == 0:
-            progress["losses"].append([step, round(progress["seconds"]), losses[0].item(), losses[1].item()])
-            bar.set_postfix(images=f"{losses[0].item():.3f}", text=f"{losses[1].item():.3f}")
+            found = [round(loss.item(), 4) for loss in losses]
+            progress["losses"].append([step, round(progress["seconds"]), *found])
+            bar.set_postfix(zip(("images", "text", "shape"), found, strict=True))
         if progress["step"] % validate_steps == 0 or progress["step"] == steps:
             row = {"step": step + 1, "views": 2 * batch * (step + 1), "hours": progress["seconds"] / 3600}
             progress["curve"].append({**row, **validation(run.average, tokenizer)})

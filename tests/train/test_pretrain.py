@@ -14,6 +14,7 @@ from hystar_fast.data.emoji import EmojiStyles
 from hystar_fast.models.tiny import NORMALISE, TinyTokenizer, create_tiny
 from hystar_fast.train.pretrain import Sampler, compute_losses, pretrain, schedule
 from hystar_fast.train.pretrain_data import Drawings
+from hystar_fast.train.pretrain_shapes import shape_loss, shapes
 from hystar_fast.train.pretrain_towers import choose_patches, encode_images, encode_texts
 from hystar_fast.train.pretrain_validation import Validation
 from hystar_fast.train.pretrain_views import _CHANGES, make_views
@@ -67,12 +68,13 @@ def test_bfloat16_losses_are_close_and_reach_every_weight() -> None:
     concepts = EmojiStyles().concepts("val")[:16]
     views = NORMALISE(torch.cat([EmojiStyles().images(style, concepts) for style in ("noto", "photo3d")]))
     tokens = tokenizer([concept.name for concept in concepts])
-    losses = compute_losses(weights, views, tokens, None)
+    *losses, embedded = compute_losses(weights, views, tokens, None)
     a, b = torch.nn.functional.normalize(model.encode_image(views), dim=-1).chunk(2)
     logits, target = model.logit_scale.exp().clamp(max=100) * a @ b.T, torch.arange(16)
     exact = sum(torch.nn.functional.cross_entropy(x, target) for x in (logits, logits.T)) / 2
     assert losses[0].detach().item() == pytest.approx(float(exact.detach()), abs=0.02)
-    sum(losses).backward()  # type: ignore[union-attr]
+    assert torch.nn.functional.cosine_similarity(embedded, torch.cat([a, b])).min() > 0.995
+    torch.stack(losses).sum().backward()
     assert [name for name, p in weights.items() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
@@ -118,9 +120,32 @@ def test_a_step_stays_on_the_device_of_its_data() -> None:
     images, tokens = EmojiStyles().images("noto", EmojiStyles().concepts("train")[:64]), tokenizer(["a", "b c"] * 16)
     with torch.device("meta"):
         views = make_views(images)
-        losses = compute_losses(dict(model.named_parameters()), views, tokens, choose_patches(views, 8, 0.65))
-        sum(losses).backward()  # type: ignore[union-attr]
+        *losses, embedded = compute_losses(dict(model.named_parameters()), views, tokens, choose_patches(views, 8, 0.4))
+        drawn = images.float() / 255
+        losses.append(shape_loss(embedded @ torch.ones(192, 576, device="cpu"), drawn, shapes(drawn).mean(dim=0)))
+        torch.stack(losses).sum().backward()
     assert all(tensor.device.type == "cpu" for tensor in (views, *losses, model.visual.proj.grad))
+
+
+def test_shapes_are_directions_of_edges_cell_by_cell() -> None:
+    picture = torch.ones(1, 3, 64, 64)
+    picture[..., 20:] = 0  # a vertical edge in the third column of cells
+    found = shapes(picture).view(9, 8, 8)
+    assert found[0, :, 2].min() > 0.1 and found.count_nonzero() == 8
+    assert torch.equal(shapes(picture.transpose(2, 3)).view(9, 8, 8).argmax(0)[2], torch.full((8,), 4)), (
+        "or its twin, 5"
+    )
+    drawings = EmojiStyles().images("photo3d", EmojiStyles().concepts("val")[:8]).float() / 255
+    assert torch.allclose(shapes(drawings), shapes(1 - drawings), atol=1e-5), "dark on light is light on dark"
+    assert shapes(torch.ones(1, 3, 64, 64)).abs().max() == 0
+
+
+def test_the_shape_of_another_place_is_another_one() -> None:
+    drawings = EmojiStyles().images("photo3d", EmojiStyles().concepts("val")[:8]).float() / 255
+    mean = shapes(drawings).mean(dim=0)
+    exact, moved = shapes(drawings) - mean, shapes(drawings.roll(12, dims=3)) - mean
+    assert shape_loss(exact, drawings, mean).item() == pytest.approx(0, abs=1e-6)
+    assert shape_loss(moved, drawings, mean).item() > 0.5
 
 
 def test_a_blank_page_gets_no_lines() -> None:
