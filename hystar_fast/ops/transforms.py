@@ -34,6 +34,9 @@ def check_not_batched(name: str, tensor: Tensor | None, instead: str) -> None:
         raise NotImplementedError(f"{name} must not be batched by torch.func.vmap: {instead}")
 
 
+# The dispatcher, too, leaves this key behind when it calls an implementation. Inside, a view is not recorded as one, so
+# a result may be a view and still be changed in place.
+_VIEWS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, NoneType, bool, int, float, str})
 
 
@@ -49,7 +52,7 @@ def eager_op(op: Callable[..., Any], cpu: Callable[..., Any], cuda: Callable[...
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
             return op(*arguments)
-        with torch._C._AutoDispatchBelowAutograd():
+        with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(_VIEWS):
             direct = implementations.get(arguments[0].device.type)
             if direct is None or _is_watched() or not _are_plain(arguments):
                 return op(*arguments)
@@ -74,12 +77,10 @@ def _are_plain(arguments: tuple[Any, ...]) -> bool:
     """Return whether every tensor is a plain one, whose memory holds its values."""
     if not _PLAIN.issuperset(map(type, arguments)):
         return False
+    if torch._C._functorch.is_legacy_batchedtensor(arguments[0]):  # the gradients of is_grads_batched
+        return False
     for argument in arguments:
-        if isinstance(argument, Tensor) and (
-            argument.is_neg()
-            or argument._is_zerotensor()
-            or torch._C._functorch.is_legacy_batchedtensor(argument)  # of is_grads_batched
-        ):
+        if isinstance(argument, Tensor) and (argument.is_neg() or argument._is_zerotensor()):
             return False
     return True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -40,10 +41,9 @@ def affine(rows: Tensor, matrix: Tensor, bias: Tensor | None, *, out: Tensor, al
 
 
 def second_product(g: Tensor, u: Tensor, bias: Tensor | None, factor: float) -> Tensor:
-    """Return y = (g / factor) uᵀ + bias, where g has been multiplied by `factor`.
-
-    y is written through a view of it, because a result that is a view could not be changed in place.
-    """
+    """Return y = (g / factor) uᵀ + bias, where g has been multiplied by `factor`."""
+    if factor == 1:
+        return F.linear(g, u, bias)
     y = g.new_empty(*g.shape[:-1], len(u))
     affine(g.flatten(0, -2), u.t(), bias, out=y.flatten(0, -2), alpha=1 / factor)
     return y
