@@ -44,7 +44,7 @@ def variant(launch: Launch) -> str:
         words += ["" if by_column is None else "forward" if by_column else "backward"]
         words += ["persistent"] if given.get("PERSISTENT") else []
     else:
-        words.append(", ".join(f"{name} {given[name]}" for name in ("TILES", "COLUMNS", "num_warps") if name in given))
+        words.append(", ".join(f"{name} {given[name]}" for name in ("PARTS", "COLUMNS", "num_warps") if name in given))
     operands = ("g", "out", "h", "partials", "bias", "index")
     names = [name for name in operands if launch.has(name)]
     scale = given.get("scale")

@@ -121,12 +121,15 @@ def svd_linear_fused_tile(capability: tuple[int, int], itemsize: int, rows: int,
 class ReduceTile:
     """The block of partial sums that the reduction kernel reads in one step."""
 
-    tiles: int
+    parts: int
     columns: int
-    num_warps: int
+    num_warps: int = 4
 
 
-REDUCE = ReduceTile(tiles=32, columns=64, num_warps=4)
+def reduce_tile(parts: int) -> ReduceTile:
+    """Return the block for samples of so many partial sums: narrow and long for many, or few programs walk far."""
+    return ReduceTile(32, 64) if parts <= 64 else ReduceTile(256, 16)
+
 
 # One program quantises a whole row; a thread reads 16 bytes of a half type.
 QUANTISE_COLUMNS_A_WARP = 256

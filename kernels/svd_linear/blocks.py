@@ -83,16 +83,29 @@ def _dot(a, b, acc):
 
 
 @triton.jit
-def _scale_row(scale, sample, cols, cols_total):
+def _columns(row, cols, cols_total, EVEN: tl.constexpr):
+    """Return some columns of a row in float32: zero beyond the last, of which there are none if EVEN."""
+    if EVEN:
+        value = tl.load(row + cols)
+    else:
+        value = tl.load(row + cols, mask=cols < cols_total, other=0.0)
+    return value.to(tl.float32)
+
+
+@triton.jit
+def _scale_row(scale, sample, cols, cols_total, EVEN: tl.constexpr):
     """Return the scale of one sample. It is NaN, and nothing is read, if the index is outside the bank."""
     values, index, bank_rows, row_stride = scale
     row = sample
-    if index is not None:
-        row = tl.load(index + sample)
-    row = row.to(tl.int64)
-    rows = row + tl.zeros_like(cols)
-    ok = (cols < cols_total) & (rows >= 0) & (rows < bank_rows)
-    return tl.load(values + row * row_stride + cols, mask=ok, other=float("nan")).to(tl.float32)
+    if index is None:
+        row_scale = _columns(values + row.to(tl.int64) * row_stride, cols, cols_total, EVEN)
+    else:
+        row = tl.load(index + row).to(tl.int64)
+        ok = (row >= 0) & (row < bank_rows)
+        if not EVEN:
+            ok = ok & (cols < cols_total)
+        row_scale = tl.load(values + row * row_stride + cols, mask=ok, other=float("nan")).to(tl.float32)
+    return row_scale
 
 
 @triton.jit
@@ -120,46 +133,104 @@ def _read(h, row0, col0, rows_total, cols_total, M: tl.constexpr, N: tl.constexp
 
 
 @triton.jit
-def _modulated(tile, scale, samples, row0, cols, rows_total, cols_total, M: tl.constexpr, SPAN: tl.constexpr):
-    """Return the tile, each row multiplied by the scale of its sample."""
+def _one_sample(samples, row0, M: tl.constexpr):
+    """Return whether all rows of a tile, which holds at most two samples, are of one."""
     tokens, count, _ = samples
+    second = row0 // tokens + 1
+    return (row0 + M <= second * tokens) | (second == count)
+
+
+@triton.jit
+def _modulated(
+    tile,
+    scale,
+    factor,
+    samples,
+    row0,
+    cols,
+    rows_total,
+    cols_total,
+    M: tl.constexpr,
+    SPAN: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """Return the tile, each row multiplied by the scale of its sample and by a factor: a number, or one a column."""
+    tokens, _, _ = samples
     rows = row0 + tl.arange(0, M)
     first = row0 // tokens
     if SPAN == SHARED:
-        tile *= tl.load(scale[0] + cols, mask=cols < cols_total, other=0.0).to(tl.float32)[None, :]
+        tile *= (_columns(scale[0], cols, cols_total, EVEN) * factor)[None, :]
     elif SPAN == PAIR:
-        second = tl.minimum(first + 1, count - 1)
-        first_scale = _scale_row(scale, first, cols, cols_total)
-        second_scale = _scale_row(scale, second, cols, cols_total)
-        tile *= tl.where((rows < (first + 1) * tokens)[:, None], first_scale[None, :], second_scale[None, :])
+        first_scale = _scale_row(scale, first, cols, cols_total, EVEN) * factor
+        if _one_sample(samples, row0, M):
+            tile *= first_scale[None, :]
+        else:
+            second_scale = _scale_row(scale, first + 1, cols, cols_total, EVEN) * factor
+            tile *= tl.where((rows < (first + 1) * tokens)[:, None], first_scale[None, :], second_scale[None, :])
     else:
         last = tl.minimum(row0 + M - 1, rows_total - 1) // tokens
         for sample in range(first, last + 1):
-            sample_scale = _scale_row(scale, sample, cols, cols_total)
+            sample_scale = _scale_row(scale, sample, cols, cols_total, EVEN) * factor
             tile = tl.where((rows // tokens == sample)[:, None], tile * sample_scale[None, :], tile)
     return tile
 
 
+@triton.constexpr_function
+def _strips(block_m, span, descriptors):
+    """Return the rows of a slot of the partial sums."""
+    return block_m // 16 if descriptors and span != MANY.value else 1
+
+
 @triton.jit
-def _sum_samples(product, partials, samples, row0, cols, rows_total, cols_total, M: tl.constexpr, SPAN: tl.constexpr):
-    """Store the sum over the rows of each sample of the tile, in the tile's slots of the partial sums."""
+def _strip_sums(tile, M: tl.constexpr, N: tl.constexpr, STRIPS: tl.constexpr):
+    """Return the sum over the rows of each strip, [STRIPS, N]."""
+    return tl.sum(tile.reshape(STRIPS, M // STRIPS, N), 1)
+
+
+@triton.jit
+def _sum_samples(
+    product,
+    partials,
+    samples,
+    row0,
+    cols,
+    rows_total,
+    cols_total,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    SPAN: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):
+    """Store the sums over the rows of each sample of the tile, in the tile's slots of the partial sums.
+
+    On Hopper and Blackwell a slot has a row for each strip of 16 rows, unless a tile has many samples. A strip is in
+    one warp of the product; to add up those of several warps, Triton has every warp repeat the sum.
+    """
     tokens, _, slots = samples
+    STRIPS: tl.constexpr = _strips(M, SPAN, DESCRIPTORS)
     rows = row0 + tl.arange(0, M)
     first = row0 // tokens
-    ok = cols < cols_total
-    partial = partials + (row0 // M).to(tl.int64) * slots * cols_total + cols
-    if SPAN == SHARED:
-        tl.store(partial, tl.sum(product, 0), mask=ok)
-    elif SPAN == PAIR:
-        is_first = (rows < (first + 1) * tokens)[:, None]
-        tl.store(partial, tl.sum(tl.where(is_first, product, 0.0), 0), mask=ok)
-        tl.store(partial + cols_total, tl.sum(tl.where(is_first, 0.0, product), 0), mask=ok)
-    else:
+    strips = tl.arange(0, STRIPS)
+    partial = partials + (row0 // M).to(tl.int64) * slots * STRIPS * cols_total
+    partial += strips[:, None] * cols_total + cols[None, :]
+    ok = (cols < cols_total)[None, :]
+    if SPAN == MANY:
         last = tl.minimum(row0 + M - 1, rows_total - 1) // tokens
         for sample in range(first, last + 1):
             here = tl.where((rows // tokens == sample)[:, None], product, 0.0)
-            tl.store(partial, tl.sum(here, 0), mask=ok)
+            tl.store(partial, _strip_sums(here, M, N, STRIPS), mask=ok)
             partial += cols_total
+    elif SPAN == PAIR:
+        one = _one_sample(samples, row0, M)
+        second = tl.zeros((STRIPS, N), dtype=tl.float32)
+        if not one:
+            is_first = (rows < (first + 1) * tokens)[:, None]
+            second = _strip_sums(tl.where(is_first, 0.0, product), M, N, STRIPS)
+            product = tl.where(is_first, product, 0.0)
+        tl.store(partial, _strip_sums(product, M, N, STRIPS), mask=ok)
+        tl.store(partial + STRIPS * cols_total, second, mask=ok & (one == 0))
+    else:
+        tl.store(partial, _strip_sums(product, M, N, STRIPS), mask=ok)
 
 
 @triton.jit
@@ -170,7 +241,8 @@ def _svd_linear_reduce_kernel(
     cols_total,
     samples,
     BLOCK_M: tl.constexpr,
-    TILES: tl.constexpr,
+    STRIPS: tl.constexpr,
+    PARTS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """dscale[row] = the sum of the partial sums of every sample that uses this row of scale, in a fixed order."""
@@ -191,11 +263,14 @@ def _svd_linear_reduce_kernel(
         if uses_row:
             first = (sample * tokens) // BLOCK_M
             last = ((sample + 1) * tokens - 1) // BLOCK_M
-            for start in range(first, last + 1, TILES):
-                tiles = start + tl.arange(0, TILES)
+            parts_total = (last - first + 1) * STRIPS
+            for start in range(0, parts_total, PARTS):
+                parts = start + tl.arange(0, PARTS)
+                tiles = first + parts // STRIPS
                 slot = sample - (tiles * BLOCK_M) // tokens  # slot 0 of a tile is its first sample
-                ptrs = partials + (tiles.to(tl.int64) * slots + slot)[:, None] * cols_total + cols[None, :]
-                ok = (tiles <= last)[:, None] & col_ok[None, :]
+                at = (tiles.to(tl.int64) * slots + slot) * STRIPS + parts % STRIPS
+                ptrs = partials + at[:, None] * cols_total + cols[None, :]
+                ok = (parts < parts_total)[:, None] & col_ok[None, :]
                 acc += tl.sum(tl.load(ptrs, mask=ok, other=0.0), 0)
     out = dscale + row.to(tl.int64) * cols_total + cols
     tl.store(out, acc.to(dscale.dtype.element_ty), mask=col_ok)

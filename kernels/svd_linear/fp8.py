@@ -18,8 +18,8 @@ from torch import Tensor
 
 from hystar_fast.kernels.prepared import launch
 from hystar_fast.kernels.svd_linear.blocks import INTERPRETED, MANY, SHARED, _modulated, _product, _write
-from hystar_fast.kernels.svd_linear.launch import Modulation, can_use_tma, descriptor, even_k
-from hystar_fast.kernels.tuning import QUANTISE_COLUMNS_A_WARP, REDUCE, Gpu, Tile, svd_linear_tile
+from hystar_fast.kernels.svd_linear.launch import Modulation, can_use_tma, descriptor, even
+from hystar_fast.kernels.tuning import QUANTISE_COLUMNS_A_WARP, Gpu, Tile, svd_linear_tile
 
 E4M3 = torch.float8_e4m3fn
 # The largest e4m3 number, and the number to which the bound on a row of g is scaled. Rounding x and vh may lengthen
@@ -100,6 +100,7 @@ def _finish(
     N: tl.constexpr,
     SPAN: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
     """Write a tile. First product: keep h, and write tile * scale in e4m3. Second product: write tile + bias.
 
@@ -110,7 +111,7 @@ def _finish(
     if samples is not None:
         if h is not None:
             _write(h, tile, row0, col0, rows_total, cols_total, M, N, DESCRIPTORS)
-        tile = _modulated(tile, scale, samples, row0, cols, rows_total, cols_total, M, SPAN)
+        tile = _modulated(tile, scale, 1.0, samples, row0, cols, rows_total, cols_total, M, SPAN, EVEN)
         _write(out, _e4m3(tile * out_factor), row0, col0, rows_total, cols_total, M, N, DESCRIPTORS)
     else:
         if bias is not None:
@@ -118,7 +119,7 @@ def _finish(
         _write(out, tile, row0, col0, rows_total, cols_total, M, N, DESCRIPTORS)
 
 
-@even_k
+@even
 @triton.jit
 def _svd_linear_fp8_kernel(
     a,
@@ -135,6 +136,7 @@ def _svd_linear_fp8_kernel(
     SPAN: tl.constexpr,
     PERSISTENT: tl.constexpr,
     EVEN_K: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
     """Compute a bᵀ of two e4m3 matrices.
 
@@ -147,6 +149,7 @@ def _svd_linear_fp8_kernel(
     N: tl.constexpr = TILE[1]
     HALF: tl.constexpr = N // 2
     strides = None if DESCRIPTORS else (shape[2], 1, 1, shape[2])
+    tl.assume(shape[2] > 0)
     a_scale, b_scale, out_scale = factors
     column_tiles = tl.cdiv(shape[1], N)
     start, stop, step = 0, 1, 1  # one tile a program: the compiler removes the loop
@@ -183,6 +186,7 @@ def _svd_linear_fp8_kernel(
                 HALF,
                 SPAN,
                 DESCRIPTORS,
+                EVEN,
             )
 
 
@@ -202,7 +206,7 @@ def quantise(x: Tensor, vh_norm: Tensor, modulation: Modulation) -> tuple[Tensor
         rank,
         scale.stride(0),
         COLUMNS=columns,
-        num_warps=REDUCE.num_warps,
+        num_warps=4,
     )
     quantised = torch.empty(rows, features, dtype=E4M3, device=x.device)
     x_scale, g_scale = torch.empty(2, rows, dtype=torch.float32, device=x.device)

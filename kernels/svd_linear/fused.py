@@ -19,13 +19,13 @@ from hystar_fast.kernels.svd_linear.launch import (
     can_use_tma,
     descriptor,
     empty_partials,
-    even_k,
+    even_rank,
     sum_partials,
 )
 from hystar_fast.kernels.tuning import Gpu, Tile, svd_linear_fused_tile
 
 
-@even_k
+@even_rank
 @triton.jit
 def _svd_linear_fused_kernel(
     a,
@@ -46,6 +46,7 @@ def _svd_linear_fused_kernel(
     SPAN: tl.constexpr,
     FACTOR: tl.constexpr,
     EVEN_K: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
     """((a b) * scale) c + bias. Forward: a = x, b = vhᵀ, c = uᵀ. Backward: a = dy, b = u, c = vh.
 
@@ -69,11 +70,11 @@ def _svd_linear_fused_kernel(
     if partials is not None:  # known when compiling, unlike the share
         if share == 0:
             product = tile * _read(h, row0, 0, rows_total, rank, M, RANK, DESCRIPTORS)
-            _sum_samples(product, partials, samples, row0, ranks, rows_total, rank, M, SPAN)
+            _sum_samples(product, partials, samples, row0, ranks, rows_total, rank, M, RANK, SPAN, DESCRIPTORS)
     elif h is not None:  # noqa: SIM102
         if share == 0:
             _write(h, tile, row0, 0, rows_total, rank, M, RANK, DESCRIPTORS)
-    tile = _modulated(tile, scale, samples, row0, ranks, rows_total, rank, M, SPAN) * FACTOR
+    tile = _modulated(tile, scale, FACTOR, samples, row0, ranks, rows_total, rank, M, SPAN, EVEN)
     if DESCRIPTORS:
         g = tile.to(c.dtype)
     else:
@@ -158,9 +159,9 @@ def _launch(
         aligned = can_use_tma(a, *stored, out, h)
         tile = svd_linear_fused_tile(gpu.capability, a.itemsize, rows, width, aligned=aligned)
     m, n, k = tile.block_m, tile.block_n, tile.block_k
-    span, slots = modulation.span_and_slots(rows, m)
+    span, _ = modulation.span_and_slots(rows, m)
     scale, samples = modulation.arguments(rows, m)
-    partials = empty_partials(rows, rank, slots, m, a.device) if sums else None
+    partials = empty_partials(h if sums else None, tile, modulation)
     shares = min(shares, triton.cdiv(columns, n))
     launch(
         _svd_linear_fused_kernel,

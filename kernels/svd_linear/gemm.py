@@ -19,7 +19,7 @@ from hystar_fast.kernels.svd_linear.launch import (
     can_use_tma,
     descriptor,
     empty_partials,
-    even_k,
+    even,
     sum_partials,
 )
 from hystar_fast.kernels.tuning import Gpu, Tile, svd_linear_tile
@@ -41,6 +41,7 @@ def _finish(
     SPAN: tl.constexpr,
     FACTOR: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
     """Write tile * scale * FACTOR, unless g is None. The forward also writes h; the backward reads h and sums tile * h.
 
@@ -50,15 +51,15 @@ def _finish(
     cols = col0 + tl.arange(0, N)
     if partials is not None:
         product = tile * _read(h, row0, col0, rows_total, cols_total, M, N, DESCRIPTORS)
-        _sum_samples(product, partials, samples, row0, cols, rows_total, cols_total, M, SPAN)
+        _sum_samples(product, partials, samples, row0, cols, rows_total, cols_total, M, N, SPAN, DESCRIPTORS)
     elif h is not None:
         _write(h, tile, row0, col0, rows_total, cols_total, M, N, DESCRIPTORS)
     if g is not None:
-        tile = _modulated(tile, scale, samples, row0, cols, rows_total, cols_total, M, SPAN) * FACTOR
+        tile = _modulated(tile, scale, FACTOR, samples, row0, cols, rows_total, cols_total, M, SPAN, EVEN)
         _write(g, tile, row0, col0, rows_total, cols_total, M, N, DESCRIPTORS)
 
 
-@even_k
+@even
 @triton.jit
 def _svd_linear_gemm_kernel(
     a,
@@ -76,6 +77,7 @@ def _svd_linear_gemm_kernel(
     FACTOR: tl.constexpr,
     PERSISTENT: tl.constexpr,
     EVEN_K: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
     """Compute g = (a b) * scale * FACTOR.
 
@@ -88,6 +90,7 @@ def _svd_linear_gemm_kernel(
     N: tl.constexpr = TILE[1]
     HALF: tl.constexpr = N // 2
     column_tiles = tl.cdiv(shape[1], N)
+    tl.assume(shape[2] > 0)
     start, stop, step = 0, 1, 1  # one tile a program: the compiler removes the loop
     if PERSISTENT:
         start, stop, step = tl.program_id(0), tl.cdiv(shape[0], M) * column_tiles, tl.num_programs(0)
@@ -114,6 +117,7 @@ def _svd_linear_gemm_kernel(
                 SPAN,
                 FACTOR,
                 strides is None,
+                EVEN,
             )
 
 
@@ -170,9 +174,9 @@ def _launch(
         tokens = modulation.rows_per_sample(rows)
         tile = svd_linear_tile(gpu, a.itemsize, tokens, rows, rank, aligned=aligned)
     m, n, k = tile.block_m, tile.block_n, tile.block_k
-    span, slots = modulation.span_and_slots(rows, m)
+    span, _ = modulation.span_and_slots(rows, m)
     scale, samples = modulation.arguments(rows, m)
-    partials = empty_partials(rows, rank, slots, m, a.device) if sums else None
+    partials = empty_partials(h if sums else None, tile, modulation)
     tiles = triton.cdiv(rows, m) * triton.cdiv(rank, n)
     persistent = tile.persistent and tiles > gpu.multiprocessors
     launch(

@@ -11,8 +11,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from hystar_fast.kernels.prepared import launch
-from hystar_fast.kernels.svd_linear.blocks import MANY, PAIR, SHARED, _svd_linear_reduce_kernel
-from hystar_fast.kernels.tuning import REDUCE, Tile
+from hystar_fast.kernels.svd_linear.blocks import MANY, PAIR, SHARED, _strips, _svd_linear_reduce_kernel
+from hystar_fast.kernels.tuning import Tile, reduce_tile
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,14 @@ class Modulation:
         return (scale, self.index, scale.shape[0], scale.stride(0)), (tokens, rows // tokens, slots)
 
 
-# Adds the flag EVEN_K to a kernel: every step along the inner dimension is whole, so loads need no mask for it.
-even_k = triton.heuristics({"EVEN_K": lambda args: args["shape"][2] % args["TILE"][2] == 0})
+def _whole(size: int, axis: int) -> Any:
+    """Return a heuristic: this size of a product is a multiple of its block, so loads need no mask for it."""
+    return lambda args: args["shape"][size] % args["TILE"][axis] == 0
+
+
+# Add the flags EVEN_K and EVEN (columns) to a kernel.
+even = triton.heuristics({"EVEN_K": _whole(2, 2), "EVEN": _whole(1, 1)})
+even_rank = triton.heuristics({"EVEN_K": _whole(2, 2), "EVEN": _whole(1, 3)})
 
 
 def descriptor(tile: Tile, tensor: Tensor | None, *block: int) -> Any:
@@ -69,28 +75,36 @@ def can_use_tma(*tensors: Tensor | None) -> bool:
     )
 
 
-def empty_partials(rows: int, rank: int, slots: int, block_m: int, device: torch.device) -> Tensor:
-    """Return memory for the partial sums of dscale, [row tiles, slots, r]."""
-    return torch.empty(triton.cdiv(rows, block_m), slots, rank, dtype=torch.float32, device=device)
+def empty_partials(h: Tensor | None, tile: Tile, modulation: Modulation) -> Tensor | None:
+    """Return memory for the partial sums of dscale, [row tiles, slots, strips, r], or None without h."""
+    if h is None:
+        return None
+    rows, rank = h.shape
+    span, slots = modulation.span_and_slots(rows, tile.block_m)
+    size = triton.cdiv(rows, tile.block_m), slots, _strips(tile.block_m, span, tile.descriptors), rank
+    return h.new_empty(size, dtype=torch.float32)
 
 
 def sum_partials(partials: Tensor, modulation: Modulation, rows: int, block_m: int) -> Tensor:
     """Return dscale, in the shape and dtype of scale: the partial sums of every sample, added up."""
-    rank, scale = partials.shape[2], modulation.scale
+    _, slots, parts, rank = partials.shape
+    scale = modulation.scale
     dscale = torch.empty_like(scale, memory_format=torch.contiguous_format)
     tokens = modulation.rows_per_sample(rows)
+    tile = reduce_tile(triton.cdiv(tokens, block_m) * parts)
     launch(
         _svd_linear_reduce_kernel,
-        (1 if scale.dim() == 1 else scale.shape[0], triton.cdiv(rank, REDUCE.columns)),
+        (1 if scale.dim() == 1 else scale.shape[0], triton.cdiv(rank, tile.columns)),
         partials,
         dscale,
         modulation.index,
         rank,
-        (tokens, rows // tokens, partials.shape[1]),
+        (tokens, rows // tokens, slots),
         BLOCK_M=block_m,
-        TILES=REDUCE.tiles,
-        COLUMNS=REDUCE.columns,
-        num_warps=REDUCE.num_warps,
+        STRIPS=parts,
+        PARTS=tile.parts,
+        COLUMNS=tile.columns,
+        num_warps=tile.num_warps,
         enable_fp_fusion=True,
     )
     return dscale
