@@ -134,7 +134,7 @@ def backward(
 
 def fp8_forward(layer: Layer, factors: Fp8Factors, tile: Tile, gpu: Gpu, *, keep_h: bool) -> list[Tensor]:
     """Return y, g as bytes, and h if it is kept; both products run with this tile."""
-    x8, x_scale, g_scale = fp8.quantise(layer.x, factors.vh_norm, layer.modulation)
+    x8, x_scale, g_scale = fp8.quantise(layer.x, factors.vh_norm, layer.modulation, gpu=gpu)
     kept, parts = layer.x.dtype if keep_h else None, (factors.vh, factors.vh_scale)
     g, h = fp8.first_product(x8, x_scale, g_scale, *parts, layer.modulation, gpu=gpu, h_dtype=kept, tile=tile)
     y = layer.x.new_empty(len(layer.x), len(layer.u))

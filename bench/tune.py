@@ -93,7 +93,7 @@ def products(layer: kernels.Layer, gpu: kernels.Gpu) -> Iterator[tuple[str, int,
         lambda c: kernels.backward(layer, h, c.tile, gpu, module=module(c)),
     )
     factors = layer.factors
-    x8, x_scale, g_scale = fp8.quantise(layer.x, factors.vh_norm, layer.modulation)
+    x8, x_scale, g_scale = fp8.quantise(layer.x, factors.vh_norm, layer.modulation, gpu=gpu)
     parts = (factors.vh, factors.vh_scale, layer.modulation)
 
     def first(chosen: Configuration) -> list[Tensor]:

@@ -131,5 +131,10 @@ def reduce_tile(parts: int) -> ReduceTile:
     return ReduceTile(32, 64) if parts <= 64 else ReduceTile(256, 16)
 
 
-# One program quantises a whole row; a thread reads 16 bytes of a half type.
+# One program quantises whole rows; a thread reads 16 bytes of a half type.
 QUANTISE_COLUMNS_A_WARP = 256
+
+
+def quantise_rows(gpu: Gpu, rows: int) -> int:
+    """Return the rows of a program, which reads a row of scale once for them: 1 to 8, or too few programs run."""
+    return min(8, max(1, rows // (8 * gpu.multiprocessors)))

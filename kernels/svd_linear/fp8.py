@@ -1,8 +1,9 @@
 """Computes: x in e4m3 with a scale for each row; g = (x vhᵀ) * scale in e4m3 (and h); y = g uᵀ + bias. All products run
 on fp8 tensor cores.
-Grid: one program for each row of x; then one for each tile of [rows, rank]; then one for each tile of [rows, out].
-Each program owns: its row or its tile of the result.
-Memory traffic: x once in its own precision; everything after it in one byte a value; h only if it is kept.
+Grid: one program for 1 to 8 rows of x; then one for each tile of [rows, rank]; then one for each tile of [rows, out].
+Each program owns: its rows or its tile of the result.
+Memory traffic: x once in its own precision, with a row of scale for each program; after it one byte a value; h only if
+it is kept.
 Numerics: float32 accumulators; every scale is applied to the accumulator. The scale of a row of g is known before g,
 because |g_j| is at most ||x|| max_j |scale_j| ||vh_j||. e4m3 is a floating format, so a loose bound costs no digits
 until values underflow. Triton's interpreter rounds to e4m3 wrongly (carries, subnormals, NaN), so _e4m3 builds the byte
@@ -17,9 +18,18 @@ import triton.language as tl
 from torch import Tensor
 
 from hystar_fast.kernels.prepared import launch
-from hystar_fast.kernels.svd_linear.blocks import INTERPRETED, MANY, SHARED, _modulated, _product, _write
+from hystar_fast.kernels.svd_linear.blocks import (
+    INTERPRETED,
+    MANY,
+    SHARED,
+    _columns,
+    _dot,
+    _modulated,
+    _product,
+    _write,
+)
 from hystar_fast.kernels.svd_linear.launch import Modulation, can_use_tma, descriptor, even
-from hystar_fast.kernels.tuning import QUANTISE_COLUMNS_A_WARP, Gpu, Tile, svd_linear_tile
+from hystar_fast.kernels.tuning import QUANTISE_COLUMNS_A_WARP, Gpu, Tile, quantise_rows, svd_linear_tile
 
 E4M3 = torch.float8_e4m3fn
 # The largest e4m3 number, and the number to which the bound on a row of g is scaled. Rounding x and vh may lengthen
@@ -27,6 +37,10 @@ E4M3 = torch.float8_e4m3fn
 LARGEST = tl.constexpr(448.0)
 BOUND = tl.constexpr(384.0)
 TINY = tl.constexpr(1e-30)
+_E4M3_WORD = tl.constexpr(
+    "{.reg .b16 low, high; cvt.rn.satfinite.e4m3x2.f32 low, $2, $1; "
+    "cvt.rn.satfinite.e4m3x2.f32 high, $4, $3; mov.b32 $0, {low, high};}"
+)
 
 
 @triton.jit
@@ -41,47 +55,78 @@ def _e4m3(value):
         byte = tl.where(magnitude < (121 << 23), small.to(tl.int32, bitcast=True) & 0xFFFFF, normal)
         byte = tl.where(magnitude > 0x7F800000, 0x7F, byte) | ((bits >> 24) & 0x80)
         return byte.to(tl.uint8).to(tl.float8e4nv, bitcast=True)
-    return value.to(tl.float8e4nv)
-
-
-@triton.jit
-def _svd_linear_reach_kernel(scale, vh_norm, bounds, rank, scale_row, COLUMNS: tl.constexpr):
-    """bounds[k] = max_j |scale[k, j]| ||vh_j||, or NaN if a scale is NaN."""
-    row = tl.program_id(0).to(tl.int64)
-    largest = tl.zeros((COLUMNS,), dtype=tl.float32)
-    for start in range(0, rank, COLUMNS):
-        cols = start + tl.arange(0, COLUMNS)
-        ok = cols < rank
-        column_scale = tl.load(scale + row * scale_row + cols, mask=ok, other=0.0).to(tl.float32)
-        column_bound = tl.abs(column_scale) * tl.load(vh_norm + cols, mask=ok, other=0.0)
-        largest = tl.maximum(largest, column_bound, propagate_nan=tl.PropagateNan.ALL)
-    is_nan = tl.max((largest != largest).to(tl.int32), 0) > 0
-    tl.store(bounds + row, tl.where(is_nan, float("nan"), tl.max(largest, 0)))
+    # four at a time, or the compiler takes words apart into bytes and builds them again
+    return tl.inline_asm_elementwise(_E4M3_WORD, "=r,r,r,r,r", [value], tl.int8, is_pure=True, pack=4).to(
+        tl.float8e4nv, bitcast=True
+    )
 
 
 @triton.jit
 def _svd_linear_quantise_kernel(
-    x, quantised, x_scale, g_scale, bounds, index, features, x_strides, tokens, bank_rows, COLUMNS: tl.constexpr
+    x,
+    quantised,
+    x_scale,
+    g_scale,
+    scale,
+    vh_norm,
+    rank,
+    features,
+    x_strides,
+    tokens,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    RANKS: tl.constexpr,
 ):
-    """Write one row of x in e4m3, its scale, and the scale that its row of g will have; `bounds` are of the bank."""
-    row = tl.program_id(0)
-    row64 = row.to(tl.int64)
+    """Write some rows of a sample of x in e4m3, their scales, and the scales that their rows of g will have.
+
+    The latter need max_j |scale_j| ||vh_j|| of the sample: NaN if a scale is, or if the index is outside the bank.
+    """
+    values, index, bank_rows, row_stride = scale
+    programs = tl.cdiv(tokens, ROWS)  # of a sample
+    sample = tl.program_id(0) // programs
+    first = tl.program_id(0) % programs * ROWS
+    row = sample
+    if index is not None:
+        row = tl.load(index + sample)
+    row = row.to(tl.int64)
+    inside = (row >= 0) & (row < bank_rows)
+    largest = tl.where(inside, tl.zeros((RANKS,), dtype=tl.float32), float("nan"))
+    for start in range(0, rank, RANKS):
+        ranks = start + tl.arange(0, RANKS)
+        ok = ranks < rank
+        column_scale = tl.load(values + row * row_stride + ranks, mask=ok & inside, other=0.0).to(tl.float32)
+        column_bound = tl.abs(column_scale) * tl.load(vh_norm + ranks, mask=ok, other=0.0)
+        largest = tl.maximum(largest, column_bound, propagate_nan=tl.PropagateNan.ALL)
+    is_nan = tl.max((largest != largest).to(tl.int32), 0) > 0
+    reach = tl.where(is_nan, float("nan"), tl.max(largest, 0))
     cols = tl.arange(0, COLUMNS)
     ok = cols < features
-    value = tl.load(x + row64 * x_strides[0] + cols * x_strides[1], mask=ok, other=0.0).to(tl.float32)
-    is_nan = tl.max((value != value).to(tl.int32), 0) > 0
-    largest = tl.where(is_nan, float("nan"), tl.max(tl.abs(value), 0))
-    largest = tl.where(largest < TINY, TINY, largest)
-    row_scale = largest / LARGEST
-    value *= 1.0 / row_scale
-    tl.store(quantised + row64 * features + cols, _e4m3(value), mask=ok)
-    tl.store(x_scale + row, row_scale)
-    sample = row // tokens
-    if index is not None:
-        sample = tl.load(index + sample)
-    inside = (sample >= 0) & (sample < bank_rows)
-    bound = tl.load(bounds + sample, mask=inside, other=float("nan")) * (row_scale * tl.sqrt(tl.sum(value * value, 0)))
-    tl.store(g_scale + row, tl.where(bound < TINY, TINY, bound) / BOUND)
+    for token in range(first, tl.minimum(first + ROWS, tokens)):
+        at = sample * tokens + token
+        at64 = at.to(tl.int64)
+        value = tl.load(x + at64 * x_strides[0] + cols * x_strides[1], mask=ok, other=0.0).to(tl.float32)
+        is_nan = tl.max((value != value).to(tl.int32), 0) > 0
+        largest_value = tl.where(is_nan, float("nan"), tl.max(tl.abs(value), 0))
+        largest_value = tl.where(largest_value < TINY, TINY, largest_value)
+        row_scale = largest_value / LARGEST
+        value *= 1.0 / row_scale
+        tl.store(quantised + at64 * features + cols, _e4m3(value), mask=ok)
+        tl.store(x_scale + at, row_scale)
+        bound = reach * (row_scale * tl.sqrt(tl.sum(value * value, 0)))
+        tl.store(g_scale + at, tl.where(bound < TINY, TINY, bound) / BOUND)
+
+
+@triton.jit
+def _interleaved_product(a, b, row0, col0, inner, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+    """Return a tile of a bᵀ. The descriptor b is of [2, columns / 4, 2, inner]: every other pair of rows, and the rest.
+
+    The tensor cores give a thread two neighbours of a row. The left half of their tile are every other pair of columns,
+    the right half the pairs between them: so a thread has four neighbours, which are one word in e4m3.
+    """
+    acc = tl.zeros((M, N), dtype=tl.float32)
+    for k in range(0, inner, K):
+        acc = _dot(a.load([row0, k]), b.load([0, col0 // 4, 0, k]).reshape(N, K).T, acc)
+    return acc.reshape(M, 2, N // 4, 2).permute(0, 2, 1, 3).reshape(M, N)
 
 
 @triton.jit
@@ -89,7 +134,7 @@ def _finish(
     tile,
     out,
     h,
-    out_factor,
+    factors,
     bias,
     scale,
     samples,
@@ -104,19 +149,27 @@ def _finish(
 ):
     """Write a tile. First product: keep h, and write tile * scale in e4m3. Second product: write tile + bias.
 
-    `samples` is None in the second product, and only there.
+    `samples` is None in the second product, and only there. The factors are of the rows of a, and of the result's and
+    b's.
     """
     rows_total, cols_total, _ = shape
+    a_factor, out_factor, b_scale = factors
     cols = col0 + tl.arange(0, N)
-    if samples is not None:
-        if h is not None:
-            _write(h, tile, row0, col0, rows_total, cols_total, M, N, DESCRIPTORS)
-        tile = _modulated(tile, scale, 1.0, samples, row0, cols, rows_total, cols_total, M, SPAN, EVEN)
-        _write(out, _e4m3(tile * out_factor), row0, col0, rows_total, cols_total, M, N, DESCRIPTORS)
-    else:
+    b_factor = _columns(b_scale, cols, cols_total, EVEN)
+    if samples is None:
+        tile = tile * a_factor[:, None] * b_factor[None, :]
         if bias is not None:
-            tile += tl.load(bias + cols, mask=cols < cols_total, other=0.0).to(tl.float32)[None, :]
+            tile += _columns(bias, cols, cols_total, EVEN)[None, :]
         _write(out, tile, row0, col0, rows_total, cols_total, M, N, DESCRIPTORS)
+    else:
+        column_factor, row_factor = b_factor, a_factor * out_factor
+        if h is not None:
+            tile = tile * a_factor[:, None] * b_factor[None, :]
+            _write(h, tile, row0, col0, rows_total, cols_total, M, N, DESCRIPTORS)
+            column_factor, row_factor = 1.0, out_factor
+        tile *= row_factor[:, None]
+        tile = _modulated(tile, scale, column_factor, samples, row0, cols, rows_total, cols_total, M, SPAN, EVEN)
+        _write(out, _e4m3(tile), row0, col0, rows_total, cols_total, M, N, DESCRIPTORS)
 
 
 @even
@@ -135,6 +188,7 @@ def _svd_linear_fp8_kernel(
     DESCRIPTORS: tl.constexpr,
     SPAN: tl.constexpr,
     PERSISTENT: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     EVEN_K: tl.constexpr,
     EVEN: tl.constexpr,
 ):
@@ -155,27 +209,28 @@ def _svd_linear_fp8_kernel(
     start, stop, step = 0, 1, 1  # one tile a program: the compiler removes the loop
     if PERSISTENT:
         start, stop, step = tl.program_id(0), tl.cdiv(shape[0], M) * column_tiles, tl.num_programs(0)
-    for number in tl.range(start, stop, step, flatten=SPAN != MANY):
+    # with h, a flattened loop leaves the epilogue too few registers
+    for number in tl.range(start, stop, step, flatten=SPAN != MANY and h is None):
         program = number if PERSISTENT else tl.program_id(0)
         row0 = program // column_tiles * M
         col0 = program % column_tiles * N
-        acc = _product(a, b, row0, col0, shape, strides, M, N, TILE[2], True, EVEN_K)
+        if INTERLEAVED:
+            acc = _interleaved_product(a, b, row0, col0, shape[2], M, N, TILE[2])
+        else:
+            acc = _product(a, b, row0, col0, shape, strides, M, N, TILE[2], True, EVEN_K)
         rows = row0 + tl.arange(0, M)
         row_ok = rows < shape[0]
-        a_factor = tl.load(a_scale + rows, mask=row_ok, other=0.0)[:, None]
-        out_factor = None
+        a_factor = tl.load(a_scale + rows, mask=row_ok, other=0.0)
+        out_factor = a_factor  # not used in the second product
         if out_scale is not None:
-            out_factor = (1.0 / tl.load(out_scale + rows, mask=row_ok, other=1.0))[:, None]
+            out_factor = 1.0 / tl.load(out_scale + rows, mask=row_ok, other=1.0)
         left, right = acc.reshape(M, 2, HALF).permute(0, 2, 1).split()
         for half in tl.static_range(2):
-            cols = col0 + half * HALF + tl.arange(0, HALF)
-            tile = left if half == 0 else right
-            tile = tile * a_factor * tl.load(b_scale + cols, mask=cols < shape[1], other=0.0)[None, :]
             _finish(
-                tile,
+                left if half == 0 else right,
                 out,
                 h,
-                out_factor,
+                (a_factor, out_factor, b_scale),
                 bias,
                 scale,
                 samples,
@@ -190,41 +245,30 @@ def _svd_linear_fp8_kernel(
             )
 
 
-def quantise(x: Tensor, vh_norm: Tensor, modulation: Modulation) -> tuple[Tensor, Tensor, Tensor]:
+def quantise(x: Tensor, vh_norm: Tensor, modulation: Modulation, *, gpu: Gpu) -> tuple[Tensor, Tensor, Tensor]:
     """Return x [N, in] in e4m3, the scale of each row, and the scale that each row of g will have."""
     rows, features = x.shape
-    rank, scale = len(vh_norm), modulation.scale
-    bank = scale.shape[0] if scale.dim() == 2 else 1
-    bounds = torch.empty(bank, dtype=torch.float32, device=x.device)
-    columns = min(max(16, triton.next_power_of_2(rank)), 1024)
-    launch(
-        _svd_linear_reach_kernel,
-        bank,
-        scale,
-        vh_norm,
-        bounds,
-        rank,
-        scale.stride(0),
-        COLUMNS=columns,
-        num_warps=4,
-    )
+    rank, tokens = len(vh_norm), modulation.rows_per_sample(rows)
+    block = quantise_rows(gpu, rows)
     quantised = torch.empty(rows, features, dtype=E4M3, device=x.device)
     x_scale, g_scale = torch.empty(2, rows, dtype=torch.float32, device=x.device)
     columns = max(16, triton.next_power_of_2(features))
     launch(
         _svd_linear_quantise_kernel,
-        rows,
+        rows // tokens * triton.cdiv(tokens, block),
         x,
         quantised,
         x_scale,
         g_scale,
-        bounds,
-        modulation.index,
+        modulation.arguments(rows, 1)[0],
+        vh_norm,
+        rank,
         features,
         x.stride(),
-        modulation.rows_per_sample(rows),
-        bank,
+        tokens,
+        ROWS=block,
         COLUMNS=columns,
+        RANKS=min(max(16, triton.next_power_of_2(rank)), 1024),
         num_warps=min(16, max(1, columns // QUANTISE_COLUMNS_A_WARP)),
     )
     return quantised, x_scale, g_scale
@@ -286,13 +330,16 @@ def _launch(
     if modulation is not None:
         span, _ = modulation.span_and_slots(rows, m)
         scale, samples = modulation.arguments(rows, m)
+    interleaved = tile.descriptors and modulation is not None and inner % k == 0 and columns % 4 == 0
     tiles = triton.cdiv(rows, m) * triton.cdiv(columns, n)
     persistent = tile.persistent and tiles > gpu.multiprocessors
     launch(
         _svd_linear_fp8_kernel,
         gpu.multiprocessors if persistent else tiles,
         descriptor(tile, a, m, k),
-        descriptor(tile, b, n, k),
+        descriptor(tile, b.view(columns // 4, 2, 2, inner).transpose(0, 1), 2, n // 4, 2, k)
+        if interleaved
+        else descriptor(tile, b, n, k),
         descriptor(tile, out, m, n // 2),
         descriptor(tile, h, m, n // 2),
         factors,
@@ -304,6 +351,7 @@ def _launch(
         DESCRIPTORS=tile.descriptors,
         SPAN=span,
         PERSISTENT=persistent,
+        INTERLEAVED=interleaved,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         enable_fp_fusion=True,

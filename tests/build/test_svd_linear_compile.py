@@ -12,12 +12,12 @@ import pytest
 from hystar_fast.kernels.tuning import SHARED_MEMORY
 
 # On sm_90, of both versions of Triton: instructions, shuffles, barriers, shared stores of 2 bytes. A step takes 4 MMAs;
-# the rest is mostly epilogue, during which no MMA runs. The 2-byte stores of fp8 should become 0.
+# the rest is mostly epilogue, during which no MMA runs.
 BUDGETS = {
     "_svd_linear_gemm_kernel bf16 forward persistent pair of samples": (1570, 0, 24, 0),
     "_svd_linear_gemm_kernel bf16 backward persistent pair of samples": (3200, 384, 32, 0),
-    "_svd_linear_fp8_kernel first pair": (4050, 0, 32, 128),
-    "_svd_linear_fp8_kernel second pair": (2210, 0, 24, 0),
+    "_svd_linear_fp8_kernel first pair": (1990, 0, 24, 0),
+    "_svd_linear_fp8_kernel second pair": (1420, 0, 20, 0),
 }
 
 
@@ -84,8 +84,8 @@ def test_compiles_without_spills(
 
 def test_a_kernel_over_its_budget_is_found() -> None:
     label = "_svd_linear_fp8_kernel second pair"
-    within = {"FADD": 2000, "QGMMA.64x256x32": 4, "WARPGROUP.ARRIVE": 1, "UTMALDG.2D": 6, "NOP": 900}
+    within = {"FADD": 1400, "QGMMA.64x256x32": 4, "WARPGROUP.ARRIVE": 1, "UTMALDG.2D": 6, "NOP": 900}
     check_budget(label, within)
-    for more in ({"FADD": 3000}, {"STS.U16": 1}, {"WARPGROUP.ARRIVE": 4}, {"LDL": 2}, {"SHFL.BFLY": 1}):
+    for more in ({"FADD": 1500}, {"STS.U16": 1}, {"WARPGROUP.ARRIVE": 4}, {"LDL": 2}, {"SHFL.BFLY": 1}):
         with pytest.raises(AssertionError):
             check_budget(label, within | more)

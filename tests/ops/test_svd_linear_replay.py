@@ -15,8 +15,8 @@ KERNELS = {
     ("forward", True): ["fused"],
     ("training", False): ["gemm", "cublas", "gemm", "reduce", "cublas"],
     ("training", True): ["fused", "fused", "reduce"],
-    ("fp8", False): ["reach", "quantise", "fp8", "fp8"],
-    ("fp8", True): ["reach", "quantise", "fp8", "fp8"],
+    ("fp8", False): ["quantise", "fp8", "fp8"],
+    ("fp8", True): ["quantise", "fp8", "fp8"],
 }
 GEMMS = ("_svd_linear_gemm_kernel", "_svd_linear_fp8_kernel")
 

@@ -193,11 +193,11 @@ def record_fp8(capability: tuple[int, int]) -> Iterator[Launch]:
         scales = modulation(kind, batch, tokens, features)
         h_dtype = torch.bfloat16 if name == "pair" else None
         with recorded() as launches:
-            quantised, x_scale, g_scale = fp8.quantise(x, norm, scales)
+            quantised, x_scale, g_scale = fp8.quantise(x, norm, scales, gpu=gpu)
             g, _ = fp8.first_product(quantised, x_scale, g_scale, factor, norm, scales, gpu=gpu, h_dtype=h_dtype)
             fp8.second_product(g, g_scale, factor, norm, norm.bfloat16(), torch.empty_like(x), gpu=gpu)
             for columns in (512, 4096) if name == "short" else ():  # a narrower model, and the MLP of a ViT-L
-                fp8.quantise(torch.empty(8, columns, dtype=torch.bfloat16), norm, scales)
+                fp8.quantise(torch.empty(8, columns, dtype=torch.bfloat16), norm, scales, gpu=gpu)
         for launch in launches:
             product = " first" if launch.has("scale") else " second"
             launch.label = f"{launch.kernel}{product * (launch.kernel == '_svd_linear_fp8_kernel')} {name}"

@@ -24,6 +24,7 @@ from tests.support.tolerance import FLOOR, relative_error
 # (batch, tokens, in, out, rank), tile: inside a sample, over two, over many; odd; one; aligned
 CASES = [
     ((2, 45, 48, 64, 80), PERSISTENT),
+    ((2, 45, 64, 64, 80), PERSISTENT),  # whole steps of the inner dimension: interleaved columns
     ((1, 33, 16, 16, 16), DESCRIPTORS),
     ((5, 7, 48, 64, 80), DESCRIPTORS),
     ((5, 7, 37, 29, 41), POINTERS),

@@ -138,12 +138,12 @@ def forward_cuda(
     bias = None if bias is None else bias.contiguous()
     modulation, kept = Modulation(scale, index, tokens), x.dtype if save else None
     with on_device(x), recorded() as launches:
-        x8, x_scale, g_scale = fp8.quantise(rows, vh_norm, modulation)
+        x8, x_scale, g_scale = fp8.quantise(rows, vh_norm, modulation, gpu=gpu)
         g, h = fp8.first_product(x8, x_scale, g_scale, vh, vh_scale, modulation, gpu=gpu, h_dtype=kept)
         fp8.second_product(g, g_scale, u, u_scale, bias, y.view(len(rows), len(u)), gpu=gpu)
     if key is not None and None not in launches:
-        reach, quantise, first, second = launches
-        replay.keep(key, replay.Fp8Forward(reach, quantise, first, second, y.shape))
+        quantise, first, second = launches
+        replay.keep(key, replay.Fp8Forward(quantise, first, second, y.shape))
     return y, x.new_empty(0) if h is None else h
 
 

@@ -41,7 +41,6 @@ class Backward(NamedTuple):
 class Fp8Forward(NamedTuple):
     """The launches of a forward in fp8, and the shape of its result."""
 
-    reach: Any
     quantise: Any
     first: Any
     second: Any
@@ -167,17 +166,17 @@ def fp8_forward(
     u, u_scale, vh, vh_scale, vh_norm = factors
     device, rank = x.get_device(), len(vh)
     rows = x.numel() // x.shape[-1]
-    bounds, (x_scale, g_scale) = vh_norm.new_empty(call.reach.shapes[-1]), vh_norm.new_empty(2, rows)
+    x_scale, g_scale = vh_norm.new_empty(2, rows)
     x8, g = u.new_empty(rows, x.shape[-1]), u.new_empty(rows, rank)
     y, h = x.new_empty(call.y), x.new_empty(rows if save else 0, rank)
-    quantising = [x.data_ptr(), x8.data_ptr(), x_scale.data_ptr(), g_scale.data_ptr(), bounds.data_ptr()]
+    quantising = [x.data_ptr(), x8.data_ptr(), x_scale.data_ptr(), g_scale.data_ptr(), scale.data_ptr()]
+    quantising += [vh_norm.data_ptr()] if index is None else [index.data_ptr(), vh_norm.data_ptr()]
     first = [x8.data_ptr(), vh.data_ptr(), g.data_ptr(), *([h.data_ptr()] if save else [])]
     first += [x_scale.data_ptr(), vh_scale.data_ptr(), g_scale.data_ptr()]
     second = [g.data_ptr(), u.data_ptr(), y.data_ptr(), g_scale.data_ptr(), u_scale.data_ptr()]
     second += [] if bias is None else [bias.data_ptr()]
     done = (
-        _launch(call.reach, device, [scale.data_ptr(), vh_norm.data_ptr(), bounds.data_ptr()], None, None)
-        and _launch(call.quantise, device, quantising, None, index)
+        _launch(call.quantise, device, quantising, None, None)
         and _launch(call.first, device, first, scale, index)
         and _launch(call.second, device, second, None, None)
     )

@@ -114,14 +114,20 @@ API CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, 
                                            {CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 4}};
   auto size = bytes.find(type);
   int span = swizzle == CU_TENSOR_MAP_SWIZZLE_NONE ? 1 << 30 : 16 << swizzle;  // 32, 64 or 128 bytes
-  bool legal = rank == 2 && size != bytes.end() && reinterpret_cast<size_t>(address) % 16 == 0 && strides[0] % 16 == 0 &&
-               strides[0] < 1ull << 40 && interleave == CU_TENSOR_MAP_INTERLEAVE_NONE && fill == 0;
+  bool legal = rank >= 2 && rank <= 5 && size != bytes.end() && reinterpret_cast<size_t>(address) % 16 == 0 &&
+               interleave == CU_TENSOR_MAP_INTERLEAVE_NONE && fill == 0;
   for (cuuint32_t i = 0; legal && i < rank; i++)
     legal = sizes[i] > 0 && sizes[i] <= 1ull << 32 && box[i] > 0 && box[i] <= 256 && steps[i] == 1;
+  for (cuuint32_t i = 0; legal && i < rank - 1; i++) legal = strides[i] % 16 == 0 && strides[i] < 1ull << 40;
   if (legal) legal = box[0] * size->second % 16 == 0 && static_cast<int>(box[0]) * size->second <= span;
   if (!legal) return CUDA_ERROR_INVALID_VALUE;
-  cuuint64_t words[] = {reinterpret_cast<cuuint64_t>(address), static_cast<cuuint64_t>(type), sizes[0], sizes[1],
-                        strides[0], box[0], box[1], static_cast<cuuint64_t>(swizzle), static_cast<cuuint64_t>(promotion)};
+  cuuint64_t words[16] = {reinterpret_cast<cuuint64_t>(address),
+                          static_cast<cuuint64_t>(type) | swizzle << 8 | promotion << 16 | rank << 24};
+  for (cuuint32_t i = 0; i < rank; i++) {
+    words[2 + i] = sizes[i];
+    words[7 + i] = box[i];
+    if (i < rank - 1) words[12 + i] = strides[i];
+  }
   memset(map, 0, sizeof *map);
   memcpy(map, words, sizeof words);
   return CUDA_SUCCESS;
