@@ -149,8 +149,8 @@ def _finish(
 ):
     """Write a tile. First product: keep h, and write tile * scale in e4m3. Second product: write tile + bias.
 
-    `samples` is None in the second product, and only there. The factors are of the rows of a, and of the result's and
-    b's.
+    `samples` is None in the second product, and only there. `factors` are those of the tile's rows in a, the inverse of
+    theirs in the result, and the scales of all rows of b.
     """
     rows_total, cols_total, _ = shape
     a_factor, out_factor, b_scale = factors
@@ -198,6 +198,7 @@ def _svd_linear_fp8_kernel(
 
     ``factors`` are the scales of the rows of a, of the rows of b, and of the rows of the result, which the second
     product does not have. h and the bias may be None. TILE is (rows, columns, step along the inner dimension).
+    INTERLEAVED is for the first product with descriptors: see `_interleaved_product`.
     """
     M: tl.constexpr = TILE[0]
     N: tl.constexpr = TILE[1]
