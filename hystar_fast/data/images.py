@@ -19,6 +19,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+READER_RULES = {"orientation": "exif 1", "transparency": "white 1", "grey16": "linear 1"}
+"""How `decode_image` makes pixels of a file; embeddings of other rules are not compared with these."""
 _LONGEST_STRIP = 100  # times its width; longer ones are cropped before they are resized
 FITS = ("crop", "squash", "pad")
 _INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
