@@ -8,7 +8,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hystar_fast.data.image_set import ImageSet, Record, folder_reader, layout_error
+from hystar_fast.data.image_set import FolderReader, ImageSet, Record, layout_error
 from hystar_fast.data.text_files import parse_json, read_text
 
 GALLERY_STYLE = "photo"
@@ -51,7 +51,7 @@ def load_captions(path: str | Path) -> ImageSet:
         raise layout_error(_NAME, path, LAYOUT, f"{len(captions)} pictures without captions")
     root = _folder_of(path, list(captions))
     records = tuple(Record(name, GALLERY_STYLE, None, name, tuple(texts)) for name, texts in captions.items())
-    return ImageSet(path.stem, GALLERY_STYLE, records, folder_reader(root))
+    return ImageSet(path.stem, GALLERY_STYLE, records, FolderReader(root))
 
 
 def _of_coco(text: str) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from PIL import Image
 from hystar_fast.data.emoji import CATEGORIES, load_emoji
 from hystar_fast.data.hold_out import hash_fraction
 from hystar_fast.data.image_files import list_images, unsupported_reason
-from hystar_fast.data.image_set import ImageSet, Record, Skipped, folder_reader, layout_error
+from hystar_fast.data.image_set import FolderReader, ImageSet, Record, Skipped, layout_error
 from hystar_fast.data.text_files import parse_json, read_lines, read_text
 
 TRAIN, TEST = "train", "test"
@@ -73,7 +73,7 @@ def _checked(root: Path, records: Sequence[Record], skipped: Sequence[Skipped] =
         raise layout_error("class folders", root, LAYOUT, found if records else None)
     records = tuple(r for r in records if r.category in kept)
     order = tuple(dict.fromkeys(str(record.category) for record in records))
-    return ImageSet(root.name, TRAIN, records, folder_reader(root), tuple(skipped), classes=order)
+    return ImageSet(root.name, TRAIN, records, FolderReader(root), tuple(skipped), classes=order)
 
 
 def _listed(root: Path, folder: Path, style: str, names: dict[str, str], skipped: list[Skipped]) -> list[Record]:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from hystar_fast.data.image_set import (
     RESERVED_STYLES,
+    FolderReader,
     ImageSet,
     Record,
     check_some_exist,
-    folder_reader,
     layout_error,
 )
 from hystar_fast.data.text_files import read_text
@@ -77,7 +77,7 @@ def load_csv_pairs(path: str | Path) -> ImageSet:
         else:
             queries.append(Record(query, style, category, answer, captions))
     check_some_exist("a table of pairs", path.parent, [*targets.values()], LAYOUT)
-    return ImageSet(path.stem, GALLERY_STYLE, (*targets.values(), *queries), folder_reader(path.parent))
+    return ImageSet(path.stem, GALLERY_STYLE, (*targets.values(), *queries), FolderReader(path.parent))
 
 
 def _with(record: Record, captions: tuple[str, ...]) -> Record:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hystar_fast.data.image_files import is_hidden
-from hystar_fast.data.image_set import ImageSet, Record, check_some_exist, folder_reader, layout_error
+from hystar_fast.data.image_set import FolderReader, ImageSet, Record, check_some_exist, layout_error
 from hystar_fast.data.text_files import read_lines
 
 GALLERY_STYLE = "real"
@@ -45,7 +45,7 @@ def load_domainnet(root: str | Path, split: str = "test", styles: Sequence[str] 
         for record in _records(root, style, root / f"{style}_{split}.txt", names)
     ]
     check_some_exist("DomainNet", root, records, layout)
-    return ImageSet("DomainNet", GALLERY_STYLE, tuple(records), folder_reader(root), has_splits=True)
+    return ImageSet("DomainNet", GALLERY_STYLE, tuple(records), FolderReader(root), has_splits=True)
 
 
 def styles_with_split(root: Path, split: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hystar_fast.data.image_set import ImageSet, Record, Skipped, check_some_exist, folder_reader, layout_error
+from hystar_fast.data.image_set import FolderReader, ImageSet, Record, Skipped, check_some_exist, layout_error
 from hystar_fast.data.text_files import parse_json, read_text
 
 QUERY_STYLES = ("art", "sketch", "mosaic")
@@ -51,7 +51,7 @@ def load_dsr(root: str | Path, split: str = "test") -> ImageSet:
         for image, texts in captions.items()
     )
     check_some_exist("DSR", root, records[: len(captions)], layout)
-    return ImageSet("DSR", "images", records, folder_reader(root), tuple(skipped), has_splits=True)
+    return ImageSet("DSR", "images", records, FolderReader(root), tuple(skipped), has_splits=True)
 
 
 def _entries(root: Path, annotations: Path, layout: str) -> list[dict[str, Any]]:

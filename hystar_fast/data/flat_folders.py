@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from hystar_fast.data.image_files import is_hidden, list_images, unsupported_reason
-from hystar_fast.data.image_set import ImageSet, Record, Skipped, folder_reader, layout_error
+from hystar_fast.data.image_set import FolderReader, ImageSet, Record, Skipped, layout_error
 
 GALLERY_NAMES = ("photo", "photos", "images", "image", "real", "gallery", "picture", "pictures", "target", "targets")
 _QUERY_NAMES = re.compile(r"sketch|drawing|drawn|quer|edge|outline|scribble|low_?res|paint|art")
@@ -69,7 +69,7 @@ def load_flat_folders(root: Path, styles: list[str], gallery_style: str | None =
     skipped = [
         Skipped(f"{style}/{path}", unsupported_reason(path)) for style, (_, others) in listed.items() for path in others
     ]
-    return ImageSet(root.resolve().name or "folders", gallery, tuple(records), folder_reader(root), tuple(skipped))
+    return ImageSet(root.resolve().name or "folders", gallery, tuple(records), FolderReader(root), tuple(skipped))
 
 
 def _gallery(root: Path, styles: list[str], wanted: str | None) -> str:

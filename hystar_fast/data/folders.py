@@ -9,7 +9,7 @@ from pathlib import Path
 from hystar_fast.data.flat_folders import GALLERY_NAMES, is_flat, load_flat_folders
 from hystar_fast.data.flat_folders import LAYOUT as FLAT_LAYOUT
 from hystar_fast.data.image_files import is_hidden, list_images, unsupported_reason
-from hystar_fast.data.image_set import ImageSet, Record, Skipped, folder_reader, layout_error
+from hystar_fast.data.image_set import FolderReader, ImageSet, Record, Skipped, layout_error
 
 LAYOUT = (
     "<style>/…/<category>/<picture> for at least two styles, one of them the gallery (photo, or as named), with "
@@ -88,7 +88,7 @@ def load_folders(root: str | Path, gallery_style: str | None = None) -> ImageSet
     read = ", ".join(f"{style}/{STANDARD_RENDERING}" for style in several)
     name = f"{root.name or 'folders'}{f' ({read})' if several else ''}"
     skipped = tuple(Skipped(path.as_posix(), unsupported_reason(path)) for path in unsupported)
-    return ImageSet(name, gallery, tuple(records), folder_reader(root), skipped)
+    return ImageSet(name, gallery, tuple(records), FolderReader(root), skipped)
 
 
 def _strokes(place: Path) -> str | None:

@@ -6,9 +6,7 @@ cannot be read is skipped and listed (`Skipped`), so that results state how many
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hystar_fast.data.images import Resize, load_image
+from hystar_fast.data.images import Resize, least_side, load_image
+from hystar_fast.data.read_ahead import read_ahead
 
-_THREADS = 8
 CLASS_TEMPLATES = ("a photo of a {}.",)
 RESERVED_STYLES = ("text", "joint")
 """Names of kinds of query that are no style of pictures: captions, and captions with pictures."""
@@ -186,9 +184,18 @@ def spread_evenly(records: Sequence[Record], limit: int) -> list[Record]:
     return list(records) if count <= limit else [records[i * count // limit] for i in range(limit)]
 
 
-def folder_reader(root: Path) -> Callable[[Record], Image.Image]:
-    """Return a function that reads the pictures of records whose paths are relative to `root`."""
-    return lambda record: load_image(root / record.path)
+@dataclass(frozen=True)
+class FolderReader:
+    """Reads the pictures of records whose paths are relative to `root`."""
+
+    root: Path
+
+    def __call__(self, record: Record) -> Image.Image:
+        return self.reduced(record, 0)
+
+    def reduced(self, record: Record, least: int) -> Image.Image:
+        """Read a picture at a size whose shorter side may be as small as `least`, see `decode_image`."""
+        return load_image(self.root / record.path, least=least)
 
 
 def read_images(
@@ -199,7 +206,7 @@ def read_images(
     *,
     batch_size: int = 128,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Read pictures in batches.
+    """Read pictures in batches; the next two are decoded while the caller works on one.
 
     Args:
         images: the data set of the records.
@@ -211,24 +218,26 @@ def read_images(
     Yields:
         The positions in `records` of the pictures of a batch, and uint8 [n, 3, *resize.size]; never an empty batch.
     """
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads:
-        for start in range(0, len(records), batch_size):
+    rows: list[int] = []
+    tensors: list[Tensor] = []
+    ahead = read_ahead(lambda record: _read(images, record, resize), records, window=2 * batch_size)
+    for row, found in enumerate(ahead):
+        if isinstance(found, Skipped):
+            skipped.append(found)
+        else:
+            rows.append(row)
+            tensors.append(found)
+        if rows and ((row + 1) % batch_size == 0 or row + 1 == len(records)):
+            yield rows, torch.stack(tensors)
             rows, tensors = [], []
-            batch = records[start : start + batch_size]
-            # Pillow releases the GIL while it decodes; map keeps the order of the records.
-            for row, found in enumerate(threads.map(lambda record: _read(images, record, resize), batch), start):
-                if isinstance(found, Skipped):
-                    skipped.append(found)
-                else:
-                    rows.append(row)
-                    tensors.append(found)
-            if rows:
-                yield rows, torch.stack(tensors)
 
 
 def _read(images: ImageSet, record: Record, resize: Resize) -> Tensor | Skipped:
     try:
-        picture = images.read(record)
+        if isinstance(images.read, FolderReader):
+            picture = images.read.reduced(record, least_side(resize))
+        else:
+            picture = images.read(record)
     except ValueError as error:
         return Skipped(record.path, str(error))
     return resize(picture)

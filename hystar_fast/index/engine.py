@@ -161,7 +161,8 @@ class Engine(ABC):
             items: at most `LARGEST_BATCH`, with different ids.
             vectors: view -> unit rows [n, D] of every view of the generation; None changes the items alone, which must
                 then be in the index.
-            generation: where the vectors go.
+            generation: where the vectors go. Another than the live one takes vectors of items that are in the index
+                with the same sha256, and does not change the items.
 
         Raises:
             ValueError: another item of the same key has another id, a view is missing, or a vector is not finite, not
@@ -228,7 +229,9 @@ class Engine(ABC):
                 `where` names a field that no item has.
         """
 
-    def log_sum(self, view: str, queries: Tensor, scale: float, where: Where | None = None) -> Tensor:
+    def log_sum(
+        self, view: str, queries: Tensor, scale: float, where: Where | None = None, generation: int | None = None
+    ) -> Tensor:
         """Return log(sum_j exp(scale <q_i, g_j>)) over all items g_j, [N, 1].
 
         Raises:

@@ -1,111 +1,177 @@
-"""An exact cosine index in memory: normalised embeddings with ids, saved as safetensors and JSON."""
+"""Exact cosine search over vectors in memory: the k best of each block, and the best of these."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from hystar_fast.data.text_files import parse_json, to_json
-from hystar_fast.data.whole_files import write_whole
-
-_TENSORS, _META, _FORMAT = "index.safetensors", "index.json", 1
+BLOCK = 16384
+"""Vectors a block. A block is never copied, so the index needs its own size and one block more."""
 
 
-class MemoryIndex:
-    """Exact nearest neighbours by cosine similarity.
+@dataclass
+class Matrix:
+    """Unit vectors in blocks of one size, each with a number that only grows and a key.
 
-    Args:
-        embeddings: [M, D] floating point; they are normalised and stored in float32.
-        ids: one string for each embedding.
-        about: JSON values that describe the embeddings (model, gallery), saved with them.
-
-    Raises:
-        ValueError: `embeddings` is not [M, D] and finite, or `ids` has another length.
-
-    Example:
-        >>> index = MemoryIndex(torch.eye(3), ["a", "b", "c"])
-        >>> scores, positions = index.search(torch.tensor([[0.9, 0.1, 0.0]]), k=2)
-        >>> [index.ids[i] for i in positions[0]]
-        ['a', 'b']
+    Attributes:
+        dimension: D.
+        block: vectors a block.
+        blocks: float32 [block, D] each; the last is filled up to `size`.
+        numbers, keys: int64 [capacity] of the vectors.
+        size: vectors, with those that `mask` has taken out.
+        masked: bool [size] of the vectors taken out; None if there is none.
     """
 
-    def __init__(self, embeddings: Tensor, ids: Sequence[str], about: dict[str, Any] | None = None) -> None:
-        if embeddings.ndim != 2 or not embeddings.is_floating_point():
-            raise ValueError(
-                f"embeddings must be floating point [M, D], got {embeddings.dtype} {tuple(embeddings.shape)}"
-            )
-        if len(ids) != len(embeddings):
-            raise ValueError(f"ids must have one entry an embedding ({len(embeddings)}), got {len(ids)}")
-        if not bool(embeddings.isfinite().all()):
-            raise ValueError("embeddings must be finite, got NaN or inf")
-        self.embeddings = F.normalize(embeddings.detach().float().cpu(), dim=-1)
-        self.ids = list(ids)
-        self.about = dict(about or {})
+    dimension: int
+    block: int = BLOCK
+    blocks: list[Tensor] = field(default_factory=list)
+    numbers: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    size: int = 0
+    masked: Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    @property
+    def count(self) -> int:
+        """Vectors that a search can find."""
+        return self.size - (0 if self.masked is None else int(self.masked.sum()))
 
-    def search(self, queries: Tensor, k: int = 5, *, block: int = 65536) -> tuple[Tensor, Tensor]:
-        """Find the k most similar items of each query, best first; equal scores keep the order of the index.
+    @property
+    def has_many_masked(self) -> bool:
+        """Whether more than half of the memory is of vectors that were taken out."""
+        return self.size > self.block and self.count < self.size // 2
+
+    def append(self, numbers: np.ndarray, keys: np.ndarray, vectors: np.ndarray) -> None:
+        """Append unit vectors [n, D] whose numbers are greater than all before, in their order."""
+        end = self.size + len(numbers)
+        while len(self.blocks) * self.block < end:
+            self.blocks.append(torch.empty(self.block, self.dimension))
+            self.numbers = np.concatenate([self.numbers, np.empty(self.block, np.int64)])
+            self.keys = np.concatenate([self.keys, np.empty(self.block, np.int64)])
+        self.numbers[self.size : end], self.keys[self.size : end] = numbers, keys
+        done = 0
+        while done < len(numbers):
+            block, start = divmod(self.size + done, self.block)
+            count = min(self.block - start, len(numbers) - done)
+            self.blocks[block].numpy()[start : start + count] = vectors[done : done + count]
+            done += count
+        if self.masked is not None:
+            self.masked = torch.cat([self.masked, self.masked.new_zeros(len(numbers))])
+        self.size = end
+
+    def mask(self, numbers: np.ndarray) -> None:
+        """Take vectors out of every search; numbers that are not here are passed over."""
+        masked = torch.zeros(self.size, dtype=torch.bool) if self.masked is None else self.masked.clone()
+        masked[torch.from_numpy(self.places(numbers))] = True
+        self.masked = masked
+
+    def places(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the places of the vectors with these numbers, without those that are not here."""
+        mine = self.numbers[: self.size]
+        found = np.searchsorted(mine, numbers)
+        inside = found[found < self.size]
+        return inside[mine[inside] == numbers[found < self.size]]
+
+    def frozen(self) -> Matrix:
+        """Return the matrix as it is now: later calls of `append` and `mask` do not change it."""
+        return Matrix(self.dimension, self.block, [*self.blocks], self.numbers, self.keys, self.size, self.masked)
+
+    def keep_only(self, numbers: np.ndarray) -> Matrix:
+        """Return the matrix with all other vectors taken out; the vectors are shared."""
+        masked = torch.ones(self.size, dtype=torch.bool)
+        masked[torch.from_numpy(self.places(numbers))] = False
+        kept = self.frozen()
+        kept.masked = masked if self.masked is None else masked | self.masked
+        return kept
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Find the k most similar vectors of each query, best first; equal scores are in the order of their keys.
 
         Args:
-            queries: [N, D] floating point, of any scale.
-            k: items a query; at most the size of the index.
-            block: items scored at a time, which limits the memory.
+            queries: [N, D], of any scale.
+            k: vectors a query; at most as many as there are.
 
         Returns:
-            Cosine similarities [N, k] and positions [N, k] (int64).
+            Cosine similarities float32 [N, k] in [-1, 1] and keys int64 [N, k].
 
         Raises:
-            ValueError: `queries` has another width or is not finite, or k is not positive.
+            ValueError: see `unit_queries`; or k is not positive.
         """
-        if queries.ndim != 2 or queries.shape[1] != self.embeddings.shape[1]:
-            raise ValueError(f"queries must be [N, {self.embeddings.shape[1]}], got {tuple(queries.shape)}")
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        queries = F.normalize(queries.detach().float().cpu(), dim=-1)
-        if not bool(queries.isfinite().all()):
-            raise ValueError("queries must be finite, got NaN or inf")
-        scores = queries.new_empty(len(queries), 0)
-        positions = torch.empty(len(queries), 0, dtype=torch.int64)
-        for start in range(0, len(self), block):
-            found = queries @ self.embeddings[start : start + block].mT
-            where = torch.arange(start, start + found.shape[1]).expand(len(queries), -1)
-            scores, positions = torch.cat([scores, found], 1), torch.cat([positions, where], 1)
-            order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
-            scores, positions = scores.gather(1, order), positions.gather(1, order)
-        return scores, positions
+        queries = unit_queries(queries, self.dimension)
+        scores, keys = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
+        k = min(k, self.count)
+        if k == 0:
+            return scores, keys
+        for start, found in self._scores(queries):
+            own = torch.from_numpy(self.keys[start : start + found.shape[1]])
+            best, places = _first(found, own, k)
+            scores, keys = torch.cat([scores, best], 1), torch.cat([keys, own[places]], 1)
+        scores, order = _sorted(scores, keys, k)
+        return scores.clamp_(-1, 1), keys.gather(1, order)
 
-    def save(self, directory: str | Path) -> None:
-        """Write ``index.safetensors`` and ``index.json`` into `directory`, which is created if needed."""
-        directory = Path(directory)
-        write_whole(directory / _TENSORS, save({"embeddings": self.embeddings.contiguous()}))
-        meta = {"format": _FORMAT, "ids": self.ids, "about": self.about}
-        write_whole(directory / _META, to_json(meta).encode())
+    def log_sum(self, queries: Tensor, scale: float) -> Tensor:
+        """Return log(sum_j exp(scale <q_i, g_j>)) over the vectors, [N, 1]."""
+        queries = unit_queries(queries, self.dimension)
+        total = queries.new_full((len(queries), 1), -torch.inf)
+        for _, found in self._scores(queries):
+            total = torch.logaddexp(total, (scale * found).logsumexp(1, keepdim=True))
+        return total
 
-    @classmethod
-    def load(cls, directory: str | Path) -> MemoryIndex:
-        """Read an index written by `save`.
+    def _scores(self, queries: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield the start of each block and the similarities [N, n] to its vectors, -inf for those taken out."""
+        for number, block in enumerate(self.blocks):
+            start = number * self.block
+            count = min(self.block, self.size - start)
+            if count <= 0:
+                return
+            found = queries @ block[:count].mT
+            if self.masked is not None:
+                found.masked_fill_(self.masked[start : start + count], -torch.inf)
+            yield start, found
 
-        Raises:
-            ValueError: a file is missing, damaged or of another format; the message names it.
-        """
-        directory = Path(directory)
-        for name in (_TENSORS, _META):
-            if not (directory / name).is_file():
-                raise ValueError(f"directory must hold an index, got {directory}, which has no {name}")
-        try:
-            meta = parse_json((directory / _META).read_text(encoding="utf-8"))
-            tensors = load_file(directory / _TENSORS)
-            if meta["format"] != _FORMAT:
-                raise ValueError(f"format must be {_FORMAT}, got {meta['format']}")
-            return cls(tensors["embeddings"], meta["ids"], meta["about"])
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{directory} holds a damaged index: {error}") from error
+
+def unit_queries(queries: Tensor, dimension: int) -> Tensor:
+    """Return queries [N, D] as float32 unit vectors on the CPU.
+
+    Raises:
+        ValueError: they have another shape or type, or one is not finite or zero.
+    """
+    if queries.ndim != 2 or queries.shape[1] != dimension or not queries.is_floating_point():
+        raise ValueError(f"queries must be floating point [N, {dimension}], got {queries.dtype} {tuple(queries.shape)}")
+    queries = queries.detach().float().cpu()
+    if not bool(queries.isfinite().all()):
+        raise ValueError("queries must be finite, got NaN or inf")
+    if not bool(queries.any(dim=1).all()):
+        raise ValueError("queries must have a direction, got a vector of zeros")
+    return F.normalize(queries, dim=-1)
+
+
+def _first(scores: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k best scores of each row and their places; of equal scores at the end those of the smallest keys."""
+    count = scores.shape[1]
+    best, places = scores.topk(min(k + 1, count), dim=1)
+    if count <= k:
+        return best, places
+    tied = (best[:, k - 1] == best[:, k]) & best[:, k].isfinite()
+    best, places = best[:, :k].contiguous(), places[:, :k].contiguous()
+    for row in tied.nonzero().flatten().tolist():
+        least = best[row, -1]
+        above = (scores[row] > least).nonzero().flatten()
+        equal = (scores[row] == least).nonzero().flatten()
+        equal = equal[keys[equal].argsort()[: k - len(above)]]
+        places[row] = torch.cat([above, equal])
+        best[row] = scores[row, places[row]]
+    return best, places
+
+
+def _sorted(scores: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Sort by falling score, then by rising key, and return the first k scores and their places."""
+    by_key = keys.argsort(dim=1, stable=True)
+    ordered = scores.gather(1, by_key).sort(dim=1, descending=True, stable=True)
+    return ordered.values[:, :k].contiguous(), by_key.gather(1, ordered.indices)[:, :k]

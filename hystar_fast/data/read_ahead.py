@@ -1,0 +1,42 @@
+"""Work in threads, some items ahead of the caller: decoding goes on while a model encodes."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+_THREADS = 8
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], *, window: int) -> Iterator[Result]:
+    """Yield the result of a function for each item, in their order.
+
+    Pillow and hashlib release the interpreter's lock, so the threads work while the caller does.
+
+    Args:
+        function: called in threads, one for each core and at most eight.
+        items: its arguments.
+        window: results that may wait for the caller, which limits the memory.
+
+    Raises:
+        ValueError: `window` is not positive.
+        Exception: what the function raises, when its result is due; the items after it are given up.
+    """
+    if window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
+    waiting: deque[Future[Result]] = deque()
+    threads = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
+    try:
+        for item in items:
+            waiting.append(threads.submit(function, item))
+            if len(waiting) >= window:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        threads.shutdown(wait=True, cancel_futures=True)

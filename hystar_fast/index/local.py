@@ -1,0 +1,365 @@
+"""The index engine that needs nothing: one SQLite file, and its vectors in memory for exact search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hystar_fast.data.text_files import parse_json
+from hystar_fast.index import local_rows as rows
+from hystar_fast.index.engine import (
+    LARGEST_BATCH,
+    Engine,
+    Generation,
+    Item,
+    Known,
+    decode_name,
+    encode_name,
+)
+from hystar_fast.index.local_vectors import VectorTables, table_of
+from hystar_fast.index.local_where import where_sql
+from hystar_fast.index.sqlite_file import SqliteFile, checksum
+from hystar_fast.index.stamp import Stamp
+from hystar_fast.index.verify_local import verify_file
+from hystar_fast.index.where import Where
+
+INDEX_FILE = "index.db"
+
+
+class LocalEngine(Engine):
+    """An index in a folder: ``index.db``, with the adapters of its generations beside it.
+
+    Any number of processes may read it while one writes; a second writer waits five seconds. Every row has a checksum.
+
+    Args:
+        folder: of the index.
+
+    Raises:
+        ValueError: the folder holds no index of this format; IndexDamaged if it cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> from hystar_fast.index.engine import Item
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> index = LocalEngine.create(folder, {"adapted": Stamp({"dimension": 3})})
+        >>> index.upsert([Item("a"), Item("b")], {"adapted": torch.eye(3)[:2]})
+        >>> scores, keys = index.search("adapted", torch.tensor([[0.6, 0.8, 0.0]]), k=1)
+        >>> index.fetch(keys[0])[keys[0][0]].id
+        'b'
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self._set_up(Path(folder), create=False)
+        with self._file.errors():
+            self.health()
+
+    def _set_up(self, folder: Path, *, create: bool) -> None:
+        self.folder, self.uri = folder, str(folder)
+        self._file = SqliteFile(folder / INDEX_FILE, create=create)
+        self._vectors = VectorTables(self._file)
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | Path,
+        stamps: Mapping[str, Stamp],
+        notes: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> LocalEngine:
+        """Make an empty index with one generation in a folder, which is created if needed.
+
+        Args:
+            folder: of the index.
+            stamps, notes: of the generation, see `create_generation`.
+            settings: see `settings`.
+
+        Raises:
+            ValueError: the folder holds an index.
+        """
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        engine = cls.__new__(cls)
+        engine._set_up(Path(folder), create=True)
+        with engine._file.writing():
+            engine.put_settings({"ids": "path", "sources": {}, **(settings or {})})
+            engine.create_generation(stamps, notes or {})
+        return engine
+
+    # content
+
+    def upsert(
+        self, items: Sequence[Item], vectors: Mapping[str, Tensor] | None = None, generation: int | None = None
+    ) -> None:
+        packed = [rows.pack(item) for item in items]
+        if len(packed) > LARGEST_BATCH or len({row[0] for row in packed}) < len(packed):
+            raise ValueError(f"items must be at most {LARGEST_BATCH} with different ids, got {len(packed)}")
+        if not packed:
+            return
+        with self._file.writing():
+            found = self._file.select("SELECT key, row, id, sha256 FROM items", "key", [row[0] for row in packed])
+            earlier = {key: (row, item_id, sha256) for key, row, item_id, sha256 in found}
+            for item, row in zip(items, packed, strict=True):
+                other = earlier.get(row[0], (0, row[1], b""))[1]
+                if other != row[1]:
+                    raise ValueError(f"id must have a key of its own, got {item.id!r} with that of {other!r}")
+            entry = self.generation(generation)
+            if vectors is None or not entry.live:
+                self._check_held(items, packed, earlier, is_same_file=vectors is not None)
+            if vectors is None:
+                rows.update(self._file, {earlier[row[0]][0]: row for row in packed})
+                return
+            content = rows.join_views(vectors, entry.stamps, len(packed))
+            keys = [row[0] for row in packed]
+            if entry.live:
+                numbers = self._replace(packed, earlier)
+            else:
+                numbers = [earlier[key][0] for key in keys]
+                self._file.delete(table_of(entry.number), "row", numbers)
+            self._vectors.put(entry.number, numbers, keys, content)
+
+    def _check_held(
+        self, items: Sequence[Item], packed: Sequence[rows.Row], earlier: Mapping[int, Any], *, is_same_file: bool
+    ) -> None:
+        for item, row in zip(items, packed, strict=True):
+            held = earlier.get(row[0])
+            if held is None or (is_same_file and held[2] != row[rows.SHA256]):
+                raise ValueError(
+                    f"items must be in the index with this content, got {item.id!r}, which is not or differs"
+                )
+
+    def _replace(self, packed: Sequence[rows.Row], earlier: Mapping[int, Any]) -> list[int]:
+        """Write items into new rows and return these; vectors of the same content in other generations move along."""
+        same = {
+            row[0]: earlier[row[0]][0] for row in packed if earlier.get(row[0], (0, 0, None))[2] == row[rows.SHA256]
+        }
+        others = [number for number in self._numbers() if number != self._live()]
+        moving = {number: self._vectors.get(number, same.values()) for number in others}
+        self._remove_rows([held[0] for held in earlier.values()])
+        numbers = rows.insert(self._file, packed)
+        for number, held in moving.items():
+            moved = [(new, row[0], same[row[0]]) for new, row in zip(numbers, packed, strict=True) if row[0] in same]
+            moved = [entry for entry in moved if entry[2] in held]
+            self._vectors.put(number, [m[0] for m in moved], [m[1] for m in moved], [held[m[2]] for m in moved])
+        return numbers
+
+    def remove(self, keys: Iterable[str]) -> int:
+        wanted = [*dict.fromkeys(rows.number_of(key) for key in keys)]
+        with self._file.writing():
+            found = [row for (row,) in self._file.select("SELECT row FROM items", "key", wanted)]
+            self._remove_rows(found)
+        return len(found)
+
+    def _remove_rows(self, found: list[int]) -> None:
+        self._file.delete("items", "row", found)
+        for number in self._numbers():
+            self._file.delete(table_of(number), "row", found)
+        self._file.connection.executemany("INSERT INTO removed (row) VALUES (?)", [(row,) for row in found])
+
+    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+        with self._file.reading():
+            found = self._file.select(rows.SELECT, "key", [rows.number_of(key) for key in keys])
+            return {item.key: item for item in (rows.unpack(self._file, row) for row in found)}
+
+    def vectors(self, keys: Sequence[str], view: str, generation: int | None = None) -> Tensor:
+        with self._file.reading():
+            number, start, end = self._view(view, generation)
+            found = self._file.select("SELECT key, row FROM items", "key", [rows.number_of(key) for key in keys])
+            row_of = {rows.key_text(key): row for key, row in found}
+            content = self._vectors.get(number, row_of.values())
+        lost = next((key for key in keys if row_of.get(key) not in content), None)
+        if lost is not None:
+            raise ValueError(f"keys must have vectors in generation {number}, got {lost!r}")
+        wanted = [np.frombuffer(content[row_of[key]], "<f4")[start:end] for key in keys]
+        return torch.from_numpy(np.stack(wanted) if wanted else np.empty((0, end - start), np.float32))
+
+    def known(self) -> dict[str, Known]:
+        with self._file.reading() as connection:
+            found: dict[str, Known] = {}
+            total = 0
+            for row in connection.execute(rows.SELECT):
+                item = rows.unpack(self._file, row)
+                total += row[-1]
+                key = rows.key_text(row[1])
+                found[item.id] = Known(key, item.source, item.path, item.size, item.mtime_ns, item.sha256)
+            if (len(found), total) != self._file.sums("items"):
+                raise self._file.damaged("items are missing, or are there twice")
+            return found
+
+    def scan(self, generation: int | None = None) -> Iterator[tuple[list[Item], dict[str, Tensor]]]:
+        entry, last = self.generation(generation), 0
+        while True:
+            with self._file.reading() as connection:
+                found = connection.execute(
+                    f"{rows.SELECT} WHERE row > ? ORDER BY row LIMIT {LARGEST_BATCH}", (last,)
+                ).fetchall()
+                items = {row[0]: rows.unpack(self._file, row) for row in found}
+                content = self._vectors.get(entry.number, items)
+            if not found:
+                return
+            last = found[-1][0]
+            if content:
+                batch = [item for row, item in items.items() if row in content]
+                whole = np.stack([np.frombuffer(content[row], "<f4") for row in items if row in content])
+                yield batch, rows.split_views(torch.from_numpy(whole), entry.stamps)
+
+    def missing(self, generation: int) -> list[str]:
+        with self._file.reading() as connection:
+            number = self.generation(generation).number
+            query = f"SELECT key FROM items WHERE row NOT IN (SELECT row FROM {table_of(number)}) ORDER BY row"
+            return [rows.key_text(key) for (key,) in connection.execute(query)]
+
+    def count(self, where: Where | None = None) -> int:
+        with self._file.reading():
+            return self._file.sums("items")[0] if where is None else len(self._rows_where(where, "row"))
+
+    def keys(self, where: Where | None = None) -> list[str]:
+        with self._file.reading():
+            return [rows.key_text(key) for key in self._rows_where(where or Where(()), "key")]
+
+    def _rows_where(self, where: Where, column: str) -> list[int]:
+        condition, values = where_sql(where)
+        query = f"SELECT {column} FROM items WHERE {condition} ORDER BY row"
+        found = [row for (row,) in self._file.connection.execute(query, values)]
+        if not found:
+            rows.check_fields(self._file, where)
+        return found
+
+    # search
+
+    def search(
+        self, view: str, queries: Tensor, k: int, where: Where | None = None, generation: int | None = None
+    ) -> tuple[Tensor, list[list[str]]]:
+        scores, keys = self._matrix(view, where, generation).search(queries, k)
+        return scores, [[rows.key_text(key) for key in found] for found in keys.tolist()]
+
+    def log_sum(
+        self, view: str, queries: Tensor, scale: float, where: Where | None = None, generation: int | None = None
+    ) -> Tensor:
+        return self._matrix(view, where, generation).log_sum(queries, scale)
+
+    def _matrix(self, view: str, where: Where | None, generation: int | None) -> Any:
+        with self._file.reading():
+            number, start, end = self._view(view, generation)
+            matrix = self._vectors.matrix(number, view, start, end, is_live=number == self._live())
+            if where is None:
+                return matrix
+            return matrix.keep_only(np.array(self._rows_where(where, "row"), np.int64))
+
+    # generations
+
+    def generations(self) -> list[Generation]:
+        with self._file.reading() as connection:
+            live, found = self._live(), []
+            for number, stamps, notes, stored in connection.execute("SELECT * FROM generations ORDER BY number"):
+                if stored != checksum(number, stamps, notes):
+                    raise self._file.damaged(f"generation {number} does not have its checksum")
+                by_view = {view: Stamp(values) for view, values in parse_json(stamps.decode())}
+                count = self._file.sums(table_of(number))[0]
+                found.append(Generation(number, by_view, parse_json(notes.decode()), number == live, count))
+            return found
+
+    def create_generation(self, stamps: Mapping[str, Stamp], notes: Mapping[str, Any]) -> int:
+        if not stamps:
+            raise ValueError("stamps must hold a view at least, got none")
+        with self._file.writing() as connection:
+            content = rows.to_bytes([[view, dict(stamp.values)] for view, stamp in stamps.items()])
+            described = rows.to_bytes(dict(notes))
+            cursor = connection.execute(
+                "INSERT INTO generations (stamps, notes, checksum) VALUES (?, ?, 0)", (content, described)
+            )
+            number = int(cursor.lastrowid or 0)
+            stored = checksum(number, content, described)
+            connection.execute("UPDATE generations SET checksum = ? WHERE number = ?", (stored, number))
+            self._vectors.create(number)
+            if connection.execute("SELECT count(*) FROM generations").fetchone()[0] == 1:
+                self._file.put_meta("live", str(number).encode())
+        return number
+
+    def switch(self, generation: int) -> None:
+        with self._file.writing():
+            entry = self.generation(generation)
+            lost = self._file.sums("items")[0] - entry.count
+            if lost:
+                raise ValueError(
+                    f"generation must have the vectors of all pictures, got {generation}, where {lost} are missing: "
+                    "`hystar-fast index reembed` embeds them, `hystar-fast index sync` removes pictures that have gone"
+                )
+            self._file.put_meta("live", str(entry.number).encode())
+
+    def drop(self, generation: int) -> None:
+        with self._file.writing() as connection:
+            if self.generation(generation).live:
+                raise ValueError(f"generation must not be the live one, got {generation}: switch to another first")
+            connection.execute("DELETE FROM generations WHERE number = ?", (generation,))
+            self._vectors.drop(generation)
+
+    def _live(self) -> int:
+        return int(self._file.meta("live"))
+
+    def _numbers(self) -> list[int]:
+        return [int(number) for (number,) in self._file.connection.execute("SELECT number FROM generations")]
+
+    def _view(self, view: str, generation: int | None) -> tuple[int, int, int]:
+        """Return the generation, and where the view's vector begins and ends among those of an item."""
+        entry, start = self.generation(generation), 0
+        for name, stamp in entry.stamps.items():
+            if name == view:
+                return entry.number, start, start + stamp.dimension
+            start += stamp.dimension
+        raise ValueError(f"view must be one of {', '.join(entry.stamps)}, got {view!r}")
+
+    # small things
+
+    def settings(self) -> dict[str, Any]:
+        with self._file.reading():
+            found = parse_json(self._file.meta("settings").decode())
+            return dict(found)
+
+    def put_settings(self, settings: Mapping[str, Any]) -> None:
+        with self._file.writing():
+            self._file.put_meta("settings", rows.to_bytes(dict(settings)))
+
+    def put_style(self, name: str, vector: Tensor) -> None:
+        content = vector.detach().float().cpu().contiguous()
+        if content.ndim != 1 or not bool(content.isfinite().all()):
+            raise ValueError(f"vector must be finite [d], got {tuple(content.shape)}")
+        with self._file.writing() as connection:
+            self._file.delete("styles", "name", [encode_name(name)])
+            row = (encode_name(name), content.numpy().astype("<f4").tobytes())
+            connection.execute("INSERT INTO styles VALUES (?, ?, ?)", (*row, checksum(*row)))
+            self._file.add_to_sums("styles", [checksum(*row)])
+
+    def styles(self) -> dict[str, Tensor]:
+        with self._file.reading() as connection:
+            found = {}
+            for name, content, stored in connection.execute("SELECT * FROM styles"):
+                if stored != checksum(name, content):
+                    raise self._file.damaged(f"the style {decode_name(name)!r} does not have its checksum")
+                found[decode_name(name)] = torch.from_numpy(np.frombuffer(content, "<f4").astype(np.float32))
+            return found
+
+    def delete_style(self, name: str) -> bool:
+        with self._file.writing():
+            found = self._file.select("SELECT name FROM styles", "name", [encode_name(name)])
+            self._file.delete("styles", "name", [encode_name(name)])
+        return bool(found)
+
+    def version(self) -> int:
+        with self._file.reading():
+            return int(self._file.meta("version"))
+
+    def health(self) -> None:
+        with self._file.reading():
+            self.settings()
+            self.version()
+            self.generation()
+
+    def verify(self, *, repair: bool = False) -> list[str]:
+        return verify_file(self._file, repair=repair)
+
+    def close(self) -> None:
+        self._file.close()

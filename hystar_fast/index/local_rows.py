@@ -1,0 +1,142 @@
+"""Items and vectors as the rows of a local index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hystar_fast.data.text_files import parse_json
+from hystar_fast.index.engine import Item, decode_name, encode_name
+from hystar_fast.index.sqlite_file import SqliteFile, checksum
+from hystar_fast.index.stamp import Stamp
+from hystar_fast.index.where import FIELDS, Where
+
+Row: TypeAlias = tuple[Any, ...]
+"""key, id, source, path, caption, attributes, size, sha256 and so on, in the order of `COLUMNS`."""
+COLUMNS = ("key", "id", "source", "path", "caption", "attributes", "size", "sha256", "mtime_ns")
+SHA256 = COLUMNS.index("sha256")
+SELECT = f"SELECT row, {', '.join(COLUMNS)}, checksum FROM items"
+_UNIT = 1e-3  # largest difference of a vector's length from 1
+
+
+def number_of(key: str) -> int:
+    """Return the key as SQLite stores it: a whole number of 64 bits with a sign.
+
+    Raises:
+        ValueError: it is no key.
+    """
+    try:
+        return int.from_bytes(bytes.fromhex(key), "big", signed=True) if len(key) == 16 else int("no key")
+    except ValueError as error:
+        raise ValueError(f"key must be 16 hexadecimal digits, got {key!r}") from error
+
+
+def key_text(number: int) -> str:
+    """Return the key of its number."""
+    return (number & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "big").hex()
+
+
+def pack(item: Item) -> Row:
+    """Return the values of an item in the order of `COLUMNS`.
+
+    Raises:
+        ValueError: a value cannot be stored.
+    """
+    for name in ("id", "source", "path", "caption", "sha256"):
+        if not isinstance(getattr(item, name), str):
+            raise ValueError(f"{name} must be a string, got {getattr(item, name)!r}")
+    if not item.id:
+        raise ValueError("id must not be empty")
+    for name, value in item.attributes.items():
+        if not isinstance(name, str) or not isinstance(value, (str, int, float, bool)):
+            raise ValueError(f"attributes must be strings, numbers or booleans by name, got {name!r}: {value!r}")
+    names = [encode_name(getattr(item, name)) for name in ("id", "source", "path", "caption")]
+    return (number_of(item.key), *names, item.attributes_json, item.size, encode_name(item.sha256), item.mtime_ns)
+
+
+def unpack(file: SqliteFile, row: Row) -> Item:
+    """Return the item of a row of `SELECT`.
+
+    Raises:
+        IndexDamaged: the row does not have its checksum.
+    """
+    if row[-1] != checksum(*row[1:-1]):
+        raise file.damaged(f"the item in row {row[0]} ({row[2]!r}) does not have its checksum")
+    _, _, item_id, source, path, caption, attributes, size, sha256, mtime_ns, _ = row
+    names = (decode_name(item_id), decode_name(source), decode_name(path), decode_name(caption))
+    return Item(*names, parse_json(attributes.decode()), size, mtime_ns, sha256.decode())
+
+
+def _sealed(row: Row) -> tuple[Any, ...]:
+    """Return the values of a row with their checksum."""
+    return (*row, checksum(*(value.encode() if isinstance(value, str) else value for value in row)))
+
+
+def insert(file: SqliteFile, packed: Sequence[Row]) -> list[int]:
+    """Write new items and return their rows, which are greater than all before."""
+    last = file.connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
+    first = int(last[0]) + 1 if last else 1
+    sealed = [(number, *_sealed(row)) for number, row in enumerate(packed, first)]
+    marks = ", ".join("?" * (len(COLUMNS) + 2))
+    file.connection.executemany(f"INSERT INTO items (row, {', '.join(COLUMNS)}, checksum) VALUES ({marks})", sealed)
+    file.add_to_sums("items", [row[-1] for row in sealed])
+    return [row[0] for row in sealed]
+
+
+def update(file: SqliteFile, changed: Mapping[int, Row]) -> None:
+    """Write items (row -> values) in place of those in their rows; their vectors stay."""
+    taken = file.select("SELECT checksum FROM items", "row", changed)
+    sealed = [(*_sealed(row), number) for number, row in changed.items()]
+    columns = ", ".join(f"{name} = ?" for name in (*COLUMNS, "checksum"))
+    file.connection.executemany(f"UPDATE items SET {columns} WHERE row = ?", sealed)
+    file.add_to_sums("items", [row[-2] for row in sealed], [row[0] for row in taken])
+
+
+def join_views(vectors: Mapping[str, Tensor], stamps: Mapping[str, Stamp], count: int) -> list[bytes]:
+    """Return the vectors of all views of each item, one after the other.
+
+    Raises:
+        ValueError: a view is missing or unknown, or its vectors are not `count` finite unit rows of its dimension.
+    """
+    if set(vectors) != set(stamps):
+        raise ValueError(f"vectors must have the views {', '.join(stamps)}, got {', '.join(vectors) or 'none'}")
+    parts = []
+    for view, stamp in stamps.items():
+        part = vectors[view].detach().float().cpu()
+        if part.shape != (count, stamp.dimension):
+            raise ValueError(f"vectors of {view} must be [{count}, {stamp.dimension}], got {tuple(part.shape)}")
+        lengths = part.norm(dim=1)
+        if not bool(((lengths - 1).abs() < _UNIT).all()):
+            worst = float(lengths[int((lengths - 1).abs().nan_to_num(torch.inf).argmax())])
+            raise ValueError(f"vectors of {view} must be finite and of length 1, got one of length {worst:g}")
+        parts.append(part.numpy().astype("<f4"))
+    return [row.tobytes() for row in np.concatenate(parts, axis=1)]
+
+
+def split_views(whole: Tensor, stamps: Mapping[str, Stamp]) -> dict[str, Tensor]:
+    """Return the vectors of each view of rows that `join_views` made."""
+    widths = [stamp.dimension for stamp in stamps.values()]
+    return dict(zip(stamps, whole.split(widths, dim=1), strict=True))
+
+
+def to_bytes(content: Any) -> bytes:
+    """Return JSON in ASCII."""
+    return json.dumps(content).encode()
+
+
+def check_fields(file: SqliteFile, where: Where) -> None:
+    """Raise ValueError if a filter names an attribute that no item has."""
+    for condition in where.conditions:
+        if condition.field in FIELDS:
+            continue
+        query = "SELECT 1 FROM items WHERE json_type(attributes, ?) IS NOT NULL LIMIT 1"
+        has_items = file.sums("items")[0] > 0
+        if has_items and file.connection.execute(query, (f"$.{condition.field}",)).fetchone() is None:
+            raise ValueError(
+                f"where must name one of {', '.join(FIELDS)} or an attribute of some picture, got {condition.field!r}"
+            )
