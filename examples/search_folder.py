@@ -13,7 +13,8 @@ import argparse
 from pathlib import Path
 
 from hystar_fast.data.emoji import load_emoji
-from hystar_fast.index.search import Hit, Searcher, index_folder
+from hystar_fast.index.folder_index import index_folder
+from hystar_fast.index.searcher import Hit, Query, Searcher
 from hystar_fast.methods.adapter_files import save_method
 from hystar_fast.methods.suite import create_method, tiny_config
 from hystar_fast.train.loop import train
@@ -51,13 +52,13 @@ def main(folder: Path | None, adapter: Path | None, query: Path | None, output: 
     if adapter is None:
         adapter = output / "trained"
         train_adapter(adapter, steps)
-    count, skipped = index_folder(folder, adapter, output / "index")
-    print(f"indexed {count} pictures, skipped {len(skipped)}")
+    report = index_folder(folder, adapter, output / "index", overwrite=True)
     searcher = Searcher.open(output / "index")
-    hits = searcher.search_image(query, 5)
+    print(f"indexed {searcher.engine.count()} pictures, skipped {len(report.skipped)}")
+    [hits] = searcher.search([Query(query)], 5)
     for hit in hits:
         print(f"{hit.rank}. {hit.id}  cosine {hit.score:.3f}")
-    searcher.draw(hits, query=query, text="").save(output / "answers.png")
+    searcher.draw(hits, Query(query)).save(output / "answers.png")
     print(f"wrote {output / 'answers.png'}")
     return hits
 

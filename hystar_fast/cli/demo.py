@@ -15,8 +15,10 @@ from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.whole_files import write_whole
 from hystar_fast.experiments.learning_rates import DEMO_RATES, DEMO_STEPS
-from hystar_fast.index.memory import MemoryIndex
-from hystar_fast.index.search import ADAPTER_FOLDER, INDEX_FOLDER
+from hystar_fast.index.engine import ADAPTED, LARGEST_BATCH, Engine, Item
+from hystar_fast.index.generation_methods import ADAPTER_FOLDER, save_generation
+from hystar_fast.index.local import INDEX_FILE
+from hystar_fast.index.open_index import replace_index
 from hystar_fast.methods.hystar_method import HystarMethod
 from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.naive import NaiveLoss, measure_step
@@ -108,7 +110,7 @@ def _run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
             _train_and_evaluate(run, name, methods[name], progress)
             run.write()
         hystar.model.save_pretrained(settings.output / ADAPTER_FOLDER)
-        _write_index(run)
+        _write_index(run, hystar)
         task = progress.add_task("one step, naive and ours", total=None)
         run.results["training_step"] = _step_ratio(run, hystar)
         progress.update(task, total=1, completed=1)
@@ -122,7 +124,7 @@ def _run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
     run.write()
     show(run.results, console)
     console.print(
-        f"wrote {settings.output}/: {RESULTS_FILE}, retrieval.png, embeddings.png, {ADAPTER_FOLDER}/, {INDEX_FOLDER}/"
+        f"wrote {settings.output}/: {RESULTS_FILE}, retrieval.png, embeddings.png, {ADAPTER_FOLDER}/, {INDEX_FILE}"
     )
     return run.results
 
@@ -246,16 +248,17 @@ def _differences(run: _Run) -> dict[str, Any]:
     return {name: interval_info(value) for name, value in found.items() if value is not None}
 
 
-def _write_index(run: _Run) -> None:
-    gallery = run.embedded["hystar"][run.test.gallery_style]
-    about = {
-        "gallery": run.test.gallery_style,
-        "source": "emoji",
-        "adapter": ADAPTER_FOLDER,
-        "captions": [record.caption for record in gallery.records],
-    }
-    ids = [str(record.instance) for record in gallery.records]
-    MemoryIndex(gallery.vectors, ids, about).save(run.settings.output / INDEX_FOLDER)
+def _write_index(run: _Run, method: Method) -> None:
+    style, gallery = run.test.gallery_style, run.embedded["hystar"][run.test.gallery_style]
+    items = [Item(str(record.instance), style, caption=record.caption or "") for record in gallery.records]
+
+    def fill(engine: Engine) -> None:
+        for start in range(0, len(items), LARGEST_BATCH):
+            part = slice(start, start + LARGEST_BATCH)
+            engine.upsert(items[part], {ADAPTED: gallery.vectors[part]})
+
+    made = save_generation(method, run.settings.output)
+    replace_index(run.settings.output, made, fill, {"sources": {style: {"emoji": style}}})
 
 
 def _draw_answers(run: _Run, methods: dict[str, Method]) -> None:

@@ -6,13 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hystar_fast.cli.index_work import counted
 from hystar_fast.cli.open_method import open_method
 from hystar_fast.data.flat_folders import gallery_of_sketches
 from hystar_fast.data.folder_lock import lock_folder
-from hystar_fast.index.search import index_folder, indexed_source
+from hystar_fast.index.folder_index import check_output, index_folder
+from hystar_fast.index.open_index import open_engine
 from hystar_fast.methods.device import select_device
 from hystar_fast.terminal.console import Console
-from hystar_fast.terminal.progress import Progress
 
 
 def run_embed(
@@ -39,23 +40,19 @@ def run_embed(
             console.print(f"indexing {gallery}: the other pictures in {folder} are sketches of these")
             folder = gallery
         select_device(device)
-        earlier = indexed_source(output)
-        if earlier not in (None, str(folder.resolve())) and not overwrite:
-            raise ValueError(
-                f"--output must be another folder, got {output} with the index of {earlier}; --overwrite replaces it"
-            )
+        if not overwrite:
+            check_output(folder, output)
         method = open_method(adapter, None, changes, console)
         console.log_to(output)
-        with Progress(console, transient=True) as progress:
-            task = progress.add_task("embed", total=None)
-            count, skipped = index_folder(
-                folder,
-                method,
-                output,
-                device=device,
-                progress=lambda done, total: progress.update(task, completed=done, total=total),
+        with counted(console, "embed") as progress:
+            report = index_folder(folder, method, output, device=device, overwrite=overwrite, progress=progress)
+        with open_engine(output) as engine:
+            count = engine.count()
+        if report.skipped:
+            first = f"{report.skipped[0].path}: {report.skipped[0].reason}"
+            console.print(
+                f"skipped {len(report.skipped)} of {count + len(report.skipped)} pictures, the first: {first}"
             )
-        if skipped:
-            first = f"{skipped[0].path}: {skipped[0].reason}"
-            console.print(f"skipped {len(skipped)} of {count + len(skipped)} pictures, the first: {first}")
-        console.print(f"indexed {count} pictures in {time.perf_counter() - start:.1f} s: {output}")
+        encoded = report.added + report.changed
+        rest = "" if encoded == count else f", {encoded} of them new or changed, {report.removed} removed"
+        console.print(f"indexed {count} pictures{rest} in {time.perf_counter() - start:.1f} s: {output}")

@@ -13,7 +13,36 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "search": (
         "hystar-fast search --query sketch.png --top 10 --picture answers.png",
         "hystar-fast search --text 'a red heart' --json",
+        "hystar-fast search --query sketch.png --text 'a red heart'",
     ),
+    "index": (
+        "hystar-fast index create runs/index",
+        "hystar-fast index add runs/index DIR/photos",
+        "hystar-fast index sync runs/index",
+    ),
+    "index create": (
+        "hystar-fast index create runs/index --adapter runs/mine/adapter",
+        "hystar-fast index create runs/index --with-frozen --ids content",
+    ),
+    "index add": (
+        "hystar-fast index add runs/index DIR/photos more.jpg",
+        "hystar-fast index add runs/index DIR/photos --attributes about.jsonl",
+    ),
+    "index sync": ("hystar-fast index sync runs/index", "hystar-fast index sync runs/index --dry-run"),
+    "index remove": (
+        "hystar-fast index remove runs/index --id a.jpg --id b.jpg",
+        "hystar-fast index remove runs/index --where 'path^=trips/' --yes",
+    ),
+    "index search": (
+        "hystar-fast index search runs/index --query sketch.png --text 'a red heart'",
+        "hystar-fast index search runs/index --query sketch.png --where 'year=2024 and path^=trips/' --json",
+    ),
+    "index reembed": ("hystar-fast index reembed runs/index --adapter runs/mine/adapter",),
+    "index switch": ("hystar-fast index switch runs/index",),
+    "index drop": ("hystar-fast index drop runs/index 1",),
+    "index info": ("hystar-fast index info runs/index",),
+    "index verify": ("hystar-fast index verify runs/index",),
+    "index move": ("hystar-fast index move runs/index /mnt/old/photos /mnt/new/photos",),
     "info": ("hystar-fast info", "hystar-fast info --json"),
     "train": (
         "hystar-fast train --data DIR",

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import hystar_fast
-from hystar_fast.cli import experiments_commands
+from hystar_fast.cli import experiments_commands, index_commands
 from hystar_fast.cli.errors import clear_errors
 from hystar_fast.cli.examples import examples
 from hystar_fast.cli.options import (
@@ -22,7 +22,14 @@ from hystar_fast.cli.options import (
     MovedBackbone,
     MovedWeights,
     Output,
+    Queries,
+    SearchCombine,
+    SearchPicture,
+    SearchStyle,
+    SearchText,
+    SearchWhere,
     Set,
+    Top,
     backbone_changes,
     find_adapter,
     find_index,
@@ -31,6 +38,7 @@ from hystar_fast.cli.options import (
 )
 from hystar_fast.terminal.console import create_console, create_table, print_json
 
+_CONTINUE = "every batch that was done is kept: continue with {command}"
 _AGAIN = "nothing is kept of a stopped run: start again with {command}"
 
 
@@ -95,35 +103,34 @@ def demo(
 
 
 @app.command(epilog=examples("search"))
-@clear_errors(directory="--index", path="--query")
+@clear_errors(directory="--index", index="--index", path="--query")
 def search(
-    query: Annotated[Path | None, typer.Option(help="A picture: a sketch, a drawing, a thumbnail.")] = None,
-    text: Annotated[str | None, typer.Option(help="A text query, instead of a picture.")] = None,
+    query: Queries = None,
+    text: SearchText = None,
     index: Annotated[
         Path | None,
         typer.Option("--index", "--demo", help="A folder that embed or demo wrote: runs/index, else runs/demo."),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Number of results.")] = 5,
-    picture: Annotated[Path | None, typer.Option(help="Also draw the query and its results into this PNG.")] = None,
+    style: SearchStyle = None,
+    combine: SearchCombine = "similarity",
+    where: SearchWhere = None,
+    top: Top = 5,
+    picture: SearchPicture = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Find pictures for a picture or words in a gallery that demo or embed indexed."""
-    if (query is None) == (text is None):
-        raise ValueError(
-            f"exactly one of --query and --text must be given, got {'neither' if text is None else 'both'}: "
-            "hystar-fast search --query sketch.png, or hystar-fast search --text 'a red heart'"
-        )
-    if query is not None and not query.is_file():
-        raise ValueError(f"--query must be an image file, but {query} does not exist or is not a file")
-    from hystar_fast.cli.search_command import run_search
+    """Find pictures for a picture, words or both in a gallery that demo or embed indexed."""
+    from hystar_fast.cli.search_command import SearchSettings, run_search
 
+    settings = SearchSettings(query or [], text, style, combine, where, top, picture, None, device)
+    settings.queries()
     folder, found_at = find_index(index)
     console = create_console(stderr=as_json)
     if found_at:
         console.print(found_at)
-    hits = run_search(folder, query, text, top, picture, console)
+    answers = run_search(folder, settings, console)
     if as_json:
-        print_json([vars(hit) for hit in hits])
+        print_json(answers)
 
 
 @app.command(epilog=examples("info"))
@@ -245,7 +252,7 @@ def evaluate(
 
 
 @app.command(epilog=examples("embed"))
-@clear_errors(stopped=_AGAIN, directory="--adapter", pretrained="--weights")
+@clear_errors(stopped=_CONTINUE, directory="--adapter", pretrained="--weights")
 def embed(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of pictures, searched recursively.")],
     adapter: Adapter = None,
@@ -253,11 +260,11 @@ def embed(
     weights: MovedWeights = None,
     output: Folder = INDEX,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the index of another folder of pictures in the output folder.")
+        bool, typer.Option("--overwrite", help="Replace the index of other pictures or of another model.")
     ] = False,
     device: Device = "auto",
 ) -> None:
-    """Index a folder of pictures, for search."""
+    """Index a folder of pictures, for search; a second time, what has changed in it."""
     from hystar_fast.cli.embed_command import run_embed
 
     found, found_at = find_adapter(adapter)
@@ -268,6 +275,7 @@ def embed(
     run_embed(folder, found, output, console, changes=changes, overwrite=overwrite, device=device)
 
 
+app.add_typer(index_commands.app, cls=WholeHelp)
 app.add_typer(experiments_commands.app, cls=WholeHelp)
 
 

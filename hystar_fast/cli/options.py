@@ -41,6 +41,28 @@ Set = Annotated[
 ]
 Config = Annotated[str, typer.Option(help="A TOML file, or shipped settings: emoji (the embedded drawings) or paper.")]
 Output = Annotated[Path | None, typer.Option(help="Folder for everything that is written (run.output).")]
+Queries = Annotated[
+    list[Path] | None,
+    typer.Option("--query", help="A picture: a sketch, a drawing, a thumbnail. May be repeated; all are one batch."),
+]
+SearchText = Annotated[str | None, typer.Option("--text", help="Words: alone, or together with the picture.")]
+SearchStyle = Annotated[
+    Path | None, typer.Option("--style", help="A picture whose style the query is read with, instead of its own.")
+]
+SearchCombine = Annotated[
+    str,
+    typer.Option("--combine", help="A picture and words together: the larger similarity, or softmax over the index."),
+]
+SearchWhere = Annotated[
+    str | None,
+    typer.Option(
+        "--where", help="A filter: field=value, field in (a, b), path^=prefix, joined by and; attributes are fields."
+    ),
+]
+SearchPicture = Annotated[
+    Path | None, typer.Option("--picture", help="Also draw the query and its results into this PNG.")
+]
+Top = Annotated[int, typer.Option("--top", min=1, help="Number of results.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, and everything else to stderr.")]
 
 
@@ -61,7 +83,9 @@ def find_index(given: Path | None) -> tuple[Path, str]:
     """Return the index to search, the one given or what `embed` or else `demo` wrote, and a line that says so."""
     if given is not None:
         return given, ""
-    found = INDEX if (INDEX / "index").is_dir() or not (DEMO / "index").is_dir() else DEMO
+    from hystar_fast.index.open_index import has_index
+
+    found = INDEX if has_index(INDEX) or not has_index(DEMO) else DEMO
     return found, f"searching {found} (--index for another)"
 
 

@@ -1,39 +1,96 @@
-"""``hystar-fast search``: answer a picture or words from an index."""
+"""``hystar-fast search`` and ``index search``: answer pictures, words, or both from an index."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from hystar_fast.cli.checks import check_picture
 from hystar_fast.data.whole_files import write_whole
-from hystar_fast.index.search import Hit, Searcher
+from hystar_fast.index.searcher import Query, Searcher
+from hystar_fast.index.where import Where
 from hystar_fast.terminal.console import Console, create_table
 
 
-def run_search(
-    index: Path, query: Path | None, text: str | None, top: int, picture: Path | None, console: Console
-) -> list[Hit]:
-    """Print the answers to a picture or to words, draw them if `picture` is given, and return them.
+@dataclass(frozen=True)
+class SearchSettings:
+    """Options of a search, by the names of their options."""
+
+    query: list[Path]
+    text: str | None
+    style: Path | None
+    combine: str
+    where: str | None
+    top: int
+    picture: Path | None
+    view: str | None
+    device: str
+
+    def queries(self) -> list[Query]:
+        """Return a query for each picture, with the words; or one of words alone.
+
+        Raises:
+            ValueError: there is neither a picture nor a word, or a file does not exist.
+        """
+        if self.text is not None and not self.text.strip():
+            raise ValueError(f"--text must hold a word, got {self.text!r}")
+        if not self.query and self.text is None:
+            raise ValueError(
+                "--query or --text must be given, or both: hystar-fast search --query sketch.png, or "
+                "hystar-fast search --text 'a red heart'"
+            )
+        for option, path in [*(("--query", path) for path in self.query), ("--style", self.style)]:
+            if path is not None and not path.is_file():
+                raise ValueError(f"{option} must be an image file, but {path} does not exist or is not a file")
+        paths: list[Path | None] = [*self.query] or [None]
+        return [Query(path, self.text or "", self.style) for path in paths]
+
+
+def run_search(index: str | Path, settings: SearchSettings, console: Console) -> list[dict[str, Any]]:
+    """Print the answers to every query, draw them if a picture is asked for, and return them.
+
+    Returns:
+        The answers to the only query; for several, an entry with "query" and "answers" for each.
 
     Raises:
-        ValueError: the picture cannot be written, or the index or the query cannot be read.
+        ValueError: an option is wrong, the picture cannot be written, or the index or a query cannot be read.
     """
-    if picture is not None:
-        check_picture(picture, "--picture")
-        if query is not None and picture.exists() and picture.samefile(query):
-            raise ValueError(f"--picture must be another file than --query, got {picture} for both")
-    searcher = Searcher.open(index)
-    hits = searcher.search_image(query, top) if query is not None else searcher.search_text(text or "", top)
-    shown = str(query) if query is not None else f'"{text}"'
-    title = f"{shown}: first {len(hits)} of {len(searcher.index)}"
-    table = create_table("", "cosine", "id", "caption", title=title, right=("", "cosine"))
-    for hit in hits:
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", hit.id, hit.caption)
-    console.print(table)
-    if picture is not None:
-        drawn, form = searcher.draw(hits, query=query, text=text or ""), Image.registered_extensions()
-        write_whole(picture, lambda file: drawn.save(file, form[picture.suffix.lower()]))
-        console.print(f"wrote {picture}")
-    return hits
+    queries = settings.queries()
+    where = None if settings.where is None else Where.parse(settings.where)
+    if settings.picture is not None:
+        check_picture(settings.picture, "--picture")
+        _check_other(settings.picture, queries)
+    searcher = Searcher.open(index, view=settings.view, device=settings.device)
+    warning = searcher.generation.notes.get("warning")
+    if warning:
+        console.print(str(warning))
+    found = searcher.search(queries, settings.top, combine=settings.combine, where=where)
+    for query, hits in zip(queries, found, strict=True):
+        words = f'"{query.text}"' if query.text else ""
+        shown = " and ".join(part for part in (str(query.picture or ""), words) if part)
+        title = f"{shown}: first {len(hits)} of {searcher.engine.count(where)}"
+        table = create_table("", "cosine", "id", "caption", title=title, right=("", "cosine"))
+        for hit in hits:
+            table.add_row(str(hit.rank), f"{hit.score:.3f}", hit.id, hit.caption)
+        console.print(table)
+    if settings.picture is not None:
+        drawn, form = searcher.draw(found[0], queries[0]), Image.registered_extensions()
+        suffix = settings.picture.suffix.lower()
+        write_whole(settings.picture, lambda file: drawn.save(file, form[suffix]))
+        console.print(f"wrote {settings.picture}")
+    answers = [[vars(hit) for hit in hits] for hits in found]
+    if len(queries) == 1:
+        return answers[0]
+    pairs = zip(queries, answers, strict=True)
+    return [{"query": str(query.picture), "answers": hits} for query, hits in pairs]
+
+
+def _check_other(picture: Path, queries: list[Query]) -> None:
+    if len(queries) > 1:
+        raise ValueError(f"--picture must be left out for several queries, got {len(queries)}")
+    for place in (queries[0].picture, queries[0].style):
+        if place is not None and picture.exists() and picture.samefile(place):
+            raise ValueError(f"--picture must be another file than --query and --style, got {picture} for both")

@@ -175,7 +175,7 @@ class Engine(ABC):
 
     @abstractmethod
     def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
-        """Return the items of keys; those that are not in the index are left out."""
+        """Return the items of keys, in their order; those that are not in the index are left out."""
 
     @abstractmethod
     def vectors(self, keys: Sequence[str], view: str, generation: int | None = None) -> Tensor:

@@ -23,6 +23,7 @@ from hystar_fast.index.engine import (
 )
 from hystar_fast.index.local_vectors import VectorTables, table_of
 from hystar_fast.index.local_where import where_sql
+from hystar_fast.index.local_write import remove_rows, write_items
 from hystar_fast.index.sqlite_file import SqliteFile, checksum
 from hystar_fast.index.stamp import Stamp
 from hystar_fast.index.verify_local import verify_file
@@ -54,14 +55,20 @@ class LocalEngine(Engine):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self._set_up(Path(folder), create=False)
-        with self._file.errors():
-            self.health()
+        self._open(Path(folder))
+        self.health()
 
-    def _set_up(self, folder: Path, *, create: bool) -> None:
+    def _open(self, folder: Path) -> None:
         self.folder, self.uri = folder, str(folder)
-        self._file = SqliteFile(folder / INDEX_FILE, create=create)
+        self._file = SqliteFile(folder / INDEX_FILE)
         self._vectors = VectorTables(self._file)
+
+    @classmethod
+    def for_repair(cls, folder: Path) -> LocalEngine:
+        """Open an index without looking at its content, for `verify`."""
+        engine = cls.__new__(cls)
+        engine._open(folder)
+        return engine
 
     @classmethod
     def create(
@@ -83,11 +90,38 @@ class LocalEngine(Engine):
         """
         Path(folder).mkdir(parents=True, exist_ok=True)
         engine = cls.__new__(cls)
-        engine._set_up(Path(folder), create=True)
-        with engine._file.writing():
-            engine.put_settings({"ids": "path", "sources": {}, **(settings or {})})
-            engine.create_generation(stamps, notes or {})
+        engine.folder, engine.uri = Path(folder), str(folder)
+        engine._fill(SqliteFile(Path(folder) / INDEX_FILE, create=True), stamps, notes or {}, settings or {})
         return engine
+
+    def _fill(
+        self, file: SqliteFile, stamps: Mapping[str, Stamp], notes: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> None:
+        self._file, self._vectors = file, VectorTables(file)
+        with file.writing():
+            self.put_settings({"ids": "path", "sources": {}, **settings})
+            self.create_generation(stamps, notes)
+
+    @classmethod
+    def in_memory(
+        cls, folder: Path, stamps: Mapping[str, Stamp], notes: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> LocalEngine:
+        """Make an index in memory alone, for content of a folder that is kept there in another form."""
+        engine = cls.__new__(cls)
+        engine.folder, engine.uri = folder, str(folder)
+        engine._fill(SqliteFile(None), stamps, notes, settings)
+        return engine
+
+    def make_read_only(self) -> None:
+        """Refuse every later write through this object."""
+        self._file.writable = False
+
+    def take_over(self, other: LocalEngine) -> None:
+        """Replace everything in this index by what another holds, in one transaction; readers see it at once."""
+        with self._file.lock, other._file.lock, self._file.errors():
+            with other._file.writing(counts=False):
+                other._file.put_meta("version", str(self.version() + 1).encode())
+            other._file.connection.backup(self._file.connection)
 
     # content
 
@@ -100,69 +134,22 @@ class LocalEngine(Engine):
         if not packed:
             return
         with self._file.writing():
-            found = self._file.select("SELECT key, row, id, sha256 FROM items", "key", [row[0] for row in packed])
-            earlier = {key: (row, item_id, sha256) for key, row, item_id, sha256 in found}
-            for item, row in zip(items, packed, strict=True):
-                other = earlier.get(row[0], (0, row[1], b""))[1]
-                if other != row[1]:
-                    raise ValueError(f"id must have a key of its own, got {item.id!r} with that of {other!r}")
-            entry = self.generation(generation)
-            if vectors is None or not entry.live:
-                self._check_held(items, packed, earlier, is_same_file=vectors is not None)
-            if vectors is None:
-                rows.update(self._file, {earlier[row[0]][0]: row for row in packed})
-                return
-            content = rows.join_views(vectors, entry.stamps, len(packed))
-            keys = [row[0] for row in packed]
-            if entry.live:
-                numbers = self._replace(packed, earlier)
-            else:
-                numbers = [earlier[key][0] for key in keys]
-                self._file.delete(table_of(entry.number), "row", numbers)
-            self._vectors.put(entry.number, numbers, keys, content)
-
-    def _check_held(
-        self, items: Sequence[Item], packed: Sequence[rows.Row], earlier: Mapping[int, Any], *, is_same_file: bool
-    ) -> None:
-        for item, row in zip(items, packed, strict=True):
-            held = earlier.get(row[0])
-            if held is None or (is_same_file and held[2] != row[rows.SHA256]):
-                raise ValueError(
-                    f"items must be in the index with this content, got {item.id!r}, which is not or differs"
-                )
-
-    def _replace(self, packed: Sequence[rows.Row], earlier: Mapping[int, Any]) -> list[int]:
-        """Write items into new rows and return these; vectors of the same content in other generations move along."""
-        same = {
-            row[0]: earlier[row[0]][0] for row in packed if earlier.get(row[0], (0, 0, None))[2] == row[rows.SHA256]
-        }
-        others = [number for number in self._numbers() if number != self._live()]
-        moving = {number: self._vectors.get(number, same.values()) for number in others}
-        self._remove_rows([held[0] for held in earlier.values()])
-        numbers = rows.insert(self._file, packed)
-        for number, held in moving.items():
-            moved = [(new, row[0], same[row[0]]) for new, row in zip(numbers, packed, strict=True) if row[0] in same]
-            moved = [entry for entry in moved if entry[2] in held]
-            self._vectors.put(number, [m[0] for m in moved], [m[1] for m in moved], [held[m[2]] for m in moved])
-        return numbers
+            entry, others = self.generation(generation), [n for n in self._numbers() if n != self._live()]
+            content = None if vectors is None else rows.join_views(vectors, entry.stamps, len(packed))
+            write_items(self._file, self._vectors, packed, content, entry, others)
 
     def remove(self, keys: Iterable[str]) -> int:
         wanted = [*dict.fromkeys(rows.number_of(key) for key in keys)]
         with self._file.writing():
             found = [row for (row,) in self._file.select("SELECT row FROM items", "key", wanted)]
-            self._remove_rows(found)
+            remove_rows(self._file, found, self._numbers())
         return len(found)
-
-    def _remove_rows(self, found: list[int]) -> None:
-        self._file.delete("items", "row", found)
-        for number in self._numbers():
-            self._file.delete(table_of(number), "row", found)
-        self._file.connection.executemany("INSERT INTO removed (row) VALUES (?)", [(row,) for row in found])
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
         with self._file.reading():
             found = self._file.select(rows.SELECT, "key", [rows.number_of(key) for key in keys])
-            return {item.key: item for item in (rows.unpack(self._file, row) for row in found)}
+            held = {rows.key_text(row[1]): rows.unpack(self._file, row) for row in found}
+        return {key: held[key] for key in keys if key in held}
 
     def vectors(self, keys: Sequence[str], view: str, generation: int | None = None) -> Tensor:
         with self._file.reading():

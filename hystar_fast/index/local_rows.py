@@ -21,24 +21,25 @@ Row: TypeAlias = tuple[Any, ...]
 COLUMNS = ("key", "id", "source", "path", "caption", "attributes", "size", "sha256", "mtime_ns")
 SHA256 = COLUMNS.index("sha256")
 SELECT = f"SELECT row, {', '.join(COLUMNS)}, checksum FROM items"
+_HALF = 1 << 63
 _UNIT = 1e-3  # largest difference of a vector's length from 1
 
 
 def number_of(key: str) -> int:
-    """Return the key as SQLite stores it: a whole number of 64 bits with a sign.
+    """Return the key as SQLite stores it: a whole number of 64 bits with a sign, in the order of the keys.
 
     Raises:
         ValueError: it is no key.
     """
     try:
-        return int.from_bytes(bytes.fromhex(key), "big", signed=True) if len(key) == 16 else int("no key")
+        return int.from_bytes(bytes.fromhex(key), "big") - _HALF if len(key) == 16 else int("no key")
     except ValueError as error:
         raise ValueError(f"key must be 16 hexadecimal digits, got {key!r}") from error
 
 
 def key_text(number: int) -> str:
     """Return the key of its number."""
-    return (number & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "big").hex()
+    return (number + _HALF).to_bytes(8, "big").hex()
 
 
 def pack(item: Item) -> Row:

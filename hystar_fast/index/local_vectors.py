@@ -23,6 +23,7 @@ class _Held:
     """A matrix, and the state of the file that it has."""
 
     matrix: Matrix
+    content: bytes  # a name of the whole index
     version: int = -1
     removed: int = 0  # number of the last removal that it has
     total: int = 0  # sum of the checksums of the rows that were read
@@ -69,13 +70,15 @@ class VectorTables:
 
     def matrix(self, number: int, view: str, start: int, end: int, *, is_live: bool) -> Matrix:
         """Return the vectors of a view, the values from `start` to `end` of each row, as they are now."""
-        version = int(self._file.meta("version"))
+        version, content = int(self._file.meta("version")), self._file.meta("content")
         held = self._held.get((number, view))
+        if held is not None and held.content != content:  # the whole index was replaced
+            self._held, held = {}, None
         if held is not None and held.version == version:
             return held.matrix.frozen()
         if held is None or not is_live or held.matrix.has_many_masked or not self._refresh(held, number, start, end):
             self._let_go(number, view)
-            held = _Held(Matrix(end - start), removed=self._last_removed())
+            held = _Held(Matrix(end - start), content, removed=self._last_removed())
             self._append(held, number, start, end)
             if (held.matrix.size, held.total) != self._file.sums(table_of(number)):
                 raise self._file.damaged("vectors are missing, or are there twice")

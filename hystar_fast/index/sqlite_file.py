@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 import threading
 import zlib
@@ -50,28 +51,35 @@ class SqliteFile:
     file or its folder cannot be written, it is opened for reading alone.
 
     Args:
-        path: of the file.
+        path: of the file; None for one in memory, which is new.
         create: write the tables into a new file.
 
     Raises:
         ValueError: the file does not exist, or it exists although it is to be created, or is no index.
     """
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, *, create: bool = False) -> None:
+        self.path = path or Path("memory")
         self.lock = threading.RLock()
         self._opened: tuple[int, int] | None = None
-        if not create and not path.is_file():
+        if path is not None and not create and not path.is_file():
             raise ValueError(f"index must hold {path.name}, but {path} does not exist")
         with self.errors():
-            self._connect(create)
+            if path is None:
+                self._set_up(sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False))
+            else:
+                self._connect(create)
             found = (self._pragma("application_id"), self._pragma("user_version"))
-            if create:
+            if create or path is None:
                 self._create(found)
             elif found[0] != _APPLICATION:
                 raise ValueError(f"index must be one of hystar_fast, but {path} is another SQLite file")
             elif found[1] != _FORMAT:
                 raise ValueError(f"index must have format {_FORMAT}, but {path} has format {found[1]}")
+
+    def _set_up(self, connection: sqlite3.Connection, *, writable: bool = True) -> None:
+        self.connection, self.writable = connection, writable
+        connection.text_factory = bytes
 
     def _connect(self, create: bool) -> None:
         folder = self.path.parent
@@ -86,11 +94,8 @@ class SqliteFile:
             place += "?mode=ro&immutable=1"
             state = self.path.stat()
             self._opened = (state.st_mtime_ns, state.st_size)
-        self.writable = writable
-        self.connection = sqlite3.connect(
-            place, uri=True, timeout=WAIT, isolation_level=None, check_same_thread=False, cached_statements=256
-        )
-        self.connection.text_factory = bytes
+        connection = sqlite3.connect(place, uri=True, timeout=WAIT, isolation_level=None, check_same_thread=False)
+        self._set_up(connection, writable=writable)
         if create:
             self.connection.execute(f"PRAGMA page_size={_PAGE}")
         if writable:
@@ -107,6 +112,7 @@ class SqliteFile:
             for statement in _SCHEMA.split(";\n"):
                 self.connection.execute(statement)
             self.put_meta("version", b"0")
+            self.put_meta("content", secrets.token_bytes(16))
             self.connection.execute(f"PRAGMA application_id={_APPLICATION}")
             self.connection.execute(f"PRAGMA user_version={_FORMAT}")
 

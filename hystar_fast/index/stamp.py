@@ -79,18 +79,28 @@ and 'lora' now
             raise StampMismatch(f"{name} must have vectors of one model, got {found}")
 
 
-def stamp_of(method: Method, dimension: int, tensors_sha256: str | None) -> Stamp:
+def check_stamps(stamps: Mapping[str, Stamp], others: Mapping[str, Stamp], name: str) -> None:
+    """Raise StampMismatch unless all views of two generations have the same stamps; arguments as `Stamp.check`."""
+    if set(stamps) != set(others):
+        found = f"the views {', '.join(stamps)} in it and {', '.join(others)} now"
+        raise StampMismatch(f"{name} must have vectors of one model, got {found}")
+    for view, stamp in stamps.items():
+        stamp.check(others[view], name)
+
+
+def stamp_of(method: Method, dimension: int, adapter: Mapping[str, Any] | None) -> Stamp:
     """Return the stamp of the vectors of a method.
 
     Args:
         method: the encoder.
         dimension: D of its vectors.
-        tensors_sha256: from the description of its adapter; None if it has none.
+        adapter: the description of its adapter (`read_description`), which was read with it; None if it has none.
     """
+    adapter = adapter or {"fingerprints": method.fingerprints, "tensors_sha256": None}
     config = {} if method.config is None else method.config.to_dict()
     values: dict[str, Any] = {
         "method": method.name,
-        "tensors_sha256": tensors_sha256,
+        "tensors_sha256": adapter["tensors_sha256"],
         "dimension": dimension,
         "metric": METRIC,
         "config.library": None if method.config is None else method.config.backbone.partition(":")[0],
@@ -99,7 +109,7 @@ def stamp_of(method: Method, dimension: int, tensors_sha256: str | None) -> Stam
     parts: dict[str, Mapping[str, Any]] = {
         "settings": method.settings,
         "config": {name: value for name, value in config.items() if name not in _NOT_COMPARED},
-        "fingerprints": method.fingerprints,
+        "fingerprints": adapter["fingerprints"],
         "reader": READER_RULES,
     }
     for part, entries in parts.items():

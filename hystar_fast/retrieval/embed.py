@@ -75,7 +75,7 @@ def embed_texts(method: Method, texts: Sequence[str], *, batch_size: int = 256) 
         part = method.encode_text(texts[start : start + batch_size])
         if part is None:
             return None
-        _check_finite(method, part, texts[start:])
+        check_finite(method, part, texts[start:])
         parts.append(part)
     return torch.cat(parts) if parts else None
 
@@ -119,11 +119,12 @@ def embed_batches(
     for rows, pictures in read_images(images, records, method.resize, skipped, batch_size=batch_size):
         found = tuple(records[row] for row in rows)
         vectors = embed_images(method, pictures, batch_size=batch_size).float()
-        _check_finite(method, vectors, [record.path for record in found])
+        check_finite(method, vectors, [record.path for record in found])
         yield Embedded(found, vectors)
 
 
-def _check_finite(method: Method, vectors: Tensor, names: Sequence[str]) -> None:
+def check_finite(method: Method, vectors: Tensor, names: Sequence[str]) -> None:
+    """Raise FloatingPointError with the first name whose vector is not finite."""
     bad = (~vectors.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:
         raise FloatingPointError(

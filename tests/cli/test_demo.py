@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from hystar_fast.cli.demo import KINDS
 from hystar_fast.data.emoji import QUERY_STYLES, EmojiStyles, load_emoji
-from hystar_fast.index.memory import MemoryIndex
+from hystar_fast.index.open_index import open_engine
 from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.suite import DEMO_METHODS, DEMO_TRAINED
 from hystar_fast.retrieval.evaluate import evaluate
@@ -80,16 +81,16 @@ def test_the_pictures_are_written(demo):
 
 
 def test_search_finds_pictures_in_the_gallery_of_the_demo(demo, tmp_path):
-    index = MemoryIndex.load(demo / "index")
-    assert len(index) == CONCEPTS
+    with open_engine(demo) as engine:
+        assert engine.count() == CONCEPTS
+        item = [*engine.fetch(engine.keys()).values()][3]
     path = tmp_path / "query.png"
-    EmojiStyles().image("noto", index.ids[3]).save(path)
+    EmojiStyles().image("noto", item.id).save(path)
     drawn = tmp_path / "answers.png"
     result = run("search", "--query", path, "--demo", demo, "--top", 4, "--picture", drawn)
     assert result.exit_code == 0, result.output
     first = next(line for line in result.output.splitlines() if line.startswith("1 "))
-    assert index.ids[3] in first
-    assert index.about["captions"][3] in first
+    assert item.id in first and item.caption in first
     assert drawn.is_file()
     result = run("search", "--text", "a red heart", "--demo", demo, "--top", 2)
     assert result.exit_code == 0, result.output
@@ -100,14 +101,10 @@ def test_search_rejects_a_truncated_query_and_a_damaged_demo(demo, tmp_path):
     EmojiStyles().image("noto", "1f436").save(path)
     path.write_bytes(path.read_bytes()[:400])
     assert "query.png is truncated or damaged" in refused("search", "--query", path, "--demo", demo)
-    broken = tmp_path / "broken"
-    for part in ("index", "adapter"):
-        (broken / part).mkdir(parents=True)
-        for file in (demo / part).iterdir():
-            (broken / part / file.name).write_bytes(file.read_bytes())
-    (broken / "index" / "index.json").write_text("{")
+    broken = shutil.copytree(demo, tmp_path / "broken")
+    (broken / "index.db").write_bytes(b"{" + (demo / "index.db").read_bytes()[1:])
     EmojiStyles().image("noto", "1f436").save(path)
-    assert "holds a damaged index" in refused("search", "--query", path, "--demo", broken)
+    assert "index.db is damaged" in refused("search", "--query", path, "--demo", broken)
 
 
 def test_the_same_seed_gives_the_same_numbers(demo, tmp_path):

@@ -11,6 +11,9 @@ from PIL import Image
 
 from hystar_fast.data.hold_out import Shares
 from hystar_fast.data.open import open_images
+from hystar_fast.index.engine import key_of
+from hystar_fast.index.open_index import open_engine
+from hystar_fast.methods import suite
 from hystar_fast.train.data_record import DATA_FILE, DataRecord
 from tests.support import picture_trees as trees
 from tests.support.cli import refused, run
@@ -53,22 +56,21 @@ def test_train_eval_embed_and_search_work_in_turn(here):
     shown = output("search", "--query", "DIR/photos/03.jpg")
     assert "searching runs/index" in shown and "DIR/photos/03.jpg: first 5 of 12\n" in shown
     hits = json.loads(run("search", "--query", "DIR/photos/03.jpg", "--json").stdout)
-    assert hits[0] == {"rank": 1, "id": "03.jpg", "caption": "03.jpg", "score": pytest.approx(1, abs=1e-4)}
+    expected = {"rank": 1, "id": "03.jpg", "caption": "03.jpg", "score": pytest.approx(1, abs=1e-4), "by": "image"}
+    assert hits[0] == {**expected, "key": key_of("03.jpg")}
     assert (here / "runs/train/log.txt").is_file() and (here / "runs/eval/log.txt").is_file()
 
 
-def test_without_an_adapter_the_frozen_backbone_is_used_and_named(here):
+def test_without_an_adapter_the_frozen_backbone_is_used_and_named(here, monkeypatch):
+    real = suite.backbone_fingerprints
     for arguments in (("embed", "DIR/photos"), ("eval", "--data", "DIR")):
         assert "using the frozen tiny backbone: neither runs/train/adapter nor runs/demo/adapter" in output(*arguments)
     assert not (here / "runs/index/adapter").exists()
     hits = json.loads(run("search", "--query", "DIR/photos/05.jpg", "--top", 1, "--json").stdout)
     assert hits[0]["id"] == "05.jpg"
-    meta = here / "runs/index/index/index.json"
-    found = json.loads(meta.read_text())
-    found["about"]["fingerprints"]["backbone"] = "0" * 64
-    meta.write_text(json.dumps(found))
+    monkeypatch.setattr(suite, "backbone_fingerprints", lambda *args: {**real(*args), "backbone": "0" * 64})
     message = refused("search", "--query", "DIR/photos/05.jpg")
-    assert "--index must be an index of the backbone's present weights" in message
+    assert "runs/index must have vectors of one model, got fingerprints.backbone" in message
 
 
 def test_the_defaults_fall_back_to_the_demo_and_prefer_what_was_made_last(here):
@@ -144,7 +146,8 @@ def test_earlier_results_are_kept_and_an_index_of_other_pictures_is_not_replaced
     assert f"with the index of {here}/DIR/photos; --overwrite replaces it" in message
     output("embed", "DIR/photos")
     output("embed", "DIR/sketches", "--overwrite")
-    assert json.loads((here / "runs/index/index/index.json").read_text())["ids"][0] == "00.png"
+    with open_engine(here / "runs/index") as engine:
+        assert sorted(engine.known())[0] == "00.png" and engine.count() == 12
     message = refused("demo", "--output", "runs/eval", "--weights", "random")
     assert "--output must be another folder" in message and "holds results of another command" in message
 

@@ -1,0 +1,225 @@
+"""``hystar-fast index``: an index that lives: create, add, sync, remove, search, embed again, look after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hystar_fast.cli.errors import clear_errors
+from hystar_fast.cli.examples import examples
+from hystar_fast.cli.options import (
+    Adapter,
+    Device,
+    Json,
+    MovedBackbone,
+    MovedWeights,
+    Queries,
+    SearchCombine,
+    SearchPicture,
+    SearchStyle,
+    SearchText,
+    SearchWhere,
+    Top,
+    backbone_changes,
+    find_adapter,
+)
+from hystar_fast.terminal.console import create_console, print_json
+
+_CONTINUE = "every batch that was done is kept: continue with {command}"
+
+app = typer.Typer(
+    name="index",
+    no_args_is_help=True,
+    help="An index of pictures that grows and shrinks with its folders, and knows the model that made it.",
+    epilog=examples("index"),
+)
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The folder of the index.")]
+Checksum = Annotated[
+    bool, typer.Option("--checksum", help="Read every file, although its size and time of change are known.")
+]
+
+
+@app.command(epilog=examples("index create"))
+@clear_errors(directory="--adapter", pretrained="--weights", index="NAME")
+def create(
+    name: Name,
+    adapter: Adapter = None,
+    backbone: MovedBackbone = None,
+    weights: MovedWeights = None,
+    with_frozen: Annotated[
+        bool, typer.Option("--with-frozen", help="Also keep the frozen backbone's vectors, to compare with.")
+    ] = False,
+    ids: Annotated[
+        str, typer.Option(help="What an id is: path, or content (the SHA-256 of the file), which keeps no duplicates.")
+    ] = "path",
+) -> None:
+    """Make an empty index for the vectors of a model."""
+    from hystar_fast.cli.index_work import run_create
+
+    found, found_at = find_adapter(adapter)
+    console = create_console()
+    if found_at:
+        console.print(found_at)
+    changes = backbone_changes(backbone, weights)
+    run_create(name, found, console, changes=changes, with_frozen=with_frozen, ids=ids)
+
+
+@app.command(epilog=examples("index add"))
+@clear_errors(stopped=_CONTINUE, index="NAME", source="SOURCE")
+def add(
+    name: Name,
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="SOURCE", help="Folders, pictures, or lists (.txt, a path on each line).")
+    ],
+    attributes: Annotated[
+        Path | None,
+        typer.Option(help='JSON objects, one a line: "path", a "caption" and attributes that --where can filter by.'),
+    ] = None,
+    checksum: Checksum = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Add pictures; those that are in the index and have not changed are not opened."""
+    from hystar_fast.cli.index_work import run_add
+
+    report = run_add(name, sources, attributes, create_console(stderr=as_json), checksum=checksum, device=device)
+    if as_json:
+        print_json(report)
+
+
+@app.command(epilog=examples("index sync"))
+@clear_errors(stopped=_CONTINUE, index="NAME")
+def sync(
+    name: Name,
+    checksum: Checksum = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Bring an index up to date with its folders: new, changed, moved and deleted pictures."""
+    from hystar_fast.cli.index_work import run_sync
+
+    report = run_sync(name, create_console(stderr=as_json), checksum=checksum, dry_run=dry_run, device=device)
+    if as_json:
+        print_json(report)
+
+
+@app.command(epilog=examples("index remove"))
+@clear_errors(index="NAME")
+def remove(
+    name: Name,
+    ids: Annotated[list[str] | None, typer.Option("--id", help="An id. May be repeated.")] = None,
+    where: SearchWhere = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before more than 100 pictures are removed.")] = False,
+) -> None:
+    """Remove pictures from an index; their files stay."""
+    from hystar_fast.cli.index_work import run_remove
+
+    run_remove(name, ids or [], where, create_console(), yes=yes)
+
+
+@app.command(epilog=examples("index search"))
+@clear_errors(index="NAME", path="--query")
+def search(
+    name: Name,
+    query: Queries = None,
+    text: SearchText = None,
+    style: SearchStyle = None,
+    combine: SearchCombine = "similarity",
+    where: SearchWhere = None,
+    view: Annotated[
+        str | None, typer.Option(help="adapted or frozen; by default the first that the index has.")
+    ] = None,
+    top: Top = 5,
+    picture: SearchPicture = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Find pictures for pictures, words, or both."""
+    from hystar_fast.cli.search_command import SearchSettings, run_search
+
+    settings = SearchSettings(query or [], text, style, combine, where, top, picture, view, device)
+    answers = run_search(name, settings, create_console(stderr=as_json))
+    if as_json:
+        print_json(answers)
+
+
+@app.command(epilog=examples("index reembed"))
+@clear_errors(stopped=_CONTINUE, index="NAME", directory="--adapter", pretrained="--weights")
+def reembed(
+    name: Name,
+    adapter: Adapter = None,
+    backbone: MovedBackbone = None,
+    weights: MovedWeights = None,
+    device: Device = "auto",
+) -> None:
+    """Embed all pictures with another model, in a new generation beside the one that is searched."""
+    from hystar_fast.cli.index_work import run_reembed
+
+    found, found_at = find_adapter(adapter)
+    console = create_console()
+    if found_at:
+        console.print(found_at)
+    run_reembed(name, found, console, changes=backbone_changes(backbone, weights), device=device)
+
+
+@app.command(epilog=examples("index switch"))
+@clear_errors(index="NAME")
+def switch(
+    name: Name,
+    generation: Annotated[int | None, typer.Argument(metavar="GENERATION", help="By default the newest.")] = None,
+) -> None:
+    """Let searches use another generation, from one moment to the next."""
+    from hystar_fast.cli.index_work import run_switch
+
+    run_switch(name, generation, create_console())
+
+
+@app.command(epilog=examples("index drop"))
+@clear_errors(index="NAME")
+def drop(name: Name, generation: Annotated[int, typer.Argument(metavar="GENERATION")]) -> None:
+    """Remove a generation that is not searched, with its adapter."""
+    from hystar_fast.cli.index_work import run_drop
+
+    run_drop(name, generation, create_console())
+
+
+@app.command(epilog=examples("index info"))
+@clear_errors(index="NAME")
+def info(name: Name, as_json: Json = False) -> None:
+    """Show the sources, generations and stamps of an index."""
+    from hystar_fast.cli.index_work import run_info
+
+    found = run_info(name, create_console(stderr=as_json))
+    if as_json:
+        print_json(found)
+
+
+@app.command(epilog=examples("index verify"))
+@clear_errors(index="NAME")
+def verify(
+    name: Name,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Remove what is damaged, so that sync embeds it again.")
+    ] = False,
+) -> None:
+    """Read an index completely and name everything that is damaged; status 1 if something is."""
+    from hystar_fast.cli.index_work import run_verify
+
+    if not run_verify(name, create_console(), repair=repair):
+        raise typer.Exit(1)
+
+
+@app.command(epilog=examples("index move"))
+@clear_errors(index="NAME")
+def move(
+    name: Name,
+    old: Annotated[str, typer.Argument(metavar="OLD", help="The folder of a source, or its name.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="Where the folder is now.")],
+) -> None:
+    """Say where the folder of a source is now; nothing is embedded again."""
+    from hystar_fast.cli.index_work import run_move
+
+    run_move(name, old, new, create_console())

@@ -1,0 +1,237 @@
+"""The work of ``hystar-fast index``."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from hystar_fast.cli.open_method import open_method
+from hystar_fast.data.text_files import parse_json, read_lines
+from hystar_fast.index.compare_files import CONTENT, PATH
+from hystar_fast.index.encode_files import Described, Report
+from hystar_fast.index.engine import Engine, key_of
+from hystar_fast.index.generation_methods import drop_adapter, encoder_of, save_generation
+from hystar_fast.index.local import LocalEngine
+from hystar_fast.index.open_index import create_engine, folder_of_uri, has_index, open_engine
+from hystar_fast.index.reembed import reembed
+from hystar_fast.index.skipped_files import SKIPPED_FILE
+from hystar_fast.index.sync import add, plan, sync
+from hystar_fast.index.where import Where
+from hystar_fast.methods.device import select_device
+from hystar_fast.terminal.console import Console, create_table
+from hystar_fast.terminal.progress import Progress
+
+_ASKS_ABOVE = 100  # pictures
+
+
+@contextmanager
+def counted(console: Console, name: str) -> Iterator[Callable[[int, int], None]]:
+    """Show progress while a block runs; give the function that it calls with the pictures done and their total."""
+    with Progress(console, transient=True) as progress:
+        task = progress.add_task(name, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def run_create(
+    name: str, adapter: Path | None, console: Console, *, changes: dict[str, Any], with_frozen: bool, ids: str
+) -> None:
+    """Make an empty index."""
+    if ids not in (PATH, CONTENT):
+        raise ValueError(f"ids must be {PATH} or {CONTENT}, got {ids!r}")
+    if has_index(name):
+        raise ValueError(f"index must be new, but {name} holds an index")
+    method = open_method(adapter, None, changes, console)
+    made = save_generation(method, folder_of_uri(name), with_frozen=with_frozen)
+    with create_engine(name, made, {"ids": ids}) as engine:
+        stamp = next(iter(engine.stamps().values())).sha256
+        console.print(f"made {name} for {method.name} (stamp {stamp[:12]}); next: hystar-fast index add {name} FOLDER")
+
+
+def run_add(
+    name: str, sources: list[Path], attributes: Path | None, console: Console, *, checksum: bool, device: str
+) -> dict[str, Any]:
+    """Add pictures, and return the counts."""
+    where = select_device(device)
+    described = {} if attributes is None else read_attributes(attributes)
+    with open_engine(name) as engine:
+        start = time.perf_counter()
+        with counted(console, "add") as progress:
+            encoder = encoder_of(engine, where)
+            report = add(engine, sources, encoder, checksum=checksum, described=described, progress=progress)
+        return _show(engine, report, console, start)
+
+
+def run_sync(name: str, console: Console, *, checksum: bool, dry_run: bool, device: str) -> dict[str, Any]:
+    """Bring an index up to date with its sources, and return the counts."""
+    where = select_device(device)
+    with open_engine(name) as engine:
+        start = time.perf_counter()
+        if dry_run:
+            changes = plan(engine, checksum=checksum)
+            counts = {
+                "new": len(changes.new),
+                "changed": len(changes.changed),
+                "moved or copied": len(changes.copied),
+                "unchanged": changes.unchanged + len(changes.touched),
+                "gone": len(changes.removed),
+                "skipped": len(changes.skipped),
+            }
+            console.print("sync would find: " + ", ".join(f"{n} {word}" for word, n in counts.items()))
+            return counts
+        with counted(console, "sync") as progress:
+            report = sync(engine, encoder_of(engine, where), checksum=checksum, progress=progress)
+        return _show(engine, report, console, start)
+
+
+def _show(engine: Engine, report: Report, console: Console, start: float) -> dict[str, Any]:
+    counts = {word: value for word, value in asdict(report).items() if word != "skipped"}
+    counts["skipped"] = len(report.skipped)
+    console.print(", ".join(f"{n} {word}" for word, n in counts.items() if n) or "nothing to do")
+    for entry in report.skipped[:3]:
+        console.print(f"skipped {entry.path}: {entry.reason}")
+    if report.skipped and engine.folder is not None and (engine.folder / SKIPPED_FILE).exists():
+        console.print(f"all that cannot be read: {engine.folder / SKIPPED_FILE}")
+    console.print(f"{engine.uri} holds {engine.count()} pictures ({time.perf_counter() - start:.1f} s)")
+    return {**counts, "pictures": engine.count()}
+
+
+def read_attributes(path: Path) -> Described:
+    """Read captions and attributes: a JSON object a line, with the "path" of a picture.
+
+    Raises:
+        ValueError: a line is no such object; the message has its number.
+    """
+    found = {}
+    for number, line in read_lines(path):
+        entry = parse_json(line)
+        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+            raise ValueError(
+                f'attributes must hold a JSON object with a "path" a line, got {line[:80]!r} in {path}:{number}'
+            )
+        found[entry.pop("path")] = entry
+    return found
+
+
+def run_remove(name: str, ids: list[str], where: str | None, console: Console, *, yes: bool) -> None:
+    """Remove items by id and by a filter."""
+    if bool(ids) == (where is not None):
+        raise ValueError("exactly one of --id and --where must be given")
+    with open_engine(name) as engine:
+        if where is not None:
+            keys = engine.keys(Where.parse(where))
+        else:
+            keys = [key_of(item) for item in ids]
+            held = engine.fetch(keys)
+            lost = next((item for item, key in zip(ids, keys, strict=True) if key not in held), None)
+            if lost is not None:
+                raise ValueError(f"ids must be in the index, got {lost!r}")
+        if (
+            len(keys) > _ASKS_ABOVE
+            and not yes
+            and not typer.confirm(f"Remove {len(keys)} of {engine.count()} pictures?")
+        ):
+            return
+        console.print(f"removed {engine.remove(keys)} pictures; {name} holds {engine.count()}")
+
+
+def run_reembed(name: str, adapter: Path | None, console: Console, *, changes: dict[str, Any], device: str) -> None:
+    """Fill a new generation."""
+    where = select_device(device)
+    with open_engine(name) as engine:
+        method = open_method(adapter, None, changes, console)
+        with counted(console, "reembed") as progress:
+            done = reembed(engine, method, where, progress=progress)
+        for entry in done.skipped[:3]:
+            console.print(f"skipped {entry.path}: {entry.reason}")
+        lost = len(engine.missing(done.generation))
+        console.print(f"embedded {done.encoded} pictures for generation {done.generation}, {lost} are missing")
+        if not lost:
+            console.print(f"next: hystar-fast index switch {name} {done.generation}")
+
+
+def run_switch(name: str, generation: int | None, console: Console) -> None:
+    """Make a generation live."""
+    with open_engine(name) as engine:
+        number = engine.generations()[-1].number if generation is None else generation
+        engine.switch(number)
+        console.print(f"{name} is searched in generation {number}")
+
+
+def run_drop(name: str, generation: int, console: Console) -> None:
+    """Remove a generation and its adapter."""
+    with open_engine(name) as engine:
+        dropped = engine.generation(generation)
+        engine.drop(generation)
+        drop_adapter(engine, dropped)
+        console.print(f"removed generation {generation} of {name}")
+
+
+def run_info(name: str, console: Console) -> dict[str, Any]:
+    """Print what an index holds, and return it."""
+    with open_engine(name) as engine:
+        settings = engine.settings()
+        generations = [
+            {
+                "generation": entry.number,
+                "live": entry.live,
+                "pictures": entry.count,
+                "views": {view: {"stamp": stamp.sha256, **stamp.values} for view, stamp in entry.stamps.items()},
+                "notes": dict(entry.notes),
+            }
+            for entry in engine.generations()
+        ]
+        found = {"index": name, "pictures": engine.count(), **settings, "generations": generations}
+        console.print(f"{name}: {engine.count()} pictures, ids by {settings['ids']}")
+        for source, entry in settings["sources"].items():
+            console.print(f"source {source}: {entry.get('folder', 'the embedded drawings')}")
+        table = create_table("generation", "view", "method", "dimension", "pictures", "stamp", right=("pictures",))
+        for entry in engine.generations():
+            for view, stamp in entry.stamps.items():
+                number = f"{entry.number} (live)" if entry.live else str(entry.number)
+                row = (number, view, stamp.values.get("method", "?"), stamp.dimension, entry.count, stamp.sha256[:12])
+                table.add_row(*map(str, row))
+        console.print(table)
+        return found
+
+
+def run_verify(name: str, console: Console, *, repair: bool) -> bool:
+    """Print every damage of an index; return whether it is whole now."""
+    with LocalEngine.for_repair(folder_of_uri(name)) as engine:
+        found = engine.verify(repair=repair)
+        for line in found:
+            console.print(line)
+        if not found:
+            console.print(f"{name} is whole: {engine.count()} pictures")
+            return True
+        if not repair:
+            console.print(
+                f"{len(found)} damages; `hystar-fast index verify {name} --repair` removes them, and "
+                f"`hystar-fast index sync {name}` embeds their pictures again"
+            )
+            return False
+        console.print(f"{name} holds {engine.count()} pictures; next: hystar-fast index sync {name}")
+        return not engine.verify()
+
+
+def run_move(name: str, old: str, new: Path, console: Console) -> None:
+    """Change the folder of a source."""
+    if not new.is_dir():
+        raise ValueError(f"NEW must be a folder, but {new} does not exist or is none")
+    with open_engine(name) as engine:
+        settings = engine.settings()
+        wanted = {old, os.path.abspath(old), os.path.realpath(old)}
+        sources = settings["sources"]
+        found = next((source for source, entry in sources.items() if {source, entry.get("folder")} & wanted), None)
+        if found is None:
+            there = ", ".join(str(entry.get("folder", source)) for source, entry in sources.items())
+            raise ValueError(f"OLD must be the folder of a source ({there or 'there is none'}), got {old}")
+        changed = {**sources[found], "folder": str(new.resolve())}
+        engine.put_settings({**settings, "sources": {**sources, found: changed}})
+        console.print(f"{found} is {new.resolve()} now")
