@@ -148,14 +148,14 @@ class LocalEngine(Engine):
     def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
         with self._file.reading():
             found = self._file.select(rows.SELECT, "key", [rows.number_of(key) for key in keys])
-            held = {rows.key_text(row[1]): rows.unpack(self._file, row) for row in found}
+            held = {rows.key_text(self._file, row[1]): rows.unpack(self._file, row) for row in found}
         return {key: held[key] for key in keys if key in held}
 
     def vectors(self, keys: Sequence[str], view: str, generation: int | None = None) -> Tensor:
         with self._file.reading():
             number, start, end = self._view(view, generation)
             found = self._file.select("SELECT key, row FROM items", "key", [rows.number_of(key) for key in keys])
-            row_of = {rows.key_text(key): row for key, row in found}
+            row_of = {rows.key_text(self._file, key): row for key, row in found}
             content = self._vectors.get(number, row_of.values())
         lost = next((key for key in keys if row_of.get(key) not in content), None)
         if lost is not None:
@@ -170,7 +170,7 @@ class LocalEngine(Engine):
             for row in connection.execute(rows.SELECT):
                 item = rows.unpack(self._file, row)
                 total += row[-1]
-                key = rows.key_text(row[1])
+                key = rows.key_text(self._file, row[1])
                 found[item.id] = Known(key, item.source, item.path, item.size, item.mtime_ns, item.sha256)
             if (len(found), total) != self._file.sums("items"):
                 raise self._file.damaged("items are missing, or are there twice")
@@ -197,7 +197,7 @@ class LocalEngine(Engine):
         with self._file.reading() as connection:
             number = self.generation(generation).number
             query = f"SELECT key FROM items WHERE row NOT IN (SELECT row FROM {table_of(number)}) ORDER BY row"
-            return [rows.key_text(key) for (key,) in connection.execute(query)]
+            return [rows.key_text(self._file, key) for (key,) in connection.execute(query)]
 
     def count(self, where: Where | None = None) -> int:
         with self._file.reading():
@@ -205,7 +205,7 @@ class LocalEngine(Engine):
 
     def keys(self, where: Where | None = None) -> list[str]:
         with self._file.reading():
-            return [rows.key_text(key) for key in self._rows_where(where or Where(()), "key")]
+            return [rows.key_text(self._file, key) for key in self._rows_where(where or Where(()), "key")]
 
     def _rows_where(self, where: Where, column: str) -> list[int]:
         condition, values = where_sql(where)
@@ -221,7 +221,7 @@ class LocalEngine(Engine):
         self, view: str, queries: Tensor, k: int, where: Where | None = None, generation: int | None = None
     ) -> tuple[Tensor, list[list[str]]]:
         scores, keys = self._matrix(view, where, generation).search(queries, k)
-        return scores, [[rows.key_text(key) for key in found] for found in keys.tolist()]
+        return scores, [[rows.key_text(self._file, key) for key in found] for found in keys.tolist()]
 
     def log_sum(
         self, view: str, queries: Tensor, scale: float, where: Where | None = None, generation: int | None = None

@@ -37,8 +37,14 @@ def number_of(key: str) -> int:
         raise ValueError(f"key must be 16 hexadecimal digits, got {key!r}") from error
 
 
-def key_text(number: int) -> str:
-    """Return the key of its number."""
+def key_text(file: SqliteFile, number: Any) -> str:
+    """Return the key of its number.
+
+    Raises:
+        IndexDamaged: the file holds something else instead.
+    """
+    if not isinstance(number, int):
+        raise file.damaged("a key is no number")
     return (number + _HALF).to_bytes(8, "big").hex()
 
 
@@ -66,23 +72,23 @@ def unpack(file: SqliteFile, row: Row) -> Item:
     Raises:
         IndexDamaged: the row does not have its checksum.
     """
-    if row[-1] != checksum(*row[1:-1]):
+    if row[-1] != checksum(*row[:-1]):
         raise file.damaged(f"the item in row {row[0]} ({row[2]!r}) does not have its checksum")
     _, _, item_id, source, path, caption, attributes, size, sha256, mtime_ns, _ = row
     names = (decode_name(item_id), decode_name(source), decode_name(path), decode_name(caption))
     return Item(*names, parse_json(attributes.decode()), size, mtime_ns, sha256.decode())
 
 
-def _sealed(row: Row) -> tuple[Any, ...]:
-    """Return the values of a row with their checksum."""
-    return (*row, checksum(*(value.encode() if isinstance(value, str) else value for value in row)))
+def _sealed(number: int, row: Row) -> tuple[Any, ...]:
+    """Return the number of a row with its values and their checksum."""
+    return (number, *row, checksum(number, *(value.encode() if isinstance(value, str) else value for value in row)))
 
 
 def insert(file: SqliteFile, packed: Sequence[Row]) -> list[int]:
     """Write new items and return their rows, which are greater than all before."""
     last = file.connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
     first = int(last[0]) + 1 if last else 1
-    sealed = [(number, *_sealed(row)) for number, row in enumerate(packed, first)]
+    sealed = [_sealed(number, row) for number, row in enumerate(packed, first)]
     marks = ", ".join("?" * (len(COLUMNS) + 2))
     file.connection.executemany(f"INSERT INTO items (row, {', '.join(COLUMNS)}, checksum) VALUES ({marks})", sealed)
     file.add_to_sums("items", [row[-1] for row in sealed])
@@ -92,10 +98,10 @@ def insert(file: SqliteFile, packed: Sequence[Row]) -> list[int]:
 def update(file: SqliteFile, changed: Mapping[int, Row]) -> None:
     """Write items (row -> values) in place of those in their rows; their vectors stay."""
     taken = file.select("SELECT checksum FROM items", "row", changed)
-    sealed = [(*_sealed(row), number) for number, row in changed.items()]
+    sealed = [_sealed(number, row) for number, row in changed.items()]
     columns = ", ".join(f"{name} = ?" for name in (*COLUMNS, "checksum"))
-    file.connection.executemany(f"UPDATE items SET {columns} WHERE row = ?", sealed)
-    file.add_to_sums("items", [row[-2] for row in sealed], [row[0] for row in taken])
+    file.connection.executemany(f"UPDATE items SET {columns} WHERE row = ?", [(*row[1:], row[0]) for row in sealed])
+    file.add_to_sums("items", [row[-1] for row in sealed], [row[0] for row in taken])
 
 
 def join_views(vectors: Mapping[str, Tensor], stamps: Mapping[str, Stamp], count: int) -> list[bytes]:

@@ -15,7 +15,7 @@ from hystar_fast.data.image_set import Skipped
 from hystar_fast.data.images import Resize, decode_image, least_side
 from hystar_fast.data.read_ahead import read_ahead
 from hystar_fast.index.engine import ADAPTED, FROZEN, Engine, Item
-from hystar_fast.index.generation_methods import Made, encoder_of, save_generation
+from hystar_fast.index.generation_methods import Encoder, Made, encoder_of, save_generation
 from hystar_fast.index.sources import file_of, picture_of
 from hystar_fast.methods.interface import Method
 
@@ -56,11 +56,23 @@ def reembed(
         raise ValueError(f"index must have a folder for the adapter, got {engine.uri}")
     live = engine.generation()
     made = save_generation(method, engine.folder, with_frozen={ADAPTED, FROZEN} <= {*live.views})
-    done = Reembedded(_generation(engine, made))
-    keys = engine.missing(done.generation)
+    number = _generation(engine, made)
+    return fill_generation(engine, number, encoder_of(engine, device, number), progress=progress)
+
+
+def fill_generation(
+    engine: Engine,
+    number: int,
+    open_encoder: Callable[[], Encoder],
+    *,
+    progress: Callable[[int, int], object] | None = None,
+) -> Reembedded:
+    """Encode the pictures that have no vectors in a generation; the encoder is opened if there are any."""
+    done = Reembedded(number)
+    keys = engine.missing(number)
     if not keys:
         return done
-    encoder, settings = encoder_of(engine, device, done.generation)(), engine.settings()
+    encoder, settings = open_encoder(), engine.settings()
     for start in range(0, len(keys), _PART):
         items = [*engine.fetch(keys[start : start + _PART]).values()]
         reads = read_ahead(lambda item: _pixels(settings, item, encoder.resize), items, window=2 * encoder.batch_size)
@@ -73,7 +85,7 @@ def reembed(
             if batch and (len(batch) == encoder.batch_size or place == len(items)):
                 chosen = [item for item, _ in batch]
                 vectors = encoder.encode(torch.stack([pixels for _, pixels in batch]), [item.id for item in chosen])
-                engine.upsert(chosen, vectors, done.generation)
+                engine.upsert(chosen, vectors, number)
                 done.encoded += len(batch)
                 batch = []
                 if progress is not None:

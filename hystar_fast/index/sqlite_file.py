@@ -39,8 +39,10 @@ def checksum(*values: Any) -> int:
     return zlib.crc32(repr(values).encode())
 
 
-def vector_checksum(row: int, key: int, vectors: bytes) -> int:
-    """Return the CRC-32 of the vectors of an item, which belong to its row and key."""
+def vector_checksum(row: Any, key: Any, vectors: Any) -> int:
+    """Return the CRC-32 of the vectors of an item, which belong to its row and key; -1 for values of other types."""
+    if not (isinstance(row, int) and isinstance(key, int) and isinstance(vectors, bytes)):
+        return -1
     return zlib.crc32(vectors, (row ^ key) & 0xFFFFFFFF)
 
 
@@ -128,6 +130,8 @@ class SqliteFile:
         """Raise the errors of SQLite as ours."""
         try:
             yield
+        except UnicodeDecodeError as error:  # in a message about a damaged schema
+            raise self.damaged(str(error.object)) from error
         except sqlite3.ProgrammingError as error:
             raise EngineUnavailable(f"{self.path} is closed: {error}") from error
         except sqlite3.Error as error:

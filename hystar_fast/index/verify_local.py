@@ -18,13 +18,15 @@ def verify_file(file: SqliteFile, *, repair: bool = False) -> list[str]:
 
     Args:
         file: of the index.
-        repair: remove damaged rows, and items without vectors, so that a sync embeds their pictures again.
+        repair: remove damaged rows, and items without vectors, so that a sync embeds their pictures again. Settings
+            and stamps cannot be made good: the pictures must be indexed again.
 
     Raises:
         IndexDamaged: the tables themselves cannot be read.
     """
     with file.writing() if repair else file.reading() as connection:
         found = [f"SQLite: {line.decode(errors='replace')}" for line in _integrity(connection)]
+        found += _bad_parts(file)
         numbers = [number for (number,) in connection.execute("SELECT number FROM generations ORDER BY number")]
         live = int(file.meta("live"))
         bad_items, lines = _bad_items(file)
@@ -46,8 +48,8 @@ def verify_file(file: SqliteFile, *, repair: bool = False) -> list[str]:
         if repair:
             for table in ("items", *map(table_of, numbers)):
                 _delete(connection, table, bad_items | lost)
-        found += _wrong_sums(file, ["items", *map(table_of, numbers)], repair=repair)
         found += _bad_styles(file, repair=repair)
+        found += _wrong_sums(file, ["items", "styles", *map(table_of, numbers)], repair=repair)
         return found
 
 
@@ -57,12 +59,26 @@ def _integrity(connection: sqlite3.Connection) -> Iterator[bytes]:
             yield line
 
 
+def _bad_parts(file: SqliteFile) -> list[str]:
+    """Check the small values and the stamps."""
+    found = []
+    for name in ("settings", "version", "content", "live"):
+        try:
+            file.meta(name)
+        except IndexDamaged as error:
+            found.append(str(error).partition("; ")[0])
+    for number, stamps, notes, stored in file.connection.execute("SELECT * FROM generations"):
+        if stored != checksum(number, stamps, notes):
+            found.append(f"the stamps of generation {number} are damaged")
+    return found
+
+
 def _bad_items(file: SqliteFile) -> tuple[set[int], list[str]]:
     bad, found = set(), []
     for row in file.connection.execute(rows.SELECT):
         try:
             item = rows.unpack(file, row)
-            if key_of(item.id) != rows.key_text(row[1]):
+            if key_of(item.id) != rows.key_text(file, row[1]):
                 raise IndexDamaged
         except IndexDamaged:
             bad.add(row[0])
@@ -75,8 +91,7 @@ def _bad_vectors(file: SqliteFile, number: int) -> tuple[set[int], list[str]]:
     joined = f"{table_of(number)} v LEFT JOIN items i USING (row)"
     query = f"SELECT v.row, v.key, v.vectors, v.checksum, i.id, i.key FROM {joined}"
     for row, key, vectors, stored, item, item_key in file.connection.execute(query):
-        is_whole = isinstance(vectors, bytes) and isinstance(key, int) and vector_checksum(row, key, vectors) == stored
-        if not is_whole or (item is not None and item_key != key):
+        if vector_checksum(row, key, vectors) != stored or (item is not None and item_key != key):
             bad.add(row)
             found.append(f"the vectors of {_name(item)} in generation {number} are damaged")
     return bad, found
@@ -86,10 +101,11 @@ def _wrong_sums(file: SqliteFile, tables: list[str], *, repair: bool) -> list[st
     found = []
     for table in tables:
         counted = file.connection.execute(f"SELECT count(*), coalesce(sum(checksum), 0) FROM {table}").fetchone()
+        stored = file.connection.execute("SELECT rows, total FROM sums WHERE name = ?", (table,)).fetchone()
+        if stored is None or tuple(counted) != tuple(stored):
+            found.append(f"{table} has {counted[0]} rows, and not those that were counted when they were written")
         if repair:
             file.connection.execute("INSERT OR REPLACE INTO sums VALUES (?, ?, ?)", (table, *counted))
-        elif tuple(counted) != file.sums(table):
-            found.append(f"{table} has {counted[0]} rows, not the {file.sums(table)[0]} that were written")
     return found
 
 

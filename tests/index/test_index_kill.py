@@ -1,0 +1,126 @@
+"""SIGKILL at random moments: a rerun ends as if there had been none, and encodes at most one batch again for a kill."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from hystar_fast.index.local import LocalEngine
+from hystar_fast.index.stamp import Stamp
+from tests.support import index_kills as work
+from tests.support.counting_encoder import STAMPS
+from tests.support.index_kills import BATCH, killed
+from tests.support.picture_trees import picture
+
+PICTURES, KILLS = 400, 20
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(PICTURES):
+        picture(folder / f"{i % 7}" / f"{i}.png", seed=i)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+    """Return an index of all pictures that was never interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "index"
+    work.add_pictures(folder, pictures, folder.parent / "log")
+    return folder
+
+
+def content(folder: Path, generation: int = 1) -> dict[str, torch.Tensor]:
+    with LocalEngine(folder) as engine:
+        assert engine.verify() == []
+        return {
+            item.id: vector
+            for items, found in engine.scan(generation)
+            for item, vector in zip(items, found["adapted"], strict=True)
+        }
+
+
+def is_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.allclose(found[i], expected[i], atol=1e-6) for i in found)
+
+
+def encoded(log: Path) -> Counter[str]:
+    return Counter(log.read_text().splitlines()) if log.exists() else Counter()
+
+
+def test_add_is_killed_twenty_times(tmp_path, pictures, whole):
+    folder, log, chosen = tmp_path / "index", tmp_path / "log", random.Random(0)
+    kills = 0
+    for _ in range(KILLS):
+        kills += killed(work.add_pictures, folder, pictures, log, after=chosen.uniform(0, 0.08))
+        if (folder / "index.db").exists() and chosen.random() < 0.2:
+            try:
+                with LocalEngine(folder) as engine:
+                    assert engine.verify() == [], "what is there is whole at any moment"
+            except ValueError as error:
+                assert "index must be one of hystar_fast" in str(error), "killed before there was a table"
+    work.add_pictures(folder, pictures, log)
+    assert kills >= KILLS // 2
+    assert is_same(content(folder), content(whole))
+    again = sum(encoded(log).values()) - PICTURES
+    assert 0 <= again <= kills * BATCH
+    assert len(encoded(log)) == PICTURES
+
+
+def test_a_second_generation_is_killed_while_it_is_filled(tmp_path, pictures, whole):
+    folder, log, chosen = tmp_path / "index", tmp_path / "log", random.Random(1)
+    shutil.copytree(whole, folder)
+    with LocalEngine(folder) as engine:
+        assert engine.create_generation({"adapted": Stamp({"model": "small", "dimension": work.SIDE**2})}, {}) == 2
+    before = content(folder)
+    kills = sum(
+        killed(work.fill_second, folder, pictures, log, after=chosen.uniform(0, 0.08)) for _ in range(KILLS // 2)
+    )
+    assert kills >= 3
+    with LocalEngine(folder) as engine:
+        lost = len(engine.missing(2))
+        if lost:
+            with pytest.raises(ValueError, match=f"where {lost} are missing"):
+                engine.switch(2)
+    work.fill_second(folder, pictures, log)
+    again = sum(encoded(log).values()) - PICTURES
+    assert 0 <= again <= kills * BATCH
+    assert is_same(content(folder), before), "the live generation is untouched"
+    with LocalEngine(folder) as engine:
+        engine.switch(2)
+        engine.drop(1)
+    assert content(folder, 2).keys() == before.keys()
+
+
+def test_sync_is_killed_while_files_move_change_and_go(tmp_path, whole, pictures):
+    chosen = random.Random(2)
+    mine = shutil.copytree(pictures, tmp_path / "pictures")
+    folder, log = tmp_path / "index", tmp_path / "log"
+    work.add_pictures(folder, mine, tmp_path / "first")
+    (mine / "0").rename(mine / "moved")
+    for path in sorted((mine / "1").iterdir()):
+        path.unlink()
+    for i, path in enumerate(sorted((mine / "2").iterdir())):
+        picture(path, seed=1000 + i)
+    kills = sum(killed(work.sync_pictures, folder, mine, log, after=chosen.uniform(0, 0.08)) for _ in range(KILLS // 2))
+    work.sync_pictures(folder, mine, log)
+    fresh = tmp_path / "fresh"
+    work.add_pictures(fresh, mine, tmp_path / "second")
+    assert is_same(content(folder), content(fresh))
+    changed = len([*(mine / "2").iterdir()])
+    assert changed <= sum(encoded(log).values()) <= changed + kills * BATCH
+
+
+def test_an_index_whose_creation_was_killed_is_made_again(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "index.db").touch()  # killed before the tables were written
+    with LocalEngine.create(tmp_path / "b", STAMPS) as engine:
+        assert engine.count() == 0 and engine.verify() == []
+    with pytest.raises(ValueError, match="index must be new"):
+        LocalEngine.create(tmp_path / "b", STAMPS)
