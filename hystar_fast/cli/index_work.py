@@ -113,7 +113,7 @@ def read_attributes(path: Path) -> Described:
         entry = parse_json(line)
         if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
             raise ValueError(
-                f'attributes must hold a JSON object with a "path" a line, got {line[:80]!r} in {path}:{number}'
+                f'attributes must hold a JSON object with a "path" on each line, got {line[:80]!r} in {path}:{number}'
             )
         found[entry.pop("path")] = entry
     return found
@@ -132,12 +132,13 @@ def run_remove(name: str, ids: list[str], where: str | None, console: Console, *
             lost = next((item for item, key in zip(ids, keys, strict=True) if key not in held), None)
             if lost is not None:
                 raise ValueError(f"ids must be in the index, got {lost!r}")
-        if (
-            len(keys) > _ASKS_ABOVE
-            and not yes
-            and not typer.confirm(f"Remove {len(keys)} of {engine.count()} pictures?")
-        ):
-            return
+        if len(keys) > _ASKS_ABOVE and not yes:
+            try:
+                agreed = typer.confirm(f"Remove {len(keys)} of {engine.count()} pictures?")
+            except typer.Abort as error:
+                raise ValueError(f"--yes must be given to remove {len(keys)} pictures without being asked") from error
+            if not agreed:
+                return
         console.print(f"removed {engine.remove(keys)} pictures; {name} holds {engine.count()}")
 
 

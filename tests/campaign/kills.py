@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hystar_fast.index.local import LocalEngine
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar
 from hystar_fast.terminal.console import LOG_FILE
@@ -67,7 +68,7 @@ def _commands(folder: Path) -> Mapping[str, tuple[tuple[str, ...], Callable[[Pat
     return {
         "train": (("train", *_set(_SETTINGS)), _files),
         "tune": (("experiments", "tune", *_set(_TUNING)), _trials),
-        "embed": (("embed", str(photos), "--adapter", str(adapter)), _files),
+        "embed": (("embed", str(photos), "--adapter", str(adapter)), _items),
     }
 
 
@@ -93,6 +94,17 @@ def _files(folder: Path) -> dict[str, bytes]:
     differ = ("checkpoint.pt", LOG_FILE)  # by the times in them
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in differ]
     return {path.relative_to(folder).as_posix(): path.read_bytes().replace(str(folder).encode(), b"") for path in paths}
+
+
+def _items(folder: Path) -> dict[str, list[float]]:
+    with LocalEngine(folder) as engine:
+        if engine.verify():
+            raise AssertionError("the index is damaged")
+        return {
+            item.id: [round(value, 5) for value in vector]
+            for items, vectors in engine.scan()
+            for item, vector in zip(items, vectors["adapted"].tolist(), strict=True)
+        }
 
 
 def _trials(folder: Path) -> Any:

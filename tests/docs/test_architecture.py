@@ -29,8 +29,8 @@ def calls(block: str) -> list[tuple[str, str | None]]:
     return found
 
 
-def test_there_are_three_walks() -> None:
-    assert len(WALKS) == 3
+def test_there_are_four_walks() -> None:
+    assert len(WALKS) == 4
 
 
 @pytest.mark.parametrize(("heading", "block"), WALKS)

@@ -177,7 +177,7 @@ def test_the_pages_have_commands_of_every_kind():
     assert len(found) > 40
     assert {Path(command[0]).name for command in found} >= {"hystar-fast", "make", "python", "torchrun"}
     ours = {tuple(command[1:3]) for command in found if Path(command[0]).name == "hystar-fast"}
-    assert {words[0] for words in ours} >= {"demo", "search", "info", "train", "eval", "embed", "experiments"}
+    assert {words[0] for words in ours} >= {"demo", "search", "info", "train", "eval", "embed", "index", "experiments"}
     assert {words[1] for words in ours if words[0] == "experiments"} >= {"compare", "reproduce", "figure", "fewshot"}
 
 

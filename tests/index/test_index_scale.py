@@ -1,0 +1,67 @@
+"""Time and memory of a large index, in a process of its own; `COUNT` is the number of vectors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COUNT, DIMENSION = 200_000, 512
+MEASURE = """
+import json, resource, sys, time
+from pathlib import Path
+import torch
+from torch.nn import functional as F
+from hystar_fast.index.engine import Item
+from hystar_fast.index.local import LocalEngine
+from hystar_fast.index.stamp import Stamp
+
+torch.set_num_threads(1)
+task, folder, count, dimension = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+if task == "fill":
+    with LocalEngine.create(folder, {"adapted": Stamp({"dimension": dimension})}) as engine:
+        for start in range(0, count, 1000):
+            vectors = F.normalize(torch.randn(1000, dimension, generator=torch.Generator().manual_seed(start)), dim=1)
+            engine.upsert([Item(f"{i}.jpg", path=f"{i}.jpg", sha256=f"{i:064x}") for i in range(start, start + 1000)],
+                          {"adapted": vectors})
+    sys.exit()
+
+def seconds(work):
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+def memory():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+queries, before = torch.randn(64, dimension, generator=torch.Generator().manual_seed(7)), memory()
+with LocalEngine(folder) as engine:
+    opened = seconds(lambda: engine.search("adapted", queries[:1], 10))
+    one = min(seconds(lambda: engine.search("adapted", queries[:1], 10)) for _ in range(5))
+    many = min(seconds(lambda: engine.search("adapted", queries, 10)) for _ in range(3))
+    scores, keys = engine.search("adapted", queries, 10)
+    over = memory() - count * dimension * 4
+    found = engine.vectors(keys[3], "adapted") @ F.normalize(queries, dim=1)[3]
+    assert torch.allclose(found, scores[3], atol=1e-5)
+print(json.dumps({"opened": opened, "one": one, "many": many, "over": over, "process": before}))
+"""
+
+
+def measure(task: str, folder: Path, count: int = COUNT) -> str:
+    command = [sys.executable, "-c", MEASURE, task, str(folder), str(count), str(DIMENSION)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.slow
+def test_a_large_index_opens_and_answers_within_its_memory(tmp_path):
+    measure("fill", tmp_path / "index")
+    found = json.loads(measure("search", tmp_path / "index"))
+    matrix = COUNT * DIMENSION * 4
+    assert found["over"] <= 0.15 * matrix + 0.7e9, found
+    # cpu seconds at three times the goals of docs/benchmarks, as other processes share the machine's memory
+    assert found["opened"] <= 30e-6 * COUNT, found
+    assert found["one"] <= 3 * 0.2e-6 * COUNT, found
+    assert found["many"] <= 3 * 1.5e-6 * COUNT, found
