@@ -42,6 +42,42 @@ def _of(path: str, *tests: str, **faults: tuple[str, str]) -> list[Mutant]:
 
 
 MUTANTS = [
+    # index
+    *_of(
+        "hystar_fast/index/memory.py",
+        "tests/index/test_memory.py",
+        ties_of_the_last_place_in_any_order=("(best[:, k - 1] == best[:, k]) &", "(best[:, k - 1] < best[:, k]) &"),
+        removed_vectors_are_found=("found.masked_fill_(self.masked[start : start + count], -torch.inf)", "pass"),
+    ),
+    *_of(
+        "hystar_fast/index/local_vectors.py",
+        "tests/index/test_damage.py",
+        "tests/index/test_engine_contract.py",
+        vectors_are_not_checked=("if vector_checksum(row, key, vectors) != stored:", "if False:"),
+        lost_vectors_are_not_seen=(
+            "if (held.matrix.size, held.total) != self._file.sums(table_of(number)):",
+            "if False:",
+        ),
+        removals_are_not_followed=("if gone:", "if False:"),
+    ),
+    *_of(
+        "hystar_fast/index/local_write.py",
+        "tests/index/test_engine_contract.py",
+        vectors_of_an_earlier_content_move_along=(
+            "(0, 0, None))[2] == row[rows.SHA256]}",
+            "(0, 0, None))[2] is not None}",
+        ),
+    ),
+    *_of(
+        "hystar_fast/index/sync.py",
+        "tests/index/test_sync.py",
+        vectors_of_another_content_are_copied=("if old.sha256 == digest and is_free:", "if is_free:"),
+    ),
+    *_of(
+        "hystar_fast/index/stamp.py",
+        "tests/index/test_stamp.py",
+        another_model_is_taken=("        if fields:", "        if fields and False:"),
+    ),
     # ops
     *_of(
         "hystar_fast/ops/sinkhorn/torch.py",

@@ -64,6 +64,7 @@ class SqliteFile:
         self.path = path or Path("memory")
         self.lock = threading.RLock()
         self._opened: tuple[int, int] | None = None
+        self._is_writing = False
         if path is not None and not create and not path.is_file():
             raise ValueError(f"index must hold {path.name}, but {path} does not exist")
         with self.errors():
@@ -172,10 +173,13 @@ class SqliteFile:
         with self.lock, self.errors():
             if not self.writable:
                 raise EngineUnavailable(f"{self.path} cannot be written: it, or its folder, is read-only")
-            if self.connection.in_transaction:  # within another block of writing
+            if self._is_writing:  # within another block of writing
                 yield self.connection
                 return
+            if self.connection.in_transaction:
+                raise RuntimeError("a block of writing must not begin within one of reading")
             self.connection.execute("BEGIN IMMEDIATE")
+            self._is_writing = True
             try:
                 yield self.connection
                 if counts:
@@ -185,6 +189,8 @@ class SqliteFile:
                 if self.connection.in_transaction:
                     self.connection.execute("ROLLBACK")
                 raise
+            finally:
+                self._is_writing = False
 
     def _follow(self) -> None:
         """Open the file again if it was opened as one that nobody writes, and somebody has."""
