@@ -52,7 +52,7 @@ MUTANTS = [
     *_of(
         "hystar_fast/index/local_vectors.py",
         "tests/index/test_damage.py",
-        "tests/index/test_engine_contract.py",
+        "tests/index/test_local.py",
         vectors_are_not_checked=("if vector_checksum(row, key, vectors) != stored:", "if False:"),
         lost_vectors_are_not_seen=(
             "if (held.matrix.size, held.total) != self._file.sums(table_of(number)):",

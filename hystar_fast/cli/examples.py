@@ -34,8 +34,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "hystar-fast index remove runs/index --where 'path^=trips/' --yes",
     ),
     "index search": (
-        "hystar-fast index search runs/index --query sketch.png --text 'a red heart'",
-        "hystar-fast index search runs/index --query sketch.png --where 'year=2024 and path^=trips/' --json",
+        "hystar-fast index search runs/index --query a.png --text 'a red heart'",
+        "hystar-fast index search runs/index --query a.png --where 'year=2024'",
     ),
     "index reembed": ("hystar-fast index reembed runs/index --adapter runs/mine/adapter",),
     "index switch": ("hystar-fast index switch runs/index",),

@@ -25,6 +25,7 @@ from hystar_fast.cli.options import (
     backbone_changes,
     find_adapter,
 )
+from hystar_fast.cli.search_settings import SearchSettings
 from hystar_fast.terminal.console import create_console, print_json
 
 _CONTINUE = "every batch that was done is kept: continue with {command}"
@@ -138,9 +139,9 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find pictures for pictures, words, or both."""
-    from hystar_fast.cli.search_command import SearchSettings, run_search
-
     settings = SearchSettings(query or [], text, style, combine, where, top, picture, view, device)
+    from hystar_fast.cli.search_command import run_search
+
     answers = run_search(name, settings, create_console(stderr=as_json))
     if as_json:
         print_json(answers)

@@ -36,6 +36,7 @@ from hystar_fast.cli.options import (
     setting_changes,
     weights_of,
 )
+from hystar_fast.cli.search_settings import SearchSettings
 from hystar_fast.terminal.console import create_console, create_table, print_json
 
 _CONTINUE = "every batch that was done is kept: continue with {command}"
@@ -120,10 +121,9 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find pictures for a picture, words or both in a gallery that demo or embed indexed."""
-    from hystar_fast.cli.search_command import SearchSettings, run_search
-
     settings = SearchSettings(query or [], text, style, combine, where, top, picture, None, device)
-    settings.queries()
+    from hystar_fast.cli.search_command import run_search
+
     folder, found_at = find_index(index)
     console = create_console(stderr=as_json)
     if found_at:

@@ -2,51 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from hystar_fast.cli.checks import check_picture
+from hystar_fast.cli.search_settings import SearchSettings
 from hystar_fast.data.whole_files import write_whole
 from hystar_fast.index.searcher import Query, Searcher
 from hystar_fast.index.where import Where
 from hystar_fast.terminal.console import Console, create_table
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """Options of a search, by the names of their options."""
-
-    query: list[Path]
-    text: str | None
-    style: Path | None
-    combine: str
-    where: str | None
-    top: int
-    picture: Path | None
-    view: str | None
-    device: str
-
-    def queries(self) -> list[Query]:
-        """Return a query for each picture, with the words; or one of words alone.
-
-        Raises:
-            ValueError: there is neither a picture nor a word, or a file does not exist.
-        """
-        if self.text is not None and not self.text.strip():
-            raise ValueError(f"--text must hold a word, got {self.text!r}")
-        if not self.query and self.text is None:
-            raise ValueError(
-                "--query or --text must be given, or both: hystar-fast search --query sketch.png, or "
-                "hystar-fast search --text 'a red heart'"
-            )
-        for option, path in [*(("--query", path) for path in self.query), ("--style", self.style)]:
-            if path is not None and not path.is_file():
-                raise ValueError(f"{option} must be an image file, but {path} does not exist or is not a file")
-        paths: list[Path | None] = [*self.query] or [None]
-        return [Query(path, self.text or "", self.style) for path in paths]
 
 
 def run_search(index: str | Path, settings: SearchSettings, console: Console) -> list[dict[str, Any]]:
@@ -58,7 +24,8 @@ def run_search(index: str | Path, settings: SearchSettings, console: Console) ->
     Raises:
         ValueError: an option is wrong, the picture cannot be written, or the index or a query cannot be read.
     """
-    queries = settings.queries()
+    paths: list[Path | None] = [*settings.query] or [None]
+    queries = [Query(path, settings.text or "", settings.style) for path in paths]
     where = None if settings.where is None else Where.parse(settings.where)
     if settings.picture is not None:
         check_picture(settings.picture, "--picture")
@@ -89,8 +56,6 @@ def run_search(index: str | Path, settings: SearchSettings, console: Console) ->
 
 
 def _check_other(picture: Path, queries: list[Query]) -> None:
-    if len(queries) > 1:
-        raise ValueError(f"--picture must be left out for several queries, got {len(queries)}")
     for place in (queries[0].picture, queries[0].style):
         if place is not None and picture.exists() and picture.samefile(place):
             raise ValueError(f"--picture must be another file than --query and --style, got {picture} for both")

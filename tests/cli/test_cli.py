@@ -54,7 +54,7 @@ def help_of(*words: str) -> str:
 
 def test_help_lists_the_commands_and_no_others():
     expected = {
-        (): ["demo", "search", "info", "train", "eval", "embed", "experiments"],
+        (): ["demo", "search", "info", "train", "eval", "embed", "index", "experiments"],
         ("experiments",): ["tune", "compare", "reproduce", "figure", "fewshot"],
     }
     for words, names in expected.items():
@@ -173,12 +173,12 @@ def test_a_folder_is_embedded_and_searched(trained, tmp_path):
 def test_search_rejects_bad_queries_and_folders(tmp_path):
     picture = tmp_path / "query.png"
     Image.new("RGB", (20, 20), "red").save(picture)
-    assert "exactly one of --query and --text" in refused("search")
-    assert "exactly one of --query and --text" in refused("search", "--query", picture, "--text", "a dog")
+    assert "--query or --text must be given, got neither" in refused("search")
+    assert "--style must belong to a --query" in refused("search", "--style", picture, "--text", "a dog")
     message = refused("search", "--query", tmp_path / "nothing.png")
     assert "--query must be an image file" in message and "nothing.png does not exist" in message
     message = refused("search", "--query", picture, "--demo", tmp_path / "nowhere")
-    assert "--index must be a folder that `hystar-fast embed` or `hystar-fast demo` wrote" in message
+    assert "--index must be a folder that `hystar-fast embed`, `index create` or `demo` wrote" in message
     assert f"hystar-fast embed FOLDER --output {tmp_path / 'nowhere'}" in message
 
 

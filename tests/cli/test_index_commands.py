@@ -83,7 +83,7 @@ def test_search_takes_pictures_words_both_styles_and_filters(here):
     assert frozen[0]["id"] == "4.png"
     assert "--where must be field=value" in refused("index", "search", "x", "--text", "a", "--where", "year")
     assert "--view must be one of adapted, frozen" in refused("index", "search", "x", "--text", "a", "--view", "b")
-    assert "--query or --text must be given" in refused("index", "search", "x")
+    assert "--query or --text must be given, got neither" in refused("index", "search", "x")
     assert "--text must hold a word" in refused("index", "search", "x", "--text", " ")
     message = refused("index", "search", "x", "--text", "a", "--combine", "sum")
     assert "--combine must be one of" in message

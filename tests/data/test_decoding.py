@@ -56,6 +56,7 @@ def test_a_turned_photo_is_read_upright(tmp_path: Path) -> None:
     assert np.array_equal(load_image(tmp_path / "turned.png"), load_image(tmp_path / "upright.png"))
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bomb_is_refused_by_its_header_in_little_memory(tmp_path: Path) -> None:
     content = bomb()
     assert len(content) < 40_000 and SIDE * SIDE > MOST_PIXELS
