@@ -9,6 +9,7 @@ Each backbone defines `resize` and `normalise`; its `preprocess` applies one aft
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -51,9 +52,15 @@ def load_image(path: str | Path, *, least: int = 0) -> Image.Image:
 
 
 def decode_image(
-    source: str | Path | BinaryIO, name: str, *, least: int = 0, most_pixels: int = MOST_PIXELS
+    source: str | Path | BinaryIO,
+    name: str,
+    *,
+    least: int = 0,
+    most_pixels: int = MOST_PIXELS,
+    formats: tuple[str, ...] | None = None,
+    admit: Callable[[int], object] = lambda pixels: None,
 ) -> Image.Image:
-    """Read an image from a path or an open file as `load_image` does.
+    """Read an image from a path or an open file as `load_image` does; of several frames, the first.
 
     Args:
         source: what is read.
@@ -62,12 +69,14 @@ def decode_image(
             takes a tenth of the time at 12 megapixels; 0 means its full size. For twice the side of a model's input
             the embeddings are the same (mean cosine 0.99999 over drawings as photos of 12 megapixels).
         most_pixels: more are refused by the size in the header, before anything is decoded.
+        formats: Pillow's names of the formats that are read; None for all.
+        admit: called with the number of pixels before anything is decoded; it may wait.
 
     Raises:
         ValueError: as `load_image`; TooManyPixels where it has more than `most_pixels`.
     """
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=formats) as image:
             if image.width * image.height > most_pixels:
                 raise TooManyPixels(
                     f"path must be an image of fewer pixels, but {name} is too large: {image.width} x {image.height} "
@@ -75,6 +84,7 @@ def decode_image(
                 )
             if least:
                 image.draft(None, (least, least))
+            admit(image.width * image.height)
             image.load()
             return to_rgb(_with_8_bits(ImageOps.exif_transpose(image), name))
     except (MemoryError, TooManyPixels):

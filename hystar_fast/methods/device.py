@@ -61,6 +61,7 @@ class OnDevice(Method):
     def __init__(self, method: Method, device: torch.device) -> None:
         self.method, self.device = method, device
         self.name, self.modules, self.resize = method.name, method.modules, method.resize
+        self.computes_style_in_encode = method.computes_style_in_encode
 
     def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
         style = None if style is None else style.to(self.device)

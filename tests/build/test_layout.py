@@ -34,10 +34,11 @@ MAY_IMPORT = {
     "methods": {*LIBRARY, "data", "models", "methods"},
     "retrieval": {*LIBRARY, "data", *APPLICATION, ""},
     "index": {*LIBRARY, "data", *APPLICATION, "index"},
+    "serve": {*LIBRARY, "data", *APPLICATION, "index", "terminal", "serve", ""},
     "train": {*LIBRARY, "data", *APPLICATION, "train", ""},
     "experiments": {*LIBRARY, "data", *APPLICATION, "train", "terminal", "experiments"},
     "__main__": {"cli"},
-    "cli": {*LIBRARY, "data", *APPLICATION, "index", "train", "terminal", "experiments", "cli", ""},
+    "cli": {*LIBRARY, "data", *APPLICATION, "index", "serve", "train", "terminal", "experiments", "cli", ""},
 }
 # Distribution of an import name, where the two differ.
 DISTRIBUTION = {
@@ -161,6 +162,7 @@ def test_every_import_is_a_declared_dependency() -> None:
 
     core = names(project["dependencies"])
     extras = set().union(*(names(entries) for entries in project["optional-dependencies"].values()))
+    served = names(project["optional-dependencies"]["serve"])
     wrong = []
     for path in sources():
         functions = [node for node in ast.walk(tree(path)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
@@ -170,9 +172,23 @@ def test_every_import_is_a_declared_dependency() -> None:
             if not first or first in sys.stdlib_module_names or first in ("hystar_fast", "kernels"):
                 continue
             distribution = DISTRIBUTION.get(first, first).lower().replace("-", "_")
-            # an extra may be imported where it is used, never when a module loads
-            if distribution not in core and (distribution not in extras or line not in on_use):
+            # an extra may be imported where it is used, never when a module loads, but for the types of the server
+            is_late = line in on_use or (layer(module_name(path)) == "serve" and distribution in served)
+            if distribution not in core and (distribution not in extras or not is_late):
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {first}, which is not a core dependency")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_but_the_server_imports_the_server_when_it_loads() -> None:
+    wrong = []
+    for path in sources():
+        functions = [node for node in ast.walk(tree(path)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+        on_use = {line for node in functions for line in range(node.lineno, (node.end_lineno or 0) + 1)}
+        wrong += [
+            f"{path.relative_to(ROOT)}:{line} imports {name}"
+            for line, name in imported(path)
+            if layer(module_name(path)) != "serve" and layer(name) == "serve" and line not in on_use
+        ]
     assert not wrong, "\n".join(wrong)
 
 

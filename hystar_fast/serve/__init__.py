@@ -1,0 +1,1 @@
+"""An HTTP server that answers pictures and words from an index."""

@@ -1,0 +1,156 @@
+"""Threads that take what waits in a queue, many requests at a time, and never wait for company."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+Value = TypeVar("Value")
+Result = TypeVar("Result")
+
+
+class DeadlinePassed(Exception):
+    """The deadline of a request passed while it waited."""
+
+
+class Closed(Exception):
+    """No more requests are taken."""
+
+
+@dataclass(frozen=True)
+class Done(Generic[Result]):
+    """The result of one request.
+
+    Attributes:
+        result: what the work returned for it.
+        queue, work: milliseconds that it waited, and of the call that served it.
+        batch: number of requests of that call.
+    """
+
+    result: Result
+    queue: float
+    work: float
+    batch: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting(Generic[Value, Result]):
+    value: Value
+    deadline: float
+    future: Future[Done[Result]] = field(default_factory=Future)
+    entered: float = field(default_factory=time.monotonic)
+
+
+class Batches(Generic[Value, Result]):
+    """Requests in lanes; those of one lane that wait at the same time are served by one call.
+
+    Args:
+        work: called with a lane and the values of its requests; returns a result, or an exception, for each. If it
+            raises, it is called for each request alone, so that an error reaches only its own.
+        size: most requests of a call.
+        workers: number of threads.
+        on_batch: called with the number of requests of each call that returned.
+        name: of the threads.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Any, list[Value]], Sequence[Result | Exception]],
+        *,
+        size: int,
+        workers: int = 1,
+        on_batch: Callable[[int], object] = lambda size: None,
+        name: str = "batches",
+    ) -> None:
+        self._work, self._size, self._on_batch = work, size, on_batch
+        self._lanes: OrderedDict[Hashable, deque[_Waiting[Value, Result]]] = OrderedDict()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for _ in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, lane: Hashable, value: Value, deadline: float = math.inf) -> Future[Done[Result]]:
+        """Queue a request; a future that is cancelled while it waits is not served.
+
+        Args:
+            lane: requests of different lanes are not served together.
+            value: for `work`.
+            deadline: on the clock of `time.monotonic`.
+
+        Returns:
+            A future, which raises DeadlinePassed if the request was not served in time, or what `work` raised for it.
+
+        Raises:
+            Closed: `close` was called.
+        """
+        waiting: _Waiting[Value, Result] = _Waiting(value, deadline)
+        with self._changed:
+            if self._is_closed:
+                raise Closed("no more requests are taken")
+            self._lanes.setdefault(lane, deque()).append(waiting)
+            self._changed.notify()
+        return waiting.future
+
+    @property
+    def depth(self) -> int:
+        """The number of requests that wait."""
+        with self._changed:
+            return sum(map(len, self._lanes.values()))
+
+    def close(self) -> None:
+        """Take no more requests, serve those that wait, and end the threads."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lanes or self._is_closed)
+                if not self._lanes:
+                    return
+                lane, waiting = self._lanes.popitem(last=False)
+                taken = [waiting.popleft() for _ in range(min(len(waiting), self._size))]
+                if waiting:  # behind the other lanes
+                    self._lanes[lane] = waiting
+            self._serve(lane, [entry for entry in taken if _is_wanted(entry)])
+
+    def _serve(self, lane: Hashable, entries: list[_Waiting[Value, Result]]) -> None:
+        if not entries:
+            return
+        start = time.monotonic()
+        try:
+            results = self._work(lane, [entry.value for entry in entries])
+        except Exception as error:
+            if len(entries) == 1:
+                entries[0].future.set_exception(error)
+            else:
+                for entry in entries:
+                    self._serve(lane, [entry])
+            return
+        self._on_batch(len(entries))
+        spent = 1000 * (time.monotonic() - start)
+        for entry, result in zip(entries, results, strict=True):
+            if isinstance(result, Exception):
+                entry.future.set_exception(result)
+            else:
+                entry.future.set_result(Done(result, 1000 * (start - entry.entered), spent, len(entries)))
+
+
+def _is_wanted(entry: _Waiting) -> bool:
+    """Return whether the caller of a request still waits, and tell one whose deadline has passed."""
+    if not entry.future.set_running_or_notify_cancel():
+        return False
+    if time.monotonic() < entry.deadline:
+        return True
+    entry.future.set_exception(DeadlinePassed("the deadline passed before the request was served"))
+    return False
