@@ -43,6 +43,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "index info": ("hystar-fast index info runs/index",),
     "index verify": ("hystar-fast index verify runs/index",),
     "index move": ("hystar-fast index move runs/index /mnt/old/photos /mnt/new/photos",),
+    "serve": (
+        "hystar-fast serve runs/demo",
+        "hystar-fast serve runs/index --port 8080 --allow-writes",
+        "hystar-fast serve runs/index --host 0.0.0.0 --token-file tokens",
+    ),
     "info": ("hystar-fast info", "hystar-fast info --json"),
     "train": (
         "hystar-fast train --data DIR",

@@ -133,6 +133,57 @@ def search(
         print_json(answers)
 
 
+@app.command(epilog=examples("serve"))
+@clear_errors()
+def serve(
+    index: Annotated[
+        Path | None,
+        typer.Argument(metavar="INDEX", help="The index to serve: by default runs/index, else runs/demo."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="The address to bind; another one than this machine's own needs --token-file.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Lines `read TOKEN` and `write TOKEN`; the file's mode must be 0600.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name under which the server may be called. May be repeated.")
+    ] = None,
+    allow_writes: Annotated[bool, typer.Option("--allow-writes", help="Let callers add and remove pictures.")] = False,
+    max_body: Annotated[int, typer.Option(min=1, help="Largest body of a request in MiB.")] = 16,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of a picture in millions.")] = 40,
+    queue: Annotated[int, typer.Option(min=1, help="Queries that are answered at a time; others are refused.")] = 256,
+    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds in which a query is answered or refused.")] = 10.0,
+    encoders: Annotated[
+        int | None, typer.Option(min=1, help="Encoding threads: by default one for two cores; one on a GPU.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Answer queries over HTTP, and show a page to draw and search on."""
+    from hystar_fast.cli.serve_command import run_serve
+
+    folder, found_at = find_index(index)
+    console = create_console()
+    if found_at:
+        console.print(found_at.replace("--index", "INDEX"))
+    run_serve(
+        folder,
+        console,
+        host=host,
+        port=port,
+        token_file=token_file,
+        allow_hosts=allow_host or (),
+        allow_writes=allow_writes,
+        body_mib=max_body,
+        megapixels=max_pixels,
+        queue=queue,
+        deadline=deadline,
+        device=device,
+        encoders=encoders,
+    )
+
+
 @app.command(epilog=examples("info"))
 @clear_errors()
 def info(as_json: Json = False) -> None:

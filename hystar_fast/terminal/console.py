@@ -109,4 +109,6 @@ def printable(text: str) -> str:
         >>> printable("a\\x1b[31m[red].png")
         'a\\\\x1b[31m[red].png'
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)

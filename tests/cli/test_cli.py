@@ -54,7 +54,7 @@ def help_of(*words: str) -> str:
 
 def test_help_lists_the_commands_and_no_others():
     expected = {
-        (): ["demo", "search", "info", "train", "eval", "embed", "index", "experiments"],
+        (): ["demo", "search", "serve", "info", "train", "eval", "embed", "index", "experiments"],
         ("experiments",): ["tune", "compare", "reproduce", "figure", "fewshot"],
     }
     for words, names in expected.items():

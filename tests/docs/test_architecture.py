@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "hystar_fast"
 TEXT = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-ORDER = ("csrc", "ops", "nn", "data", "models", "methods", "retrieval", "index", "train", "experiments", "cli")
+ORDER = ("csrc", "ops", "nn", "data", "models", "methods", "retrieval", "index", "serve", "train", "experiments", "cli")
 WALKS = [
     pytest.param(heading, block, id=heading)
     for heading, block in re.findall(r"^### (.+?)\n\n```text\n(.*?)```", TEXT, re.DOTALL | re.MULTILINE)

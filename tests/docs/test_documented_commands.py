@@ -31,7 +31,7 @@ SHELL = ("sh", "bash", "shell", "console")
 OURS = re.compile(r"^\s*(\$ )?(\S*hystar-fast|make|python\d?|pytest|torchrun)\s|hystar_fast\.|\bhf\.", re.MULTILINE)
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 # Programs whose arguments are not checked.
-OTHERS = ("git", "cd", "pip", "pre-commit", ".", "npm", "tar")
+OTHERS = ("git", "cd", "pip", "pre-commit", ".", "npm", "tar", "curl")
 COMMAND_LINE = ("-m", "hystar_fast.cli.main")
 SHIPPED = ("emoji", "paper")
 

@@ -1,0 +1,153 @@
+"""Read the body of a request, check its fields, and combine the hits of a picture with those of words."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import Field, File, FormParser, parse_options_header
+
+from hystar_fast.serve.problems import Problem
+
+_MOST_PARTS = 20  # of a form
+_FORM, _URL_ENCODED, _JSON = "multipart/form-data", "application/x-www-form-urlencoded", "application/json"
+_KEY = re.compile(r"[0-9a-f]{16}")
+_PICTURES = ("image",)
+_SHOWN = 100  # characters of the name of an unknown field
+Fields = TypeVar("Fields", bound=BaseModel)
+
+
+def read_fields(schema: type[Fields], content_type: str, body: bytes) -> Fields:
+    """Parse a form or JSON and check it.
+
+    Raises:
+        Problem: the body is neither, or a field is wrong; the problem names it.
+    """
+    return checked(schema, _parsed(content_type, body))
+
+
+def checked(schema: type[Fields], values: Mapping[str, Any]) -> Fields:
+    """Check fields.
+
+    Raises:
+        Problem: "invalid", with the field.
+    """
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        wrong = [_fault(entry) for entry in error.errors(include_url=False, include_input=False, include_context=False)]
+    raise Problem("invalid", f"{wrong[0]['field']} {wrong[0]['reason']}", field=wrong[0]["field"], others=wrong)
+
+
+def is_key(text: str) -> bool:
+    """Return whether a text has the form of the key of an item."""
+    return _KEY.fullmatch(text) is not None
+
+
+def _fault(entry: Mapping[str, Any]) -> dict[str, str]:
+    message = str(entry["msg"]).removeprefix("Value error, ")
+    field = ".".join(str(part) for part in entry["loc"][:1])[:_SHOWN]
+    if not entry["loc"]:  # a rule over several fields begins with the one to mend
+        field, _, message = message.partition(": ")
+    if entry["type"] == "extra_forbidden":
+        return {"field": field, "reason": "is no known field"}
+    if entry["type"] == "missing":
+        return {"field": field, "reason": "must be given"}
+    message = message.removeprefix(f"{field} ").replace("Input should", "must", 1).replace("String should", "must", 1)
+    return {"field": field, "reason": message}
+
+
+def _parsed(content_type: str, body: bytes) -> dict[str, Any]:
+    kind, options = parse_options_header(content_type)
+    name = kind.decode("latin-1")
+    if name in (_FORM, _URL_ENCODED):
+        return _form(name, options.get(b"boundary"), body)
+    if name == _JSON:
+        return _json(body)
+    raise Problem("unsupported_media_type", f"Content-Type must be {_FORM} or {_JSON}")
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Problem("bad_request", "the body must be JSON") from error
+    if not isinstance(values, dict):
+        raise Problem("bad_request", "the body must be a JSON object")
+    return values
+
+
+def _form(kind: str, boundary: bytes | None, body: bytes) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+
+    def add(name: bytes | None, value: bytes, *, is_file: bool) -> None:
+        text = (name or b"").decode("utf-8", "backslashreplace")
+        if text in values:
+            raise Problem("invalid", f"{text[:_SHOWN]} must be given once", field=text[:_SHOWN])
+        if len(values) >= _MOST_PARTS:
+            raise Problem("bad_request", f"a form must have at most {_MOST_PARTS} fields")
+        values[text] = value if is_file or text in _PICTURES else _decoded(text, value)
+
+    def on_field(field: Field) -> None:
+        add(field.field_name, field.value or b"", is_file=False)
+
+    def on_file(file: File) -> None:
+        file.file_object.seek(0)
+        add(file.field_name, file.file_object.read(), is_file=True)
+
+    try:
+        config = {"MAX_MEMORY_FILE_SIZE": math.inf}  # the size of the body is limited
+        parser = FormParser(kind, on_field, on_file, boundary=boundary, config=config)
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise Problem("bad_request", "the body must be a form") from error
+    return values
+
+
+def _decoded(name: str, value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise Problem("invalid", f"{name[:_SHOWN]} must be UTF-8", field=name[:_SHOWN]) from error
+
+
+@dataclass(frozen=True)
+class Found:
+    """The hits of one part of a query.
+
+    Attributes:
+        scores: cosine similarities, best first.
+        keys: of the items.
+        offset: is subtracted from the scores: 0 for "similarity"; log(sum_j exp(scale * score_j)) / scale, over all
+            items, for "softmax".
+    """
+
+    scores: list[float]
+    keys: list[str]
+    offset: float = 0.0
+
+
+def combined(found: Mapping[str, Found], k: int) -> list[tuple[str, float, str]]:
+    """Return the first k by the larger score of each item, as (key, score, part).
+
+    An item among the first k of the maximum is among the first k of the part that gives it, so k of each suffice.
+
+    Args:
+        found: part -> its hits.
+        k: number of hits.
+    """
+    best: dict[str, tuple[float, str]] = {}
+    for part, hits in found.items():
+        for score, key in zip(hits.scores, hits.keys, strict=True):
+            value = score - hits.offset
+            if key not in best or value > best[key][0]:
+                best[key] = value, part
+    ranked = sorted(best.items(), key=lambda entry: (-entry[1][0], entry[0]))[:k]
+    return [(key, value, part) for key, (value, part) in ranked]

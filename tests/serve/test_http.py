@@ -1,0 +1,288 @@
+"""Queries over a real socket: their answers, and each wrong field with its status, code and name."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hystar_fast.index.engine import Item
+from hystar_fast.retrieval.joint import SOFTMAX_SCALE
+from tests.support import bombs, served
+from tests.support.served import COUNT, drawing, encoded, form, problem
+
+
+def vector(server, number=None, text=None, view="adapted", style=None):
+    """Return what the method of a view makes of a drawing or of words."""
+    method = served.seeded(server.engine, server.engine.generation())[view]
+    with torch.inference_mode():
+        if text is not None:
+            return method.encode_text([text])
+        image = method.resize(drawing(number))[None]
+        return method.encode_image(image, None if style is None else method.style(method.resize(drawing(style))[None]))
+
+
+def expected(server, query, k=10, view="adapted"):
+    """Return ids and scores of the exact answer."""
+    scores, keys = server.engine.search(view, query, k)
+    items = server.engine.fetch(keys[0])
+    return [items[key].id for key in keys[0]], scores[0].tolist()
+
+
+def assert_hits(hits, ids, scores):
+    assert [hit["id"] for hit in hits] == ids
+    assert [hit["score"] for hit in hits] == pytest.approx(scores, abs=3e-6)
+    assert [hit["place"] for hit in hits] == [*range(1, len(hits) + 1)]
+
+
+def test_a_picture_finds_itself_and_its_answer_is_complete(server):
+    answer = server.search(image=encoded(drawing(7)), k=5).json()
+    assert_hits(answer["hits"], *expected(server, vector(server, 7), 5))
+    assert answer["hits"][0] == {
+        "place": 1,
+        "key": Item("007.png").key,
+        "id": "007.png",
+        "caption": "drawing 7",
+        "score": pytest.approx(1, abs=1e-5),
+        "by": "image",
+    }
+    assert answer["view"] == "adapted"
+    assert answer["stamp"] == server.engine.stamps()["adapted"].sha256
+    assert set(answer["timing"]) == {"decode", "queue", "encode", "search", "batch"}
+
+
+def test_words_a_filter_and_a_view(server):
+    answer = server.search(text="a moon", k=30, view="frozen").json()
+    assert_hits(answer["hits"], *expected(server, vector(server, text="a moon", view="frozen"), 30, "frozen"))
+    assert len(answer["hits"]) == COUNT and answer["hits"][0]["by"] == "text"
+    odd = server.search(text="a moon", k=30, where="parity=1").json()["hits"]
+    assert len(odd) == COUNT // 2 and all(int(hit["id"][:3]) % 2 for hit in odd)
+    assert server.search(text="a moon", where="kind='even number' and path^=02").json()["hits"][0]["id"] in (
+        "020.png",
+        "022.png",
+    )
+
+
+@pytest.mark.parametrize("combine", ["similarity", "softmax"])
+def test_picture_and_words_together(server, combine):
+    answer = server.search(image=encoded(drawing(3)), text="a moon", k=6, combine=combine).json()
+    method = served.seeded(server.engine, server.engine.generation())["adapted"]
+    gallery = served.vectors(
+        {"adapted": method}, server.folder, [Item(f"{i:03}.png", path=f"{i:03}.png") for i in range(COUNT)]
+    )["adapted"]
+    parts = [vector(server, 3) @ gallery.T, vector(server, text="a moon") @ gallery.T]
+    if combine == "softmax":
+        parts = [(SOFTMAX_SCALE * part).log_softmax(1) / SOFTMAX_SCALE for part in parts]
+    best = torch.maximum(*parts)[0]
+    order = best.argsort(descending=True)[:6].tolist()
+    assert_hits(answer["hits"], [f"{i:03}.png" for i in order], best[order].tolist())
+    by = ["image" if parts[0][0, i] > parts[1][0, i] else "text" for i in order]
+    assert [hit["by"] for hit in answer["hits"]] == by
+
+
+def test_the_style_of_another_picture_and_a_registered_one(server):
+    wanted = expected(server, vector(server, 3, style=9))
+    other = server.search(image=encoded(drawing(3)), style=encoded(drawing(9))).json()
+    assert_hits(other["hits"], *wanted)
+    assert [hit["score"] for hit in other["hits"]] != expected(server, vector(server, 3))[1]
+    kept = server.client.put("v1/styles/nine.a-b_c", files=form(image=encoded(drawing(9))))
+    assert kept.json() == {"name": "nine.a-b_c", "dimension": 3}
+    assert "nine.a-b_c" in server.client.get("v1/index").json()["styles"]
+    named = server.search(image=encoded(drawing(3)), style="nine.a-b_c").json()
+    assert_hits(named["hits"], *wanted)
+    assert server.client.delete("v1/styles/nine.a-b_c").status_code == 204
+    assert problem(server.client.delete("v1/styles/nine.a-b_c"))[:2] == (404, "not_found")
+    assert problem(server.search(image=encoded(drawing(3)), style="nine.a-b_c")) == (422, "invalid", "style")
+
+
+def test_json_is_the_same_as_a_form(server):
+    picture, style = (base64.b64encode(encoded(drawing(n))).decode() for n in (5, 6))
+    fields = {"image": picture, "style": {"image": style}, "k": 4, "text": "a moon", "compare": True}
+    answer = server.client.post("v1/search", json=fields).json()
+    same = server.search(image=encoded(drawing(5)), style=encoded(drawing(6)), k=4, text="a moon", compare=True).json()
+    assert answer["hits"] == same["hits"] and answer["compared"] == same["compared"]
+
+
+def test_compare_gives_the_other_view_too(server):
+    answer = server.search(image=encoded(drawing(3)), compare="true", k=4).json()
+    assert_hits(answer["hits"], *expected(server, vector(server, 3), 4))
+    assert_hits(answer["compared"]["frozen"], *expected(server, vector(server, 3, view="frozen"), 4, "frozen"))
+    assert "compared" not in server.search(image=encoded(drawing(3))).json()
+
+
+def test_vectors(server):
+    answer = server.client.post("v1/embed", files=form(image=encoded(drawing(3)), text="a moon")).json()
+    assert answer["image"] == pytest.approx(vector(server, 3)[0].tolist(), abs=1e-6)
+    assert answer["text"] == pytest.approx(vector(server, text="a moon")[0].tolist(), abs=1e-6)
+    assert answer["stamp"] == server.engine.stamps()["adapted"].sha256
+    assert set(server.client.post("v1/embed", json={"text": "moon"}).json()) == {"stamp", "view", "text"}
+
+
+def test_a_batch_answers_or_refuses_each_query(server):
+    picture = base64.b64encode(encoded(drawing(3))).decode()
+    queries = [{"image": picture, "k": 2}, {"text": " "}, {"image": "bm90IGEgcGljdHVyZQ=="}, {"text": "moon", "k": 1}]
+    answers = server.client.post("v1/search/batch", json={"queries": queries}).json()["answers"]
+    assert [hit["id"] for hit in answers[0]["hits"]] == expected(server, vector(server, 3), 2)[0]
+    assert (answers[1]["status"], answers[1]["field"]) == (422, "text")
+    assert (answers[2]["status"], answers[2]["code"]) == (400, "bad_image")
+    assert len(answers[3]["hits"]) == 1
+    for queries in ([], [{"text": "moon"}] * 65):
+        assert problem(server.client.post("v1/search/batch", json={"queries": queries})) == (422, "invalid", "queries")
+
+
+PICTURE = encoded(drawing(0))
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"text": ""}, "text"),
+        ({"text": " \n\t"}, "text"),
+        ({"text": "a" * 1001}, "text"),
+        ({"text": "moon", "k": 0}, "k"),
+        ({"text": "moon", "k": 101}, "k"),
+        ({"text": "moon", "k": "many"}, "k"),
+        ({"text": "moon", "colour": "red"}, "colour"),
+        ({"text": "moon", "where": "kind and"}, "where"),
+        ({"text": "moon", "where": "nothing=1"}, "where"),
+        ({"text": "moon", "view": "other"}, "view"),
+        ({"text": "moon", "combine": "sum"}, "combine"),
+        ({"text": "moon", "compare": "perhaps"}, "compare"),
+        ({"text": "moon", "style": "a"}, "style"),
+        ({"image": PICTURE, "style": "unknown"}, "style"),
+        ({"text": "moon", "": ""}, ""),
+    ],
+    ids=str,
+)
+def test_a_wrong_field_is_named(server, fields, field):
+    assert problem(server.search(**fields)) == (422, "invalid", field)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", PICTURE[:-200], encoded(drawing(0), "PPM"), b"GIF89a"])
+@pytest.mark.parametrize("field", ["image", "style"])
+def test_no_picture_is_refused(server, content, field):
+    response = server.search(**{"image": PICTURE, field: content})
+    assert problem(response)[:2] == (400, "bad_image")
+    assert response.json()["detail"].startswith(f"{field} must be")
+
+
+def test_too_many_pixels_are_refused(server):
+    assert problem(server.search(image=bombs.png(9000, 5000)))[:2] == (413, "too_many_pixels")
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "status", "code"),
+    [
+        ("text/plain", b"moon", 415, "unsupported_media_type"),
+        ("", b"moon", 415, "unsupported_media_type"),
+        ("application/json", b"{", 400, "bad_request"),
+        ("application/json", b"[1]", 400, "bad_request"),
+        ("application/json", b"\xff\xfe", 400, "bad_request"),
+        ("application/json", b"[" * 100_000, 400, "bad_request"),
+        ("application/json", b'{"k": ' + b"1" * 5000 + b"}", 400, "bad_request"),
+        ("application/json", b'{"text": "\\ud800"}', 422, "invalid"),
+        ("application/json", b"{}", 422, "invalid"),
+        ("application/json", b'{"text": 5}', 422, "invalid"),
+        ("application/json", b'{"image": "?"}', 422, "invalid"),
+        ("application/json", b'{"text": "moon", "style": {"image": 1}}', 422, "invalid"),
+        ("multipart/form-data", b"x", 400, "bad_request"),
+        ("multipart/form-data; boundary=x", b"no form", 400, "bad_request"),
+        (
+            "multipart/form-data; boundary=x",
+            b"--x\r\nContent-Disposition: form-data; name=text\r\n\r\nmo",
+            422,
+            "invalid",
+        ),
+    ],
+)
+def test_a_wrong_body_is_refused(server, kind, body, status, code):
+    response = server.client.post("v1/search", content=body, headers={"Content-Type": kind})
+    assert problem(response)[:2] == (status, code)
+
+
+def test_a_field_that_is_given_twice_is_refused(server):
+    twice = server.client.post("v1/search", files=[("text", (None, "moon")), ("text", (None, "sun"))])
+    assert problem(twice) == (422, "invalid", "text")
+    many = server.client.post("v1/search", files=[(f"x{i}", (None, "")) for i in range(30)])
+    assert problem(many)[:2] == (400, "bad_request")
+
+
+def test_unknown_addresses_and_methods(server):
+    assert problem(server.client.get("v1/nothing"))[:2] == (404, "not_found")
+    assert problem(server.client.get("v1/search"))[:2] == (405, "method_not_allowed")
+    assert problem(server.client.get("v1/items/0123456789abcdef"))[:2] == (404, "not_found")
+    assert problem(server.client.put("v1/styles/a%20b", files=form(image=PICTURE))) == (422, "invalid", "name")
+
+
+def test_items_with_their_pictures_and_thumbnails(server):
+    key = Item("004.png").key
+    about = server.client.get(f"v1/items/{key}").json()
+    assert about["id"] == "004.png" and about["attributes"] == {"parity": 0, "kind": "even number"}
+    whole = server.client.get(f"v1/items/{key}/picture")
+    assert whole.content == encoded(drawing(4)) and whole.headers["content-type"] == "image/png"
+    small = server.client.get(f"v1/items/{key}/thumbnail")
+    assert small.headers["content-type"] == "image/webp"
+    shown = np.asarray(Image.open(io.BytesIO(small.content)).convert("RGB"), np.float32)
+    assert np.abs(shown - np.asarray(drawing(4), np.float32)).mean() < 8
+
+
+def test_the_index_describes_itself(server):
+    about = server.client.get("v1/index").json()
+    assert about["items"] == COUNT and list(about["views"]) == ["adapted", "frozen"]
+    assert about["takes_words"] and about["takes_styles"] and not about["allows_writes"]
+    assert about["limits"]["k"] == 100 and about["limits"]["body"] == 2**24
+
+
+def test_nan_of_the_model_is_an_error_of_its_request_alone(start):
+    method = served.method(1)
+    encode = method.encode_image
+
+    def broken(images, style=None):
+        is_white = (images.float().mean((1, 2, 3)) > 254)[:, None]
+        return torch.where(is_white, torch.nan, encode(images, style))
+
+    method.encode_image = broken
+    server = start(load=lambda engine, generation: {"adapted": method})
+    white = encoded(Image.new("RGB", (64, 64), "white"))
+    queries = [{"image": base64.b64encode(content).decode()} for content in (PICTURE, white, PICTURE)]
+    first, second, third = server.client.post("v1/search/batch", json={"queries": queries}).json()["answers"]
+    assert first["hits"] == third["hits"] and first["hits"][0]["id"] == "000.png"
+    assert (second["status"], second["code"]) == (500, "not_finite")
+    assert problem(server.search(image=white))[:2] == (500, "not_finite")
+    assert "hystar_not_finite_total 2.0" in server.client.get("metrics").text
+
+
+def test_a_picture_is_added_found_replaced_and_removed(start):
+    server = start(allow_writes=True)
+    content = encoded(drawing(70))
+    fields = {
+        "image": content,
+        "id": "new/one",
+        "caption": "a new one",
+        "attributes": '{"year": 2024, "is_good": true}',
+    }
+    added = server.client.post("v1/items", files=form(**fields))
+    assert added.status_code == 201
+    assert added.json()["attributes"] == {"year": 2024, "is_good": True} and added.json()["id"] == "new/one"
+    (hit,) = server.search(image=content, where="year=2024 and is_good=true").json()["hits"]
+    assert (hit["id"], hit["caption"], hit["score"]) == ("new/one", "a new one", pytest.approx(1, abs=1e-5))
+    key = added.json()["key"]
+    assert server.client.get(f"v1/items/{key}/picture").content == content
+    other = encoded(drawing(71))
+    assert server.client.post("v1/items", files=form(image=other, id="new/one")).json()["key"] == key
+    assert server.client.get(f"v1/items/{key}/picture").content == other
+    assert server.search(image=other).json()["hits"][0]["caption"] == "new/one"
+    assert server.client.delete(f"v1/items/{key}").json() == {"removed": 1}
+    assert problem(server.client.delete(f"v1/items/{key}"))[:2] == (404, "not_found")
+    assert server.search(image=other).json()["hits"][0]["id"] != "new/one"
+    for wrong, field in (
+        ({"attributes": "[1]"}, "attributes"),
+        ({"attributes": "{"}, "attributes"),
+        ({"id": ""}, "id"),
+    ):
+        assert problem(server.client.post("v1/items", files=form(image=content, **wrong))) == (422, "invalid", field)
+    assert problem(server.client.post("v1/items", files=form(image=b"none")))[:2] == (400, "bad_image")
