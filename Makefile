@@ -12,11 +12,12 @@ CONSTRAINTS ?= constraints.txt
 OLDEST := .venv-oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help install build test test-oldest campaign lint demo bench wheel docs update clean
+.PHONY: help install build browser test test-oldest campaign lint demo bench wheel docs update clean
 
 help:
 	@echo "make demo     train on the embedded drawings, evaluate, write runs/demo"
 	@echo "make test     ruff, mypy and every test"
+	@echo "make browser  install Chromium, in which the tests open the page of the server"
 	@echo "make campaign  random calls, public architectures, damaged files and kills: half an hour"
 	@echo "make test-oldest  the core of the tests with the oldest supported versions"
 	@echo "make update   install the newest versions and write them to constraints.txt"
@@ -43,6 +44,11 @@ install: $(INSTALLED)
 
 build: $(INSTALLED)
 	$(BIN)/python setup.py -q build_ext --inplace
+
+browser:
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		{ command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium; } || \
+		{ echo "the tests of the page need Chromium: install it so that \`chromium\` is on the PATH" >&2; exit 1; }
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
