@@ -244,7 +244,7 @@ def evaluate(
         str,
         typer.Option(
             help="emoji, or a path whose layout is recognised, such as a folder with sketches/ and photos/, or dsr:, "
-            "domainnet:, folders:, pairs:, captions:, shards: or icons:<path>."
+            "domainnet:, folders:, pairs:, captions:, shards:, icons: or stamps:<path>."
         ),
     ] = "emoji",
     split: Annotated[

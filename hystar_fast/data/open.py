@@ -14,11 +14,13 @@ from hystar_fast.data.folders import STROKES, load_folders
 from hystar_fast.data.icons import load_icons
 from hystar_fast.data.image_files import is_hidden
 from hystar_fast.data.image_set import ImageSet
+from hystar_fast.data.stamps import PLACE as STAMPS
+from hystar_fast.data.stamps import load_stamps
 from hystar_fast.data.webdataset import load_webdataset
 
 SPLITS = ("train", "val", "test")
-KINDS = ("emoji", "dsr", "domainnet", "folders", "pairs", "captions", "shards", "icons")
-_FIXED_GALLERY = ("emoji", "dsr", "domainnet", "pairs", "captions")
+KINDS = ("emoji", "dsr", "domainnet", "folders", "pairs", "captions", "shards", "icons", "stamps")
+_FIXED_GALLERY = ("emoji", "dsr", "domainnet", "pairs", "captions", "stamps")
 
 
 def open_images(
@@ -65,6 +67,8 @@ def open_images(
             return load_domainnet(path, split, styles or None)
         case "icons":
             return load_icons(path, split, gallery_style)
+        case "stamps":
+            return load_stamps(path, split)
         case "shards":
             return load_webdataset(path, gallery_style)
         case "captions":
@@ -91,6 +95,8 @@ def _recognised(path: Path, split: str) -> str:
         return "shards"
     if (path / "icons.json").is_file():
         return "icons"
+    if (path / STAMPS).is_dir():
+        return "stamps"
     names = dict.fromkeys((split, *SPLITS))
     if (path / "images").is_dir() and any((path / f"{name}.json").is_file() for name in names):
         return "dsr"
