@@ -238,6 +238,7 @@ def load_emoji(
         tuple(records),
         read,
         has_splits=True,
+        is_registered=True,
         headline_styles=tuple(style for style in HARD_STYLES if style in styles),
         unseen_categories=unseen,
         templates=("{}",),  # the tiny backbone was trained on bare names

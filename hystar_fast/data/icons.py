@@ -80,7 +80,7 @@ def load_icons(root: str | Path, split: str = "test", gallery_style: str | None 
             raise ValueError(f"record must be an icon that can be rendered, got {record.path}")
         return Image.fromarray(found)
 
-    return ImageSet(family.get("prefix", root.name), gallery, tuple(records), read, has_splits=True)
+    return ImageSet(family.get("prefix", root.name), gallery, tuple(records), read, has_splits=True, is_registered=True)
 
 
 def render(body: str, width: float, height: float, side: int) -> np.ndarray | None:

@@ -71,6 +71,7 @@ class ImageSet:
         skipped: files that the loader excluded, with reasons.
         classes: the categories in the data set's own order, where it has one.
         has_splits: whether the data set defines a training and a test split. If not, every split is the whole data set.
+        is_registered: whether a query is drawn in the frame of its gallery picture: same place, size and turn.
         headline_styles: the query styles whose mean is the headline figure; empty for all of them.
         unseen_categories: categories that are never in the training split.
         templates: sentences for the name of a category, each with one ``{}``.
@@ -83,6 +84,7 @@ class ImageSet:
     skipped: tuple[Skipped, ...] = ()
     classes: tuple[str, ...] = ()
     has_splits: bool = False
+    is_registered: bool = False
     headline_styles: tuple[str, ...] = ()
     unseen_categories: frozenset[str] = frozenset()
     templates: tuple[str, ...] = CLASS_TEMPLATES

@@ -1,1 +1,1 @@
-"""Everything that is printed: names as they are, plain tables, a line every ten seconds, and a log file."""
+"""Everything that is printed: names as they are, plain tables, a line every five seconds, and a log file."""

@@ -1,4 +1,4 @@
-"""The progress of long work: bars in a terminal, and a line every ten seconds elsewhere and in the log file."""
+"""The progress of long work: bars in a terminal, and a line every five seconds elsewhere and in the log file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TaskProgressCol
 
 from hystar_fast.terminal.console import Console
 
-INTERVAL = 10.0  # seconds
+INTERVAL = 5.0  # seconds
 
 
 class Progress(rich_progress.Progress):

@@ -42,7 +42,7 @@ class Recipe:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     styles: tuple[str, ...] = ()
-    jitter: float = 0.06
+    jitter: float = 0.15
     seed: int = 0
     bf16: bool = True
     chunk_size: int = 0

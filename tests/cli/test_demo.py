@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,13 +10,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hystar_fast.cli.demo import KINDS
+from hystar_fast.cli.demo import KINDS, show
+from hystar_fast.data.displacement import displace_queries
 from hystar_fast.data.emoji import QUERY_STYLES, EmojiStyles, load_emoji
 from hystar_fast.index.open_index import open_engine
 from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.suite import DEMO_METHODS, DEMO_TRAINED
 from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.results_json import interval_info
+from hystar_fast.terminal.console import Console
 from tests.support.cli import refused, run
 
 CONCEPTS = 10
@@ -29,16 +32,36 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in DEMO_METHODS:
         assert name in result.output
     assert "naive / ours" in result.output
+    last = result.output.splitlines()[-2:]
+    assert last[0].endswith(f": {output}/retrieval.png") and last[1].endswith(f": hystar-fast serve {output}")
     return output
 
 
 def test_the_results_of_the_adapter_equal_its_evaluation(demo):
-    found = json.loads((demo / "results.json").read_text())["methods"]["hystar"]["recall"]["all"]
-    ranks = evaluate(load_method(demo / "adapter"), load_emoji("test").select(limit=CONCEPTS), kinds=KINDS).ranks
-    for kind in KINDS:
-        for name, k in (("R@1", 1), ("R@5", 5)):
-            expected = ranks.recall([kind], k)
-            assert expected is not None and {**interval_info(expected), **found[kind][name]} == interval_info(expected)
+    found = json.loads((demo / "results.json").read_text())["methods"]["hystar"]["recall"]
+    registered, method = load_emoji("test").select(limit=CONCEPTS), load_method(demo / "adapter")
+    parts = {"all": (displace_queries(registered), KINDS), "registered": (registered, QUERY_STYLES)}
+    for part, (images, kinds) in parts.items():
+        ranks = evaluate(method, images, kinds=kinds).ranks
+        assert list(found[part]) == [*kinds, "headline"]
+        for kind in kinds:
+            for name, k in (("R@1", 1), ("R@5", 5)):
+                expected, row = ranks.recall([kind], k), found[part][kind][name]
+                assert expected is not None and {**interval_info(expected), **row} == interval_info(expected)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_the_findings_fit_a_screen(demo, is_terminal):
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=is_terminal, width=80, color_system=None)
+    results = json.loads((demo / "results.json").read_text())
+    for method in results["methods"].values():  # the longest figures
+        method["recall"]["all"]["headline"]["R@1"] = {"value": 100.0, "low": 100.0, "high": 100.0}
+    show(results, console)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) + 3 <= 28, "three lines more say where everything is"
+    assert max(map(len, lines)) <= 80
+    assert any(line.strip("│").startswith("frozen") and "100.0 [100, 100]" in line for line in lines)
 
 
 def test_results_of_other_settings_are_kept(tmp_path):
@@ -59,7 +82,7 @@ def test_the_results_hold_every_method_and_setting(demo):
             for k in ("R@1", "R@5"):
                 assert row[k]["low"] <= row[k]["value"] <= row[k]["high"]
             assert row["R@1"]["value"] <= row["R@5"]["value"]
-        assert "displaced" in method["recall"]
+        assert list(method["recall"]) == ["all", "registered"] + ["unseen"] * ("unseen" in method["recall"])
         assert (method["parameters"]["trainable"] > 0) == (name in DEMO_TRAINED)
         if name in DEMO_TRAINED:
             assert len(method["loss"]) == 2
