@@ -39,7 +39,9 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: section.key=value. May be repeated."),
 ]
-Config = Annotated[str, typer.Option(help="A TOML file, or shipped settings: emoji (the embedded drawings) or paper.")]
+Config = Annotated[
+    str, typer.Option(help="A TOML file, or shipped settings: emoji (the embedded drawings), lean or paper.")
+]
 Output = Annotated[Path | None, typer.Option(help="Folder for everything that is written (run.output).")]
 Queries = Annotated[
     list[Path] | None,

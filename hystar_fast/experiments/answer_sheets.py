@@ -11,7 +11,7 @@ from hystar_fast.data.image_set import ImageSet, Skipped
 from hystar_fast.data.open import open_images
 from hystar_fast.data.whole_files import write_whole
 from hystar_fast.experiments.experiment_settings import ExperimentSettings
-from hystar_fast.experiments.splits import open_splits
+from hystar_fast.experiments.splits import open_splits, place_queries
 from hystar_fast.methods.interface import Method
 from hystar_fast.retrieval.answer_grid import answer_sheet
 from hystar_fast.retrieval.answers import TEXT, first_answers, pick_queries, query_vector, question_of
@@ -86,10 +86,10 @@ def _images_and_styles(sheet: Sheet, settings: ExperimentSettings) -> tuple[Imag
     """Return the test data and the query styles of a sheet."""
     limit = settings.data.limit or None
     if settings.data.test and sheet.by_category:
-        images = open_images(settings.data.test, "test").select(limit=limit)
+        images = place_queries(open_images(settings.data.test, "test").select(limit=limit), settings.data)
     elif settings.data.source == "emoji":
         pictures = [style for style in sheet.emoji_styles if style != TEXT]
-        return load_emoji("test", pictures).select(limit=limit), sheet.emoji_styles
+        return place_queries(load_emoji("test", pictures).select(limit=limit), settings.data), sheet.emoji_styles
     else:
         images = open_splits(settings).test
     available = list(images.query_styles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,18 +15,27 @@ from hystar_fast.experiments.jobs import run_jobs
 from hystar_fast.experiments.learning_rates import Rates, groups_at_edge
 from hystar_fast.experiments.records import is_done, merge_query_ids, query_ids, read_earlier
 from hystar_fast.experiments.seeds import summarise
-from hystar_fast.experiments.splits import ADAPTERS, adapter_folder, evaluate_method, open_splits, train_method
+from hystar_fast.experiments.splits import (
+    ADAPTERS,
+    Splits,
+    adapter_folder,
+    evaluate_method,
+    open_splits,
+    train_method,
+)
 from hystar_fast.experiments.tune import TUNING_FILE, tune
 from hystar_fast.experiments.variants import Variant, create_variant
 from hystar_fast.methods.adapter_files import save_method
 from hystar_fast.methods.interface import count_parameters
 from hystar_fast.methods.suite import METHODS
 from hystar_fast.models.config import HystarConfig
+from hystar_fast.retrieval.ranks import QueryIds
 from hystar_fast.retrieval.results_json import commit, run_info, write_json
 from hystar_fast.terminal.console import Console
 from hystar_fast.terminal.progress import Progress
 
 RESULTS_FILE = "compare.json"
+_TRAINING_STYLES = re.compile(r"\+styles=[^+]*")
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,7 @@ def _compare(settings: ExperimentSettings, console: Console, methods: Sequence[s
     keys = [
         {"method": name, "seed": seed, "learning_rates": chosen.get(name, {})}
         for name in names
-        for seed in (settings.seeds if Variant.parse(name).is_trained else settings.seeds[:1])
+        for seed in (settings.seeds if Variant.parse(name).is_tuned else settings.seeds[:1])
     ]
     new = [_Run(key, settings) for key in keys if not is_done(key, record["runs"])]
     with Progress(console) as progress:
@@ -110,9 +120,21 @@ def _compare(settings: ExperimentSettings, console: Console, methods: Sequence[s
     record["diverged"] = sorted({run["method"] for run in kept if "diverged" in run})
     kept = [run for run in kept if run["method"] not in record["diverged"]]
     record["at_edge"] = sorted(name for name, rates in chosen.items() if groups_at_edge(rates, _grid(name, settings)))
-    record["summary"] = summarise(kept, query_ids(record), splits.headline, splits.cutoffs) if kept else {}
+    record["summary"] = _summary(kept, query_ids(record), splits) if kept else {}
     write_json(path, record)
     return record
+
+
+def _summary(runs: Sequence[Mapping[str, Any]], ids: QueryIds, splits: Splits) -> dict[str, Any]:
+    """Summarise runs; if the queries are displaced, "registered" is a part of its own beside "all" and "unseen"."""
+    found = summarise(runs, ids, splits.headline, splits.cutoffs)
+    if splits.registered is not None:
+        others = [{**run, "ranks": run["registered"]} for run in runs]
+        for name, entry in summarise(others, ids, splits.headline, splits.cutoffs).items():
+            for what in ("recall", "difference"):
+                if what in entry and "all" in entry[what]:
+                    found[name][what]["registered"] = entry[what]["all"]
+    return found
 
 
 def _check(names: Sequence[str], settings: ExperimentSettings, styles: Sequence[str]) -> None:
@@ -139,23 +161,27 @@ def _config_of(name: str, settings: ExperimentSettings) -> HystarConfig:
 def _check_changes(name: str, settings: ExperimentSettings) -> None:
     variant = Variant.parse(name)
     same = _config_of(name, settings) == settings.config() and variant.loss in (None, "style_nce")
-    if same and variant.styles is None and name != variant.method:
+    if same and variant.styles is None and not variant.is_shuffled and name != variant.method:
         raise ValueError(
             f"training.methods must change a setting after each +, got {name!r}, the same as {variant.method!r}"
         )
 
 
 def _tuned(names: Sequence[str], settings: ExperimentSettings, console: Console) -> dict[str, Rates]:
-    """Return the chosen rates of every method that is trained."""
-    trained = [name for name in names if Variant.parse(name).is_trained]
-    if not trained:
+    """Return the chosen rates of every method that has rates."""
+    tuned = [name for name in names if Variant.parse(name).is_tuned]
+    if not tuned:
         return {}
-    chosen = tune(settings, console, {_tuned_as(name, settings): _grid(name, settings) for name in trained})
-    return {name: chosen[_tuned_as(name, settings)] for name in trained}
+    chosen = tune(settings, console, {_tuned_as(name, settings): _grid(name, settings) for name in tuned})
+    return {name: chosen[_tuned_as(name, settings)] for name in tuned}
 
 
 def _tuned_as(name: str, settings: ExperimentSettings) -> str:
-    """Return the method or variant whose trials select the rates of `name`."""
+    """Return the method or variant whose trials select the rates of `name`.
+
+    A variant with other training styles is not tuned: validation has the styles that it must not see.
+    """
+    name = _TRAINING_STYLES.sub("", name)
     variant = Variant.parse(name)
     same_grid = variant.grid() == Variant.parse(variant.method).grid()
     return variant.method if same_grid and not settings.training.tune_variants else name
@@ -173,14 +199,17 @@ def _run(run: _Run) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
     found: dict[str, Any] = {**run.key, "commit": commit(), "parameters": {"trainable": sum(counts.values()), **counts}}
     start = time.perf_counter()
     try:
-        if rates:
+        if Variant.parse(name).is_trained:
             losses = train_method(method, name, rates, run.settings, seed)
-            found["loss"] = round(losses[-1], 4)
+            if losses:
+                found["loss"] = round(losses[-1], 4)
             save_method(method, adapter_folder(run.settings.output, name, seed))
-        ranks = evaluate_method(method, run.settings).ranks
+        ranks, registered = evaluate_method(method, run.settings)
     except FloatingPointError as error:
         if not rates:
             raise
         return {**found, "diverged": str(error), "seconds": round(time.perf_counter() - start, 1)}, None
     found["ranks"] = {kind: values.tolist() for kind, values in ranks.by_kind.items()}
+    if registered is not None:
+        found["registered"] = {kind: values.tolist() for kind, values in registered.by_kind.items()}
     return {**found, "seconds": round(time.perf_counter() - start, 1)}, ranks.ids.to_dict()

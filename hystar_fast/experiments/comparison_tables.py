@@ -15,20 +15,23 @@ def comparison_tables(record: Mapping[str, Any]) -> list[Table]:
     data, summary = record["data"], record["summary"]
     title = f"R@1 (%) on {data['name']}, mean of {', '.join(data['headline'])}\n{data['protocol']}"
     has_unseen = any("unseen" in entry["recall"] for entry in summary.values())
+    has_registered = any("registered" in entry["recall"] for entry in summary.values())
     has_difference = any(entry.get("difference") for entry in summary.values())
-    headings = ("trained", "mean", *["minus hystar"] * has_difference, *["unseen categories"] * has_unseen)
+    headings = ("trained", "mean", *["registered"] * has_registered, *["minus hystar"] * has_difference)
+    headings += ("unseen categories",) * has_unseen
     table = table_of_methods(title, headings)
     every = (kind for entry in summary.values() for kind in entry["recall"]["all"])
     kinds = [kind for kind in dict.fromkeys(every) if kind != HEADLINE]
     by_kind = table_of_methods("R@1 (%) by query", kinds)
     for name, entry in summary.items():
         rows = entry["recall"]["all"]
-        unseen = entry["recall"].get("unseen", {}).get(HEADLINE)
+        registered, unseen = (entry["recall"].get(part, {}).get(HEADLINE) for part in ("registered", "unseen"))
         difference = entry.get("difference", {}).get("all")
         table.add_row(
             name,
             f"{entry['parameters']['trainable']:,}",
             recall_cell(rows.get(HEADLINE)),
+            *[recall_cell(registered)] * has_registered,
             *["–" if difference is None else interval_cell(difference, "+.1f")] * has_difference,
             *[recall_cell(unseen)] * has_unseen,
         )

@@ -32,6 +32,8 @@ class Data:
         gallery_style: for folders, shards and icons, the style of the gallery; empty for their default.
         limit: at most so many pictures of each style in every part, to try things out; 0 for all.
         protocol: of the test part: "full", or "batch24" (the published one, in batches of 24).
+        displaced: shift, scale and turn the queries of validation and test (`data.displacement`) where the data set's
+            queries are drawn in the frame of the gallery: "emoji" and "icons". The queries of other data are unchanged.
         classes: the data set of few-shot classification, as `data.classes.open_classes` takes it.
     """
 
@@ -40,6 +42,7 @@ class Data:
     gallery_style: str = ""
     limit: int = 0
     protocol: str = "full"
+    displaced: bool = False
     classes: str = "emoji:subgroup"
 
 
@@ -84,7 +87,7 @@ class Training:
     schedule: str = "cosine"
     warmup: int = 10
     clip_norm: float = 1.0
-    jitter: float = 0.06
+    jitter: float = 0.15
     seeds: int = 3
     tuning_seeds: int = 3
     tune_variants: bool = True
@@ -229,7 +232,8 @@ def read_experiment(config: str, changes: Sequence[str] = ()) -> ExperimentSetti
     """Read the settings of an experiment.
 
     Args:
-        config: a TOML file, or the name of a shipped one: "emoji" (the embedded drawings on a CPU) or "paper".
+        config: a TOML file, or the name of a shipped one: "emoji" (the embedded drawings on a CPU), "lean"
+            (adapters with and without the style) or "paper".
         changes: "section.key=value", the value as in TOML; quotes around a word may be left out.
 
     Raises:

@@ -18,7 +18,7 @@ from hystar_fast.experiments.answer_sheets import SHEETS, draw_sheet
 from hystar_fast.experiments.compare import compare
 from hystar_fast.experiments.experiment_settings import ExperimentSettings
 from hystar_fast.experiments.plots import PROJECTION_NAMES, PROJECTIONS, Cloud, Curve, draw_clouds, draw_sweep
-from hystar_fast.experiments.splits import open_splits, trained_method
+from hystar_fast.experiments.splits import open_splits, place_queries, trained_method
 from hystar_fast.methods.hystar_method import HystarMethod
 from hystar_fast.methods.interface import Method
 from hystar_fast.retrieval.embed import embed_images, embed_records
@@ -75,7 +75,7 @@ def _sample(images: ImageSet, settings: ExperimentSettings) -> ImageSet:
     """Return all drawings with their groups as categories, or as much of other data as a picture can show."""
     if images.name == "emoji":
         by_group = load_emoji("test", images.query_styles, category="group")
-        return by_group.select(limit=settings.data.limit or None)
+        return place_queries(by_group.select(limit=settings.data.limit or None), settings.data)
     counted = Counter(record.category for record in images.records if record.category is not None)
     largest = [name for name, _ in counted.most_common(_CLASSES)]
     return images.select(categories=largest or None, limit=_PICTURES)

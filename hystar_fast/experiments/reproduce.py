@@ -146,6 +146,7 @@ def _our_figures(settings: ExperimentSettings, paper: PaperTable, planned: Plan,
     in_batches = settings.data.protocol == BATCH24 and task in ("", JOINT)
     where = "ranked within batches of 24" if in_batches else f"full gallery of {gallery}"
     figure = "accuracy" if task == CLASSIFY else "R@1"
+    where += ", displaced queries" * (splits.registered is not None)
     ours = f"{figure}, mean of {', '.join(headline)}: {data}, {where}; ± over seeds, [95 % interval over queries]"
     ours += f"; backbone {settings.model.backbone}"
     if in_batches and paper.protocol == BATCH24 and data == paper.data and not settings.data.limit:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from hystar_fast.data.displacement import DISPLACED, displace_queries
 from hystar_fast.data.hold_out import hold_out
 from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.open import open_images
@@ -17,8 +18,10 @@ from hystar_fast.experiments.variants import Variant, create_variant
 from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.device import on_device
 from hystar_fast.methods.interface import Method
+from hystar_fast.methods.mean_shift import MeanShift
 from hystar_fast.retrieval.batch24 import CUTOFFS as BATCH24_CUTOFFS
-from hystar_fast.retrieval.evaluate import PROTOCOLS, TEXT, Evaluation, evaluate
+from hystar_fast.retrieval.embed import Embedded
+from hystar_fast.retrieval.evaluate import PROTOCOLS, TEXT, evaluate
 from hystar_fast.retrieval.ranks import Ranks
 from hystar_fast.train.loop import CheckpointPolicy, fit
 from hystar_fast.train.pairs import TrainingPairs
@@ -35,7 +38,9 @@ class Splits:
     """The data of an experiment.
 
     Attributes:
-        training, validation, test: no picture is in two of them.
+        training, validation, test: no picture is in two of them. The queries of the last two are displaced if the
+            settings say so and the data set is registered.
+        registered: the test part as it is, if the queries of `test` are displaced.
         styles: the query styles of training.
         items: how many gallery pictures are in the training pairs.
         protocol: of the test part.
@@ -44,6 +49,7 @@ class Splits:
     training: ImageSet
     validation: ImageSet
     test: ImageSet
+    registered: ImageSet | None
     styles: tuple[str, ...]
     items: int
     protocol: str
@@ -53,6 +59,11 @@ class Splits:
         """The query styles whose mean R@1 is the headline figure and selects learning rates."""
         kinds = (*self.test.query_styles, TEXT)
         return self.test.headline_styles or tuple(kind for kind in kinds if kind in self.styles)
+
+    @property
+    def label(self) -> str:
+        """The protocol, to be printed with every figure."""
+        return protocol_label(self.protocol, is_displaced=self.registered is not None)
 
     @property
     def cutoffs(self) -> Mapping[str, int]:
@@ -71,7 +82,7 @@ class Splits:
             "training_items": self.items,
             "styles": list(self.styles),
             "headline": list(self.headline),
-            "protocol": PROTOCOLS[self.protocol],
+            "protocol": self.label,
             "cutoffs": dict(self.cutoffs),
         }
 
@@ -101,7 +112,20 @@ def _open(data: Data) -> Splits:
             raise ValueError(
                 f"data.source must have queries in its {name} part, got none in {data.source}: {error}"
             ) from error
-    return Splits(training, validation, test, pairs.styles, len(pairs), data.protocol)
+    validation, placed = place_queries(validation, data), place_queries(test, data)
+    return Splits(
+        training, validation, placed, None if placed is test else test, pairs.styles, len(pairs), data.protocol
+    )
+
+
+def place_queries(images: ImageSet, data: Data) -> ImageSet:
+    """Return a data set with displaced queries if `data.displaced` is set and the data set is registered."""
+    return displace_queries(images) if data.displaced and images.is_registered else images
+
+
+def protocol_label(protocol: str, *, is_displaced: bool) -> str:
+    """Return the description of a protocol that is printed with every figure."""
+    return PROTOCOLS[protocol] + (f"; queries {DISPLACED}" if is_displaced else "")
 
 
 def _divide(data: Data) -> tuple[ImageSet, ImageSet, ImageSet]:
@@ -126,7 +150,7 @@ def _divide(data: Data) -> tuple[ImageSet, ImageSet, ImageSet]:
 def train_method(
     method: Method, name: str, rates: Mapping[str, float], settings: ExperimentSettings, seed: int
 ) -> list[float]:
-    """Train a method or variant on the training part and return its losses.
+    """Train a method or variant on the training part and return its losses; none if it makes no gradient steps.
 
     Args:
         method: built by :func:`hystar_fast.experiments.variants.create_variant`.
@@ -139,6 +163,11 @@ def train_method(
         FloatingPointError: the loss is no longer finite.
     """
     splits, training, device = open_splits(settings), settings.training, settings.device()
+    styles = Variant.parse(name).styles or splits.styles
+    encoder = on_device(method, device)
+    if isinstance(method, MeanShift):
+        method.fit(place_queries(splits.training, settings.data), styles)
+        return []
     batch_size = min(training.batch_size, splits.items)
     recipe = Recipe(
         rates,
@@ -147,11 +176,10 @@ def train_method(
         warmup=training.warmup,
         schedule=training.schedule,
         clip_norm=training.clip_norm,
-        styles=Variant.parse(name).styles or splits.styles,
+        styles=styles,
         jitter=training.jitter,
         seed=seed,
     )
-    encoder = on_device(method, device)
     pairs = TrainingPairs(splits.training, recipe.styles, encoder.resize)
     # In a batch by category other targets are relevant too: only a loss with a mask can exclude them.
     criterion: Any = getattr(method, "criterion", None)
@@ -173,11 +201,21 @@ def validate_method(method: Method, settings: ExperimentSettings) -> Ranks:
     return found.ranks
 
 
-def evaluate_method(method: Method, settings: ExperimentSettings) -> Evaluation:
-    """Evaluate a method on the test part under the protocol of the settings."""
+def evaluate_method(method: Method, settings: ExperimentSettings) -> tuple[Ranks, Ranks | None]:
+    """Evaluate a method on the test part under the protocol of the settings.
+
+    Returns:
+        The ranks of the queries, and those of the registered picture queries if the test part's are displaced.
+    """
     splits = open_splits(settings)
     encoder = on_device(method, settings.device())
-    return evaluate(encoder, splits.test, protocol=splits.protocol, kinds=_kinds(splits.test))
+    embedded: dict[str, Embedded] = {}
+    found = evaluate(encoder, splits.test, protocol=splits.protocol, kinds=_kinds(splits.test), embedded=embedded).ranks
+    if splits.registered is None:
+        return found, None
+    gallery = {splits.test.gallery_style: embedded[splits.test.gallery_style]}
+    kinds = splits.registered.query_styles
+    return found, evaluate(encoder, splits.registered, protocol=splits.protocol, kinds=kinds, embedded=gallery).ranks
 
 
 def adapter_folder(output: Path, name: str, seed: int) -> Path:

@@ -9,13 +9,13 @@ from typing import Any
 
 from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.open import open_images
-from hystar_fast.experiments.experiment_settings import ExperimentSettings
+from hystar_fast.experiments.experiment_settings import Data, ExperimentSettings
 from hystar_fast.experiments.jobs import run_jobs
 from hystar_fast.experiments.records import is_done, merge_query_ids, query_ids, read_earlier
 from hystar_fast.experiments.seeds import summarise
-from hystar_fast.experiments.splits import USUAL_CUTOFFS, open_splits, trained_method
+from hystar_fast.experiments.splits import USUAL_CUTOFFS, open_splits, place_queries, protocol_label, trained_method
 from hystar_fast.methods.device import on_device
-from hystar_fast.retrieval.evaluate import PROTOCOLS, TEXT, evaluate
+from hystar_fast.retrieval.evaluate import TEXT, evaluate
 from hystar_fast.retrieval.ranks import Ranks
 from hystar_fast.retrieval.results_json import run_info, write_json
 from hystar_fast.terminal.console import Console
@@ -56,7 +56,10 @@ def evaluate_task(
         "settings": settings.identity(),
         "task": task,
         "data": images.name,
-        "protocol": PROTOCOLS[splits.protocol if task == JOINT else "full"],
+        "protocol": protocol_label(
+            splits.protocol if task == JOINT else "full",
+            is_displaced=settings.data.displaced and images.is_registered,
+        ),
         "gallery": gallery,
         "pictures": {style: len(images.of_style(style)) for style in images.styles},
     }
@@ -115,9 +118,9 @@ def _images(task: str, settings: ExperimentSettings) -> ImageSet:
     """Return the test data of a task."""
     if task == JOINT or not settings.data.test:
         return open_splits(settings).test
-    return _opened(settings.data.test, settings.data.limit)
+    return _opened(settings.data)
 
 
 @lru_cache(maxsize=2)
-def _opened(source: str, limit: int) -> ImageSet:
-    return open_images(source, "test").select(limit=limit or None)
+def _opened(data: Data) -> ImageSet:
+    return place_queries(open_images(data.test, "test").select(limit=data.limit or None), data)

@@ -1,6 +1,7 @@
 """Save and load trained methods: a folder with the trained parameters and a description of the method.
 
-Hystar and its static form are written by :meth:`Hystar.save_pretrained`. Every other method has the same two files,
+Hystar and its static form are written by :meth:`Hystar.save_pretrained`. Every other method, and Hystar with shuffled
+styles, has the same two files,
 ``adapter.safetensors`` and ``config.json``, in another format: the description also names the method and its settings.
 """
 
@@ -40,7 +41,7 @@ def save_method(method: Method, directory: str | Path) -> None:
     Raises:
         ValueError: the method has no trainable parameters or no configuration, or `directory` is a file.
     """
-    if isinstance(method, HystarMethod):
+    if isinstance(method, HystarMethod) and not method.settings:
         method.model.save_pretrained(directory)
         return
     tensors = method.trained_parameters()

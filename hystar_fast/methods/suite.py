@@ -12,7 +12,9 @@ from hystar_fast.methods.hog import HOG
 from hystar_fast.methods.hystar_method import HystarMethod, create_criterion
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.lora import LoRA
+from hystar_fast.methods.mean_shift import MeanShift
 from hystar_fast.methods.pixels import Pixels
+from hystar_fast.methods.shuffled_style import ShuffledStyle
 from hystar_fast.methods.static_only import StaticOnly
 from hystar_fast.models.backbone_identity import backbone_fingerprints
 from hystar_fast.models.backbones import create_backbone
@@ -21,9 +23,10 @@ from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar, weightless
 
 UNTRAINED = ("pixels", "hog", "frozen")
+FITTED = ("mean_shift",)  # to the training data without gradient steps: no learning rates, and no seed
 DEMO_TRAINED = ("static", "lora", "hystar")
 DEMO_METHODS = (*UNTRAINED, *DEMO_TRAINED)
-METHODS = (*UNTRAINED, *BASELINES, *DEMO_TRAINED)
+METHODS = (*UNTRAINED, *FITTED, *BASELINES, *DEMO_TRAINED)
 
 
 def tiny_config(pretrained: str | None = "packaged") -> HystarConfig:
@@ -79,7 +82,7 @@ def create_method(
         case "hog":
             return HOG()
         case "hystar":
-            return create_hystar(config, seed=seed)
+            return ShuffledStyle(Hystar(config), **settings) if settings else create_hystar(config, seed=seed)
         case "static":
             return StaticOnly(config)
     backbone = create_backbone(config)
@@ -94,6 +97,8 @@ def _adapted(
 ) -> Frozen:
     if name == "frozen":
         return Frozen(backbone)
+    if name == "mean_shift":
+        return MeanShift(backbone, **settings)
     if name == "lora":
         size: Mapping[str, int | None] = settings or {"parameters": parameters}
         return LoRA(backbone, create_criterion(config), **size)

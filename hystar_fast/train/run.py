@@ -16,7 +16,8 @@ from hystar_fast.methods.adapter_files import save_method
 from hystar_fast.methods.device import on_device, select_device
 from hystar_fast.methods.hystar_method import HystarMethod
 from hystar_fast.methods.interface import Method, count_parameters
-from hystar_fast.methods.suite import create_method
+from hystar_fast.methods.mean_shift import MeanShift
+from hystar_fast.methods.suite import UNTRAINED, create_method
 from hystar_fast.models.backbones import Backbone
 from hystar_fast.nn.losses import create_loss
 from hystar_fast.train.checkpoint import Progress, read_checkpoint
@@ -108,6 +109,8 @@ def _run(
             say(note)
     method = _method(settings)
     encoder = on_device(method, device)
+    if isinstance(method, MeanShift):
+        return _fit_means(method, encoder, settings, data, world, started)
     recipe, epoch = _recipe(settings, method, data)
     _check_steps(recipe, before, output)
     adapter = output / ADAPTER
@@ -138,10 +141,40 @@ def _run(
     )
     if world.is_main and state.best is None:
         _save(method, adapter, data)
-    if world.is_main and state.skipped:
+    if world.is_main:
+        _write_skipped(state, output)
+    return Trained(method, state, adapter, recipe.steps)
+
+
+def _fit_means(
+    method: MeanShift,
+    encoder: Method,
+    settings: Settings,
+    data: TrainingData,
+    world: World,
+    started: Callable[[int, dict[str, int]], object] | None,
+) -> Trained:
+    """Write the adapter of a method that makes no steps; there is nothing to resume, and so no checkpoint."""
+    pairs, output = data.pairs(encoder), Path(settings.run.output)
+    skipped = method.fit(pairs.images, pairs.styles)
+    state = Progress(skipped=pairs.skipped | {entry.path: entry.reason for entry in skipped})
+    if started is not None:
+        started(0, {method.name: sum(p.numel() for p in method.trained_parameters().values())})
+    if data.score is not None:
+        score, figures = data.score(encoder)
+        state.best = (score, 0)
+        state.best_interval = (figures["interval"]["low"], figures["interval"]["high"])
+    if world.is_main:
+        write_whole(output / CONFIG, to_toml(settings.to_dict()).encode())
+        _save(method, output / ADAPTER, data)
+        _write_skipped(state, output)
+    return Trained(method, state, output / ADAPTER, 0)
+
+
+def _write_skipped(state: Progress, output: Path) -> None:
+    if state.skipped:
         lines = [f"{path}\t{why}\n" for path, why in sorted(state.skipped.items())]
         write_whole(output / SKIPPED, os.fsencode("".join(lines)))
-    return Trained(method, state, adapter, recipe.steps)
 
 
 def _save(method: Method, adapter: Path, data: TrainingData) -> None:
@@ -154,7 +187,7 @@ def _save(method: Method, adapter: Path, data: TrainingData) -> None:
 
 def _method(settings: Settings) -> Method:
     method = create_method(settings.method, settings.model, seed=settings.run.seed)
-    if not method.parameter_groups():
+    if settings.method in UNTRAINED:
         raise ValueError(f"model.method must be a method with training, got {settings.method!r}")
     if settings.optim.gradient_checkpointing:
         for module in [part for whole in method.modules for part in whole.modules()]:

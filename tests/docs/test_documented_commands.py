@@ -31,7 +31,7 @@ SHELL = ("sh", "bash", "shell", "console")
 OURS = re.compile(r"^\s*(\$ )?(\S*hystar-fast|make|python\d?|pytest|torchrun)\s|hystar_fast\.|\bhf\.", re.MULTILINE)
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 # Programs whose arguments are not checked.
-OTHERS = ("git", "cd", "pip", "pre-commit", ".", "npm", "tar", "curl")
+OTHERS = ("git", "cd", "pip", "pre-commit", ".", "npm", "tar", "curl", "apt-get", "dpkg-deb")
 COMMAND_LINE = ("-m", "hystar_fast.cli.main")
 SHIPPED = ("emoji", "paper")
 
@@ -43,7 +43,7 @@ def check_train(values: Mapping[str, Any]) -> None:
 
 def check_experiment(values: Mapping[str, Any]) -> None:
     config = values["config"]
-    settings = read_experiment(config if config in SHIPPED else "emoji", values["set_"] or ())
+    settings = read_experiment(config if config in (*SHIPPED, "lean") else "emoji", values["set_"] or ())
     for name in (*settings.training.methods, *settings.few_shot.methods):
         Variant.parse(name)
     if "tables" in values:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 
+from hystar_fast.data.displacement import displace_queries
 from hystar_fast.data.open import open_images
 from hystar_fast.experiments import compare as module
 from hystar_fast.experiments import tune
+from hystar_fast.experiments.experiment_settings import read_experiment
 from hystar_fast.experiments.seeds import spread_over_seeds
+from hystar_fast.experiments.splits import evaluate_method, trained_method
 from hystar_fast.methods.adapter_files import load_method
+from hystar_fast.methods.mean_shift import MeanShift
+from hystar_fast.methods.shuffled_style import ShuffledStyle
 from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.ranks import QueryIds, Ranks
 from tests.support import picture_trees as trees
@@ -68,9 +74,56 @@ def test_a_comparison_records_every_trial_and_run_and_summarises_them(tmp_path):
         assert ("difference" in entry) == (name != "hystar")
     assert str(tmp_path) not in json.dumps(found["runs"]) + json.dumps(found["summary"])
     images = open_images("emoji", "test").select(limit=LIMIT)
-    again = evaluate(load_method(tmp_path / "adapters" / "vpt-1"), images, kinds=(*images.query_styles, "text")).ranks
+    method, kinds = load_method(tmp_path / "adapters" / "vpt-1"), images.query_styles
+    again = evaluate(method, displace_queries(images), kinds=(*kinds, "text")).ranks
     assert as_lists(again) == ranks_of(found["runs"][2])
     assert again.ids.to_dict() == ids.to_dict()
+    assert as_lists(evaluate(method, images, kinds=kinds).ranks) == found["runs"][2]["registered"]
+
+
+def test_registered_queries_are_a_second_column_with_differences(tmp_path):
+    shown = done("compare", tmp_path / "displaced", **sections(["frozen", "hystar"]))
+    found = record_of(tmp_path / "displaced")
+    assert "registered" in shown and "turned by up to 10 degrees" in shown
+    one = [fmean(rank < 1 for rank in found["runs"][0]["registered"][style]) for style in found["data"]["headline"]]
+    recall = found["summary"]["frozen"]["recall"]["registered"]
+    assert recall["headline"]["R@1"]["value"] == pytest.approx(100 * fmean(one), abs=0.01) and "text" not in recall
+    assert "registered" in found["summary"]["frozen"]["difference"]
+    registered = {"data": {"limit": LIMIT, "displaced": False}}
+    done("compare", tmp_path / "as drawn", **{**sections(["frozen", "hystar"]), **registered})
+    alone = record_of(tmp_path / "as drawn")
+    assert "registered" not in alone["summary"]["frozen"]["recall"]
+    assert alone["summary"]["frozen"]["recall"]["all"]["sketch"] == recall["sketch"], "frozen is the same in both"
+    assert {k: alone["runs"][0]["ranks"][k] for k in found["runs"][0]["registered"]} == found["runs"][0]["registered"]
+
+
+def test_means_are_fitted_once_without_tuning_and_their_adapter_is_loaded_again(tmp_path):
+    names = ["frozen", "mean_shift", "mean_shift+styles=sketch-twemoji"]
+    done("compare", tmp_path, **sections(names))
+    found = record_of(tmp_path)
+    assert [(run["method"], run["seed"], run["learning_rates"]) for run in found["runs"]] == [(n, 0, {}) for n in names]
+    assert found["chosen"] == {} and not (tmp_path / "tuning.json").exists()
+    settings = read_experiment("emoji", [f"data.limit={LIMIT}", "model.pretrained=random", f"run.output={tmp_path}"])
+    for run in found["runs"][1:]:
+        method = trained_method(run["method"], 0, settings)
+        assert isinstance(method, MeanShift) and as_lists(evaluate_method(method, settings)[0]) == run["ranks"]
+        assert method.settings == {"styles": 4 if run["method"] == "mean_shift" else 2}
+
+
+def test_a_variant_with_other_training_styles_takes_the_rates_of_the_variant_with_all(tmp_path):
+    done("compare", tmp_path, **sections(["hystar+gamma=10+styles=sketch-lowres", "static+styles=sketch"]))
+    tried = {trial["method"] for trial in record_of(tmp_path, "tuning")["trials"]}
+    assert tried == {"hystar+gamma=10", "static"}
+    assert set(record_of(tmp_path)["chosen"]) == {"hystar+gamma=10+styles=sketch-lowres", "static+styles=sketch"}
+
+
+def test_shuffled_styles_are_compared_and_loaded_again_with_their_shuffling(tmp_path):
+    name = "hystar+style_order=shuffled"
+    done("compare", tmp_path, **sections(["hystar", name], seeds=1))
+    settings = read_experiment("emoji", [f"data.limit={LIMIT}", "model.pretrained=random", f"run.output={tmp_path}"])
+    method = trained_method(name, 0, settings)
+    assert isinstance(method, ShuffledStyle)
+    assert as_lists(evaluate_method(method, settings)[0]) == record_of(tmp_path)["runs"][1]["ranks"]
 
 
 def test_a_stopped_comparison_loses_only_its_current_run(tmp_path, monkeypatch):

@@ -15,14 +15,14 @@ from hystar_fast.experiments.learning_rates import (
     groups_at_edge,
     untuned_rates,
 )
-from hystar_fast.methods.suite import DEMO_TRAINED, METHODS, UNTRAINED
+from hystar_fast.methods.suite import DEMO_TRAINED, FITTED, METHODS, UNTRAINED
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("grid", [TINY_GRID, LARGE_GRID])
 def test_every_trained_method_has_the_same_number_of_trials(grid):
-    assert set(grid) == {*METHODS, "dynamic"} - set(UNTRAINED)
+    assert set(grid) == {*METHODS, "dynamic"} - {*UNTRAINED, *FITTED}
     assert {len(trials) for trials in grid.values()} == {5}
 
 
@@ -39,7 +39,7 @@ def test_untuned_rates_are_the_demos_the_papers_or_the_middle_of_the_grid():
     assert untuned_rates("tiny")["vpt"] == ({"vpt": 1e-2}, "the middle of the grid, not tuned")
     large = untuned_rates("open_clip:ViT-L-14")
     assert large["hystar"] == ({"static": 1e-3, "dynamic": 1e-5}, "the paper's") and large["lora"][0] == {"lora": 3e-4}
-    assert set(large) == set(METHODS) - set(UNTRAINED)
+    assert set(large) == set(METHODS) - {*UNTRAINED, *FITTED}
 
 
 def test_a_rate_at_the_edge_of_its_grid_is_reported():

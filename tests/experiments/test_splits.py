@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hystar_fast.data.image_set import ImageSet
-from hystar_fast.experiments.experiment_settings import Data, ExperimentSettings
+from hystar_fast.experiments.experiment_settings import Data, ExperimentSettings, read_experiment
 from hystar_fast.experiments.splits import Splits, open_splits
 from tests.support import picture_trees as trees
 from tests.support.experiments import done, refused_experiment
@@ -54,6 +54,26 @@ def test_the_embedded_drawings_have_their_own_validation_split_and_unseen_subgro
     splits = splits_of("emoji")
     assert are_disjoint([{record.instance for record in part.records} for part in parts(splits)])
     assert splits.headline == ("outline", "sketch", "lowres") and splits.test.unseen_categories
+
+
+def test_only_queries_that_are_drawn_in_the_gallerys_frame_are_displaced(tmp_path):
+    plain, moved = splits_of("emoji", limit=4), splits_of("emoji", limit=4, displaced=True)
+    assert plain.registered is None and moved.registered is not None
+    assert moved.registered.read(moved.test.records[-1]) == plain.test.read(plain.test.records[-1])
+    for part, other in ((moved.validation, plain.validation), (moved.test, plain.test)):
+        assert part.records == other.records
+        for record in part.records:
+            same = part.read(record).tobytes() == other.read(record).tobytes()
+            assert same == (record.style == part.gallery_style), record
+    assert moved.training.read(moved.training.records[-1]) == plain.training.read(plain.training.records[-1])
+    assert "displaced: shifted and scaled by up to 15%, turned by up to 10 degrees" in moved.info()["protocol"]
+    photos = splits_of(f"dsr:{trees.split_dsr(tmp_path / 'DSR')}", displaced=True)
+    assert photos.registered is None and "displaced" not in photos.info()["protocol"]
+
+
+def test_the_shipped_comparison_displaces_queries_and_the_papers_does_not():
+    assert read_experiment("emoji").data.displaced
+    assert not read_experiment("paper").data.displaced
 
 
 def test_bad_data_is_rejected(tmp_path):

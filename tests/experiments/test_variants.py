@@ -66,6 +66,10 @@ def test_lora_has_the_size_of_the_configured_hystar():
         ("clip", "methods must be some of"),
         ("frozen+loss=info_nce", "frozen must have no loss and no training styles"),
         ("pixels+styles=a", "pixels must have no loss and no training styles"),
+        ("mean_shift+loss=info_nce", "mean_shift must have no loss"),
+        ("hystar+style_order=sorted", "style_order must be shuffled, for a hystar with a style, got 'sorted'"),
+        ("hystar+blocks=none+style_order=shuffled", "style_order must be shuffled, for a hystar with a style"),
+        ("lora+style_order=shuffled", "style_order must be shuffled, for a hystar with a style"),
         ("hystar+gamma=10+gamma=20", "each field once, got gamma twice"),
     ],
 )
@@ -78,7 +82,7 @@ def test_bad_names_are_rejected(name, message):
     "name",
     [
         *("static+blocks=1", "static+static=false", "lora+rank=8", "vpt+blocks=2", "adaptformer+design=reversed"),
-        *("frozen+gamma=10", "pixels+backbone=tiny", "ia3+style=vgg"),
+        *("frozen+gamma=10", "pixels+backbone=tiny", "ia3+style=vgg", "mean_shift+gamma=10"),
     ],
 )
 def test_variants_that_would_change_nothing_are_rejected(name):

@@ -105,7 +105,7 @@ def test_the_loss_reaches_the_model_and_words_stand_for_none(tmp_path: Path) -> 
         ("data.jitter=1", "--set: data.jitter must be at least 0 and below 1, got 1.0"),
         ("data.jitter=-0.1", "--set: data.jitter must be at least 0 and below 1, got -0.1"),
         ("model.method=hystr", "got 'hystr'; did you mean hystar?"),
-        ("model.method=nope", "--set: model.method must be one of pixels, hog, frozen, ia3, vpt"),
+        ("model.method=nope", "--set: model.method must be one of pixels, hog, frozen, mean_shift, ia3, vpt"),
         ("loss.name=style_nse", "got 'style_nse'; did you mean style_nce?"),
         ("optim.schedule=cosin", "--set: optim.schedule must be one of cosine, constant, got 'cosin'; did you mean"),
         ("optim.epochs", "--set must be section.key=value, got 'optim.epochs'"),
