@@ -15,7 +15,7 @@ from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.whole_files import write_whole
 from hystar_fast.experiments.learning_rates import DEMO_RATES, DEMO_STEPS
-from hystar_fast.index.engine import ADAPTED, LARGEST_BATCH, Engine, Item
+from hystar_fast.index.engine import ADAPTED, FROZEN, LARGEST_BATCH, Engine, Item
 from hystar_fast.index.generation_methods import ADAPTER_FOLDER, save_generation
 from hystar_fast.index.local import INDEX_FILE
 from hystar_fast.index.open_index import replace_index
@@ -255,15 +255,16 @@ def _differences(run: _Run) -> dict[str, Any]:
 
 
 def _write_index(run: _Run, method: Method) -> None:
-    style, gallery = run.test.gallery_style, run.embedded["hystar"][run.test.gallery_style]
-    items = [Item(str(record.instance), style, caption=record.caption or "") for record in gallery.records]
+    style = run.test.gallery_style
+    adapted, frozen = run.embedded["hystar"][style], run.embedded["frozen"][style]
+    items = [Item(str(record.instance), style, caption=record.caption or "") for record in adapted.records]
 
     def fill(engine: Engine) -> None:
         for start in range(0, len(items), LARGEST_BATCH):
             part = slice(start, start + LARGEST_BATCH)
-            engine.upsert(items[part], {ADAPTED: gallery.vectors[part]})
+            engine.upsert(items[part], {ADAPTED: adapted.vectors[part], FROZEN: frozen.vectors[part]})
 
-    made = save_generation(method, run.settings.output)
+    made = save_generation(method, run.settings.output, with_frozen=True)
     replace_index(run.settings.output, made, fill, {"sources": {style: {"emoji": style}}})
 
 
