@@ -117,11 +117,33 @@ class LocalEngine(Engine):
         self._file.writable = False
 
     def take_over(self, other: LocalEngine) -> None:
-        """Replace everything in this index by what another holds, in one transaction; readers see it at once."""
+        """Replace everything in this index by what another holds, in one transaction; readers see it at once.
+
+        Its generations get numbers that this index never had: a search in an earlier one must not find their vectors.
+        """
         with self._file.lock, other._file.lock, self._file.errors():
+            last = self._file.connection.execute(
+                "SELECT seq FROM sqlite_sequence WHERE name = 'generations'"
+            ).fetchone()
             with other._file.writing(counts=False):
                 other._file.put_meta("version", str(self.version() + 1).encode())
+                other._renumber(int(last[0]))
             other._file.connection.backup(self._file.connection)
+
+    def _renumber(self, added: int) -> None:
+        """Add a number to those of all generations."""
+        connection = self._file.connection
+        for entry in reversed(self.generations()):
+            number = entry.number + added
+            row = connection.execute(
+                "SELECT stamps, notes FROM generations WHERE number = ?", (entry.number,)
+            ).fetchone()
+            change = (number, checksum(number, *row), entry.number)
+            connection.execute("UPDATE generations SET number = ?, checksum = ? WHERE number = ?", change)
+            self._vectors.rename(entry.number, number)
+            if entry.live:
+                self._file.put_meta("live", str(number).encode())
+        connection.execute("UPDATE sqlite_sequence SET seq = seq + ? WHERE name = 'generations'", (added,))
 
     # content
 

@@ -55,6 +55,12 @@ class VectorTables:
         self._file.connection.execute(f"DROP TABLE {table_of(number)}")
         self._file.connection.execute("DELETE FROM sums WHERE name = ?", (table_of(number),))
 
+    def rename(self, old: int, new: int) -> None:
+        """Give a generation another number."""
+        self._held = {of: held for of, held in self._held.items() if of[0] != old}
+        self._file.connection.execute(f"ALTER TABLE {table_of(old)} RENAME TO {table_of(new)}")
+        self._file.connection.execute("UPDATE sums SET name = ? WHERE name = ?", (table_of(new), table_of(old)))
+
     def put(self, number: int, rows: Sequence[int], keys: Sequence[int], vectors: Sequence[bytes]) -> None:
         """Write the vectors of rows that have none."""
         sealed = [(r, k, v, vector_checksum(r, k, v)) for r, k, v in zip(rows, keys, vectors, strict=True)]

@@ -30,7 +30,7 @@ class HystarMethod(Method):
 
     def __init__(self, model: Hystar) -> None:
         self.model = model
-        self.config = model.config
+        self.config, self.fingerprints = model.config, model.fingerprints
         self.resize, self.normalise = model.backbone.resize, model.backbone.normalise
         self.criterion = create_criterion(model.config)
         self.computes_style_in_encode = isinstance(model.extractor, PrefixStyle)

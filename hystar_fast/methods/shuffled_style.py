@@ -32,7 +32,6 @@ class ShuffledStyle(HystarMethod):
         if model.extractor is None:
             raise ValueError("style_order=shuffled must have a model with a style, got blocks=()")
         self.computes_style_in_encode = False
-        self.fingerprints = model._fingerprints
         self.settings: Mapping[str, int] = {"bank": bank}
         self.bank = nn.ParameterDict({"styles": torch.zeros(bank, model.extractor.dim)}).requires_grad_(False)
         self.modules = (model, self.bank)

@@ -79,7 +79,7 @@ class Hystar(nn.Module):
         self.extractor: StyleExtractor | None = create_style(config, self.backbone) if blocks else None
         read_by_style = {} if self.extractor is None else self.extractor.state_dict()
         hashed: Hashed = {}
-        self._fingerprints = {
+        self.fingerprints = {
             **backbone_fingerprints(self.backbone, hashed),
             "style": fingerprint(read_by_style.items(), hashed) if read_by_style else None,
         }
@@ -292,7 +292,7 @@ class Hystar(nn.Module):
         """
         if self._is_merged:
             raise ValueError("the model must be saved before merge_static_, got one whose static offsets are merged")
-        description = {"config": self.config.to_dict(), "fingerprints": self._fingerprints}
+        description = {"config": self.config.to_dict(), "fingerprints": self.fingerprints}
         write_adapter(directory, description, self._adapter_tensors())
 
     @classmethod
@@ -314,7 +314,7 @@ class Hystar(nn.Module):
         with weightless(config) as sizes:  # before anything is read or factored
             check_tensors(tensors, cls(sizes)._adapter_tensors(), f"backbone {config.backbone!r}")
         model = cls(config)
-        check_fingerprints(description["fingerprints"], model._fingerprints, config, directory)
+        check_fingerprints(description["fingerprints"], model.fingerprints, config, directory)
         needed = model._adapter_tensors()
         check_tensors(tensors, needed)
         with torch.no_grad():

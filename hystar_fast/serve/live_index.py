@@ -71,7 +71,8 @@ class LiveIndex:
         self.is_up = True
         self._stop = threading.Event()
         self.live = self._start(engine.generation())
-        self._version, self._styles = engine.version(), engine.styles()
+        self._version, self._styles_lock = engine.version(), threading.Lock()
+        self._read_styles()
         self._items = engine.count()
         self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
         self._watcher.start()
@@ -101,13 +102,17 @@ class LiveIndex:
     def put_style(self, live: Live, name: str, z: Tensor) -> None:
         """Keep a style in the engine."""
         self.engine.put_style(live.tag + name, z)
-        self._styles = self.engine.styles()
+        self._read_styles()
 
     def delete_style(self, live: Live, name: str) -> bool:
         """Remove a style; return whether there was one."""
         found = self.engine.delete_style(live.tag + name)
-        self._styles = self.engine.styles()
+        self._read_styles()
         return found
+
+    def _read_styles(self) -> None:
+        with self._styles_lock:  # of two threads, the one that reads later must also be the one that writes later
+            self._styles = self.engine.styles()
 
     # changes
 
@@ -139,8 +144,8 @@ class LiveIndex:
         if generation.number != self.live.generation:
             before, self.live = self.live, self._start(generation)
             before.encoder.close()
-        self._styles, self._items = self.engine.styles(), self.engine.count()
-        self._version = version
+        self._read_styles()
+        self._items, self._version = self.engine.count(), version
 
     def _start(self, generation: Generation) -> Live:
         """Load the models of a generation and warm them up: one picture, one text and one search each."""

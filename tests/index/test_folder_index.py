@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from hystar_fast.index import folder_index, open_index
 from hystar_fast.index.folder_index import index_folder
@@ -81,6 +82,11 @@ def test_an_index_of_other_pictures_is_replaced_on_request_and_stays_if_that_fai
     report = index_folder(other, frozen, tmp_path / "out", overwrite=True)
     assert (report.added, report.unchanged) == (8, 32), "the second call goes on"
     assert len(known(tmp_path / "out")) == 40
+    with LocalEngine(tmp_path / "out") as engine:
+        assert [entry.number for entry in engine.generations()] == [2], "a search in the old one must not find these"
+        with pytest.raises(ValueError, match="generation must be one of 2, got 1"):
+            engine.search("frozen", torch.ones(1, 192), 1, generation=1)
+        assert engine.create_generation(engine.stamps(), {}) == 3
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["index.db"]
 
 

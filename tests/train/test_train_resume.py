@@ -19,6 +19,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hystar_fast.data.emoji import load_emoji
+from hystar_fast.methods.suite import create_hystar, tiny_config
 from hystar_fast.terminal.console import LOG_FILE
 from hystar_fast.train.loop import train
 from hystar_fast.train.metrics_log import MetricsLog
@@ -235,6 +236,13 @@ def test_a_run_is_not_resumed_with_other_data_or_another_recipe(tmp_path: Path) 
     for other in (replace(recipe, seed=1), replace(recipe, jitter=0.0), replace(recipe, schedule="cosine")):
         with pytest.raises(ValueError, match=r"the run must be that of .*linear\.pt to resume it, got"):
             train(Linear(), images, replace(other, steps=4), checkpoint=checkpoint, resume=True)
+
+    rates = dict.fromkeys(("static", "dynamic"), 0.01)
+    recipe = replace(recipe, learning_rates=rates, batch_size=2, steps=1)
+    train(create_hystar(tiny_config(None)), images, recipe, checkpoint=tmp_path / "hystar.pt")
+    with pytest.raises(ValueError, match=r"to resume it, got frozen weights = \{'backbone': '\w+'"):
+        train(create_hystar(tiny_config()), images, replace(recipe, steps=2), checkpoint=tmp_path / "hystar.pt",
+              resume=True)  # fmt: skip
 
 
 def test_errors_of_a_run_that_cannot_be_resumed_give_advice_that_works(tmp_path: Path) -> None:
