@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hystar_fast.data.displacement import displace_queries
 from hystar_fast.data.open import open_images
 from hystar_fast.experiments import timing
 from hystar_fast.experiments.model_sizes import freestyle_as_published, sizes_on_vit_l_14
@@ -118,7 +119,8 @@ def test_tables_2_3_and_7_share_adapters_on_different_tasks(tmp_path):
             assert found["headline"]["R@1"]["low"] <= found["headline"]["R@1"]["high"]
             assert ("difference" in rows[name]) == (name != "Hystar")
     assert len(content(tmp_path, "compare")["runs"]) == 5, "the three tables do not share their adapters"
-    images = open_images("emoji").select(limit=30)
+    images = displace_queries(open_images("emoji").select(limit=30))
+    assert "turned by up to 10 degrees" in content(tmp_path, "task-category")["protocol"]
     found = evaluate(load_method(tmp_path / "adapters" / "lora-0"), images, task="category").ranks
     evaluated = content(tmp_path, "task-category")
     ranks = next(entry["ranks"] for entry in evaluated["runs"] if entry["method"] == "lora")
