@@ -66,7 +66,7 @@ def decode_image(
         source: what is read.
         name: stands for it in error messages.
         least: pixels that the shorter side needs. A larger JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, which
-            takes a tenth of the time at 12 megapixels; 0 means its full size. For twice the side of a model's input
+            takes a quarter of the time at 12 megapixels; 0 means its full size. For twice the side of a model's input
             the embeddings are the same (mean cosine 0.99999 over drawings as photos of 12 megapixels).
         most_pixels: more are refused by the size in the header, before anything is decoded.
         formats: Pillow's names of the formats that are read; None for all.
