@@ -34,7 +34,7 @@ def test_no_order_of_copies_and_products_is_wrong(
     # the epilogue waits for all products before it, so the wait behind the loop of a persistent kernel has none left
     missed = [line for _, line, found in report["mutants"] if not found]
     assert all("warp_group_dot_wait" in line and "pendings = 0" in line for line in missed) and len(missed) == 2
-    assert len(report["mutants"]) > 30
+    assert len(report["mutants"]) >= 20  # waits and fences of two kernels
 
 
 KERNEL = """

@@ -62,7 +62,7 @@ def check_product(product: tuple[Any, ...], row: int, steps: int, depth: int) ->
             raise Fault(f"rows {row} are multiplied by {a} and {b}")
     for index in (0, 1):
         at = [step[index][1:] for step in product]
-        if not any([place[axis] for place in at] == [depth * k for k in range(steps)] for axis in (0, 1)):
+        if not any([place[axis] for place in at] == [depth * k for k in range(steps)] for axis in range(len(at[0]))):
             raise Fault(f"{steps} steps of a product use {at}")
 
 
