@@ -46,7 +46,11 @@ with LocalEngine(folder) as engine:
     over = memory() - count * dimension * 4
     found = engine.vectors(keys[3], "adapted") @ F.normalize(queries, dim=1)[3]
     assert torch.allclose(found, scores[3], atol=1e-5)
-print(json.dumps({"opened": opened, "one": one, "many": many, "over": over, "process": before}))
+matrix = torch.zeros(count, dimension)
+plain_one = min(seconds(lambda: queries[:1] @ matrix.T) for _ in range(5))
+plain_many = min(seconds(lambda: (queries @ matrix.T).topk(10)) for _ in range(3))
+ratios = {"one": one / plain_one, "many": many / plain_many}
+print(json.dumps({"opened": opened, "one": one, "many": many, "over": over, "process": before, "ratios": ratios}))
 """
 
 
@@ -61,7 +65,6 @@ def test_a_large_index_opens_and_answers_within_its_memory(tmp_path):
     found = json.loads(measure("search", tmp_path / "index"))
     matrix = COUNT * DIMENSION * 4
     assert found["over"] <= 0.15 * matrix + 0.7e9, found
-    # cpu seconds at three times the goals of docs/benchmarks, as other processes share the machine's memory
-    assert found["opened"] <= 30e-6 * COUNT, found
-    assert found["one"] <= 3 * 0.2e-6 * COUNT, found
-    assert found["many"] <= 3 * 1.5e-6 * COUNT, found
+    assert found["opened"] <= 30e-6 * COUNT, found  # three times the goal, as other processes share the disk
+    print(found)
+    assert max(found["ratios"].values()) <= 2.5, found  # of the bare product, and of it with topk, in the same process
