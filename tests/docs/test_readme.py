@@ -59,7 +59,7 @@ def test_the_claim_is_the_committed_measurement() -> None:
     found = {row["provider"]: row for row in rows if case.items() <= row.items()}
     ours, authors = found["hystar_fast"], found["authors' path"]
     faster = authors["median_ms"] / ours["median_ms"]
-    part = {6: "a sixth", 7: "a seventh", 8: "an eighth"}[round(authors["peak_mib"] / ours["peak_mib"])]
+    part = {5: "a fifth", 6: "a sixth", 7: "a seventh", 8: "an eighth"}[round(authors["peak_mib"] / ours["peak_mib"])]
     assert f"**{faster:.1f} times faster than the published code, with {part} of its memory.**" in PROSE
     for row in (ours, authors):
         assert f"{row['median_ms'] / 1000:.2f} s and {row['peak_mib']:.0f} MiB" in PROSE
