@@ -47,7 +47,7 @@ build: $(INSTALLED)
 
 browser:
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
-		{ command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium; } || \
+		{ command -v apt-get >/dev/null && { apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium; }; } || \
 		{ echo "the tests of the page need Chromium: install it so that \`chromium\` is on the PATH" >&2; exit 1; }
 
 lint: $(INSTALLED)
