@@ -11,13 +11,14 @@ import pytest
 
 COUNT, DIMENSION = 200_000, 512
 MEASURE = """
-import json, re, sys, time
+import json, sys, time
 from pathlib import Path
 import torch
 from torch.nn import functional as F
 from hystar_fast.index.engine import Item
 from hystar_fast.index.local import LocalEngine
 from hystar_fast.index.stamp import Stamp
+from tests.support.memory import peak_memory
 
 torch.set_num_threads(1)
 task, folder, count, dimension = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
@@ -34,16 +35,13 @@ def seconds(work):
     work()
     return time.process_time() - start
 
-def memory():  # ru_maxrss would count the process that started this one
-    return 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
-
-queries, before = torch.randn(64, dimension, generator=torch.Generator().manual_seed(7)), memory()
+queries, before = torch.randn(64, dimension, generator=torch.Generator().manual_seed(7)), peak_memory()
 with LocalEngine(folder) as engine:
     opened = seconds(lambda: engine.search("adapted", queries[:1], 10))
     one = min(seconds(lambda: engine.search("adapted", queries[:1], 10)) for _ in range(5))
     many = min(seconds(lambda: engine.search("adapted", queries, 10)) for _ in range(3))
     scores, keys = engine.search("adapted", queries, 10)
-    over = memory() - count * dimension * 4
+    over = peak_memory() - count * dimension * 4
     found = engine.vectors(keys[3], "adapted") @ F.normalize(queries, dim=1)[3]
     assert torch.allclose(found, scores[3], atol=1e-5)
 matrix = torch.zeros(count, dimension)
