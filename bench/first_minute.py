@@ -1,4 +1,4 @@
-"""What a GPU session asks first: are the kernels of svd_linear right at the sizes of production? Prints as it goes.
+"""Check first on a GPU: are the kernels of svd_linear right at the sizes of production? Prints as it goes.
 
     python bench/first_minute.py            # on a GPU
     TRITON_INTERPRET=1 python bench/first_minute.py --toy    # on a CPU, at toy sizes

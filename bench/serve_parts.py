@@ -1,4 +1,4 @@
-"""What bench_serve.py measures: an index, requests, the same work without a server, and the server as a process."""
+"""Parts of bench_serve.py: an index, requests, the same work without a server, and the server as a process."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def serve(folder: str, *, batch: int = BATCH, workers: int = 1, threads: int = 1
     from hystar_fast.serve import server
     from hystar_fast.serve.service import Limits
 
-    server.ON_CPU = batch
+    server.batch_size_on = lambda device: batch
     server.Encoder = partial(server.Encoder, threads=threads)  # type: ignore[assignment, misc]
     settings = server.ServerSettings(port=0, encoders=workers, limits=Limits(queue=queue))
     with open_engine(folder) as engine:

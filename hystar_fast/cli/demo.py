@@ -13,6 +13,7 @@ from hystar_fast.data.displacement import DISPLACED, displace_queries
 from hystar_fast.data.emoji import HARD_STYLES, LOW_RESOLUTION_SIDE, LOW_RESOLUTION_SOURCE, QUERY_STYLES, load_emoji
 from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.data.image_set import ImageSet
+from hystar_fast.data.read_ahead import in_batches
 from hystar_fast.data.whole_files import write_whole
 from hystar_fast.experiments.learning_rates import DEMO_RATES, DEMO_STEPS
 from hystar_fast.index.engine import ADAPTED, FROZEN, LARGEST_BATCH, Engine, Item
@@ -260,9 +261,9 @@ def _write_index(run: _Run, method: Method) -> None:
     items = [Item(str(record.instance), style, caption=record.caption or "") for record in adapted.records]
 
     def fill(engine: Engine) -> None:
-        for start in range(0, len(items), LARGEST_BATCH):
-            part = slice(start, start + LARGEST_BATCH)
-            engine.upsert(items[part], {ADAPTED: adapted.vectors[part], FROZEN: frozen.vectors[part]})
+        vectors = (found.vectors.split(LARGEST_BATCH) for found in (adapted, frozen))
+        for part, a, f in zip(in_batches(items, LARGEST_BATCH), *vectors, strict=True):
+            engine.upsert(part, {ADAPTED: a, FROZEN: f})
 
     made = save_generation(method, run.settings.output, with_frozen=True)
     replace_index(run.settings.output, made, fill, {"sources": {style: {"emoji": style}}})

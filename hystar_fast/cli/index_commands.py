@@ -23,7 +23,7 @@ from hystar_fast.cli.options import (
     SearchWhere,
     Top,
     backbone_changes,
-    find_adapter,
+    say_adapter,
 )
 from hystar_fast.cli.search_settings import SearchSettings
 from hystar_fast.terminal.console import create_console, print_json
@@ -59,10 +59,8 @@ def create(
     """Make an empty index for the vectors of a model."""
     from hystar_fast.cli.index_work import run_create
 
-    found, found_at = find_adapter(adapter)
     console = create_console()
-    if found_at:
-        console.print(found_at)
+    found = say_adapter(adapter, console)
     changes = backbone_changes(backbone, weights)
     run_create(name, found, console, changes=changes, with_frozen=with_frozen, ids=ids)
 
@@ -159,10 +157,8 @@ def reembed(
     """Embed all pictures with another model, in a new generation beside the one that is searched."""
     from hystar_fast.cli.index_work import run_reembed
 
-    found, found_at = find_adapter(adapter)
     console = create_console()
-    if found_at:
-        console.print(found_at)
+    found = say_adapter(adapter, console)
     run_reembed(name, found, console, changes=backbone_changes(backbone, weights), device=device)
 
 

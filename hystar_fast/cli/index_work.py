@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from hystar_fast.cli.open_method import open_method
+from hystar_fast.data.image_set import Skipped
 from hystar_fast.data.text_files import parse_json, read_lines
 from hystar_fast.index.compare_files import CONTENT, PATH
 from hystar_fast.index.encode_files import Described, Report
@@ -94,12 +95,16 @@ def _show(engine: Engine, report: Report, console: Console, start: float) -> dic
     counts = {word: value for word, value in asdict(report).items() if word != "skipped"}
     counts["skipped"] = len(report.skipped)
     console.print(", ".join(f"{n} {word}" for word, n in counts.items() if n) or "nothing to do")
-    for entry in report.skipped[:3]:
-        console.print(f"skipped {entry.path}: {entry.reason}")
+    _say_skipped(report.skipped, console)
     if report.skipped and engine.folder is not None and (engine.folder / SKIPPED_FILE).exists():
         console.print(f"all that cannot be read: {engine.folder / SKIPPED_FILE}")
     console.print(f"{engine.uri} holds {engine.count()} pictures ({time.perf_counter() - start:.1f} s)")
     return {**counts, "pictures": engine.count()}
+
+
+def _say_skipped(skipped: Sequence[Skipped], console: Console) -> None:
+    for entry in skipped[:3]:
+        console.print(f"skipped {entry.path}: {entry.reason}")
 
 
 def read_attributes(path: Path) -> Described:
@@ -149,8 +154,7 @@ def run_reembed(name: str, adapter: Path | None, console: Console, *, changes: d
         method = open_method(adapter, None, changes, console)
         with counted(console, "reembed") as progress:
             done = reembed(engine, method, where, progress=progress)
-        for entry in done.skipped[:3]:
-            console.print(f"skipped {entry.path}: {entry.reason}")
+        _say_skipped(done.skipped, console)
         lost = len(engine.missing(done.generation))
         console.print(f"embedded {done.encoded} pictures for generation {done.generation}, {lost} are missing")
         if not lost:

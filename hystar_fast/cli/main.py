@@ -31,8 +31,8 @@ from hystar_fast.cli.options import (
     Set,
     Top,
     backbone_changes,
-    find_adapter,
     find_index,
+    say_adapter,
     setting_changes,
     weights_of,
 )
@@ -318,10 +318,8 @@ def embed(
     """Index a folder of pictures, for search; a second time, what has changed in it."""
     from hystar_fast.cli.embed_command import run_embed
 
-    found, found_at = find_adapter(adapter)
     console = create_console()
-    if found_at:
-        console.print(found_at)
+    found = say_adapter(adapter, console)
     changes = backbone_changes(backbone, weights)
     run_embed(folder, found, output, console, changes=changes, overwrite=overwrite, device=device)
 

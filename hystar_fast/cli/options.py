@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from hystar_fast.terminal.console import Console
+
 TRAINED, DEMO = Path("runs/train"), Path("runs/demo")
 ADAPTER, INDEX = "adapter", Path("runs/index")
 FROZEN = "the frozen tiny backbone"
@@ -79,6 +81,14 @@ def find_adapter(given: Path | None) -> tuple[Path | None, str]:
     if found is not None:
         return found, f"using the adapter in {found} (--adapter for another)"
     return None, f"using {FROZEN}: neither {TRAINED / ADAPTER} nor {DEMO / ADAPTER} exists (--adapter for another)"
+
+
+def say_adapter(given: Path | None, console: Console) -> Path | None:
+    """Return what `find_adapter` finds, and print its line."""
+    found, found_at = find_adapter(given)
+    if found_at:
+        console.print(found_at)
+    return found
 
 
 def find_index(given: Path | None) -> tuple[Path, str]:

@@ -23,7 +23,7 @@ from torch import Tensor
 READER_RULES = {"orientation": "exif 1", "transparency": "white 1", "grey16": "linear 1", "jpeg": "reduced 1"}
 """How `decode_image` makes pixels of a file; embeddings of other rules are not compared with these."""
 MOST_PIXELS = 120_000_000
-"""Of a picture that is decoded; cameras have up to 102 million."""
+"""The most pixels of a picture that is decoded; cameras have up to 102 million."""
 _LONGEST_STRIP = 100  # times its width; longer ones are cropped before they are resized
 FITS = ("crop", "squash", "pad")
 _INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}

@@ -91,12 +91,12 @@ class Variant:
 
     @property
     def is_trained(self) -> bool:
-        """Whether it depends on the training part, so that there is an adapter of it."""
+        """Return whether it depends on the training part, so that there is an adapter of it."""
         return self.method not in UNTRAINED
 
     @property
     def is_tuned(self) -> bool:
-        """Whether it is trained by gradient steps, and so has learning rates and seeds."""
+        """Return whether it is trained by gradient steps, and so has learning rates and seeds."""
         return self.method not in (*UNTRAINED, *FITTED)
 
     def grid(self, backbone: str = "tiny") -> list[Rates]:

@@ -14,16 +14,15 @@ from hystar_fast.index.engine import Engine, Known
 from hystar_fast.index.sources import File, Found, folder_of, list_known, list_source
 
 PATH, CONTENT = "path", "content"
-"""What the id of an item is: the path of its file, or the SHA-256 of its content."""
+"""The two kinds of ids: the path of the file, or the SHA-256 of its content."""
 PassedOver: TypeAlias = Mapping[str, tuple[tuple[int, int], str]]
 """Place of a file -> its size and time of change, and the reason."""
 _WINDOW = 64  # files that are hashed ahead
-_CHUNK = 1 << 20  # bytes
 
 
 @dataclass
 class Changes:
-    """What has to be done so that an index holds some files.
+    """The work that has to be done so that an index holds some files.
 
     Attributes:
         unchanged: files that are in the index as they are.
@@ -121,11 +120,8 @@ def compare_sources(engine: Engine, *, passed_over: PassedOver, checksum: bool =
 
 def sha256_of(place: str) -> str:
     """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
     with open(place, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _by_place(engine: Engine, known: Mapping[str, Known]) -> dict[str, str]:

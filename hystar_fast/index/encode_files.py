@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -13,11 +10,11 @@ import torch
 from torch import Tensor
 
 from hystar_fast.data.image_set import Skipped
-from hystar_fast.data.images import decode_image, least_side
-from hystar_fast.data.read_ahead import read_ahead
+from hystar_fast.data.read_ahead import in_batches, read_ahead
 from hystar_fast.index.compare_files import CONTENT
 from hystar_fast.index.engine import Engine, Item, key_of
 from hystar_fast.index.generation_methods import Encoder
+from hystar_fast.index.picture_files import pixels_of, read_content, reason_of
 from hystar_fast.index.skipped_files import FIELDS
 from hystar_fast.index.sources import File, file_of
 
@@ -27,7 +24,7 @@ Described: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 @dataclass
 class Report:
-    """What was done, in pictures.
+    """Counts of what was done, in pictures.
 
     Attributes:
         added, changed: pictures encoded for new items, and in place of those whose files have changed.
@@ -70,36 +67,29 @@ def load_batches(
         skipped: gets an entry for each file that cannot be read.
         passed_over: gets what `write_skipped` needs of each.
     """
-    batch: list[Loaded] = []
-    reads = read_ahead(lambda entry: _load(*entry, encoder), wanted, window=2 * encoder.batch_size)
-    for (file, _), loaded in zip(wanted, reads, strict=True):
-        if isinstance(loaded, Skipped):
-            skipped.append(loaded)
-            values = (file.path, loaded.reason, file.size, file.mtime_ns)
-            passed_over[file.place] = dict(zip(FIELDS, values, strict=True))
-            continue
-        batch.append(loaded)
-        if len(batch) == encoder.batch_size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+
+    def decoded() -> Iterator[Loaded]:
+        reads = read_ahead(lambda entry: _load(*entry, encoder), wanted, window=2 * encoder.batch_size)
+        for (file, _), loaded in zip(wanted, reads, strict=True):
+            if isinstance(loaded, Skipped):
+                skipped.append(loaded)
+                values = (file.path, loaded.reason, file.size, file.mtime_ns)
+                passed_over[file.place] = dict(zip(FIELDS, values, strict=True))
+            else:
+                yield loaded
+
+    return in_batches(decoded(), encoder.batch_size)
 
 
 def _load(file: File, replaces: str | None, encoder: Encoder) -> Loaded | Skipped:
     """Read a file once: its state, its hash and its pixels."""
     try:
-        with open(file.place, "rb") as opened:
-            state = os.fstat(opened.fileno())
-            content = opened.read()
-    except OSError as error:
-        return Skipped(file.path, error.strerror or str(error))
-    try:
-        picture = decode_image(io.BytesIO(content), file.place, least=least_side(encoder.resize))
-    except ValueError as error:
-        return Skipped(file.path, str(error))
+        state, content, digest = read_content(file.place)
+        pixels = pixels_of(content, file.place, encoder.resize)
+    except (OSError, ValueError) as error:
+        return Skipped(file.path, reason_of(error))
     read = File(file.source, file.path, file.place, state.st_size, state.st_mtime_ns)
-    return Loaded(read, replaces, hashlib.sha256(content).hexdigest(), encoder.resize(picture))
+    return Loaded(read, replaces, digest, pixels)
 
 
 def encode_batch(

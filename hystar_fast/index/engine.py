@@ -100,7 +100,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Known:
-    """What tells whether the file of an item has changed."""
+    """The signs of whether the file of an item has changed."""
 
     key: str
     source: str

@@ -13,7 +13,7 @@ from hystar_fast.index.encode_files import Report
 from hystar_fast.index.engine import Engine, IndexDamaged
 from hystar_fast.index.generation_methods import Encoder, Made, encoder_with, save_generation
 from hystar_fast.index.local import INDEX_FILE, LocalEngine
-from hystar_fast.index.open_index import replace_index
+from hystar_fast.index.open_index import REPLACEMENT, replace_index
 from hystar_fast.index.sources import new_source
 from hystar_fast.index.stamp import check_stamps
 from hystar_fast.index.sync import add, sync
@@ -142,5 +142,5 @@ def _tidy(output: Path, made: Made) -> None:
             is_used = made.notes["adapter"] in [entry.notes.get("adapter") for entry in engine.generations()]
     except ValueError:
         is_used = False
-    if not is_used and not (output / ".replacement").exists():
+    if not is_used and not (output / REPLACEMENT).exists():
         shutil.rmtree(output / made.notes["adapter"], ignore_errors=True)

@@ -15,7 +15,7 @@ from hystar_fast.data.images import Resize
 from hystar_fast.index.engine import ADAPTED, FROZEN, Engine, Generation
 from hystar_fast.index.stamp import Stamp, stamp_of
 from hystar_fast.methods.adapter_files import load_method, save_method
-from hystar_fast.methods.device import on_device
+from hystar_fast.methods.device import BATCH_ON_CPU, batch_size_on, on_device
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.suite import create_method
 from hystar_fast.models.adapter_format import read_description
@@ -23,12 +23,11 @@ from hystar_fast.models.config import HystarConfig
 from hystar_fast.retrieval.embed import check_finite, embed_images
 
 ADAPTER_FOLDER = "adapter"
-_ON_CPU, _ON_GPU = 32, 128  # pictures a batch
 
 
 @dataclass(frozen=True)
 class Made:
-    """What `create_generation` of an engine needs."""
+    """The arguments of `create_generation` of an engine."""
 
     stamps: Mapping[str, Stamp]
     notes: Mapping[str, Any]
@@ -44,7 +43,7 @@ class Encoder:
     """
 
     methods: Mapping[str, Method]
-    batch_size: int = _ON_CPU
+    batch_size: int = BATCH_ON_CPU
 
     @property
     def resize(self) -> Resize:
@@ -138,15 +137,20 @@ def open_view(engine: Engine, generation: Generation, view: str) -> Method:
     return method
 
 
+def open_views(engine: Engine, generation: Generation) -> dict[str, Method]:
+    """Return the method of every view of a generation; errors as `open_view`."""
+    return {view: open_view(engine, generation, view) for view in generation.views}
+
+
 def open_encoder(engine: Engine, generation: Generation, device: torch.device) -> Encoder:
     """Return the encoder of all views of a generation; errors as `open_view`."""
-    return encoder_with({view: open_view(engine, generation, view) for view in generation.views}, device)
+    return encoder_with(open_views(engine, generation), device)
 
 
 def encoder_with(methods: Mapping[str, Method], device: torch.device) -> Encoder:
     """Return the encoder of methods (view -> method), which are moved to a device."""
     moved = {view: on_device(method, device) for view, method in methods.items()}
-    return Encoder(moved, _ON_GPU if device.type == "cuda" else _ON_CPU)
+    return Encoder(moved, batch_size_on(device))
 
 
 def encoder_of(engine: Engine, device: torch.device, generation: int | None = None) -> Callable[[], Encoder]:

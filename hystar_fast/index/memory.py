@@ -42,7 +42,7 @@ class Matrix:
 
     @property
     def has_many_masked(self) -> bool:
-        """Whether more than half of the memory is of vectors that were taken out."""
+        """Return whether more than half of the memory is of vectors that were taken out."""
         return self.size > self.block and self.count < self.size // 2
 
     def append(self, numbers: np.ndarray, keys: np.ndarray, vectors: np.ndarray) -> None:

@@ -11,15 +11,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from hystar_fast.data.read_ahead import in_batches
 from hystar_fast.data.text_files import parse_json
-from hystar_fast.index.engine import ADAPTED, FROZEN, Engine, IndexDamaged, Item
+from hystar_fast.index.engine import ADAPTED, FROZEN, LARGEST_BATCH, Engine, IndexDamaged, Item
 from hystar_fast.index.generation_methods import ADAPTER_FOLDER, Made
 from hystar_fast.index.local import INDEX_FILE, LocalEngine
 from hystar_fast.index.stamp import Stamp
 
 LOCAL = "local:"
-_OLD, _BATCH = "index", 1000
-_REPLACEMENT = ".replacement"
+_OLD = "index"
+REPLACEMENT = ".replacement"
+"""The folder in that of an index where the one that replaces it is made."""
 
 
 def folder_of_uri(uri: str | Path) -> Path:
@@ -82,7 +84,7 @@ def replace_index(
         fill: called with the new index.
         settings: of the new index.
     """
-    place = folder / _REPLACEMENT
+    place = folder / REPLACEMENT
     new = _unfinished(place, made, settings)
     try:
         fill(new)
@@ -153,8 +155,8 @@ def _open_first_format(folder: Path) -> LocalEngine:
         source = {"emoji": about["gallery"]} if is_emoji else {"folder": about["source"], "whole": True, "prefix": ""}
         engine = LocalEngine.in_memory(folder, {view: Stamp(values)}, notes, {"sources": {"pictures": source}})
         items = [Item(i, "pictures", "" if is_emoji else i, c) for i, c in zip(ids, captions, strict=True)]
-        for start in range(0, len(items), _BATCH):
-            engine.upsert(items[start : start + _BATCH], {view: vectors[start : start + _BATCH]})
+        for part, rows in zip(in_batches(items, LARGEST_BATCH), vectors.split(LARGEST_BATCH), strict=True):
+            engine.upsert(part, {view: rows})
         engine.make_read_only()
         return engine
     except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:

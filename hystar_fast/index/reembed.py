@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +10,11 @@ import torch
 from torch import Tensor
 
 from hystar_fast.data.image_set import Skipped
-from hystar_fast.data.images import Resize, decode_image, least_side
-from hystar_fast.data.read_ahead import read_ahead
+from hystar_fast.data.images import Resize
+from hystar_fast.data.read_ahead import in_batches, read_ahead
 from hystar_fast.index.engine import ADAPTED, FROZEN, Engine, Item
 from hystar_fast.index.generation_methods import Encoder, Made, encoder_of, save_generation
+from hystar_fast.index.picture_files import pixels_of, read_content, reason_of
 from hystar_fast.index.sources import file_of, picture_of
 from hystar_fast.methods.interface import Method
 
@@ -72,25 +71,29 @@ def fill_generation(
     keys = engine.missing(number)
     if not keys:
         return done
-    encoder, settings = open_encoder(), engine.settings()
-    for start in range(0, len(keys), _PART):
-        items = [*engine.fetch(keys[start : start + _PART]).values()]
-        reads = read_ahead(lambda item: _pixels(settings, item, encoder.resize), items, window=2 * encoder.batch_size)
-        batch: list[tuple[Item, Tensor]] = []
-        for place, (item, found) in enumerate(zip(items, reads, strict=True), 1):
-            if isinstance(found, Skipped):
-                done.skipped.append(found)
-            else:
-                batch.append((item, found))
-            if batch and (len(batch) == encoder.batch_size or place == len(items)):
-                chosen = [item for item, _ in batch]
-                vectors = encoder.encode(torch.stack([pixels for _, pixels in batch]), [item.id for item in chosen])
-                engine.upsert(chosen, vectors, number)
-                done.encoded += len(batch)
-                batch = []
-                if progress is not None:
-                    progress(done.encoded, len(keys))
+    encoder = open_encoder()
+    for batch in in_batches(_decoded(engine, keys, encoder, done.skipped), encoder.batch_size):
+        items = [item for item, _ in batch]
+        vectors = encoder.encode(torch.stack([pixels for _, pixels in batch]), [item.id for item in items])
+        engine.upsert(items, vectors, number)
+        done.encoded += len(batch)
+        if progress is not None:
+            progress(done.encoded, len(keys))
     return done
+
+
+def _decoded(
+    engine: Engine, keys: Sequence[str], encoder: Encoder, skipped: list[Skipped]
+) -> Iterator[tuple[Item, Tensor]]:
+    settings = engine.settings()
+    for part in in_batches(keys, _PART):
+        items = [*engine.fetch(part).values()]
+        reads = read_ahead(lambda item: _pixels(settings, item, encoder.resize), items, window=2 * encoder.batch_size)
+        for item, found in zip(items, reads, strict=True):
+            if isinstance(found, Skipped):
+                skipped.append(found)
+            else:
+                yield item, found
 
 
 def _generation(engine: Engine, made: Made) -> int:
@@ -109,11 +112,9 @@ def _pixels(settings: Mapping[str, Any], item: Item, resize: Resize) -> Tensor |
         place = file_of(settings, item)
         if place is None:
             return resize(picture_of(settings, item))
-        content = place.read_bytes()
-        if hashlib.sha256(content).hexdigest() != item.sha256:
+        _, content, digest = read_content(place)
+        if digest != item.sha256:
             return Skipped(item.id, "its file has changed: `hystar-fast index sync` first")
-        return resize(decode_image(io.BytesIO(content), str(place), least=least_side(resize)))
-    except OSError as error:
-        return Skipped(item.id, error.strerror or str(error))
-    except ValueError as error:
-        return Skipped(item.id, str(error))
+        return pixels_of(content, str(place), resize)
+    except (OSError, ValueError) as error:
+        return Skipped(item.id, reason_of(error))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hystar_fast.data.images import least_side, load_image, thumbnail
+from hystar_fast.index.combine import Found, combined, softmax_offsets
 from hystar_fast.index.engine import Engine, Generation, IndexDamaged, Item
 from hystar_fast.index.generation_methods import open_view
 from hystar_fast.index.open_index import open_engine
@@ -21,7 +22,7 @@ from hystar_fast.methods.device import on_device, select_device
 from hystar_fast.methods.interface import Method
 from hystar_fast.retrieval.answer_grid import PAGE_TILE, Answer, answer_page
 from hystar_fast.retrieval.embed import check_finite, embed_texts
-from hystar_fast.retrieval.joint import COMBINATIONS, SOFTMAX_SCALE
+from hystar_fast.retrieval.joint import COMBINATIONS
 
 IMAGE, TEXT = "image", "text"
 
@@ -125,15 +126,16 @@ class Searcher:
         pictured = [place for place, query in enumerate(queries) if query.picture is not None]
         worded = [place for place, query in enumerate(queries) if query.text.strip()]
         version = self.engine.version()
-        found: list[dict[str, tuple[float, str]]] = [{} for _ in queries]
+        found: list[dict[str, Found]] = [{} for _ in queries]
         if pictured:
             vectors = self.encode_pictures([queries[place] for place in pictured])
             self._collect(found, pictured, vectors, IMAGE, top, combine, where)
         if worded:
             vectors = self.encode_texts([queries[place].text for place in worded])
             self._collect(found, worded, vectors, TEXT, top, combine, where)
-        answers = [self._hits(scores, top) for scores in found]
-        lost = any(len(hits) < min(top, len(scores)) for hits, scores in zip(answers, found, strict=True))
+        ranked = [combined(parts, top) for parts in found]
+        answers = [self._hits(best) for best in ranked]
+        lost = any(len(hits) < len(best) for hits, best in zip(answers, ranked, strict=True))
         if lost and version == self.engine.version():
             raise IndexDamaged(
                 f"{self.engine.uri} is damaged: vectors belong to no item; see `hystar-fast index verify`"
@@ -142,7 +144,7 @@ class Searcher:
 
     def _collect(
         self,
-        found: list[dict[str, tuple[float, str]]],
+        found: list[dict[str, Found]],
         places: Sequence[int],
         vectors: Tensor,
         by: str,
@@ -152,17 +154,15 @@ class Searcher:
     ) -> None:
         number = self.generation.number
         scores, keys = self.engine.search(self.view, vectors, top, where, number)
+        offsets = [0.0] * len(places)
         if combine == "softmax":
-            scores = scores - self.engine.log_sum(self.view, vectors, SOFTMAX_SCALE, where, number) / SOFTMAX_SCALE
-        for place, row, names in zip(places, scores.tolist(), keys, strict=True):
-            for score, key in zip(row, names, strict=True):
-                if key not in found[place] or found[place][key][0] < score:
-                    found[place][key] = (score, by)
+            offsets = softmax_offsets(self.engine, self.view, vectors, where, number)
+        for place, row, names, offset in zip(places, scores.tolist(), keys, offsets, strict=True):
+            found[place][by] = Found(row, names, offset)
 
-    def _hits(self, scores: dict[str, tuple[float, str]], top: int) -> list[Hit]:
-        best = sorted(scores.items(), key=lambda entry: (-entry[1][0], entry[0]))[:top]
-        items = self.engine.fetch([key for key, _ in best])
-        kept = [(items[key], score, by) for key, (score, by) in best if key in items]  # the rest was just removed
+    def _hits(self, best: Sequence[tuple[str, float, str]]) -> list[Hit]:
+        items = self.engine.fetch([key for key, _, _ in best])
+        kept = [(items[key], score, by) for key, score, by in best if key in items]  # the rest was just removed
         return [
             Hit(rank, item.key, item.id, item.caption, score, by)
             for rank, (item, score, by) in enumerate(kept, start=1)

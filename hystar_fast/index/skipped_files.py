@@ -14,7 +14,7 @@ from hystar_fast.index.engine import Engine
 
 SKIPPED_FILE = "skipped.jsonl"
 FIELDS = ("path", "reason", "size", "mtime_ns")
-"""What an entry holds besides its place."""
+"""The fields of an entry besides its place."""
 
 
 def read_skipped(engine: Engine) -> PassedOver:

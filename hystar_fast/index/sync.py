@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hystar_fast.data.read_ahead import in_batches
 from hystar_fast.index.compare_files import CONTENT, Changes, compare, compare_sources
 from hystar_fast.index.encode_files import Described, Report, encode_batch, id_of, item_of, load_batches
 from hystar_fast.index.engine import Engine, Item, key_of
@@ -75,12 +76,12 @@ def _apply(
 ) -> Report:
     report = Report(unchanged=changes.unchanged + len(changes.touched), skipped=[*changes.skipped])
     settings = engine.settings()
-    for start in range(0, len(changes.touched), _COPIES):
-        engine.upsert(_touched(engine, changes.touched[start : start + _COPIES]))
+    for touched in in_batches(changes.touched, _COPIES):
+        engine.upsert(_touched(engine, touched))
     wanted: list[tuple[File, str | None]] = [*((file, None) for file in changes.new), *changes.changed]
     gone = {*changes.removed}
-    for start in range(0, len(changes.copied), _COPIES):
-        wanted += _copy(engine, settings, changes.copied[start : start + _COPIES], gone, report)
+    for copied in in_batches(changes.copied, _COPIES):
+        wanted += _copy(engine, settings, copied, gone, report)
     passed_over: dict[str, Any] = {}
     if wanted:
         encoder = open_encoder()
@@ -145,9 +146,9 @@ def _describe(engine: Engine, described: Described) -> None:
     if not described:
         return
     known = [entry.key for entry in engine.known().values() if entry.path in described]
-    for start in range(0, len(known), _COPIES):
+    for keys in in_batches(known, _COPIES):
         changed = []
-        for item in engine.fetch(known[start : start + _COPIES]).values():
+        for item in engine.fetch(keys).values():
             words = {**described[item.path]}
             caption = str(words.pop("caption", item.caption))
             if (caption, words) != (item.caption, dict(item.attributes)):

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from hystar_fast.methods.interface import Method
 
+BATCH_ON_CPU = 32
+
 
 def select_device(name: str) -> torch.device:
     """Return the device of a name; "auto" is CUDA if available. Under torchrun each process takes its own GPU.
@@ -34,6 +36,11 @@ def select_device(name: str) -> torch.device:
             raise ValueError(f"device must be one of cuda:0 to cuda:{count - 1}, got {device}")
         torch.cuda.set_device(device)
     return device
+
+
+def batch_size_on(device: torch.device) -> int:
+    """Return how many pictures go through an encoder in one pass when an index is made or served."""
+    return 128 if device.type == "cuda" else BATCH_ON_CPU
 
 
 def multiplies_bf16(device: torch.device) -> bool:

@@ -13,15 +13,14 @@ import torch
 from torch import Tensor
 
 from hystar_fast.data.images import Resize, least_side
+from hystar_fast.index.combine import Found, combined, softmax_offsets
 from hystar_fast.index.engine import Item
 from hystar_fast.index.where import Where
-from hystar_fast.retrieval.joint import SOFTMAX_SCALE
 from hystar_fast.serve.batches import Batches, Closed, Done
 from hystar_fast.serve.decoding import Decoder
 from hystar_fast.serve.encoder import Picture
 from hystar_fast.serve.live_index import Live, LiveIndex
 from hystar_fast.serve.problems import Problem
-from hystar_fast.serve.requests import Found, combined
 from hystar_fast.serve.schemas import QueryFields, SearchFields
 from hystar_fast.serve.telemetry import Metrics
 from hystar_fast.terminal.console import printable
@@ -37,7 +36,7 @@ class GenerationGone(Exception):
 
 @dataclass(frozen=True)
 class _Lane:
-    """What queries must share to be one search of the engine."""
+    """The values that queries must share to be one search of the engine."""
 
     generation: int
     view: str
@@ -210,8 +209,7 @@ class Answerer:
             scores, keys = engine.search(lane.view, stacked, lane.k, where, lane.generation)
             offsets, field = [0.0] * len(queries), "combine"
             if lane.needs_sum:
-                sums = engine.log_sum(lane.view, stacked, SOFTMAX_SCALE, where, lane.generation)
-                offsets = (sums.flatten() / SOFTMAX_SCALE).tolist()
+                offsets = softmax_offsets(engine, lane.view, stacked, where, lane.generation)
         except ValueError as error:
             if lane.generation not in {generation.number for generation in engine.generations()}:
                 return [GenerationGone("the generation was removed")] * len(queries)

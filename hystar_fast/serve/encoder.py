@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hystar_fast.methods.device import BATCH_ON_CPU
 from hystar_fast.methods.interface import Method
 from hystar_fast.serve.batches import Batches, Done
 
-ON_CPU, ON_GPU = 32, 128  # requests of a pass
 _PICTURE = 3  # dimensions of a picture; a style vector has one
 _WORDS = "words"
 
@@ -64,7 +64,7 @@ class Encoder:
         self,
         methods: Mapping[str, Method],
         *,
-        batch: int = ON_CPU,
+        batch: int = BATCH_ON_CPU,
         workers: int = 1,
         threads: int = 1,
         on_batch: Callable[[int], object] = lambda size: None,

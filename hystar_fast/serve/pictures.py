@@ -6,9 +6,10 @@ import io
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image
 
@@ -42,12 +43,13 @@ class Pictures:
         Raises:
             PictureGone: it is not there, lies outside its source, or has another format than those of `FORMATS`.
         """
-        if self._is_drawing(item):
+        settings = self._engine.settings()
+        if _is_drawing(settings, item):
             content = io.BytesIO()
-            picture_of(self._engine.settings(), item).save(content, "PNG")
+            picture_of(settings, item).save(content, "PNG")
             content.seek(0)
             return content, "image/png"
-        file = self._opened(item)
+        file = _opened(settings, item)
         try:
             with Image.open(file, formats=FORMATS) as image:
                 kind = Image.MIME[image.format or ""]
@@ -79,32 +81,35 @@ class Pictures:
         return content.getvalue()
 
     def _picture(self, item: Item) -> Image.Image:
-        if self._is_drawing(item):
-            return picture_of(self._engine.settings(), item)
-        with self._opened(item) as file:
+        settings = self._engine.settings()
+        if _is_drawing(settings, item):
+            return picture_of(settings, item)
+        with _opened(settings, item) as file:
             try:
                 return self._decoder.decode(file.read(), "picture", least=2 * THUMBNAIL)
             except ValueError as error:
                 raise PictureGone(str(error)) from error
 
-    def _is_drawing(self, item: Item) -> bool:
-        """Return whether an item is one of the embedded drawings, which are no files."""
-        return "emoji" in self._engine.settings()["sources"].get(item.source, {})
 
-    def _opened(self, item: Item) -> BinaryIO:
-        """Open a regular file below the folder of its source, by the real path of what was opened."""
-        folder = folder_of(self._engine.settings(), item.source)
-        if folder is None or not item.path:
-            raise PictureGone(f"{item.key} has no file")
-        try:
-            file = os.fdopen(os.open(folder / item.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-        except (OSError, ValueError) as error:
-            raise PictureGone(f"the file of {item.key} cannot be opened") from error
-        real = Path(os.readlink(f"/proc/self/fd/{file.fileno()}"))
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or not real.is_relative_to(os.path.realpath(folder)):
-            file.close()
-            raise PictureGone(f"the file of {item.key} lies outside its source")
-        return file
+def _is_drawing(settings: Mapping[str, Any], item: Item) -> bool:
+    """Return whether an item is one of the embedded drawings, which are no files."""
+    return "emoji" in settings["sources"].get(item.source, {})
+
+
+def _opened(settings: Mapping[str, Any], item: Item) -> BinaryIO:
+    """Open a regular file below the folder of its source, by the real path of what was opened."""
+    folder = folder_of(settings, item.source)
+    if folder is None or not item.path:
+        raise PictureGone(f"{item.key} has no file")
+    try:
+        file = os.fdopen(os.open(folder / item.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except (OSError, ValueError) as error:
+        raise PictureGone(f"the file of {item.key} cannot be opened") from error
+    real = Path(os.readlink(f"/proc/self/fd/{file.fileno()}"))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or not real.is_relative_to(os.path.realpath(folder)):
+        file.close()
+        raise PictureGone(f"the file of {item.key} lies outside its source")
+    return file
 
 
 def placeholder() -> bytes:

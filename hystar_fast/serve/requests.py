@@ -1,4 +1,4 @@
-"""Read the body of a request, check its fields, and combine the hits of a picture with those of words."""
+"""Read the body of a request, and check its fields."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -116,38 +115,3 @@ def _decoded(name: str, value: bytes) -> str:
         return value.decode()
     except UnicodeDecodeError as error:
         raise Problem("invalid", f"{name[:_SHOWN]} must be UTF-8", field=name[:_SHOWN]) from error
-
-
-@dataclass(frozen=True)
-class Found:
-    """The hits of one part of a query.
-
-    Attributes:
-        scores: cosine similarities, best first.
-        keys: of the items.
-        offset: is subtracted from the scores: 0 for "similarity"; log(sum_j exp(scale * score_j)) / scale, over all
-            items, for "softmax".
-    """
-
-    scores: list[float]
-    keys: list[str]
-    offset: float = 0.0
-
-
-def combined(found: Mapping[str, Found], k: int) -> list[tuple[str, float, str]]:
-    """Return the first k by the larger score of each item, as (key, score, part).
-
-    An item among the first k of the maximum is among the first k of the part that gives it, so k of each suffice.
-
-    Args:
-        found: part -> its hits.
-        k: number of hits.
-    """
-    best: dict[str, tuple[float, str]] = {}
-    for part, hits in found.items():
-        for score, key in zip(hits.scores, hits.keys, strict=True):
-            value = score - hits.offset
-            if key not in best or value > best[key][0]:
-                best[key] = value, part
-    ranked = sorted(best.items(), key=lambda entry: (-entry[1][0], entry[0]))[:k]
-    return [(key, value, part) for key, (value, part) in ranked]

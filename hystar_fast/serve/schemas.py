@@ -1,4 +1,4 @@
-"""What requests and answers of the API hold, checked and described by pydantic."""
+"""The fields of requests and answers of the API, checked and described by pydantic."""
 
 from __future__ import annotations
 

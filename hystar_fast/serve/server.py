@@ -21,16 +21,16 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hystar_fast.index.engine import Engine, Generation
-from hystar_fast.index.generation_methods import open_view
+from hystar_fast.index.generation_methods import open_views
 from hystar_fast.index.open_index import open_engine
-from hystar_fast.methods.device import on_device
+from hystar_fast.methods.device import batch_size_on, on_device
 from hystar_fast.methods.hystar_method import HystarMethod
 from hystar_fast.methods.interface import Method
 from hystar_fast.serve.answering import Answerer
 from hystar_fast.serve.app import create_app
 from hystar_fast.serve.decoding import Decoder
 from hystar_fast.serve.door import LARGEST_HEADERS, Door
-from hystar_fast.serve.encoder import ON_CPU, ON_GPU, Encoder
+from hystar_fast.serve.encoder import Encoder
 from hystar_fast.serve.live_index import LiveIndex, LoadMethods
 from hystar_fast.serve.pictures import Pictures
 from hystar_fast.serve.problems import MEDIA_TYPE
@@ -82,11 +82,6 @@ def serve_index(uri: str | Path, settings: ServerSettings, say: Callable[[str], 
         say(f"serving {uri}, {server.service.index.count} pictures: {server.url} (Ctrl-C stops)")
         server.run()
         say("stopped")
-
-
-def open_views(engine: Engine, generation: Generation) -> Mapping[str, Method]:
-    """Open the method of every view of a generation."""
-    return {view: open_view(engine, generation, view) for view in generation.views}
 
 
 class Server:
@@ -163,7 +158,7 @@ def _service(engine: Engine, load: LoadMethods, settings: ServerSettings, log: C
         return {view: _merged(method, settings.device) for view, method in load(engine, generation).items()}
 
     def encoder(methods: Mapping[str, Method]) -> Encoder:
-        batch = ON_CPU if settings.device.type == "cpu" else ON_GPU
+        batch = batch_size_on(settings.device)
         return Encoder(methods, batch=batch, workers=settings.encoders, on_batch=metrics.batches.observe)
 
     index = LiveIndex(

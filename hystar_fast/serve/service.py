@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may ask for.
+    """The most that a request may ask for.
 
     Attributes:
         body: bytes.

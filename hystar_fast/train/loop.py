@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch.optim import AdamW
 
 from hystar_fast.data.image_set import ImageSet
+from hystar_fast.data.read_ahead import read_ahead
 from hystar_fast.methods.device import on_device
 from hystar_fast.methods.interface import Method
 from hystar_fast.nn.losses import PairLoss
@@ -142,7 +142,7 @@ def fit(
     batches = _batches(
         lambda step: prepare(method, pairs, sampler.batch(step), recipe, step, world=world, device=device),
         range(state.step, recipe.steps),
-        read_ahead=not pairs.is_preloaded,
+        ahead=not pairs.is_preloaded,
     )
     try:
         while state.step < recipe.steps and not _out_of_patience(state, policy):
@@ -195,17 +195,9 @@ def _check_identity(identity: dict[str, Any], before: dict[str, Any], checkpoint
         raise ValueError(f"the run must be that of {checkpoint} to resume it, got {'; '.join(changed)}")
 
 
-def _batches(make: Callable[[int], Inputs], steps: range, *, read_ahead: bool) -> Generator[Inputs]:
-    """Yield the inputs of every step; with `read_ahead` a thread prepares the next inputs while a step runs."""
-    if not read_ahead:
-        yield from map(make, steps)
-        return
-    with ThreadPoolExecutor(1) as reader:
-        coming = [reader.submit(make, step) for step in steps[:1]]
-        for step in steps:
-            inputs = coming.pop().result()
-            coming += [reader.submit(make, following) for following in steps[step - steps.start + 1 :][:1]]
-            yield inputs
+def _batches(make: Callable[[int], Inputs], steps: range, *, ahead: bool) -> Generator[Inputs]:
+    """Yield the inputs of every step; with `ahead` a thread prepares the next inputs while a step runs."""
+    yield from read_ahead(make, steps, window=2, threads=1) if ahead else map(make, steps)
 
 
 def _validate_if_due(

@@ -10,7 +10,7 @@ Outcome: TypeAlias = Literal["passed", "refused", "failed"]
 
 @dataclass(frozen=True)
 class Row:
-    """What one case of a campaign gave.
+    """The outcome of one case of a campaign.
 
     Args:
         part: of the campaign, such as "zoo".

@@ -1,4 +1,4 @@
-"""What is particular to the local engine: its files, several processes, and disks that cannot be written."""
+"""Particulars of the local engine: its files, several processes, and disks that cannot be written."""
 
 from __future__ import annotations
 

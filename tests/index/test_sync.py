@@ -1,4 +1,4 @@
-"""What add and sync encode: as little as possible, and the index is always that of the files."""
+"""Pictures that add and sync encode: as little as possible, and the index is always that of the files."""
 
 from __future__ import annotations
 

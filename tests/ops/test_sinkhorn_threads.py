@@ -30,7 +30,7 @@ print(bool(hf.sinkhorn(cost[:, 5:], 0.1, 60, grad="none").isfinite().all()))
 
 @pytest.mark.parametrize(("batch", "threads"), [(1, 2), (1, 1), (3, 2)], ids=["team", "alone", "batch"])
 def test_memory_that_fails_in_a_thread_is_an_error_of_the_call(batch: int, threads: int, tmp_path: Path) -> None:
-    """In a team the members wait for each other; in a batch every thread solves its own problems."""
+    """The members of a team wait for each other; in a batch every thread solves its own problems."""
     library = tmp_path / "no_memory.so"
     subprocess.run(["g++", "-shared", "-fPIC", "-O1", str(SOURCE), "-o", str(library)], check=True)
     environment = os.environ | {"LD_PRELOAD": str(library), "NO_MEMORY_FOR": str(8 * N * WORDS_OF_A_ROW)}

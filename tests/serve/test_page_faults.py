@@ -1,4 +1,4 @@
-"""What the page does when the server is busy, slow, gone, or asks for a token."""
+"""The page when the server is busy, slow, gone, or asks for a token."""
 
 from __future__ import annotations
 
