@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from hystar_fast.data.images import Resize, least_side
 from hystar_fast.index.combine import Found, combined, softmax_offsets
 from hystar_fast.index.engine import Item
 from hystar_fast.index.where import Where
-from hystar_fast.serve.batches import Batches, Closed, Done
+from hystar_fast.serve.batches import Batches, Closed, Done, then
 from hystar_fast.serve.decoding import Decoder
 from hystar_fast.serve.encoder import Picture
 from hystar_fast.serve.live_index import Live, LiveIndex
@@ -26,6 +27,7 @@ from hystar_fast.serve.telemetry import Metrics
 from hystar_fast.terminal.console import printable
 
 _SEARCHES = 64  # queries of one search of the engine
+Key = TypeVar("Key")
 Result = TypeVar("Result")
 _Searched: TypeAlias = "tuple[Found, dict[str, Item]]"
 
@@ -43,6 +45,14 @@ class _Lane:
     k: int
     where: str | None
     needs_sum: bool
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """The pictures of a query for each view, and the milliseconds from its arrival until they were decoded."""
+
+    pictures: Mapping[str, Picture]
+    spent: float
 
 
 class Answerer:
@@ -86,16 +96,17 @@ class Answerer:
 
         async def answer(live: Live) -> dict[str, Any]:
             view = _view(live, fields.view)
-            encoded, _ = await self._encode(live, fields, [view], deadline)
-            vectors = {part: done.result.tolist() for part, done in encoded[view].items()}
+            encoded = await _results(self._encode(live, fields, [view], deadline)[1])
+            vectors = {part: done.result.tolist() for (_, part), done in encoded.items()}
             return {"stamp": live.stamps[view], "view": view, **vectors}
 
         return await self.with_live(answer, deadline)
 
     async def vectors(self, live: Live, views: list[str], data: bytes, deadline: float) -> dict[str, Tensor]:
         """Return view -> vector of a picture with its own style."""
-        encoded, _ = await self._encode(live, QueryFields.model_validate({"image": data}), views, deadline)
-        return {view: parts["image"].result for view, parts in encoded.items()}
+        fields = QueryFields.model_validate({"image": data})
+        encoded = await _results(self._encode(live, fields, views, deadline)[1])
+        return {view: done.result for (view, _), done in encoded.items()}
 
     async def style(self, data: bytes, name: str, deadline: float) -> dict[str, Any]:
         """Keep the style of a picture under a name, and return a `StyleAnswer`; raises as `search`."""
@@ -124,67 +135,75 @@ class Answerer:
     async def _answer(self, live: Live, fields: SearchFields, deadline: float) -> dict[str, Any]:
         view = _view(live, fields.view)
         views = [view, *(other for other in live.stamps if other != view)] if fields.compare else [view]
-        encoded, decode = await self._encode(live, fields, views, deadline)
-        start = time.monotonic()
-        lanes = {
-            name: _Lane(live.generation, name, fields.k, fields.where, fields.combine == "softmax") for name in views
-        }
-        queries = [(lanes[name], done.result) for name in views for done in encoded[name].values()]
-        waiting = [asyncio.wrap_future(self._searches.submit(*query, deadline)) for query in queries]
-        searched = await asyncio.gather(*waiting)
-        search = 1000 * (time.monotonic() - start)
-        results = iter(searched)
-        hits = {name: _hits({part: next(results) for part in encoded[name]}, fields.k) for name in views}
-        passes = [done for parts in encoded.values() for done in parts.values()]
+        decoding, encoding = self._encode(live, fields, views, deadline)
+        searching = {}
+        for (name, part), vector in encoding.items():
+            lane = _Lane(live.generation, name, fields.k, fields.where, fields.combine == "softmax")
+            searching[name, part] = then(vector, partial(self._submit, lane, deadline))
+        searched = await _results(searching)
+        passes = [vector.result() for vector in encoding.values()]
         timing = {
-            "decode": decode,
+            "decode": decoding.result().spent,
             "queue": max(done.queue for done in passes),
             "encode": max(done.work for done in passes),
-            "search": search,
+            "search": max(done.queue + done.work for done in searched.values()),
         }
         self._metrics.observe(timing)
+        hits = {
+            name: _hits({part: searched[of, part] for of, part in searched if of == name}, fields.k) for name in views
+        }
         answer: dict[str, Any] = {"stamp": live.stamps[view], "view": view, "hits": hits.pop(view)}
         if fields.compare:
             answer["compared"] = hits
         rounded = {step: round(spent, 2) for step, spent in timing.items()}
         return {**answer, "timing": {**rounded, "batch": max(done.batch for done in passes)}}
 
-    async def _encode(
+    def _submit(self, lane: _Lane, deadline: float, encoded: Done[Tensor]) -> Future[Done[_Searched]]:
+        return self._searches.submit(lane, encoded.result, deadline)
+
+    def _encode(
         self, live: Live, fields: QueryFields, views: list[str], deadline: float
-    ) -> tuple[dict[str, dict[str, Done[Tensor]]], float]:
-        """Return view -> part -> vector, and the milliseconds of decoding."""
-        start = time.monotonic()
+    ) -> tuple[Future[_Decoded], dict[tuple[str, str], Future[Done[Tensor]]]]:
+        """Start to decode and to encode; return (view, part) -> the future of its vector."""
         styles: Mapping[str, Tensor] = {}
         if fields.style is not None:
             _styled_view(live, views[0])
-            styles = await self._styles(live, fields.style, views)
+            if not isinstance(fields.style, bytes):
+                styles = self._named_style(live, fields.style, views)
         if fields.text is not None and not live.takes_words:
             raise Problem("invalid", "text must be left out: the model has no text encoder", field="text")
-        images = {}
-        if fields.image is not None:
-            images = await self.run(self._prepared, live, views, fields.image, "image")
-        decode = 1000 * (time.monotonic() - start)
-        waiting = {}
-        if fields.text is not None:
-            waiting["text"] = asyncio.wrap_future(live.encoder.words(fields.text, deadline))
-        for view, image in images.items():
-            picture = Picture(image, styles.get(view))
-            waiting[view] = asyncio.wrap_future(live.encoder.picture(view, picture, deadline))
-        done = dict(zip(waiting, await asyncio.gather(*waiting.values()), strict=True))
-        return {
-            view: {part: done[name] for part, name in (("image", view), ("text", "text")) if name in done}
-            for view in views
-        }, decode
+        decoding: Future[_Decoded] = Future()
+        encoding = {}
+        if fields.image is None:
+            decoding.set_result(_Decoded({}, 0.0))
+        else:
+            decoding = self.pool.submit(self._decode, live, fields, views, styles, time.monotonic())
+        words = None if fields.text is None else live.encoder.words(fields.text, deadline)
+        for view in views:
+            if fields.image is not None:
+                encoding[view, "image"] = then(decoding, partial(_submit_picture, live, view, deadline))
+            if words is not None:
+                encoding[view, "text"] = words
+        return decoding, encoding
 
-    async def _styles(self, live: Live, style: str | bytes, views: list[str]) -> Mapping[str, Tensor]:
-        """Return z, or the picture whose style is used, for each view that has a style input."""
-        styled = [view for view in views if view in live.takes_styles]
-        if isinstance(style, bytes):
-            return await self.run(self._prepared, live, styled, style, "style")
-        z = self.index.style(live, style)
+    def _named_style(self, live: Live, name: str, views: list[str]) -> Mapping[str, Tensor]:
+        """Return z for each view that has a style input."""
+        z = self.index.style(live, name)
         if z is None:
             raise Problem("invalid", "style must be the name of a registered style, see GET /v1/index", field="style")
-        return dict.fromkeys(styled, z)
+        return dict.fromkeys((view for view in views if view in live.takes_styles), z)
+
+    def _decode(
+        self, live: Live, fields: QueryFields, views: list[str], styles: Mapping[str, Tensor], start: float
+    ) -> _Decoded:
+        """Decode the picture, and that whose style is used, for each view."""
+        if isinstance(fields.style, bytes):
+            styled = [view for view in views if view in live.takes_styles]
+            styles = self._prepared(live, styled, fields.style, "style")
+        assert fields.image is not None
+        images = self._prepared(live, views, fields.image, "image")
+        pictures = {view: Picture(image, styles.get(view)) for view, image in images.items()}
+        return _Decoded(pictures, 1000 * (time.monotonic() - start))
 
     def _prepared(self, live: Live, views: list[str], data: bytes, field: str) -> dict[str, Tensor]:
         """Decode a picture and resize it for each view."""
@@ -219,6 +238,20 @@ class Answerer:
         items = engine.fetch(sorted({key for row in keys for key in row}))
         rows = zip(scores.tolist(), keys, offsets, strict=True)
         return [(Found(row, found, offset), items) for row, found, offset in rows]
+
+
+def _submit_picture(live: Live, view: str, deadline: float, decoded: _Decoded) -> Future[Done[Tensor]]:
+    return live.encoder.picture(view, decoded.pictures[view], deadline)
+
+
+async def _results(futures: Mapping[Key, Future[Result]]) -> dict[Key, Result]:
+    """Wait for futures of threads; if one fails or the caller is cancelled, all are cancelled."""
+    try:
+        return dict(zip(futures, await asyncio.gather(*map(asyncio.wrap_future, futures.values())), strict=True))
+    except BaseException:
+        for future in futures.values():
+            future.cancel()
+        raise
 
 
 def _hits(parts: Mapping[str, Done[_Searched]], k: int) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 Value = TypeVar("Value")
 Result = TypeVar("Result")
+Next = TypeVar("Next")
 
 
 class DeadlinePassed(Exception):
@@ -144,6 +145,46 @@ class Batches(Generic[Value, Result]):
                 entry.future.set_exception(result)
             else:
                 entry.future.set_result(Done(result, 1000 * (start - entry.entered), spent, len(entries)))
+
+
+def then(future: Future[Result], step: Callable[[Result], Future[Next]]) -> Future[Next]:
+    """Return the future of a second step, which the thread that ends the first one starts with its result.
+
+    An error of either step becomes that of the returned future; cancelling it cancels the step that is under way.
+    """
+    end: Future[Next] = Future()
+    running: list[Future[Any]] = [future]
+
+    def start(first: Future[Result]) -> None:
+        if end.cancelled():
+            return
+        try:
+            second = step(first.result())
+        except BaseException as error:  # CancelledError is one, too
+            _settle(end, error)
+            return
+        running[0] = second
+        second.add_done_callback(finish)
+        if end.cancelled():  # meanwhile
+            second.cancel()
+
+    def finish(second: Future[Next]) -> None:
+        try:
+            result = second.result()
+        except BaseException as error:
+            _settle(end, error)
+        else:
+            if end.set_running_or_notify_cancel():
+                end.set_result(result)
+
+    end.add_done_callback(lambda ended: running[0].cancel() if ended.cancelled() else None)
+    future.add_done_callback(start)
+    return end
+
+
+def _settle(future: Future[Any], error: BaseException) -> None:
+    if future.set_running_or_notify_cancel():
+        future.set_exception(error)
 
 
 def _is_wanted(entry: _Waiting) -> bool:

@@ -1,4 +1,4 @@
-"""Pass every request (Host, token, length), and give every answer an id, headers, a count and a line in the log."""
+"""Pass every request (Host, token, room, length), and give every answer an id, headers, a count and a line in the log."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ OPEN = ("/healthz", "/readyz")
 """Paths that tell nothing: any Host header, no token."""
 PROTECTED = ("/v1/", "/metrics")
 """Beginnings of the paths that need a token."""
+_WITH_BODIES = ("POST", "PUT")
 LARGEST_HEADERS = 16 * 1024  # bytes
 _RUN, _NUMBERS = secrets.token_hex(4), count()  # of the ids of requests
 _LINGER = 1.0  # seconds in which the rest of a refused body is thrown away, so that the client reads the answer
@@ -39,6 +40,8 @@ class Door:
     Attributes:
         app: the application.
         tokens, hosts: who may ask.
+        check_room: raises if no more queries can be answered; a request is refused here, before it is routed or its
+            body is read, as most of a flood is refused and what that costs is taken from those that are answered.
         metrics: gets a count and a time of every request.
         largest_body: in bytes.
         log: called with one line of JSON for every request.
@@ -47,6 +50,7 @@ class Door:
     app: App
     tokens: Tokens
     hosts: Hosts
+    check_room: Callable[[], None]
     metrics: Metrics
     largest_body: int
     log: Callable[[str], object]
@@ -75,6 +79,8 @@ class Door:
         scope["right"] = WRITE
         if path.startswith(PROTECTED):
             scope["right"] = self.tokens.right(headers.get("authorization", ""))
+            if scope["method"] in _WITH_BODIES:
+                self.check_room()
         if passage.length > self.largest_body:
             raise Problem("body_too_large", f"the body must have at most {self.largest_body} bytes")
 

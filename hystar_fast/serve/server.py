@@ -116,11 +116,12 @@ class Server:
             raise
         names = (*settings.allow_hosts, *(() if settings.host in ("0.0.0.0", "::") else (_named(settings.host),)))
         self.app = create_app(self.service)
-        door = Door(self.app, tokens, Hosts(names), self.service.metrics, settings.limits.body, log)
+        room, metrics = self.service.check_room, self.service.metrics
+        door = Door(self.app, tokens, Hosts(names), room, metrics, settings.limits.body, log)
         config = uvicorn.Config(
             door,
             http=_Protocol,
-            loop="asyncio",
+            loop="uvloop",
             ws="none",
             lifespan="off",
             log_config=None,

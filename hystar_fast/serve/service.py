@@ -111,8 +111,6 @@ class Service:
         """
         try:
             deadline = self._deadline(request)
-            if self._busy >= self.limits.queue:  # before its body is read
-                raise self._rejected()
             with self._body(request) as reading:
                 body = await reading
                 kind = request.headers.get("content-type", "")
@@ -134,6 +132,11 @@ class Service:
             raise Problem("forbidden", "the token must be one with the right to write")
         if changes_items and not self.allows_writes:
             raise Problem("forbidden", "the server must be started with --allow-writes to add or remove pictures")
+
+    def check_room(self) -> None:
+        """Raise Problem if no more queries can be answered now."""
+        if self._busy >= self.limits.queue:
+            raise self._rejected()
 
     def check_ready(self) -> None:
         """Raise Problem unless queries can be answered."""
