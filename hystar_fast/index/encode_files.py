@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hystar_fast.data.image_set import Skipped
-from hystar_fast.data.read_ahead import in_batches, read_ahead
+from hystar_fast.data.read_ahead import THREADS, in_batches, read_ahead
 from hystar_fast.index.compare_files import CONTENT
 from hystar_fast.index.engine import Engine, Item, key_of
 from hystar_fast.index.generation_methods import Encoder
@@ -57,7 +57,12 @@ class Loaded:
 
 
 def load_batches(
-    wanted: Sequence[tuple[File, str | None]], encoder: Encoder, skipped: list[Skipped], passed_over: dict[str, Any]
+    wanted: Sequence[tuple[File, str | None]],
+    encoder: Encoder,
+    skipped: list[Skipped],
+    passed_over: dict[str, Any],
+    *,
+    threads: int = THREADS,
 ) -> Iterator[list[Loaded]]:
     """Read files ahead and yield batches of those that can be decoded.
 
@@ -66,10 +71,12 @@ def load_batches(
         encoder: says how pictures are resized and how many are a batch.
         skipped: gets an entry for each file that cannot be read.
         passed_over: gets what `write_skipped` needs of each.
+        threads: that read.
     """
 
     def decoded() -> Iterator[Loaded]:
-        reads = read_ahead(lambda entry: _load(*entry, encoder), wanted, window=2 * encoder.batch_size)
+        window = 2 * encoder.batch_size
+        reads = read_ahead(lambda entry: _load(*entry, encoder), wanted, window=window, threads=threads)
         for (file, _), loaded in zip(wanted, reads, strict=True):
             if isinstance(loaded, Skipped):
                 skipped.append(loaded)
