@@ -35,7 +35,7 @@ _ASKS_ABOVE = 100  # pictures
 @contextmanager
 def counted(console: Console, name: str) -> Iterator[Callable[[int, int], None]]:
     """Show progress while a block runs; give the function that it calls with the pictures done and their total."""
-    with Progress(console, transient=True) as progress:
+    with Progress(console, transient=True, unit="pictures") as progress:
         task = progress.add_task(name, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

@@ -38,7 +38,7 @@ def add(
         open_encoder: called if something must be encoded.
         checksum: read every file, although its size and time of change are known.
         described: captions and attributes.
-        progress: called after every batch with the pictures done and their total.
+        progress: called after every batch with the pictures done, the unreadable ones too, and their total.
 
     Raises:
         ValueError: a place does not exist, or the model is another than that of the index (StampMismatch).
@@ -91,7 +91,9 @@ def _apply(
             encode_batch(engine, settings, encoder, batch, described, report)
             done += len(batch)
             if progress is not None:
-                progress(done, len(wanted))
+                progress(done + len(passed_over), len(wanted))
+        if progress is not None:
+            progress(len(wanted), len(wanted))
     if gone:
         engine.remove([key_of(item) for item in changes.removed])
         report.removed = len(gone) - report.moved
