@@ -28,6 +28,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "hystar-fast index add runs/index DIR/photos more.jpg",
         "hystar-fast index add runs/index DIR/photos --attributes about.jsonl",
     ),
+    "index load": ("hystar-fast index load runs/index shards",),
     "index sync": ("hystar-fast index sync runs/index", "hystar-fast index sync runs/index --dry-run"),
     "index remove": (
         "hystar-fast index remove runs/index --id a.jpg --id b.jpg",
@@ -62,6 +63,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "embed": (
         "hystar-fast embed DIR/photos",
         "hystar-fast embed DIR/photos --adapter runs/mine/adapter --output runs/mine",
+        "torchrun --nproc_per_node 2 --no-python hystar-fast embed DIR/photos --shards shards",
     ),
     "experiments": ("hystar-fast experiments compare", "hystar-fast experiments reproduce table4"),
     "experiments tune": ("hystar-fast experiments tune --set training.steps=60",),

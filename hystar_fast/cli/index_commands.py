@@ -70,7 +70,8 @@ def create(
 def add(
     name: Name,
     sources: Annotated[
-        list[Path], typer.Argument(metavar="SOURCE", help="Folders, pictures, or lists (.txt, a path on each line).")
+        list[Path],
+        typer.Argument(metavar="SOURCE", help="Folders, pictures, tars, or lists (.txt, a path on each line)."),
     ],
     attributes: Annotated[
         Path | None,
@@ -84,6 +85,21 @@ def add(
     from hystar_fast.cli.index_work import run_add
 
     report = run_add(name, sources, attributes, create_console(stderr=as_json), checksum=checksum, device=device)
+    if as_json:
+        print_json(report)
+
+
+@app.command(epilog=examples("index load"))
+@clear_errors(stopped=_CONTINUE, index="NAME")
+def load(
+    name: Name,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of `hystar-fast embed --shards`.")],
+    as_json: Json = False,
+) -> None:
+    """Load shards that many processes made; an index that is not there is made with the adapter beside them."""
+    from hystar_fast.cli.shards_command import run_load
+
+    report = run_load(name, out, create_console(stderr=as_json))
     if as_json:
         print_json(report)
 

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def run_add(
         with counted(console, "add") as progress:
             encoder = encoder_of(engine, where)
             report = add(engine, sources, encoder, checksum=checksum, described=described, progress=progress)
-        return _show(engine, report, console, start)
+        return show_report(engine, report, console, start)
 
 
 def run_sync(name: str, console: Console, *, checksum: bool, dry_run: bool, device: str) -> dict[str, Any]:
@@ -88,11 +88,12 @@ def run_sync(name: str, console: Console, *, checksum: bool, dry_run: bool, devi
             return counts
         with counted(console, "sync") as progress:
             report = sync(engine, encoder_of(engine, where), checksum=checksum, progress=progress)
-        return _show(engine, report, console, start)
+        return show_report(engine, report, console, start)
 
 
-def _show(engine: Engine, report: Report, console: Console, start: float) -> dict[str, Any]:
-    counts = {word: value for word, value in asdict(report).items() if word != "skipped"}
+def show_report(engine: Engine, report: Report, console: Console, start: float) -> dict[str, Any]:
+    """Print what was done since `start` (of `time.perf_counter`), and return the counts."""
+    counts = {entry.name: getattr(report, entry.name) for entry in fields(Report) if entry.name != "skipped"}
     counts["skipped"] = len(report.skipped)
     console.print(", ".join(f"{n} {word}" for word, n in counts.items() if n) or "nothing to do")
     _say_skipped(report.skipped, console)
