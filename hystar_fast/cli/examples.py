@@ -37,6 +37,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "index search": (
         "hystar-fast index search runs/index --query a.png --text 'a red heart'",
         "hystar-fast index search runs/index --query a.png --where 'year=2024'",
+        "hystar-fast index search --server http://localhost:8000 --query a.png",
     ),
     "index reembed": ("hystar-fast index reembed runs/index --adapter runs/mine/adapter",),
     "index switch": ("hystar-fast index switch runs/index",),
