@@ -43,6 +43,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "index switch": ("hystar-fast index switch runs/index",),
     "index drop": ("hystar-fast index drop runs/index 1",),
     "index info": ("hystar-fast index info runs/index",),
+    "index accelerate": ("hystar-fast index accelerate runs/index", "hystar-fast index accelerate runs/index --off"),
     "index verify": ("hystar-fast index verify runs/index",),
     "index move": ("hystar-fast index move runs/index /mnt/old/photos /mnt/new/photos",),
     "serve": (

@@ -226,6 +226,18 @@ def info(name: Name, as_json: Json = False) -> None:
         print_json(found)
 
 
+@app.command(epilog=examples("index accelerate"))
+@clear_errors(index="NAME")
+def accelerate(
+    name: Name,
+    off: Annotated[bool, typer.Option("--off", help="Search exactly again.")] = False,
+) -> None:
+    """Build a graph for approximate search, above a million pictures (needs the extra ann)."""
+    from hystar_fast.cli.index_work import run_accelerate
+
+    run_accelerate(name, create_console(), off=off)
+
+
 @app.command(epilog=examples("index verify"))
 @clear_errors(index="NAME")
 def verify(

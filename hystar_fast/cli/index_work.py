@@ -226,6 +226,19 @@ def run_verify(name: str, console: Console, *, repair: bool) -> bool:
         return not engine.verify()
 
 
+def run_accelerate(name: str, console: Console, *, off: bool) -> None:
+    """Build the graphs of the live generation of a local index, or remove all graphs."""
+    engine = LocalEngine(folder_of_uri(name))
+    with engine:
+        if off:
+            console.print(f"removed {engine.graphs.drop()} graphs; every search of {name} is exact")
+            return
+        for view in engine.stamps():
+            with counted(console, f"graph of {view}") as progress:
+                engine.build_graph(view, progress)
+        console.print(f"{name} is searched by a graph of {engine.count()} pictures; build it again after many changes")
+
+
 def run_move(name: str, old: str, new: Path, console: Console) -> None:
     """Change the folder of a source."""
     if not new.is_dir():

@@ -103,6 +103,7 @@ def _shown(console: Console) -> Iterator[Callable[[State], None] | None]:
 
         def show(state: State) -> None:
             rates = [f"{process} {rate:.1f}/s" for process, rate in state.rates.items()]
+            rates += [f"{process} silent for {seconds:.0f} s" for process, seconds in state.silent.items()]
             rest = f" and {len(rates) - _SHOWN} more" if len(rates) > _SHOWN else ""
             skipped = f", {state.skipped} skipped" if state.skipped else ""
             each = f" ({', '.join(rates[:_SHOWN])}{rest})" if rates else ""

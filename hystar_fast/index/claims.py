@@ -31,12 +31,16 @@ _WIDTH = 400  # bytes of a claim, so that a rewrite covers all of it
 
 @dataclass(frozen=True)
 class Holder:
-    """What a claim says: the process that holds it, and how many pictures it has done in how many seconds."""
+    """What a claim says: the process that holds it, and how many pictures it has done in how many seconds.
+
+    `silent` is how many seconds ago the watcher saw it change.
+    """
 
     name: str
     process: str
     done: int
     seconds: float
+    silent: float
 
 
 class Claim:
@@ -110,12 +114,13 @@ class Claims:
             OSError: the folder cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        last = self._last()
-        for name in names:
-            number = last.get(name, -1)
-            if number >= 0 and not self._is_dead(f"{name}.{number}"):
+        last, wanted = self._last(), [*names]
+        # all are looked at, so that a dead one is known before its turn comes
+        living = {name for name in wanted if name in last and not self._is_dead(f"{name}.{last[name]}")}
+        for name in wanted:
+            if name in living:
                 continue
-            place = self.folder / f"{name}.{number + 1}"
+            place = self.folder / f"{name}.{last.get(name, -1) + 1}"
             with contextlib.suppress(FileExistsError):
                 handle = os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
                 return Claim(place, name, handle, self.beat)
@@ -126,8 +131,10 @@ class Claims:
         found = []
         for name, number in self._last().items():
             try:
-                content = json.loads((self.folder / f"{name}.{number}").read_bytes())
-                found.append(Holder(name, str(content["process"]), int(content["done"]), float(content["seconds"])))
+                content = (self.folder / f"{name}.{number}").read_bytes()
+                said = json.loads(content)
+                counts = (int(said["done"]), float(said["seconds"]), self._silence(f"{name}.{number}", content))
+                found.append(Holder(name, str(said["process"]), *counts))
             except (OSError, ValueError, KeyError, TypeError):  # released or being written
                 continue
         return found
@@ -143,17 +150,21 @@ class Claims:
         return found
 
     def _is_dead(self, entry: str) -> bool:
-        now = time.monotonic()
         try:
             content = (self.folder / entry).read_bytes()
         except FileNotFoundError:  # released
             self._seen.pop(entry, None)
             return False
+        return self._silence(entry, content) >= self.stolen_after
+
+    def _silence(self, entry: str, content: bytes) -> float:
+        """Return for how many seconds a claim has had its content, as far as this process has seen."""
+        now = time.monotonic()
         earlier = self._seen.get(entry)
         if earlier is None or earlier[0] != content:
             self._seen[entry] = content, now
-            return False
-        return now - earlier[1] >= self.stolen_after
+            return 0.0
+        return now - earlier[1]
 
 
 def process_name() -> str:

@@ -80,6 +80,17 @@ def test_the_claim_of_a_dead_holder_is_stolen_by_one_process_alone(tmp_path):
     assert [*(tmp_path / "claims").iterdir()] == [], "the claim of the dead goes with that of its heir"
 
 
+def test_a_death_is_known_although_there_was_other_work(tmp_path):
+    mine, other = claims(tmp_path), claims(tmp_path)
+    dead = taken(mine, "b")
+    dead.__enter__()
+    die(dead)
+    with taken(other, "a", "b"):
+        time.sleep(1.2 * STOLEN)
+    with taken(other, "b"):
+        pass
+
+
 def test_a_heartbeat_of_any_date_is_a_heartbeat(tmp_path):
     """The clock of the holder's machine may be years off, and may run backwards."""
     mine, other = claims(tmp_path), claims(tmp_path)

@@ -13,13 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from hystar_fast.index import shard_timeline
-from hystar_fast.index.claims import Claims
+from hystar_fast.index.claims import Claims, Holder
 from hystar_fast.index.embed_shards import CLAIMS, agree_on_plan, embed_shards
 from hystar_fast.index.generation_methods import Made
 from hystar_fast.index.load_shards import Loaded, load_shards, plan_in
 from hystar_fast.index.shard_files import Header, ShardFolder, shard_path
 from hystar_fast.index.shard_plan import Plan, Source, read_plan
-from hystar_fast.index.shard_progress import State
+from hystar_fast.index.shard_progress import SILENT, State, state_of_work
 from hystar_fast.index.stamp import Stamp, StampMismatch
 from hystar_fast.methods.pixels import Pixels
 from tests.support import picture_trees as trees
@@ -270,6 +270,19 @@ def test_pictures_that_go_while_they_are_embedded_are_no_skipped_files(corpus, t
     with pytest.raises(ValueError, match=r"SOURCE must hold the pictures of"):
         embed_shards(plan, tmp_path / "unmounted", corpus.out, lambda: encoder, corpus.claims)
     assert corpus.headers() == {} and not [*(corpus.out / CLAIMS).iterdir()], "others need not wait"
+
+
+def test_a_process_that_may_be_dead_is_shown_apart_from_those_that_work():
+    headers = {0: Header("", 0, "a:1", 100.0, 110.0, 30, 0, 30)}
+    holders = [
+        Holder("shard-000001", "a:1", 0, 0.5, 0.1),
+        Holder("shard-000002", "b:2", 10, 4.0, 1.0),
+        Holder("shard-000003", "c:3", 5, 1.0, SILENT + 1),
+        Holder("plan", "d:4", 0, 0.1, 0.0),
+    ]
+    state = state_of_work(dict.fromkeys(range(5), 30), {1, 2, 3, 4}, headers, holders)
+    assert (state.done, state.total) == (45, 150)
+    assert state.rates == {"a:1": 3.0, "b:2": 2.5} and state.silent == {"c:3": SILENT + 1}
 
 
 def runs() -> Iterator[Header]:
