@@ -129,6 +129,11 @@ def _say_end(plan: Plan, out: Path, before: dict[int, Header], console: Console)
         first = f"{shard.left[0].path}: {shard.left[0].reason}"
         console.print(f"skipped {sum(header.skipped for header in left)} pictures, the first: {first}")
         console.print("--retry-skipped tries these again")
+    lost = plan.count - len(headers)
+    if lost:
+        console.print(f"{lost} of {plan.count} shards are missing: the same command without --retry-skipped makes them")
+    if not headers:
+        return
     pictures = sum(header.pictures for header in headers.values())
     console.print(f"{out} holds {pictures} pictures in {len(headers)} shards; {draw_timeline(headers.values(), out)}")
     console.print(f"next: hystar-fast index load NAME {out}")

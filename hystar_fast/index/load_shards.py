@@ -75,7 +75,7 @@ def load_shards(
     total = sum(header.pictures for header in headers.values())
     done = 0
     passed_over: dict[str, Any] = {}
-    for number, header in sorted(headers.items()):
+    for number, header in headers.items():
         _, shard = read_shard(out, number, plan)
         for entry in shard.left:
             path = joined(below, entry.path)

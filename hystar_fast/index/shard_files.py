@@ -172,7 +172,7 @@ class ShardFolder:
                 header = self._held[number][1]
                 if header is not None and (header.plan, header.number) == (self.plan.sha256, number):
                     found[number] = header
-        return found
+        return dict(sorted(found.items()))
 
     def _header(self, path: str) -> Header | None:
         try:

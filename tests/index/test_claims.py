@@ -122,6 +122,16 @@ def test_a_holder_that_only_slept_takes_nothing_from_its_heir(tmp_path):
         assert claims(tmp_path).take(["a"]) is None, "that of the heir stands"
 
 
+def test_of_two_that_see_a_free_piece_one_gets_it(tmp_path, monkeypatch):
+    """Both have listed the folder before either created a file in it; a network file system may show an old list."""
+    mine, other = claims(tmp_path), claims(tmp_path)
+    monkeypatch.setattr(Claims, "_last", lambda self: {})
+    with taken(mine, "a"):
+        assert other.take(["a"]) is None
+        with taken(other, "a", "b") as second:
+            assert second.name == "b"
+
+
 def test_a_claim_that_cannot_be_read_yet_is_one(tmp_path):
     """Its holder has created the file, and has not written into it."""
     mine, other = claims(tmp_path), claims(tmp_path)
