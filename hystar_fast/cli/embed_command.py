@@ -33,7 +33,8 @@ def run_embed(
     """
     if not folder.is_dir():
         raise ValueError(
-            f"SOURCE must be a folder of pictures, but {folder} does not exist or is not a folder; tars need --shards"
+            f"SOURCE must be a folder of pictures, but {folder} does not exist or is not a folder; tars go into an "
+            "index with `hystar-fast index add`"
         )
     with lock_folder(output):
         start = time.perf_counter()

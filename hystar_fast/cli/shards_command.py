@@ -163,6 +163,11 @@ def run_load(name: str, out: Path, console: Console) -> dict[str, Any]:
                 f"{out}`, then load again"
             )
         counts = show_report(engine, report, console, start)
+        if not plan.source.folder.is_dir():
+            console.print(
+                f"the pictures were in {plan.source.folder}, which is not there: `hystar-fast index move {name} "
+                f"{plan.source.folder} NEW` says where they are"
+            )
     return {**counts, "shards": report.shards, "missing_shards": len(report.missing)}
 
 

@@ -22,12 +22,12 @@ from hystar_fast.index.sources import File, file_of, joined, source_for
 from hystar_fast.index.stamp import check_stamps
 
 LOADED = "loaded"
-"""The entry of the settings with the shards that an index has: plan -> number -> checksum."""
-_SHOWN = 16  # digits of a hash
+"""The entry of the settings with the shards that an index has: plan -> tries of each shard, 0 if it is not loaded."""
+_DIGITS = 16  # of the hash of a plan
 
 
 @dataclass
-class Loaded(Report):
+class LoadReport(Report):
     """A report, with the shards that were loaded, those that the index had already, and those that are not there."""
 
     shards: int = 0
@@ -49,7 +49,7 @@ def plan_in(out: Path) -> Plan:
 
 def load_shards(
     engine: Engine, out: Path, plan: Plan, *, progress: Callable[[int, int], object] | None = None
-) -> Loaded:
+) -> LoadReport:
     """Write the shards of a plan into the live generation of an index.
 
     The index remembers each shard when all of it is written, so that a call after a kill goes on. A shard whose skipped
@@ -69,22 +69,26 @@ def load_shards(
     check_stamps(engine.stamps(), plan.stamps, engine.uri)
     source, folder, below = source_for(engine, plan.source.folder, whole=plan.source.whole, tars=plan.source.tars)
     headers = ShardFolder(out, plan).headers()
-    name = plan.sha256[:_SHOWN]
-    known = _known(engine, name)
-    report = Loaded(missing=[number for number in range(plan.count) if number not in headers])
+    name = plan.sha256[:_DIGITS]
+    known = [*engine.settings().get(LOADED, {}).get(name, [0] * plan.count)]
+    report = LoadReport(missing=[number for number in range(plan.count) if number not in headers])
     total = sum(header.pictures for header in headers.values())
     done = 0
     passed_over: dict[str, Any] = {}
     for number, header in headers.items():
+        is_known = known[number] >= header.tries
+        if is_known:
+            report.known += 1
+            done += header.pictures
+            if not header.skipped:
+                continue
         _, shard = read_shard(out, number, plan)
         for entry in shard.left:
             path = joined(below, entry.path)
             values = (path, entry.reason, entry.size, entry.mtime_ns)
             passed_over[os.path.join(folder, path)] = dict(zip(FIELDS, values, strict=True))
             report.skipped.append(Skipped(path, entry.reason))
-        if known.get(str(number)) == shard.sha256[:_SHOWN]:
-            report.known += 1
-            done += header.pictures
+        if is_known:
             continue
         for places in in_batches(range(len(shard.rows)), LARGEST_BATCH):
             rows = [replace(shard.rows[place], path=joined(below, shard.rows[place].path)) for place in places]
@@ -94,16 +98,12 @@ def load_shards(
             if progress is not None:
                 progress(done, total)
         report.shards += 1
-        known[str(number)] = shard.sha256[:_SHOWN]
+        known[number] = header.tries
         settings = engine.settings()
         engine.put_settings({**settings, LOADED: {**settings.get(LOADED, {}), name: known}})
     report.skipped += [Skipped(joined(below, entry.path), entry.reason) for entry in plan.skipped]
     write_skipped(engine, passed_over)
     return report
-
-
-def _known(engine: Engine, plan: str) -> dict[str, str]:
-    return dict(engine.settings().get(LOADED, {}).get(plan, {}))
 
 
 def _load(
@@ -112,7 +112,7 @@ def _load(
     folder: Path,
     rows: Sequence[Row],
     vectors: Mapping[str, torch.Tensor],
-    report: Report,
+    report: LoadReport,
 ) -> None:
     """Write those of some rows that the index does not have, in one transaction."""
     settings = engine.settings()

@@ -85,13 +85,11 @@ class Shard:
         rows: its pictures.
         left: files that could not be read.
         vectors: view -> unit vectors [n, D] of the pictures.
-        sha256: of all of it.
     """
 
     rows: Sequence[Row]
     left: Sequence[Left]
     vectors: Mapping[str, Tensor]
-    sha256: str = ""
 
 
 def shard_path(out: Path, number: int) -> Path:
@@ -130,7 +128,7 @@ def read_shard(out: Path, number: int, plan: Plan) -> tuple[Header, Shard]:
             raise ValueError("it belongs to another plan")
         rows = parse_json(content.numpy().tobytes().decode())
         found = [Row(*row) for row in rows["rows"]], [Left(*entry) for entry in rows["left"]]
-        return header, Shard(*found, {view: tensors[view] for view in plan.stamps}, metadata["sha256"])
+        return header, Shard(*found, {view: tensors[view] for view in plan.stamps})
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged: {error}; remove it, and embed it again with `hystar-fast embed --shards`"

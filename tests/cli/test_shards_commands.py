@@ -128,6 +128,16 @@ def test_missing_shards_are_named(here, shards):
     assert "1 of 3 shards are missing: make them with `hystar-fast embed --shards part`, then load again" in shown
 
 
+def test_where_the_pictures_are_can_be_said_later(here):
+    trees.picture(here / "there" / "0.png")
+    output("embed", "there", "--shards", "far", "--adapter", "adapter-0")
+    (here / "there").rename(here / "mounted")
+    shown = output("index", "load", "w", "far")
+    assert f"`hystar-fast index move w {here}/there NEW` says where they are" in shown
+    output("index", "move", "w", here / "there", "mounted")
+    assert "1 unchanged" in output("index", "sync", "w")
+
+
 def test_wrong_arguments_are_refused_in_one_line(here, shards):
     message = refused("embed", "pics", "--shards", shards, "--with-frozen", "--adapter", "adapter-5")
     assert "plan.json must have vectors of one model, got tensors_sha256" in message

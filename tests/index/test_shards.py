@@ -16,7 +16,7 @@ from hystar_fast.index import shard_timeline
 from hystar_fast.index.claims import Claims, Holder
 from hystar_fast.index.embed_shards import CLAIMS, agree_on_plan, embed_shards
 from hystar_fast.index.generation_methods import Made
-from hystar_fast.index.load_shards import Loaded, load_shards, plan_in
+from hystar_fast.index.load_shards import LoadReport, load_shards, plan_in
 from hystar_fast.index.shard_files import Header, ShardFolder, shard_path
 from hystar_fast.index.shard_plan import Plan, Source, read_plan
 from hystar_fast.index.shard_progress import SILENT, State, state_of_work
@@ -50,7 +50,7 @@ class Corpus:
         embed_shards(plan, folder, self.out, lambda: encoder, self.claims, progress=self.states.append, **options)
         return sorted(names)
 
-    def load(self, library: Library) -> Loaded:
+    def load(self, library: Library) -> LoadReport:
         return load_shards(library.engine, self.out, plan_in(self.out))
 
     def headers(self) -> dict[int, Header]:

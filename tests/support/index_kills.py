@@ -13,7 +13,7 @@ import torch
 from hystar_fast.index.claims import Claims
 from hystar_fast.index.embed_shards import CLAIMS, agree_on_plan, embed_shards
 from hystar_fast.index.generation_methods import Made
-from hystar_fast.index.load_shards import Loaded, load_shards, plan_in
+from hystar_fast.index.load_shards import LoadReport, load_shards, plan_in
 from hystar_fast.index.local import LocalEngine
 from hystar_fast.index.reembed import fill_generation
 from hystar_fast.index.sync import add, sync
@@ -85,7 +85,7 @@ def embed_into_shards(out: Path, pictures: Path, log: Path, retry_skipped: bool 
     embed_shards(plan, pictures, out, lambda: encoder(log), claims, retry_skipped=retry_skipped)
 
 
-def load_all(folder: Path, out: Path) -> Loaded:
+def load_all(folder: Path, out: Path) -> LoadReport:
     """Load shards into an index, which is made if it is not there."""
     try:
         engine = LocalEngine(folder)
