@@ -65,7 +65,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "embed": (
         "hystar-fast embed DIR/photos",
         "hystar-fast embed DIR/photos --adapter runs/mine/adapter --output runs/mine",
-        "torchrun --nproc_per_node 2 --no-python hystar-fast embed DIR/photos --shards shards",
+        "torchrun --nproc_per_node 2 --no-python hystar-fast embed DIR --shards OUT",
     ),
     "experiments": ("hystar-fast experiments compare", "hystar-fast experiments reproduce table4"),
     "experiments tune": ("hystar-fast experiments tune --set training.steps=60",),

@@ -59,6 +59,7 @@ def check_as_exact(engine: LocalEngine, queries: Tensor, k: int) -> None:
     assert keys == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "least"), [("clusters", 0.999), ("random", 0.95)])
 def test_recall_among_20000_with_exact_scores_in_order(kind, least):
     generator = torch.Generator().manual_seed(3)
