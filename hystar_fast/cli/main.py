@@ -343,6 +343,8 @@ def embed(
         alone = next((name for name, value in given.items() if value), None)
         if alone is not None:
             raise ValueError(f"{alone} must be left out unless --shards is given")
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise ValueError("--shards must be given under torchrun, whose processes cannot write one index")
         from hystar_fast.cli.embed_command import run_embed
 
         console = create_console()

@@ -58,9 +58,12 @@ def agree_on_plan(
         shard_size: pictures a shard; by default that of the plan, or `SHARD_SIZE`.
 
     Raises:
-        ValueError: the plan is for other pictures, another model (StampMismatch) or another size; or it is damaged.
+        ValueError: the plan is for other pictures, another model (StampMismatch) or another size; or it is damaged; or
+            `out` lies in the folder of the pictures.
     """
     source = Source.of(place)
+    if source.whole and out.resolve().is_relative_to(source.folder):
+        raise ValueError(f"shards must lie outside of {source.folder}, whose pictures are embedded, got {out}")
     out.mkdir(parents=True, exist_ok=True)
     while (plan := read_plan(out)) is None:
         claim = claims.take(["plan"])
@@ -69,8 +72,7 @@ def agree_on_plan(
             continue
         with claim:
             if read_plan(out) is None:
-                made = save(out)
-                write_plan(place, out, shard_size=shard_size or SHARD_SIZE, stamps=made.stamps, notes=made.notes)
+                write_plan(place, out, save, shard_size=shard_size or SHARD_SIZE)
     check_stamps(plan.stamps, stamps, str(out / PLAN_FILE))
     if shard_size not in (None, plan.shard_size):
         raise ValueError(f"shard_size must be that of {out / PLAN_FILE}, {plan.shard_size}, got {shard_size}")

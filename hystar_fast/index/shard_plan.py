@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from hystar_fast.data.flat_folders import gallery_of_sketches
 from hystar_fast.data.image_set import Skipped
 from hystar_fast.data.tar_files import TAR_SUFFIX
 from hystar_fast.data.whole_files import opened_json, sealed_json, write_whole
+from hystar_fast.index.generation_methods import Made
 from hystar_fast.index.picture_files import state_of
 from hystar_fast.index.sources import File, Found, holds_tars, list_source, list_tars
 from hystar_fast.index.stamp import Stamp
@@ -107,10 +108,14 @@ class Plan:
             )
 
 
-def write_plan(
-    place: Path, out: Path, *, shard_size: int, stamps: Mapping[str, Stamp], notes: Mapping[str, Any]
-) -> None:
+def write_plan(place: Path, out: Path, save: Callable[[Path], Made], *, shard_size: int) -> None:
     """List the pictures of a source and write the plan, whole or not at all.
+
+    Args:
+        place: see `Source.of`.
+        out: the folder of the shards.
+        save: writes the adapter into `out`, see `save_generation`.
+        shard_size: pictures a shard.
 
     Raises:
         ValueError: there is no picture, or the source cannot be read.
@@ -119,14 +124,15 @@ def write_plan(
     found = _listed(place, source)
     if not found.files:
         raise ValueError(f"SOURCE must hold pictures, but {place} holds none")
+    made = save(out)
     content = {
         "format": _FORMAT,
         "folder": str(source.folder),
         "whole": source.whole,
         "tars": source.tars,
         "shard_size": shard_size,
-        "stamps": [[view, dict(stamp.values)] for view, stamp in stamps.items()],
-        "notes": dict(notes),
+        "stamps": [[view, dict(stamp.values)] for view, stamp in made.stamps.items()],
+        "notes": dict(made.notes),
         "paths": [file.path for file in found.files],
         "captions": {file.path: file.caption for file in found.files if file.caption},
         "skipped": [[entry.path, entry.reason] for entry in found.skipped],

@@ -138,7 +138,7 @@ def test_where_the_pictures_are_can_be_said_later(here):
     assert "1 unchanged" in output("index", "sync", "w")
 
 
-def test_wrong_arguments_are_refused_in_one_line(here, shards):
+def test_wrong_arguments_are_refused_in_one_line(here, shards, monkeypatch):
     message = refused("embed", "pics", "--shards", shards, "--with-frozen", "--adapter", "adapter-5")
     assert "plan.json must have vectors of one model, got tensors_sha256" in message
     wrong = ("embed", "pics", "--shards", shards, "--with-frozen", "--adapter", "adapter-0", "--shard-size", 7)
@@ -154,7 +154,11 @@ def test_wrong_arguments_are_refused_in_one_line(here, shards):
     assert "OUT must be a folder that `hystar-fast embed --shards` wrote, got pics" in refused(
         "index", "load", "new", "pics"
     )
-    assert not (here / "new" / "plan.json").exists()
+    assert "--shards must lie outside of" in refused("embed", "pics", "--shards", "pics/new")
+    assert not (here / "new" / "plan.json").exists() and not (here / "pics" / "new").exists()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "--shards must be given under torchrun" in refused("embed", "pics", "--output", "index")
+    assert not (here / "index").exists() and not (here / "new" / "adapter").exists()
 
 
 def test_torchrun_divides_the_cores_of_the_machine(monkeypatch):
