@@ -47,7 +47,35 @@ MUTANTS = [
         "hystar_fast/index/memory.py",
         "tests/index/test_memory.py",
         ties_of_the_last_place_in_any_order=("(best[:, k - 1] == best[:, k]) &", "(best[:, k - 1] < best[:, k]) &"),
-        removed_vectors_are_found=("found.masked_fill_(self.masked[start : start + count], -torch.inf)", "pass"),
+        removed_vectors_are_found=("found.masked_fill_(self.masked[start : begin + len(block)], -torch.inf)", "pass"),
+    ),
+    *_of(
+        "hystar_fast/index/claims.py",
+        "tests/index/test_claims.py",
+        dead_holders_keep_their_claims=("return self._silence(entry, content) >= self.stolen_after", "return False"),
+        changes_of_a_claim_are_not_seen=("if earlier is None or earlier[0] != content:", "if earlier is None:"),
+        two_processes_make_one_claim=("os.O_RDWR | os.O_CREAT | os.O_EXCL |", "os.O_RDWR | os.O_CREAT |"),
+    ),
+    *_of(
+        "hystar_fast/index/load_shards.py",
+        "tests/index/test_shards.py",
+        shards_of_another_model_are_loaded=("check_stamps(engine.stamps(), plan.stamps, engine.uri)", "pass"),
+        newer_pictures_are_replaced=("old.sha256 == row.sha256 or _is_current(settings, old):", "False:"),
+        loaded_shards_are_not_remembered=("known[number] = header.tries", "pass"),
+    ),
+    *_of(
+        "hystar_fast/index/shard_files.py",
+        "tests/index/test_shards.py",
+        damaged_shards_are_loaded=('if metadata["sha256"] != _sha256(', 'if "" == _sha256('),
+    ),
+    *_of(
+        "hystar_fast/index/local_graph.py",
+        "tests/index/test_local_graph.py",
+        removals_leave_too_few=("if len(order) < wanted:", "if False:"),
+        later_vectors_are_not_searched=(
+            "matrix.search(queries, k, first=first)",
+            "matrix.search(queries, k, first=matrix.size)",
+        ),
     ),
     *_of(
         "hystar_fast/index/local_vectors.py",

@@ -32,7 +32,10 @@ def run_embed(
         ValueError: an option is wrong, or the output holds the index of another folder and `overwrite` is false.
     """
     if not folder.is_dir():
-        raise ValueError(f"FOLDER must be a folder of pictures, but {folder} does not exist or is not a folder")
+        raise ValueError(
+            f"SOURCE must be a folder of pictures, but {folder} does not exist or is not a folder; tars go into an "
+            "index with `hystar-fast index add`"
+        )
     with lock_folder(output):
         start = time.perf_counter()
         gallery = gallery_of_sketches(folder)

@@ -28,6 +28,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "hystar-fast index add runs/index DIR/photos more.jpg",
         "hystar-fast index add runs/index DIR/photos --attributes about.jsonl",
     ),
+    "index load": ("hystar-fast index load runs/index shards",),
     "index sync": ("hystar-fast index sync runs/index", "hystar-fast index sync runs/index --dry-run"),
     "index remove": (
         "hystar-fast index remove runs/index --id a.jpg --id b.jpg",
@@ -36,11 +37,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "index search": (
         "hystar-fast index search runs/index --query a.png --text 'a red heart'",
         "hystar-fast index search runs/index --query a.png --where 'year=2024'",
+        "hystar-fast index search --server http://localhost:8000 --query a.png",
     ),
     "index reembed": ("hystar-fast index reembed runs/index --adapter runs/mine/adapter",),
     "index switch": ("hystar-fast index switch runs/index",),
     "index drop": ("hystar-fast index drop runs/index 1",),
     "index info": ("hystar-fast index info runs/index",),
+    "index accelerate": ("hystar-fast index accelerate runs/index", "hystar-fast index accelerate runs/index --off"),
     "index verify": ("hystar-fast index verify runs/index",),
     "index move": ("hystar-fast index move runs/index /mnt/old/photos /mnt/new/photos",),
     "serve": (
@@ -62,6 +65,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "embed": (
         "hystar-fast embed DIR/photos",
         "hystar-fast embed DIR/photos --adapter runs/mine/adapter --output runs/mine",
+        "torchrun --nproc_per_node 2 --no-python hystar-fast embed DIR --shards OUT",
     ),
     "experiments": ("hystar-fast experiments compare", "hystar-fast experiments reproduce table4"),
     "experiments tune": ("hystar-fast experiments tune --set training.steps=60",),

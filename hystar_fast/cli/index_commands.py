@@ -70,7 +70,8 @@ def create(
 def add(
     name: Name,
     sources: Annotated[
-        list[Path], typer.Argument(metavar="SOURCE", help="Folders, pictures, or lists (.txt, a path on each line).")
+        list[Path],
+        typer.Argument(metavar="SOURCE", help="Folders, pictures, tars, or lists (.txt, a path on each line)."),
     ],
     attributes: Annotated[
         Path | None,
@@ -84,6 +85,21 @@ def add(
     from hystar_fast.cli.index_work import run_add
 
     report = run_add(name, sources, attributes, create_console(stderr=as_json), checksum=checksum, device=device)
+    if as_json:
+        print_json(report)
+
+
+@app.command(epilog=examples("index load"))
+@clear_errors(stopped=_CONTINUE, index="NAME")
+def load(
+    name: Name,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of `hystar-fast embed --shards`.")],
+    as_json: Json = False,
+) -> None:
+    """Load shards that many processes made; an index that is not there is made with the adapter beside them."""
+    from hystar_fast.cli.shards_command import run_load
+
+    report = run_load(name, out, create_console(stderr=as_json))
     if as_json:
         print_json(report)
 
@@ -120,9 +136,9 @@ def remove(
 
 
 @app.command(epilog=examples("index search"))
-@clear_errors(index="NAME", path="--query")
+@clear_errors(index="NAME", path="--query", image="--query", k="--top")
 def search(
-    name: Name,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The folder of the index.")] = None,
     query: Queries = None,
     text: SearchText = None,
     style: SearchStyle = None,
@@ -131,16 +147,32 @@ def search(
     view: Annotated[
         str | None, typer.Option(help="adapted or frozen; by default the first that the index has.")
     ] = None,
+    server: Annotated[
+        str | None, typer.Option(help="Ask this server instead, such as http://localhost:8000; no model is loaded.")
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option(help="A file with a token of the server.")] = None,
     top: Top = 5,
     picture: SearchPicture = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Find pictures for pictures, words, or both."""
+    if (name is None) == (server is None):
+        raise ValueError("exactly one of NAME and --server must be given")
     settings = SearchSettings(query or [], text, style, combine, where, top, picture, view, device)
-    from hystar_fast.cli.search_command import run_search
+    console = create_console(stderr=as_json)
+    if server is not None:
+        if picture is not None or device != "auto":
+            raise ValueError(f"{'--device' if picture is None else '--picture'} must be left out if --server is given")
+        from hystar_fast.cli.search_server import run_server_search
 
-    answers = run_search(name, settings, create_console(stderr=as_json))
+        answers = run_server_search(server, settings, console, token_file=token_file)
+    else:
+        if token_file is not None:
+            raise ValueError("--token-file must be left out unless --server is given")
+        from hystar_fast.cli.search_command import run_search
+
+        answers = run_search(str(name), settings, console)
     if as_json:
         print_json(answers)
 
@@ -192,6 +224,18 @@ def info(name: Name, as_json: Json = False) -> None:
     found = run_info(name, create_console(stderr=as_json))
     if as_json:
         print_json(found)
+
+
+@app.command(epilog=examples("index accelerate"))
+@clear_errors(index="NAME")
+def accelerate(
+    name: Name,
+    off: Annotated[bool, typer.Option("--off", help="Search exactly again.")] = False,
+) -> None:
+    """Build a graph for approximate search, above a million pictures (needs the extra ann)."""
+    from hystar_fast.cli.index_work import run_accelerate
+
+    run_accelerate(name, create_console(), off=off)
 
 
 @app.command(epilog=examples("index verify"))

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ _ASKS_ABOVE = 100  # pictures
 @contextmanager
 def counted(console: Console, name: str) -> Iterator[Callable[[int, int], None]]:
     """Show progress while a block runs; give the function that it calls with the pictures done and their total."""
-    with Progress(console, transient=True) as progress:
+    with Progress(console, transient=True, unit="pictures") as progress:
         task = progress.add_task(name, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -66,7 +66,7 @@ def run_add(
         with counted(console, "add") as progress:
             encoder = encoder_of(engine, where)
             report = add(engine, sources, encoder, checksum=checksum, described=described, progress=progress)
-        return _show(engine, report, console, start)
+        return show_report(engine, report, console, start)
 
 
 def run_sync(name: str, console: Console, *, checksum: bool, dry_run: bool, device: str) -> dict[str, Any]:
@@ -88,11 +88,12 @@ def run_sync(name: str, console: Console, *, checksum: bool, dry_run: bool, devi
             return counts
         with counted(console, "sync") as progress:
             report = sync(engine, encoder_of(engine, where), checksum=checksum, progress=progress)
-        return _show(engine, report, console, start)
+        return show_report(engine, report, console, start)
 
 
-def _show(engine: Engine, report: Report, console: Console, start: float) -> dict[str, Any]:
-    counts = {word: value for word, value in asdict(report).items() if word != "skipped"}
+def show_report(engine: Engine, report: Report, console: Console, start: float) -> dict[str, Any]:
+    """Print what was done since `start` (of `time.perf_counter`), and return the counts."""
+    counts = {entry.name: getattr(report, entry.name) for entry in fields(Report) if entry.name != "skipped"}
     counts["skipped"] = len(report.skipped)
     console.print(", ".join(f"{n} {word}" for word, n in counts.items() if n) or "nothing to do")
     _say_skipped(report.skipped, console)
@@ -223,6 +224,19 @@ def run_verify(name: str, console: Console, *, repair: bool) -> bool:
             return False
         console.print(f"{name} holds {engine.count()} pictures; next: hystar-fast index sync {name}")
         return not engine.verify()
+
+
+def run_accelerate(name: str, console: Console, *, off: bool) -> None:
+    """Build the graphs of the live generation of a local index, or remove all graphs."""
+    engine = LocalEngine(folder_of_uri(name))
+    with engine:
+        if off:
+            console.print(f"removed {engine.graphs.drop()} graphs; every search of {name} is exact")
+            return
+        for view in engine.stamps():
+            with counted(console, f"graph of {view}") as progress:
+                engine.build_graph(view, progress)
+        console.print(f"{name} is searched by a graph of {engine.count()} pictures; build it again after many changes")
 
 
 def run_move(name: str, old: str, new: Path, console: Console) -> None:

@@ -305,23 +305,61 @@ def evaluate(
 @app.command(epilog=examples("embed"))
 @clear_errors(stopped=_CONTINUE, directory="--adapter", pretrained="--weights")
 def embed(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of pictures, searched recursively.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A folder of pictures, searched recursively; with --shards also a tar or a folder of tars.",
+        ),
+    ],
     adapter: Adapter = None,
     backbone: MovedBackbone = None,
     weights: MovedWeights = None,
-    output: Folder = INDEX,
+    output: Annotated[Path | None, typer.Option(help=f"Folder of the index: by default {INDEX}.")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the index of other pictures or of another model.")
+    ] = False,
+    shards: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write shards into this folder instead of an index, together with all processes that are given it, "
+            "under torchrun or on other machines; index load makes an index of them."
+        ),
+    ] = None,
+    shard_size: Annotated[
+        int | None, typer.Option(min=1, help="Pictures of a shard (with --shards): by default 4096.")
+    ] = None,
+    retry_skipped: Annotated[
+        bool, typer.Option("--retry-skipped", help="Try only the pictures that could not be read (with --shards).")
+    ] = False,
+    with_frozen: Annotated[
+        bool, typer.Option("--with-frozen", help="Also embed with the frozen backbone (with --shards).")
     ] = False,
     device: Device = "auto",
 ) -> None:
     """Index a folder of pictures, for search; a second time, what has changed in it."""
-    from hystar_fast.cli.embed_command import run_embed
+    if shards is None:
+        given = {"--shard-size": shard_size, "--retry-skipped": retry_skipped, "--with-frozen": with_frozen}
+        alone = next((name for name, value in given.items() if value), None)
+        if alone is not None:
+            raise ValueError(f"{alone} must be left out unless --shards is given")
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise ValueError("--shards must be given under torchrun, whose processes cannot write one index")
+        from hystar_fast.cli.embed_command import run_embed
 
-    console = create_console()
+        console = create_console()
+        found = say_adapter(adapter, console)
+        changes = backbone_changes(backbone, weights)
+        run_embed(source, found, output or INDEX, console, changes=changes, overwrite=overwrite, device=device)
+        return
+    from hystar_fast.cli.shards_command import ShardSettings, run_embed_shards
+
+    if output is not None or overwrite:
+        raise ValueError(f"{'--overwrite' if overwrite else '--output'} must be left out if --shards is given")
+    console = create_console(quiet=os.environ.get("RANK", "0") != "0")
     found = say_adapter(adapter, console)
-    changes = backbone_changes(backbone, weights)
-    run_embed(folder, found, output, console, changes=changes, overwrite=overwrite, device=device)
+    settings = ShardSettings(source, shards, found, shard_size, retry_skipped, with_frozen, device)
+    run_embed_shards(settings, console, changes=backbone_changes(backbone, weights))
 
 
 app.add_typer(index_commands.app, cls=WholeHelp)

@@ -8,11 +8,12 @@ from typing import Any
 from PIL import Image
 
 from hystar_fast.cli.checks import check_picture
+from hystar_fast.cli.hits_table import print_hits
 from hystar_fast.cli.search_settings import SearchSettings
 from hystar_fast.data.whole_files import write_whole
 from hystar_fast.index.searcher import Query, Searcher
 from hystar_fast.index.where import Where
-from hystar_fast.terminal.console import Console, create_table
+from hystar_fast.terminal.console import Console
 
 
 def run_search(index: str | Path, settings: SearchSettings, console: Console) -> list[dict[str, Any]]:
@@ -36,13 +37,8 @@ def run_search(index: str | Path, settings: SearchSettings, console: Console) ->
         console.print(str(warning))
     found = searcher.search(queries, settings.top, combine=settings.combine, where=where)
     for query, hits in zip(queries, found, strict=True):
-        words = f'"{query.text}"' if query.text else ""
-        shown = " and ".join(part for part in (str(query.picture or ""), words) if part)
-        title = f"{shown}: first {len(hits)} of {searcher.engine.count(where)}"
-        table = create_table("", "cosine", "id", "caption", title=title, right=("", "cosine"))
-        for hit in hits:
-            table.add_row(str(hit.rank), f"{hit.score:.3f}", hit.id, hit.caption)
-        console.print(table)
+        end = f"first {len(hits)} of {searcher.engine.count(where)}"
+        print_hits([vars(hit) for hit in hits], query.picture, query.text, end, console)
     if settings.picture is not None:
         drawn, form = searcher.draw(found[0], queries[0]), Image.registered_extensions()
         suffix = settings.picture.suffix.lower()

@@ -13,10 +13,10 @@ from hystar_fast.data.emoji import QUERY_STYLES, load_emoji
 from hystar_fast.data.folders import STROKES, load_folders
 from hystar_fast.data.icons import load_icons
 from hystar_fast.data.image_files import is_hidden
-from hystar_fast.data.image_set import ImageSet
+from hystar_fast.data.image_set import ImageSet, layout_error
 from hystar_fast.data.stamps import PLACE as STAMPS
 from hystar_fast.data.stamps import load_stamps
-from hystar_fast.data.webdataset import load_webdataset
+from hystar_fast.data.webdataset import LAYOUT, load_webdataset
 
 SPLITS = ("train", "val", "test")
 KINDS = ("emoji", "dsr", "domainnet", "folders", "pairs", "captions", "shards", "icons", "stamps")
@@ -70,7 +70,10 @@ def open_images(
         case "stamps":
             return load_stamps(path, split)
         case "shards":
-            return load_webdataset(path, gallery_style)
+            images = load_webdataset(path, gallery_style)
+            if not any(record.style != images.gallery_style or record.captions for record in images.records):
+                raise layout_error("WebDataset shards", path, LAYOUT, f"styles {[images.gallery_style]}")
+            return images
         case "captions":
             return load_captions(path)
         case "pairs":

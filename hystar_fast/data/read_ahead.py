@@ -9,13 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-_THREADS = 8
+THREADS = 8
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def read_ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], *, window: int, threads: int = _THREADS
+    function: Callable[[Item], Result], items: Iterable[Item], *, window: int, threads: int = THREADS
 ) -> Iterator[Result]:
     """Yield the result of a function for each item, in their order.
 

@@ -6,7 +6,7 @@ import io
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
 
 from PIL import Image
 
@@ -14,6 +14,7 @@ from hystar_fast.data.flat_folders import GALLERY_NAMES
 from hystar_fast.data.image_files import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES, is_hidden, unsupported_reason
 from hystar_fast.data.image_set import ImageSet, Record, Skipped, layout_error
 from hystar_fast.data.images import decode_image
+from hystar_fast.data.tar_files import Member, list_members, read_member
 from hystar_fast.data.text_files import decode_text, parse_json
 
 UNNAMED_STYLE = "image"
@@ -32,11 +33,7 @@ class _Sample:
     captions: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Place:
-    shard: Path
-    offset: int
-    size: int
+_Place: TypeAlias = tuple[Path, Member]
 
 
 def load_webdataset(path: str | Path, gallery_style: str | None = None) -> ImageSet:
@@ -47,7 +44,8 @@ def load_webdataset(path: str | Path, gallery_style: str | None = None) -> Image
 
     Args:
         path: a tar file or a folder of them, see `LAYOUT`. A key may span neither shards nor folders within one.
-        gallery_style: the style of the gallery; by default one of `hystar_fast.data.flat_folders.GALLERY_NAMES`.
+        gallery_style: the style of the gallery; by default one of `hystar_fast.data.flat_folders.GALLERY_NAMES`, or
+            the only style there is.
 
     Raises:
         ValueError: the shards have another layout; the message says what was expected and found.
@@ -62,9 +60,9 @@ def load_webdataset(path: str | Path, gallery_style: str | None = None) -> Image
     for shard in shards:
         _read_shard(shard, samples, places, skipped)
     styles = sorted({style for sample in samples.values() for style in sample.pictures})
-    gallery = gallery_style or next((name for name in GALLERY_NAMES if name in styles), None)
-    has_captions = any(sample.captions for sample in samples.values())
-    if gallery not in styles or (len(styles) < 2 and not has_captions):
+    only = styles[0] if len(styles) == 1 else None
+    gallery = gallery_style or next((name for name in GALLERY_NAMES if name in styles), only)
+    if gallery not in styles:
         raise layout_error("WebDataset shards", path, LAYOUT, f"styles {styles}" if styles else "no pictures")
     records = [
         Record(sample.pictures[style], style, sample.category, key, sample.captions)
@@ -74,41 +72,33 @@ def load_webdataset(path: str | Path, gallery_style: str | None = None) -> Image
     ]
 
     def read(record: Record) -> Image.Image:
-        place = places[record.path]
-        with place.shard.open("rb") as file:
-            file.seek(place.offset)
-            return decode_image(io.BytesIO(file.read(place.size)), record.path)
+        return decode_image(io.BytesIO(read_member(*places[record.path])), record.path)
 
     return ImageSet(path.stem or "shards", gallery, tuple(records), read, tuple(skipped))
 
 
 def _read_shard(shard: Path, samples: dict[str, _Sample], places: dict[str, _Place], skipped: list[Skipped]) -> None:
     try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                name = PurePosixPath(member.name)
-                if not member.isfile() or is_hidden(name.name):
-                    continue
-                stem, _, extension = name.name.partition(".")
-                sample = samples.setdefault(f"{shard.stem}/{name.parent / stem}", _Sample())
-                *style, kind = extension.lower().split(".")
-                path = f"{shard.name}/{member.name}"
-                if f".{kind}" in IMAGE_SUFFIXES:
-                    shown = ".".join(style) or UNNAMED_STYLE
-                    first = sample.pictures.setdefault(shown, path)
-                    if first == path:
-                        places[path] = _Place(shard, member.offset_data, member.size)
-                    else:
-                        skipped.append(Skipped(path, f"another picture of style {shown} beside {first}"))
-                elif f".{kind}" in UNSUPPORTED_SUFFIXES:
-                    skipped.append(Skipped(path, unsupported_reason(name)))
-                elif kind in ("txt", "cls", "json") and not style:
-                    text = tar.extractfile(member)
-                    _read_text(sample, kind, b"" if text is None else text.read(), path, skipped)
-            with shard.open("rb") as file:
-                file.seek(tar.offset)
-                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile stops there without a word
-                    raise tarfile.ReadError(f"it is cut off or damaged at byte {tar.offset}")
+        members = list_members(shard)
+        for full, member in members.items():
+            name = PurePosixPath(full)
+            if is_hidden(name.name):
+                continue
+            stem, _, extension = name.name.partition(".")
+            sample = samples.setdefault(f"{shard.stem}/{name.parent / stem}", _Sample())
+            *style, kind = extension.lower().split(".")
+            path = f"{shard.name}/{full}"
+            if f".{kind}" in IMAGE_SUFFIXES:
+                shown = ".".join(style) or UNNAMED_STYLE
+                first = sample.pictures.setdefault(shown, path)
+                if first == path:
+                    places[path] = shard, member
+                else:
+                    skipped.append(Skipped(path, f"another picture of style {shown} beside {first}"))
+            elif f".{kind}" in UNSUPPORTED_SUFFIXES:
+                skipped.append(Skipped(path, unsupported_reason(name)))
+            elif kind in ("txt", "cls", "json") and not style:
+                _read_text(sample, kind, read_member(shard, member), path, skipped)
     except (tarfile.TarError, OSError) as error:
         raise layout_error("WebDataset shards", shard, LAYOUT, str(error) or type(error).__name__) from error
 

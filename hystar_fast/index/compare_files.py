@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,8 @@ from typing import TypeAlias
 from hystar_fast.data.image_set import Skipped
 from hystar_fast.data.read_ahead import read_ahead
 from hystar_fast.index.engine import Engine, Known
-from hystar_fast.index.sources import File, Found, folder_of, list_known, list_source
+from hystar_fast.index.picture_files import sha256_of
+from hystar_fast.index.sources import File, Found, folder_of, is_of_tars, list_known, list_source
 
 PATH, CONTENT = "path", "content"
 """The two kinds of ids: the path of the file, or the SHA-256 of its content."""
@@ -100,7 +100,10 @@ def compare_sources(engine: Engine, *, passed_over: PassedOver, checksum: bool =
         folder = folder_of(settings, name)
         if folder is None:
             continue
-        more = list_source(name, folder) if entry["whole"] else list_known(name, folder, paths.get(name, []))
+        if entry["whole"]:
+            more = list_source(name, folder, tars=is_of_tars(entry))
+        else:
+            more = list_known(name, folder, paths.get(name, []), tars=is_of_tars(entry))
         if not more.files and paths.get(name):
             raise ValueError(
                 f"source must hold pictures, but {folder} ({name!r}) holds none of {len(paths[name])}: mount it, or "
@@ -116,12 +119,6 @@ def compare_sources(engine: Engine, *, passed_over: PassedOver, checksum: bool =
         kept = {item for _, item, _ in changes.copied}
         changes.removed = [item for item in changes.removed if item not in kept]
     return changes
-
-
-def sha256_of(place: str) -> str:
-    """Return the SHA-256 of a file."""
-    with open(place, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _by_place(engine: Engine, known: Mapping[str, Known]) -> dict[str, str]:

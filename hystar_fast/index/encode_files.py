@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from hystar_fast.data.image_set import Skipped
-from hystar_fast.data.read_ahead import in_batches, read_ahead
+from hystar_fast.data.read_ahead import THREADS, in_batches, read_ahead
 from hystar_fast.index.compare_files import CONTENT
 from hystar_fast.index.engine import Engine, Item, key_of
 from hystar_fast.index.generation_methods import Encoder
-from hystar_fast.index.picture_files import pixels_of, read_content, reason_of
+from hystar_fast.index.picture_files import pixels_of, read_content, reason_of, state_of
 from hystar_fast.index.skipped_files import FIELDS
 from hystar_fast.index.sources import File, file_of
 
@@ -57,7 +57,12 @@ class Loaded:
 
 
 def load_batches(
-    wanted: Sequence[tuple[File, str | None]], encoder: Encoder, skipped: list[Skipped], passed_over: dict[str, Any]
+    wanted: Sequence[tuple[File, str | None]],
+    encoder: Encoder,
+    skipped: list[Skipped],
+    passed_over: dict[str, Any],
+    *,
+    threads: int = THREADS,
 ) -> Iterator[list[Loaded]]:
     """Read files ahead and yield batches of those that can be decoded.
 
@@ -66,10 +71,12 @@ def load_batches(
         encoder: says how pictures are resized and how many are a batch.
         skipped: gets an entry for each file that cannot be read.
         passed_over: gets what `write_skipped` needs of each.
+        threads: that read.
     """
 
     def decoded() -> Iterator[Loaded]:
-        reads = read_ahead(lambda entry: _load(*entry, encoder), wanted, window=2 * encoder.batch_size)
+        window = 2 * encoder.batch_size
+        reads = read_ahead(lambda entry: _load(*entry, encoder), wanted, window=window, threads=threads)
         for (file, _), loaded in zip(wanted, reads, strict=True):
             if isinstance(loaded, Skipped):
                 skipped.append(loaded)
@@ -88,8 +95,7 @@ def _load(file: File, replaces: str | None, encoder: Encoder) -> Loaded | Skippe
         pixels = pixels_of(content, file.place, encoder.resize)
     except (OSError, ValueError) as error:
         return Skipped(file.path, reason_of(error))
-    read = File(file.source, file.path, file.place, state.st_size, state.st_mtime_ns)
-    return Loaded(read, replaces, digest, pixels)
+    return Loaded(replace(file, size=state[0], mtime_ns=state[1]), replaces, digest, pixels)
 
 
 def encode_batch(
@@ -140,7 +146,7 @@ def _without_taken(
     outdated = []
     for item_id, loaded in zip(ids, batch, strict=True):
         place = places.get(item_id)
-        is_other = place is not None and str(place) != loaded.file.place and place.exists()
+        is_other = place is not None and str(place) != loaded.file.place and state_of(place) is not None
         if item_id not in taken and not is_other:
             taken.add(item_id)
             kept.append(loaded)
@@ -158,7 +164,7 @@ def _without_taken(
 
 def _new_item(item_id: str, loaded: Loaded, words: Mapping[str, Any]) -> Item:
     file, attributes = loaded.file, {**words}
-    caption = str(attributes.pop("caption", file.path))
+    caption = str(attributes.pop("caption", file.caption or file.path))
     state = (file.size, file.mtime_ns, loaded.sha256)
     return Item(item_id, file.source, file.path, caption, attributes, *state)
 

@@ -44,7 +44,7 @@ def index_folder(
         output: folder of the index, which gets a copy of the adapter.
         device: "auto", "cpu" or "cuda".
         overwrite: replace an index of other pictures or of another model; it is in use until the new one is whole.
-        progress: called after every batch with the number of pictures encoded and their total.
+        progress: called after every batch with the pictures done, the unreadable ones too, and their total.
         changes: fields of the adapter's configuration, such as the new place of its backbone.
 
     Returns:

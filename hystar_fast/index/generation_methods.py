@@ -75,17 +75,25 @@ def save_generation(method: Method, folder: Path, *, with_frozen: bool = False) 
     """
     stamps: dict[str, Stamp] = {}
     notes: dict[str, Any] = {}
-    if method.name != FROZEN:
+    views = views_of(method, with_frozen=with_frozen)
+    if ADAPTED in views:
         place, is_new = _write_adapter(method, folder)
         stamps[ADAPTED] = _stamp(method, read_description(place))
         notes = {"adapter": place.name, "written": is_new}
-    if method.name == FROZEN or with_frozen:
-        if method.config is None:
-            raise ValueError(f"with_frozen must be False for {method.name!r}, which has no frozen backbone")
-        frozen = method if method.name == FROZEN else create_method(FROZEN, method.config)
-        stamps[FROZEN] = _stamp(frozen, None)
+    if FROZEN in views and method.config is not None:
+        stamps[FROZEN] = _stamp(views[FROZEN], None)
         notes["frozen"] = method.config.to_dict()
     return Made(stamps, notes)
+
+
+def views_of(method: Method, *, with_frozen: bool = False) -> dict[str, Method]:
+    """Return view -> method of an index that a method makes; arguments and errors as `save_generation`."""
+    views = {FROZEN if method.name == FROZEN else ADAPTED: method}
+    if with_frozen and FROZEN not in views:
+        if method.config is None:
+            raise ValueError(f"with_frozen must be False for {method.name!r}, which has no frozen backbone")
+        views[FROZEN] = create_method(FROZEN, method.config)
+    return views
 
 
 def _write_adapter(method: Method, folder: Path) -> tuple[Path, bool]:

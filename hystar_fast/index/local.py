@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from hystar_fast.index.engine import (
     decode_name,
     encode_name,
 )
+from hystar_fast.index.local_graph import Graph, Graphs
 from hystar_fast.index.local_vectors import VectorTables, table_of
 from hystar_fast.index.local_where import where_sql
 from hystar_fast.index.local_write import remove_rows, write_items
+from hystar_fast.index.memory import Matrix
 from hystar_fast.index.sqlite_file import SqliteFile, checksum
 from hystar_fast.index.stamp import Stamp
 from hystar_fast.index.verify_local import verify_file
@@ -61,7 +63,7 @@ class LocalEngine(Engine):
     def _open(self, folder: Path) -> None:
         self.folder, self.uri = folder, str(folder)
         self._file = SqliteFile(folder / INDEX_FILE)
-        self._vectors = VectorTables(self._file)
+        self._vectors, self.graphs = VectorTables(self._file), Graphs(folder)
 
     @classmethod
     def for_repair(cls, folder: Path) -> LocalEngine:
@@ -97,7 +99,7 @@ class LocalEngine(Engine):
     def _fill(
         self, file: SqliteFile, stamps: Mapping[str, Stamp], notes: Mapping[str, Any], settings: Mapping[str, Any]
     ) -> None:
-        self._file, self._vectors = file, VectorTables(file)
+        self._file, self._vectors, self.graphs = file, VectorTables(file), Graphs(Path(self.uri))
         with file.writing():
             self.put_settings({"ids": "path", "sources": {}, **settings})
             self.create_generation(stamps, notes)
@@ -242,21 +244,34 @@ class LocalEngine(Engine):
     def search(
         self, view: str, queries: Tensor, k: int, where: Where | None = None, generation: int | None = None
     ) -> tuple[Tensor, list[list[str]]]:
-        scores, keys = self._matrix(view, where, generation).search(queries, k)
+        matrix, graph = self._matrix(view, where, generation)
+        scores, keys = matrix.search(queries, k) if graph is None else graph.search(matrix, queries, k)
         return scores, [[rows.key_text(self._file, key) for key in found] for found in keys.tolist()]
 
     def log_sum(
         self, view: str, queries: Tensor, scale: float, where: Where | None = None, generation: int | None = None
     ) -> Tensor:
-        return self._matrix(view, where, generation).log_sum(queries, scale)
+        return self._matrix(view, where, generation)[0].log_sum(queries, scale)
 
-    def _matrix(self, view: str, where: Where | None, generation: int | None) -> Any:
+    def build_graph(self, view: str, progress: Callable[[int, int], object] | None = None) -> None:
+        """Build the graph of a view of the live generation, by which searches without a filter find candidates.
+
+        Raises:
+            ModuleNotFoundError: faiss is not installed.
+            ValueError: the view does not exist, or the index is empty.
+        """
+        number = self.generation().number
+        matrix, _ = self._matrix(view, Where(()), number)
+        self.graphs.put(number, view, self._file.meta("content"), Graph.build(matrix, progress))
+
+    def _matrix(self, view: str, where: Where | None, generation: int | None) -> tuple[Matrix, Graph | None]:
+        """Return the vectors of a view, and their graph if there is one for this search."""
         with self._file.reading():
             number, start, end = self._view(view, generation)
             matrix = self._vectors.matrix(number, view, start, end, is_live=number == self._live())
             if where is None:
-                return matrix
-            return matrix.keep_only(np.array(self._rows_where(where, "row"), np.int64))
+                return matrix, self.graphs.get(number, view, self._file.meta("content"))
+            return matrix.keep_only(np.array(self._rows_where(where, "row"), np.int64)), None
 
     # generations
 
@@ -305,6 +320,7 @@ class LocalEngine(Engine):
                 raise ValueError(f"generation must not be the live one, got {generation}: switch to another first")
             connection.execute("DELETE FROM generations WHERE number = ?", (generation,))
             self._vectors.drop(generation)
+        self.graphs.drop(generation)
 
     def _live(self) -> int:
         return int(self._file.meta("live"))

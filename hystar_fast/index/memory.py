@@ -88,12 +88,39 @@ class Matrix:
         kept.masked = masked if self.masked is None else masked | self.masked
         return kept
 
-    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def unmasked(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the numbers [n] and vectors [n, D] of each block that a search can find."""
+        for start, block in self._filled():
+            kept = np.ones(len(block), bool)
+            if self.masked is not None:
+                kept = ~self.masked[start : start + len(block)].numpy()
+            if kept.any():
+                yield self.numbers[start : start + len(block)][kept], block.numpy()[kept]
+
+    def scored(self, query: Tensor, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return the similarities [n] of a unit query [D] to those of some vectors that a search can find, and keys.
+
+        Args:
+            query: float32.
+            numbers: of vectors; those that are not here are passed over.
+        """
+        places = self.places(numbers)
+        if self.masked is not None:
+            places = places[~self.masked.numpy()[places]]
+        scores = torch.empty(len(places))
+        for block in np.unique(places // self.block):
+            mine = np.flatnonzero(places // self.block == block)
+            # not a product with a matrix, which rounds equal rows differently
+            scores[mine] = (self.blocks[block][places[mine] % self.block] * query).sum(1)
+        return scores, torch.from_numpy(self.keys[places])
+
+    def search(self, queries: Tensor, k: int, *, first: int = 0) -> tuple[Tensor, Tensor]:
         """Find the k most similar vectors of each query, best first; equal scores are in the order of their keys.
 
         Args:
             queries: [N, D], of any scale.
             k: vectors a query; at most as many as there are.
+            first: the place of the first vector that is looked at. Where fewer than k are left, scores are -inf.
 
         Returns:
             Cosine similarities float32 [N, k] in [-1, 1] and keys int64 [N, k].
@@ -108,12 +135,13 @@ class Matrix:
         k = min(k, self.count)
         if k == 0:
             return scores, keys
-        for start, found in self._scores(queries):
+        for start, found in self._scores(queries, first):
             own = torch.from_numpy(self.keys[start : start + found.shape[1]])
             best, places = _first(found, own, k)
             scores, keys = torch.cat([scores, best], 1), torch.cat([keys, own[places]], 1)
         scores, order = _sorted(scores, keys, k)
-        return scores.clamp_(-1, 1), keys.gather(1, order)
+        lost = scores == -torch.inf
+        return scores.clamp_(-1, 1).masked_fill_(lost, -torch.inf), keys.gather(1, order)
 
     def log_sum(self, queries: Tensor, scale: float) -> Tensor:
         """Return log(sum_j exp(scale <q_i, g_j>)) over the vectors, [N, 1]."""
@@ -123,17 +151,27 @@ class Matrix:
             total = torch.logaddexp(total, (scale * found).logsumexp(1, keepdim=True))
         return total
 
-    def _scores(self, queries: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield the start of each block and the similarities [N, n] to its vectors, -inf for those taken out."""
+    def _scores(self, queries: Tensor, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+        """Yield the start of each block and the similarities [N, n] to its vectors, -inf for those taken out.
+
+        Vectors before the place `first` are left out.
+        """
+        for begin, block in self._filled():
+            start = max(begin, first)
+            if start >= begin + len(block):
+                continue
+            found = queries @ block[start - begin :].mT
+            if self.masked is not None:
+                found.masked_fill_(self.masked[start : begin + len(block)], -torch.inf)
+            yield start, found
+
+    def _filled(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield the start of each block and its vectors."""
         for number, block in enumerate(self.blocks):
-            start = number * self.block
-            count = min(self.block, self.size - start)
+            count = min(self.block, self.size - number * self.block)
             if count <= 0:
                 return
-            found = queries @ block[:count].mT
-            if self.masked is not None:
-                found.masked_fill_(self.masked[start : start + count], -torch.inf)
-            yield start, found
+            yield number * self.block, block[:count]
 
 
 def unit_queries(queries: Tensor, dimension: int) -> Tensor:

@@ -1,25 +1,74 @@
-"""Read the files of an index: their state, their hash, and their pixels as a model takes them."""
+"""Read the files of an index: their state, their hash, and their pixels as a model takes them.
+
+A place is the path of a file, or of a member of a tar, which continues that of the tar. A member was changed when its
+tar was: most writers of tars give all members one time.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from torch import Tensor
 
 from hystar_fast.data.images import Resize, decode_image, least_side
+from hystar_fast.data.tar_files import find_member, read_member
 
 
-def read_content(place: str | Path) -> tuple[os.stat_result, bytes, str]:
-    """Return the state of a file when it was read, its content, and the SHA-256 of that.
+def state_of(place: str | Path) -> tuple[int, int] | None:
+    """Return the size and time of change (in nanoseconds) of a file; None if it is not there."""
+    try:
+        try:
+            state = os.stat(place)
+        except NotADirectoryError:
+            tar, member = find_member(place)
+            return member.size, tar.stat().st_mtime_ns
+    except (OSError, ValueError):
+        return None
+    return state.st_size, state.st_mtime_ns
+
+
+@contextmanager
+def opened(place: str | Path) -> Iterator[tuple[BinaryIO, tuple[int, int]]]:
+    """Open a file for reading, and give it with its size and time of change at this moment.
 
     Raises:
         OSError: it cannot be read.
     """
-    with open(place, "rb") as opened:
-        state, content = os.fstat(opened.fileno()), opened.read()
+    try:
+        handle = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+    except NotADirectoryError:
+        tar, member = find_member(place)
+        yield io.BytesIO(read_member(tar, member)), (member.size, tar.stat().st_mtime_ns)
+        return
+    with os.fdopen(handle, "rb") as file:
+        state = os.fstat(handle)
+        yield file, (state.st_size, state.st_mtime_ns)
+
+
+def sha256_of(place: str | Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with opened(place) as (file, _):
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def read_content(place: str | Path) -> tuple[tuple[int, int], bytes, str]:
+    """Return the size and time of change of a file when it was read, its content, and the SHA-256 of that.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with opened(place) as (file, state):
+        content = file.read()
     return state, content, hashlib.sha256(content).hexdigest()
 
 

@@ -45,7 +45,7 @@ def reembed(
         engine: of the index.
         method: the other model: a trained method, or the frozen backbone.
         device: where it encodes.
-        progress: called after every batch with the pictures done and their total.
+        progress: called after every batch with the pictures done, the unreadable ones too, and their total.
 
     Raises:
         ValueError: the index has no folder for the adapter, or is of this model already.
@@ -78,7 +78,7 @@ def fill_generation(
         engine.upsert(items, vectors, number)
         done.encoded += len(batch)
         if progress is not None:
-            progress(done.encoded, len(keys))
+            progress(done.encoded + len(done.skipped), len(keys))
     return done
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from hystar_fast.data.text_files import parse_json
 from hystar_fast.data.whole_files import write_whole
 from hystar_fast.index.compare_files import PassedOver
 from hystar_fast.index.engine import Engine
+from hystar_fast.index.picture_files import state_of
 
 SKIPPED_FILE = "skipped.jsonl"
 FIELDS = ("path", "reason", "size", "mtime_ns")
@@ -40,11 +40,7 @@ def write_skipped(engine: Engine, passed_over: Mapping[str, Any]) -> None:
     entries = {**_entries(engine), **passed_over}
     kept = []
     for place, entry in sorted(entries.items()):
-        try:
-            state = os.stat(place)
-        except OSError:
-            continue
-        if (state.st_size, state.st_mtime_ns) == (entry["size"], entry["mtime_ns"]):
+        if state_of(place) == (entry["size"], entry["mtime_ns"]):
             kept.append(json.dumps({"place": place, **entry}))
     if kept:
         write_whole(engine.folder / SKIPPED_FILE, ("\n".join(kept) + "\n").encode())

@@ -1,23 +1,27 @@
-"""The sources of an index: folders and lists of pictures, and the files in them."""
+"""The sources of an index: folders, lists and tars of pictures, and the files in them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from hystar_fast.data.emoji import EmojiStyles
-from hystar_fast.data.image_files import IMAGE_SUFFIXES, list_images, unsupported_reason
+from hystar_fast.data.image_files import IMAGE_SUFFIXES, is_hidden, list_images, unsupported_reason
 from hystar_fast.data.image_set import Skipped
-from hystar_fast.data.images import load_image
+from hystar_fast.data.images import decode_image
+from hystar_fast.data.tar_files import TAR_SUFFIX, member_path
 from hystar_fast.data.text_files import read_text
+from hystar_fast.data.webdataset import load_webdataset
 from hystar_fast.index.engine import Engine, Item
+from hystar_fast.index.picture_files import opened, reason_of, state_of
 
 LIST_SUFFIX = ".txt"
+_PLACES = f"a folder, a picture or a list ({LIST_SUFFIX}), or a tar"
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class File:
         path: relative to the folder of the source.
         place: where it lies.
         size, mtime_ns: of the file.
+        caption: words that come with it in a tar.
     """
 
     source: str
@@ -36,6 +41,7 @@ class File:
     place: str
     size: int
     mtime_ns: int
+    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,11 @@ def picture_of(settings: Mapping[str, Any], item: Item, *, least: int = 0) -> Im
     """
     place = file_of(settings, item)
     if place is not None:
-        return load_image(place, least=least)
+        try:
+            with opened(place) as (file, _):
+                return decode_image(file, str(place), least=least)
+        except OSError as error:
+            raise ValueError(f"path must be an image file, but {place} cannot be read: {reason_of(error)}") from error
     style = settings["sources"].get(item.source, {}).get("emoji")
     if style is None:
         raise ValueError(f"item must have a picture, got {item.id!r} without one")
@@ -81,8 +91,8 @@ def register(engine: Engine, places: Sequence[Path]) -> Found:
 
     Args:
         engine: its settings get new sources.
-        places: folders, pictures, and text files (``.txt``) with the path of a picture on each line, relative to the
-            file.
+        places: folders of pictures or of tars, pictures, tars, and text files (``.txt``) with the path of a picture on
+            each line, relative to the file.
 
     Raises:
         ValueError: a place does not exist, or is none of these.
@@ -90,21 +100,54 @@ def register(engine: Engine, places: Sequence[Path]) -> Found:
     found = Found([], [])
     for place in places:
         if place.is_dir():
-            _add(found, list_source(*_source(engine, place, whole=True)))
+            tars = holds_tars(place)
+            _add(found, list_source(*source_for(engine, place, whole=True, tars=tars), tars=tars))
         elif not place.is_file():
-            raise ValueError(f"SOURCE must be a folder, a picture or a list, but {place} does not exist or is no file")
+            raise ValueError(f"SOURCE must be {_PLACES}, but {place} does not exist or is no file")
         elif place.suffix.lower() == LIST_SUFFIX:
             lines = [line for line in read_text(place).splitlines() if line.strip()]
             _add(found, _files(engine, [place.parent / line for line in lines]))
         elif place.suffix.lower() in IMAGE_SUFFIXES:
             _add(found, _files(engine, [place]))
+        elif place.suffix.lower() == TAR_SUFFIX:
+            name, folder, _ = source_for(engine, place.parent, whole=False, tars=True)
+            _add(found, list_tars(name, folder, place))
         else:
-            raise ValueError(f"SOURCE must be a folder, a picture or a list ({LIST_SUFFIX}), got {place}")
+            raise ValueError(f"SOURCE must be {_PLACES}, got {place}")
     return Found([*{file.place: file for file in found.files}.values()], found.skipped)
 
 
-def list_source(name: str, folder: Path, below: str = "") -> Found:
-    """List the pictures of a source, or those in one of its folders.
+def holds_tars(folder: Path) -> bool:
+    """Return whether the pictures of a folder are in tars: it has some, and no picture beside or below them."""
+    return any(not is_hidden(path.name) for path in folder.glob(f"*{TAR_SUFFIX}")) and not list_images(folder)[0]
+
+
+def is_of_tars(entry: Mapping[str, Any]) -> bool:
+    """Return whether a source, an entry of the settings, has its pictures in tars."""
+    return bool(entry.get("tars", False))
+
+
+def list_tars(name: str, folder: Path, place: Path) -> Found:
+    """List the pictures in a tar, or in the tars of a folder; of several styles (``1.photo.jpg``) those of the gallery.
+
+    Args:
+        name, folder: of the source.
+        place: the tar within the folder, or the folder.
+
+    Raises:
+        ValueError: a tar cannot be read, or has another layout than `hystar_fast.data.webdataset.LAYOUT`.
+    """
+    images = load_webdataset(place)
+    found = Found([], [*images.skipped])
+    for record in images.of_style(images.gallery_style):
+        file = _file(name, folder, member_path(record.path))
+        if file is not None:
+            found.files.append(replace(file, caption=record.caption or ""))
+    return found
+
+
+def list_source(name: str, folder: Path, below: str = "", *, tars: bool = False) -> Found:
+    """List the pictures of a source, or those in one of its folders; `tars` as `is_of_tars`.
 
     Raises:
         ValueError: the folder of the source does not exist.
@@ -114,17 +157,23 @@ def list_source(name: str, folder: Path, below: str = "") -> Found:
             f"source must be a folder that is there, but {folder / below} ({name!r}) is not: mount it, or say where it "
             "is now with `hystar-fast index move`"
         )
+    if tars:
+        return list_tars(name, folder, folder) if any(folder.glob(f"*{TAR_SUFFIX}")) else Found([], [])
     images, unsupported = list_images(folder / below)
-    found = Found([], [Skipped(_joined(below, path), unsupported_reason(path)) for path in unsupported])
+    found = Found([], [Skipped(joined(below, path), unsupported_reason(path)) for path in unsupported])
     for path in images:
-        file = _file(name, folder, _joined(below, path))
+        file = _file(name, folder, joined(below, path))
         if file is not None:
             found.files.append(file)
     return found
 
 
-def list_known(name: str, folder: Path, paths: Sequence[str]) -> Found:
-    """List those files of a source that are still there."""
+def list_known(name: str, folder: Path, paths: Sequence[str], *, tars: bool = False) -> Found:
+    """List those files of a source that are still there; arguments and errors as `list_source`."""
+    if tars:  # a tar that is damaged is an error, and not empty
+        wanted, names = {*paths}, dict.fromkeys(path.partition("/")[0] for path in paths)
+        there = (list_tars(name, folder, folder / tar).files for tar in names if (folder / tar).is_file())
+        return Found([file for files in there for file in files if file.path in wanted], [])
     files = (_file(name, folder, path) for path in paths)
     return Found([file for file in files if file is not None], [])
 
@@ -135,9 +184,9 @@ def _files(engine: Engine, places: Sequence[Path]) -> Found:
     for place in places:
         parent = place.parent
         if parent not in sources:
-            sources[parent] = _source(engine, parent, whole=False)
+            sources[parent] = source_for(engine, parent, whole=False)
         name, folder, below = sources[parent]
-        path = _joined(below, place.name)
+        path = joined(below, place.name)
         file = _file(name, folder, path)
         if file is None:
             found.skipped.append(Skipped(path, f"the file {place} does not exist"))
@@ -146,32 +195,41 @@ def _files(engine: Engine, places: Sequence[Path]) -> Found:
     return found
 
 
-def _source(engine: Engine, folder: Path, *, whole: bool) -> tuple[str, Path, str]:
-    """Return the name and folder of the source that holds a folder, and where in it; a new one if there is none."""
+def source_for(engine: Engine, folder: Path, *, whole: bool, tars: bool = False) -> tuple[str, Path, str]:
+    """Return the name and folder of the source that holds a folder, and where in it; a new one if there is none.
+
+    Args:
+        engine: its settings get a new source.
+        folder: of pictures or tars.
+        whole: whether all that is in it belongs to the index.
+        tars: as `is_of_tars`.
+    """
     folder = folder.resolve()
     settings = engine.settings()
     sources = settings["sources"]
     for name, entry in sources.items():
-        if entry.get("folder") is None or not folder.is_relative_to(entry["folder"]):
+        held = Path(entry["folder"]) if entry.get("folder") is not None else None
+        if held is None or is_of_tars(entry) != tars or not folder.is_relative_to(held):
             continue
-        if whole and not entry["whole"] and folder == Path(entry["folder"]):
+        if whole and not entry["whole"] and folder == held:
             engine.put_settings({**settings, "sources": {**sources, name: {**entry, "whole": True}}})
-        if entry["whole"] or folder == Path(entry["folder"]):
-            below = os.path.relpath(folder, entry["folder"])
-            return name, Path(entry["folder"]), "" if below == "." else below
-    new = new_source(folder, sources, whole=whole)
+        if folder == held or (entry["whole"] and not tars):
+            below = os.path.relpath(folder, held)
+            return name, held, "" if below == "." else below
+    new = new_source(folder, sources, whole=whole, tars=tars)
     engine.put_settings({**settings, "sources": {**sources, **new}})
     return next(iter(new)), folder, ""
 
 
-def new_source(folder: Path, others: Mapping[str, Any], *, whole: bool = True) -> dict[str, Any]:
+def new_source(folder: Path, others: Mapping[str, Any], *, whole: bool = True, tars: bool = False) -> dict[str, Any]:
     """Return the entry of a folder among the sources of an index; its name is that of the folder, or with a number.
 
     The ids of the first source are the paths in it; those of another one begin with its name.
     """
     folder = folder.resolve()
     name = _free_name(folder.name or "pictures", others)
-    return {name: {"folder": str(folder), "whole": whole, "prefix": f"{name}/" if others else ""}}
+    entry = {"folder": str(folder), "whole": whole, "prefix": f"{name}/" if others else ""}
+    return {name: {**entry, "tars": True} if tars else entry}
 
 
 def _free_name(name: str, taken: Mapping[str, Any]) -> str:
@@ -181,14 +239,12 @@ def _free_name(name: str, taken: Mapping[str, Any]) -> str:
 
 def _file(source: str, folder: Path, path: str) -> File | None:
     place = os.path.join(folder, path)
-    try:
-        state = os.stat(place)
-    except OSError:
-        return None
-    return File(source, path, place, state.st_size, state.st_mtime_ns)
+    state = state_of(place)
+    return None if state is None else File(source, path, place, *state)
 
 
-def _joined(below: str, path: object) -> str:
+def joined(below: str, path: object) -> str:
+    """Return a path below a folder of a source; "" is the source itself."""
     return os.path.join(below, str(path)) if below else str(path)
 
 

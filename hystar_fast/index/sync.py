@@ -11,6 +11,7 @@ from hystar_fast.index.compare_files import CONTENT, Changes, compare, compare_s
 from hystar_fast.index.encode_files import Described, Report, encode_batch, id_of, item_of, load_batches
 from hystar_fast.index.engine import Engine, Item, key_of
 from hystar_fast.index.generation_methods import Encoder
+from hystar_fast.index.picture_files import state_of
 from hystar_fast.index.skipped_files import read_skipped, write_skipped
 from hystar_fast.index.sources import File, file_of, register
 
@@ -37,7 +38,7 @@ def add(
         open_encoder: called if something must be encoded.
         checksum: read every file, although its size and time of change are known.
         described: captions and attributes.
-        progress: called after every batch with the pictures done and their total.
+        progress: called after every batch with the pictures done, the unreadable ones too, and their total.
 
     Raises:
         ValueError: a place does not exist, or the model is another than that of the index (StampMismatch).
@@ -90,7 +91,9 @@ def _apply(
             encode_batch(engine, settings, encoder, batch, described, report)
             done += len(batch)
             if progress is not None:
-                progress(done, len(wanted))
+                progress(done + len(passed_over), len(wanted))
+        if progress is not None:
+            progress(len(wanted), len(wanted))
     if gone:
         engine.remove([key_of(item) for item in changes.removed])
         report.removed = len(gone) - report.moved
@@ -112,7 +115,7 @@ def _copy(
     if settings["ids"] == CONTENT:
         for file, item, digest in part:
             place = file_of(settings, held[key_of(item)])
-            if place is not None and place.exists():
+            if place is not None and state_of(place) is not None:
                 report.duplicates += 1
             else:
                 engine.upsert([item_of(held[key_of(item)], file, digest)])
@@ -126,7 +129,7 @@ def _copy(
     for item_id, (file, item, digest) in zip(ids, part, strict=True):
         old, other = held[key_of(item)], taken.get(key_of(item_id))
         place = None if other is None else file_of(settings, other)
-        is_free = place is None or str(place) == file.place or not place.exists()
+        is_free = place is None or str(place) == file.place or state_of(place) is None
         if old.sha256 == digest and is_free:
             copies.append(item_of(old, file, digest, item_id))
             sources.append(old)

@@ -38,6 +38,11 @@ def select_device(name: str) -> torch.device:
     return device
 
 
+def cores_of_process() -> int:
+    """Return how many cores this process may keep busy: its share of the machine's under torchrun."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def batch_size_on(device: torch.device) -> int:
     """Return how many pictures go through an encoder in one pass when an index is made or served."""
     return 128 if device.type == "cuda" else BATCH_ON_CPU

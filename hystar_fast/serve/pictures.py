@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from hystar_fast.data.images import MOST_PIXELS
+from hystar_fast.data.tar_files import find_member
 from hystar_fast.index.engine import Engine, Item
 from hystar_fast.index.sources import folder_of, picture_of
 from hystar_fast.serve.decoding import FORMATS, Decoder
@@ -97,18 +98,33 @@ def _is_drawing(settings: Mapping[str, Any], item: Item) -> bool:
 
 
 def _opened(settings: Mapping[str, Any], item: Item) -> BinaryIO:
-    """Open a regular file below the folder of its source, by the real path of what was opened."""
+    """Open the file of an item, which may be a member of a tar.
+
+    Raises:
+        PictureGone: it is not there, or lies outside its source.
+    """
     folder = folder_of(settings, item.source)
     if folder is None or not item.path:
         raise PictureGone(f"{item.key} has no file")
     try:
-        file = os.fdopen(os.open(folder / item.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+        try:
+            return _regular(folder, folder / item.path)
+        except NotADirectoryError:
+            tar, member = find_member(folder / item.path)
+            with _regular(folder, tar) as file:
+                file.seek(member.offset)
+                return io.BytesIO(file.read(member.size))
     except (OSError, ValueError) as error:
         raise PictureGone(f"the file of {item.key} cannot be opened") from error
+
+
+def _regular(folder: Path, place: Path) -> BinaryIO:
+    """Open a regular file below a folder, by the real path of what was opened."""
+    file = os.fdopen(os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     real = Path(os.readlink(f"/proc/self/fd/{file.fileno()}"))
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or not real.is_relative_to(os.path.realpath(folder)):
         file.close()
-        raise PictureGone(f"the file of {item.key} lies outside its source")
+        raise PictureGone(f"{place} lies outside its source")
     return file
 
 

@@ -43,6 +43,7 @@ MAY_IMPORT = {
 # Distribution of an import name, where the two differ.
 DISTRIBUTION = {
     "PIL": "pillow",
+    "faiss": "faiss-cpu",
     "open_clip": "open_clip_torch",
     "ot": "POT",
     "skimage": "scikit-image",

@@ -145,7 +145,7 @@ def test_an_interrupted_training_ends_with_130_and_can_be_resumed(tmp_path):
         (("eval", "--method", "pixels", "--data", "nowhere"), "--data must be emoji"),
         (("eval", "--method", "pixels", "--split", "all"), "--split must be val or test for emoji"),
         (("embed", "DIR/photos", "--output", "empty"), "--output must be a folder, got the file "),
-        (("embed", "nowhere"), "FOLDER must be a folder of pictures, but nowhere does not exist"),
+        (("embed", "nowhere"), "SOURCE must be a folder of pictures, but nowhere does not exist"),
         (("embed", "DIR/photos", "--device", "tape"), "--device must be auto, cpu or cuda"),
         (("embed", "DIR/photos", "--adapter", "DIR"), "--adapter must hold config.json and adapter.safetensors"),
         (("search", "--query", "DIR/photos/00.jpg", "--picture", "a.unknown"), "--picture must end in one of .avif"),

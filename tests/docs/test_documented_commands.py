@@ -88,6 +88,8 @@ def fault_of(command: list[str]) -> str | None:
     name = Path(program).name if program != "." else program
     if name == "hystar-fast":
         return fault_of_arguments(arguments)
+    if name == "torchrun" and "--no-python" in arguments:
+        return fault_of(arguments[arguments.index("--no-python") + 1 :])
     if name in ("torchrun", "python", "python3") and "-m" in arguments and arguments[-1] != "-m":
         place = arguments.index("-m")
         if tuple(arguments[place : place + 2]) == COMMAND_LINE:
@@ -202,6 +204,7 @@ def test_the_pages_have_commands_of_every_kind():
         ("hystar-fast train --set optim.batchsize=3", "unknown key optim.batchsize"),
         ("hystar-fast train my.toml --set optim.batch_size=many", "must be an integer"),
         ("torchrun --nproc-per-node 4 -m hystar_fast.cli.main train a.toml b.toml", "unexpected extra argument"),
+        ("torchrun --nproc-per-node 4 --no-python hystar-fast embed a --shard b", "No such option"),
         ("make demo nothing", "no target nothing"),
         ("python bench/nothing.py --adapter x", "there is no bench/nothing.py"),
         ("OMP_NUM_THREADS=1 python -m pytest tests/test_nothing.py::test", "there is no tests/test_nothing.py"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -26,6 +28,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
 SHELL = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
 STARTS = [line for line in SHELL if line.startswith("hystar-fast serve")]
 CURLS = [line for line in SHELL if line.startswith("curl")]
+SHARDED = [line for line in SHELL if line.startswith("torchrun") or " index load " in line]
 
 
 @pytest.fixture
@@ -59,6 +62,13 @@ def test_the_page_runs_as_written(place):
             done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
             answers[line] = done.stdout
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    for line in SHARDED:
+        done = subprocess.run(
+            line, shell=True, capture_output=True, text=True, check=False, env=os.environ | {"PATH": path}
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    assert "8 unchanged" in done.stdout and "runs/photos holds 8 pictures" in done.stdout
     found = [json.loads(answers[line]) for line in CURLS if "/v1/search " in line]
     assert found[0]["hits"][0]["id"] == "trips/3.png" and len(found[0]["hits"]) == 5
     assert all(hit["id"].startswith("trips/") for hit in found[2]["hits"]) and len(found[3]["hits"]) == 3
@@ -75,7 +85,7 @@ def test_the_page_runs_as_written(place):
 
 
 def test_the_page_has_lines_of_every_kind():
-    assert len(STARTS) == 2 and len(CURLS) >= 10
+    assert len(STARTS) == 2 and len(CURLS) >= 10 and len(SHARDED) == 2
     assert "ThreadPool" not in TEXT
 
 

@@ -38,7 +38,7 @@ def test_unreadable_pictures_are_skipped_and_a_folder_of_them_makes_no_index(tmp
     done: list[tuple[int, int]] = []
     report = index_folder(pics, frozen, tmp_path / "out", progress=lambda *counts: done.append(counts))
     assert report.added == 3 and [entry.path for entry in report.skipped] == ["1.png", "4.png"]
-    assert report.skipped[0].reason.startswith("path must be a whole image file") and done == [(3, 5)]
+    assert report.skipped[0].reason.startswith("path must be a whole image file") and done[-1] == (5, 5)
     assert known(tmp_path / "out") == ["0.png", "2.png", "3.png"]
     for name in ("0.png", "2.png", "3.png"):
         damaged(pics / name)

@@ -10,6 +10,10 @@ from typing import Any
 
 import torch
 
+from hystar_fast.index.claims import Claims
+from hystar_fast.index.embed_shards import CLAIMS, agree_on_plan, embed_shards
+from hystar_fast.index.generation_methods import Made
+from hystar_fast.index.load_shards import LoadReport, load_shards, plan_in
 from hystar_fast.index.local import LocalEngine
 from hystar_fast.index.reembed import fill_generation
 from hystar_fast.index.sync import add, sync
@@ -17,6 +21,7 @@ from hystar_fast.methods.pixels import Pixels
 from tests.support.counting_encoder import STAMPS, Counting
 
 BATCH = 8
+SHARD = 60  # pictures
 SIDE = 5  # of the pixels of the second generation
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__])
@@ -63,15 +68,48 @@ def fill_second(folder: Path, pictures: Path, log: Path) -> None:
         fill_generation(engine, 2, lambda: encoder(log, SIDE))
 
 
-def killed(work: Callable[..., None], *arguments: Path, after: float) -> bool:
-    """Start work in a child and kill it after some seconds; return whether it was still running.
+def made_in(out: Path) -> Made:
+    """Return what `embed_shards` asks of the model; there is no adapter to write."""
+    return Made(STAMPS, {})
 
-    The seconds count from the moment when the work begins.
-    """
+
+def claims_in(out: Path) -> Claims:
+    """Return claims that are stolen soon."""
+    return Claims(out / CLAIMS, beat=0.02, stolen_after=0.4)
+
+
+def embed_into_shards(out: Path, pictures: Path, log: Path, retry_skipped: bool = False) -> None:
+    """Embed pictures into shards, together with other processes."""
+    claims = claims_in(out)
+    plan = agree_on_plan(pictures, out, STAMPS, made_in, claims, shard_size=SHARD)
+    embed_shards(plan, pictures, out, lambda: encoder(log), claims, retry_skipped=retry_skipped)
+
+
+def load_all(folder: Path, out: Path) -> LoadReport:
+    """Load shards into an index, which is made if it is not there."""
+    try:
+        engine = LocalEngine(folder)
+    except ValueError:
+        engine = LocalEngine.create(folder, STAMPS)
+    with engine:
+        return load_shards(engine, out, plan_in(out))
+
+
+def started(work: Callable[..., object], *arguments: Any) -> Any:
+    """Start work in a child and return it when the work begins."""
     begun = _CONTEXT.Event()
     child = _CONTEXT.Process(target=_run, args=(begun, work, arguments))
     child.start()
     begun.wait(60)
+    return child
+
+
+def killed(work: Callable[..., object], *arguments: Path, after: float) -> bool:
+    """Start work in a child and kill it after some seconds; return whether it was still running.
+
+    The seconds count from the moment when the work begins.
+    """
+    child = started(work, *arguments)
     child.join(after)
     child.kill()
     child.join()
@@ -80,6 +118,6 @@ def killed(work: Callable[..., None], *arguments: Path, after: float) -> bool:
     return child.exitcode == -9
 
 
-def _run(begun: Any, work: Callable[..., None], arguments: tuple[Path, ...]) -> None:
+def _run(begun: Any, work: Callable[..., object], arguments: tuple[Any, ...]) -> None:
     begun.set()
     work(*arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,23 @@ def shard_of_one_key(root: Path, name: str, text: bytes) -> Path:
         add_member(tar, name, text)
     png.unlink()
     return root
+
+
+def tar(path: Path, members: Mapping[str, bytes]) -> Path:
+    """Write a tar of members with these names and contents."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as opened:
+        for name, content in members.items():
+            add_member(opened, name, content)
+    return path
+
+
+def encoded(seed: int = 0, form: str = "PNG") -> bytes:
+    """Return the file of a picture of random pixels, the same for the same seed."""
+    content = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (16, 20, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(content, form)
+    return content.getvalue()
 
 
 def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:

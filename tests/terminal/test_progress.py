@@ -76,3 +76,34 @@ def test_a_log_that_cannot_be_written_is_given_up(tmp_path: Path, capsys: pytest
     console.print("two")
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "one" and shown[1].startswith("the log is not continued: ") and shown[2:] == ["two"]
+
+
+def test_with_a_unit_a_line_has_the_rate_and_the_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(create_console(), unit="pictures") as progress:
+        task = progress.add_task("add", total=None)
+        for done in (1000, 1010, 1020):  # the first thousand was done before
+            time.sleep(0.1)
+            progress.update(task, completed=done, total=1050)
+        time.sleep(0.1)
+        progress.update(task, completed=1050)
+    shown = capsys.readouterr().out.splitlines()
+    found = re.search(r"add 1020/1050, 0 s, (\d+\.\d) pictures/s, 0 s left$", "\n".join(shown), re.MULTILINE)
+    assert found is not None and 40 < float(found.group(1)) < 105, shown
+    assert re.fullmatch(r"add 1050/1050, 0 s, \d+\.\d pictures/s", shown[-1])
+
+
+def test_a_terminal_shows_the_rate_beside_the_bar() -> None:
+    stream = io.StringIO()
+    with Progress(Console(file=stream, force_terminal=True, width=100), unit="pictures") as progress:
+        task = progress.add_task("add", total=10_000)
+        for done in range(4):
+            progress.update(task, completed=10 * done)
+            time.sleep(0.05)
+    assert re.search(r"\d+\.\d pictures/s, \d+ s left", stream.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7300, "2 h"), (3 * 86400, "3 days")]
+)
+def test_a_duration_is_in_one_unit(seconds: float, text: str) -> None:
+    assert module.duration(seconds) == text
