@@ -13,6 +13,7 @@ from hystar_fast.index.address import without_password
 SCHEMES = ("postgresql://", "postgres://")
 _NAME = re.compile(r"[a-z0-9_]{1,40}")
 _USER = re.compile(r"^(\w+://)([^/:@]*)(:[^/@]*)?@")
+_PORTS = re.compile(r"[0-9,]*")
 _SECRET = ("password", "sslpassword", "oauth_client_secret")
 _CONNECT_SECONDS = 5
 _LOST_MS = 30_000  # until a server that no longer answers is given up
@@ -74,7 +75,9 @@ class PostgresAddress:
             parameters = driver.conninfo.conninfo_to_dict(_joined(head, others))
         except driver.Error:
             parameters = {}
-        if not parameters or "@" in str(parameters.get("host", "")):  # as of a password with a bare @
+        # a bare @ or / in a password makes the rest of it a host, a port or a database
+        place = f"{parameters.get('host', '')}{head.partition('://')[2].partition('/')[2]}"
+        if not parameters or "@" in place or not _PORTS.fullmatch(str(parameters.get("port", ""))):
             raise ValueError(f"index must be {_FORM}, got {without_password(uri)}")
         shown = [(name, value) for name, value in others if name not in _SECRET]
         seen = _joined(_USER.sub(r"\1\2@", head), [*shown, ("index", names[0])])

@@ -82,12 +82,12 @@ class PostgresDatabase:
     @contextmanager
     def _block(self, begin: str, *, is_writing: bool) -> Iterator[Any]:
         held = getattr(self._mine, "held", None)
-        if held is not None:
-            if is_writing and not held[1]:
-                raise RuntimeError("a block of writing must not begin within one of reading")
-            yield held[0]
-            return
         with self.errors():
+            if held is not None:
+                if is_writing and not held[1]:
+                    raise RuntimeError("a block of writing must not begin within one of reading")
+                yield held[0]
+                return
             connection = self._begun(begin)
             self._mine.held = connection, is_writing
             try:

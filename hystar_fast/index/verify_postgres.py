@@ -27,38 +27,69 @@ def verify_tables(database: PostgresDatabase, generations: Sequence[Generation],
         repair: remove damaged rows, and items without vectors, so that a sync embeds their pictures again.
     """
     with database.writing() if repair else database.reading() as connection:
-        names, lost, found = {}, set[str](), list[str]()
-        for row in _rows(connection, f"SELECT {SELECT}, filters FROM {database.table('items')} ORDER BY number"):
-            names[row[0]] = repr(decode_name(row[1]))
-            if not _is_whole(database.address.uri, row):
-                lost.add(row[0])
-                found.append(f"the item {names[row[0]]} is damaged")
+        names, lost, found = _check_items(database, connection)
+        counts: dict[int | None, tuple[int, int]] = {}
+        damaged: dict[str, set[str]] = {}
         for entry in generations:
-            bad, held = set[str](), []
-            for place, stamp in enumerate(entry.stamps.values()):
-                there = set[str]()
-                for key, vector in _rows(connection, f"SELECT * FROM {database.table(table_of(entry.number, place))}"):
-                    there.add(key)
-                    if not rows.are_units(to_tensor([vector], stamp.dimension)):
-                        bad.add(key)
-                held.append(there)
-            some, all_ = set.union(*held), set.intersection(*held)
-            bad |= some - all_
-            found += [
-                f"the vectors of {names.get(key, key)} in generation {entry.number} are damaged" for key in sorted(bad)
-            ]
+            bad, some = _check_vectors(database, connection, entry)
+            of = f"in generation {entry.number} are damaged"
+            found += [f"the vectors of {names.get(key, key)} {of}" for key in sorted(bad)]
             if entry.live:
                 without = [key for key in names if key not in some]
                 found += [f"{names[key]} has no vectors" for key in without]
                 lost |= bad | {*without}
-            if repair:
-                for place, _ in enumerate(entry.stamps):
-                    _delete(database, connection, table_of(entry.number, place), bad | lost)
-            found += _wrong_count(database, connection, "generations", entry.number, len(some), entry.count, repair)
+            damaged |= dict.fromkeys(_tables(entry), bad)
+            counts[entry.number] = len(some), entry.count
+        stored = connection.execute(f"SELECT items FROM {database.table('state')}").fetchone()[0]
+        counts[None] = len(names), stored
+        found += [
+            f"{'the index' if number is None else f'generation {number}'} has {there} items, and not {stored}, as were "
+            "counted when they were written"
+            for number, (there, stored) in counts.items()
+            if there != stored
+        ]
         if repair:
-            _delete(database, connection, "items", lost)
-        count = connection.execute(f"SELECT items FROM {database.table('state')}").fetchone()[0]
-        return found + _wrong_count(database, connection, "state", None, len(names), count, repair)
+            for table, keys in {**damaged, "items": lost}.items():
+                connection.execute(f"DELETE FROM {database.table(table)} WHERE key = ANY(%s)", ([*keys],))
+            _count_again(database, connection, generations)
+        return found
+
+
+def _check_items(database: PostgresDatabase, connection: Any) -> tuple[dict[str, str], set[str], list[str]]:
+    """Return the names of all items, the keys of those that are damaged, and a line for each of these."""
+    names, lost, found = {}, set[str](), list[str]()
+    for row in _rows(connection, f"SELECT {SELECT}, filters FROM {database.table('items')} ORDER BY number"):
+        names[row[0]] = repr(decode_name(row[1]))
+        if not _is_whole(database.address.uri, row):
+            lost.add(row[0])
+            found.append(f"the item {names[row[0]]} is damaged")
+    return names, lost, found
+
+
+def _check_vectors(database: PostgresDatabase, connection: Any, entry: Generation) -> tuple[set[str], set[str]]:
+    """Return the keys of the damaged vectors of a generation, and of all; one that a view lacks is damaged."""
+    bad, held = set[str](), list[set[str]]()
+    for table, stamp in zip(_tables(entry), entry.stamps.values(), strict=True):
+        there = set()
+        for key, vector in _rows(connection, f"SELECT key, vector FROM {database.table(table)}"):
+            there.add(key)
+            if not rows.are_units(to_tensor([vector], stamp.dimension)):
+                bad.add(key)
+        held.append(there)
+    some = set.union(*held)
+    return bad | (some - set.intersection(*held)), some
+
+
+def _tables(entry: Generation) -> list[str]:
+    return [table_of(entry.number, place) for place, _ in enumerate(entry.stamps)]
+
+
+def _count_again(database: PostgresDatabase, connection: Any, generations: Sequence[Generation]) -> None:
+    for entry in generations:
+        count = f"(SELECT count(*) FROM {database.table(table_of(entry.number, 0))})"
+        table = database.table("generations")
+        connection.execute(f"UPDATE {table} SET items = {count} WHERE number = %s", (entry.number,))
+    connection.execute(f"UPDATE {database.table('state')} SET items = (SELECT count(*) FROM {database.table('items')})")
 
 
 def _rows(connection: Any, query: str) -> Iterator[Any]:
@@ -73,22 +104,3 @@ def _is_whole(uri: str, row: Any) -> bool:
         return item.key == row[0] == key_of(item.id) and json.loads(filter_json(item.attributes)) == row[-1]
     except IndexDamaged:
         return False
-
-
-def _delete(database: PostgresDatabase, connection: Any, table: str, keys: set[str]) -> None:
-    connection.execute(f"DELETE FROM {database.table(table)} WHERE key = ANY(%s)", ([*keys],))
-
-
-def _wrong_count(
-    database: PostgresDatabase, connection: Any, of: str, number: int | None, there: int, stored: int, repair: bool
-) -> list[str]:
-    """Compare a stored count with that of the rows; with `repair`, count again."""
-    where = "" if number is None else f" WHERE number = {number}"
-    counted = "items" if number is None else table_of(number, 0)
-    if repair:
-        again = f"(SELECT count(*) FROM {database.table(counted)})"
-        connection.execute(f"UPDATE {database.table(of)} SET items = {again}{where}")
-    if there == stored:
-        return []
-    name = "the index" if number is None else f"generation {number}"
-    return [f"{name} has {there} items, and not {stored}, as were counted when they were written"]
