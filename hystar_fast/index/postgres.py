@@ -340,7 +340,9 @@ class PostgresEngine(Engine):
             self.generation()
 
     def verify(self, *, repair: bool = False) -> list[str]:
-        return verify_tables(self._database, self.generations(), repair=repair)
+        block = self._database.writing() if repair else self._database.reading()
+        with block as connection:
+            return verify_tables(self._database, connection, self.generations(), repair=repair)
 
     def close(self) -> None:
         self._database.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -35,6 +36,9 @@ def psycopg() -> ModuleType:
             f"an index in PostgreSQL needs {error.name}, which is not installed: pip install 'hystar-fast[pgvector]'"
         )
         raise ModuleNotFoundError(needed) from error
+    log = logging.getLogger("psycopg")
+    if not log.handlers:  # it would warn on stderr of a lost connection, which is an error of ours
+        log.addHandler(logging.NullHandler())
     return driver
 
 

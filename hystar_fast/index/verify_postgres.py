@@ -15,7 +15,9 @@ from hystar_fast.index.postgres_where import filter_json
 _ROWS = 1000  # read at a time
 
 
-def verify_tables(database: PostgresDatabase, generations: Sequence[Generation], *, repair: bool = False) -> list[str]:
+def verify_tables(
+    database: PostgresDatabase, connection: Any, generations: Sequence[Generation], *, repair: bool = False
+) -> list[str]:
     """Read every row; return a line for each that cannot be what was written.
 
     The server's own checksums (`SHOW data_checksums`) find flipped bits when a row is read; this finds rows that
@@ -23,36 +25,36 @@ def verify_tables(database: PostgresDatabase, generations: Sequence[Generation],
 
     Args:
         database: of the index.
-        generations: all of it.
+        connection: within a block of `reading`, or of `writing` to repair.
+        generations: all, as they are in that block.
         repair: remove damaged rows, and items without vectors, so that a sync embeds their pictures again.
     """
-    with database.writing() if repair else database.reading() as connection:
-        names, lost, found = _check_items(database, connection)
-        counts: dict[int | None, tuple[int, int]] = {}
-        damaged: dict[str, set[str]] = {}
-        for entry in generations:
-            bad, some = _check_vectors(database, connection, entry)
-            of = f"in generation {entry.number} are damaged"
-            found += [f"the vectors of {names.get(key, key)} {of}" for key in sorted(bad)]
-            if entry.live:
-                without = [key for key in names if key not in some]
-                found += [f"{names[key]} has no vectors" for key in without]
-                lost |= bad | {*without}
-            damaged |= dict.fromkeys(_tables(entry), bad)
-            counts[entry.number] = len(some), entry.count
-        stored = connection.execute(f"SELECT items FROM {database.table('state')}").fetchone()[0]
-        counts[None] = len(names), stored
-        found += [
-            f"{'the index' if number is None else f'generation {number}'} has {there} items, and not {stored}, as were "
-            "counted when they were written"
-            for number, (there, stored) in counts.items()
-            if there != stored
-        ]
-        if repair:
-            for table, keys in {**damaged, "items": lost}.items():
-                connection.execute(f"DELETE FROM {database.table(table)} WHERE key = ANY(%s)", ([*keys],))
-            _count_again(database, connection, generations)
-        return found
+    names, lost, found = _check_items(database, connection)
+    counts: dict[int | None, tuple[int, int]] = {}
+    damaged: dict[str, set[str]] = {}
+    for entry in generations:
+        bad, some = _check_vectors(database, connection, entry)
+        of = f"in generation {entry.number} are damaged"
+        found += [f"the vectors of {names.get(key, key)} {of}" for key in sorted(bad)]
+        if entry.live:
+            without = [key for key in names if key not in some]
+            found += [f"{names[key]} has no vectors" for key in without]
+            lost |= bad | {*without}
+        damaged |= dict.fromkeys(_tables(entry), bad)
+        counts[entry.number] = len(some), entry.count
+    stored = connection.execute(f"SELECT items FROM {database.table('state')}").fetchone()[0]
+    counts[None] = len(names), stored
+    found += [
+        f"{'the index' if number is None else f'generation {number}'} has {there} items, and not {stored}, as were "
+        "counted when they were written"
+        for number, (there, stored) in counts.items()
+        if there != stored
+    ]
+    if repair:
+        for table, keys in {**damaged, "items": lost}.items():
+            connection.execute(f"DELETE FROM {database.table(table)} WHERE key = ANY(%s)", ([*keys],))
+        _count_again(database, connection, generations)
+    return found
 
 
 def _check_items(database: PostgresDatabase, connection: Any) -> tuple[dict[str, str], set[str], list[str]]:
