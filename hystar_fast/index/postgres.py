@@ -12,7 +12,16 @@ from torch import Tensor
 from hystar_fast.data.text_files import parse_json
 from hystar_fast.index import local_rows as rows
 from hystar_fast.index import postgres_tables as tables
-from hystar_fast.index.engine import LARGEST_BATCH, Engine, Generation, Item, Known, decode_name, encode_name
+from hystar_fast.index.engine import (
+    LARGEST_BATCH,
+    Engine,
+    Generation,
+    IndexDamaged,
+    Item,
+    Known,
+    decode_name,
+    encode_name,
+)
 from hystar_fast.index.memory import unit_queries
 from hystar_fast.index.postgres_address import PostgresAddress
 from hystar_fast.index.postgres_database import PostgresDatabase
@@ -23,6 +32,7 @@ from hystar_fast.index.stamp import Stamp
 from hystar_fast.index.verify_postgres import verify_tables
 from hystar_fast.index.where import FIELDS, Where
 
+_ROWS = 5000  # read at a time
 _FILE_PART = 2**20  # bytes of a row
 _LEAST_EXPONENT = -700.0  # of a float64
 
@@ -126,6 +136,7 @@ class PostgresEngine(Engine):
         query = f"SELECT key, id, source, path, size, mtime_ns, sha256 FROM {self._table('items')} ORDER BY number"
         found: dict[str, Known] = {}
         with self._database.reading() as connection, connection.cursor(name="known") as cursor:
+            cursor.itersize = _ROWS
             for key, item_id, source, path, size, mtime_ns, sha256 in cursor.execute(query):
                 names = decode_name(source), decode_name(path)
                 found[decode_name(item_id)] = Known(key, *names, size, mtime_ns, sha256.decode())
@@ -241,8 +252,8 @@ class PostgresEngine(Engine):
             live, found = self._state(connection, "live"), []
             query = f"SELECT number, stamps, notes, items FROM {self._table('generations')} ORDER BY number"
             for number, stamps, notes, count in connection.execute(query):
-                by_view = {view: Stamp(values) for view, values in parse_json(stamps)}
-                found.append(Generation(number, by_view, parse_json(notes), number == live, count))
+                by_view = {view: Stamp(values) for view, values in self._json(stamps)}
+                found.append(Generation(number, by_view, self._json(notes), number == live, count))
             return found
 
     def create_generation(self, stamps: Mapping[str, Stamp], notes: Mapping[str, Any]) -> int:
@@ -290,7 +301,7 @@ class PostgresEngine(Engine):
 
     def settings(self) -> dict[str, Any]:
         with self._database.reading() as connection:
-            return dict(parse_json(self._state(connection, "settings")))
+            return dict(self._json(self._state(connection, "settings")))
 
     def put_settings(self, settings: Mapping[str, Any]) -> None:
         with self._database.writing() as connection:
@@ -351,4 +362,13 @@ class PostgresEngine(Engine):
         return self._database.table(name)
 
     def _state(self, connection: Any, column: str) -> Any:
-        return connection.execute(f"SELECT {column} FROM {self._table('state')}").fetchone()[0]
+        found = connection.execute(f"SELECT {column} FROM {self._table('state')}").fetchone()
+        if found is None:
+            raise IndexDamaged(f"{self.uri} is damaged: it has no state")
+        return found[0]
+
+    def _json(self, text: str) -> Any:
+        try:
+            return parse_json(text)
+        except ValueError as error:
+            raise IndexDamaged(f"{self.uri} is damaged: its settings, stamps or notes are no JSON: {error}") from error

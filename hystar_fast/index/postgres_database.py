@@ -167,7 +167,7 @@ class PostgresDatabase:
             return IndexDamaged(f"{uri} is damaged: {said}")
         if state in _BUSY:
             return EngineUnavailable(
-                f"{uri} is being written by another command, and did not become free in {WAIT:g} s: try again"
+                f"{uri} is in use by another command, and did not become free in {WAIT:g} s: try again"
             )
         if state in _NO_RIGHT:
             return EngineUnavailable(f"{uri} cannot be used with the rights of this user: {said}")

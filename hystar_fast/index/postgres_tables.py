@@ -19,6 +19,7 @@ from hystar_fast.index.stamp import Stamp
 APPLICATION, FORMAT = "hystar_fast", 1
 EXTENSION = "vector"
 LARGEST_DIMENSION = 16_000  # of pgvector's type
+_MAKING = 0x48595354  # "HYST", the number of a lock
 _IN_A_PAGE = 2000  # dimensions of a vector that is stored in its row, beside the other values
 _SCHEMA = """
 CREATE TABLE {}state (
@@ -47,6 +48,7 @@ def create_tables(database: PostgresDatabase, connection: Any) -> None:
     """
     driver, address = database._driver, database.address
     name = address.uri
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MAKING,))  # two commands may make one at a time
     found = connection.execute("SELECT oid FROM pg_namespace WHERE nspname = %s", (address.schema,)).fetchone()
     if found is not None and connection.execute("SELECT 1 FROM pg_class WHERE relnamespace = %s", found).fetchone():
         check_tables(database, connection)
@@ -73,8 +75,6 @@ def create_tables(database: PostgresDatabase, connection: Any) -> None:
             f"index must be in a database where its user may make a schema, got {name}: let an administrator run "
             f'`CREATE SCHEMA "{address.schema}" AUTHORIZATION` that user'
         ) from error
-    except (driver.errors.UniqueViolation, driver.errors.DuplicateSchema) as error:
-        raise ValueError(f"index must be new, but another command makes {name} now") from error
 
 
 def check_tables(database: PostgresDatabase, connection: Any) -> None:

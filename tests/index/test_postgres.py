@@ -168,6 +168,23 @@ def test_an_index_that_is_there_is_not_made_again(engine, uri):
     assert engine.count() == 20
 
 
+def test_of_two_that_make_an_index_at_once_one_is_told(postgres, empty):
+    place, found = postgres.uri("photos", empty), []
+
+    def make() -> None:
+        try:
+            PostgresEngine.create(place, STAMPS).close()
+        except ValueError as error:
+            found.append(str(error))
+
+    threads = [threading.Thread(target=make) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3 and all("index must be new, but" in line for line in found)
+
+
 def test_an_index_that_was_removed_under_us_is_named(postgres, engine):
     postgres.execute(f"DROP SCHEMA {schema(engine)} CASCADE")
     with pytest.raises(ValueError, match=r"index must have all of its tables, but .* has lost one"):
@@ -226,7 +243,7 @@ def test_a_second_writer_waits_and_then_says_so_in_one_line(engine, uri, monkeyp
     monkeypatch.setattr(postgres_database, "WAIT", 0.2)
     with PostgresEngine(uri) as second:
         with engine._database.writing():
-            with pytest.raises(EngineUnavailable, match="is being written by another command, and did not"):
+            with pytest.raises(EngineUnavailable, match="is in use by another command, and did not become free"):
                 second.remove([items(1)[0].key])
             assert second.count() == 20, "reading goes on"
         assert second.remove([items(1)[0].key]) == 1
@@ -385,6 +402,21 @@ def test_rows_that_another_program_changed_are_found_and_removed(postgres, engin
     assert engine.verify(repair=True) == expected and engine.verify() == []
     assert engine.count() == 14 and [entry.count for entry in engine.generations()] == [14, 13]
     assert engine.missing(new) == [key[5]]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE {}.state SET settings = '{{'",
+        "UPDATE {}.generations SET stamps = '['",
+        "UPDATE {}.generations SET notes = ''",
+        "DELETE FROM {}.state",
+    ],
+)
+def test_settings_and_stamps_that_were_changed_are_damage(postgres, engine, statement):
+    postgres.execute(statement.format(schema(engine)))
+    with pytest.raises(IndexDamaged, match=r"^postgresql://.* is damaged: "):
+        engine.health()
 
 
 def test_any_text_is_an_attribute(engine):
