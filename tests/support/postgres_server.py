@@ -18,9 +18,16 @@ from typing import Any
 
 import psycopg
 
+from hystar_fast.index.postgres import PostgresEngine
+
 PASSWORD = "s3cret"
 _START = 60.0  # seconds, on a machine with much other work
 _numbers = itertools.count()
+
+
+def schema(engine: PostgresEngine) -> str:
+    """Return the schema of an index."""
+    return engine._database.address.schema
 
 
 class PostgresServer:
