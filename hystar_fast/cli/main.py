@@ -303,7 +303,7 @@ def evaluate(
 
 
 @app.command(epilog=examples("embed"))
-@clear_errors(stopped=_CONTINUE, directory="--adapter", pretrained="--weights")
+@clear_errors(stopped=_CONTINUE, directory="--adapter", pretrained="--weights", index="--output")
 def embed(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of pictures, searched recursively.")],
     adapter: Adapter = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_IN_FRONT = re.compile(r"(\w://[^\s:/?#@]*):\S*@")
+_IN_FRONT = re.compile(r"(\w:/{1,2}[^\s:/?#@]*):\S*@")  # as a path, an address has one /
 _AS_PARAMETER = re.compile(r"([?&](?:password|sslpassword)=)[^&\s'\"]*")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def _target(source: Engine, live: Generation, uri: str | Path) -> Engine:
         try:
             target = _created(source, live, uri)  # as its creation was stopped
         except ValueError:
-            raise error from None
+            raise ValueError(re.sub(r"^index\b", "target", str(error))) from error
     try:
         check_stamps(target.stamps(), live.stamps, target.uri)
     except BaseException:

@@ -82,7 +82,7 @@ class PostgresAddress:
         # a bare @ or / in a password makes the rest of it a host, a port or a database
         place = f"{parameters.get('host', '')}{head.partition('://')[2].partition('/')[2]}"
         if not parameters or "@" in place or not _PORTS.fullmatch(str(parameters.get("port", ""))):
-            raise ValueError(f"index must be {_FORM}, got {without_password(uri)}")
+            raise ValueError(f"index must be {_FORM}, got {without_password(uri.replace(' ', '%20'))}")
         shown = [(name, value) for name, value in others if name not in _SECRET]
         seen = _joined(_USER.sub(r"\1\2@", head), [*shown, ("index", names[0])])
         defaults = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def test_verify_says_what_is_damaged_and_repairs_it(made, uri, postgres):
     assert "6 added" in output("index", "sync", uri, "--device", "cpu")
 
 
-def test_an_index_is_copied_there_and_back(made, uri, tmp_path):
+def test_an_index_is_copied_there_and_back(made, uri, postgres, tmp_path):
     output("index", "reembed", made / "x", "--adapter", made / "adapter-5")
     assert "12 copied" in output("index", "copy", made / "x", uri)
     assert "12 unchanged" in output("index", "copy", made / "x", uri)
@@ -121,6 +122,11 @@ def test_an_index_is_copied_there_and_back(made, uri, tmp_path):
     assert (
         "TARGET must hold no other pictures than the source, but" in message and "holds 1, such as '0.png'" in message
     )
+    message = refused("embed", made / "pics", "--output", uri)
+    assert "--output must be a folder" in message and PASSWORD not in message
+    postgres.execute("CREATE SCHEMA hystar_taken; CREATE TABLE hystar_taken.state (x int)")
+    message = refused("index", "copy", made / "x", re.sub("index=.*", "index=taken", uri))
+    assert "TARGET must be one of hystar_fast, but" in message and "tables of another program" in message
     assert "TARGET must be another index than the source" in refused("index", "copy", uri, uri)
     assert "2 copied, 10 unchanged" in output("index", "copy", made / "x", uri)
 

@@ -58,6 +58,8 @@ def test_an_address_keeps_what_libpq_takes_and_shows_no_password():
         ("postgresql://me:sec@ret@db/x", "with special characters of a password as %XX, got postgresql://me@db/x"),
         ("postgresql://me:sec/ret@db/x?index=a", "got postgresql://me@db/x"),
         ("postgresql://me:sec?ret@db/x", "index must"),
+        ("postgresql://me:sec ret@db/x", "got postgresql://me@db/x"),
+        ("postgresql:/me:secret@db/x", "index must be a folder or local:PATH, got postgresql:/me@db/x"),
         ("mysql://db/x", "index must be a folder or local:PATH"),
     ],
 )
