@@ -263,6 +263,10 @@ def run_move(name: str, old: str, new: Path, console: Console) -> None:
         if found is None:
             there = ", ".join(str(entry.get("folder", source)) for source, entry in sources.items())
             raise ValueError(f"OLD must be the folder of a source ({there or 'there is none'}), got {old}")
-        changed = {**sources[found], "folder": str(new.resolve())}
-        engine.put_settings({**settings, "sources": {**sources, found: changed}})
+        folder = {"folder": str(new.resolve())}
+
+        def moved(now: dict[str, Any]) -> dict[str, Any]:
+            return {**now, "sources": {**now["sources"], found: {**now["sources"][found], **folder}}}
+
+        engine.update_settings(moved)
         console.print(f"{found} is {new.resolve()} now")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -296,6 +296,13 @@ class Engine(ABC):
     @abstractmethod
     def put_settings(self, settings: Mapping[str, Any]) -> None:
         """Replace the settings."""
+
+    def update_settings(self, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+        """Replace the settings by what a function makes of them.
+
+        An engine with transactions reads and writes them in one, so that of two writers none undoes what the other did.
+        """
+        self.put_settings(change(self.settings()))
 
     @abstractmethod
     def put_style(self, name: str, vector: Tensor) -> None:

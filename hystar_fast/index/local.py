@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +331,10 @@ class LocalEngine(Engine):
     def put_settings(self, settings: Mapping[str, Any]) -> None:
         with self._file.writing():
             self._file.put_meta("settings", rows.to_bytes(dict(settings)))
+
+    def update_settings(self, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+        with self._file.writing():
+            super().update_settings(change)
 
     def put_style(self, name: str, vector: Tensor) -> None:
         row = (encode_name(name), rows.style_bytes(vector))

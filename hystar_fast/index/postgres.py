@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from hystar_fast.index.stamp import Stamp
 from hystar_fast.index.verify_postgres import verify_tables
 from hystar_fast.index.where import FIELDS, Where
 
+_MOST = 2**31  # answers
 _ROWS = 5000  # read at a time
 _FILE_PART = 2**20  # bytes of a row
 _LEAST_EXPONENT = -700.0  # of a float64
@@ -216,7 +217,7 @@ class PostgresEngine(Engine):
             scored, values, units = self._scored(view, queries, where, generation)
             # no operator of an index stands in the order, so that one which approximates is never used
             query = f"SELECT score, key FROM ({scored}) s ORDER BY score DESC, key LIMIT %s"
-            found = [connection.execute(query, (unit, *values, k)).fetchall() for unit in units.numpy()]
+            found = [connection.execute(query, (unit, *values, min(k, _MOST))).fetchall() for unit in units.numpy()]
             if where is not None and found and not found[0]:
                 self._check_fields(connection, where)
         scores = torch.tensor([[score for score, _ in row] for row in found], dtype=torch.float32)
@@ -307,6 +308,10 @@ class PostgresEngine(Engine):
         with self._database.writing() as connection:
             content = rows.to_bytes(dict(settings)).decode()
             connection.execute(f"UPDATE {self._table('state')} SET settings = %s", (content,))
+
+    def update_settings(self, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+        with self._database.writing():
+            super().update_settings(change)
 
     def put_style(self, name: str, vector: Tensor) -> None:
         content = rows.style_bytes(vector)

@@ -17,6 +17,7 @@ _USER = re.compile(r"^(\w+://)([^/:@]*)(:[^/@]*)?@")
 _PORTS = re.compile(r"[0-9,]*")
 _SECRET = ("password", "sslpassword", "oauth_client_secret")
 _CONNECT_SECONDS = 5
+_IDLE_SECONDS = 60  # a firewall forgets a connection on which nothing is sent
 _LOST_MS = 30_000  # until a server that no longer answers is given up
 _FORM = "postgresql://USER@HOST:PORT/DATABASE?index=NAME, with special characters of a password as %XX"
 
@@ -88,6 +89,7 @@ class PostgresAddress:
         defaults = {
             "connect_timeout": _CONNECT_SECONDS,
             "tcp_user_timeout": _LOST_MS,
+            "keepalives_idle": _IDLE_SECONDS,
             "fallback_application_name": "hystar-fast",
         }
         return cls(seen, names[0], {**defaults, **parameters, "client_encoding": "utf8"})

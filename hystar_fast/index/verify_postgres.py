@@ -72,14 +72,14 @@ def _check_vectors(database: PostgresDatabase, connection: Any, entry: Generatio
     """Return the keys of the damaged vectors of a generation, and of all; one that a view lacks is damaged."""
     bad, held = set[str](), list[set[str]]()
     for table, stamp in zip(_tables(entry), entry.stamps.values(), strict=True):
-        there = set()
+        there = set[str]()
         for key, vector in _rows(connection, f"SELECT key, vector FROM {database.table(table)}"):
             there.add(key)
             if not rows.are_units(to_tensor([vector], stamp.dimension)):
                 bad.add(key)
         held.append(there)
-    some = set.union(*held)
-    return bad | (some - set.intersection(*held)), some
+    some = held[0].union(*held)
+    return bad | (some - held[0].intersection(*held)), some
 
 
 def _tables(entry: Generation) -> list[str]:

@@ -140,7 +140,7 @@ def test_a_copy_is_killed_and_goes_on(tmp_path, whole, postgres, direction):
         copy_index(source, source := postgres.new_uri())
     target = postgres.new_uri() if direction == "to postgres" else str(tmp_path / "copy")
     kills, unfinished = 0, 0
-    for _ in range(KILLS // 2):
+    for _ in range(KILLS // 3):
         kills += killed(work.copy, source, target, after=chosen.uniform(0, 0.4))
         try:
             open_engine(target).close()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hystar_fast.index import postgres_tables
-from hystar_fast.index.engine import EngineUnavailable
+from hystar_fast.index.engine import EngineUnavailable, Item
 from hystar_fast.index.open_index import has_index, open_engine
 from hystar_fast.index.postgres import PostgresEngine
 from hystar_fast.index.postgres_address import PostgresAddress
@@ -196,6 +196,21 @@ def test_a_vector_that_fits_a_page_lies_in_its_row(postgres, uri, dimension, sto
             "AND attname = 'vector'"
         )
         assert postgres.execute(query) == [(storage,)]
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_the_encoding_of_a_database_does_not_matter(postgres, encoding):
+    name = f"in_{encoding.lower()}"
+    postgres.execute(f"CREATE DATABASE {name} ENCODING {encoding} LOCALE 'C' TEMPLATE template0")
+    try:
+        with PostgresEngine.create(postgres.uri("photos", name), STAMPS, settings={"x": "é\udce9"}) as engine:
+            wild = [Item(text, path=text, attributes={"a": text}) for text in ("é😀", "caf\udce9", "\0")]
+            engine.upsert(wild, {"adapted": units(3)})
+            assert engine.settings()["x"] == "é\udce9" and [*engine.known()] == [item.id for item in wild]
+            assert engine.keys(Where.parse("a^=é and path='é😀'")) == [wild[0].key] and engine.verify() == []
+            assert engine.search("adapted", units(1), 10**20)[0].shape == (1, 3)
+    finally:
+        postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def test_more_dimensions_than_pgvector_has_are_refused_and_leave_nothing(postgres, uri):
