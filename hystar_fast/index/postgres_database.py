@@ -19,7 +19,7 @@ _DAMAGED = ("XX001", "XX002")
 _BUSY = ("55P03",)  # the lock of another writer
 _READ_ONLY = ("25006",)  # a standby, as after a failover
 _NO_RIGHT = ("42501",)
-_GONE = ("42P01", "3F000")
+_GONE = ("3F000", "42P01", "42703", "42704", "42883")  # a schema, table, column, type or operator
 _AGAIN = ("28", "3D", "40", "53", "57", "58")  # classes: login, no database, rolled back, resources, operator, system
 
 
@@ -173,8 +173,9 @@ class PostgresDatabase:
             return EngineUnavailable(f"{uri} cannot be used with the rights of this user: {said}")
         if state in _READ_ONLY:
             return EngineUnavailable(f"{uri} cannot be written: the server is read-only")
-        if state in _GONE:
-            return ValueError(f"index must have all of its tables, but {uri} has lost one: {said}")
+        has_no_type = not state and self.extension is None and isinstance(error, self._driver.ProgrammingError)
+        if state in _GONE or has_no_type:
+            return ValueError(f"index must have all of its tables and the extension, but {uri} has lost one: {said}")
         if state[:2] in _AGAIN or (isinstance(error, self._driver.OperationalError) and state[:2] in ("", "08")):
             return EngineUnavailable(f"{uri} cannot be reached: {said}")
         return error

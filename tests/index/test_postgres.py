@@ -175,9 +175,20 @@ def test_of_two_that_make_an_index_at_once_one_is_told(postgres, empty):
     assert len(found) == 3 and all("index must be new, but" in line for line in found)
 
 
+def test_an_extension_that_was_removed_under_us_is_named(postgres, empty):
+    with PostgresEngine.create(postgres.uri("photos", empty), STAMPS) as engine:
+        engine.upsert(items(3), {"adapted": units(3)})
+        postgres.execute("DROP EXTENSION vector CASCADE", empty)
+        with pytest.raises(ValueError, match=r"and the extension, but .* has lost one"):
+            engine.search("adapted", units(1), 1)
+    with PostgresEngine(postgres.uri("photos", empty)) as engine:
+        with pytest.raises(ValueError, match=r"and the extension, but .* has lost one"):
+            engine.search("adapted", units(1), 1)
+
+
 def test_an_index_that_was_removed_under_us_is_named(postgres, engine):
     postgres.execute(f"DROP SCHEMA {schema(engine)} CASCADE")
-    with pytest.raises(ValueError, match=r"index must have all of its tables, but .* has lost one"):
+    with pytest.raises(ValueError, match=r"index must have all of its tables and the extension, but .* has lost one"):
         engine.search("adapted", units(1), 1)
 
 
