@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -10,6 +12,9 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.gpu import requires_cuda
 from tests.support.sinkhorn_cuda_host import Host
+
+if TYPE_CHECKING:
+    from tests.support.postgres_server import PostgresServer
 
 settings.register_profile(
     "hystar_fast",
@@ -38,6 +43,19 @@ def seeded() -> None:
 def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
     """Compile the block algorithms of the CUDA Sinkhorn for the CPU, once a session."""
     return Host(tmp_path_factory.mktemp("cuda_host"))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """Start a PostgreSQL server, once a session."""
+    from tests.support.postgres_server import PostgresServer
+
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,7 +11,7 @@ from hystar_fast.cli.open_method import open_method
 from hystar_fast.data.flat_folders import gallery_of_sketches
 from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.index.folder_index import check_output, index_folder
-from hystar_fast.index.open_index import open_engine
+from hystar_fast.index.open_index import folder_of_uri, open_engine
 from hystar_fast.methods.device import select_device
 from hystar_fast.terminal.console import Console
 
@@ -36,6 +36,7 @@ def run_embed(
             f"SOURCE must be a folder of pictures, but {folder} does not exist or is not a folder; tars go into an "
             "index with `hystar-fast index add`"
         )
+    folder_of_uri(output)
     with lock_folder(output):
         start = time.perf_counter()
         gallery = gallery_of_sketches(folder)

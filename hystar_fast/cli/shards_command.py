@@ -17,9 +17,10 @@ from hystar_fast.cli.open_method import open_method
 from hystar_fast.index.claims import Claims
 from hystar_fast.index.embed_shards import CLAIMS, agree_on_plan, embed_shards, stamps_of
 from hystar_fast.index.engine import FROZEN
-from hystar_fast.index.generation_methods import ADAPTER_FOLDER, encoder_with, save_generation, views_of
+from hystar_fast.index.generation_methods import encoder_with, save_generation, views_of
+from hystar_fast.index.kept_adapters import ADAPTER_FOLDER
 from hystar_fast.index.load_shards import load_shards, plan_in
-from hystar_fast.index.open_index import create_engine, folder_of_uri, has_index, open_engine
+from hystar_fast.index.open_index import create_engine, folder_for, has_index, open_engine
 from hystar_fast.index.shard_files import Header, ShardFolder, read_shard
 from hystar_fast.index.shard_plan import Plan, Source, read_plan
 from hystar_fast.index.shard_progress import State
@@ -149,8 +150,9 @@ def run_load(name: str, out: Path, console: Console) -> dict[str, Any]:
     start = time.perf_counter()
     if not has_index(name):
         method = _method_in(out, plan, console)
-        made = save_generation(method, folder_of_uri(name), with_frozen=len(plan.stamps) > 1)
-        create_engine(name, made, {"ids": "path"}).close()
+        with folder_for(name) as folder:
+            made = save_generation(method, folder, with_frozen=len(plan.stamps) > 1)
+            create_engine(name, made, {"ids": "path"}, folder).close()
         console.print(f"made {name} for {method.name}")
     with open_engine(name) as engine:
         with counted(console, "load") as progress:

@@ -99,8 +99,7 @@ def load_shards(
                 progress(done, total)
         report.shards += 1
         known[number] = header.tries
-        settings = engine.settings()
-        engine.put_settings({**settings, LOADED: {**settings.get(LOADED, {}), name: known}})
+        engine.update_settings(lambda settings: {**settings, LOADED: {**settings.get(LOADED, {}), name: known}})
     report.skipped += [Skipped(joined(below, entry.path), entry.reason) for entry in plan.skipped]
     write_skipped(engine, passed_over)
     return report

@@ -205,20 +205,36 @@ def source_for(engine: Engine, folder: Path, *, whole: bool, tars: bool = False)
         tars: as `is_of_tars`.
     """
     folder = folder.resolve()
-    settings = engine.settings()
+    found, changed = _placed(engine.settings(), folder, whole=whole, tars=tars)
+    if changed is None:
+        return found
+
+    def place(settings: dict[str, Any]) -> Mapping[str, Any]:  # another command may have added a source meanwhile
+        nonlocal found
+        found, changed = _placed(settings, folder, whole=whole, tars=tars)
+        return settings if changed is None else changed
+
+    engine.update_settings(place)
+    return found
+
+
+def _placed(
+    settings: Mapping[str, Any], folder: Path, *, whole: bool, tars: bool
+) -> tuple[tuple[str, Path, str], Mapping[str, Any] | None]:
+    """Return what `source_for` does, and the settings with it if they must be changed."""
     sources = settings["sources"]
     for name, entry in sources.items():
         held = Path(entry["folder"]) if entry.get("folder") is not None else None
         if held is None or is_of_tars(entry) != tars or not folder.is_relative_to(held):
             continue
-        if whole and not entry["whole"] and folder == held:
-            engine.put_settings({**settings, "sources": {**sources, name: {**entry, "whole": True}}})
         if folder == held or (entry["whole"] and not tars):
             below = os.path.relpath(folder, held)
-            return name, held, "" if below == "." else below
+            found = name, held, "" if below == "." else below
+            if whole and not entry["whole"]:
+                return found, {**settings, "sources": {**sources, name: {**entry, "whole": True}}}
+            return found, None
     new = new_source(folder, sources, whole=whole, tars=tars)
-    engine.put_settings({**settings, "sources": {**sources, **new}})
-    return next(iter(new)), folder, ""
+    return (next(iter(new)), folder, ""), {**settings, "sources": {**sources, **new}}
 
 
 def new_source(folder: Path, others: Mapping[str, Any], *, whole: bool = True, tars: bool = False) -> dict[str, Any]:

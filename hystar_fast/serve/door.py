@@ -1,4 +1,4 @@
-"""Pass every request (Host, token, room, length), and give every answer an id, headers, a count and a line in the log."""
+"""Check every request (Host, token, room, length); give every answer an id, headers, a count and a line in the log."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from hystar_fast.index.engine import Engine, Item, key_of
+from hystar_fast.index.sources import register
 from hystar_fast.index.where import Where
-from tests.support.index_engines import CREATE, DIMENSION, OPEN, OTHER, STAMPS, items, units
+from tests.support.index_engines import DIMENSION, ENGINES, OTHER, STAMPS, Place, items, place_of, units
 
 BYTE_NAMES = [
     b"caf\xe9.jpg",
@@ -26,17 +28,21 @@ BYTE_NAMES = [
 ]
 
 
-@pytest.fixture(params=[*CREATE])
-def engine(request: pytest.FixtureRequest, tmp_path: Path):
-    with CREATE[request.param](tmp_path, STAMPS) as made:
+@pytest.fixture(params=ENGINES)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    return place_of(request.param, request, tmp_path)
+
+
+@pytest.fixture
+def engine(place: Place):
+    with place.create(STAMPS) as made:
         yield made
 
 
 @pytest.fixture
-def again(engine: Engine, tmp_path: Path) -> Callable[[], Engine]:
+def again(engine: Engine, place: Place) -> Callable[[], Engine]:
     """Return a function that opens the same index as another process does."""
-    name = next(name for name, kind in OPEN.items() if isinstance(engine, kind))
-    return lambda: OPEN[name](tmp_path)
+    return place.open
 
 
 def fill(engine: Engine, count: int, seed: int = 0) -> tuple[list[Item], torch.Tensor]:
@@ -254,18 +260,18 @@ def test_a_changed_or_removed_picture_leaves_no_vector_in_another_generation(eng
     assert engine.verify() == []
 
 
-def test_several_views_of_an_item_are_one_row(tmp_path):
-    stamps = {**STAMPS, "frozen": OTHER["adapted"]}
-    for name, create in CREATE.items():
-        with create(tmp_path / name, stamps) as engine:
-            chosen = items(9)
-            both = {"adapted": units(9), "frozen": units(9, dimension=7)}
-            engine.upsert(chosen, both)
-            for view, vectors in both.items():
-                assert [row[0] for row in engine.search(view, vectors, 1)[1]] == [c.key for c in chosen]
-                assert torch.equal(engine.vectors([c.key for c in chosen], view), vectors)
-            with pytest.raises(ValueError, match="vectors must have the views adapted, frozen, got adapted"):
-                engine.upsert(chosen, {"adapted": both["adapted"]})
+def test_several_views_of_an_item_are_written_together(place):
+    with place.create({**STAMPS, "frozen": OTHER["adapted"]}) as engine:
+        chosen = items(9)
+        both = {"adapted": units(9), "frozen": units(9, dimension=7)}
+        engine.upsert(chosen, both)
+        for view, vectors in both.items():
+            assert [row[0] for row in engine.search(view, vectors, 1)[1]] == [c.key for c in chosen]
+            assert torch.equal(engine.vectors([c.key for c in chosen], view), vectors)
+        [(found, held)] = engine.scan()
+        assert found == chosen and all(torch.equal(held[view], vectors) for view, vectors in both.items())
+        with pytest.raises(ValueError, match="vectors must have the views adapted, frozen, got adapted"):
+            engine.upsert(chosen, {"adapted": both["adapted"]})
 
 
 def test_settings_and_styles_are_kept(engine, again):
@@ -280,6 +286,37 @@ def test_settings_and_styles_are_kept(engine, again):
         assert engine.delete_style("é/ \n") and not engine.delete_style("é/ \n") and reader.styles() == {}
     with pytest.raises(ValueError, match=r"vector must be finite \[d\]"):
         engine.put_style("x", torch.tensor([torch.nan]))
+
+
+def test_two_writers_of_the_settings_undo_nothing(engine, again, tmp_path):
+    folders = [tmp_path / f"{number}" / "photos" for number in range(6)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+
+    def add(some: list[Path]) -> None:
+        with again() as mine:
+            for folder in some:
+                register(mine, [folder])
+
+    threads = [threading.Thread(target=add, args=(folders[number::3],)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sources = engine.settings()["sources"]
+    assert sorted(entry["folder"] for entry in sources.values()) == sorted(map(str, folders))
+    assert len({entry["prefix"] for entry in sources.values()}) == 6
+
+
+def test_one_engine_serves_threads(engine):
+    _, vectors = fill(engine, 30)
+    expected, found = engine.search("adapted", vectors, 3)[1], []
+    threads = [threading.Thread(target=lambda: found.append(engine.search("adapted", vectors, 3)[1])) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 8
 
 
 def test_the_sum_of_a_softmax_is_that_over_all_items(engine):

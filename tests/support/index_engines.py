@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from hystar_fast.index.engine import Engine, Item
 from hystar_fast.index.local import LocalEngine
+from hystar_fast.index.postgres import PostgresEngine
 from hystar_fast.index.stamp import Stamp
 
 DIMENSION = 24
 STAMPS = {"adapted": Stamp({"model": "one", "dimension": DIMENSION})}
 OTHER = {"adapted": Stamp({"model": "two", "dimension": 7})}
-Start = Callable[[Path, Mapping[str, Stamp]], Engine]
-OPEN: dict[str, Callable[[Path], Engine]] = {"local": LocalEngine}
-CREATE: dict[str, Start] = {"local": lambda folder, stamps: LocalEngine.create(folder, stamps)}
+ENGINES = ["local", pytest.param("postgres", marks=pytest.mark.xdist_group("postgres"))]
+"""Every engine; the tests of one that needs a server are in one process, so that it is started once."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one index of an engine is.
+
+    Attributes:
+        create: makes it, with the stamps of its first generation.
+        open: opens it, as another process does.
+    """
+
+    create: Callable[[Mapping[str, Stamp]], Engine]
+    open: Callable[[], Engine]
+
+
+def place_of(engine: str, request: pytest.FixtureRequest, folder: Path) -> Place:
+    """Return a new place for an index of an engine; its server is started if there is none."""
+    if engine == "postgres":
+        uri = request.getfixturevalue("postgres").new_uri()
+        return Place(lambda stamps: PostgresEngine.create(uri, stamps), lambda: PostgresEngine(uri))
+    return Place(lambda stamps: LocalEngine.create(folder, stamps), lambda: LocalEngine(folder))
 
 
 def items(count: int, first: int = 0) -> list[Item]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hystar_fast.index import copy_index, postgres_address
 from hystar_fast.index.claims import Claims
 from hystar_fast.index.embed_shards import CLAIMS, agree_on_plan, embed_shards
 from hystar_fast.index.generation_methods import Made
@@ -23,6 +24,7 @@ from tests.support.counting_encoder import STAMPS, Counting
 BATCH = 8
 SHARD = 60  # pictures
 SIDE = 5  # of the pixels of the second generation
+postgres_address.psycopg()  # loaded before a child is
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__])
 
@@ -73,6 +75,12 @@ def made_in(out: Path) -> Made:
     return Made(STAMPS, {})
 
 
+def copy(source: str, target: str) -> None:
+    """Copy an index, a batch at a time that takes its time."""
+    copy_index.PART = BATCH
+    copy_index.copy_index(source, target, progress=lambda done, total: time.sleep(0.002))
+
+
 def claims_in(out: Path) -> Claims:
     """Return claims that are stolen soon."""
     return Claims(out / CLAIMS, beat=0.02, stolen_after=0.4)
@@ -104,7 +112,7 @@ def started(work: Callable[..., object], *arguments: Any) -> Any:
     return child
 
 
-def killed(work: Callable[..., object], *arguments: Path, after: float) -> bool:
+def killed(work: Callable[..., object], *arguments: Path | str, after: float) -> bool:
     """Start work in a child and kill it after some seconds; return whether it was still running.
 
     The seconds count from the moment when the work begins.
