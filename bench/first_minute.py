@@ -2,6 +2,7 @@
 
     python bench/first_minute.py            # on a GPU
     TRITON_INTERPRET=1 python bench/first_minute.py --toy    # on a CPU, at toy sizes
+    python bench/first_minute.py --specialised    # on a Hopper GPU: the backward with warps of three kinds alone
 
 The outputs are held to float64 row by row, so that one wrong row of 12,336 is found. Persistent kernels are compared
 with those of one tile a program, bit for bit, many times, with NaN in every fresh buffer and copies on another stream.
@@ -30,6 +31,7 @@ from svd_linear_providers import tf32
 from torch import Tensor
 
 import hystar_fast as hf
+from hystar_fast.kernels.tuning import SPECIALISED
 
 TOY = "--toy" in sys.argv
 REPEATS = 1 if TOY else 20
@@ -37,6 +39,7 @@ BATCH, TOKENS, INNER, OUTER, RANK, SMALL = (3, 33, 48, 64, 80, 16) if TOY else (
 QKV = Case(48, 257, 1024, 3072, 1024)
 LIMIT = {torch.bfloat16: 1.5e-2, torch.float16: 2.5e-3, torch.float32: 4e-3}  # of a row; float32 is TF32 on a GPU
 FP8_LIMIT = 0.12
+SPECIALISED_LAYERS = (("sample", torch.bfloat16), ("bank", torch.bfloat16), ("sample", torch.float16))
 Check = Callable[[], str]
 
 
@@ -136,6 +139,19 @@ def check_persistent(kind: str, dtype: torch.dtype, rank: int) -> str:
     )
     equal("dg dscale", [*of_x, *of_scale], both, "alone")
     return f"{tiles} tiles, {REPEATS} runs, {found}"
+
+
+def check_specialised(kind: str, dtype: torch.dtype) -> str:
+    """The backward with warps of three kinds: many runs, bit for bit, and float64."""
+    layer, gpu = kernels.make_layer(BATCH, TOKENS, INNER, OUTER, RANK, kind=kind, dtype=dtype), kernels.gpu_here()
+    h = kernels.forward(layer, kernels.shipped_tile(layer, layer.x.itemsize, gpu), gpu, keep_h=True)[1]
+    with poisoned():
+        expected = kernels.backward(layer, h, SPECIALISED, gpu)
+        for repeat in range(REPEATS):
+            with disturbed(repeat % 2 == 1):
+                equal("dg dscale", kernels.backward(layer, h, SPECIALISED, gpu), expected, f"in run {repeat + 2}")
+    found = hold("dg dscale", expected, kernels.exact_backward(layer, h), LIMIT[dtype])
+    return f"{REPEATS + 1} runs, {found}"
 
 
 def check_persistent_fp8(keep_h: bool) -> str:
@@ -287,11 +303,18 @@ def checks() -> Iterator[tuple[str, str, Check]]:
     yield others, "StyleNCE", lambda: check_style_nce(7 if TOY else 48)
 
 
+def specialised_checks() -> Iterator[tuple[str, str, Check]]:
+    """Yield the checks of the kernel that is not chosen yet, for a process of their own: it may wait for ever."""
+    for kind, dtype in SPECIALISED_LAYERS:
+        name = f"{kind} {str(dtype).removeprefix('torch.')}"
+        yield "specialised backward", name, lambda k=kind, d=dtype: check_specialised(k, d)
+
+
 def main() -> int:
     torch.manual_seed(0)
     groups: dict[str, list[str]] = {}
     dead = ""
-    for group, name, check in checks():
+    for group, name, check in specialised_checks() if "--specialised" in sys.argv else checks():
         started, problems = time.perf_counter(), groups.setdefault(group, [])
         try:
             text = check() if not dead else ""

@@ -16,7 +16,6 @@ from unittest import mock
 import first_minute
 import torch
 from svd_linear_cases import NEEDS, Case, cuda_cases
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from hystar_fast.kernels.tuning import Gpu
 from hystar_fast.ops.svd_linear import cuda
@@ -34,12 +33,13 @@ def variant(launch: Launch) -> str:
     """Describe the machine code of a launch."""
     given = launch.arguments
     first = next(a for a in (given.get(name) for name in ("a", "x", "partials", "scale")) if a is not None)
-    base = first.base if isinstance(first, TensorDescriptor) else first
+    base = first.base if hasattr(first, "block_shape") else first  # a tensor descriptor, of Triton or of Gluon
     words = [launch.kernel.removeprefix("_svd_linear_").removesuffix("_kernel"), DTYPES[base.dtype]]
     if "TILE" in given:
-        words.append("x".join(map(str, given["TILE"])) + f", {given['num_warps']} warps, {given['num_stages']} stages")
-        words.append("TMA" if isinstance(first, TensorDescriptor) else "pointers")
-        words.append(SPANS[given["SPAN"]])
+        stages = given.get("num_stages", given.get("STAGES"))
+        words.append("x".join(map(str, given["TILE"])) + f", {given['num_warps']} warps, {stages} stages")
+        words.append("TMA" if hasattr(first, "block_shape") else "pointers")
+        words.append(SPANS[given["SPAN"]] if "SPAN" in given else "")
         by_column = given.get("B_BY_COLUMN", given.get("BY_COLUMN"))
         words += ["" if by_column is None else "forward" if by_column else "backward"]
         words += ["persistent"] if given.get("PERSISTENT") else []

@@ -2,7 +2,8 @@
 # All checks and measurements that need a GPU, in one command: bench/gpu_session.sh [--rehearse] [OUT]
 #
 # Stage A, "it runs" (3 minutes at most): the runner (bench/gpu_runner), which needs no Python, alone and under memcheck
-# and racecheck; then bench/first_minute.py. Ends in a table: RIGHT or WRONG for each group of kernels.
+# and racecheck; then bench/first_minute.py, and on Hopper the backward that is not chosen yet. Ends in a table: RIGHT or
+# WRONG for each group of kernels.
 # Stage B, "measure and tune" (6 minutes at most): bench/measure.py, one process; then ncu on three kernels.
 # The rest, if time is left: a first call, the model, torch.compile, Table 5, the GPU tests, every other row.
 #
@@ -155,13 +156,18 @@ if [ -n "$rehearse" ]; then
     export TRITON_INTERPRET=1
 fi
 verdict $((100 * slack)) "first minute" lines "$python" bench/first_minute.py "${toy[@]}"
+specialised=()
+if grep -q '^NVIDIA.* 9\.0 ' "$log"; then # for Hopper; measured only if it is right
+    verdict 40 "specialised backward" lines "$python" bench/first_minute.py --specialised
+    grep -q '^RIGHT specialised' "$table" && specialised=(--specialised)
+fi
 echo "== stage A: $((SECONDS - began)) s" | tee -a "$log"
 cat "$table"
 
 # Stage B: measure and tune
 began=$SECONDS
 step 30 "info" "$python" -c "import hystar_fast as hf; print(*hf.info(), sep='\n')"
-step $((290 * slack)) "measure" "$python" bench/measure.py "$results" "${toy[@]}"
+step $((290 * slack)) "measure" "$python" bench/measure.py "$results" "${toy[@]}" "${specialised[@]}"
 unset TRITON_INTERPRET
 if command -v ncu >/dev/null; then
     sections=(--clock-control none --section SpeedOfLight --section WarpStateStats --section LaunchStats)

@@ -168,6 +168,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, nargs="?")
     parser.add_argument("--once", action="store_true", help="measure nothing: launch svd_linear's kernels for ncu")
+    parser.add_argument("--specialised", action="store_true", help="time the specialised backward too")
     parser.add_argument("--toy", action="store_true", help="toy sizes, to test this script without a GPU")
     arguments = parser.parse_args()
     if arguments.once:
@@ -182,7 +183,7 @@ def main() -> int:
     stages: list[tuple[str, Callable[[bool], Iterator[Measurement]]]] = [
         ("ceilings", ceilings),
         ("svd_linear", svd_linear),
-        ("tiles", lambda toy: tune.measurements(tiles, toy)),
+        ("tiles", lambda toy: tune.measurements(tiles, toy, arguments.specialised)),
         ("host times", host_times),
         ("sinkhorn", sinkhorn),
         ("style_nce", style_nce),  # its last case, of 32,768 rows, takes seconds a call

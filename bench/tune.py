@@ -8,7 +8,7 @@ kernels/tuning.py can be changed by reading it, and a commit can keep it beside 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from harness import DEVICE, relative_error
 from torch import Tensor
 
 from hystar_fast.kernels.svd_linear import fp8, gemm
-from hystar_fast.kernels.tuning import Tile
+from hystar_fast.kernels.tuning import SPECIALISED, Tile
 
 SECONDS, BATCHES, SAME = 0.5, (48, 1, 8), 1e-2
 LAYER = (257, 1024, 3072, 1024)  # tokens, in, out, rank
@@ -41,6 +41,7 @@ class Configuration:
     def __str__(self) -> str:
         t = self.tile
         loop = "one tile" if not t.persistent else "persistent" + ("" if self.flattened else ", not flattened")
+        loop = "specialised" if t.specialised else loop
         return f"{t.block_m}x{t.block_n}x{t.block_k}, {t.num_warps} warps, {t.num_stages} stages, {loop}"
 
 
@@ -69,6 +70,12 @@ def configurations(batch: int, itemsize: int, toy: bool) -> Iterator[Configurati
             yield Configuration(replace(tile, persistent=True))
             if itemsize > 1:
                 yield Configuration(replace(tile, persistent=True), flattened=False)
+
+
+def specialised() -> Iterator[Configuration]:
+    """Yield the configurations of the backward with warps of three kinds."""
+    yield Configuration(SPECIALISED)
+    yield Configuration(replace(SPECIALISED, block_k=32, num_stages=8))
 
 
 def products(layer: kernels.Layer, gpu: kernels.Gpu) -> Iterator[tuple[str, int, Tile, Callable[..., list[Tensor]]]]:
@@ -124,13 +131,21 @@ def others(layer: kernels.Layer, name: str) -> dict[str, Callable[[], Tensor]]:
     return {"torch._scaled_mm": lambda: torch._scaled_mm(g8, factors.u.T, **scales, out_dtype=layer.x.dtype)}
 
 
-def measure(tiles: TileFile, layer: kernels.Layer, batch: int, product: Any, *, toy: bool) -> None:
-    """Time the configurations of one product in turn, and write its entry."""
+def measure(
+    tiles: TileFile,
+    layer: kernels.Layer,
+    batch: int,
+    product: Any,
+    more: Iterable[Configuration] = (),
+    *,
+    toy: bool,
+) -> None:
+    """Time the configurations of one product in turn, with some more, and write its entry."""
     name, itemsize, shipped, run = product
     found: dict[str, Any] = {"rows": len(layer.x), "rank": len(layer.vh), "shipped": str(Configuration(shipped))}
     ready, problems = {}, {}
     truth = run(Configuration(shipped))
-    chosen = {str(c): c for c in [Configuration(shipped), *configurations(batch, itemsize, toy)]}
+    chosen = {str(c): c for c in [Configuration(shipped), *more, *configurations(batch, itemsize, toy)]}
     for text, configuration in chosen.items():
         try:
             outputs = run(configuration)
@@ -154,7 +169,7 @@ def measure(tiles: TileFile, layer: kernels.Layer, batch: int, product: Any, *, 
         print(f"    {timing.median_ms * 1e3:8.1f} us (IQR {timing.spread_ms * 1e3:.1f})  {text}", flush=True)
 
 
-def measurements(tiles: TileFile, toy: bool) -> Iterator[Callable[[Any], None]]:
+def measurements(tiles: TileFile, toy: bool, with_specialised: bool) -> Iterator[Callable[[Any], None]]:
     """Yield a measurement for each product and batch that the file lacks."""
     if toy and not kernels.INTERPRETED:
         raise SystemExit("--toy needs TRITON_INTERPRET=1, because the tiles are those of Triton kernels")
@@ -163,4 +178,5 @@ def measurements(tiles: TileFile, toy: bool) -> Iterator[Callable[[Any], None]]:
         layer = kernels.make_layer(batch, tokens, *sizes, dtype=torch.bfloat16)
         for product in products(layer, kernels.gpu_here()):
             if f"{product[0]}, B{batch}" not in tiles.entries:
-                yield lambda _, p=product, b=batch, a=layer: measure(tiles, a, b, p, toy=toy)
+                more = [*specialised()] if with_specialised and (product[0], batch) == ("backward", BATCHES[0]) else []
+                yield lambda _, p=product, b=batch, a=layer, m=more: measure(tiles, a, b, p, m, toy=toy)

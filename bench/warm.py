@@ -47,6 +47,8 @@ def comparisons() -> None:
         first_minute.check_persistent(kind, dtype, rank)
     for keep_h in (False, True):
         first_minute.check_persistent_fp8(keep_h)
+    for kind, dtype in first_minute.SPECIALISED_LAYERS:
+        first_minute.check_specialised(kind, dtype)
 
 
 def tuning_launches() -> None:
@@ -54,8 +56,9 @@ def tuning_launches() -> None:
     tokens, *sizes = tune.LAYER
     for batch in tune.BATCHES:
         layer = empty_layer(batch, tokens, *sizes, dtype=torch.bfloat16)
-        for _, itemsize, _, run in tune.products(layer, H200):
-            for configuration in tune.configurations(batch, itemsize, toy=False):
+        for name, itemsize, _, run in tune.products(layer, H200):
+            more = tune.specialised() if (name, batch) == ("backward", tune.BATCHES[0]) else ()
+            for configuration in (*more, *tune.configurations(batch, itemsize, toy=False)):
                 run(configuration)
 
 

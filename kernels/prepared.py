@@ -16,7 +16,6 @@ from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 _SLOT = 128  # bytes kept for an argument: the size of a tensor map, which must begin at a multiple of 64
 _MAPS = 128  # tensor maps that are kept for one argument
@@ -57,7 +56,7 @@ class Prepared:
         addresses = [start + _SLOT * place for place in range(len(arguments))]
         maps = iter(compiled.metadata.tensordesc_meta or ())
         for (_, value), address in zip(arguments, addresses, strict=True):
-            if isinstance(value, TensorDescriptor):
+            if hasattr(value, "block_shape"):  # a tensor descriptor, of Triton or of Gluon
                 self._slots.append(_TensorMap(address, self._driver, value, next(maps)))
             elif isinstance(value, Tensor):
                 self._slots.append(_Pointer(address))
@@ -104,7 +103,7 @@ class _Pointer:
 class _TensorMap:
     """The place of a tensor map, by which TMA finds a matrix; maps of addresses seen before are kept."""
 
-    def __init__(self, address: int, driver: ctypes.CDLL, descriptor: TensorDescriptor, meta: dict[str, Any]) -> None:
+    def __init__(self, address: int, driver: ctypes.CDLL, descriptor: Any, meta: dict[str, Any]) -> None:
         from triton.backends.nvidia.driver import TMA_DTYPE_DEVICE_TO_HOST
 
         box, size = meta["block_size"], meta["elem_size"]

@@ -27,6 +27,7 @@ class Tile:
     num_stages: int
     descriptors: bool = False  # operands and results are accessed through tensor descriptors (TMA)
     persistent: bool = False  # one program a multiprocessor, which takes one tile after the other
+    specialised: bool = False  # warps of three kinds (specialised.py): a backward on Hopper alone
 
 
 # A tile of 128 x 256 keeps Hopper's tensor cores busy. Its epilogue works on half of the columns at a time, or it
@@ -34,6 +35,10 @@ class Tile:
 _WIDE = Tile(128, 256, 64, num_warps=8, num_stages=3, descriptors=True)
 _WIDE_FP8 = Tile(128, 256, 128, num_warps=8, num_stages=3, descriptors=True)
 _WIDE_FP32 = Tile(128, 128, 32, num_warps=8, num_stages=3, descriptors=True)
+# The backward of large batches on Hopper with warps of three kinds. No GPU has measured it: bench/tune.py times it with
+# the others, and SPECIALISE becomes True if it is the fastest there. Otherwise the kernel goes.
+SPECIALISED = Tile(128, 256, 64, num_warps=4, num_stages=4, descriptors=True, persistent=True, specialised=True)
+SPECIALISE = False
 # For batches whose wide tiles are fewer than multiprocessors
 _SMALLER = (
     Tile(128, 128, 64, num_warps=8, num_stages=4, descriptors=True),

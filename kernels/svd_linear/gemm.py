@@ -22,7 +22,7 @@ from hystar_fast.kernels.svd_linear.launch import (
     even,
     sum_partials,
 )
-from hystar_fast.kernels.tuning import Gpu, Tile, svd_linear_tile
+from hystar_fast.kernels.tuning import SPECIALISE, SPECIALISED, Gpu, Tile, svd_linear_tile
 
 
 @triton.jit
@@ -148,7 +148,17 @@ def backward(
     needs_dg: bool,
     tile: Tile | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return (dy u) * scale, [N, r], if needed, and dscale, in the shape and dtype of scale, if h is given."""
+    """Return (dy u) * scale, [N, r], if needed, and dscale, in the shape and dtype of scale, if h is given.
+
+    A tile of warps of three kinds is another kernel, for both gradients of a large batch on Hopper.
+    """
+    if h is not None and needs_dg and (SPECIALISE if tile is None else tile.specialised):
+        from hystar_fast.kernels.svd_linear import specialised  # Gluon takes 0.2 s to import
+
+        if specialised.suits(dy, u, h, modulation, gpu, tile or SPECIALISED):
+            return specialised.backward(dy, u, h, modulation, gpu=gpu, tile=tile or SPECIALISED)
+        if tile is not None:
+            raise ValueError("this tile needs Hopper, a half type, a scale a sample, and tiles for all multiprocessors")
     dg = dy.new_empty(len(dy), u.shape[1]) if needs_dg else None
     return dg, _launch(dy, u, dg, h, modulation, gpu, tile, b_stored=u, sums=h is not None)
 

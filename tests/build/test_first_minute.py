@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 import device_time
 import first_minute
 import kernel_variants
+import tune
 from first_minute import WrongResultError, compare_with_one_tile, equal, hold, poisoned, row_error
 
 from hystar_fast.kernels.tuning import Gpu
@@ -81,6 +82,16 @@ def test_a_failing_check_is_reported_and_the_others_run(
     assert [line[:4] for line in lines if line[:4] in ("FAIL", "ok  ")] == ["FAIL", "ok  ", "FAIL", "FAIL"]
     assert lines[-2] == "WRONG a: 1 of 2 checks; one: row errors y 1.0e+00, limit 1e-02"
     assert lines[-1].startswith("WRONG b: 0 of 2 checks; three: RuntimeError: CUDA error")
+
+
+def test_the_kernel_that_may_wait_for_ever_has_a_process_and_a_verdict_of_its_own() -> None:
+    session = Path(first_minute.__file__).with_name("gpu_session.sh").read_text()
+    (group,) = {group for group, _, _ in first_minute.specialised_checks()}
+    assert group not in {group for group, _, _ in first_minute.checks()}
+    assert f'verdict 40 "{group}" lines "$python" bench/first_minute.py --specialised' in session
+    assert f"grep -q '^RIGHT {group.split()[0]}' \"$table\" && specialised=(--specialised)" in session
+    names = [str(configuration) for configuration in tune.specialised()]
+    assert len(set(names)) == len(names) == 2 and all("specialised" in name for name in names)
 
 
 def test_alternatives_are_timed_in_turn() -> None:

@@ -18,6 +18,8 @@ BUDGETS = {
     "_svd_linear_gemm_kernel bf16 backward persistent pair of samples": (3200, 384, 32, 0),
     "_svd_linear_fp8_kernel first pair": (1990, 0, 24, 0),
     "_svd_linear_fp8_kernel second pair": (1420, 0, 20, 0),
+    # two groups of warps, each with an epilogue for one sample and one for two
+    "_svd_linear_specialised_kernel bf16 sample": (6500, 336, 76, 0),
 }
 
 
@@ -29,7 +31,7 @@ def check_budget(label: str, opcodes: dict[str, int]) -> None:
 
     found = (sum(opcodes.values()) - count("NOP"), count("SHFL"), count("BAR"), count("STS.U16"))
     assert all(number <= most for number, most in zip(found, BUDGETS[label], strict=True)), (label, found)
-    assert count("HGMMA", "QGMMA") == 4 and count("WARPGROUP.ARRIVE") == 1, f"{label}: serialised MMAs"
+    assert count("HGMMA", "QGMMA") == 4 * count("WARPGROUP.ARRIVE") > 0, f"{label}: serialised MMAs"
     assert count("STL", "LDL") == 0 and count("UTMALDG") > 0, label
 
 
@@ -69,9 +71,11 @@ def test_compiles_without_spills(
     assert len(fp8) == (10 if architecture >= 89 else 0) and all(row["fp8"] for row in fp8)
     fused = [row for row in report["rows"] if "fused_kernel" in row["kernel"]]
     assert len(fused) == 18 and {"r13", "r16", "r64", "r128"} <= {row["kernel"].split()[-1] for row in fused}
+    specialised = [row for row in report["rows"] if "specialised" in row["kernel"]]
+    assert len(specialised) == (4 if architecture == 90 else 0) and all(row["registers"] for row in specialised)
     persistent = [row["kernel"] for row in gemms + fp8 if row["persistent"]]
     assert bool(persistent) == wide, persistent
-    described = [row for row in gemms + fp8 + fused if row["descriptors"]]
+    described = [row for row in gemms + fp8 + fused + specialised if row["descriptors"]]
     assert bool(described) == wide
     listed = {row["kernel"]: row["opcodes"] for row in report["rows"] if row["opcodes"] is not None}
     assert set(listed) == (set(BUDGETS) if architecture == 90 else set())

@@ -15,6 +15,7 @@ KERNELS = {
     ("forward", True): ["fused"],
     ("training", False): ["gemm", "cublas", "gemm", "reduce", "cublas"],
     ("training", True): ["fused", "fused", "reduce"],
+    ("specialised", False): ["gemm", "cublas", "specialised", "reduce", "cublas"],
     ("fp8", False): ["quantise", "fp8", "fp8"],
     ("fp8", True): ["quantise", "fp8", "fp8"],
 }
@@ -30,7 +31,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_a_repeated_call_launches_what_triton_does(found: dict[str, Any]) -> None:
     """Kernel, grid, threads, shared memory, stream and every parameter, with its tensor maps, to the byte."""
-    assert len(found["cases"]) == 36
+    assert len(found["cases"]) == 38
     for name, case in found["cases"].items():
         assert case["repeated"] == case["triton"], name
         kind = name.split()[-1].replace("sum", "training")
@@ -48,6 +49,15 @@ def test_production_launches(found: dict[str, Any]) -> None:
                 assert launch["shared"] > 160_000, name
             if name.startswith("B1 ") and launch["kernel"] in GEMMS:
                 assert launch["grid"][0] < MULTIPROCESSORS, name
+
+
+def test_the_specialised_backward_launches(found: dict[str, Any]) -> None:
+    """Three groups of four warps a multiprocessor. The stub's driver has checked tensor maps and shared memory."""
+    for kind in ("sample", "bank"):
+        case = found["cases"][f"B48 r1024 {kind} bfloat16 specialised"]["triton"]
+        launch = next(one for one in case if "specialised" in one["kernel"])
+        assert (launch["grid"], launch["threads"]) == ([MULTIPROCESSORS, 1], 384)
+        assert 220_000 < launch["shared"] <= 227 * 1024
 
 
 def test_the_gradient_of_a_sum_takes_the_same_kernels(found: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,10 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from hystar_fast.kernels.svd_linear import fp8, fused, gemm
 from hystar_fast.kernels.svd_linear.launch import Modulation
-from hystar_fast.kernels.tuning import Gpu
+from hystar_fast.kernels.tuning import SPECIALISED, Gpu
 from hystar_fast.ops.svd_linear.fp8 import fp8_problem
 
 # The kernels of production whose instructions are counted on sm_90, by kind
@@ -41,6 +40,7 @@ LISTED = {
     "_svd_linear_gemm_kernel bf16 backward persistent pair of samples",
     "_svd_linear_fp8_kernel first pair",
     "_svd_linear_fp8_kernel second pair",
+    "_svd_linear_specialised_kernel bf16 sample",
 }
 OPCODE = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)")
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?!(?:@!?U?P\w+ )?NOP)")
@@ -143,6 +143,23 @@ def record_gemm(capability: tuple[int, int]) -> Iterator[Launch]:
             yield launch
 
 
+def record_specialised(capability: tuple[int, int]) -> Iterator[Launch]:
+    """Yield the launches of specialised.py, which is for Hopper."""
+    fine = replace(SPECIALISED, block_k=32, num_stages=8)  # bench/tune.py measures it too
+    for dtype, kind, tile in (
+        (torch.bfloat16, "sample", SPECIALISED),
+        (torch.bfloat16, "bank", SPECIALISED),
+        (torch.float16, "sample", SPECIALISED),
+        (torch.bfloat16, "sample", fine),
+    ):
+        dy, u = torch.empty(2 * 257, 1024, dtype=dtype), torch.empty(1024, 1024, dtype=dtype)
+        on: dict[str, Any] = {"gpu": Gpu(capability, FEW), "needs_dg": True, "tile": tile}
+        with recorded() as launches:
+            gemm.backward(dy, u, dy.clone(), modulation(kind, 2, 257, 1024), **on)
+        launches[0].label = f"{launches[0].kernel} {NAMES[dtype]} {kind}{' fine' * (tile is fine)}"
+        yield launches[0]
+
+
 def role(launch: Launch) -> str:
     """Name the purpose of a launch of the GEMM kernel."""
     if launch.arguments["B_BY_COLUMN"]:
@@ -217,13 +234,14 @@ def compile_one(launch: Launch, count_instructions: bool) -> dict[str, Any]:
     resources = {name.lower(): int(number) for name, number in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", listing)}
     ptx = compiled.asm["ptx"]
     instructions = {"wgmma": "wgmma.mma_async", "tma": "cp.async.bulk.tensor", "tcgen05": "tcgen05.mma"}
+    instructions["registers"] = "setmaxnreg"
     fp8_product = re.search(r"mma[^;\n]*e4m3\.e4m3|tcgen05\.mma[^;\n]*f8f6f4", ptx)
     return {
         "kernel": launch.label,
         "hash": compiled.hash,
         "shared": compiled.metadata.shared,
         "instructions": len(INSTRUCTION.findall(listing)) if count_instructions else None,
-        "descriptors": isinstance(launch.arguments.get("a"), TensorDescriptor),
+        "descriptors": hasattr(launch.arguments.get("a"), "block_shape"),
         "persistent": launch.arguments.get("PERSISTENT", False),
         "fp8": fp8_product is not None,
         "opcodes": Counter(OPCODE.findall(listing)) if listed else None,
@@ -236,6 +254,8 @@ def main(architecture: int, count_instructions: bool) -> None:
     """Print the report of one architecture: the version of Triton, and one row for each kernel that was compiled."""
     capability = architecture // 10, architecture % 10
     launches = [*record_gemm(capability), *record_fused(capability)]
+    if capability == (9, 0):
+        launches += record_specialised(capability)
     if fp8_problem(capability) is None:
         launches += record_fp8(capability)
     triton.runtime.driver.set_active(StubDriver(architecture))

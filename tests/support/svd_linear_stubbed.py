@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 import hystar_fast as hf
 from hystar_fast.kernels import prepared
+from hystar_fast.kernels.svd_linear import gemm
 from hystar_fast.ops.svd_linear import replay
 from hystar_fast.ops.svd_linear.fp8 import Fp8Factors
 from tests.support.cuda_stub import Launch, launches, record_parameters
@@ -56,19 +58,30 @@ def cases() -> Iterator[tuple[str, partial[object]]]:
                 }
                 if dtype == torch.bfloat16:
                     calls["sum"] = partial(calls["training"], summed=True)
+                    if (batch, rank) == (48, 1024):
+                        calls["specialised"] = partial(calls["training"], specialised=True)
                     calls["fp8"] = partial(forward, precision="fp8", factors=quantised(u, vh))
                 for name, call in calls.items():
                     yield f"B{batch} r{rank} {kind} {str(dtype)[6:]} {name}", call
 
 
 def train(
-    x: Tensor, u: Tensor, scale: Tensor, vh: Tensor, bias: Tensor, index: Tensor | None, *, summed: bool = False
+    x: Tensor,
+    u: Tensor,
+    scale: Tensor,
+    vh: Tensor,
+    bias: Tensor,
+    index: Tensor | None,
+    *,
+    summed: bool = False,
+    specialised: bool = False,
 ) -> None:
     """Take the gradients of x and scale from a dense upstream gradient, or from that of a sum, whose strides are 0."""
     x, scale = x.detach().requires_grad_(), scale.detach().requires_grad_()
     y = hf.svd_linear(x, u, scale, vh, bias, index=index)
     upstream = torch.empty(() if summed else y.shape, device="cuda", dtype=y.dtype).expand(y.shape)
-    torch.autograd.grad(y, (x, scale), upstream)
+    with mock.patch.object(gemm, "SPECIALISE", specialised):
+        torch.autograd.grad(y, (x, scale), upstream)
 
 
 def normal(found: list[Launch], names: dict[str, str]) -> list[dict[str, Any]]:

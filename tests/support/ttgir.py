@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 NAME = re.compile(r"%[\w.-]+(?:#\d+)?")
+LOCATION = re.compile(r" loc\((?:[^()]|\([^()]*\))*\)")
 
 
 @dataclass
@@ -26,7 +27,7 @@ def parse(text: str) -> tuple[dict[str, str], list[Op]]:
     assert header is not None
     stack: list[list[Op]] = [[]]
     for number, line in enumerate(text[header.end() :].splitlines(), text[: header.end()].count("\n") + 1):
-        line = re.sub(r" loc\(.*", "", line).strip()
+        line = LOCATION.sub("", line).strip()
         if line.startswith("}"):
             if len(stack) == 1:
                 break
