@@ -141,7 +141,7 @@ def test_a_copy_is_killed_and_goes_on(tmp_path, whole, postgres, direction):
     target = postgres.new_uri() if direction == "to postgres" else str(tmp_path / "copy")
     kills, unfinished = 0, 0
     for _ in range(KILLS // 3):
-        kills += killed(work.copy, source, target, after=chosen.uniform(0, 0.4))
+        kills += killed(work.copy, source, target, after=chosen.uniform(0, 0.3))  # of at least a second
         try:
             open_engine(target).close()
         except ValueError as error:  # stopped at any moment, it is not taken for the whole

@@ -78,7 +78,7 @@ def made_in(out: Path) -> Made:
 def copy(source: str, target: str) -> None:
     """Copy an index, a batch at a time that takes its time."""
     copy_index.PART = BATCH
-    copy_index.copy_index(source, target, progress=lambda done, total: time.sleep(0.002))
+    copy_index.copy_index(source, target, progress=lambda done, total: time.sleep(0.02))
 
 
 def claims_in(out: Path) -> Claims:
