@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests.support.gpu import requires_cuda
+from tests.support.index_engines import start_milvus
+from tests.support.milvus_server import MilvusServer
 from tests.support.sinkhorn_cuda_host import Host
 
 settings.register_profile(
@@ -38,6 +41,13 @@ def seeded() -> None:
 def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
     """Compile the block algorithms of the CUDA Sinkhorn for the CPU, once a session."""
     return Host(tmp_path_factory.mktemp("cuda_host"))
+
+
+@pytest.fixture(scope="session")
+def milvus() -> Iterator[MilvusServer]:
+    """Start a Milvus server, once a session."""
+    with start_milvus() as server:
+        yield server
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

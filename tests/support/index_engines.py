@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,14 +14,48 @@ from torch.nn import functional as F
 
 from hystar_fast.index.engine import Engine, Item
 from hystar_fast.index.local import LocalEngine
+from hystar_fast.index.milvus import MilvusEngine
 from hystar_fast.index.stamp import Stamp
+from tests.support.milvus_server import MilvusServer
 
 DIMENSION = 24
 STAMPS = {"adapted": Stamp({"model": "one", "dimension": DIMENSION})}
 OTHER = {"adapted": Stamp({"model": "two", "dimension": 7})}
 Start = Callable[[Path, Mapping[str, Stamp]], Engine]
-OPEN: dict[str, Callable[[Path], Engine]] = {"local": LocalEngine}
-CREATE: dict[str, Start] = {"local": lambda folder, stamps: LocalEngine.create(folder, stamps)}
+SERVERS: dict[str, str] = {}
+"""Address of each server that was started, by the name of its engine."""
+
+
+@contextmanager
+def start_milvus() -> Iterator[MilvusServer]:
+    """Start a Milvus server, for the engine "milvus"; stop it in the end."""
+    server = MilvusServer(Path(tempfile.mkdtemp(prefix="milvus")))
+    try:
+        server.start()
+        SERVERS["milvus"] = server.url
+        yield server
+    finally:
+        server.remove()
+
+
+def _lite(folder: Path) -> str:
+    return f"milvus:{folder}/index.db"
+
+
+def _milvus(folder: Path) -> str:
+    return f"milvus:{SERVERS['milvus']}/test_{hashlib.sha256(bytes(folder)).hexdigest()[:16]}"
+
+
+OPEN: dict[str, Callable[[Path], Engine]] = {
+    "local": LocalEngine,
+    "milvus-lite": lambda folder: MilvusEngine(_lite(folder)),
+    "milvus": lambda folder: MilvusEngine(_milvus(folder)),
+}
+CREATE: dict[str, Start] = {
+    "local": lambda folder, stamps: LocalEngine.create(folder, stamps),
+    "milvus-lite": lambda folder, stamps: MilvusEngine.create(_lite(folder), stamps),
+    "milvus": lambda folder, stamps: MilvusEngine.create(_milvus(folder), stamps),
+}
 
 
 def items(count: int, first: int = 0) -> list[Item]:

@@ -1,0 +1,159 @@
+"""The generations of an index in Milvus: a collection each, and an alias for the live one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from hystar_fast.index.engine import Generation
+from hystar_fast.index.milvus_connection import Connection, NotThere
+from hystar_fast.index.milvus_meta import Meta
+from hystar_fast.index.milvus_rows import schema
+from hystar_fast.index.milvus_table import Table, differences
+from hystar_fast.index.stamp import Stamp
+
+
+class Generations:
+    """Makes, finds, switches and drops generations.
+
+    Args:
+        connection: to the server.
+        meta: where their stamps are.
+        table: their rows.
+    """
+
+    def __init__(self, connection: Connection, meta: Meta, table: Table) -> None:
+        self._connection, self._meta, self._table = connection, meta, table
+
+    def name(self, number: int) -> str:
+        """Return the collection of a generation."""
+        return f"{self._connection.name}__{number}"
+
+    def live(self) -> int:
+        """Return the number of the live generation.
+
+        Raises:
+            NotThere: there is no index.
+        """
+        found = self._connection.call("describe_alias", self._connection.name)
+        return int(found["collection_name"].rpartition("__")[2])
+
+    def is_there(self) -> bool:
+        """Return whether there is an index."""
+        try:
+            self.live()
+        except NotThere:
+            return False
+        return True
+
+    def collections(self) -> dict[int, str]:
+        """Return number -> name of all collections, also of generations that are not whole."""
+        form = re.compile(re.escape(self._connection.name) + r"__([0-9]+)")
+        found = map(form.fullmatch, self._connection.call("list_collections"))
+        return {int(match[1]): match[0] for match in found if match}
+
+    def others(self, live: int) -> list[str]:
+        """Return the collections of all generations but the live one."""
+        return [name for number, name in self.collections().items() if number != live]
+
+    def all(self) -> list[Generation]:
+        """Return all generations, in the order of their numbers."""
+        live = self.live()
+        return [
+            Generation(number, stamps, notes, number == live, self._table.count(self.name(number)))
+            for number, (stamps, notes) in self._meta.generations().items()
+        ]
+
+    def number(self, generation: int | None, *, fresh: bool = False) -> int:
+        """Return the number of a generation; None for the live one.
+
+        Args:
+            generation: its number.
+            fresh: ask the server whether it is there, although it was.
+
+        Raises:
+            ValueError: there is none of this number.
+        """
+        if generation is None:
+            return self.live()
+        found = self._meta.generations() if fresh else self._meta.known(generation)
+        if generation not in found:
+            raise ValueError(f"generation must be one of {', '.join(map(str, found))}, got {generation}")
+        return generation
+
+    def stamps(self, number: int) -> Mapping[str, Stamp]:
+        """Return the stamps of a generation."""
+        return self._meta.known(number)[number][0]
+
+    def view(self, view: str, generation: int | None) -> tuple[int, int, int]:
+        """Return the generation, and where the view's vector begins and ends among those of an item.
+
+        Raises:
+            ValueError: it is not there, or has no such view.
+        """
+        number, start = self.number(generation), 0
+        stamps = self.stamps(number)
+        for name, stamp in stamps.items():
+            if name == view:
+                return number, start, start + stamp.dimension
+            start += stamp.dimension
+        raise ValueError(f"view must be one of {', '.join(stamps)}, got {view!r}")
+
+    @contextmanager
+    def reading(self, generation: int | None) -> Iterator[None]:
+        """Raise ValueError if a generation, which was there, has gone while it is read."""
+        try:
+            yield
+        except NotThere:
+            if generation is not None:
+                self.number(generation, fresh=True)
+            raise
+
+    def create(self, stamps: Mapping[str, Stamp], notes: Mapping[str, Any]) -> int:
+        """Make an empty generation and return its number; the first is live at once."""
+        if not stamps:
+            raise ValueError("stamps must hold a view at least, got none")
+        there = self._meta.generations()
+        for number, name in self.collections().items():
+            if number not in there:  # a call of this or of `drop` was killed
+                self._table.drop(name)
+        number = self._meta.next_number(max(there, default=0))
+        self._table.create(self.name(number), schema(sum(stamp.dimension for stamp in stamps.values())))
+        self._meta.put_generation(number, stamps, notes)
+        self._meta.changed()
+        if not there:
+            self._connection.call("create_alias", self.name(number), self._connection.name)
+        return number
+
+    def missing(self, generation: int) -> list[str]:
+        """Return the keys of the items that have no vector in a generation."""
+        other = self.name(self.number(generation, fresh=True))
+        parts = self._table.compared(self.name(self.live()), other)
+        return [key for live, held in parts for key in differences(live, held).missing]
+
+    def switch(self, generation: int) -> None:
+        """Make a generation live, with copies of the items as they are now; see `Engine.switch`."""
+        name, live = self.name(self.number(generation, fresh=True)), self.live()
+        if generation != live:
+            lost = 0
+            for items, held in self._table.compared(self.name(live), name):
+                found = differences(items, held)
+                lost += len(found.missing)
+                self._table.copy(items, name, found.old)
+            if lost:
+                raise ValueError(
+                    f"generation must have the vectors of all pictures, got {generation}, where {lost} are missing: "
+                    "`hystar-fast index reembed` embeds them, `hystar-fast index sync` removes pictures that have gone"
+                )
+            self._connection.call("alter_alias", name, self._connection.name)
+        self._meta.changed()  # also in a rerun, as it may have been killed before
+
+    def drop(self, generation: int) -> None:
+        """Remove a generation with its vectors, see `Engine.drop`."""
+        if self.number(generation, fresh=True) == self.live():
+            raise ValueError(f"generation must not be the live one, got {generation}: switch to another first")
+        self._meta.delete_generation(generation)
+        self._table.drop(self.name(generation))
+        self._meta.changed()
