@@ -98,7 +98,7 @@ class MilvusEngine(Engine):
                 engine._table.drop(name)  # of a creation that was killed
             engine._meta.create()
             engine._meta.put_settings({"ids": "path", "sources": {}, **(settings or {})})
-            engine._generations.create(stamps, notes or {})
+            engine._generations.create_first(stamps, notes or {})
         except BaseException:
             engine.close()
             raise

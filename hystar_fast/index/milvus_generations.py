@@ -111,21 +111,28 @@ class Generations:
                 self.number(generation, fresh=True)
             raise
 
+    def create_first(self, stamps: Mapping[str, Stamp], notes: Mapping[str, Any]) -> None:
+        """Make the first generation, which makes the index: the rest of it is there."""
+        self._create(1, stamps, notes)
+        self._connection.call("create_alias", self.name(1), self._connection.name)
+
     def create(self, stamps: Mapping[str, Stamp], notes: Mapping[str, Any]) -> int:
-        """Make an empty generation and return its number; the first is live at once."""
-        if not stamps:
-            raise ValueError("stamps must hold a view at least, got none")
+        """Make an empty generation and return its number."""
         there = self._meta.generations()
         for number, name in self.collections().items():
             if number not in there:  # a call of this or of `drop` was killed
                 self._table.drop(name)
         number = self._meta.next_number(max(there, default=0))
+        self._create(number, stamps, notes)
+        return number
+
+    def _create(self, number: int, stamps: Mapping[str, Stamp], notes: Mapping[str, Any]) -> None:
+        if not stamps:
+            raise ValueError("stamps must hold a view at least, got none")
         self._table.create(self.name(number), schema(sum(stamp.dimension for stamp in stamps.values())))
+        self._table.load([self._meta.collection, self.name(number)])
         self._meta.put_generation(number, stamps, notes)
         self._meta.changed()
-        if not there:
-            self._connection.call("create_alias", self.name(number), self._connection.name)
-        return number
 
     def missing(self, generation: int) -> list[str]:
         """Return the keys of the items that have no vector in a generation."""

@@ -38,7 +38,7 @@ class Meta:
         self._version = 0
 
     def create(self) -> None:
-        """Make the collection."""
+        """Make the collection; it must be loaded before it is read."""
         import pymilvus
 
         kind = pymilvus.DataType

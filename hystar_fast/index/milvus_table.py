@@ -52,14 +52,14 @@ class Table:
         self._connection = connection
 
     def create(self, name: str, schema: Any) -> None:
-        """Make a collection that is searched exactly, and load it."""
+        """Make a collection that is searched exactly, and begin to load it; see `load`."""
         import pymilvus
 
         self._connection.call("create_collection", name, schema=schema, consistency_level="Strong")
         index = pymilvus.MilvusClient.prepare_index_params()
         index.add_index("vectors", index_type="FLAT", metric_type="IP")  # of unit vectors; COSINE takes norms again
         self._connection.call("create_index", name, index, sync=False)
-        self.load([name])
+        self._connection.call("load_collection", name, timeout=LOAD, _async=True)
 
     def drop(self, name: str) -> None:
         """Remove a collection, if it is there."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -22,8 +23,43 @@ DIMENSION = 24
 STAMPS = {"adapted": Stamp({"model": "one", "dimension": DIMENSION})}
 OTHER = {"adapted": Stamp({"model": "two", "dimension": 7})}
 Start = Callable[[Path, Mapping[str, Stamp]], Engine]
-SERVERS: dict[str, str] = {}
-"""Address of each server that was started, by the name of its engine."""
+
+
+class MilvusIndexes:
+    """Indexes on a Milvus server, made several at once: it loads many in the seconds that it takes for one.
+
+    Args:
+        server: that runs.
+    """
+
+    AT_ONCE = 8
+
+    def __init__(self, server: MilvusServer) -> None:
+        self.server = server
+        self._names = (f"milvus:{server.url}/test_{number}" for number in count())
+        self._ready: list[str] = []
+        self._of: dict[Path, str] = {}
+
+    def create(self, folder: Path, stamps: Mapping[str, Stamp]) -> MilvusEngine:
+        """Return a new index, which `open` finds by a folder."""
+        if stamps != STAMPS:
+            self._of[folder] = next(self._names)
+            return MilvusEngine.create(self._of[folder], stamps)
+        if not self._ready:
+            self._ready = [next(self._names) for _ in range(self.AT_ONCE)]
+            with ThreadPoolExecutor(self.AT_ONCE) as pool:
+                for _ in pool.map(lambda uri: MilvusEngine.create(uri, STAMPS).close(), self._ready):
+                    pass
+        self._of[folder] = self._ready.pop()
+        return self.open(folder)
+
+    def open(self, folder: Path) -> MilvusEngine:
+        """Open an index again."""
+        return MilvusEngine(self._of[folder])
+
+
+MILVUS: list[MilvusIndexes] = []
+"""The indexes of the server, if it was started."""
 
 
 @contextmanager
@@ -32,7 +68,7 @@ def start_milvus() -> Iterator[MilvusServer]:
     server = MilvusServer(Path(tempfile.mkdtemp(prefix="milvus")))
     try:
         server.start()
-        SERVERS["milvus"] = server.url
+        MILVUS.append(MilvusIndexes(server))
         yield server
     finally:
         server.remove()
@@ -42,19 +78,15 @@ def _lite(folder: Path) -> str:
     return f"milvus:{folder}/index.db"
 
 
-def _milvus(folder: Path) -> str:
-    return f"milvus:{SERVERS['milvus']}/test_{hashlib.sha256(bytes(folder)).hexdigest()[:16]}"
-
-
 OPEN: dict[str, Callable[[Path], Engine]] = {
     "local": LocalEngine,
     "milvus-lite": lambda folder: MilvusEngine(_lite(folder)),
-    "milvus": lambda folder: MilvusEngine(_milvus(folder)),
+    "milvus": lambda folder: MILVUS[0].open(folder),
 }
 CREATE: dict[str, Start] = {
     "local": lambda folder, stamps: LocalEngine.create(folder, stamps),
     "milvus-lite": lambda folder, stamps: MilvusEngine.create(_lite(folder), stamps),
-    "milvus": lambda folder, stamps: MilvusEngine.create(_milvus(folder), stamps),
+    "milvus": lambda folder, stamps: MILVUS[0].create(folder, stamps),
 }
 
 

@@ -18,6 +18,7 @@ _FASTER = {
     "proxy.timeTickInterval": "20",
     "queryCoord.checkInterval": "100",
     "queryCoord.distPullInterval": "50",
+    "common.session.ttl": "10",
 }
 _OF_PARENT = 1  # PR_SET_PDEATHSIG
 _libc = ctypes.CDLL(None)
