@@ -20,7 +20,8 @@ _FORM = f"{MILVUS}FILE.db for Milvus Lite or {MILVUS}http://HOST:PORT/NAME for a
 _NAME = re.compile(r"(?!.*__)[A-Za-z][A-Za-z0-9_]{0,199}")
 _LITE_NAME = "pictures"
 _NOT_THERE = (100, 1600)  # codes of a collection and of an alias that do not exist
-_REFUSED = re.compile(r"UNAUTHENTICATED|PERMISSION_DENIED|auth check failure|not authenticated|permission deny", re.I)
+_REFUSED = re.compile(r"UNAUTHENTICATED|auth check failure|not authenticated", re.I)
+_NO_RIGHTS = re.compile(r"PERMISSION_DENIED|permission deny", re.I)
 _FULL = re.compile(r"quota (exceeded|exhausted)|no space left|disk full", re.I)
 _REASON = 300  # characters of an error of Milvus
 
@@ -115,11 +116,26 @@ class Connection:
             reason = reason if len(reason) <= _REASON else f"{reason[:_REASON]}…"
             if getattr(error, "code", None) in _NOT_THERE:
                 raise NotThere(f"{self.uri} lacks a part: {reason}") from None
-            if _REFUSED.search(str(error)):
-                raise ValueError(f"secret must be USER:PASSWORD or a key that {self.uri} accepts: {reason}") from None
-            if _FULL.search(str(error)):
+            said = _all_words(error)
+            if _REFUSED.search(said):
+                got = "one that it refuses" if self._secret else "none"
+                raise ValueError(f"secret must be USER:PASSWORD or a key of {self.uri}, got {got}") from None
+            if _NO_RIGHTS.search(said):
+                raise ValueError(f"secret must be of a user who may read and write {self.uri}: {reason}") from None
+            if _FULL.search(said):
                 raise EngineFull(f"{self.uri} has no space left: {reason}") from None
             raise EngineUnavailable(f"{self.uri} cannot be used now: {reason}") from None
+
+
+def _all_words(error: BaseException | None) -> str:
+    """Return the text of an error and of those that led to it."""
+    said: list[str] = []
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        said.append(str(error))
+        error = error.__cause__ if error.__cause__ is not error else error.__context__
+    return "\n".join(said)
 
 
 def split_uri(uri: str) -> tuple[str, str]:

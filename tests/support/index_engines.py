@@ -44,18 +44,21 @@ class MilvusIndexes:
         """Return a new index, which `open` finds by a folder."""
         if stamps != STAMPS:
             self._of[folder] = next(self._names)
-            return MilvusEngine.create(self._of[folder], stamps)
+            return MilvusEngine.create(self._of[folder], stamps, secret=self.server.secret)
         if not self._ready:
             self._ready = [next(self._names) for _ in range(self.AT_ONCE)]
             with ThreadPoolExecutor(self.AT_ONCE) as pool:
-                for _ in pool.map(lambda uri: MilvusEngine.create(uri, STAMPS).close(), self._ready):
+                for _ in pool.map(self._make, self._ready):
                     pass
         self._of[folder] = self._ready.pop()
         return self.open(folder)
 
     def open(self, folder: Path) -> MilvusEngine:
         """Open an index again."""
-        return MilvusEngine(self._of[folder])
+        return MilvusEngine(self._of[folder], self.server.secret)
+
+    def _make(self, uri: str) -> None:
+        MilvusEngine.create(uri, STAMPS, secret=self.server.secret).close()
 
 
 MILVUS: list[MilvusIndexes] = []

@@ -32,7 +32,10 @@ class MilvusServer:
 
     Attributes:
         url: where it answers.
+        secret: user and password that it takes.
     """
+
+    secret = "root:Milvus"
 
     def __init__(self, folder: Path) -> None:
         import milvus
@@ -43,6 +46,7 @@ class MilvusServer:
         for key in self._config.configurable_items:
             if key.endswith("_port"):
                 self._config.update(**{key: _free_port()})
+        self._config.set("authorization_enabled", True)
         for key, value in _FASTER.items():
             self._config.set(key, value)
         self._config.resolve()
