@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 from tests.support.gpu import requires_cuda
-from tests.support.index_engines import start_milvus
-from tests.support.milvus_server import MilvusServer
 from tests.support.sinkhorn_cuda_host import Host
+
+if TYPE_CHECKING:
+    from tests.support.milvus_server import MilvusServer
 
 settings.register_profile(
     "hystar_fast",
@@ -46,8 +48,14 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
 @pytest.fixture(scope="session")
 def milvus() -> Iterator[MilvusServer]:
     """Start a Milvus server, once a session."""
-    with start_milvus() as server:
+    from tests.support.milvus_server import MilvusServer
+
+    server = MilvusServer()
+    try:
+        server.start()
         yield server
+    finally:
+        server.remove()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

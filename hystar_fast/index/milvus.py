@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,9 @@ from hystar_fast.index import milvus_rows as rows
 from hystar_fast.index.engine import LARGEST_BATCH, Engine, Generation, Item, Known
 from hystar_fast.index.local_rows import number_of, split_views
 from hystar_fast.index.memory import unit_queries
-from hystar_fast.index.milvus_connection import Connection, split_uri
+from hystar_fast.index.milvus_address import MilvusAddress
+from hystar_fast.index.milvus_connection import Connection
+from hystar_fast.index.milvus_files import Files
 from hystar_fast.index.milvus_generations import Generations
 from hystar_fast.index.milvus_meta import Meta
 from hystar_fast.index.milvus_search import MOST, search_exactly
@@ -44,16 +45,16 @@ class MilvusEngine(Engine):
     Any number of processes may read the index of a server while one writes.
 
     Args:
-        uri: ``milvus:FILE.db`` or ``milvus:http://HOST:PORT/NAME``.
-        secret: of the server, see `Connection`.
+        uri: ``milvus:FILE.db`` or ``milvus:http://HOST:PORT/NAME``, see `MilvusAddress`.
 
     Raises:
-        ValueError: there is no index.
+        ValueError: there is no index, or the server refuses the secret.
         EngineUnavailable: the server cannot be reached, or another process has the file of Milvus Lite open.
+        ModuleNotFoundError: the extra `milvus` is not installed.
     """
 
-    def __init__(self, uri: str, secret: str | None = None) -> None:
-        self._open(uri, secret)
+    def __init__(self, uri: str) -> None:
+        self._open(uri)
         try:
             if not self._generations.is_there():
                 raise ValueError(f"index must exist, but {uri} has none: `hystar-fast index create` makes it")
@@ -62,13 +63,13 @@ class MilvusEngine(Engine):
             self.close()
             raise
 
-    def _open(self, uri: str, secret: str | None, *, create: bool = False) -> None:
-        self.uri, self._writing = uri, threading.RLock()
-        self._connection = Connection(uri, secret, create=create)
-        self.folder = self._connection.folder
+    def _open(self, uri: str, *, create: bool = False) -> None:
+        self.uri, self.folder, self._writing = uri, None, threading.RLock()
+        self._connection = Connection(MilvusAddress.parse(uri), create=create)
         self._table = Table(self._connection)
         self._meta = Meta(self._connection, self._table)
         self._generations = Generations(self._connection, self._meta, self._table)
+        self._files = Files(self._meta)
 
     @classmethod
     def create(
@@ -77,20 +78,21 @@ class MilvusEngine(Engine):
         stamps: Mapping[str, Stamp],
         notes: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
-        secret: str | None = None,
+        files: Mapping[str, bytes] | None = None,
     ) -> MilvusEngine:
         """Make an empty index with one generation.
 
         Args:
-            uri, secret: see the class.
+            uri: see the class.
             stamps, notes: of the generation, see `create_generation`.
             settings: see `settings`.
+            files: of its adapter, see `put_file`.
 
         Raises:
             ValueError: there is an index.
         """
         engine = cls.__new__(cls)
-        engine._open(uri, secret, create=True)
+        engine._open(uri, create=True)
         try:
             if engine._generations.is_there():
                 raise ValueError(f"index must be new, but {uri} has one")
@@ -98,20 +100,24 @@ class MilvusEngine(Engine):
                 engine._table.drop(name)  # of a creation that was killed
             engine._meta.create()
             engine._meta.put_settings({"ids": "path", "sources": {}, **(settings or {})})
-            engine._generations.create_first(stamps, notes or {})
+            engine._generations.create_first(stamps, notes or {}, lambda: engine._put_files(files or {}))
         except BaseException:
             engine.close()
             raise
         return engine
 
+    def _put_files(self, files: Mapping[str, bytes]) -> None:
+        for name, content in files.items():
+            self._files.put(name, content)
+
     @classmethod
-    def exists(cls, uri: str, secret: str | None = None) -> bool:
+    def exists(cls, uri: str) -> bool:
         """Return whether there is an index; errors as the class, but for that."""
-        address, _ = split_uri(uri)
-        if address.endswith(".db") and not Path(address).is_dir():
+        file = MilvusAddress.parse(uri).file
+        if file is not None and not file.is_dir():
             return False
         engine = cls.__new__(cls)
-        engine._open(uri, secret)
+        engine._open(uri)
         with engine:
             return engine._generations.is_there()
 
@@ -282,6 +288,27 @@ class MilvusEngine(Engine):
             if found:
                 self._meta.changed()
         return found
+
+    def put_file(self, name: str, content: bytes) -> None:
+        """Keep a file of an adapter, in place of an earlier one.
+
+        Args:
+            name: such as "adapter/config.json".
+            content: up to some hundred megabytes.
+        """
+        with self._writing:
+            self._files.put(name, content)
+            self._meta.changed()
+
+    def file(self, name: str) -> bytes | None:
+        """Return a file that `put_file` kept; None if there is none."""
+        return self._files.get(name)
+
+    def delete_file(self, name: str) -> None:
+        """Remove a file that `put_file` kept, if it is there."""
+        with self._writing:
+            self._files.delete(name)
+            self._meta.changed()
 
     def version(self) -> int:
         return self._meta.version()

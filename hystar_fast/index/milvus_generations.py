@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -111,9 +111,15 @@ class Generations:
                 self.number(generation, fresh=True)
             raise
 
-    def create_first(self, stamps: Mapping[str, Stamp], notes: Mapping[str, Any]) -> None:
-        """Make the first generation, which makes the index: the rest of it is there."""
+    def create_first(self, stamps: Mapping[str, Stamp], notes: Mapping[str, Any], fill: Callable[[], object]) -> None:
+        """Make the first generation, which makes the index.
+
+        Args:
+            stamps, notes: of the generation.
+            fill: writes what else is to be there.
+        """
         self._create(1, stamps, notes)
+        fill()
         self._connection.call("create_alias", self.name(1), self._connection.name)
 
     def create(self, stamps: Mapping[str, Stamp], notes: Mapping[str, Any]) -> int:

@@ -13,13 +13,8 @@ import torch
 from hystar_fast.index.engine import Engine, Item, key_of
 from hystar_fast.index.milvus import MilvusEngine
 from hystar_fast.index.where import Where
-from tests.support.index_engines import CREATE, DIMENSION, OPEN, OTHER, STAMPS, items, units
+from tests.support.index_engines import DIMENSION, ENGINES, OTHER, STAMPS, Place, items, place_of, units
 
-FIXTURES = {"milvus": "milvus"}
-"""Name of an engine -> the fixture that starts its server; its tests run in one process."""
-ENGINES = [
-    pytest.param(name, marks=pytest.mark.xdist_group(FIXTURES[name]) if name in FIXTURES else []) for name in CREATE
-]
 BYTE_NAMES = [
     b"caf\xe9.jpg",
     b"new\nline.png",
@@ -33,23 +28,20 @@ BYTE_NAMES = [
 
 
 @pytest.fixture(params=ENGINES)
-def name(request: pytest.FixtureRequest) -> str:
-    """Return the name of an engine, whose server runs."""
-    if request.param in FIXTURES:
-        request.getfixturevalue(FIXTURES[request.param])
-    return request.param
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    return place_of(request.param, request, tmp_path)
 
 
 @pytest.fixture
-def engine(name: str, tmp_path: Path):
-    with CREATE[name](tmp_path, STAMPS) as made:
+def engine(place: Place):
+    with place.create(STAMPS) as made:
         yield made
 
 
 @pytest.fixture
-def again(engine: Engine, name: str, tmp_path: Path) -> Callable[[], Engine]:
+def again(engine: Engine, place: Place) -> Callable[[], Engine]:
     """Return a function that opens the same index as another process does."""
-    return lambda: OPEN[name](tmp_path)
+    return place.open
 
 
 def fill(engine: Engine, count: int, seed: int = 0) -> tuple[list[Item], torch.Tensor]:
@@ -267,14 +259,17 @@ def test_a_changed_or_removed_picture_leaves_no_vector_in_another_generation(eng
     assert engine.verify() == []
 
 
-def test_several_views_of_an_item_are_one_row(name, tmp_path):
-    with CREATE[name](tmp_path, {**STAMPS, "frozen": OTHER["adapted"]}) as engine:
+def test_several_views_of_an_item_are_written_together(place):
+    with place.create({**STAMPS, "frozen": OTHER["adapted"]}) as engine:
         chosen = items(9)
         both = {"adapted": units(9), "frozen": units(9, dimension=7)}
         engine.upsert(chosen, both)
         for view, vectors in both.items():
             assert [row[0] for row in engine.search(view, vectors, 1)[1]] == [c.key for c in chosen]
             assert torch.equal(engine.vectors([c.key for c in chosen], view), vectors)
+        [(found, held)] = engine.scan()
+        rows = [chosen.index(item) for item in found]
+        assert sorted(rows) == [*range(9)] and all(torch.equal(held[view], both[view][rows]) for view in both)
         with pytest.raises(ValueError, match="vectors must have the views adapted, frozen, got adapted"):
             engine.upsert(chosen, {"adapted": both["adapted"]})
 

@@ -5,27 +5,20 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 import pytest
 import torch
 
 from hystar_fast.index.engine import Engine, EngineUnavailable, Item
-from tests.support.index_engines import CREATE, OPEN, STAMPS, items, units
-from tests.support.milvus_server import MilvusServer
+from hystar_fast.index.milvus import MilvusEngine
+from tests.support.index_engines import STAMPS, items, units
 
 pytestmark = [pytest.mark.xdist_group("milvus"), pytest.mark.slow]
 BATCH, KILLS, SECONDS = 64, 2, 90
 T = TypeVar("T")
-
-
-@pytest.fixture
-def engine(milvus: MilvusServer, tmp_path: Path) -> Iterator[Engine]:
-    with CREATE["milvus"](tmp_path, STAMPS) as made:
-        yield made
 
 
 def in_time(read: Callable[[], T]) -> T:
@@ -74,7 +67,9 @@ class Writer(threading.Thread):
         self.held |= {item.key: (item, vector) for item, vector in zip(batch, vectors, strict=True)}
 
 
-def test_nothing_acknowledged_is_lost_and_the_engine_goes_on(engine, milvus, tmp_path):
+def test_nothing_acknowledged_is_lost_and_the_engine_goes_on(milvus):
+    uri = milvus.new_uri()
+    engine = MilvusEngine.create(uri, STAMPS)
     chosen = random.Random(0)
     written: dict[str, tuple[Item, torch.Tensor] | None] = {}
     for seed in range(KILLS):
@@ -94,13 +89,16 @@ def test_nothing_acknowledged_is_lost_and_the_engine_goes_on(engine, milvus, tmp
         assert torch.equal(engine.vectors([*held], "adapted"), torch.stack([vector for _, vector in held.values()]))
         assert engine.count() == len(held) and engine.verify() == []
     key, (_, vector) = next(iter(held.items()))
-    with OPEN["milvus"](tmp_path) as reader:
+    engine.close()
+    with MilvusEngine(uri) as reader:
         assert reader.search("adapted", vector[None], 1)[1] == [[key]]
 
 
 def says_that_it_is_gone(engine: Engine) -> None:
     for read in (engine.health, engine.version, lambda: engine.search("adapted", units(1), 1)):
         start = time.monotonic()
-        with pytest.raises(EngineUnavailable, match=r"^milvus:http://127\.0\.0\.1:\d+/\w+ cannot be used now: [^\n]*$"):
+        with pytest.raises(
+            EngineUnavailable, match=r"^milvus:http://127\.0\.0\.1:\d+/test_\d+\?secret=\S+ cannot be used now: [^\n]*$"
+        ):
             read()
         assert time.monotonic() - start < 15

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from itertools import count
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,75 +20,49 @@ from tests.support.milvus_server import MilvusServer
 DIMENSION = 24
 STAMPS = {"adapted": Stamp({"model": "one", "dimension": DIMENSION})}
 OTHER = {"adapted": Stamp({"model": "two", "dimension": 7})}
-Start = Callable[[Path, Mapping[str, Stamp]], Engine]
+ENGINES = ["local", "milvus-lite", pytest.param("milvus", marks=pytest.mark.xdist_group("milvus"))]
+"""Every engine; the tests of one that needs a server are in one process, so that it is started once."""
 
 
-class MilvusIndexes:
-    """Indexes on a Milvus server, made several at once: it loads many in the seconds that it takes for one.
+@dataclass(frozen=True)
+class Place:
+    """Where one index of an engine is.
 
-    Args:
-        server: that runs.
+    Attributes:
+        create: makes it, with the stamps of its first generation.
+        open: opens it, as another process does.
     """
 
-    AT_ONCE = 8
+    create: Callable[[Mapping[str, Stamp]], Engine]
+    open: Callable[[], Engine]
+
+
+def place_of(engine: str, request: pytest.FixtureRequest, folder: Path) -> Place:
+    """Return a new place for an index of an engine; its server is started if there is none."""
+    if engine == "milvus":
+        index = _OnMilvus(request.getfixturevalue("milvus"))
+        return Place(index.create, index.open)
+    if engine == "milvus-lite":
+        uri = f"milvus:{folder}/index.db"
+        return Place(lambda stamps: MilvusEngine.create(uri, stamps), lambda: MilvusEngine(uri))
+    return Place(lambda stamps: LocalEngine.create(folder, stamps), lambda: LocalEngine(folder))
+
+
+class _OnMilvus:
+    """An index on a Milvus server, which is made ahead if it has the stamps of most tests."""
 
     def __init__(self, server: MilvusServer) -> None:
-        self.server = server
-        self._names = (f"milvus:{server.url}/test_{number}" for number in count())
-        self._ready: list[str] = []
-        self._of: dict[Path, str] = {}
+        self._server, self._uri = server, ""
 
-    def create(self, folder: Path, stamps: Mapping[str, Stamp]) -> MilvusEngine:
-        """Return a new index, which `open` finds by a folder."""
-        if stamps != STAMPS:
-            self._of[folder] = next(self._names)
-            return MilvusEngine.create(self._of[folder], stamps, secret=self.server.secret)
-        if not self._ready:
-            self._ready = [next(self._names) for _ in range(self.AT_ONCE)]
-            with ThreadPoolExecutor(self.AT_ONCE) as pool:
-                for _ in pool.map(self._make, self._ready):
-                    pass
-        self._of[folder] = self._ready.pop()
-        return self.open(folder)
+    def create(self, stamps: Mapping[str, Stamp]) -> Engine:
+        if stamps == STAMPS:
+            self._uri = self._server.new_index(STAMPS)
+            return self.open()
+        self._uri = self._server.new_uri()
+        return MilvusEngine.create(self._uri, stamps)
 
-    def open(self, folder: Path) -> MilvusEngine:
-        """Open an index again."""
-        return MilvusEngine(self._of[folder], self.server.secret)
-
-    def _make(self, uri: str) -> None:
-        MilvusEngine.create(uri, STAMPS, secret=self.server.secret).close()
-
-
-MILVUS: list[MilvusIndexes] = []
-"""The indexes of the server, if it was started."""
-
-
-@contextmanager
-def start_milvus() -> Iterator[MilvusServer]:
-    """Start a Milvus server, for the engine "milvus"; stop it in the end."""
-    server = MilvusServer(Path(tempfile.mkdtemp(prefix="milvus")))
-    try:
-        server.start()
-        MILVUS.append(MilvusIndexes(server))
-        yield server
-    finally:
-        server.remove()
-
-
-def _lite(folder: Path) -> str:
-    return f"milvus:{folder}/index.db"
-
-
-OPEN: dict[str, Callable[[Path], Engine]] = {
-    "local": LocalEngine,
-    "milvus-lite": lambda folder: MilvusEngine(_lite(folder)),
-    "milvus": lambda folder: MILVUS[0].open(folder),
-}
-CREATE: dict[str, Start] = {
-    "local": lambda folder, stamps: LocalEngine.create(folder, stamps),
-    "milvus-lite": lambda folder, stamps: MilvusEngine.create(_lite(folder), stamps),
-    "milvus": lambda folder, stamps: MILVUS[0].create(folder, stamps),
-}
+    def open(self) -> Engine:
+        return MilvusEngine(self._uri)
 
 
 def items(count: int, first: int = 0) -> list[Item]:

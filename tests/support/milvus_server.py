@@ -8,52 +8,59 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
+from hystar_fast.index.milvus import MilvusEngine
+from hystar_fast.index.stamp import Stamp
+
 _SECONDS = 120  # that it may take to start
-# Milvus waits by the clock: for its ticks, at which a read sees all writes, and for the states of its parts
+# Milvus waits by the clock: for its ticks, at which a read sees all writes, for the states of its parts, and after a
+# kill for the end of the session that was killed
 _FASTER = {
     "proxy.timeTickInterval": "20",
     "queryCoord.checkInterval": "100",
     "queryCoord.distPullInterval": "50",
     "common.session.ttl": "10",
 }
+_AT_ONCE = 8  # indexes that are made ahead: it loads many in the seconds that it takes for one
 _OF_PARENT = 1  # PR_SET_PDEATHSIG
 _libc = ctypes.CDLL(None)
 
 
 class MilvusServer:
-    """A server of Milvus, which dies with the process that started it.
-
-    Args:
-        folder: for its programs and data.
+    """A server of Milvus, which dies with the process that started it and asks for a secret.
 
     Attributes:
+        folder: of its programs and data.
         url: where it answers.
-        secret: user and password that it takes.
+        secret: a file with the user and password.
     """
 
-    secret = "root:Milvus"
-
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         import milvus
 
-        self.folder = folder
-        milvus._initialize_data_files(str(folder))
-        self._config = milvus.MilvusServerConfig(data_dir=str(folder))
-        for key in self._config.configurable_items:
-            if key.endswith("_port"):
-                self._config.update(**{key: _free_port()})
-        self._config.set("authorization_enabled", True)
-        for key, value in _FASTER.items():
-            self._config.set(key, value)
-        self._config.resolve()
-        self._give_etcd_ports()
-        self.url = f"http://127.0.0.1:{self._config.get('proxy_port')}"
-        self._health = _free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="milvus"))
         self._process: subprocess.Popen[bytes] | None = None
+        milvus._initialize_data_files(str(self.folder))
+        config = milvus.MilvusServerConfig(data_dir=str(self.folder))
+        config.update(**{key: _free_port() for key in config.configurable_items if key.endswith("_port")})
+        config.set("authorization_enabled", True)
+        for key, value in _FASTER.items():
+            config.set(key, value)
+        config.resolve()
+        self._give_etcd_ports()
+        self.url = f"http://127.0.0.1:{config.get('proxy_port')}"
+        self._health = _free_port()
+        self.secret = self.folder / "secret"
+        self.secret.touch(mode=0o600)
+        self.secret.write_text("root:Milvus\n")
+        self._numbers, self._ready = count(), list[str]()
 
     def _give_etcd_ports(self) -> None:
         """Move the etcd in it from 2379 and 2380, so that several servers run on one machine."""
@@ -64,8 +71,7 @@ class MilvusServer:
             f"listen-client-urls: {client}\nadvertise-client-urls: {client}\n"
             f"listen-peer-urls: {peer}\ninitial-advertise-peer-urls: {peer}\n"
         )
-        with_path = settings.read_text().replace("etcd:\n", f"etcd:\n  config:\n    path: {own}\n", 1)
-        settings.write_text(with_path)
+        settings.write_text(settings.read_text().replace("etcd:\n", f"etcd:\n  config:\n    path: {own}\n", 1))
 
     def start(self) -> None:
         """Start it, or start it again with the data that it had."""
@@ -104,6 +110,19 @@ class MilvusServer:
         """Kill it and remove its folder."""
         self.kill()
         shutil.rmtree(self.folder)
+
+    def new_uri(self) -> str:
+        """Return an address that has no index."""
+        return f"milvus:{self.url}/test_{next(self._numbers)}?secret={self.secret}"
+
+    def new_index(self, stamps: Mapping[str, Stamp]) -> str:
+        """Return the address of a new index with these stamps, which are those of every other call."""
+        if not self._ready:
+            self._ready = [self.new_uri() for _ in range(_AT_ONCE)]
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                for engine in pool.map(lambda uri: MilvusEngine.create(uri, stamps), self._ready):
+                    engine.close()
+        return self._ready.pop()
 
 
 def _free_port() -> int:
