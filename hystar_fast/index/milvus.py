@@ -318,7 +318,7 @@ class MilvusEngine(Engine):
 
     def verify(self, *, repair: bool = False) -> list[str]:
         with self._writing:
-            found = verify_index(self._generations, self._meta, self._table, repair=repair)
+            found = verify_index(self._generations, self._meta, self._table, self._files, repair=repair)
             if found and repair:
                 self._meta.changed()
         return found

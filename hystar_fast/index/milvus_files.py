@@ -8,7 +8,7 @@ import hashlib
 from hystar_fast.data.read_ahead import in_batches
 from hystar_fast.index.engine import IndexDamaged
 from hystar_fast.index.milvus_meta import Meta
-from hystar_fast.index.milvus_rows import encode
+from hystar_fast.index.milvus_rows import decode, encode
 
 _PART = 45_000  # bytes; 60,000 in base64, where a row takes 65,535
 _AT_ONCE = 64  # parts of one call
@@ -53,6 +53,10 @@ class Files:
         if hashlib.sha256(content).hexdigest() != digest:
             raise IndexDamaged(f"{self._meta.uri} is damaged: the file {name} does not have its checksum")
         return content
+
+    def names(self) -> list[str]:
+        """Return the names of all files."""
+        return [decode(name) for name in self._meta.all(_FILE)]
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""

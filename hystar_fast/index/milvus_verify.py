@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from hystar_fast.index.engine import IndexDamaged, key_of
+from hystar_fast.index.milvus_files import Files
 from hystar_fast.index.milvus_generations import Generations
 from hystar_fast.index.milvus_meta import Meta
 from hystar_fast.index.milvus_rows import checksum, decode, unpack, vectors_of
 from hystar_fast.index.milvus_table import Row, Table, differences
 
 
-def verify_index(generations: Generations, meta: Meta, table: Table, *, repair: bool = False) -> list[str]:
+def verify_index(
+    generations: Generations, meta: Meta, table: Table, files: Files, *, repair: bool = False
+) -> list[str]:
     """Read every row and compare it with its checksum; return a line for each damage.
 
     Args:
-        generations, meta, table: of the index.
+        generations, meta, table, files: of the index.
         repair: remove damaged rows, so that a sync embeds their pictures again, vectors that belong to no item and
-            collections that belong to no generation, and copy items anew. Settings and stamps cannot be made good.
+            collections that belong to no generation, and copy items anew. Settings, stamps and the files of adapters
+            cannot be made good.
     """
     found = []
-    for read in (meta.settings, meta.styles, meta.version):
+    if repair:
+        files.tidy()
+    small: list[Callable[[], object]] = [meta.settings, meta.styles, meta.version]
+    for read in small + [partial(files.get, name) for name in files.names()]:
         try:
             read()
         except IndexDamaged as error:

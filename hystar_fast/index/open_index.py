@@ -16,12 +16,19 @@ from hystar_fast.data.text_files import parse_json
 from hystar_fast.index.engine import ADAPTED, FROZEN, LARGEST_BATCH, Engine, IndexDamaged, Item
 from hystar_fast.index.generation_methods import ADAPTER_FOLDER, Made
 from hystar_fast.index.local import INDEX_FILE, LocalEngine
+from hystar_fast.index.milvus import MilvusEngine
+from hystar_fast.index.milvus_address import MILVUS
 from hystar_fast.index.stamp import Stamp
 
 LOCAL = "local:"
 _OLD = "index"
 REPLACEMENT = ".replacement"
 """The folder in that of an index where the one that replaces it is made."""
+
+
+def is_on_server(uri: str | Path) -> bool:
+    """Return whether a name is the address of an index in an engine without a folder."""
+    return str(uri).startswith(MILVUS)
 
 
 def folder_of_uri(uri: str | Path) -> Path:
@@ -31,13 +38,15 @@ def folder_of_uri(uri: str | Path) -> Path:
         ValueError: the name has the form of an address.
     """
     text = str(uri)
-    if "://" in text:
+    if "://" in text or is_on_server(uri):
         raise ValueError(f"index must be a folder or local:PATH, got {text}")
     return Path(text.removeprefix(LOCAL))
 
 
 def has_index(uri: str | Path) -> bool:
-    """Return whether a folder holds an index of this or of the first format."""
+    """Return whether there is an index; in a folder of this or of the first format."""
+    if is_on_server(uri):
+        return MilvusEngine.exists(str(uri))
     folder = folder_of_uri(uri)
     return (folder / INDEX_FILE).is_file() or (folder / _OLD / "index.json").is_file()
 
@@ -46,11 +55,13 @@ def open_engine(uri: str | Path) -> Engine:
     """Open an index.
 
     Args:
-        uri: a folder, or ``local:PATH``.
+        uri: a folder, ``local:PATH``, ``milvus:FILE.db`` or ``milvus:http://HOST:PORT/NAME``.
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        ValueError: there is none, or it is damaged. EngineUnavailable if its server cannot be reached.
     """
+    if is_on_server(uri):
+        return MilvusEngine(str(uri))
     folder = folder_of_uri(uri)
     if (folder / INDEX_FILE).is_file():
         return LocalEngine(folder)
@@ -68,6 +79,8 @@ def create_engine(uri: str | Path, made: Made, settings: Mapping[str, Any] | Non
     Raises:
         ValueError: there is one already.
     """
+    if is_on_server(uri):
+        return MilvusEngine.create(str(uri), made.stamps, made.notes, settings)
     return LocalEngine.create(folder_of_uri(uri), made.stamps, made.notes, settings)
 
 

@@ -97,8 +97,6 @@ def test_nothing_acknowledged_is_lost_and_the_engine_goes_on(milvus):
 def says_that_it_is_gone(engine: Engine) -> None:
     for read in (engine.health, engine.version, lambda: engine.search("adapted", units(1), 1)):
         start = time.monotonic()
-        with pytest.raises(
-            EngineUnavailable, match=r"^milvus:http://127\.0\.0\.1:\d+/test_\d+\?secret=\S+ cannot be used now: [^\n]*$"
-        ):
+        with pytest.raises(EngineUnavailable, match=r"^milvus:http://\S+ cannot be used now: [^\n]*$"):
             read()
         assert time.monotonic() - start < 15
