@@ -45,11 +45,13 @@ class Connection:
     Attributes:
         uri: the address; without a secret.
         name: of the index, in Milvus.
+        is_lite: whether it is Milvus Lite.
     """
 
     def __init__(self, address: MilvusAddress, *, create: bool = False) -> None:
         self.uri, self.name = address.uri, address.name
         self._secret, self._file, self._is_closed = address.secret, address.file, False
+        self.is_lite = self._file is not None
         client = _client_class()
         # Lite takes one call after the other
         self._turn = nullcontext() if self._file is None else _open_file(self._file, self.uri, create=create)
@@ -74,7 +76,8 @@ class Connection:
             if self._is_closed:
                 raise EngineUnavailable(f"{self.uri} is closed")
             with self._errors():
-                return getattr(self._client, method)(*arguments, timeout=timeout, **options)
+                limit = LOAD if self.is_lite else timeout  # Lite computes in this process, which may be busy
+                return getattr(self._client, method)(*arguments, timeout=limit, **options)
 
     def close(self) -> None:
         """Close the connection; a second call does nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -17,6 +18,7 @@ Row: TypeAlias = Mapping[str, Any]
 Rows: TypeAlias = dict[str, Row]
 """Rows by their keys."""
 _PART, _NAMES = 2000, 10_000  # rows that are read at once, with vectors and without
+_LOG = 2000  # rows of Lite's log, which is searched row by row: 5,000 rows take 0.22 cpu-s, in a file 0.02
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Table:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._logged: Counter[str] = Counter()  # rows of each collection
 
     def create(self, name: str, schema: Any) -> None:
         """Make a collection that is searched exactly, and begin to load it; see `load`."""
@@ -109,6 +112,7 @@ class Table:
         """Write items, as `pack` returns them, with their vectors, in place of those of the same keys."""
         for part in in_calls([seal(row, vectors) for row, vectors in zip(items, content, strict=True)]):
             self._connection.call("upsert", name, part)
+            self._empty_log(name, len(part))
 
     def copy(self, live: Rows, name: str, keys: Sequence[str]) -> None:
         """Write items of the live generation into another, which keeps its vectors for them."""
@@ -120,3 +124,11 @@ class Table:
         """Remove the rows of keys."""
         for part in in_batches(keys, LARGEST_BATCH):
             self._connection.call("delete", name, ids=part)
+            self._empty_log(name, len(part))
+
+    def _empty_log(self, name: str, added: int) -> None:
+        """Have Milvus Lite write its log into files where it has become long; a server does so by itself."""
+        self._logged[name] += added
+        if self._connection.is_lite and self._logged[name] > _LOG:
+            self._connection.call("flush", name, timeout=LOAD)
+            self._logged[name] = 0
