@@ -96,8 +96,7 @@ class MilvusEngine(Engine):
         try:
             if engine._generations.is_there():
                 raise ValueError(f"index must be new, but {uri} has one")
-            for name in (engine._meta.collection, *engine._generations.collections().values()):
-                engine._table.drop(name)  # of a creation that was killed
+            engine._generations.remove_unfinished()
             engine._meta.create()
             engine._meta.put_settings({"ids": "path", "sources": {}, **(settings or {})})
             engine._generations.create_first(stamps, notes or {}, lambda: engine._put_files(files or {}))

@@ -9,8 +9,8 @@ from typing import Any
 
 from hystar_fast.index.engine import Generation
 from hystar_fast.index.milvus_connection import Connection, NotThere
-from hystar_fast.index.milvus_meta import Meta
-from hystar_fast.index.milvus_rows import schema
+from hystar_fast.index.milvus_meta import COLUMNS_OF_META, Meta
+from hystar_fast.index.milvus_rows import COLUMNS_OF_A_GENERATION, WIDEST, schema
 from hystar_fast.index.milvus_table import Table, differences
 from hystar_fast.index.stamp import Stamp
 
@@ -26,6 +26,8 @@ class Generations:
 
     def __init__(self, connection: Connection, meta: Meta, table: Table) -> None:
         self._connection, self._meta, self._table = connection, meta, table
+        self._form = re.compile(re.escape(connection.name) + r"__([0-9]+)")
+        self._columns: dict[str, set[str]] = {}  # of collections, which never change
 
     def name(self, number: int) -> str:
         """Return the collection of a generation."""
@@ -36,9 +38,13 @@ class Generations:
 
         Raises:
             NotThere: there is no index.
+            ValueError: the alias leads to a collection of another program.
         """
-        found = self._connection.call("describe_alias", self._connection.name)
-        return int(found["collection_name"].rpartition("__")[2])
+        found = self._connection.call("describe_alias", self._connection.name)["collection_name"]
+        match = self._form.fullmatch(found)
+        if match is None:
+            raise ValueError(f"index must be one of hystar_fast, but {self._connection.uri} is an alias of {found}")
+        return int(match[1])
 
     def is_there(self) -> bool:
         """Return whether there is an index."""
@@ -49,10 +55,40 @@ class Generations:
         return True
 
     def collections(self) -> dict[int, str]:
-        """Return number -> name of all collections, also of generations that are not whole."""
-        form = re.compile(re.escape(self._connection.name) + r"__([0-9]+)")
-        found = map(form.fullmatch, self._connection.call("list_collections"))
+        """Return number -> name of all collections, also of generations that are not whole; none of other programs."""
+        found = self._numbered().items()
+        return {number: name for number, name in found if self._columns_of(name) == {*COLUMNS_OF_A_GENERATION}}
+
+    def _numbered(self) -> dict[int, str]:
+        """Return number -> name of all collections with names as those of generations."""
+        found = map(self._form.fullmatch, self._connection.call("list_collections"))
         return {int(match[1]): match[0] for match in found if match}
+
+    def _columns_of(self, name: str) -> set[str]:
+        if name not in self._columns:
+            found = self._connection.call("describe_collection", name)
+            self._columns[name] = {field["name"] for field in found["fields"]}
+        return self._columns[name]
+
+    def remove_unfinished(self) -> None:
+        """Remove what a creation of the index left that was killed.
+
+        Raises:
+            ValueError: a name that the index would have is taken by another program.
+        """
+        meta, mine = self._meta.collection, [*self.collections().values()]
+        names = [*self._connection.call("list_collections")]
+        if meta in names and self._columns_of(meta) == {*COLUMNS_OF_META}:
+            mine.append(meta)
+        reserved = {self._connection.name, meta, *self._numbered().values()}
+        taken = [name for name in names if name in reserved and name not in mine]
+        if taken:
+            raise ValueError(
+                f"NAME must be free in Milvus, but {self._connection.uri} has {taken[0]}, a collection of another "
+                "program"
+            )
+        for name in mine:
+            self._table.drop(name)
 
     def others(self, live: int) -> list[str]:
         """Return the collections of all generations but the live one."""
@@ -128,14 +164,18 @@ class Generations:
         for number, name in self.collections().items():
             if number not in there:  # a call of this or of `drop` was killed
                 self._table.drop(name)
-        number = self._meta.next_number(max(there, default=0))
+        number = self._meta.next_number(max(self._numbered(), default=0))
         self._create(number, stamps, notes)
         return number
 
     def _create(self, number: int, stamps: Mapping[str, Stamp], notes: Mapping[str, Any]) -> None:
         if not stamps:
             raise ValueError("stamps must hold a view at least, got none")
-        self._table.create(self.name(number), schema(sum(stamp.dimension for stamp in stamps.values())))
+        width = sum(stamp.dimension for stamp in stamps.values())
+        if width > WIDEST:
+            raise ValueError(f"views must have at most {WIDEST} numbers together in Milvus, got {width}")
+        self._columns.pop(self.name(number), None)
+        self._table.create(self.name(number), schema(width))
         self._table.load([self._meta.collection, self.name(number)])
         self._meta.put_generation(number, stamps, notes)
         self._meta.changed()

@@ -21,6 +21,7 @@ from hystar_fast.index.stamp import Stamp
 
 Described = tuple[dict[str, Stamp], dict[str, Any]]
 """The stamps and notes of a generation."""
+COLUMNS_OF_META = ["name", "value", "vectors"]
 _GENERATION, _STYLE, _SETTINGS, _VERSION, _LAST = "generation/", "style/", "settings", "version", "last"
 
 

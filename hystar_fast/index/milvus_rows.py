@@ -23,6 +23,9 @@ COLUMNS = {"id": "item_id", "source": "source", "path": "path", "caption": "capt
 """Field of an item -> the column of its name; ``words`` has the attributes as texts, for filters."""
 ITEM = ["key", *COLUMNS.values(), "attributes", "size", "mtime_ns"]
 """The columns of an item without its vectors."""
+COLUMNS_OF_A_GENERATION = [*ITEM, "words", "vectors", "checksum"]
+WIDEST = 32_768
+"""Numbers of a vector in Milvus."""
 _SAFE = "/ "
 _CALL = 16 << 20  # bytes of rows that are sent together; a server takes 64 MB
 _KEYS = 1 << 64

@@ -16,7 +16,9 @@ from hystar_fast.index.engine import EngineFull, EngineUnavailable, Item
 from hystar_fast.index.generation_methods import Made
 from hystar_fast.index.milvus import MilvusEngine
 from hystar_fast.index.milvus_address import MilvusAddress
+from hystar_fast.index.milvus_connection import Connection
 from hystar_fast.index.open_index import create_engine, folder_of_uri, has_index, open_engine
+from hystar_fast.index.stamp import Stamp
 from tests.support.index_engines import OTHER, STAMPS, items, units
 from tests.support.lite_writer import write_until_killed
 
@@ -126,6 +128,30 @@ def test_the_extra_is_named_where_it_is_not_installed(uri, monkeypatch, module):
         MilvusEngine.create(uri, STAMPS)
 
 
+@pytest.mark.parametrize("taken", ["photos", "photos__meta", "photos__1"])
+@needs_server
+def test_collections_of_other_programs_are_left_alone(milvus, taken):
+    photos = f"milvus:{milvus.url}/photos?secret={milvus.secret}"
+    connection = Connection(MilvusAddress.parse(photos))
+    connection.call("create_collection", taken, dimension=4)
+    with pytest.raises(ValueError, match=f"NAME must be free in Milvus, but .* has {taken}, a collection of another"):
+        MilvusEngine.create(photos, STAMPS)
+    assert taken in connection.call("list_collections")
+    connection.call("drop_collection", taken)
+    connection.close()
+
+
+def test_a_collection_of_another_program_beside_an_index_is_left_alone(engine):
+    engine._connection.call("create_collection", "pictures__7", dimension=4)
+    assert engine.verify(repair=True) == []
+    assert engine.create_generation(OTHER, {}) == 8
+    assert "pictures__7" in engine._connection.call("list_collections")
+    engine._connection.call("create_collection", "other", dimension=4)
+    engine._connection.call("alter_alias", "other", "pictures")
+    with pytest.raises(ValueError, match=r"index must be one of hystar_fast, but .* is an alias of other"):
+        engine.count()
+
+
 # Lite
 
 
@@ -200,6 +226,8 @@ def test_what_milvus_cannot_hold_is_refused(engine):
         engine.put_settings({"sources": {"x" * 70_000: {}}})
     with pytest.raises(ValueError, match="k must be at least 1 and less than 16384 in Milvus, got 16384"):
         engine.search("adapted", units(1), 16_384)
+    with pytest.raises(ValueError, match="views must have at most 32768 numbers together in Milvus, got 32775"):
+        engine.create_generation({"a": Stamp({"dimension": 32_768}), **OTHER}, {})
     assert engine.count() == 0 and engine.settings() == {"ids": "path", "sources": {}}
 
 
