@@ -17,6 +17,8 @@ from itertools import count
 from pathlib import Path
 
 from hystar_fast.index.milvus import MilvusEngine
+from hystar_fast.index.milvus_address import MilvusAddress
+from hystar_fast.index.milvus_connection import Connection
 from hystar_fast.index.stamp import Stamp
 
 _SECONDS = 120  # that it may take to start
@@ -60,7 +62,7 @@ class MilvusServer:
         self.secret = self.folder / "secret"
         self.secret.touch(mode=0o600)
         self.secret.write_text("root:Milvus\n")
-        self._numbers, self._ready = count(), list[str]()
+        self._numbers, self._ready, self._given = count(), list[str](), ""
 
     def _give_etcd_ports(self) -> None:
         """Move the etcd in it from 2379 and 2380, so that several servers run on one machine."""
@@ -116,13 +118,27 @@ class MilvusServer:
         return f"milvus:{self.url}/test_{next(self._numbers)}?secret={self.secret}"
 
     def new_index(self, stamps: Mapping[str, Stamp]) -> str:
-        """Return the address of a new index with these stamps, which are those of every other call."""
+        """Return the address of a new index with these stamps, which are those of every other call.
+
+        The one of the call before is removed: Milvus works on every collection that it has.
+        """
+        if self._given:
+            self._remove_index(self._given)
         if not self._ready:
             self._ready = [self.new_uri() for _ in range(_AT_ONCE)]
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 for engine in pool.map(lambda uri: MilvusEngine.create(uri, stamps), self._ready):
                     engine.close()
-        return self._ready.pop()
+        self._given = self._ready.pop()
+        return self._given
+
+    def _remove_index(self, uri: str) -> None:
+        connection = Connection(MilvusAddress.parse(uri))
+        connection.call("drop_alias", connection.name)
+        for name in connection.call("list_collections"):
+            if name.startswith(f"{connection.name}__"):
+                connection.call("drop_collection", name)
+        connection.close()
 
 
 def _free_port() -> int:
