@@ -15,7 +15,7 @@ Milvus has no transactions. The order of the writes makes up for them, as long a
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,8 @@ from hystar_fast.index.milvus_table import Rows, Table, differences
 from hystar_fast.index.milvus_verify import verify_index
 from hystar_fast.index.stamp import Stamp
 from hystar_fast.index.where import FIELDS, Where
+
+_writing: dict[str, threading.RLock] = {}  # by address, for the writes of this process
 
 
 class MilvusEngine(Engine):
@@ -64,7 +66,8 @@ class MilvusEngine(Engine):
             raise
 
     def _open(self, uri: str, *, create: bool = False) -> None:
-        self.uri, self.folder, self._writing = uri, None, threading.RLock()
+        self.uri, self.folder = uri, None
+        self._writing = _writing.setdefault(uri, threading.RLock())
         self._connection = Connection(MilvusAddress.parse(uri), create=create)
         self._table = Table(self._connection)
         self._meta = Meta(self._connection, self._table)
@@ -272,6 +275,11 @@ class MilvusEngine(Engine):
         with self._writing:
             self._meta.put_settings(settings)
             self._meta.changed()
+
+    def update_settings(self, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+        """Replace the settings by what a function makes of them; no other write of this process comes between."""
+        with self._writing:
+            self.put_settings(change(self.settings()))
 
     def put_style(self, name: str, vector: Tensor) -> None:
         with self._writing:

@@ -206,6 +206,20 @@ def test_threads_share_an_engine(engine):
     assert failed == [] and engine.count() == 200 and engine.verify() == []
 
 
+def test_writers_of_one_process_undo_nothing_of_each_other(engine, uri):
+    def write(number: int) -> None:
+        with MilvusEngine(uri) as mine:
+            for i in range(4):
+                mine.update_settings(lambda held, i=i: {**held, f"{number}/{i}": True})
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert engine.settings().keys() - {"ids", "sources"} == {f"{n}/{i}" for n in range(3) for i in range(4)}
+
+
 # search and limits
 
 
