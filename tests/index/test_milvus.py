@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from hystar_fast.index.engine import EngineFull, EngineUnavailable, Item
+from hystar_fast.index.engine import EngineFull, EngineUnavailable, Item, key_of
 from hystar_fast.index.generation_methods import Made
 from hystar_fast.index.milvus import MilvusEngine
 from hystar_fast.index.milvus_address import MilvusAddress
 from hystar_fast.index.milvus_connection import Connection
 from hystar_fast.index.open_index import create_engine, folder_of_uri, has_index, open_engine
 from hystar_fast.index.stamp import Stamp
+from hystar_fast.index.where import Condition, Where
 from tests.support.index_engines import OTHER, STAMPS, items, units
 from tests.support.lite_writer import write_until_killed
 
@@ -231,6 +232,16 @@ def test_of_very_many_equal_scores_those_of_the_first_keys_are_taken(engine):
     assert keys[0] == sorted(item.key for item in twins)[:5]
 
 
+def test_a_prefix_keeps_names_of_any_characters(engine):
+    names = ["a~b", "a%7Eb", 'a"b', "a\\b", "a_b", "a'b", "a\udcffb", "a", "b"]
+    engine.upsert([Item(name, path=name, attributes={"x": name}) for name in names], {"adapted": units(len(names))})
+    for field in ("path", "x"):
+        for prefix in ("a", "a~", "a%", 'a"', "a_", "a\udcff", ""):
+            where = Where((Condition(field, (prefix,), prefix=True),))
+            expected = {key_of(name) for name in names if name.startswith(prefix)}
+            assert {*engine.keys(where)} == expected, (field, prefix)
+
+
 def test_what_milvus_cannot_hold_is_refused(engine):
     with pytest.raises(ValueError, match=r"caption must be at most 65535 bytes in Milvus, .* got 66000 of 'x'"):
         engine.upsert([Item("x", caption="é" * 11_000)], {"adapted": units(1)})
@@ -346,3 +357,15 @@ def test_errors_of_milvus_become_ours(engine, monkeypatch, text, kind, message):
         engine.upsert(items(1), {"adapted": units(1)})
     assert type(caught.value) is kind
     assert engine.count() == 0
+
+
+def test_a_secret_that_milvus_repeats_is_not_shown(engine, monkeypatch):
+    from pymilvus import MilvusException
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise MilvusException(1, "no rights for root:Pa55word here")
+
+    monkeypatch.setattr(engine._connection._client, "query", fail)
+    monkeypatch.setattr(engine._connection, "_secret", "root:Pa55word")
+    with pytest.raises(EngineUnavailable, match="no rights for … here"):
+        engine.count()
