@@ -15,6 +15,7 @@ from tests.support.sinkhorn_cuda_host import Host
 
 if TYPE_CHECKING:
     from tests.support.milvus_server import MilvusServer
+    from tests.support.postgres_server import PostgresServer
 
 settings.register_profile(
     "hystar_fast",
@@ -56,6 +57,19 @@ def milvus() -> Iterator[MilvusServer]:
         yield server
     finally:
         server.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """Start a PostgreSQL server, once a session."""
+    from tests.support.postgres_server import PostgresServer
+
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -69,6 +69,29 @@ MUTANTS = [
         ),
     ),
     *_of(
+        "hystar_fast/index/postgres.py",
+        "tests/index/test_engine_contract.py",
+        in_postgres_ties_are_in_any_order=("ORDER BY score DESC, key LIMIT", "ORDER BY score DESC LIMIT"),
+    ),
+    *_of(
+        "hystar_fast/index/postgres_write.py",
+        "tests/index/test_engine_contract.py",
+        in_postgres_vectors_of_an_earlier_content_stay=("earlier[row[0]][1] != row[rows.SHA256]]", "False]"),
+    ),
+    *_of(
+        "hystar_fast/index/postgres_database.py",
+        "tests/index/test_postgres_in_use.py",
+        in_postgres_a_dead_connection_is_not_replaced=("if idle is None or not isinstance", "if True or isinstance"),
+    ),
+    *_of(
+        "hystar_fast/index/copy_index.py",
+        "tests/index/test_index_kill.py",
+        to_postgres_a_copy_that_was_stopped_looks_whole=(
+            "{**source.settings(), COPY_OF: source.uri}",
+            "source.settings()",
+        ),
+    ),
+    *_of(
         "hystar_fast/index/sync.py",
         "tests/index/test_sync.py",
         vectors_of_another_content_are_copied=("if old.sha256 == digest and is_free:", "if is_free:"),

@@ -17,7 +17,8 @@ from hystar_fast.data.read_ahead import in_batches
 from hystar_fast.data.whole_files import write_whole
 from hystar_fast.experiments.learning_rates import DEMO_RATES, DEMO_STEPS
 from hystar_fast.index.engine import ADAPTED, FROZEN, LARGEST_BATCH, Engine, Item
-from hystar_fast.index.generation_methods import ADAPTER_FOLDER, save_generation
+from hystar_fast.index.generation_methods import save_generation
+from hystar_fast.index.kept_adapters import ADAPTER_FOLDER
 from hystar_fast.index.local import INDEX_FILE
 from hystar_fast.index.open_index import replace_index
 from hystar_fast.methods.hystar_method import HystarMethod

@@ -11,7 +11,7 @@ from hystar_fast.cli.open_method import open_method
 from hystar_fast.data.flat_folders import gallery_of_sketches
 from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.index.folder_index import check_output, index_folder
-from hystar_fast.index.open_index import open_engine
+from hystar_fast.index.open_index import folder_of_uri, open_engine
 from hystar_fast.methods.device import select_device
 from hystar_fast.terminal.console import Console
 
@@ -33,6 +33,7 @@ def run_embed(
     """
     if not folder.is_dir():
         raise ValueError(f"FOLDER must be a folder of pictures, but {folder} does not exist or is not a folder")
+    folder_of_uri(output)
     with lock_folder(output):
         start = time.perf_counter()
         gallery = gallery_of_sketches(folder)

@@ -19,6 +19,7 @@ from rich.text import Text
 from typer.models import OptionInfo
 
 import hystar_fast
+from hystar_fast.index.address import without_password
 from hystar_fast.terminal.console import create_console
 
 ISSUES = "https://github.com/hystar-fast/hystar-fast/issues"
@@ -77,8 +78,9 @@ def one_line(names: Mapping[str, str], stopped: str = "") -> Iterator[None]:
 
 
 def typed() -> str:
-    """Return the command as it was typed."""
-    return shlex.join([Path(sys.argv[0]).name if "hystar-fast" in sys.argv[0] else "hystar-fast", *sys.argv[1:]])
+    """Return the command as it was typed, without passwords."""
+    arguments = [without_password(argument) for argument in sys.argv[1:]]
+    return shlex.join([Path(sys.argv[0]).name if "hystar-fast" in sys.argv[0] else "hystar-fast", *arguments])
 
 
 def _options_of(command: Callable[..., Any]) -> dict[str, str]:
@@ -95,7 +97,7 @@ def _options_of(command: Callable[..., Any]) -> dict[str, str]:
 
 def _line(error: Exception, names: Mapping[str, str]) -> str:
     text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
-    text = text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
+    text = without_password(text if len(text) <= _LONGEST else text[:_LONGEST] + " …")
     if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
         return (
             f"not enough memory ({text}): take a smaller batch (train: --set optim.chunk_size=16), fewer pictures "

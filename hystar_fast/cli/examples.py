@@ -42,6 +42,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "index drop": ("hystar-fast index drop runs/index 1",),
     "index info": ("hystar-fast index info runs/index",),
     "index verify": ("hystar-fast index verify runs/index",),
+    "index copy": ("hystar-fast index copy runs/index 'postgresql://me@db.example.org/pictures?index=photos'",),
     "index move": ("hystar-fast index move runs/index /mnt/old/photos /mnt/new/photos",),
     "serve": (
         "hystar-fast serve runs/demo",

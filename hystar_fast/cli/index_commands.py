@@ -36,7 +36,7 @@ app = typer.Typer(
     help="An index of pictures that grows and shrinks with its folders, and knows the model that made it.",
     epilog=examples("index"),
 )
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The folder of the index.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The folder of the index, or postgresql://…?index=….")]
 Checksum = Annotated[
     bool, typer.Option("--checksum", help="Read every file, although its size and time of change are known.")
 ]
@@ -207,6 +207,18 @@ def verify(
 
     if not run_verify(name, create_console(), repair=repair):
         raise typer.Exit(1)
+
+
+@app.command("copy", epilog=examples("index copy"))
+@clear_errors(stopped=_CONTINUE, index="SOURCE", source="SOURCE", target="TARGET")
+def copy_(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The index to copy, as NAME of the other commands.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Where to; it is made if it is not there.")],
+) -> None:
+    """Copy an index to another engine, with its generations, adapters, styles and settings."""
+    from hystar_fast.cli.index_work import run_copy
+
+    run_copy(source, target, create_console())
 
 
 @app.command(epilog=examples("index move"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +17,20 @@ from hystar_fast.cli.open_method import open_method
 from hystar_fast.data.image_set import Skipped
 from hystar_fast.data.text_files import parse_json, read_lines
 from hystar_fast.index.compare_files import CONTENT, PATH
+from hystar_fast.index.copy_index import copy_index
 from hystar_fast.index.encode_files import Described, Report
 from hystar_fast.index.engine import Engine, key_of
-from hystar_fast.index.generation_methods import drop_adapter, encoder_of, save_generation
+from hystar_fast.index.generation_methods import encoder_of, save_generation
+from hystar_fast.index.kept_adapters import drop_adapter
 from hystar_fast.index.local import LocalEngine
-from hystar_fast.index.open_index import create_engine, folder_of_uri, has_index, open_engine
+from hystar_fast.index.open_index import (
+    create_engine,
+    folder_for,
+    folder_of_uri,
+    has_index,
+    is_on_server,
+    open_engine,
+)
 from hystar_fast.index.reembed import reembed
 from hystar_fast.index.skipped_files import SKIPPED_FILE
 from hystar_fast.index.sync import add, plan, sync
@@ -30,6 +40,7 @@ from hystar_fast.terminal.console import Console, create_table
 from hystar_fast.terminal.progress import Progress
 
 _ASKS_ABOVE = 100  # pictures
+_SKIPPED_SHOWN = 3
 
 
 @contextmanager
@@ -49,10 +60,13 @@ def run_create(
     if has_index(name):
         raise ValueError(f"index must be new, but {name} holds an index")
     method = open_method(adapter, None, changes, console)
-    made = save_generation(method, folder_of_uri(name), with_frozen=with_frozen)
-    with create_engine(name, made, {"ids": ids}) as engine:
+    with folder_for(name) as folder:
+        made = save_generation(method, folder, with_frozen=with_frozen)
+        engine = create_engine(name, made, {"ids": ids}, folder)
+    with engine:
         stamp = next(iter(engine.stamps().values())).sha256
-        console.print(f"made {name} for {method.name} (stamp {stamp[:12]}); next: hystar-fast index add {name} FOLDER")
+        shown = f"made {engine.uri} for {method.name} (stamp {stamp[:12]})"
+        console.print(f"{shown}; next: hystar-fast index add {shlex.quote(engine.uri)} FOLDER")
 
 
 def run_add(
@@ -95,15 +109,16 @@ def _show(engine: Engine, report: Report, console: Console, start: float) -> dic
     counts = {word: value for word, value in asdict(report).items() if word != "skipped"}
     counts["skipped"] = len(report.skipped)
     console.print(", ".join(f"{n} {word}" for word, n in counts.items() if n) or "nothing to do")
-    _say_skipped(report.skipped, console)
+    _say_skipped(report.skipped, console, whole=engine.folder is None)
     if report.skipped and engine.folder is not None and (engine.folder / SKIPPED_FILE).exists():
         console.print(f"all that cannot be read: {engine.folder / SKIPPED_FILE}")
     console.print(f"{engine.uri} holds {engine.count()} pictures ({time.perf_counter() - start:.1f} s)")
     return {**counts, "pictures": engine.count()}
 
 
-def _say_skipped(skipped: Sequence[Skipped], console: Console) -> None:
-    for entry in skipped[:3]:
+def _say_skipped(skipped: Sequence[Skipped], console: Console, *, whole: bool = False) -> None:
+    """Print the first files that were skipped; the whole list where there is no file of them."""
+    for entry in skipped if whole else skipped[:_SKIPPED_SHOWN]:
         console.print(f"skipped {entry.path}: {entry.reason}")
 
 
@@ -144,7 +159,7 @@ def run_remove(name: str, ids: list[str], where: str | None, console: Console, *
                 raise ValueError(f"--yes must be given to remove {len(keys)} pictures without being asked") from error
             if not agreed:
                 return
-        console.print(f"removed {engine.remove(keys)} pictures; {name} holds {engine.count()}")
+        console.print(f"removed {engine.remove(keys)} pictures; {engine.uri} holds {engine.count()}")
 
 
 def run_reembed(name: str, adapter: Path | None, console: Console, *, changes: dict[str, Any], device: str) -> None:
@@ -158,7 +173,7 @@ def run_reembed(name: str, adapter: Path | None, console: Console, *, changes: d
         lost = len(engine.missing(done.generation))
         console.print(f"embedded {done.encoded} pictures for generation {done.generation}, {lost} are missing")
         if not lost:
-            console.print(f"next: hystar-fast index switch {name} {done.generation}")
+            console.print(f"next: hystar-fast index switch {shlex.quote(engine.uri)} {done.generation}")
 
 
 def run_switch(name: str, generation: int | None, console: Console) -> None:
@@ -166,7 +181,7 @@ def run_switch(name: str, generation: int | None, console: Console) -> None:
     with open_engine(name) as engine:
         number = engine.generations()[-1].number if generation is None else generation
         engine.switch(number)
-        console.print(f"{name} is searched in generation {number}")
+        console.print(f"{engine.uri} is searched in generation {number}")
 
 
 def run_drop(name: str, generation: int, console: Console) -> None:
@@ -175,7 +190,7 @@ def run_drop(name: str, generation: int, console: Console) -> None:
         dropped = engine.generation(generation)
         engine.drop(generation)
         drop_adapter(engine, dropped)
-        console.print(f"removed generation {generation} of {name}")
+        console.print(f"removed generation {generation} of {engine.uri}")
 
 
 def run_info(name: str, console: Console) -> dict[str, Any]:
@@ -192,8 +207,8 @@ def run_info(name: str, console: Console) -> dict[str, Any]:
             }
             for entry in engine.generations()
         ]
-        found = {"index": name, "pictures": engine.count(), **settings, "generations": generations}
-        console.print(f"{name}: {engine.count()} pictures, ids by {settings['ids']}")
+        found = {"index": engine.uri, "pictures": engine.count(), **settings, "generations": generations}
+        console.print(f"{engine.uri}: {engine.count()} pictures, ids by {settings['ids']}")
         for source, entry in settings["sources"].items():
             console.print(f"source {source}: {entry.get('folder', 'the embedded drawings')}")
         table = create_table("generation", "view", "method", "dimension", "pictures", "stamp", right=("pictures",))
@@ -208,21 +223,32 @@ def run_info(name: str, console: Console) -> dict[str, Any]:
 
 def run_verify(name: str, console: Console, *, repair: bool) -> bool:
     """Print every damage of an index; return whether it is whole now."""
-    with LocalEngine.for_repair(folder_of_uri(name)) as engine:
-        found = engine.verify(repair=repair)
+    with open_engine(name) if is_on_server(name) else LocalEngine.for_repair(folder_of_uri(name)) as engine:
+        found, shown = engine.verify(repair=repair), shlex.quote(engine.uri)
         for line in found:
             console.print(line)
         if not found:
-            console.print(f"{name} is whole: {engine.count()} pictures")
+            console.print(f"{engine.uri} is whole: {engine.count()} pictures")
             return True
         if not repair:
             console.print(
-                f"{len(found)} damages; `hystar-fast index verify {name} --repair` removes them, and "
-                f"`hystar-fast index sync {name}` embeds their pictures again"
+                f"{len(found)} damages; `hystar-fast index verify {shown} --repair` removes them, and "
+                f"`hystar-fast index sync {shown}` embeds their pictures again"
             )
             return False
-        console.print(f"{name} holds {engine.count()} pictures; next: hystar-fast index sync {name}")
+        console.print(f"{engine.uri} holds {engine.count()} pictures; next: hystar-fast index sync {shown}")
         return not engine.verify()
+
+
+def run_copy(source: str, target: str, console: Console) -> None:
+    """Copy an index to another engine."""
+    start = time.perf_counter()
+    with counted(console, "copy") as progress:
+        done = copy_index(source, target, progress=progress)
+    with open_engine(target) as engine:
+        counts = {"copied": done.written, "unchanged": done.unchanged, "removed": done.removed}
+        console.print(", ".join(f"{n} {word}" for word, n in counts.items() if n) or "nothing to do")
+        console.print(f"{engine.uri} holds {engine.count()} pictures ({time.perf_counter() - start:.1f} s)")
 
 
 def run_move(name: str, old: str, new: Path, console: Console) -> None:
@@ -237,6 +263,10 @@ def run_move(name: str, old: str, new: Path, console: Console) -> None:
         if found is None:
             there = ", ".join(str(entry.get("folder", source)) for source, entry in sources.items())
             raise ValueError(f"OLD must be the folder of a source ({there or 'there is none'}), got {old}")
-        changed = {**sources[found], "folder": str(new.resolve())}
-        engine.put_settings({**settings, "sources": {**sources, found: changed}})
+        folder = {"folder": str(new.resolve())}
+
+        def moved(now: dict[str, Any]) -> dict[str, Any]:
+            return {**now, "sources": {**now["sources"], found: {**now["sources"][found], **folder}}}
+
+        engine.update_settings(moved)
         console.print(f"{found} is {new.resolve()} now")

@@ -109,7 +109,7 @@ def search(
     query: Queries = None,
     text: SearchText = None,
     index: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--index", "--demo", help="A folder that embed or demo wrote: runs/index, else runs/demo."),
     ] = None,
     style: SearchStyle = None,
@@ -137,7 +137,7 @@ def search(
 @clear_errors()
 def serve(
     index: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(metavar="INDEX", help="The index to serve: by default runs/index, else runs/demo."),
     ] = None,
     host: Annotated[
@@ -303,7 +303,7 @@ def evaluate(
 
 
 @app.command(epilog=examples("embed"))
-@clear_errors(stopped=_CONTINUE, directory="--adapter", pretrained="--weights")
+@clear_errors(stopped=_CONTINUE, directory="--adapter", pretrained="--weights", index="--output")
 def embed(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of pictures, searched recursively.")],
     adapter: Adapter = None,

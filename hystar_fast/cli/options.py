@@ -91,14 +91,14 @@ def say_adapter(given: Path | None, console: Console) -> Path | None:
     return found
 
 
-def find_index(given: Path | None) -> tuple[Path, str]:
+def find_index(given: str | None) -> tuple[str, str]:
     """Return the index to search, the one given or what `embed` or else `demo` wrote, and a line that says so."""
     if given is not None:
         return given, ""
     from hystar_fast.index.open_index import has_index
 
     found = INDEX if has_index(INDEX) or not has_index(DEMO) else DEMO
-    return found, f"searching {found} (--index for another)"
+    return str(found), f"searching {found} (--index for another)"
 
 
 def weights_of(word: str) -> str | None:

@@ -13,7 +13,7 @@ _PACKAGES = ("fastapi", "pydantic", "uvicorn", "python_multipart", "prometheus_c
 
 
 def run_serve(
-    index: Path,
+    index: str,
     console: Console,
     *,
     host: str,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -141,7 +141,8 @@ class Engine(ABC):
 
     Attributes:
         uri: what the user calls it by; without a password.
-        folder: where files beside it lie (adapters, ``skipped.jsonl``); None if it has no folder.
+        folder: where files beside it lie (adapters, ``skipped.jsonl``); None if it has no folder. Its adapters are then
+            in the engine (`put_file`), and there is no list of skipped files.
     """
 
     uri: str
@@ -296,6 +297,13 @@ class Engine(ABC):
     def put_settings(self, settings: Mapping[str, Any]) -> None:
         """Replace the settings."""
 
+    def update_settings(self, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+        """Replace the settings by what a function makes of them.
+
+        An engine with transactions reads and writes them in one, so that of two writers none undoes what the other did.
+        """
+        self.put_settings(change(self.settings()))
+
     @abstractmethod
     def put_style(self, name: str, vector: Tensor) -> None:
         """Keep a style vector [d] under a name, in place of an earlier one."""
@@ -307,6 +315,26 @@ class Engine(ABC):
     @abstractmethod
     def delete_style(self, name: str) -> bool:
         """Remove a style; return whether there was one."""
+
+    def put_file(self, name: str, content: bytes) -> None:
+        """Keep a file of an adapter, in place of an earlier one; of engines without a folder.
+
+        Args:
+            name: such as "adapter/config.json".
+            content: up to some hundred megabytes.
+
+        Raises:
+            ValueError: the engine keeps no files.
+        """
+        raise ValueError(f"index must have a place for the adapter, got {self.uri}")
+
+    def file(self, name: str) -> bytes | None:
+        """Return a file that `put_file` kept; None if there is none."""
+        return None
+
+    def delete_file(self, name: str) -> None:
+        """Remove a file that `put_file` kept, if it is there."""
+        return
 
     @abstractmethod
     def version(self) -> int:

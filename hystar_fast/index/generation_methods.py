@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from hystar_fast.data.images import Resize
 from hystar_fast.index.engine import ADAPTED, FROZEN, Engine, Generation
+from hystar_fast.index.kept_adapters import WRITTEN, adapter_place, kept_notes, name_adapter
 from hystar_fast.index.stamp import Stamp, stamp_of
 from hystar_fast.methods.adapter_files import load_method, save_method
 from hystar_fast.methods.device import BATCH_ON_CPU, batch_size_on, on_device
@@ -21,8 +23,6 @@ from hystar_fast.methods.suite import create_method
 from hystar_fast.models.adapter_format import read_description
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.retrieval.embed import check_finite, embed_images
-
-ADAPTER_FOLDER = "adapter"
 
 
 @dataclass(frozen=True)
@@ -88,33 +88,24 @@ def save_generation(method: Method, folder: Path, *, with_frozen: bool = False) 
     return Made(stamps, notes)
 
 
+def keep_generation(engine: Engine, method: Method, *, with_frozen: bool = False) -> Made:
+    """Keep the adapter of a method in an index, and return the stamps and notes of a generation made with it.
+
+    Raises:
+        ValueError: as `save_generation`; or the engine has no place for an adapter.
+    """
+    if engine.folder is not None:
+        return save_generation(method, engine.folder, with_frozen=with_frozen)
+    with TemporaryDirectory(prefix="hystar-fast-") as folder:
+        made = save_generation(method, Path(folder), with_frozen=with_frozen)
+        return Made(made.stamps, kept_notes(engine, made.notes, Path(folder)))
+
+
 def _write_adapter(method: Method, folder: Path) -> tuple[Path, bool]:
     """Write an adapter and return its folder, and whether it is new; an equal one that is there already is taken."""
-    written = folder / ".adapter"
-    shutil.rmtree(written, ignore_errors=True)
-    save_method(method, written)
-    new = read_description(written)
-    number, place = 1, folder / ADAPTER_FOLDER
-    while place.exists():
-        try:
-            if read_description(place) == new:
-                shutil.rmtree(written)
-                return place, False
-        except ValueError:
-            pass
-        number += 1
-        place = folder / f"{ADAPTER_FOLDER}-{number}"
-    written.rename(place)
-    return place, True
-
-
-def drop_adapter(engine: Engine, dropped: Generation) -> None:
-    """Remove the adapter of a dropped generation, if it was written for it and no other generation uses it."""
-    name = dropped.notes.get("adapter")
-    if engine.folder is None or not dropped.notes.get("written"):
-        return
-    if name not in [entry.notes.get("adapter") for entry in engine.generations()]:
-        shutil.rmtree(engine.folder / str(name), ignore_errors=True)
+    shutil.rmtree(folder / WRITTEN, ignore_errors=True)
+    save_method(method, folder / WRITTEN)
+    return name_adapter(folder)
 
 
 def open_view(engine: Engine, generation: Generation, view: str) -> Method:
@@ -128,8 +119,8 @@ def open_view(engine: Engine, generation: Generation, view: str) -> Method:
     if view == FROZEN:
         method = create_method(FROZEN, HystarConfig.from_dict(notes["frozen"]))
     else:
-        place = (engine.folder or Path()) / str(notes["adapter"])
-        method, description = load_method(place), read_description(place)
+        with adapter_place(engine, str(notes["adapter"])) as place:
+            method, description = load_method(place), read_description(place)
     made, now = generation.stamps[view], _stamp(method, description)
     if made.values.get("format") == 1:  # it says less
         now = Stamp({name: 1 if name == "format" else now.values.get(name) for name in made.values})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -332,13 +332,14 @@ class LocalEngine(Engine):
         with self._file.writing():
             self._file.put_meta("settings", rows.to_bytes(dict(settings)))
 
+    def update_settings(self, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+        with self._file.writing():
+            super().update_settings(change)
+
     def put_style(self, name: str, vector: Tensor) -> None:
-        content = vector.detach().float().cpu().contiguous()
-        if content.ndim != 1 or not bool(content.isfinite().all()):
-            raise ValueError(f"vector must be finite [d], got {tuple(content.shape)}")
+        row = (encode_name(name), rows.style_bytes(vector))
         with self._file.writing() as connection:
             self._file.delete("styles", "name", [encode_name(name)])
-            row = (encode_name(name), content.numpy().astype("<f4").tobytes())
             connection.execute("INSERT INTO styles VALUES (?, ?, ?)", (*row, checksum(*row)))
             self._file.add_to_sums("styles", [checksum(*row)])
 

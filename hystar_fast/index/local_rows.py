@@ -104,24 +104,35 @@ def update(file: SqliteFile, changed: Mapping[int, Row]) -> None:
     file.add_to_sums("items", [row[-1] for row in sealed], [row[0] for row in taken])
 
 
-def join_views(vectors: Mapping[str, Tensor], stamps: Mapping[str, Stamp], count: int) -> list[bytes]:
-    """Return the vectors of all views of each item, one after the other.
+def checked_views(vectors: Mapping[str, Tensor], stamps: Mapping[str, Stamp], count: int) -> dict[str, Tensor]:
+    """Return the vectors of all views as float32 on the CPU, in the order of the stamps.
 
     Raises:
         ValueError: a view is missing or unknown, or its vectors are not `count` finite unit rows of its dimension.
     """
     if set(vectors) != set(stamps):
         raise ValueError(f"vectors must have the views {', '.join(stamps)}, got {', '.join(vectors) or 'none'}")
-    parts = []
+    checked = {}
     for view, stamp in stamps.items():
         part = vectors[view].detach().float().cpu()
         if part.shape != (count, stamp.dimension):
             raise ValueError(f"vectors of {view} must be [{count}, {stamp.dimension}], got {tuple(part.shape)}")
-        lengths = part.norm(dim=1)
-        if not bool(((lengths - 1).abs() < _UNIT).all()):
+        if not are_units(part):
+            lengths = part.norm(dim=1)
             worst = float(lengths[int((lengths - 1).abs().nan_to_num(torch.inf).argmax())])
             raise ValueError(f"vectors of {view} must be finite and of length 1, got one of length {worst:g}")
-        parts.append(part.numpy().astype("<f4"))
+        checked[view] = part
+    return checked
+
+
+def are_units(vectors: Tensor) -> bool:
+    """Return whether vectors [n, D] are finite and of length 1."""
+    return bool(((vectors.norm(dim=1) - 1).abs() < _UNIT).all())
+
+
+def join_views(vectors: Mapping[str, Tensor], stamps: Mapping[str, Stamp], count: int) -> list[bytes]:
+    """Return the vectors of all views of each item, one after the other; errors as `checked_views`."""
+    parts = [part.numpy().astype("<f4") for part in checked_views(vectors, stamps, count).values()]
     return [row.tobytes() for row in np.concatenate(parts, axis=1)]
 
 
@@ -129,6 +140,18 @@ def split_views(whole: Tensor, stamps: Mapping[str, Stamp]) -> dict[str, Tensor]
     """Return the vectors of each view of rows that `join_views` made."""
     widths = [stamp.dimension for stamp in stamps.values()]
     return dict(zip(stamps, whole.split(widths, dim=1), strict=True))
+
+
+def style_bytes(vector: Tensor) -> bytes:
+    """Return a style vector [d] as float32.
+
+    Raises:
+        ValueError: it has another shape, or is not finite.
+    """
+    content = vector.detach().float().cpu().contiguous()
+    if content.ndim != 1 or not bool(content.isfinite().all()):
+        raise ValueError(f"vector must be finite [d], got {tuple(content.shape)}")
+    return bytes(content.numpy().astype("<f4").tobytes())
 
 
 def to_bytes(content: Any) -> bytes:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError
@@ -13,14 +16,21 @@ from torch.nn import functional as F
 
 from hystar_fast.data.read_ahead import in_batches
 from hystar_fast.data.text_files import parse_json
+from hystar_fast.index.address import without_password
 from hystar_fast.index.engine import ADAPTED, FROZEN, LARGEST_BATCH, Engine, IndexDamaged, Item
-from hystar_fast.index.generation_methods import ADAPTER_FOLDER, Made
+from hystar_fast.index.generation_methods import Made
+from hystar_fast.index.kept_adapters import ADAPTER_FOLDER, adapter_files
 from hystar_fast.index.local import INDEX_FILE, LocalEngine
 from hystar_fast.index.milvus import MilvusEngine
 from hystar_fast.index.milvus_address import MILVUS
+from hystar_fast.index.postgres import PostgresEngine
+from hystar_fast.index.postgres_address import SCHEMES as POSTGRES
 from hystar_fast.index.stamp import Stamp
 
 LOCAL = "local:"
+COPY_OF = "copy_of"
+"""The setting of a copy that is not finished: its source."""
+_ADDRESS = re.compile(r"[a-z+]+://|(postgres(ql)?|milvus[a-z+]*):")
 _OLD = "index"
 REPLACEMENT = ".replacement"
 """The folder in that of an index where the one that replaces it is made."""
@@ -28,7 +38,11 @@ REPLACEMENT = ".replacement"
 
 def is_on_server(uri: str | Path) -> bool:
     """Return whether a name is the address of an index in an engine without a folder."""
-    return str(uri).startswith(MILVUS)
+    return str(uri).startswith((MILVUS, *POSTGRES))
+
+
+def _kind(uri: str | Path) -> type[MilvusEngine] | type[PostgresEngine]:
+    return MilvusEngine if str(uri).startswith(MILVUS) else PostgresEngine
 
 
 def folder_of_uri(uri: str | Path) -> Path:
@@ -38,15 +52,21 @@ def folder_of_uri(uri: str | Path) -> Path:
         ValueError: the name has the form of an address.
     """
     text = str(uri)
-    if "://" in text or is_on_server(uri):
-        raise ValueError(f"index must be a folder or local:PATH, got {text}")
+    if _ADDRESS.match(text):
+        raise ValueError(f"index must be a folder or local:PATH, got {without_password(text)}")
     return Path(text.removeprefix(LOCAL))
 
 
 def has_index(uri: str | Path) -> bool:
     """Return whether there is an index; in a folder of this or of the first format."""
     if is_on_server(uri):
-        return MilvusEngine.exists(str(uri))
+        if str(uri).startswith(MILVUS):
+            return MilvusEngine.exists(str(uri))
+        try:
+            PostgresEngine(str(uri)).close()
+        except ValueError:
+            return False
+        return True
     folder = folder_of_uri(uri)
     return (folder / INDEX_FILE).is_file() or (folder / _OLD / "index.json").is_file()
 
@@ -55,13 +75,28 @@ def open_engine(uri: str | Path) -> Engine:
     """Open an index.
 
     Args:
-        uri: a folder, ``local:PATH``, ``milvus:FILE.db`` or ``milvus:http://HOST:PORT/NAME``.
+        uri: a folder, ``local:PATH``, ``postgresql://HOST/DATABASE?index=NAME``, ``milvus:FILE.db`` or
+            ``milvus:http://HOST:PORT/NAME``.
 
     Raises:
-        ValueError: there is none, or it is damaged. EngineUnavailable if its server cannot be reached.
+        ValueError: there is none, or it is damaged, or a copy that was stopped. EngineUnavailable if its server cannot
+            be reached.
     """
+    engine = open_unfinished(uri)
+    source = engine.settings().get(COPY_OF)
+    if source is not None:
+        engine.close()
+        raise ValueError(
+            f"index must be whole, but the copy of {source} to {engine.uri} was stopped: go on with "
+            f"`hystar-fast index copy {source} {engine.uri}`"
+        )
+    return engine
+
+
+def open_unfinished(uri: str | Path) -> Engine:
+    """Open an index, also one that is a copy which was stopped; else as `open_engine`."""
     if is_on_server(uri):
-        return MilvusEngine(str(uri))
+        return _kind(uri)(str(uri))
     folder = folder_of_uri(uri)
     if (folder / INDEX_FILE).is_file():
         return LocalEngine(folder)
@@ -73,14 +108,34 @@ def open_engine(uri: str | Path) -> Engine:
     )
 
 
-def create_engine(uri: str | Path, made: Made, settings: Mapping[str, Any] | None = None) -> Engine:
+@contextmanager
+def folder_for(uri: str | Path) -> Iterator[Path]:
+    """Give a folder for the adapter of an index that `create_engine` is to make: its own, or for a block alone."""
+    if not is_on_server(uri):
+        yield folder_of_uri(uri)
+        return
+    with TemporaryDirectory(prefix="hystar-fast-") as folder:
+        yield Path(folder)
+
+
+def create_engine(
+    uri: str | Path, made: Made, settings: Mapping[str, Any] | None = None, folder: Path | None = None
+) -> Engine:
     """Make an empty index with one generation.
+
+    Args:
+        uri: as `open_engine` takes it.
+        made: of the generation.
+        settings: of the index.
+        folder: where its adapter was written, see `folder_for`.
 
     Raises:
         ValueError: there is one already.
     """
     if is_on_server(uri):
-        return MilvusEngine.create(str(uri), made.stamps, made.notes, settings)
+        name = made.notes.get("adapter")
+        files = {} if name is None or folder is None else adapter_files(folder / str(name), str(name))
+        return _kind(uri).create(str(uri), made.stamps, made.notes, settings, files)
     return LocalEngine.create(folder_of_uri(uri), made.stamps, made.notes, settings)
 
 

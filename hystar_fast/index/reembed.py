@@ -13,7 +13,7 @@ from hystar_fast.data.image_set import Skipped
 from hystar_fast.data.images import Resize
 from hystar_fast.data.read_ahead import in_batches, read_ahead
 from hystar_fast.index.engine import ADAPTED, FROZEN, Engine, Item
-from hystar_fast.index.generation_methods import Encoder, Made, encoder_of, save_generation
+from hystar_fast.index.generation_methods import Encoder, Made, encoder_of, keep_generation
 from hystar_fast.index.picture_files import pixels_of, read_content, reason_of
 from hystar_fast.index.sources import file_of, picture_of
 from hystar_fast.methods.interface import Method
@@ -48,13 +48,11 @@ def reembed(
         progress: called after every batch with the pictures done and their total.
 
     Raises:
-        ValueError: the index has no folder for the adapter, or is of this model already.
+        ValueError: the index has no place for the adapter, or is of this model already.
         FloatingPointError: a picture has an embedding that is not finite.
     """
-    if engine.folder is None:
-        raise ValueError(f"index must have a folder for the adapter, got {engine.uri}")
     live = engine.generation()
-    made = save_generation(method, engine.folder, with_frozen={ADAPTED, FROZEN} <= {*live.views})
+    made = keep_generation(engine, method, with_frozen={ADAPTED, FROZEN} <= {*live.views})
     number = _generation(engine, made)
     return fill_generation(engine, number, encoder_of(engine, device, number), progress=progress)
 

@@ -149,19 +149,35 @@ def _files(engine: Engine, places: Sequence[Path]) -> Found:
 def _source(engine: Engine, folder: Path, *, whole: bool) -> tuple[str, Path, str]:
     """Return the name and folder of the source that holds a folder, and where in it; a new one if there is none."""
     folder = folder.resolve()
-    settings = engine.settings()
+    found, changed = _placed(engine.settings(), folder, whole=whole)
+    if changed is None:
+        return found
+
+    def place(settings: dict[str, Any]) -> Mapping[str, Any]:  # another command may have added a source meanwhile
+        nonlocal found
+        found, changed = _placed(settings, folder, whole=whole)
+        return settings if changed is None else changed
+
+    engine.update_settings(place)
+    return found
+
+
+def _placed(
+    settings: Mapping[str, Any], folder: Path, *, whole: bool
+) -> tuple[tuple[str, Path, str], Mapping[str, Any] | None]:
+    """Return what `_source` does, and the settings with it if they must be changed."""
     sources = settings["sources"]
     for name, entry in sources.items():
         if entry.get("folder") is None or not folder.is_relative_to(entry["folder"]):
             continue
-        if whole and not entry["whole"] and folder == Path(entry["folder"]):
-            engine.put_settings({**settings, "sources": {**sources, name: {**entry, "whole": True}}})
         if entry["whole"] or folder == Path(entry["folder"]):
             below = os.path.relpath(folder, entry["folder"])
-            return name, Path(entry["folder"]), "" if below == "." else below
+            found = name, Path(entry["folder"]), "" if below == "." else below
+            if whole and not entry["whole"]:
+                return found, {**settings, "sources": {**sources, name: {**entry, "whole": True}}}
+            return found, None
     new = new_source(folder, sources, whole=whole)
-    engine.put_settings({**settings, "sources": {**sources, **new}})
-    return next(iter(new)), folder, ""
+    return (next(iter(new)), folder, ""), {**settings, "sources": {**sources, **new}}
 
 
 def new_source(folder: Path, others: Mapping[str, Any], *, whole: bool = True) -> dict[str, Any]:

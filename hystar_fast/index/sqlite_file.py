@@ -111,6 +111,8 @@ class SqliteFile:
             raise ValueError(f"index must be new, but {self.path} exists")
         if found[0]:  # its creation was cut short
             return
+        if self.connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+            raise ValueError(f"index must be one of hystar_fast, but {self.path} is another SQLite file")
         with self.writing(counts=False):
             for statement in _SCHEMA.split(";\n"):
                 self.connection.execute(statement)

@@ -45,7 +45,7 @@ def _write(engine: Engine, live: Live, fields: ItemFields, vectors: dict[str, An
         settings = engine.settings()
         if SOURCE not in settings["sources"]:
             added = {SOURCE: {"folder": str(folder), "whole": False, "prefix": ""}}
-            engine.put_settings({**settings, "sources": {**settings["sources"], **added}})
+            engine.update_settings(lambda now: {**now, "sources": {**now["sources"], **added}})
         path, source, changed = name, SOURCE, (folder / name).stat().st_mtime_ns
     item = Item(
         fields.id or name,

@@ -79,7 +79,7 @@ def serve_index(uri: str | Path, settings: ServerSettings, say: Callable[[str], 
         warning = engine.generation().notes.get("warning")
         if warning:
             say(str(warning))
-        say(f"serving {uri}, {server.service.index.count} pictures: {server.url} (Ctrl-C stops)")
+        say(f"serving {engine.uri}, {server.service.index.count} pictures: {server.url} (Ctrl-C stops)")
         server.run()
         say("stopped")
 

@@ -16,7 +16,9 @@ from tests.support import picture_trees as trees
 from tests.support.cli import run
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "tutorials"
-PAGES = sorted(path for path in FOLDER.glob("*.md") if path.stem != "serve")  # test_serve_tutorial.py runs it
+PAGES = sorted(
+    path for path in FOLDER.glob("*.md") if path.stem not in ("serve", "postgresql")
+)  # have tests of their own
 BLOCK = re.compile(r"^```(python|sh|toml)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from hystar_fast.index.engine import Engine, Item, key_of
 from hystar_fast.index.milvus import MilvusEngine
+from hystar_fast.index.sources import register
 from hystar_fast.index.where import Where
 from tests.support.index_engines import DIMENSION, ENGINES, OTHER, STAMPS, Place, items, place_of, units
 
@@ -286,6 +288,37 @@ def test_settings_and_styles_are_kept(engine, again):
         assert engine.delete_style("é/ \n") and not engine.delete_style("é/ \n") and reader.styles() == {}
     with pytest.raises(ValueError, match=r"vector must be finite \[d\]"):
         engine.put_style("x", torch.tensor([torch.nan]))
+
+
+def test_two_writers_of_the_settings_undo_nothing(engine, again, tmp_path):
+    folders = [tmp_path / f"{number}" / "photos" for number in range(6)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+
+    def add(some: list[Path]) -> None:
+        with again() as mine:
+            for folder in some:
+                register(mine, [folder])
+
+    threads = [threading.Thread(target=add, args=(folders[number::3],)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sources = engine.settings()["sources"]
+    assert sorted(entry["folder"] for entry in sources.values()) == sorted(map(str, folders))
+    assert len({entry["prefix"] for entry in sources.values()}) == 6
+
+
+def test_one_engine_serves_threads(engine):
+    _, vectors = fill(engine, 30)
+    expected, found = engine.search("adapted", vectors, 3)[1], []
+    threads = [threading.Thread(target=lambda: found.append(engine.search("adapted", vectors, 3)[1])) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 8
 
 
 def test_the_sum_of_a_softmax_is_that_over_all_items(engine):

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from hystar_fast.index.copy_index import copy_index
+from hystar_fast.index.engine import Engine
 from hystar_fast.index.local import LocalEngine
+from hystar_fast.index.open_index import open_engine
 from hystar_fast.index.stamp import Stamp
 from tests.support import index_kills as work
 from tests.support.counting_encoder import STAMPS
@@ -39,11 +42,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
 def content(folder: Path, generation: int = 1) -> dict[str, torch.Tensor]:
     with LocalEngine(folder) as engine:
         assert engine.verify() == []
-        return {
-            item.id: vector
-            for items, found in engine.scan(generation)
-            for item, vector in zip(items, found["adapted"], strict=True)
-        }
+        return vectors_of(engine, generation)
+
+
+def vectors_of(engine: Engine, generation: int) -> dict[str, torch.Tensor]:
+    return {
+        item.id: vector
+        for items, found in engine.scan(generation)
+        for item, vector in zip(items, found["adapted"], strict=True)
+    }
 
 
 def is_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
@@ -115,6 +122,49 @@ def test_sync_is_killed_while_files_move_change_and_go(tmp_path, whole, pictures
     assert is_same(content(folder), content(fresh))
     changed = len([*(mine / "2").iterdir()])
     assert changed <= sum(encoded(log).values()) <= changed + kills * BATCH
+
+
+@pytest.mark.xdist_group("postgres")
+@pytest.mark.parametrize("direction", ["to postgres", "from postgres", "to a folder"])
+def test_a_copy_is_killed_and_goes_on(tmp_path, whole, postgres, direction):
+    chosen = random.Random(3)
+    shutil.copytree(whole, tmp_path / "index")
+    source = str(tmp_path / "index")
+    with LocalEngine(source) as engine:
+        second = engine.create_generation({"adapted": Stamp({"model": "small", "dimension": 3})}, {})
+        items = [*engine.fetch(engine.keys()[:100]).values()]
+        engine.upsert(items, {"adapted": torch.eye(3)[torch.arange(100) % 3]}, second)
+        engine.put_style("a", torch.arange(3.0))
+        settings = engine.settings()
+    if direction == "from postgres":
+        copy_index(source, source := postgres.new_uri())
+    target = postgres.new_uri() if direction == "to postgres" else str(tmp_path / "copy")
+    kills, unfinished = 0, 0
+    for _ in range(KILLS // 3):
+        kills += killed(work.copy, source, target, after=chosen.uniform(0, 0.4))
+        try:
+            open_engine(target).close()
+        except ValueError as error:  # stopped at any moment, it is not taken for the whole
+            unfinished += "was stopped: go on with `hystar-fast index copy" in str(error)
+        else:
+            break
+    assert kills >= 3 and unfinished >= 2
+    done = copy_index(source, target)
+    assert done.unchanged + done.written == PICTURES + 100 and done.removed == 0
+    with open_engine(source) as old, open_engine(target) as new:
+        for one in old.generations():
+            [other] = [entry for entry in new.generations() if entry.stamps == one.stamps]
+            assert (other.live, other.count) == (one.live, one.count)
+            assert is_same(vectors_of(new, other.number), vectors_of(old, one.number))
+        keys = old.keys()
+        assert new.keys() == keys and new.fetch(keys) == old.fetch(keys)
+        assert new.settings() == settings and new.verify() == []
+        assert {name: z.tolist() for name, z in new.styles().items()} == {"a": [0, 1, 2]}
+        before = new.version()
+    again = copy_index(source, target)
+    assert (again.written, again.unchanged) == (0, PICTURES + 100)
+    with open_engine(target) as new:
+        assert new.version() == before, "a copy of what is there writes nothing"
 
 
 def test_an_index_whose_creation_was_killed_is_made_again(tmp_path):

@@ -100,21 +100,6 @@ def test_readers_in_threads_see_whole_states_while_one_writes(engine, tmp_path):
     assert not wrong
 
 
-def test_one_engine_serves_threads(engine):
-    expected = engine.search("adapted", units(20), 3)[1]
-    found: list[list[list[str]]] = []
-
-    def search() -> None:
-        found.append(engine.search("adapted", units(20), 3)[1])
-
-    threads = [threading.Thread(target=search) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [expected] * 8
-
-
 def test_only_what_is_new_is_read_again(engine, tmp_path, monkeypatch):
     read: list[int] = []
     real = Matrix.append

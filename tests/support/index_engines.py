@@ -14,13 +14,18 @@ from torch.nn import functional as F
 from hystar_fast.index.engine import Engine, Item
 from hystar_fast.index.local import LocalEngine
 from hystar_fast.index.milvus import MilvusEngine
+from hystar_fast.index.postgres import PostgresEngine
 from hystar_fast.index.stamp import Stamp
 from tests.support.milvus_server import MilvusServer
 
 DIMENSION = 24
 STAMPS = {"adapted": Stamp({"model": "one", "dimension": DIMENSION})}
 OTHER = {"adapted": Stamp({"model": "two", "dimension": 7})}
-ENGINES = ["local", "milvus-lite", pytest.param("milvus", marks=pytest.mark.xdist_group("milvus"))]
+ENGINES = [
+    "local",
+    "milvus-lite",
+    *(pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("milvus", "postgres")),
+]
 """Every engine; the tests of one that needs a server are in one process, so that it is started once."""
 
 
@@ -39,6 +44,9 @@ class Place:
 
 def place_of(engine: str, request: pytest.FixtureRequest, folder: Path) -> Place:
     """Return a new place for an index of an engine; its server is started if there is none."""
+    if engine == "postgres":
+        uri = request.getfixturevalue("postgres").new_uri()
+        return Place(lambda stamps: PostgresEngine.create(uri, stamps), lambda: PostgresEngine(uri))
     if engine == "milvus":
         index = _OnMilvus(request.getfixturevalue("milvus"))
         return Place(index.create, index.open)

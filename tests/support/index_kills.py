@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hystar_fast.index import copy_index, postgres_address
 from hystar_fast.index.local import LocalEngine
 from hystar_fast.index.reembed import fill_generation
 from hystar_fast.index.sync import add, sync
@@ -18,6 +19,7 @@ from tests.support.counting_encoder import STAMPS, Counting
 
 BATCH = 8
 SIDE = 5  # of the pixels of the second generation
+postgres_address.psycopg()  # loaded before a child is
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__])
 
@@ -63,7 +65,13 @@ def fill_second(folder: Path, pictures: Path, log: Path) -> None:
         fill_generation(engine, 2, lambda: encoder(log, SIDE))
 
 
-def killed(work: Callable[..., None], *arguments: Path, after: float) -> bool:
+def copy(source: str, target: str) -> None:
+    """Copy an index, a batch at a time that takes its time."""
+    copy_index.PART = BATCH
+    copy_index.copy_index(source, target, progress=lambda done, total: time.sleep(0.002))
+
+
+def killed(work: Callable[..., None], *arguments: Path | str, after: float) -> bool:
     """Start work in a child and kill it after some seconds; return whether it was still running.
 
     The seconds count from the moment when the work begins.
@@ -80,6 +88,6 @@ def killed(work: Callable[..., None], *arguments: Path, after: float) -> bool:
     return child.exitcode == -9
 
 
-def _run(begun: Any, work: Callable[..., None], arguments: tuple[Path, ...]) -> None:
+def _run(begun: Any, work: Callable[..., None], arguments: tuple[Path | str, ...]) -> None:
     begun.set()
     work(*arguments)
