@@ -14,6 +14,7 @@ from tests.support.gpu import requires_cuda
 from tests.support.sinkhorn_cuda_host import Host
 
 if TYPE_CHECKING:
+    from tests.support.milvus_server import MilvusServer
     from tests.support.postgres_server import PostgresServer
 
 settings.register_profile(
@@ -43,6 +44,19 @@ def seeded() -> None:
 def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
     """Compile the block algorithms of the CUDA Sinkhorn for the CPU, once a session."""
     return Host(tmp_path_factory.mktemp("cuda_host"))
+
+
+@pytest.fixture(scope="session")
+def milvus() -> Iterator[MilvusServer]:
+    """Start a Milvus server, once a session."""
+    from tests.support.milvus_server import MilvusServer
+
+    server = MilvusServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ from hystar_fast.index.engine import ADAPTED, FROZEN, LARGEST_BATCH, Engine, Ind
 from hystar_fast.index.generation_methods import Made
 from hystar_fast.index.kept_adapters import ADAPTER_FOLDER, adapter_files
 from hystar_fast.index.local import INDEX_FILE, LocalEngine
+from hystar_fast.index.milvus import MilvusEngine
+from hystar_fast.index.milvus_address import MILVUS
 from hystar_fast.index.postgres import PostgresEngine
 from hystar_fast.index.postgres_address import SCHEMES as POSTGRES
 from hystar_fast.index.stamp import Stamp
@@ -35,8 +37,12 @@ REPLACEMENT = ".replacement"
 
 
 def is_on_server(uri: str | Path) -> bool:
-    """Return whether a name is the address of an index on a server."""
-    return str(uri).startswith(POSTGRES)
+    """Return whether a name is the address of an index in an engine without a folder."""
+    return str(uri).startswith((MILVUS, *POSTGRES))
+
+
+def _kind(uri: str | Path) -> type[MilvusEngine] | type[PostgresEngine]:
+    return MilvusEngine if str(uri).startswith(MILVUS) else PostgresEngine
 
 
 def folder_of_uri(uri: str | Path) -> Path:
@@ -54,6 +60,8 @@ def folder_of_uri(uri: str | Path) -> Path:
 def has_index(uri: str | Path) -> bool:
     """Return whether there is an index; in a folder of this or of the first format."""
     if is_on_server(uri):
+        if str(uri).startswith(MILVUS):
+            return MilvusEngine.exists(str(uri))
         try:
             PostgresEngine(str(uri)).close()
         except ValueError:
@@ -67,7 +75,8 @@ def open_engine(uri: str | Path) -> Engine:
     """Open an index.
 
     Args:
-        uri: a folder, ``local:PATH`` or ``postgresql://HOST/DATABASE?index=NAME``.
+        uri: a folder, ``local:PATH``, ``postgresql://HOST/DATABASE?index=NAME``, ``milvus:FILE.db`` or
+            ``milvus:http://HOST:PORT/NAME``.
 
     Raises:
         ValueError: there is none, or it is damaged, or a copy that was stopped. EngineUnavailable if its server cannot
@@ -87,7 +96,7 @@ def open_engine(uri: str | Path) -> Engine:
 def open_unfinished(uri: str | Path) -> Engine:
     """Open an index, also one that is a copy which was stopped; else as `open_engine`."""
     if is_on_server(uri):
-        return PostgresEngine(str(uri))
+        return _kind(uri)(str(uri))
     folder = folder_of_uri(uri)
     if (folder / INDEX_FILE).is_file():
         return LocalEngine(folder)
@@ -126,7 +135,7 @@ def create_engine(
     if is_on_server(uri):
         name = made.notes.get("adapter")
         files = {} if name is None or folder is None else adapter_files(folder / str(name), str(name))
-        return PostgresEngine.create(str(uri), made.stamps, made.notes, settings, files)
+        return _kind(uri).create(str(uri), made.stamps, made.notes, settings, files)
     return LocalEngine.create(folder_of_uri(uri), made.stamps, made.notes, settings)
 
 

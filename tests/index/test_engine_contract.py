@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hystar_fast.index.engine import Engine, Item, key_of
+from hystar_fast.index.milvus import MilvusEngine
 from hystar_fast.index.sources import register
 from hystar_fast.index.where import Where
 from tests.support.index_engines import DIMENSION, ENGINES, OTHER, STAMPS, Place, items, place_of, units
@@ -90,6 +91,7 @@ def test_what_was_written_is_read_here_and_elsewhere(engine, again):
             assert torch.equal(where.vectors([c.key for c in chosen[3:5]], "adapted"), vectors[3:5])
         assert {item: known.sha256 for item, known in reader.known().items()} == {c.id: c.sha256 for c in chosen}
         read = [pair for batch, found in reader.scan() for pair in zip(batch, found["adapted"], strict=True)]
+        read.sort(key=lambda pair: pair[0].size)
         assert [item for item, _ in read] == chosen and torch.equal(torch.stack([v for _, v in read]), vectors)
 
 
@@ -173,10 +175,10 @@ def test_any_bytes_are_a_name(engine, again):
     stored = [Item(name, path=name, caption=name, attributes={"name": "é"}) for name in names]
     engine.upsert(stored, {"adapted": units(len(names))})
     with again() as reader:
-        assert [*reader.known()] == names
+        assert {*reader.known()} == {*names}
         assert reader.fetch([item.key for item in stored]) == {item.key: item for item in stored}
         assert reader.count(Where.parse("path^=caf")) == 1
-        assert engine.remove([stored[0].key]) == 1 and [*reader.known()] == names[1:]
+        assert engine.remove([stored[0].key]) == 1 and {*reader.known()} == {*names[1:]}
 
 
 def test_wrong_arguments_are_refused_and_change_nothing(engine):
@@ -223,9 +225,8 @@ def test_two_ids_of_one_key_are_refused(engine, monkeypatch):
 def test_a_generation_is_filled_beside_the_live_one_and_switched_at_once(engine, again):
     chosen, vectors = fill(engine, 40)
     new = engine.create_generation(OTHER, {"adapter": "adapter-2"})
-    assert [entry.live for entry in engine.generations()] == [True, False] and engine.missing(new) == [
-        c.key for c in chosen
-    ]
+    assert [entry.live for entry in engine.generations()] == [True, False]
+    assert sorted(engine.missing(new)) == sorted(c.key for c in chosen)
     engine.upsert(chosen[:39], {"adapted": units(39, dimension=7)}, new)
     with pytest.raises(ValueError, match=f"got {new}, where 1 are missing"):
         engine.switch(new)
@@ -269,7 +270,8 @@ def test_several_views_of_an_item_are_written_together(place):
             assert [row[0] for row in engine.search(view, vectors, 1)[1]] == [c.key for c in chosen]
             assert torch.equal(engine.vectors([c.key for c in chosen], view), vectors)
         [(found, held)] = engine.scan()
-        assert found == chosen and all(torch.equal(held[view], vectors) for view, vectors in both.items())
+        rows = [chosen.index(item) for item in found]
+        assert sorted(rows) == [*range(9)] and all(torch.equal(held[view], both[view][rows]) for view in both)
         with pytest.raises(ValueError, match="vectors must have the views adapted, frozen, got adapted"):
             engine.upsert(chosen, {"adapted": both["adapted"]})
 
@@ -321,6 +323,10 @@ def test_one_engine_serves_threads(engine):
 
 def test_the_sum_of_a_softmax_is_that_over_all_items(engine):
     _, vectors = fill(engine, 70)
+    if isinstance(engine, MilvusEngine):
+        with pytest.raises(ValueError, match=r"combine must be 'similarity', as milvus:.* cannot sum over all"):
+            engine.log_sum("adapted", units(3, seed=5), 100.0)
+        return
     expected = (100 * units(3, seed=5) @ vectors.T).logsumexp(1, keepdim=True)
     assert torch.allclose(engine.log_sum("adapted", units(3, seed=5), 100.0), expected, atol=1e-4)
 

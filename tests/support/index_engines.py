@@ -13,13 +13,19 @@ from torch.nn import functional as F
 
 from hystar_fast.index.engine import Engine, Item
 from hystar_fast.index.local import LocalEngine
+from hystar_fast.index.milvus import MilvusEngine
 from hystar_fast.index.postgres import PostgresEngine
 from hystar_fast.index.stamp import Stamp
+from tests.support.milvus_server import MilvusServer
 
 DIMENSION = 24
 STAMPS = {"adapted": Stamp({"model": "one", "dimension": DIMENSION})}
 OTHER = {"adapted": Stamp({"model": "two", "dimension": 7})}
-ENGINES = ["local", pytest.param("postgres", marks=pytest.mark.xdist_group("postgres"))]
+ENGINES = [
+    "local",
+    "milvus-lite",
+    *(pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("milvus", "postgres")),
+]
 """Every engine; the tests of one that needs a server are in one process, so that it is started once."""
 
 
@@ -41,7 +47,30 @@ def place_of(engine: str, request: pytest.FixtureRequest, folder: Path) -> Place
     if engine == "postgres":
         uri = request.getfixturevalue("postgres").new_uri()
         return Place(lambda stamps: PostgresEngine.create(uri, stamps), lambda: PostgresEngine(uri))
+    if engine == "milvus":
+        index = _OnMilvus(request.getfixturevalue("milvus"))
+        return Place(index.create, index.open)
+    if engine == "milvus-lite":
+        uri = f"milvus:{folder}/index.db"
+        return Place(lambda stamps: MilvusEngine.create(uri, stamps), lambda: MilvusEngine(uri))
     return Place(lambda stamps: LocalEngine.create(folder, stamps), lambda: LocalEngine(folder))
+
+
+class _OnMilvus:
+    """An index on a Milvus server, which is made ahead if it has the stamps of most tests."""
+
+    def __init__(self, server: MilvusServer) -> None:
+        self._server, self._uri = server, ""
+
+    def create(self, stamps: Mapping[str, Stamp]) -> Engine:
+        if stamps == STAMPS:
+            self._uri = self._server.new_index(STAMPS)
+            return self.open()
+        self._uri = self._server.new_uri()
+        return MilvusEngine.create(self._uri, stamps)
+
+    def open(self) -> Engine:
+        return MilvusEngine(self._uri)
 
 
 def items(count: int, first: int = 0) -> list[Item]:
