@@ -45,7 +45,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "index info": ("hystar-fast index info runs/index",),
     "index accelerate": ("hystar-fast index accelerate runs/index", "hystar-fast index accelerate runs/index --off"),
     "index verify": ("hystar-fast index verify runs/index",),
-    "index copy": ("hystar-fast index copy runs/index 'postgresql://me@db.example.org/pictures?index=photos'",),
+    "index copy": ("hystar-fast index copy runs/index 'postgresql://db/pictures?index=photos'",),
     "index move": ("hystar-fast index move runs/index /mnt/old/photos /mnt/new/photos",),
     "serve": (
         "hystar-fast serve runs/demo",

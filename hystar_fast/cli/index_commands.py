@@ -36,7 +36,9 @@ app = typer.Typer(
     help="An index of pictures that grows and shrinks with its folders, and knows the model that made it.",
     epilog=examples("index"),
 )
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The folder of the index, or its address: postgresql://… or milvus:….")]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="The folder of the index, or its address: postgresql://… or milvus:….")
+]
 Checksum = Annotated[
     bool, typer.Option("--checksum", help="Read every file, although its size and time of change are known.")
 ]
@@ -138,7 +140,9 @@ def remove(
 @app.command(epilog=examples("index search"))
 @clear_errors(index="NAME", path="--query", image="--query", k="--top")
 def search(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The folder of the index, or its address.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="The folder of the index, or its address.")
+    ] = None,
     query: Queries = None,
     text: SearchText = None,
     style: SearchStyle = None,
