@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from tests.support.sinkhorn_cuda_host import Host
 if TYPE_CHECKING:
     from tests.support.milvus_server import MilvusServer
     from tests.support.postgres_server import PostgresServer
+
+_MILVUS = pytest.StashKey["MilvusServer"]()
 
 settings.register_profile(
     "hystar_fast",
@@ -47,16 +50,30 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
 
 
 @pytest.fixture(scope="session")
-def milvus() -> Iterator[MilvusServer]:
-    """Start a Milvus server, once a session."""
+def milvus_server(pytestconfig: pytest.Config) -> Iterator[MilvusServer]:
+    """Give a Milvus server, the same for a session."""
     from tests.support.milvus_server import MilvusServer
 
-    server = MilvusServer()
-    try:
-        server.start()
-        yield server
-    finally:
-        server.remove()
+    server = pytestconfig.stash[_MILVUS] = MilvusServer()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def milvus(milvus_server: MilvusServer) -> MilvusServer:
+    """Give a Milvus server that runs."""
+    if not milvus_server.is_running:
+        milvus_server.start()
+    return milvus_server
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Stop Milvus after its last test, as it takes a third of a core for nothing; xdist runs its tests in one go."""
+    server = item.config.stash.get(_MILVUS, None)
+    group = None if nextitem is None else nextitem.get_closest_marker("xdist_group")
+    if server is not None and "PYTEST_XDIST_WORKER" in os.environ and (group is None or group.args != ("milvus",)):
+        server.kill()
 
 
 @pytest.fixture(scope="session")

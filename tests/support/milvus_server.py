@@ -101,12 +101,18 @@ class MilvusServer:
         except OSError:
             return False
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not killed since."""
+        return self._process is not None
+
     def kill(self) -> None:
         """Kill it with SIGKILL."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             Path(f"/tmp/milvus/server_id_{self._process.pid}").unlink(missing_ok=True)  # it always writes this one
+            self._process = None
 
     def remove(self) -> None:
         """Kill it and remove its folder."""
