@@ -21,13 +21,22 @@ from hystar_fast.index.engine import (
     decode_name,
     encode_name,
 )
+from hystar_fast.index.engine_checks import (
+    check_batch,
+    check_fields,
+    check_has_views,
+    check_not_live,
+    check_vectors,
+    check_whole,
+    first_settings,
+)
 from hystar_fast.index.local_graph import Graph, Graphs
 from hystar_fast.index.local_vectors import VectorTables, table_of
 from hystar_fast.index.local_where import where_sql
 from hystar_fast.index.local_write import remove_rows, write_items
 from hystar_fast.index.memory import Matrix
 from hystar_fast.index.sqlite_file import SqliteFile, checksum
-from hystar_fast.index.stamp import Stamp
+from hystar_fast.index.stamp import Stamp, list_stamps, stamps_from
 from hystar_fast.index.verify_local import verify_file
 from hystar_fast.index.where import Where
 
@@ -101,7 +110,7 @@ class LocalEngine(Engine):
     ) -> None:
         self._file, self._vectors, self.graphs = file, VectorTables(file), Graphs(Path(self.uri))
         with file.writing():
-            self.put_settings({"ids": "path", "sources": {}, **settings})
+            self.put_settings(first_settings(settings))
             self.create_generation(stamps, notes)
 
     @classmethod
@@ -153,8 +162,7 @@ class LocalEngine(Engine):
         self, items: Sequence[Item], vectors: Mapping[str, Tensor] | None = None, generation: int | None = None
     ) -> None:
         packed = [rows.pack(item) for item in items]
-        if len(packed) > LARGEST_BATCH or len({row[0] for row in packed}) < len(packed):
-            raise ValueError(f"items must be at most {LARGEST_BATCH} with different ids, got {len(packed)}")
+        check_batch([row[0] for row in packed])
         if not packed:
             return
         with self._file.writing():
@@ -181,9 +189,7 @@ class LocalEngine(Engine):
             found = self._file.select("SELECT key, row FROM items", "key", [rows.number_of(key) for key in keys])
             row_of = {rows.key_text(self._file, key): row for key, row in found}
             content = self._vectors.get(number, row_of.values())
-        lost = next((key for key in keys if row_of.get(key) not in content), None)
-        if lost is not None:
-            raise ValueError(f"keys must have vectors in generation {number}, got {lost!r}")
+        check_vectors(keys, {key for key, row in row_of.items() if row in content}, number)
         wanted = [np.frombuffer(content[row_of[key]], "<f4")[start:end] for key in keys]
         return torch.from_numpy(np.stack(wanted) if wanted else np.empty((0, end - start), np.float32))
 
@@ -236,7 +242,9 @@ class LocalEngine(Engine):
         query = f"SELECT {column} FROM items WHERE {condition} ORDER BY row"
         found = [row for (row,) in self._file.connection.execute(query, values)]
         if not found:
-            rows.check_fields(self._file, where)
+            check_fields(
+                where, lambda: self._file.sums("items")[0] > 0, lambda name: rows.has_attribute(self._file, name)
+            )
         return found
 
     # search
@@ -281,16 +289,15 @@ class LocalEngine(Engine):
             for number, stamps, notes, stored in connection.execute("SELECT * FROM generations ORDER BY number"):
                 if stored != checksum(number, stamps, notes):
                     raise self._file.damaged(f"generation {number} does not have its checksum")
-                by_view = {view: Stamp(values) for view, values in parse_json(stamps.decode())}
+                by_view = stamps_from(parse_json(stamps.decode()))
                 count = self._file.sums(table_of(number))[0]
                 found.append(Generation(number, by_view, parse_json(notes.decode()), number == live, count))
             return found
 
     def create_generation(self, stamps: Mapping[str, Stamp], notes: Mapping[str, Any]) -> int:
-        if not stamps:
-            raise ValueError("stamps must hold a view at least, got none")
+        check_has_views(stamps)
         with self._file.writing() as connection:
-            content = rows.to_bytes([[view, dict(stamp.values)] for view, stamp in stamps.items()])
+            content = rows.to_bytes(list_stamps(stamps))
             described = rows.to_bytes(dict(notes))
             cursor = connection.execute(
                 "INSERT INTO generations (stamps, notes, checksum) VALUES (?, ?, 0)", (content, described)
@@ -306,18 +313,12 @@ class LocalEngine(Engine):
     def switch(self, generation: int) -> None:
         with self._file.writing():
             entry = self.generation(generation)
-            lost = self._file.sums("items")[0] - entry.count
-            if lost:
-                raise ValueError(
-                    f"generation must have the vectors of all pictures, got {generation}, where {lost} are missing: "
-                    "`hystar-fast index reembed` embeds them, `hystar-fast index sync` removes pictures that have gone"
-                )
+            check_whole(generation, self._file.sums("items")[0] - entry.count)
             self._file.put_meta("live", str(entry.number).encode())
 
     def drop(self, generation: int) -> None:
         with self._file.writing() as connection:
-            if self.generation(generation).live:
-                raise ValueError(f"generation must not be the live one, got {generation}: switch to another first")
+            check_not_live(generation, is_live=self.generation(generation).live)
             connection.execute("DELETE FROM generations WHERE number = ?", (generation,))
             self._vectors.drop(generation)
         self.graphs.drop(generation)
@@ -330,12 +331,8 @@ class LocalEngine(Engine):
 
     def _view(self, view: str, generation: int | None) -> tuple[int, int, int]:
         """Return the generation, and where the view's vector begins and ends among those of an item."""
-        entry, start = self.generation(generation), 0
-        for name, stamp in entry.stamps.items():
-            if name == view:
-                return entry.number, start, start + stamp.dimension
-            start += stamp.dimension
-        raise ValueError(f"view must be one of {', '.join(entry.stamps)}, got {view!r}")
+        entry = self.generation(generation)
+        return entry.number, *rows.view_columns(view, entry.stamps)
 
     # small things
 

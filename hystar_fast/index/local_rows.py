@@ -12,9 +12,9 @@ from torch import Tensor
 
 from hystar_fast.data.text_files import parse_json
 from hystar_fast.index.engine import Item, decode_name, encode_name
+from hystar_fast.index.engine_checks import check_view
 from hystar_fast.index.sqlite_file import SqliteFile, checksum
 from hystar_fast.index.stamp import Stamp
-from hystar_fast.index.where import FIELDS, Where
 
 Row: TypeAlias = tuple[Any, ...]
 """key, id, source, path, caption, attributes, size, sha256 and so on, in the order of `COLUMNS`."""
@@ -136,6 +136,21 @@ def join_views(vectors: Mapping[str, Tensor], stamps: Mapping[str, Stamp], count
     return [row.tobytes() for row in np.concatenate(parts, axis=1)]
 
 
+def view_columns(view: str, stamps: Mapping[str, Stamp]) -> tuple[int, int]:
+    """Return where the vectors of a view begin and end in rows that `join_views` made.
+
+    Raises:
+        ValueError: there is no such view.
+    """
+    check_view(view, stamps)
+    start = 0
+    for name, stamp in stamps.items():
+        if name == view:
+            break
+        start += stamp.dimension
+    return start, start + stamps[view].dimension
+
+
 def split_views(whole: Tensor, stamps: Mapping[str, Stamp]) -> dict[str, Tensor]:
     """Return the vectors of each view of rows that `join_views` made."""
     widths = [stamp.dimension for stamp in stamps.values()]
@@ -159,14 +174,7 @@ def to_bytes(content: Any) -> bytes:
     return json.dumps(content).encode()
 
 
-def check_fields(file: SqliteFile, where: Where) -> None:
-    """Raise ValueError if a filter names an attribute that no item has."""
-    for condition in where.conditions:
-        if condition.field in FIELDS:
-            continue
-        query = "SELECT 1 FROM items WHERE json_type(attributes, ?) IS NOT NULL LIMIT 1"
-        has_items = file.sums("items")[0] > 0
-        if has_items and file.connection.execute(query, (f"$.{condition.field}",)).fetchone() is None:
-            raise ValueError(
-                f"where must name one of {', '.join(FIELDS)} or an attribute of some picture, got {condition.field!r}"
-            )
+def has_attribute(file: SqliteFile, name: str) -> bool:
+    """Return whether some item has an attribute."""
+    query = "SELECT 1 FROM items WHERE json_type(attributes, ?) IS NOT NULL LIMIT 1"
+    return file.connection.execute(query, (f"$.{name}",)).fetchone() is not None

@@ -7,6 +7,7 @@ from typing import Any
 
 from hystar_fast.index import local_rows as rows
 from hystar_fast.index.engine import Generation, decode_name
+from hystar_fast.index.engine_checks import check_held, check_id
 from hystar_fast.index.local_vectors import VectorTables, table_of
 from hystar_fast.index.sqlite_file import SqliteFile
 
@@ -32,13 +33,13 @@ def write_items(
     keys = [row[0] for row in packed]
     found = file.select("SELECT key, row, id, sha256 FROM items", "key", keys)
     earlier = {key: (row, item_id, sha256) for key, row, item_id, sha256 in found}
-    for row in packed:
-        other = earlier.get(row[0], (0, row[1], b""))[1]
-        if other != row[1]:
-            names = f"{decode_name(row[1])!r} with that of {decode_name(other)!r}"
-            raise ValueError(f"id must have a key of its own, got {names}")
+    ids = {row[0]: decode_name(row[1]) for row in packed}
+    for key, (_, item_id, _) in earlier.items():
+        check_id(ids[key], decode_name(item_id))
     if content is None or not entry.live:
-        _check_held(packed, earlier, is_same_file=content is not None)
+        for row in packed:
+            held = earlier[row[0]][2] if row[0] in earlier else None
+            check_held(ids[row[0]], row[rows.SHA256], held, is_same_file=content is not None)
     if content is None:
         rows.update(file, {earlier[row[0]][0]: row for row in packed})
         return
@@ -56,14 +57,6 @@ def remove_rows(file: SqliteFile, found: Sequence[int], generations: Sequence[in
     for number in generations:
         file.delete(table_of(number), "row", found)
     file.connection.executemany("INSERT INTO removed (row) VALUES (?)", [(row,) for row in found])
-
-
-def _check_held(packed: Sequence[rows.Row], earlier: Mapping[int, Any], *, is_same_file: bool) -> None:
-    for row in packed:
-        held = earlier.get(row[0])
-        if held is None or (is_same_file and held[2] != row[rows.SHA256]):
-            name = decode_name(row[1])
-            raise ValueError(f"items must be in the index with this content, got {name!r}, which is not or differs")
 
 
 def _replace(

@@ -25,6 +25,14 @@ from torch import Tensor
 from hystar_fast.data.read_ahead import in_batches
 from hystar_fast.index import milvus_rows as rows
 from hystar_fast.index.engine import LARGEST_BATCH, Engine, Generation, Item, Known
+from hystar_fast.index.engine_checks import (
+    check_batch,
+    check_fields,
+    check_held,
+    check_id,
+    check_vectors,
+    first_settings,
+)
 from hystar_fast.index.local_rows import number_of, split_views
 from hystar_fast.index.memory import unit_queries
 from hystar_fast.index.milvus_address import MilvusAddress
@@ -36,7 +44,7 @@ from hystar_fast.index.milvus_search import MOST, search_exactly
 from hystar_fast.index.milvus_table import Rows, Table, differences
 from hystar_fast.index.milvus_verify import verify_index
 from hystar_fast.index.stamp import Stamp
-from hystar_fast.index.where import FIELDS, Where
+from hystar_fast.index.where import Where
 
 _writing: dict[str, threading.RLock] = {}  # by address, for the writes of this process
 
@@ -101,7 +109,7 @@ class MilvusEngine(Engine):
                 raise ValueError(f"index must be new, but {uri} has one")
             engine._generations.remove_unfinished()
             engine._meta.create()
-            engine._meta.put_settings({"ids": "path", "sources": {}, **(settings or {})})
+            engine._meta.put_settings(first_settings(settings))
             engine._generations.create_first(stamps, notes or {}, lambda: engine._put_files(files or {}))
         except BaseException:
             engine.close()
@@ -129,8 +137,7 @@ class MilvusEngine(Engine):
         self, items: Sequence[Item], vectors: Mapping[str, Tensor] | None = None, generation: int | None = None
     ) -> None:
         packed: Rows = {item.key: rows.pack(item) for item in items}
-        if len(items) > LARGEST_BATCH or len(packed) < len(items):
-            raise ValueError(f"items must be at most {LARGEST_BATCH} with different ids, got {len(items)}")
+        check_batch([item.key for item in items])
         if not packed:
             return
         with self._writing:
@@ -140,9 +147,12 @@ class MilvusEngine(Engine):
             if vectors is not None:
                 content = rows.join(vectors, self._generations.stamps(number), len(packed))
             held = self._table.rows(self._generations.name(live), packed, vectors=content is None)
-            rows.check_ids(packed, held)
+            for key, row in held.items():
+                check_id(rows.decode(packed[key]["item_id"]), rows.decode(row["item_id"]))
             if content is None or number != live:
-                rows.check_held(packed, held, is_same_file=content is not None)
+                for key, row in packed.items():
+                    sha256 = held[key]["sha256"] if key in held else None
+                    check_held(rows.decode(row["item_id"]), row["sha256"], sha256, is_same_file=content is not None)
             if number == live:
                 content = [rows.vectors_of(row) for row in held.values()] if content is None else content
                 self._write_live(packed, content, held, live)
@@ -178,9 +188,7 @@ class MilvusEngine(Engine):
         number, start, end = self._generations.view(view, generation)
         with self._generations.reading(generation):
             found = self._table.rows(self._generations.name(number), _checked(keys), vectors=True)
-        lost = next((key for key in keys if key not in found), None)
-        if lost is not None:
-            raise ValueError(f"keys must have vectors in generation {number}, got {lost!r}")
+        check_vectors(keys, found, number)
         wanted = [rows.vectors_of(found[key])[start:end] for key in keys]
         return torch.from_numpy(np.stack(wanted) if wanted else np.empty((0, end - start), np.float32))
 
@@ -217,11 +225,11 @@ class MilvusEngine(Engine):
 
     def _check_fields(self, where: Where | None) -> None:
         """Raise ValueError if a filter names an attribute that no item has."""
-        for name in [] if where is None else [condition.field for condition in where.conditions]:
-            if name not in FIELDS and self.count() and not self._table.count(self._name(), f'exists words["{name}"]'):
-                raise ValueError(
-                    f"where must name one of {', '.join(FIELDS)} or an attribute of some picture, got {name!r}"
-                )
+        check_fields(
+            where,
+            lambda: bool(self.count()),
+            lambda name: bool(self._table.count(self._name(), f'exists words["{name}"]')),
+        )
 
     # search
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from hystar_fast.index.engine import Generation
+from hystar_fast.index.engine_checks import check_has_views, check_not_live, check_whole
+from hystar_fast.index.local_rows import view_columns
 from hystar_fast.index.milvus_connection import Connection, NotThere
 from hystar_fast.index.milvus_meta import COLUMNS_OF_META, Meta
 from hystar_fast.index.milvus_rows import COLUMNS_OF_A_GENERATION, WIDEST, schema
@@ -129,13 +131,8 @@ class Generations:
         Raises:
             ValueError: it is not there, or has no such view.
         """
-        number, start = self.number(generation), 0
-        stamps = self.stamps(number)
-        for name, stamp in stamps.items():
-            if name == view:
-                return number, start, start + stamp.dimension
-            start += stamp.dimension
-        raise ValueError(f"view must be one of {', '.join(stamps)}, got {view!r}")
+        number = self.number(generation)
+        return number, *view_columns(view, self.stamps(number))
 
     @contextmanager
     def reading(self, generation: int | None) -> Iterator[None]:
@@ -169,8 +166,7 @@ class Generations:
         return number
 
     def _create(self, number: int, stamps: Mapping[str, Stamp], notes: Mapping[str, Any]) -> None:
-        if not stamps:
-            raise ValueError("stamps must hold a view at least, got none")
+        check_has_views(stamps)
         width = sum(stamp.dimension for stamp in stamps.values())
         if width > WIDEST:
             raise ValueError(f"views must have at most {WIDEST} numbers together in Milvus, got {width}")
@@ -195,18 +191,13 @@ class Generations:
                 found = differences(items, held)
                 lost += len(found.missing)
                 self._table.copy(items, name, found.old)
-            if lost:
-                raise ValueError(
-                    f"generation must have the vectors of all pictures, got {generation}, where {lost} are missing: "
-                    "`hystar-fast index reembed` embeds them, `hystar-fast index sync` removes pictures that have gone"
-                )
+            check_whole(generation, lost)
             self._connection.call("alter_alias", name, self._connection.name)
         self._meta.changed()  # also in a rerun, as it may have been killed before
 
     def drop(self, generation: int) -> None:
         """Remove a generation with its vectors, see `Engine.drop`."""
-        if self.number(generation, fresh=True) == self.live():
-            raise ValueError(f"generation must not be the live one, got {generation}: switch to another first")
+        check_not_live(generation, is_live=self.number(generation, fresh=True) == self.live())
         self._meta.delete_generation(generation)
         self._table.drop(self.name(generation))
         self._meta.changed()

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from hystar_fast.data.text_files import parse_json
 from hystar_fast.index.engine import IndexDamaged
+from hystar_fast.index.local_rows import style_bytes
 from hystar_fast.index.milvus_connection import Connection
 from hystar_fast.index.milvus_rows import LONGEST, decode, encode
 from hystar_fast.index.milvus_table import Table
-from hystar_fast.index.stamp import Stamp
+from hystar_fast.index.stamp import Stamp, list_stamps, stamps_from
 
 Described = tuple[dict[str, Stamp], dict[str, Any]]
 """The stamps and notes of a generation."""
@@ -111,14 +112,14 @@ class Meta:
     def _described(self, number: str, value: str) -> Described:
         try:
             content = parse_json(value)
-            return {view: Stamp(values) for view, values in content["stamps"]}, dict(content["notes"])
+            return stamps_from(content["stamps"]), dict(content["notes"])
         except (ValueError, KeyError, TypeError) as error:
             raise self._damaged(f"the stamps of generation {number}") from error
 
     def put_generation(self, number: int, stamps: Mapping[str, Stamp], notes: Mapping[str, Any]) -> None:
         """Keep the stamps and notes of a generation: from then on there is one."""
-        views = [[view, dict(stamp.values)] for view, stamp in stamps.items()]
-        self.put({f"{_GENERATION}{number}": json.dumps({"stamps": views, "notes": dict(notes)})})
+        content = {"stamps": list_stamps(stamps), "notes": dict(notes)}
+        self.put({f"{_GENERATION}{number}": json.dumps(content)})
 
     def delete_generation(self, number: int) -> None:
         """Forget a generation."""
@@ -160,10 +161,7 @@ class Meta:
 
     def put_style(self, name: str, vector: Tensor) -> None:
         """Keep a style vector [d] under a name."""
-        content = vector.detach().float().cpu().contiguous()
-        if content.ndim != 1 or not bool(content.isfinite().all()):
-            raise ValueError(f"vector must be finite [d], got {tuple(content.shape)}")
-        self.put({_STYLE + encode(name): base64.b64encode(content.numpy().astype("<f4").tobytes()).decode()})
+        self.put({_STYLE + encode(name): base64.b64encode(style_bytes(vector)).decode()})
 
     def delete_style(self, name: str) -> bool:
         """Remove a style; return whether there was one."""

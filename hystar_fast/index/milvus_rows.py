@@ -91,24 +91,6 @@ def join(vectors: Mapping[str, Tensor], stamps: Mapping[str, Stamp], count: int)
     return [np.frombuffer(row, "<f4") for row in local_rows.join_views(vectors, stamps, count)]
 
 
-def check_ids(packed: Mapping[str, Mapping[str, Any]], held: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise ValueError if an item has the key of another one that is there."""
-    for key, row in held.items():
-        mine, other = packed[key]["item_id"], row["item_id"]
-        if mine != other:
-            raise ValueError(f"id must have a key of its own, got {decode(mine)!r} with that of {decode(other)!r}")
-
-
-def check_held(
-    packed: Mapping[str, Mapping[str, Any]], held: Mapping[str, Mapping[str, Any]], *, is_same_file: bool
-) -> None:
-    """Raise ValueError if an item is not there, or with another content and `is_same_file`."""
-    for key, row in packed.items():
-        if key not in held or (is_same_file and held[key]["sha256"] != row["sha256"]):
-            name = decode(row["item_id"])
-            raise ValueError(f"items must be in the index with this content, got {name!r}, which is not or differs")
-
-
 def checksum(row: Mapping[str, Any], vectors: np.ndarray) -> int:
     """Return the CRC-32 of an item with its vectors."""
     return zlib.crc32(vectors.tobytes(), zlib.crc32(repr([row[column] for column in ITEM]).encode()))

@@ -22,15 +22,25 @@ from hystar_fast.index.engine import (
     decode_name,
     encode_name,
 )
+from hystar_fast.index.engine_checks import (
+    check_batch,
+    check_fields,
+    check_has_views,
+    check_not_live,
+    check_vectors,
+    check_view,
+    check_whole,
+    first_settings,
+)
 from hystar_fast.index.memory import unit_queries
 from hystar_fast.index.postgres_address import PostgresAddress
 from hystar_fast.index.postgres_database import PostgresDatabase
 from hystar_fast.index.postgres_tables import table_of
 from hystar_fast.index.postgres_where import escaped, where_sql
 from hystar_fast.index.postgres_write import remove_items, write_items
-from hystar_fast.index.stamp import Stamp
+from hystar_fast.index.stamp import Stamp, list_stamps, stamps_from
 from hystar_fast.index.verify_postgres import verify_tables
-from hystar_fast.index.where import FIELDS, Where
+from hystar_fast.index.where import Where
 
 _MOST = 2**31  # answers
 _ROWS = 5000  # read at a time
@@ -86,7 +96,7 @@ class PostgresEngine(Engine):
         try:
             with engine._database.transaction() as connection:
                 tables.create_tables(engine._database, connection)
-                engine.put_settings({"ids": "path", "sources": {}, **(settings or {})})
+                engine.put_settings(first_settings(settings))
                 for name, content in (files or {}).items():
                     engine.put_file(name, content)
                 engine.create_generation(stamps, notes or {})
@@ -103,8 +113,7 @@ class PostgresEngine(Engine):
     ) -> None:
         packed = [tables.pack(item) for item in items]
         keys = [row[0] for row in packed]
-        if len(packed) > LARGEST_BATCH or len({*keys}) < len(packed):
-            raise ValueError(f"items must be at most {LARGEST_BATCH} with different ids, got {len(packed)}")
+        check_batch(keys)
         if not packed:
             return
         with self._database.writing() as connection:
@@ -128,9 +137,7 @@ class PostgresEngine(Engine):
         with self._database.reading() as connection:
             number, place, dimension = self._view(view, generation)
             held = dict(self._database.rows_of(connection, table_of(number, place), "key, vector", keys))
-        lost = next((key for key in keys if key not in held), None)
-        if lost is not None:
-            raise ValueError(f"keys must have vectors in generation {number}, got {lost!r}")
+        check_vectors(keys, held, number)
         return tables.to_tensor([held[key] for key in keys], dimension)
 
     def known(self) -> dict[str, Known]:
@@ -197,14 +204,11 @@ class PostgresEngine(Engine):
     def _check_fields(self, connection: Any, where: Where) -> None:
         """Raise ValueError if a filter names an attribute that no item has."""
         query = f"SELECT 1 FROM {self._table('items')} WHERE filters ? %s LIMIT 1"
-        for condition in where.conditions:
-            if condition.field in FIELDS or not self._state(connection, "items"):
-                continue
-            if connection.execute(query, (escaped(condition.field),)).fetchone() is None:
-                raise ValueError(
-                    f"where must name one of {', '.join(FIELDS)} or an attribute of some picture, got "
-                    f"{condition.field!r}"
-                )
+        check_fields(
+            where,
+            lambda: bool(self._state(connection, "items")),
+            lambda name: connection.execute(query, (escaped(name),)).fetchone() is not None,
+        )
 
     # search
 
@@ -253,14 +257,13 @@ class PostgresEngine(Engine):
             live, found = self._state(connection, "live"), []
             query = f"SELECT number, stamps, notes, items FROM {self._table('generations')} ORDER BY number"
             for number, stamps, notes, count in connection.execute(query):
-                by_view = {view: Stamp(values) for view, values in self._json(stamps)}
+                by_view = stamps_from(self._json(stamps))
                 found.append(Generation(number, by_view, self._json(notes), number == live, count))
             return found
 
     def create_generation(self, stamps: Mapping[str, Stamp], notes: Mapping[str, Any]) -> int:
-        if not stamps:
-            raise ValueError("stamps must hold a view at least, got none")
-        content = rows.to_bytes([[view, dict(stamp.values)] for view, stamp in stamps.items()]).decode()
+        check_has_views(stamps)
+        content = rows.to_bytes(list_stamps(stamps)).decode()
         with self._database.writing() as connection:
             query = f"UPDATE {self._table('state')} SET last = last + 1 RETURNING last"
             number = int(connection.execute(query).fetchone()[0])
@@ -274,19 +277,13 @@ class PostgresEngine(Engine):
     def switch(self, generation: int) -> None:
         with self._database.writing() as connection:
             entry = self.generation(generation)
-            lost = self._state(connection, "items") - entry.count
-            if lost:
-                raise ValueError(
-                    f"generation must have the vectors of all pictures, got {generation}, where {lost} are missing: "
-                    "`hystar-fast index reembed` embeds them, `hystar-fast index sync` removes pictures that have gone"
-                )
+            check_whole(generation, self._state(connection, "items") - entry.count)
             connection.execute(f"UPDATE {self._table('state')} SET live = %s", (entry.number,))
 
     def drop(self, generation: int) -> None:
         with self._database.writing() as connection:
             entry = self.generation(generation)
-            if entry.live:
-                raise ValueError(f"generation must not be the live one, got {generation}: switch to another first")
+            check_not_live(generation, is_live=entry.live)
             connection.execute(f"DELETE FROM {self._table('generations')} WHERE number = %s", (generation,))
             for place, _ in enumerate(entry.stamps):
                 connection.execute(f"DROP TABLE {self._table(table_of(generation, place))}")
@@ -294,8 +291,7 @@ class PostgresEngine(Engine):
     def _view(self, view: str, generation: int | None) -> tuple[int, int, int]:
         """Return the generation, the place of a view among its views, and the view's dimension."""
         entry = self.generation(generation)
-        if view not in entry.stamps:
-            raise ValueError(f"view must be one of {', '.join(entry.stamps)}, got {view!r}")
+        check_view(view, entry.stamps)
         return entry.number, entry.views.index(view), entry.stamps[view].dimension
 
     # small things

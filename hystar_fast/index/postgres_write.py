@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hystar_fast.index import local_rows as rows
 from hystar_fast.index.engine import Generation, decode_name
+from hystar_fast.index.engine_checks import check_held, check_id
 from hystar_fast.index.postgres_database import PostgresDatabase
 from hystar_fast.index.postgres_tables import put_items, put_vectors, table_of
 
@@ -34,13 +35,13 @@ def write_items(
     keys = [row[0] for row in packed]
     found = database.rows_of(connection, "items", "key, id, sha256", keys)
     earlier = {key: (item_id, sha256) for key, item_id, sha256 in found}
-    for key, item_id, *_ in packed:
-        other = earlier.get(key, (item_id,))[0]
-        if other != item_id:
-            names = f"{decode_name(item_id)!r} with that of {decode_name(other)!r}"
-            raise ValueError(f"id must have a key of its own, got {names}")
+    ids = {row[0]: decode_name(row[1]) for row in packed}
+    for key, (item_id, _) in earlier.items():
+        check_id(ids[key], decode_name(item_id))
     if content is None or not entry.live:
-        _check_held(packed, earlier, is_same_file=content is not None)
+        for row in packed:
+            held_sha256 = earlier[row[0]][1] if row[0] in earlier else None
+            check_held(ids[row[0]], row[rows.SHA256], held_sha256, is_same_file=content is not None)
     if content is None or entry.live:
         put_items(database, connection, packed)
         _count(database, connection, "state", len(packed) - len(earlier))
@@ -83,11 +84,3 @@ def _count(database: PostgresDatabase, connection: Any, table: str, added: int, 
     """Count items into the index (table "state"), or items with vectors into a generation."""
     where = "" if number is None else f" WHERE number = {number}"
     connection.execute(f"UPDATE {database.table(table)} SET items = items + %s{where}", (added,))
-
-
-def _check_held(packed: Sequence[rows.Row], earlier: Mapping[str, Any], *, is_same_file: bool) -> None:
-    for row in packed:
-        held = earlier.get(row[0])
-        if held is None or (is_same_file and held[1] != row[rows.SHA256]):
-            name = decode_name(row[1])
-            raise ValueError(f"items must be in the index with this content, got {name!r}, which is not or differs")

@@ -16,7 +16,7 @@ from hystar_fast.data.whole_files import opened_json, sealed_json, write_whole
 from hystar_fast.index.generation_methods import Made
 from hystar_fast.index.picture_files import state_of
 from hystar_fast.index.sources import File, Found, holds_tars, list_source, list_tars
-from hystar_fast.index.stamp import Stamp
+from hystar_fast.index.stamp import Stamp, list_stamps, stamps_from
 
 PLAN_FILE = "plan.json"
 SHARD_SIZE = 4096
@@ -131,7 +131,7 @@ def write_plan(place: Path, out: Path, save: Callable[[Path], Made], *, shard_si
         "whole": source.whole,
         "tars": source.tars,
         "shard_size": shard_size,
-        "stamps": [[view, dict(stamp.values)] for view, stamp in made.stamps.items()],
+        "stamps": list_stamps(made.stamps),
         "notes": dict(made.notes),
         "paths": [file.path for file in found.files],
         "captions": {file.path: file.caption for file in found.files if file.caption},
@@ -166,7 +166,7 @@ def read_plan(out: Path) -> Plan | None:
             values["captions"],
             [Skipped(*entry) for entry in values["skipped"]],
             values["shard_size"],
-            {view: Stamp(stamp) for view, stamp in values["stamps"]},
+            stamps_from(values["stamps"]),
             values["notes"],
             hashlib.sha256(content).hexdigest(),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,16 @@ and 'lora' now
                 f"{f} {_shown(self.values.get(f))} in it and {_shown(other.values.get(f))} now" for f in fields
             )
             raise StampMismatch(f"{name} must have vectors of one model, got {found}")
+
+
+def list_stamps(stamps: Mapping[str, Stamp]) -> list[list[Any]]:
+    """Return [view, values] of each stamp, for JSON: a list keeps the order of the views."""
+    return [[view, dict(stamp.values)] for view, stamp in stamps.items()]
+
+
+def stamps_from(listed: Iterable[Any]) -> dict[str, Stamp]:
+    """Return view -> stamp of what `list_stamps` made."""
+    return {view: Stamp(values) for view, values in listed}
 
 
 def check_stamps(stamps: Mapping[str, Stamp], others: Mapping[str, Stamp], name: str) -> None:
