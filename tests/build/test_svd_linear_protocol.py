@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -14,18 +12,8 @@ from tests.support.ttgir_protocol import Fault, run
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["installed", "3.6"])
-def test_no_order_of_copies_and_products_is_wrong(
-    version: str, request: pytest.FixtureRequest, pytestconfig: pytest.Config
-) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    if version == "3.6":
-        folders = [str(request.getfixturevalue("triton36")), environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
-    command = [sys.executable, "-m", "tests.support.svd_linear_protocol"]
-    done = subprocess.run(command, cwd=pytestconfig.rootpath, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    report = json.loads(done.stdout)
-    assert version == "installed" or report["triton"].startswith(version)
+def test_no_order_of_copies_and_products_is_wrong(version: str, report_with: Callable[..., dict[str, Any]]) -> None:
+    report = report_with(version, "tests.support.svd_linear_protocol")
     kernels = report["kernels"]
     assert {label: kernel["fault"] for label, kernel in kernels.items() if kernel["fault"]} == {}
     described = [kernel for kernel in kernels.values() if kernel["described"]]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -20,17 +18,9 @@ from tests.support.svd_linear_compiled import recorded
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["installed", "3.6"])
 def test_results_and_order_are_right_and_nothing_is_superfluous(
-    version: str, request: pytest.FixtureRequest, pytestconfig: pytest.Config
+    version: str, report_with: Callable[..., dict[str, Any]]
 ) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    if version == "3.6":
-        folders = [str(request.getfixturevalue("triton36")), environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
-    command = [sys.executable, "-m", "tests.support.svd_linear_specialised"]
-    done = subprocess.run(command, cwd=pytestconfig.rootpath, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    report = json.loads(done.stdout)
-    assert version == "installed" or report["triton"].startswith(version)
+    report = report_with(version, "tests.support.svd_linear_specialised")
     assert len(report["problems"]) == 5
     for problem, found in report["problems"].items():
         assert set(found) == {""}, problem

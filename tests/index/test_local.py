@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from hystar_fast.index import local_vectors, sqlite_file
 from hystar_fast.index.engine import EngineFull, EngineUnavailable
 from hystar_fast.index.local import LocalEngine
 from hystar_fast.index.memory import Matrix
-from tests.support.index_engines import OTHER, STAMPS, items, units
+from tests.support.index_engines import OTHER, STAMPS, check_readers_see_whole_states, items, units
 
 
 @pytest.fixture
@@ -76,28 +77,8 @@ def test_a_writer_that_waits_long_enough_writes(engine, tmp_path):
 
 
 def test_readers_in_threads_see_whole_states_while_one_writes(engine, tmp_path):
-    """Every write exchanges all vectors for those of one seed, so that a mixture would be seen."""
-    stop, wrong = threading.Event(), []
-
-    def read() -> None:
-        with LocalEngine(tmp_path / "index") as reader:
-            while not stop.is_set():
-                with reader._file.reading():
-                    keys = reader.keys()
-                    vectors = reader.vectors(keys, "adapted")
-                    scores, found = reader.search("adapted", vectors, 1)
-                if not torch.allclose(scores, torch.ones_like(scores), atol=1e-5) or len(found) != 20:
-                    wrong.append((scores, found))
-
-    threads = [threading.Thread(target=read) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for seed in range(15):
-        engine.upsert(items(20), {"adapted": units(20, seed)})
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    again = partial(LocalEngine, tmp_path / "index")
+    check_readers_see_whole_states(engine, again, lambda reader: reader._file.reading(), writes=15)
 
 
 def test_only_what_is_new_is_read_again(engine, tmp_path, monkeypatch):

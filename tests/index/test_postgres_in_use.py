@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hystar_fast.index import postgres_database
 from hystar_fast.index.engine import EngineFull, EngineUnavailable, IndexDamaged, Item
 from hystar_fast.index.postgres import PostgresEngine
 from hystar_fast.index.where import Where
-from tests.support.index_engines import OTHER, items, units
+from tests.support.index_engines import OTHER, check_readers_see_whole_states, items, units
 from tests.support.postgres_server import schema
 
 pytestmark = pytest.mark.xdist_group("postgres")
@@ -48,27 +49,8 @@ def test_two_writers_at_once_lose_nothing(engine, uri):
 
 
 def test_readers_in_threads_see_whole_states_while_one_writes(engine, uri):
-    """Every write exchanges all vectors for those of one seed, so that a mixture would be seen."""
-    stop, wrong = threading.Event(), []
-
-    def read() -> None:
-        with PostgresEngine(uri) as reader:
-            while not stop.is_set():
-                with reader._database.reading():
-                    vectors = reader.vectors(reader.keys(), "adapted")
-                    scores, found = reader.search("adapted", vectors, 1)
-                if not torch.allclose(scores, torch.ones_like(scores), atol=1e-5) or len(found) != 20:
-                    wrong.append((scores, found))
-
-    threads = [threading.Thread(target=read) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for seed in range(10):
-        engine.upsert(items(20), {"adapted": units(20, seed)})
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    again = partial(PostgresEngine, uri)
+    check_readers_see_whole_states(engine, again, lambda reader: reader._database.reading(), writes=10)
 
 
 def test_a_restart_between_two_calls_is_not_seen(postgres, engine):

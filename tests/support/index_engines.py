@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -93,3 +96,38 @@ def items(count: int, first: int = 0) -> list[Item]:
 def units(count: int, seed: int = 0, dimension: int = DIMENSION) -> Tensor:
     """Return random unit vectors."""
     return F.normalize(torch.randn(count, dimension, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def check_readers_see_whole_states(
+    engine: Engine, again: Callable[[], Engine], reading: Callable[[Any], AbstractContextManager[Any]], writes: int
+) -> None:
+    """Read in two threads while every write exchanges the vectors of all 20 items for those of one seed.
+
+    A mixture would be seen, as a vector would not find itself.
+
+    Args:
+        engine: writes.
+        again: opens its index.
+        reading: the block of an engine that shows one state.
+        writes: their number.
+    """
+    stop, wrong = threading.Event(), []
+
+    def read() -> None:
+        with again() as reader:
+            while not stop.is_set():
+                with reading(reader):
+                    vectors = reader.vectors(reader.keys(), "adapted")
+                    scores, found = reader.search("adapted", vectors, 1)
+                if not torch.allclose(scores, torch.ones_like(scores), atol=1e-5) or len(found) != 20:
+                    wrong.append((scores, found))
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for seed in range(writes):
+        engine.upsert(items(20), {"adapted": units(20, seed)})
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong

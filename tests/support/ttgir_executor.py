@@ -119,9 +119,7 @@ class Partition(Arithmetic):
                 else:
                     results = self.execute(op)
             except Fault as fault:
-                raise (
-                    fault if fault.args[1:] else Fault(f"{fault} in line {op.line}: {op.text[:120]}", op.line)
-                ) from None
+                raise fault.at(op) from None
             self.values.update(zip(op.results, results, strict=True))
             self.executed += 1
         yield []

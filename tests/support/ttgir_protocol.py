@@ -26,6 +26,10 @@ class Fault(Exception):
         super().__init__(what)
         self.line = line
 
+    def at(self, op: Op) -> Fault:
+        """Return the fault with the line where it happened: the innermost of those that it passes."""
+        return self if self.line is not None else Fault(f"{self} in line {op.line}: {op.text[:120]}", op.line)
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -97,9 +101,7 @@ class Program:
             try:
                 results = self.execute(op)
             except Fault as fault:
-                raise (
-                    fault if fault.args[1:] else Fault(f"{fault} in line {op.line}: {op.text[:120]}", op.line)
-                ) from None
+                raise fault.at(op) from None
             self.values.update(zip(op.results, results, strict=True))
         return []
 
