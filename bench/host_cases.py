@@ -12,7 +12,7 @@ from svd_linear_providers import Inputs, ours, ours_fp8, two_gemms
 import hystar_fast as hf
 from hystar_fast.ops.svd_linear.fp8 import quantise_factors
 
-SIZES = (2, 257, 256, 256, 256)  # batch, tokens, in, out, rank: the rank of the path with two kernels
+SIZES = (8, 64, 256, 256, 256)  # batch, tokens, in, out, rank: few tokens, or weights would be built
 LAYER = "host time, B{} T{} {}->{} r{}".format(*SIZES)
 
 

@@ -36,7 +36,7 @@ def check_not_batched(name: str, tensor: Tensor | None, instead: str) -> None:
 
 # The dispatcher, too, leaves this key behind when it calls an implementation. Inside, a view is not recorded as one, so
 # a result may be a view and still be changed in place.
-_VIEWS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
+VIEWS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, NoneType, bool, int, float, str})
 
 
@@ -52,16 +52,16 @@ def eager_op(op: Callable[..., Any], cpu: Callable[..., Any], cuda: Callable[...
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
             return op(*arguments)
-        with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(_VIEWS):
+        with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(VIEWS):
             direct = implementations.get(arguments[0].device.type)
-            if direct is None or _is_watched() or not _are_plain(arguments):
+            if direct is None or is_watched() or not are_plain(arguments):
                 return op(*arguments)
             return direct(*arguments)
 
     return call
 
 
-def _is_watched() -> bool:
+def is_watched() -> bool:
     """Return whether something sees, records or transforms the ops of this thread."""
     return bool(
         torch._C._len_torch_dispatch_stack()
@@ -73,7 +73,7 @@ def _is_watched() -> bool:
     )
 
 
-def _are_plain(arguments: tuple[Any, ...]) -> bool:
+def are_plain(arguments: tuple[Any, ...]) -> bool:
     """Return whether every tensor is a plain one, whose memory holds its values."""
     if not _PLAIN.issuperset(map(type, arguments)):
         return False
@@ -97,12 +97,14 @@ def first_order(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
         @wraps(backward)
         def run(ctx: Any, *gradients: Any) -> Any:
-            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            if torch.compiler.is_compiling():
+                return checked(ctx, *gradients)
+            if torch.is_grad_enabled():
                 raise RuntimeError(
                     f"create_graph must be False, because {op} has first derivatives only, got True; "
                     f"hystar_fast.ref.{op} and torch.func have higher ones"
                 )
-            return checked(ctx, *gradients)
+            return backward(ctx, *gradients)
 
         return run
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
-import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -31,8 +30,9 @@ _FASTER = {
     "common.session.ttl": "10",
 }
 _AT_ONCE = 8  # indexes that are made ahead: it loads many in the seconds that it takes for one
-_OF_PARENT = 1  # PR_SET_PDEATHSIG
-_libc = ctypes.CDLL(None)
+# Has Linux kill it when this process ends (PR_SET_PDEATHSIG, SIGKILL), then becomes Milvus. Not by preexec_fn, for
+# which Python forks: gRPC has handlers of forks, and a child that met them in the middle of a call aborted.
+_TIED = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 class MilvusServer:
@@ -80,18 +80,17 @@ class MilvusServer:
         places = {"LD_LIBRARY_PATH": str(self.folder / "bin"), "MILVUS_RUN_DIR": str(self.folder / "run")}
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [str(self.folder / "bin" / "milvus"), "run", "standalone"],
+                [sys.executable, "-c", _TIED, str(self.folder / "bin" / "milvus"), "run", "standalone"],
                 cwd=self.folder,
                 env={**os.environ, **places, "DEPLOY_MODE": "STANDALONE", "METRICS_PORT": str(self._health)},
                 stdout=log,
                 stderr=log,
-                preexec_fn=lambda: _libc.prctl(_OF_PARENT, signal.SIGKILL),
             )
         end = time.monotonic() + _SECONDS
         while not self._is_healthy():
             if self._process.poll() is not None or time.monotonic() > end:
                 lines = (self.folder / "log").read_text(errors="replace").splitlines()
-                raise RuntimeError("Milvus did not start:\n" + "\n".join(lines[-20:]))
+                raise RuntimeError(f"Milvus did not start (exit {self._process.poll()}):\n" + "\n".join(lines[-20:]))
             time.sleep(0.1)
 
     def _is_healthy(self) -> bool:

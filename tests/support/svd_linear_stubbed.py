@@ -17,6 +17,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hystar_fast as hf
 from hystar_fast.kernels import prepared
@@ -175,6 +176,45 @@ def result_is_a_view() -> bool:
     return any(y._is_view() for y in results)
 
 
+class Seen(TorchDispatchMode):
+    """Records the names of the ops it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def checked() -> dict[str, str]:
+    """Make calls that are those of a kept one but for one thing, and return what each gives."""
+    x, u, scale, vh, bias, index = tensors(8, 1024, "bank", torch.bfloat16)
+    hf.svd_linear(x, u, scale, vh, bias, index=index)
+    assert replay.kept_key(x, u, scale, vh, bias, index) is not None
+    assert index is not None
+    wrong: dict[str, partial[object]] = {
+        "u that requires grad": partial(hf.svd_linear, x, u.detach().requires_grad_(), scale, vh, bias, index=index),
+        "bias of another dtype": partial(hf.svd_linear, x, u, scale, vh, bias.float(), index=index),
+        "bias of another shape": partial(hf.svd_linear, x, u, scale, vh, bias[:-8].clone(), index=index),
+        "index of a float dtype": partial(hf.svd_linear, x, u, scale, vh, bias, index=index.double()),
+        "scale for another batch": partial(hf.svd_linear, x, u, scale, vh, bias),
+    }
+    found = {}
+    for name, call in wrong.items():
+        try:
+            call()
+        except (TypeError, ValueError) as error:
+            found[name] = type(error).__name__
+    with Seen() as seen:
+        hf.svd_linear(x, u, scale, vh, bias, index=index)
+    found["counted by a mode"] = "seen" if "hystar_fast.svd_linear_forward.default" in seen.names else "unseen"
+    with torch.autocast("cuda", torch.float16):
+        found["autocast"] = str(hf.svd_linear(x, u, scale, vh, bias, index=index).dtype)
+    return found
+
+
 def host_calls(call: Callable[[], object]) -> int:
     """Return the number of Python and C functions that a repeated call runs."""
     call()
@@ -204,9 +244,8 @@ def main() -> None:
     measured = {name: host_calls(calls[name]) for name in counted}
     found = {name: compared(call) for name, call in calls.items()}
     threads = two_threads() | {"without context": thread_without_context()}
-    print(
-        json.dumps({"cases": found, "threads": threads, "host calls": measured, "view": result_is_a_view()}), flush=True
-    )
+    rest = {"host calls": measured, "view": result_is_a_view(), "checked": checked()}
+    print(json.dumps({"cases": found, "threads": threads, **rest}), flush=True)
     os._exit(0)  # torch's threads do not end on the stub
 
 

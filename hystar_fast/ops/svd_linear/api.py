@@ -10,11 +10,11 @@ from torch import Tensor
 
 from hystar_fast.ops.contexts import without_autocast
 from hystar_fast.ops.status import OpStatus
-from hystar_fast.ops.svd_linear import cpu, cuda
+from hystar_fast.ops.svd_linear import cpu, cuda, replay
 from hystar_fast.ops.svd_linear.checks import check_index_range, check_inputs, check_same_dtype
 from hystar_fast.ops.svd_linear.cost import materialising_is_cheaper
 from hystar_fast.ops.svd_linear.fp8 import Fp8Factors, quantise_factors
-from hystar_fast.ops.transforms import eager_op, first_order, is_transformed
+from hystar_fast.ops.transforms import VIEWS, eager_op, first_order, is_transformed
 from hystar_fast.ref.svd_linear import svd_linear as reference
 
 LIB = torch.library.Library("hystar_fast", "FRAGMENT")
@@ -109,6 +109,12 @@ _forward = eager_op(torch.ops.hystar_fast.svd_linear_forward.default, cpu.forwar
 _backward = eager_op(torch.ops.hystar_fast.svd_linear_backward.default, cpu.backward, cuda.backward)
 
 
+def _repeat(key: Any, *arguments: Any) -> tuple[Tensor, Tensor | None] | None:
+    """Repeat a kept forward, below autograd and without views, as `eager_op` calls an implementation."""
+    with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(VIEWS):
+        return replay.forward(key, *arguments)
+
+
 class _SVDLinear(torch.autograd.Function):
     """The layer with its gradients. It saves h if scale needs a gradient, and otherwise no activation.
 
@@ -127,13 +133,15 @@ class _SVDLinear(torch.autograd.Function):
         materialise: bool,
         needs_dx: bool,
         needs_dscale: bool,
+        key: Any,
         *factors: Tensor,
     ) -> Tensor:
         save = needs_dx if materialise else needs_dscale
         if factors:
             y, saved = torch.ops.hystar_fast.svd_linear_fp8_forward(x, scale, *factors, bias, index, save)
         else:
-            y, saved = _forward(x, u, scale, vh, bias, index, materialise, save)
+            repeated = None if key is None else _repeat(key, x, u, scale, vh, bias, index, save)
+            y, saved = repeated or _forward(x, u, scale, vh, bias, index, materialise, save)
         ctx.save_for_backward(x if materialise and needs_dscale else None, u, scale, vh, index, saved)
         ctx.materialise = materialise
         return y
@@ -208,21 +216,29 @@ def svd_linear(
         >>> torch.allclose(svd_linear(x, u, s, vh), x @ weight.T)
         True
     """
-    check_inputs(x, u, scale, vh, bias, index)
-    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
-        x, u, vh = _autocast(x), _autocast(u), _autocast(vh)
-        bias = None if bias is None else _autocast(bias)
-    check_same_dtype(x, u, vh, bias)
-    if precision is not None or factors is not None:
-        factors = _fp8_factors(x, u, vh, precision, factors)
-    if is_transformed(x, scale, bias):
-        if factors is not None:
-            raise NotImplementedError("precision must be None under transforms of torch.func, got 'fp8'")
-        check_index_range(index, scale)
-        with without_autocast(x.device.type):
-            return reference(x, u, scale, vh, bias, index=index)
     grads = torch.is_grad_enabled()
+    key = None
+    if precision is None and factors is None and not torch.compiler.is_compiling():
+        key = replay.kept_key(x, u, scale, vh, bias, index)
+    if key is None:
+        check_inputs(x, u, scale, vh, bias, index)
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+            x, u, vh = _autocast(x), _autocast(u), _autocast(vh)
+            bias = None if bias is None else _autocast(bias)
+        check_same_dtype(x, u, vh, bias)
+        if precision is not None or factors is not None:
+            factors = _fp8_factors(x, u, vh, precision, factors)
+        if is_transformed(x, scale, bias):
+            if factors is not None:
+                raise NotImplementedError("precision must be None under transforms of torch.func, got 'fp8'")
+            check_index_range(index, scale)
+            with without_autocast(x.device.type):
+                return reference(x, u, scale, vh, bias, index=index)
     needs_dx, needs_dscale = grads and x.requires_grad, grads and scale.requires_grad
+    if key is not None and not (needs_dx or needs_dscale or (grads and bias is not None and bias.requires_grad)):
+        repeated = _repeat(key, x, u, scale, vh, bias, index, False)
+        if repeated is not None:
+            return repeated[0]
     if torch.compiler.is_exporting() and factors is None:  # one path for every batch size, differentiated by the op
         exported: Tensor = _forward(x, u, scale, vh, bias, index, False, needs_dscale)[0]
         return exported
@@ -240,8 +256,8 @@ def svd_linear(
         )
     )
     if needs_dx or needs_dscale or (grads and bias is not None and bias.requires_grad):
-        quantised = () if factors is None else factors
-        return _SVDLinear.apply(x, u, scale, vh, bias, index, materialise, needs_dx, needs_dscale, *quantised)
+        quantised, key = () if factors is None else factors, None if materialise else key
+        return _SVDLinear.apply(x, u, scale, vh, bias, index, materialise, needs_dx, needs_dscale, key, *quantised)
     if factors is not None:
         return torch.ops.hystar_fast.svd_linear_fp8_forward(x, scale, *factors, bias, index, False)[0]
     y: Tensor = _forward(x, u, scale, vh, bias, index, materialise, False)[0]

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Size, Tensor
+from torch.autograd import forward_ad
 
 from hystar_fast.ops.contexts import is_current, without_autocast
 from hystar_fast.ops.svd_linear.torch import second_product
+from hystar_fast.ops.transforms import are_plain, is_watched
 
 _MOST = 256  # calls that are kept
 _HALF = (torch.float16, torch.bfloat16)
@@ -65,6 +67,7 @@ def call_key(
     ``first`` is x in a forward and dy in a backward, ``other`` the bias in a forward and h in a backward; ``options``
     tells apart the calls, and what they are asked for.
     Only calls whose tensors begin at multiples of 16 bytes are repeated: a kernel is compiled for that, or against it.
+    The key has all that `check_inputs` looks at, so that a call of a kept key has passed its checks.
     """
     if first.dtype not in _HALF or not is_current(first) or not first.is_contiguous() or scale.stride(-1) != 1:
         return None
@@ -74,10 +77,30 @@ def call_key(
             addresses |= optional.data_ptr() | (0 if optional.is_contiguous() else 1)
     if addresses & 15:
         return None
-    device = first.get_device()
-    indexed = None if index is None else (index.dtype, index.shape)
-    kinds = (device, options, first.dtype, scale.dtype, other is None, indexed)
-    return (*kinds, first.shape, u.shape, u.stride(), scale.shape, scale.stride(), vh.shape, vh.stride())
+    devices = (first.get_device(), u.get_device(), scale.get_device(), vh.get_device())
+    dtypes = (first.dtype, u.dtype, scale.dtype, vh.dtype)
+    shapes = (first.shape, u.shape, scale.shape, vh.shape)
+    rest = (
+        None if other is None else (other.get_device(), other.dtype, other.shape),
+        None if index is None else (index.get_device(), index.dtype, index.shape),
+    )
+    return options, devices, dtypes, shapes, u.stride(), scale.stride(), vh.stride(), rest
+
+
+def kept_key(x: Tensor, u: Tensor, scale: Tensor, vh: Tensor, bias: Tensor | None, index: Tensor | None) -> Any:
+    """Return the key of a forward that is kept, or None if it must be checked first, or may not be repeated.
+
+    Such a call is of plain tensors, with u and vh frozen, and nothing transforms, casts or records it.
+    """
+    if type(x) is not Tensor or not x.is_cuda or not are_plain((x, u, scale, vh, bias, index)) or is_watched():
+        return None
+    if forward_ad._current_level >= 0 or torch.is_autocast_enabled("cuda"):
+        return None
+    grads = torch.is_grad_enabled()
+    if grads and (u.requires_grad or vh.requires_grad):
+        return None
+    key = call_key(x, u, scale, vh, bias, index, grads and scale.requires_grad)
+    return key if key in _calls else None
 
 
 def forward(
