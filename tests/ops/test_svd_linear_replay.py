@@ -94,4 +94,4 @@ def test_a_kept_call_is_checked_where_it_differs(found: dict[str, Any]) -> None:
 def test_host_calls_of_a_repeated_call(found: dict[str, Any]) -> None:
     """Python and C functions that run before the GPU has its work. A forward ran 385 before calls were kept."""
     counts = {name.split()[-1]: count for name, count in found["host calls"].items()}
-    assert counts["forward"] <= 90 and counts["training"] <= 190 and counts["fp8"] <= 195, counts
+    assert counts["forward"] <= 100 and counts["training"] <= 205 and counts["fp8"] <= 195, counts
