@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from hystar_fast.index.engine import EngineFull, EngineUnavailable, IndexDamaged
+from hystar_fast.index.local_where import add_functions
 
 WAIT = 5.0  # seconds for another writer
 _APPLICATION, _FORMAT = 0x48595354, 2  # "HYST"
@@ -83,6 +84,7 @@ class SqliteFile:
     def _set_up(self, connection: sqlite3.Connection, *, writable: bool = True) -> None:
         self.connection, self.writable = connection, writable
         connection.text_factory = bytes
+        add_functions(connection)
 
     def _connect(self, create: bool) -> None:
         folder = self.path.parent

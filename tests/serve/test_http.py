@@ -282,6 +282,8 @@ def test_a_picture_is_added_found_replaced_and_removed(start):
     for wrong, field in (
         ({"attributes": "[1]"}, "attributes"),
         ({"attributes": "{"}, "attributes"),
+        ({"attributes": '{"x": NaN}'}, "attributes"),
+        ({"attributes": '{"x": 1e999}'}, "attributes"),
         ({"id": ""}, "id"),
     ):
         assert problem(server.client.post("v1/items", files=form(image=content, **wrong))) == (422, "invalid", field)
