@@ -151,6 +151,7 @@ def list_source(name: str, folder: Path, below: str = "", *, tars: bool = False)
 
     Raises:
         ValueError: the folder of the source does not exist.
+        OSError: a folder cannot be listed, or it is not known whether a file is there.
     """
     if not (folder / below).is_dir():
         raise ValueError(
@@ -187,7 +188,11 @@ def _files(engine: Engine, places: Sequence[Path]) -> Found:
             sources[parent] = source_for(engine, parent, whole=False)
         name, folder, below = sources[parent]
         path = joined(below, place.name)
-        file = _file(name, folder, path)
+        try:
+            file = _file(name, folder, path)
+        except OSError as error:
+            found.skipped.append(Skipped(path, reason_of(error)))
+            continue
         if file is None:
             found.skipped.append(Skipped(path, f"the file {place} does not exist"))
         else:
