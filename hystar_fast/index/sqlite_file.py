@@ -65,6 +65,7 @@ class SqliteFile:
         self.path = path or Path("memory")
         self.lock = threading.RLock()
         self._opened: tuple[int, int] | None = None
+        self._inode: tuple[int, int] | None = None
         self._is_writing = False
         if path is not None and not create and not path.is_file():
             raise ValueError(f"index must hold {path.name}, but {path} does not exist")
@@ -80,6 +81,8 @@ class SqliteFile:
                 raise ValueError(f"index must be one of hystar_fast, but {path} is another SQLite file")
             elif found[1] != _FORMAT:
                 raise ValueError(f"index must have format {_FORMAT}, but {path} has format {found[1]}")
+        if path is not None:
+            self._inode = _inode(path)
 
     def _set_up(self, connection: sqlite3.Connection, *, writable: bool = True) -> None:
         self.connection, self.writable = connection, writable
@@ -161,10 +164,10 @@ class SqliteFile:
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Give one state of the index for several statements."""
         with self.lock, self.errors():
-            self._follow()
             if self.connection.in_transaction:  # within a block of reading or writing
                 yield self.connection
                 return
+            self._follow()
             self.connection.execute("BEGIN")
             try:
                 yield self.connection
@@ -182,6 +185,7 @@ class SqliteFile:
                 return
             if self.connection.in_transaction:
                 raise RuntimeError("a block of writing must not begin within one of reading")
+            self._follow()
             self.connection.execute("BEGIN IMMEDIATE")
             self._is_writing = True
             try:
@@ -197,7 +201,14 @@ class SqliteFile:
                 self._is_writing = False
 
     def _follow(self) -> None:
-        """Open the file again if it was opened as one that nobody writes, and somebody has."""
+        """Refuse to go on with a file that was removed or exchanged; open it again if it was opened as one that nobody
+        writes, and somebody has.
+
+        Raises:
+            EngineUnavailable: another file is in its place, or none: what it holds is not the index any more.
+        """
+        if self._inode is not None and _inode(self.path) != self._inode:
+            raise EngineUnavailable(f"{self.path} was removed or replaced while it was open: open the index again")
         if self._opened is None:
             return
         state = self.path.stat()
@@ -250,3 +261,12 @@ class SqliteFile:
         taken = self.select(f"SELECT checksum FROM {table}", column, wanted)
         self.connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(value,) for value in wanted])
         self.add_to_sums(table, taken=[row[0] for row in taken])
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from all others; None if it is not there."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino
