@@ -21,7 +21,6 @@ from torch import Tensor
 from hystar_fast.data.images import Resize, decode_image, least_side
 from hystar_fast.data.tar_files import find_member, read_member
 
-
 _NOT_THERE = (errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG)
 
 

@@ -248,12 +248,13 @@ def new_source(folder: Path, others: Mapping[str, Any], *, whole: bool = True, t
     The ids of the first source are the paths in it; those of another one begin with its name.
     """
     folder = folder.resolve()
-    name = _free_name(folder.name or "pictures", others)
+    name = free_name(folder.name or "pictures", others)
     entry = {"folder": str(folder), "whole": whole, "prefix": f"{name}/" if others else ""}
     return {name: {**entry, "tars": True} if tars else entry}
 
 
-def _free_name(name: str, taken: Mapping[str, Any]) -> str:
+def free_name(name: str, taken: Mapping[str, Any]) -> str:
+    """Return a name that no source has: this one, or with a number."""
     numbered: Iterator[str] = (f"{name}-{number}" for number in range(2, len(taken) + 3))
     return next(candidate for candidate in (name, *numbered) if candidate not in taken)
 
