@@ -131,9 +131,11 @@ def _attributes(value: Any) -> Any:
     """Return attributes, which are JSON in a form."""
     if isinstance(value, str):
         try:
-            return json.loads(value)
+            value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise ValueError("must be a JSON object") from error
+    if isinstance(value, dict) and len(value) > _MOST_ATTRIBUTES:  # before each of them is checked
+        raise ValueError(f"must hold at most {_MOST_ATTRIBUTES} values")
     return value
 
 
