@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from hystar_fast.index.combine import Found, combined
 from hystar_fast.index.engine import Engine, Item, key_of
 from hystar_fast.index.milvus import MilvusEngine
 from hystar_fast.index.sources import register
@@ -230,7 +231,7 @@ def test_wrong_arguments_are_refused_and_change_nothing(engine):
     with pytest.raises(ValueError, match="attributes must be strings, numbers or booleans"):
         engine.upsert([Item("x", attributes={"a": []})], {"adapted": vectors[:1]})
     for number in (math.nan, math.inf):
-        with pytest.raises(ValueError, match="attributes must be finite, got 'a': (nan|inf)"):
+        with pytest.raises(ValueError, match=r"attributes must be finite, got 'a': (nan|inf)"):
             engine.upsert([Item("x", attributes={"a": number})], {"adapted": vectors[:1]})
     for queries, k, view, message in [
         (long, 1, "adapted", r"queries must be floating point \[N, 24\]"),
@@ -352,6 +353,18 @@ def test_one_engine_serves_threads(engine):
     for thread in threads:
         thread.join()
     assert found == [expected] * 8
+
+
+def test_two_searches_of_k_give_the_first_k_of_a_picture_and_words(engine):
+    _, vectors = fill(engine, 400)
+    pictures, texts = units(5, seed=3), units(5, seed=4)
+    found = [engine.search("adapted", queries, 7) for queries in (pictures, texts)]
+    exact = torch.maximum(pictures @ vectors.T, texts @ vectors.T).sort(descending=True)
+    for row in range(5):
+        parts = {part: Found(scores[row].tolist(), keys[row]) for part, (scores, keys) in zip("ab", found, strict=True)}
+        best = combined(parts, 7)
+        assert [key for key, _, _ in best] == [items(400)[place].key for place in exact.indices[row, :7].tolist()]
+        assert [score for _, score, _ in best] == pytest.approx(exact.values[row, :7].tolist(), abs=1e-6)
 
 
 def test_the_sum_of_a_softmax_is_that_over_all_items(engine):

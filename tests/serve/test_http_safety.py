@@ -73,6 +73,7 @@ def test_a_wrong_token_takes_as_long_as_a_right_one(token_file):
         ("read short", 0o600, "at least 16 characters"),
         (f"admin {READ}", 0o600, "line 1"),
         (READ, 0o600, "`read TOKEN`"),
+        ("read pässwort-pässwort", 0o600, "in ASCII"),
         ("# none\n", 0o600, "got none"),
     ],
 )
