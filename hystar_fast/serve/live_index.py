@@ -140,8 +140,8 @@ class LiveIndex:
         if version == self._version:
             return
         generation = self.engine.generation()
-        if generation.number != self.live.generation:
-            before, self.live = self.live, self._start(generation)
+        if (generation.number, _sha256(generation)) != (self.live.generation, self.live.stamps):
+            before, self.live = self.live, self._start(generation)  # by its stamps, too: an index may be made anew
             before.encoder.close()
         self._read_styles()
         self._items, self._version = self.engine.count(), version
@@ -149,7 +149,6 @@ class LiveIndex:
     def _start(self, generation: Generation) -> Live:
         """Load the models of a generation and warm them up: one picture, one text and one search each."""
         methods = dict(self._load(self.engine, generation))
-        stamps = {view: stamp.sha256 for view, stamp in generation.stamps.items()}
         encoder = self._make_encoder(methods)
         styled, worded = set(), set()
         for view, method in methods.items():
@@ -161,6 +160,10 @@ class LiveIndex:
                 if method.encode_text(["a picture"]) is not None:
                     worded.add(view)
             self.engine.search(view, vector[None], 1, generation=generation.number)
-        live = Live(generation.number, stamps, encoder, frozenset(worded), frozenset(styled))
+        live = Live(generation.number, _sha256(generation), encoder, frozenset(worded), frozenset(styled))
         self._on_change(live)
         return live
+
+
+def _sha256(generation: Generation) -> dict[str, str]:
+    return {view: stamp.sha256 for view, stamp in generation.stamps.items()}

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -372,6 +373,17 @@ def test_a_generation_that_is_switched_while_the_server_starts_is_served(tmp_pat
     with served.serve(engine, tmp_path / "pictures", load) as running:
         until(lambda: running.client.get("v1/index").json()["generation"] == number)
         assert running.search(image=PICTURE).json()["hits"][0]["score"] == pytest.approx(1, abs=1e-5)
+
+
+def test_an_index_of_another_model_under_the_same_name_and_number_brings_its_model(start, monkeypatch):
+    running = start()
+    methods = {"adapted": served.method(5)}
+    anew = replace(running.engine.generation(), stamps=served.stamps(methods))  # as after DROP SCHEMA and index create
+    monkeypatch.setattr(running.engine, "generation", lambda number=None: anew)
+    running.engine.put_style("any", torch.ones(3))
+    wanted = anew.stamps["adapted"].sha256
+    until(lambda: running.client.get("v1/index").json()["views"] == {"adapted": wanted})
+    assert running.search(text="moon").json()["stamp"] == wanted
 
 
 def test_a_damaged_index_is_an_error_of_the_server_whatever_was_asked(start, monkeypatch):
