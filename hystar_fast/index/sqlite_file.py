@@ -77,6 +77,8 @@ class SqliteFile:
             found = (self._pragma("application_id"), self._pragma("user_version"))
             if create or path is None:
                 self._create(found)
+            elif found[0] != _APPLICATION and self._is_empty():
+                raise ValueError(f"index must be one of hystar_fast, but {path} is empty: it was not made to the end")
             elif found[0] != _APPLICATION:
                 raise ValueError(f"index must be one of hystar_fast, but {path} is another SQLite file")
             elif found[1] != _FORMAT:
@@ -116,7 +118,7 @@ class SqliteFile:
             raise ValueError(f"index must be new, but {self.path} exists")
         if found[0]:  # its creation was cut short
             return
-        if self.connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+        if not self._is_empty():
             raise ValueError(f"index must be one of hystar_fast, but {self.path} is another SQLite file")
         with self.writing(counts=False):
             for statement in _SCHEMA.split(";\n"):
@@ -125,6 +127,9 @@ class SqliteFile:
             self.put_meta("content", secrets.token_bytes(16))
             self.connection.execute(f"PRAGMA application_id={_APPLICATION}")
             self.connection.execute(f"PRAGMA user_version={_FORMAT}")
+
+    def _is_empty(self) -> bool:
+        return self.connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
 
     def _pragma(self, name: str) -> int:
         return int(self.connection.execute(f"PRAGMA {name}").fetchone()[0])

@@ -10,7 +10,6 @@ from typing import Any, BinaryIO
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
-from starlette.routing import Match
 
 import hystar_fast
 from hystar_fast.index.engine import Item
@@ -67,7 +66,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 def _methods(request: Request) -> list[str]:
     """Return the methods of the address of a request."""
-    routes = (route for route in request.app.routes if route.matches(request.scope)[0] != Match.NONE)
+    routes = (route for route in request.app.routes if route.matches(request.scope)[0].value)
     found = {method for route in routes for method in route.methods}
     return sorted(found | {"HEAD"} if "GET" in found else found)
 
