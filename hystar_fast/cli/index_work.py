@@ -80,6 +80,7 @@ def run_add(
         with counted(console, "add") as progress:
             encoder = encoder_of(engine, where)
             report = add(engine, sources, encoder, checksum=checksum, described=described, progress=progress)
+        _say_strangers(engine, described, console)
         return show_report(engine, report, console, start)
 
 
@@ -121,6 +122,16 @@ def _say_skipped(skipped: Sequence[Skipped], console: Console, *, whole: bool = 
     """Print the first files that were skipped; the whole list where there is no file of them."""
     for entry in skipped if whole else skipped[:_SKIPPED_SHOWN]:
         console.print(f"skipped {entry.path}: {entry.reason}")
+
+
+def _say_strangers(engine: Engine, described: Described, console: Console) -> None:
+    """Print that attributes name pictures which the index has not."""
+    strangers = {*described} - {entry.path for entry in engine.known().values()} if described else ()
+    if strangers:
+        console.print(
+            f"attributes must be of pictures in the index, but {len(strangers)} of {len(described)} paths are of none, "
+            f"such as {min(strangers)!r}: a path begins below the folder of its source"
+        )
 
 
 def read_attributes(path: Path) -> Described:

@@ -31,6 +31,7 @@ class Changes:
         touched: (file, id, sha256) with another time of change or path, but the same content.
         copied: (file, id of an item of the same content, sha256): the file has moved, or is a second one; the vectors
             of the item are copied.
+        replaced: (file, id of its item) of those in `copied` that had another content before.
         removed: ids of items whose files have gone.
         skipped: files that cannot be read.
     """
@@ -40,6 +41,7 @@ class Changes:
     changed: list[tuple[File, str]] = field(default_factory=list)
     touched: list[tuple[File, str, str]] = field(default_factory=list)
     copied: list[tuple[File, str, str]] = field(default_factory=list)
+    replaced: list[tuple[File, str]] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
@@ -150,6 +152,8 @@ def _settle(changes: Changes, uncertain: Sequence[tuple[File, str | None]], know
                 changes.touched.append((file, item, digest))
         elif digest in by_content:
             changes.copied.append((file, by_content[digest], digest))
+            if item is not None:
+                changes.replaced.append((file, item))
         else:
             _encode(changes, file, item)
 

@@ -183,13 +183,18 @@ class _Worker:
             self.look(wanted)
         if not rows:
             self.plan.check_source(self.folder)  # which may just have been unmounted
-        left = [
-            Left(entry["path"], entry["reason"], *(state_of(place) or (0, 0))) for place, entry in passed_over.items()
-        ]
+        left = [Left(entry["path"], entry["reason"], *_state(place)) for place, entry in passed_over.items()]
         whole = Shard([*earlier.rows, *rows], left, _joined(parts, self.plan.stamps))
         counts = (len(whole.rows), len(left), len(rows), tries + 1)
         written = Header(self.plan.sha256, number, process_name(), started, time.time(), *counts)
         write_shard(self.out, written, whole)
+
+
+def _state(place: str) -> tuple[int, int]:
+    try:
+        return state_of(place) or (0, 0)
+    except OSError:
+        return 0, 0
 
 
 def _row(file: File, sha256: str) -> Row:

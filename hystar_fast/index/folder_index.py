@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hystar_fast.data.folder_lock import lock_folder
-from hystar_fast.data.image_files import find_images
+from hystar_fast.data.image_files import IMAGE_SUFFIXES, list_images
 from hystar_fast.index.encode_files import Report
 from hystar_fast.index.engine import Engine, IndexDamaged
 from hystar_fast.index.generation_methods import Encoder, Made, encoder_with, save_generation
@@ -55,7 +55,8 @@ def index_folder(
             `output`, or it holds another index and `overwrite` is false.
         FloatingPointError: a picture has an embedding that is not finite.
     """
-    find_images(folder)
+    if not list_images(folder)[0]:
+        raise ValueError(f"folder must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}), but {folder} holds none")
     select_device(device)
     with lock_folder(output):
         method = adapter if isinstance(adapter, Method) else load_method(adapter, **changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -62,6 +63,8 @@ def pack(item: Item) -> Row:
     for name, value in item.attributes.items():
         if not isinstance(name, str) or not isinstance(value, (str, int, float, bool)):
             raise ValueError(f"attributes must be strings, numbers or booleans by name, got {name!r}: {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):  # JSON has no such number
+            raise ValueError(f"attributes must be finite, got {name!r}: {value!r}")
     names = [encode_name(getattr(item, name)) for name in ("id", "source", "path", "caption")]
     return (number_of(item.key), *names, item.attributes_json, item.size, encode_name(item.sha256), item.mtime_ns)
 

@@ -6,9 +6,11 @@ tar was: most writers of tars give all members one time.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,18 +21,35 @@ from torch import Tensor
 from hystar_fast.data.images import Resize, decode_image, least_side
 from hystar_fast.data.tar_files import find_member, read_member
 
+_NOT_THERE = (errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG)
+
 
 def state_of(place: str | Path) -> tuple[int, int] | None:
-    """Return the size and time of change (in nanoseconds) of a file; None if it is not there."""
+    """Return the size and time of change (in nanoseconds) of a file; None if it is not there.
+
+    Raises:
+        OSError: nobody knows whether it is there, as when its disk has an error: it must not be taken for a file that
+            has gone.
+    """
     try:
-        try:
-            state = os.stat(place)
-        except NotADirectoryError:
-            tar, member = find_member(place)
-            return member.size, tar.stat().st_mtime_ns
+        state = os.stat(place)
+    except NotADirectoryError:
+        return _state_of_member(place)
+    except ValueError:  # a NUL in its name
+        return None
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return None
+        raise
+    return state.st_size, state.st_mtime_ns
+
+
+def _state_of_member(place: str | Path) -> tuple[int, int] | None:
+    try:
+        tar, member = find_member(place)
     except (OSError, ValueError):
         return None
-    return state.st_size, state.st_mtime_ns
+    return member.size, tar.stat().st_mtime_ns
 
 
 @contextmanager
@@ -38,16 +57,18 @@ def opened(place: str | Path) -> Iterator[tuple[BinaryIO, tuple[int, int]]]:
     """Open a file for reading, and give it with its size and time of change at this moment.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is no regular file: a pipe has no end.
     """
     try:
-        handle = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except NotADirectoryError:
         tar, member = find_member(place)
         yield io.BytesIO(read_member(tar, member)), (member.size, tar.stat().st_mtime_ns)
         return
     with os.fdopen(handle, "rb") as file:
         state = os.fstat(handle)
+        if not stat.S_ISREG(state.st_mode):
+            raise OSError(f"{place} is no regular file")
         yield file, (state.st_size, state.st_mtime_ns)
 
 

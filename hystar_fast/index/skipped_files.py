@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from hystar_fast.data.text_files import parse_json
@@ -40,8 +41,9 @@ def write_skipped(engine: Engine, passed_over: Mapping[str, Any]) -> None:
     entries = {**_entries(engine), **passed_over}
     kept = []
     for place, entry in sorted(entries.items()):
-        if state_of(place) == (entry["size"], entry["mtime_ns"]):
-            kept.append(json.dumps({"place": place, **entry}))
+        with suppress(OSError):  # it is tried again
+            if state_of(place) == (entry["size"], entry["mtime_ns"]):
+                kept.append(json.dumps({"place": place, **entry}))
     if kept:
         write_whole(engine.folder / SKIPPED_FILE, ("\n".join(kept) + "\n").encode())
     else:

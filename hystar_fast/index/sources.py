@@ -151,6 +151,7 @@ def list_source(name: str, folder: Path, below: str = "", *, tars: bool = False)
 
     Raises:
         ValueError: the folder of the source does not exist.
+        OSError: a folder cannot be listed, or it is not known whether a file is there.
     """
     if not (folder / below).is_dir():
         raise ValueError(
@@ -187,7 +188,11 @@ def _files(engine: Engine, places: Sequence[Path]) -> Found:
             sources[parent] = source_for(engine, parent, whole=False)
         name, folder, below = sources[parent]
         path = joined(below, place.name)
-        file = _file(name, folder, path)
+        try:
+            file = _file(name, folder, path)
+        except OSError as error:
+            found.skipped.append(Skipped(path, reason_of(error)))
+            continue
         if file is None:
             found.skipped.append(Skipped(path, f"the file {place} does not exist"))
         else:
@@ -243,12 +248,13 @@ def new_source(folder: Path, others: Mapping[str, Any], *, whole: bool = True, t
     The ids of the first source are the paths in it; those of another one begin with its name.
     """
     folder = folder.resolve()
-    name = _free_name(folder.name or "pictures", others)
+    name = free_name(folder.name or "pictures", others)
     entry = {"folder": str(folder), "whole": whole, "prefix": f"{name}/" if others else ""}
     return {name: {**entry, "tars": True} if tars else entry}
 
 
-def _free_name(name: str, taken: Mapping[str, Any]) -> str:
+def free_name(name: str, taken: Mapping[str, Any]) -> str:
+    """Return a name that no source has: this one, or with a number."""
     numbered: Iterator[str] = (f"{name}-{number}" for number in range(2, len(taken) + 3))
     return next(candidate for candidate in (name, *numbered) if candidate not in taken)
 

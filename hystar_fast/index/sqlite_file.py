@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from hystar_fast.index.engine import EngineFull, EngineUnavailable, IndexDamaged
+from hystar_fast.index.local_where import add_functions
 
 WAIT = 5.0  # seconds for another writer
 _APPLICATION, _FORMAT = 0x48595354, 2  # "HYST"
@@ -64,6 +65,7 @@ class SqliteFile:
         self.path = path or Path("memory")
         self.lock = threading.RLock()
         self._opened: tuple[int, int] | None = None
+        self._inode: tuple[int, int] | None = None
         self._is_writing = False
         if path is not None and not create and not path.is_file():
             raise ValueError(f"index must hold {path.name}, but {path} does not exist")
@@ -75,14 +77,19 @@ class SqliteFile:
             found = (self._pragma("application_id"), self._pragma("user_version"))
             if create or path is None:
                 self._create(found)
+            elif found[0] != _APPLICATION and self._is_empty():
+                raise ValueError(f"index must be one of hystar_fast, but {path} is empty: it was not made to the end")
             elif found[0] != _APPLICATION:
                 raise ValueError(f"index must be one of hystar_fast, but {path} is another SQLite file")
             elif found[1] != _FORMAT:
                 raise ValueError(f"index must have format {_FORMAT}, but {path} has format {found[1]}")
+        if path is not None:
+            self._inode = _inode(path)
 
     def _set_up(self, connection: sqlite3.Connection, *, writable: bool = True) -> None:
         self.connection, self.writable = connection, writable
         connection.text_factory = bytes
+        add_functions(connection)
 
     def _connect(self, create: bool) -> None:
         folder = self.path.parent
@@ -111,7 +118,7 @@ class SqliteFile:
             raise ValueError(f"index must be new, but {self.path} exists")
         if found[0]:  # its creation was cut short
             return
-        if self.connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+        if not self._is_empty():
             raise ValueError(f"index must be one of hystar_fast, but {self.path} is another SQLite file")
         with self.writing(counts=False):
             for statement in _SCHEMA.split(";\n"):
@@ -120,6 +127,9 @@ class SqliteFile:
             self.put_meta("content", secrets.token_bytes(16))
             self.connection.execute(f"PRAGMA application_id={_APPLICATION}")
             self.connection.execute(f"PRAGMA user_version={_FORMAT}")
+
+    def _is_empty(self) -> bool:
+        return self.connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
 
     def _pragma(self, name: str) -> int:
         return int(self.connection.execute(f"PRAGMA {name}").fetchone()[0])
@@ -159,10 +169,10 @@ class SqliteFile:
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Give one state of the index for several statements."""
         with self.lock, self.errors():
-            self._follow()
             if self.connection.in_transaction:  # within a block of reading or writing
                 yield self.connection
                 return
+            self._follow()
             self.connection.execute("BEGIN")
             try:
                 yield self.connection
@@ -180,6 +190,7 @@ class SqliteFile:
                 return
             if self.connection.in_transaction:
                 raise RuntimeError("a block of writing must not begin within one of reading")
+            self._follow()
             self.connection.execute("BEGIN IMMEDIATE")
             self._is_writing = True
             try:
@@ -195,7 +206,14 @@ class SqliteFile:
                 self._is_writing = False
 
     def _follow(self) -> None:
-        """Open the file again if it was opened as one that nobody writes, and somebody has."""
+        """Refuse to go on with a file that was removed or exchanged; open it again if it was opened as one that nobody
+        writes, and somebody has.
+
+        Raises:
+            EngineUnavailable: another file is in its place, or none: what it holds is not the index any more.
+        """
+        if self._inode is not None and _inode(self.path) != self._inode:
+            raise EngineUnavailable(f"{self.path} was removed or replaced while it was open: open the index again")
         if self._opened is None:
             return
         state = self.path.stat()
@@ -248,3 +266,12 @@ class SqliteFile:
         taken = self.select(f"SELECT checksum FROM {table}", column, wanted)
         self.connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(value,) for value in wanted])
         self.add_to_sums(table, taken=[row[0] for row in taken])
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from all others; None if it is not there."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino

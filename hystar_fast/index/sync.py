@@ -83,6 +83,7 @@ def _apply(
     gone = {*changes.removed}
     for copied in in_batches(changes.copied, _COPIES):
         wanted += _copy(engine, settings, copied, gone, report)
+    replaced = _remove_replaced(engine, settings, changes.replaced)
     passed_over: dict[str, Any] = {}
     if wanted:
         encoder = open_encoder()
@@ -97,6 +98,7 @@ def _apply(
     if gone:
         engine.remove([key_of(item) for item in changes.removed])
         report.removed = len(gone) - report.moved
+    report.removed += replaced
     _describe(engine, described)
     write_skipped(engine, passed_over)
     return report
@@ -113,28 +115,23 @@ def _copy(
     """Give files the vectors of items with the same content; return those for which these are no longer there."""
     held = engine.fetch([key_of(item) for _, item, _ in part])
     if settings["ids"] == CONTENT:
-        for file, item, digest in part:
-            place = file_of(settings, held[key_of(item)])
-            if place is not None and state_of(place) is not None:
-                report.duplicates += 1
-            else:
-                engine.upsert([item_of(held[key_of(item)], file, digest)])
-                report.moved += 1
-        return []
+        return _move(engine, settings, part, held, report)
     again: list[tuple[File, str | None]] = []
     copies: list[Item] = []
     sources: list[Item] = []
     ids = [id_of(settings, file, digest) for file, _, digest in part]
     taken = engine.fetch([key_of(item_id) for item_id in ids])
     for item_id, (file, item, digest) in zip(ids, part, strict=True):
-        old, other = held[key_of(item)], taken.get(key_of(item_id))
+        old, other = held.get(key_of(item)), taken.get(key_of(item_id))
         place = None if other is None else file_of(settings, other)
-        is_free = place is None or str(place) == file.place or state_of(place) is None
-        if old.sha256 == digest and is_free:
-            copies.append(item_of(old, file, digest, item_id))
+        is_own = place is not None and str(place) == file.place
+        is_free = place is None or is_own or state_of(place) is None
+        if old is not None and old.sha256 == digest and is_free:
+            words = other if other is not None and is_own else old  # an item keeps its own when its file changes
+            copies.append(item_of(words, file, digest, item_id))
             sources.append(old)
         else:
-            again.append((file, None))
+            again.append((file, item_id if is_own else None))
     if copies:
         vectors = {view: engine.vectors([old.key for old in sources], view) for view in engine.stamps()}
         engine.upsert(copies, vectors)
@@ -142,6 +139,37 @@ def _copy(
     report.moved += len(moved)
     report.copied += len(copies) - len(moved)
     return again
+
+
+def _move(
+    engine: Engine,
+    settings: Mapping[str, Any],
+    part: Sequence[tuple[File, str, str]],
+    held: Mapping[str, Item],
+    report: Report,
+) -> list[tuple[File, str | None]]:
+    """Give items with ids by content the files that have it now; arguments and result as `_copy`."""
+    again: list[tuple[File, str | None]] = []
+    for file, item, digest in part:
+        old = held.get(key_of(item))
+        place = None if old is None else file_of(settings, old)
+        if old is None:
+            again.append((file, None))
+        elif place is not None and state_of(place) == (old.size, old.mtime_ns):
+            report.duplicates += 1
+        else:
+            engine.upsert([item_of(old, file, digest)])
+            report.moved += 1
+    return again
+
+
+def _remove_replaced(engine: Engine, settings: Mapping[str, Any], replaced: Sequence[tuple[File, str]]) -> int:
+    """Remove items with ids by content whose file has that of another item, unless they have got another file."""
+    if settings["ids"] != CONTENT:
+        return 0
+    held = engine.fetch([key_of(item) for _, item in replaced])
+    places = {item: str(file_of(settings, held[key_of(item)])) for _, item in replaced if key_of(item) in held}
+    return engine.remove([key_of(item) for file, item in replaced if places.get(item) == file.place])
 
 
 def _describe(engine: Engine, described: Described) -> None:

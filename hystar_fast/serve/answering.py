@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hystar_fast.data.images import Resize, least_side
 from hystar_fast.index.combine import Found, combined, softmax_offsets
-from hystar_fast.index.engine import Item
+from hystar_fast.index.engine import IndexDamaged, Item
 from hystar_fast.index.where import Where
 from hystar_fast.serve.batches import Batches, Closed, Done, then
 from hystar_fast.serve.decoding import Decoder
@@ -27,13 +27,14 @@ from hystar_fast.serve.telemetry import Metrics
 from hystar_fast.terminal.console import printable
 
 _SEARCHES = 64  # queries of one search of the engine
+_LOOK = 0.05  # seconds between two looks for the next generation
 Key = TypeVar("Key")
 Result = TypeVar("Result")
 _Searched: TypeAlias = "tuple[Found, dict[str, Item]]"
 
 
 class GenerationGone(Exception):
-    """The generation that was searched has been removed from the index."""
+    """The generation that was searched has been removed from the index, or that which was written is not live."""
 
 
 @dataclass(frozen=True)
@@ -122,15 +123,22 @@ class Answerer:
         return await self.with_live(answer, deadline)
 
     async def with_live(self, work: Callable[[Live], Awaitable[Result]], deadline: float) -> Result:
-        """Run with one generation from the first step to the last; again if it was exchanged on the way."""
-        live = self.index.live
+        """Run with one generation from the first step to the last; again if it was exchanged on the way.
+
+        Where the index has no longer the generation that is served, the next one is waited for: its model is being
+        loaded.
+        """
         async with asyncio.timeout(deadline - time.monotonic()):
-            try:
-                return await work(live)
-            except (Closed, GenerationGone):
-                if self.index.live is live:
-                    raise
-                return await work(self.index.live)
+            while True:
+                live = self.index.live
+                try:
+                    return await work(live)
+                except Closed:
+                    if self.index.live is live:
+                        raise
+                except GenerationGone:
+                    while self.index.live is live:
+                        await asyncio.sleep(_LOOK)
 
     async def _answer(self, live: Live, fields: SearchFields, deadline: float) -> dict[str, Any]:
         view = _view(live, fields.view)
@@ -170,7 +178,7 @@ class Answerer:
             _styled_view(live, views[0])
             if not isinstance(fields.style, bytes):
                 styles = self._named_style(live, fields.style, views)
-        if fields.text is not None and not live.takes_words:
+        if fields.text is not None and not {*views} <= live.takes_words:
             raise Problem("invalid", "text must be left out: the model has no text encoder", field="text")
         decoding: Future[_Decoded] = Future()
         encoding = {}
@@ -178,12 +186,11 @@ class Answerer:
             decoding.set_result(_Decoded({}, 0.0))
         else:
             decoding = self.pool.submit(self._decode, live, fields, views, styles, time.monotonic())
-        words = None if fields.text is None else live.encoder.words(fields.text, deadline)
         for view in views:
             if fields.image is not None:
                 encoding[view, "image"] = then(decoding, partial(_submit_picture, live, view, deadline))
-            if words is not None:
-                encoding[view, "text"] = words
+            if fields.text is not None:
+                encoding[view, "text"] = live.encoder.words(view, fields.text, deadline)
         return decoding, encoding
 
     def _named_style(self, live: Live, name: str, views: list[str]) -> Mapping[str, Tensor]:
@@ -232,7 +239,7 @@ class Answerer:
         except ValueError as error:
             if lane.generation not in {generation.number for generation in engine.generations()}:
                 return [GenerationGone("the generation was removed")] * len(queries)
-            if field == "where" and where is None:
+            if isinstance(error, IndexDamaged) or (field == "where" and where is None):
                 raise
             return [Problem("invalid", str(error), field=field)] * len(queries)
         items = engine.fetch(sorted({key for row in keys for key in row}))

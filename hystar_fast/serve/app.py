@@ -51,15 +51,24 @@ def create_app(service: Service) -> FastAPI:
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
+    headers = {"Content-Type": MEDIA_TYPE}
     match getattr(error, "status_code", None):
         case 404:
             error = Problem("not_found", "there is nothing at this address; /openapi.json lists all")
         case 405:
             error = Problem("method_not_allowed", "this address has another method; /openapi.json lists all")
+            headers["Allow"] = ", ".join(_methods(request))
     problem = problem_of(error)
     response = json_response(problem.document(), problem.status)
-    response.headers.update({**problem.headers, "Content-Type": MEDIA_TYPE})
+    response.headers.update({**problem.headers, **headers})
     return response
+
+
+def _methods(request: Request) -> list[str]:
+    """Return the methods of the address of a request."""
+    routes = (route for route in request.app.routes if route.matches(request.scope)[0].value)
+    found = {method for route in routes for method in route.methods}
+    return sorted(found | {"HEAD"} if "GET" in found else found)
 
 
 def _add_queries(app: FastAPI, service: Service) -> None:
@@ -194,7 +203,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
                 "generation": live.generation,
                 "views": dict(live.stamps),
                 "styles": sorted(index.styles(live)),
-                "takes_words": live.takes_words,
+                "takes_words": live.default_view in live.takes_words,
                 "takes_styles": live.default_view in live.takes_styles,
                 "allows_writes": service.allows_writes,
                 "limits": {

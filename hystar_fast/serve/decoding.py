@@ -13,6 +13,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MEGAPIXEL = 1_000_000
 
 
+def media_type(image: Image.Image) -> str:
+    """Return the media type of an opened picture; a JPEG with further frames (MPO), as phones write it, is a JPEG."""
+    return Image.MIME["JPEG" if image.format == "MPO" else image.format or ""]
+
+
 class BadImage(ValueError):
     """A file is no picture that can be read."""
 

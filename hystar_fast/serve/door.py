@@ -1,4 +1,4 @@
-"""Check every request (Host, token, room, length); give every answer an id, headers, a count and a line in the log."""
+"""Check every request (host, origin, token, room, length); give every answer an id, headers, a count and a log line."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ OPEN = ("/healthz", "/readyz")
 PROTECTED = ("/v1/", "/metrics")
 """Beginnings of the paths that need a token."""
 _WITH_BODIES = ("POST", "PUT")
+_SAFE = ("GET", "OPTIONS")
 LARGEST_HEADERS = 16 * 1024  # bytes
 _RUN, _NUMBERS = secrets.token_hex(4), count()  # of the ids of requests
 _LINGER = 1.0  # seconds in which the rest of a refused body is thrown away, so that the client reads the answer
@@ -60,6 +61,8 @@ class Door:
             await self.app(scope, receive, send)
             return
         passage = _Passage(scope, receive, send, time.monotonic())
+        if scope["method"] == "HEAD":  # as GET; what sends the answer leaves its body out
+            scope = {**scope, "method": "GET"}
         try:
             self._check(scope, passage)
             await self.app(scope, passage.receive, passage.send)
@@ -76,6 +79,8 @@ class Door:
             raise Problem("headers_too_large", f"the headers must have at most {LARGEST_HEADERS} bytes")
         if path not in OPEN:
             self.hosts.check(headers.get("host", ""))
+            if "origin" in headers and scope["method"] not in _SAFE:
+                self.hosts.check_origin(headers["origin"])
         scope["right"] = WRITE
         if path.startswith(PROTECTED):
             scope["right"] = self.tokens.right(headers.get("authorization", ""))

@@ -53,7 +53,7 @@ class Encoder:
     """Encodes pictures and words that wait at the same time in one pass each.
 
     Args:
-        methods: view -> method; words are encoded by the first.
+        methods: view -> method.
         batch: most requests of a pass.
         workers: number of encoding threads; all use the same methods.
         threads: threads of torch for each of them.
@@ -85,9 +85,9 @@ class Encoder:
         """
         return self._batches.submit(view, picture, deadline)
 
-    def words(self, text: str, deadline: float = math.inf) -> Future[Done[Tensor]]:
+    def words(self, view: str, text: str, deadline: float = math.inf) -> Future[Done[Tensor]]:
         """Queue words, see `Batches.submit`; the future of a unit vector [D] raises NotFinite or NoText."""
-        return self._batches.submit((_WORDS,), text, deadline)
+        return self._batches.submit((_WORDS, view), text, deadline)
 
     @property
     def depth(self) -> int:
@@ -102,8 +102,8 @@ class Encoder:
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         with torch.inference_mode():
-            if lane == (_WORDS,):
-                vectors = _encode_words(next(iter(self.methods.values())), values)
+            if isinstance(lane, tuple):
+                vectors = _encode_words(self.methods[lane[1]], values)
             else:
                 vectors = _encode_pictures(self.methods[str(lane)], values)
             finite = torch.stack([vector.isfinite().all() for vector in vectors]).tolist()

@@ -26,15 +26,14 @@ class Live:
         generation: its number.
         stamps: view -> SHA-256 of what made its vectors; the first view is the default.
         encoder: encodes for every view.
-        takes_words: whether there is a text encoder.
-        takes_styles: the views with a style input.
+        takes_words, takes_styles: the views with a text encoder, and with a style input.
         tag: begins the names of the styles that this generation may use.
     """
 
     generation: int
     stamps: Mapping[str, str]
     encoder: Encoder
-    takes_words: bool
+    takes_words: frozenset[str]
     takes_styles: frozenset[str]
 
     @property
@@ -70,8 +69,8 @@ class LiveIndex:
         self._on_change, self._log = on_change, log
         self.is_up = True
         self._stop = threading.Event()
+        self._version, self._styles_lock = engine.version(), threading.Lock()  # what is written later is looked at
         self.live = self._start(engine.generation())
-        self._version, self._styles_lock = engine.version(), threading.Lock()
         self._read_styles()
         self._items = engine.count()
         self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
@@ -141,8 +140,8 @@ class LiveIndex:
         if version == self._version:
             return
         generation = self.engine.generation()
-        if generation.number != self.live.generation:
-            before, self.live = self.live, self._start(generation)
+        if (generation.number, _sha256(generation)) != (self.live.generation, self.live.stamps):
+            before, self.live = self.live, self._start(generation)  # by its stamps, too: an index may be made anew
             before.encoder.close()
         self._read_styles()
         self._items, self._version = self.engine.count(), version
@@ -150,19 +149,21 @@ class LiveIndex:
     def _start(self, generation: Generation) -> Live:
         """Load the models of a generation and warm them up: one picture, one text and one search each."""
         methods = dict(self._load(self.engine, generation))
-        stamps = {view: stamp.sha256 for view, stamp in generation.stamps.items()}
         encoder = self._make_encoder(methods)
-        first = next(iter(methods.values()))
-        styled = set()
+        styled, worded = set(), set()
         for view, method in methods.items():
             image = torch.zeros(3, *method.resize.size, dtype=torch.uint8)
             vector = encoder.picture(view, Picture(image)).result().result
             with torch.inference_mode():
                 if method.style(image[None]) is not None:
                     styled.add(view)
+                if method.encode_text(["a picture"]) is not None:
+                    worded.add(view)
             self.engine.search(view, vector[None], 1, generation=generation.number)
-        with torch.inference_mode():
-            takes_words = first.encode_text(["a picture"]) is not None
-        live = Live(generation.number, stamps, encoder, takes_words, frozenset(styled))
+        live = Live(generation.number, _sha256(generation), encoder, frozenset(worded), frozenset(styled))
         self._on_change(live)
         return live
+
+
+def _sha256(generation: Generation) -> dict[str, str]:
+    return {view: stamp.sha256 for view, stamp in generation.stamps.items()}

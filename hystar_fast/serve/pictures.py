@@ -17,7 +17,7 @@ from hystar_fast.data.images import MOST_PIXELS
 from hystar_fast.data.tar_files import find_member
 from hystar_fast.index.engine import Engine, Item
 from hystar_fast.index.sources import folder_of, picture_of
-from hystar_fast.serve.decoding import FORMATS, Decoder
+from hystar_fast.serve.decoding import FORMATS, Decoder, media_type
 
 THUMBNAIL = 256  # pixels of the longer side
 _CACHED = 2000  # thumbnails of some 10 kB
@@ -53,7 +53,7 @@ class Pictures:
         file = _opened(settings, item)
         try:
             with Image.open(file, formats=FORMATS) as image:
-                kind = Image.MIME[image.format or ""]
+                kind = media_type(image)
             file.seek(0)
         except Exception as error:  # decoders raise anything
             file.close()

@@ -14,7 +14,7 @@ from python_multipart.multipart import Field, File, FormParser, parse_options_he
 
 from hystar_fast.serve.problems import Problem
 
-_MOST_PARTS = 20  # of a form
+_MOST_FIELDS = 20
 _FORM, _URL_ENCODED, _JSON = "multipart/form-data", "application/x-www-form-urlencoded", "application/json"
 _KEY = re.compile(r"[0-9a-f]{16}")
 _PICTURES = ("image",)
@@ -35,8 +35,10 @@ def checked(schema: type[Fields], values: Mapping[str, Any]) -> Fields:
     """Check fields.
 
     Raises:
-        Problem: "invalid", with the field.
+        Problem: "invalid", with the field; "bad_request" for more fields than any request has.
     """
+    if len(values) > _MOST_FIELDS:
+        raise Problem("bad_request", f"a request must have at most {_MOST_FIELDS} fields")
     try:
         return schema.model_validate(values)
     except ValidationError as error:
@@ -89,8 +91,8 @@ def _form(kind: str, boundary: bytes | None, body: bytes) -> dict[str, Any]:
         text = (name or b"").decode("utf-8", "backslashreplace")
         if text in values:
             raise Problem("invalid", f"{text[:_SHOWN]} must be given once", field=text[:_SHOWN])
-        if len(values) >= _MOST_PARTS:
-            raise Problem("bad_request", f"a form must have at most {_MOST_PARTS} fields")
+        if len(values) >= _MOST_FIELDS:
+            raise Problem("bad_request", f"a request must have at most {_MOST_FIELDS} fields")
         values[text] = value if is_file or text in _PICTURES else _decoded(text, value)
 
     def on_field(field: Field) -> None:

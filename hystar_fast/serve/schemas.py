@@ -8,7 +8,16 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from hystar_fast.index.where import Where
 from hystar_fast.serve.problems import Problem
@@ -122,9 +131,11 @@ def _attributes(value: Any) -> Any:
     """Return attributes, which are JSON in a form."""
     if isinstance(value, str):
         try:
-            return json.loads(value)
+            value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise ValueError("must be a JSON object") from error
+    if isinstance(value, dict) and len(value) > _MOST_ATTRIBUTES:  # before each of them is checked
+        raise ValueError(f"must hold at most {_MOST_ATTRIBUTES} values")
     return value
 
 
@@ -134,7 +145,7 @@ class ItemFields(_Fields):
     image: PictureField
     id: str | None = Field(None, min_length=1, max_length=LONGEST_TEXT, description="By default from the content.")
     caption: str = Field("", max_length=LONGEST_TEXT, description="By default the id.")
-    attributes: Annotated[dict[str, bool | int | float | str], BeforeValidator(_attributes)] = Field(
+    attributes: Annotated[dict[str, bool | int | FiniteFloat | str], BeforeValidator(_attributes)] = Field(
         {}, max_length=_MOST_ATTRIBUTES, description="Values for filters; JSON in a form."
     )
 

@@ -57,10 +57,11 @@ class Tokens:
             words = line.split()
             if not words or words[0].startswith("#"):
                 continue
-            if len(words) != 2 or words[0] not in (READ, WRITE) or len(words[1]) < _SHORTEST_TOKEN:
+            is_token = len(words) == 2 and len(words[1]) >= _SHORTEST_TOKEN and words[1].isascii()
+            if not is_token or words[0] not in (READ, WRITE):
                 raise ValueError(
                     f"token_file must have lines `read TOKEN` or `write TOKEN` with tokens of at least "
-                    f"{_SHORTEST_TOKEN} characters, got another in line {number} of {path}"
+                    f"{_SHORTEST_TOKEN} characters in ASCII, got another in line {number} of {path}"
                 )
             rights[words[1]] = words[0]
         if not rights:
@@ -122,10 +123,22 @@ class Hosts:
 
     def check(self, header: str) -> None:
         """Raise Problem unless a Host header has an allowed name."""
-        name = header.lower()
+        if not self._has(header):
+            raise Problem("wrong_host", "the Host header must be a name of this server; --allow-host adds one")
+
+    def check_origin(self, header: str) -> None:
+        """Raise Problem unless an Origin header, by which a browser names the page that asks, is of an allowed name.
+
+        A browser sends a form to any server, whatever page it is on, and asks nobody before.
+        """
+        _, colon, host = header.partition("://")
+        if not (colon and self._has(host)):
+            raise Problem("forbidden", "the Origin header must be that of a page of this server")
+
+    def _has(self, host: str) -> bool:
+        name = host.lower()
         if not name.endswith("]"):  # an IPv6 address without a port
             before, colon, port = name.rpartition(":")
             name = before if colon and port.isdigit() else name
         parents = {f"*.{name.split('.', place)[place]}" for place in range(1, name.count(".") + 1)}
-        if name not in self._names and not parents & self._names:
-            raise Problem("wrong_host", "the Host header must be a name of this server; --allow-host adds one")
+        return name in self._names or bool(parents & self._names)

@@ -69,6 +69,15 @@ def test_sync_says_what_it_found_and_did(here):
     assert hits[0]["id"] == "zero.png" and hits[0]["caption"] == "number 0"
 
 
+def test_attributes_of_no_picture_are_named(here):
+    lines = [{"path": "4.png", "year": 2030}, {"path": "pics/4.png", "year": 2031}, {"path": "nothing.png"}]
+    (here / "more.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    shown = output("index", "add", "x", "pics", "--attributes", "more.jsonl")
+    assert "2 of 3 paths are of none, such as 'nothing.png': a path begins below the folder of its source" in shown
+    hits = json.loads(run("index", "search", "x", "--text", "a heart", "--where", "year=2030", "--json").stdout)
+    assert [hit["id"] for hit in hits] == ["4.png"]
+
+
 def test_search_takes_pictures_words_both_styles_and_filters(here):
     shown = output("index", "search", "x", "--query", "pics/4.png", "--text", "a heart", "--style", "pics/6.png")
     assert 'pics/4.png and "a heart": first 5 of 8' in shown

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
+from hystar_fast.index.local import LocalEngine
+from hystar_fast.methods.adapter_files import save_method
+from hystar_fast.methods.suite import create_hystar, tiny_config
 from tests.support.cli import refused, run
 from tests.support.served import drawing, encoded, form, problem
 from tests.support.served_process import Process, serving
@@ -73,6 +78,51 @@ def test_it_is_killed_starts_again_and_stops_within_ten_seconds_whoever_is_conne
         assert hits[0]["id"] == "fifty"
         assert client.delete(f"v1/items/{hits[0]['key']}").json() == {"removed": 1}
         stop_under_load(running, client)
+
+
+@pytest.mark.slow
+def test_another_model_is_embedded_switched_to_and_the_old_one_dropped_while_it_is_asked(index, tmp_path):
+    mine = shutil.copytree(index, tmp_path / "index")
+    save_method(create_hystar(tiny_config(None), seed=5), tmp_path / "adapter")
+    with LocalEngine(mine) as engine:
+        old = engine.stamps()["frozen"].sha256
+    codes, stamps, stop = [], [], threading.Event()
+
+    with serving(tmp_path, str(mine), "--port", "0") as running, running.client() as client:
+
+        def ask() -> None:
+            while not stop.is_set():
+                number = len(codes) % COUNT
+                found = client.post("v1/search", files=form(image=encoded(drawing(number)), k=1))
+                codes.append(found.status_code)
+                if found.status_code == 200:
+                    stamps.append(found.json()["stamp"])
+                    (hit,) = found.json()["hits"]
+                    assert hit["id"] == f"{number:03}.png" and hit["score"] > 0.9999, "of one model alone"
+
+        with ThreadPoolExecutor(2) as pool:
+            asking = [pool.submit(ask) for _ in range(2)]
+            for command in (
+                ("reembed", mine, "--adapter", tmp_path / "adapter"),
+                ("switch", mine),
+                ("drop", mine, "1"),
+            ):
+                done = run("index", *command)
+                assert done.exit_code == 0, done.output
+            end = time.monotonic() + 60
+            while stamps[-1] == old and time.monotonic() < end and not any(one.done() for one in asking):
+                time.sleep(0.05)
+            time.sleep(1)
+            stop.set()
+            for one in asking:
+                one.result()
+        with LocalEngine(mine) as engine:
+            new = engine.stamps()["adapted"].sha256
+        answer = client.post("v1/search", files=form(image=encoded(drawing(1)))).json()
+    assert set(codes) == {200} and answer["stamp"] == new
+    assert {*stamps} == {old, new}
+    last = len(stamps) - 1 - stamps[::-1].index(old)
+    assert last - stamps.index(new) <= 1, "of two that ask, one may still wait for its answer"
 
 
 def stop_under_load(running: Process, client: httpx.Client) -> None:

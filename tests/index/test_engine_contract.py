@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from hystar_fast.index.combine import Found, combined
 from hystar_fast.index.engine import Engine, Item, key_of
 from hystar_fast.index.milvus import MilvusEngine
 from hystar_fast.index.sources import register
-from hystar_fast.index.where import Where
+from hystar_fast.index.where import Condition, Where
 from tests.support.index_engines import DIMENSION, ENGINES, OTHER, STAMPS, Place, items, place_of, units
 
 BYTE_NAMES = [
@@ -162,6 +164,35 @@ def test_a_filter_that_nothing_matches_gives_nothing_and_a_misspelt_field_is_nam
         engine.search("adapted", units(2), 5, Where.parse("yaer=2003"))
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (48.85837012345679, "48.85837012345679"),
+        (0.1, "0.1"),
+        (1.0, "1.0"),
+        (1e-07, "1e-07"),
+        (1e300, "1e+300"),
+        (-0.0, "-0.0"),
+        (2**53 + 1, "9007199254740993"),
+        (10**30, "1" + "0" * 30),
+        (-(2**63), "-9223372036854775808"),
+        ("1e-07", "1e-07"),
+        ("caf\udce9", "caf\udce9"),
+        ("a\x00b", "a\x00b"),
+        ("\U0001f600é", "\U0001f600é"),
+    ],
+)
+def test_an_attribute_is_found_by_the_text_of_its_value_and_by_its_beginning(engine, value, text):
+    stored = [Item("it", attributes={"x": value}), Item("other", attributes={"x": 7})]
+    engine.upsert(stored, {"adapted": units(2)})
+    where = Where((Condition("x", (text,)),))
+    assert where.matches(vars(stored[0]), stored[0].attributes)
+    assert engine.keys(where) == [stored[0].key]
+    assert engine.search("adapted", units(1), 5, where)[1] == [[stored[0].key]]
+    assert engine.keys(Where((Condition("x", (text[:-1],), prefix=True),))) == [stored[0].key]
+    assert engine.keys(Where((Condition("x", (text + "0",), prefix=True),))) == []
+
+
 def test_values_of_a_filter_are_never_part_of_a_statement(engine):
     chosen, _ = fill(engine, 20)
     for value in ("x' OR '1'='1", '"; DROP TABLE items; --', "%", "_"):
@@ -199,6 +230,9 @@ def test_wrong_arguments_are_refused_and_change_nothing(engine):
         engine.upsert([Item("")], {"adapted": vectors[:1]})
     with pytest.raises(ValueError, match="attributes must be strings, numbers or booleans"):
         engine.upsert([Item("x", attributes={"a": []})], {"adapted": vectors[:1]})
+    for number in (math.nan, math.inf):
+        with pytest.raises(ValueError, match=r"attributes must be finite, got 'a': (nan|inf)"):
+            engine.upsert([Item("x", attributes={"a": number})], {"adapted": vectors[:1]})
     for queries, k, view, message in [
         (long, 1, "adapted", r"queries must be floating point \[N, 24\]"),
         (vectors, 0, "adapted", "k must be at least 1"),
@@ -319,6 +353,18 @@ def test_one_engine_serves_threads(engine):
     for thread in threads:
         thread.join()
     assert found == [expected] * 8
+
+
+def test_two_searches_of_k_give_the_first_k_of_a_picture_and_words(engine):
+    _, vectors = fill(engine, 400)
+    pictures, texts = units(5, seed=3), units(5, seed=4)
+    found = [engine.search("adapted", queries, 7) for queries in (pictures, texts)]
+    exact = torch.maximum(pictures @ vectors.T, texts @ vectors.T).sort(descending=True)
+    for row in range(5):
+        parts = {part: Found(scores[row].tolist(), keys[row]) for part, (scores, keys) in zip("ab", found, strict=True)}
+        best = combined(parts, 7)
+        assert [key for key, _, _ in best] == [items(400)[place].key for place in exact.indices[row, :7].tolist()]
+        assert [score for _, score, _ in best] == pytest.approx(exact.values[row, :7].tolist(), abs=1e-6)
 
 
 def test_the_sum_of_a_softmax_is_that_over_all_items(engine):

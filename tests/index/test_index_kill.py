@@ -170,6 +170,8 @@ def test_a_copy_is_killed_and_goes_on(tmp_path, whole, postgres, direction):
 def test_an_index_whose_creation_was_killed_is_made_again(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "index.db").touch()  # killed before the tables were written
+    with pytest.raises(ValueError, match=r"index must be one of hystar_fast, but .*db is empty"):
+        LocalEngine(tmp_path / "b")
     with LocalEngine.create(tmp_path / "b", STAMPS) as engine:
         assert engine.count() == 0 and engine.verify() == []
     with pytest.raises(ValueError, match="index must be new"):

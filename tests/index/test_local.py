@@ -125,6 +125,24 @@ def test_a_dropped_generation_leaves_the_memory(engine):
     assert {of[0] for of in engine._vectors._held} == {new}
 
 
+@pytest.mark.parametrize("is_made_anew", [True, False])
+def test_an_index_that_was_removed_or_made_anew_is_neither_read_nor_written(engine, tmp_path, is_made_anew):
+    folder = engine.folder
+    folder.rename(tmp_path / "old")
+    new = LocalEngine.create(folder, STAMPS) if is_made_anew else None
+    for use in (engine.count, engine.version, engine.health, engine.known, lambda: engine.upsert(items(1), None)):
+        with pytest.raises(EngineUnavailable, match="was removed or replaced while it was open: open the index again"):
+            use()
+    with LocalEngine(tmp_path / "old") as moved:
+        assert moved.verify() == []
+    if new is not None:
+        assert new.count() == 0
+        new.close()
+    else:
+        (tmp_path / "old").rename(folder)
+        engine.health()
+
+
 READ = """
 import os, sys, torch
 from pathlib import Path

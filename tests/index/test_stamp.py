@@ -20,6 +20,7 @@ from hystar_fast.index.searcher import Query, Searcher
 from hystar_fast.index.stamp import Stamp, StampMismatch
 from hystar_fast.index.sync import add
 from hystar_fast.methods.suite import create_hystar, create_method, tiny_config
+from hystar_fast.serve.server import ServerSettings, serve_index
 from tests.support.picture_trees import picture
 
 CPU = torch.device("cpu")
@@ -47,7 +48,7 @@ def index(made: Path, tmp_path: Path) -> Path:
 
 
 def check_refused(index: Path, pictures: Path, field: str) -> None:
-    """Check that add and search refuse, and that nothing was written."""
+    """Check that add, search and serve refuse, and that nothing was written."""
     with LocalEngine(index) as engine:
         before = engine.count()
         late = picture(pictures.parent / "late" / "late.png", seed=99)
@@ -56,6 +57,8 @@ def check_refused(index: Path, pictures: Path, field: str) -> None:
         assert engine.count() == before and engine.verify() == []
     with pytest.raises(StampMismatch, match=field):
         Searcher.open(index)
+    with pytest.raises(StampMismatch, match=field):
+        serve_index(index, ServerSettings(port=0), print)
 
 
 def test_the_stamp_holds_what_decides_a_vector_and_not_where_it_lies(index):

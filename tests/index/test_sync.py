@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -255,6 +256,86 @@ def test_captions_and_attributes_stay_with_a_moved_or_changed_picture(tmp_path, 
     library.add(pics, described={"2.png": {"caption": "two"}})
     assert library.encoded == []
     assert library.engine.fetch([key_of("2.png")])[key_of("2.png")].caption == "two"
+
+
+def test_a_picture_with_the_content_of_another_keeps_its_own_words(tmp_path, pics, monkeypatch):
+    library = Library(tmp_path / "index")
+    library.add(pics, described={"0.png": {"caption": "a cat", "owner": "A"}, "2.png": {"owner": "B"}})
+    shutil.copy(pics / "0.png", pics / "2.png")
+    touch(pics / "2.png")
+    assert library.sync().copied == 1 and library.encoded == []
+    wanted = {"0.png": ("a cat", {"owner": "A"}), "2.png": ("2.png", {"owner": "B"})}
+
+    def words() -> dict[str, object]:
+        held = library.engine.fetch([key_of(name) for name in wanted])
+        return {item.id: (item.caption, dict(item.attributes)) for item in held.values()}
+
+    assert words() == wanted
+    picture(pics / "2.png", seed=81)
+    library.sync()
+    monkeypatch.setattr(sync, "_COPIES", 1)  # the second of two that change places is encoded again
+    (pics / "0.png").rename(pics / "x")
+    (pics / "2.png").rename(pics / "0.png")
+    (pics / "x").rename(pics / "2.png")
+    library.sync()
+    assert words() == wanted
+    library.check()
+
+
+def test_with_ids_by_content_every_item_is_the_picture_of_its_file(tmp_path, pics):
+    library = Library(tmp_path / "index", ids="content")
+    library.add(pics)
+    before = {*library.engine.known()}
+    (pics / "0.png").rename(pics / "x")
+    (pics / "2.png").rename(pics / "0.png")
+    (pics / "x").rename(pics / "2.png")
+    for name in ("0.png", "2.png"):
+        touch(pics / name)
+    assert library.sync().moved == 2 and {*library.engine.known()} == before
+    library.check()
+    gone = next(item for item, known in library.engine.known().items() if known.path == "2.png")
+    shutil.copy(pics / "0.png", pics / "2.png")
+    touch(pics / "2.png")
+    report = library.sync()
+    assert (report.duplicates, report.removed, library.encoded) == (1, 1, [])
+    assert before - {*library.engine.known()} == {gone}, "no file has its content any more"
+    library.check()
+
+
+def test_an_item_that_another_command_removes_meanwhile_is_encoded_again(library, pics, monkeypatch):
+    (pics / "0.png").rename(pics / "zero.png")
+    changes = plan(library.engine)
+    library.engine.remove([key_of("0.png")])
+    monkeypatch.setattr(sync, "plan", lambda engine, checksum: changes)
+    assert library.sync().added == 1 and library.encoded == ["zero.png"]
+    library.check()
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_a_file_of_which_nobody_knows_whether_it_is_there_is_not_taken_for_gone(library, pics, monkeypatch, code):
+    real = os.stat
+
+    def stat(place, *arguments, **options):
+        if str(place).endswith("4.png"):
+            raise OSError(code, os.strerror(code), str(place))
+        return real(place, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", stat)
+        with pytest.raises(OSError, match=r"4\.png"):
+            library.sync()
+        (pics.parent / "list.txt").write_text("pics/4.png\npics/6.png\n")
+        report = library.add(pics.parent / "list.txt")
+        assert [entry.path for entry in report.skipped] == ["4.png"] and report.unchanged == 1
+    assert library.engine.count() == 10 and library.sync().unchanged == 10
+
+
+def test_a_pipe_with_the_name_of_a_picture_holds_nothing_up(library, pics):
+    os.mkfifo(pics / "pipe.jpg")
+    (pics / "sub" / "loop.png").symlink_to("loop.png")
+    report = library.sync()
+    assert [(entry.path, "is no regular file" in entry.reason) for entry in report.skipped] == [("pipe.jpg", True)]
+    assert report.unchanged == 10 and library.engine.count() == 10
 
 
 def test_an_embedding_that_is_not_finite_is_named_and_the_batches_before_it_are_kept(tmp_path, pics, monkeypatch):

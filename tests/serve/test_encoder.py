@@ -43,7 +43,7 @@ def pictures(n: int) -> list[Tensor]:
 
 
 def submit(encoder: Encoder, job: Picture | str, deadline: float = math.inf) -> Future[Done[Tensor]]:
-    return encoder.words(job, deadline) if isinstance(job, str) else encoder.picture("", job, deadline)
+    return encoder.words("", job, deadline) if isinstance(job, str) else encoder.picture("", job, deadline)
 
 
 def answers(held: Held, jobs: Sequence[Picture | str], **options: int) -> list[Done | Exception]:

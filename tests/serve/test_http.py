@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,8 +13,11 @@ import torch
 from PIL import Image
 
 from hystar_fast.index.engine import Item
+from hystar_fast.index.local import LocalEngine
+from hystar_fast.index.sync import plan
 from hystar_fast.retrieval.joint import SOFTMAX_SCALE
 from tests.support import bombs, served
+from tests.support.linear_method import Linear
 from tests.support.served import COUNT, drawing, encoded, form, problem
 
 
@@ -213,9 +218,51 @@ def test_a_field_that_is_given_twice_is_refused(server):
 
 def test_unknown_addresses_and_methods(server):
     assert problem(server.client.get("v1/nothing"))[:2] == (404, "not_found")
-    assert problem(server.client.get("v1/search"))[:2] == (405, "method_not_allowed")
+    for method, path, allowed in (
+        ("GET", "v1/search", "POST"),
+        ("OPTIONS", "v1/items/0123456789abcdef", "DELETE, GET, HEAD"),
+        ("POST", "", "GET, HEAD"),
+        ("PATCH", "v1/styles/a", "DELETE, PUT"),
+    ):
+        refused = server.client.request(method, path)
+        assert problem(refused)[:2] == (405, "method_not_allowed") and refused.headers["allow"] == allowed
     assert problem(server.client.get("v1/items/0123456789abcdef"))[:2] == (404, "not_found")
     assert problem(server.client.put("v1/styles/a%20b", files=form(image=PICTURE))) == (422, "invalid", "name")
+
+
+def test_head_is_get_without_a_body(server):
+    key = Item("004.png").key
+    for path in ("", "healthz", "readyz", "metrics", "v1/index", f"v1/items/{key}", f"v1/items/{key}/picture"):
+        head, whole = server.client.head(path), server.client.get(path)
+        assert (head.status_code, head.content) == (200, b"") and whole.content
+        assert head.headers["content-type"] == whole.headers["content-type"]
+    assert server.client.head("v1/items/0123456789abcdef").status_code == 404
+
+
+@pytest.mark.parametrize("count", [21, 20_000])
+def test_a_request_with_thousands_of_fields_is_refused_in_one_line(server, count):
+    many = {f"field{i}": [] for i in range(count)}
+    refused = server.client.post("v1/search", json=many)
+    assert problem(refused)[:2] == (400, "bad_request") and len(refused.content) < 1000
+    batch = server.client.post("v1/search/batch", json={"queries": [many]})
+    assert [answer["code"] for answer in batch.json()["answers"]] == ["bad_request"] and len(batch.content) < 1000
+
+
+def test_words_are_read_by_the_model_of_their_view(tmp_path):
+    class Other(Linear):
+        def encode_text(self, texts):
+            return super().encode_text([text[::2] for text in texts])
+
+    methods = {"adapted": served.method(1), "frozen": Other()}
+    methods["frozen"].name = "linear2"
+    engine = served.make_index(tmp_path, methods)
+    with served.serve(engine, tmp_path / "pictures", lambda engine, generation: methods) as running:
+        answer = running.search(text="moonlight", compare=True, k=1).json()
+        for view, hits in (("adapted", answer["hits"]), ("frozen", answer["compared"]["frozen"])):
+            scores, keys = engine.search(view, methods[view].encode_text(["moonlight"]), 1)
+            assert (hits[0]["key"], hits[0]["score"]) == (keys[0][0], pytest.approx(float(scores[0, 0]), abs=2e-6))
+            alone = running.search(text="moonlight", view=view, k=1).json()["hits"]
+            assert alone == hits
 
 
 def test_items_with_their_pictures_and_thumbnails(server):
@@ -282,7 +329,33 @@ def test_a_picture_is_added_found_replaced_and_removed(start):
     for wrong, field in (
         ({"attributes": "[1]"}, "attributes"),
         ({"attributes": "{"}, "attributes"),
+        ({"attributes": '{"x": NaN}'}, "attributes"),
+        ({"attributes": json.dumps({f"x{i}": [] for i in range(100_000)})}, "attributes"),
+        ({"attributes": '{"x": 1e999}'}, "attributes"),
         ({"id": ""}, "id"),
     ):
         assert problem(server.client.post("v1/items", files=form(image=content, **wrong))) == (422, "invalid", field)
     assert problem(server.client.post("v1/items", files=form(image=b"none")))[:2] == (400, "bad_image")
+
+
+def test_a_picture_with_several_frames_of_a_phone_is_a_jpeg(start):
+    server = start(allow_writes=True)
+    content = io.BytesIO()
+    drawing(72).save(content, "MPO", save_all=True, append_images=[drawing(73)])
+    added = server.client.post("v1/items", files=form(image=content.getvalue()))
+    assert added.status_code == 201 and added.json()["id"].endswith(".jpeg")
+    sent = server.client.get(f"v1/items/{added.json()['key']}/picture")
+    assert (sent.headers["content-type"], sent.content) == ("image/jpeg", content.getvalue())
+
+
+def test_pictures_that_are_added_to_a_copy_of_an_index_lie_beside_it(start, tmp_path):
+    server = start(allow_writes=True)
+    server.client.post("v1/items", files=form(image=encoded(drawing(74)), id="first"))
+    shutil.copytree(tmp_path / "index", tmp_path / "copy")
+    engine = LocalEngine(tmp_path / "copy")
+    with served.serve(engine, tmp_path / "pictures", allow_writes=True) as copy:
+        for number in (75, 76):
+            added = copy.client.post("v1/items", files=form(image=encoded(drawing(number)), id=str(number))).json()
+            assert copy.client.get(f"v1/items/{added['key']}/picture").content == encoded(drawing(number))
+        assert {*engine.settings()["sources"]} == {"pictures", ".added", ".added-2"}
+        assert plan(engine).removed == []

@@ -21,17 +21,9 @@ from hystar_fast.serve.problems import Problem
 from hystar_fast.serve.schemas import SearchFields
 from hystar_fast.serve.service import Limits
 from tests.support import served
-from tests.support.served import COUNT, drawing, encoded, form, problem
+from tests.support.served import COUNT, drawing, encoded, form, problem, until
 
 PICTURE = encoded(drawing(0))
-
-
-def until(true, seconds=10.0):
-    """Wait for a condition."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.01)
 
 
 def read_answer(connection):

@@ -12,7 +12,7 @@ import pytest
 from hystar_fast.index.engine import Item
 from hystar_fast.serve.security import Hosts, Problem, Tokens, check_binding, is_loopback
 from tests.support import bombs, served
-from tests.support.served import drawing, encoded, form, problem
+from tests.support.served import COUNT, drawing, encoded, form, problem
 
 READ, WRITE = "r" * 32, "w" * 32
 PICTURE = encoded(drawing(0))
@@ -73,6 +73,7 @@ def test_a_wrong_token_takes_as_long_as_a_right_one(token_file):
         ("read short", 0o600, "at least 16 characters"),
         (f"admin {READ}", 0o600, "line 1"),
         (READ, 0o600, "`read TOKEN`"),
+        ("read pässwort-pässwort", 0o600, "in ASCII"),
         ("# none\n", 0o600, "got none"),
     ],
 )
@@ -127,6 +128,21 @@ def test_a_foreign_page_cannot_reach_the_server_under_its_own_name(server):
         assert problem(server.client.get(path, headers=foreign))[:2] == (421, "wrong_host")
     answer = server.client.get("v1/index", headers={"Origin": "https://evil.org"})
     assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("origin", ["https://foreign.example", "null", "http://localhost.foreign.example", "localhost"])
+def test_a_foreign_page_cannot_send_a_form(start, origin):
+    running = start(allow_writes=True, allow_hosts=["*.gallery.example"])
+    sent = {"files": form(image=PICTURE, id="foreign")}
+    refused = running.client.post("v1/items", headers={"Origin": origin}, **sent)
+    assert problem(refused)[:2] == (403, "forbidden")
+    assert problem(running.client.put("v1/styles/a", headers={"Origin": origin}, **sent))[:2] == (403, "forbidden")
+    key = Item("000.png").key
+    assert problem(running.client.delete(f"v1/items/{key}", headers={"Origin": origin}))[:2] == (403, "forbidden")
+    assert running.engine.count() == COUNT and running.engine.fetch([Item("foreign").key]) == {}
+    assert running.client.get("v1/index", headers={"Origin": origin}).status_code == 200
+    for own in (str(running.client.base_url).rstrip("/"), "https://a.gallery.example"):
+        assert running.client.post("v1/items", headers={"Origin": own}, **sent).status_code == 201
 
 
 def test_every_answer_has_the_headers_that_protect_a_browser(server):

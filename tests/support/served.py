@@ -7,6 +7,7 @@ import io
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -150,6 +151,14 @@ def serve(
         server.stop()
         thread.join(20)
         assert not thread.is_alive()
+
+
+def until(true: Callable[[], object], seconds: float = 10.0) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.01)
 
 
 def problem(response: httpx.Response) -> tuple[int, str, str]:
