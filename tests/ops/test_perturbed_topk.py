@@ -87,7 +87,11 @@ def test_the_op_needs_less_memory_than_its_reference() -> None:
     kept: dict[str, int] = {}
     for name, function in (("op", perturbed_topk), ("reference", ref.perturbed_topk)):
         saved: dict[int, int] = {}
-        pack = lambda t, saved=saved: saved.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) and t  # noqa: E731
+
+        def pack(tensor: Tensor, saved: dict[int, int] = saved) -> Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             function(leaf, 6, sigma=0.1, samples=100)
         kept[name] = sum(saved.values())
@@ -166,7 +170,8 @@ def test_second_derivatives_are_refused_or_right() -> None:
         return perturbed_topk(scores, 1, sigma=sigma, samples=4000, generator=generator(seed))[0, 0, 0]
 
     point = torch.tensor([[gap, 0.0]], dtype=torch.float64)
-    found = torch.stack([torch.func.hessian(lambda x, s=s: _seeded(first, x, s))(point)[0, :, 0] for s in range(60)])
+    second = torch.func.jacrev(torch.func.grad(first))
+    found = torch.stack([second(point, seed)[0, :, 0] for seed in range(60)])
     u = gap / (sigma * math.sqrt(2))
     curvature = -u * math.exp(-u * u / 2) / math.sqrt(2 * math.pi) / (2 * sigma * sigma)
     expected = curvature * torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
@@ -175,29 +180,25 @@ def test_second_derivatives_are_refused_or_right() -> None:
     assert float(error.max()) < 0.2 * abs(curvature)
 
 
-def _seeded(function: Callable[[Tensor, int], Tensor], scores: Tensor, seed: int) -> Tensor:
-    return function(scores, seed)
-
-
 def test_vmap_is_refused() -> None:
     with pytest.raises(NotImplementedError, match=r"scores must not be batched by torch.func.vmap: .*\[B, N\]"):
         torch.func.vmap(lambda scores: perturbed_topk(scores, 2, **OPTIONS))(torch.rand(2, 3, 5))
-    mask = torch.zeros(2, 3, 5, dtype=torch.bool)
+    scores, mask = torch.rand(3, 5), torch.zeros(2, 3, 5, dtype=torch.bool)
     with pytest.raises(NotImplementedError, match="mask must not be batched"):
-        torch.func.vmap(lambda mask: perturbed_topk(torch.rand(3, 5), 2, mask=mask, **OPTIONS))(mask)
+        torch.func.vmap(lambda mask: perturbed_topk(scores, 2, mask=mask, **OPTIONS))(mask)
 
 
 def test_a_mode_that_watches_sees_the_op() -> None:
-    class Watch(TorchFunctionMode):
-        seen: list[str] = []
+    seen: list[str] = []
 
+    class Watch(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            self.seen.append(str(function))
+            seen.append(str(function))
             return function(*args, **(kwargs or {}))
 
-    with Watch() as watch:
+    with Watch():
         perturbed_topk(make_scores(2, 5), 2, **OPTIONS)
-    assert any("perturbed_topk_forward" in name for name in watch.seen)
+    assert any("perturbed_topk_forward" in name for name in seen)
 
 
 def test_autocast_changes_nothing() -> None:
@@ -341,7 +342,11 @@ def test_poisoned_buffers() -> None:
 CASE: dict[str, Any] = {"scores": torch.rand(3, 6), "k": 2, "sigma": 0.1, "samples": 5}
 BAD_INPUTS = [
     ({"scores": [[1.0]]}, TypeError, "scores must be a Tensor, got list"),
-    ({"scores": torch.ones(3, 6, dtype=torch.int64)}, TypeError, "scores must be float16, bfloat16, float32 or float64"),
+    (
+        {"scores": torch.ones(3, 6, dtype=torch.int64)},
+        TypeError,
+        "scores must be float16, bfloat16, float32 or float64",
+    ),
     ({"scores": torch.rand(6)}, ValueError, r"scores must have shape \[B, N\], got \[6\]"),
     ({"scores": torch.rand(3, 6).to_sparse()}, TypeError, "scores must be a dense tensor, got .*to_dense"),
     ({"k": 2.0}, TypeError, "k must be an int, got float"),
@@ -356,10 +361,18 @@ BAD_INPUTS = [
     ({"generator": 0}, TypeError, "generator must be a torch.Generator or None, got int"),
     ({"mask": [True]}, TypeError, "mask must be a Tensor or None, got list"),
     ({"mask": torch.ones(3, 6)}, TypeError, r"mask must have dtype torch.bool \(True forbids\), got torch.float32"),
-    ({"mask": torch.ones(3, 5, dtype=torch.bool)}, ValueError, r"mask must have a shape that broadcasts .*\[3, 6\], got"),
+    (
+        {"mask": torch.ones(3, 5, dtype=torch.bool)},
+        ValueError,
+        r"mask must have a shape that broadcasts .*\[3, 6\], got",
+    ),
     ({"mask": torch.ones(1, 3, 6, dtype=torch.bool)}, ValueError, r"mask must have a shape that .*got \[1, 3, 6\]"),
     ({"mask": torch.ones(3, 6, dtype=torch.bool, device="meta")}, ValueError, "mask must be on the device of scores"),
-    ({"scores": torch.rand(3, 6, device="meta"), "generator": torch.Generator()}, ValueError, "generator must be on the"),
+    (
+        {"scores": torch.rand(3, 6, device="meta"), "generator": torch.Generator()},
+        ValueError,
+        "generator must be on the",
+    ),
 ]
 
 

@@ -92,7 +92,9 @@ def test_threads_share_the_samples(
 
 def test_many_python_threads_at_once() -> None:
     batches = [make_scores(4, 50) for _ in range(4)]
-    expected = [run(perturbed_topk, scores, 5, seed=index, sigma=0.1, samples=50) for index, scores in enumerate(batches)]
+    expected = [
+        run(perturbed_topk, scores, 5, seed=index, sigma=0.1, samples=50) for index, scores in enumerate(batches)
+    ]
     results: list[list[Tensor]] = [[]] * 4
 
     def work(index: int) -> None:

@@ -133,7 +133,7 @@ def test_one_more_position_contains_the_others(size: tuple[int, int, int, int], 
     assert (more >= fewer).all()
 
 
-@pytest.mark.parametrize(("common", "bound"), [(0.0, 0.98), (1.0, 0.8), (3.0, 0.45)])
+@pytest.mark.parametrize(("common", "bound"), [(0.0, 0.98), (1.0, 0.25), (3.0, 0.1)])
 def test_the_control_variate_lowers_the_error_of_the_gradient(common: float, bound: float) -> None:
     """N = 49, K = 4, S = 1000, by the common part of the upstream gradient. No bias."""
     scores, dsoft = torch.rand(49, generator=generator(1)), common + torch.randn(4, 49, generator=generator(2))
@@ -173,7 +173,8 @@ def test_the_diagonal_jacobian_lacks_the_other_half() -> None:
     """N = 2, K = 1, gap 0.02, sigma 0.05: the gradient of Y_1 is (5.42, -5.42), and the diagonal one (5.42, 0)."""
     scores, dsoft = torch.tensor([0.02, 0.0], dtype=torch.float64), torch.tensor([[1.0, 0.0]])
     full, diagonal = (
-        estimates(function, scores, dsoft, 200, 2000).mean(0) for function in (perturbed_topk, topk_with_diagonal_jacobian)
+        estimates(function, scores, dsoft, 200, 2000).mean(0)
+        for function in (perturbed_topk, topk_with_diagonal_jacobian)
     )
     slope = 5.4207
     torch.testing.assert_close(full, torch.tensor([slope, -slope], dtype=torch.float64), rtol=0.02, atol=0)

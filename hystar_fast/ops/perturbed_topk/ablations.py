@@ -29,7 +29,7 @@ def topk_without_control_variate(
     generator: torch.Generator | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Compute `hystar_fast.perturbed_topk` with the gradient E[Y Z'] / sigma as it stands, without the control variate."""
+    """Compute `hystar_fast.perturbed_topk` with the gradient E[Y Z'] / sigma as it stands."""
     noise, chosen, change, invalid = _sample(scores, k, sigma, samples, generator, mask)
     weight = 1 + (noise @ change.unsqueeze(-1)) / sigma
     return mean_of_chosen(chosen, weight.expand(chosen.shape), k, scores.shape[1], invalid)
@@ -53,7 +53,7 @@ def topk_with_diagonal_jacobian(
 def _sample(
     scores: Tensor, k: int, sigma: float, samples: int, generator: torch.Generator | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the noise, the chosen positions, the change of the scores, which is 0, and the items with invalid scores."""
+    """Return the noise, the chosen positions, the change of the scores, which is 0, and the invalid items."""
     check_arguments(scores, k, sigma, samples, generator, mask)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     noise = normal_noise(scores, samples, generator).to(scores.dtype)
