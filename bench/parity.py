@@ -65,7 +65,22 @@ def _style_nce() -> None:
     _compare("style_nce", *results, LIMIT[torch.float32])
 
 
-_OPS: dict[str, Callable[[], None]] = {"svd_linear": _svd_linear, "sinkhorn": _sinkhorn, "style_nce": _style_nce}
+def _perturbed_topk() -> None:
+    scores, dsoft = _random(3, 41).sigmoid(), _random(3, 7, 41)
+    results = []
+    for function, kind in ((hf.perturbed_topk, torch.float64), (hf.ref.perturbed_topk, torch.float64)):
+        leaf = scores.to(kind).requires_grad_()
+        soft = function(leaf, 7, sigma=0.05, samples=50, generator=torch.Generator(DEVICE).manual_seed(0))
+        results.append([soft, *torch.autograd.grad(soft, leaf, dsoft.to(kind))])
+    _compare("perturbed_topk", *results, 1e-12)
+
+
+_OPS: dict[str, Callable[[], None]] = {
+    "svd_linear": _svd_linear,
+    "sinkhorn": _sinkhorn,
+    "style_nce": _style_nce,
+    "perturbed_topk": _perturbed_topk,
+}
 _OPS_OF_BENCH = {"ceiling": (), "model": ("svd_linear", "style_nce")}
 
 

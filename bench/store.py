@@ -33,9 +33,23 @@ STEMS = {
         *_CSRC,
         "hystar_fast/ops/style_nce*",
         "hystar_fast/ops/sinkhorn*",
-        "hystar_fast/ref/*",
+        "hystar_fast/ref/style_nce*",
+        "hystar_fast/ref/sinkhorn*",
     ),
-    "model": ("kernels", "csrc", "hystar_fast/ops", "hystar_fast/nn", "hystar_fast/models"),
+    "perturbed_topk": (
+        "csrc/perturbed_topk",
+        *_CSRC[1:],
+        "hystar_fast/ops/perturbed_topk*",
+        "hystar_fast/ref/perturbed_topk*",
+    ),
+    "model": (
+        "kernels",
+        "csrc/style_nce",
+        *_CSRC,
+        *(f"hystar_fast/ops/{name}*" for name in ("svd_linear", "sinkhorn", "style_nce", "contexts", "transforms")),
+        "hystar_fast/nn",
+        "hystar_fast/models",
+    ),
     "ceiling": ("bench/bench_ceiling.py",),
 }
 

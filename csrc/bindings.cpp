@@ -56,6 +56,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("cpu_instruction_sets", &cpu::available_instruction_sets, "The instruction sets of this CPU, widest first.");
     bind_sinkhorn_cpu(module);
     bind_style_nce_cpu(module);
+    bind_perturbed_topk_cpu(module);
 #ifdef HYSTAR_FAST_CUDA
     bind_sinkhorn_cuda(module);
     bind_style_nce_cuda(module);

@@ -1,4 +1,4 @@
-"""Fast per-sample spectral modulation, Sinkhorn and StyleNCE for PyTorch, and the Hystar retrieval model on them."""
+"""Fast per-sample spectral modulation, Sinkhorn, StyleNCE and top-K for PyTorch, and the Hystar model on them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ _EXPORTS = {
     "svd_linear": "hystar_fast.ops.svd_linear",
     "sinkhorn": "hystar_fast.ops.sinkhorn",
     "style_nce": "hystar_fast.ops.style_nce",
+    "perturbed_topk": "hystar_fast.ops.perturbed_topk",
     "StyleNCELoss": "hystar_fast.nn.losses",
     "FastSVDLinear": "hystar_fast.nn.fast_svd_linear",
     "inject": "hystar_fast.nn.inject",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # `as` makes each a public name to type checkers
     from hystar_fast.nn.inject import inject as inject
     from hystar_fast.nn.load_injected import load_injected as load_injected
     from hystar_fast.nn.losses import StyleNCELoss as StyleNCELoss
+    from hystar_fast.ops.perturbed_topk import perturbed_topk as perturbed_topk
     from hystar_fast.ops.sinkhorn import sinkhorn as sinkhorn
     from hystar_fast.ops.status import info as info
     from hystar_fast.ops.style_nce import style_nce as style_nce

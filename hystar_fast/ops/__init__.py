@@ -1,1 +1,1 @@
-"""The three ops, a folder each: schema, fake kernels, autograd, and the choice of implementation."""
+"""The four ops, a folder each: schema, fake kernels, autograd, and the choice of implementation."""

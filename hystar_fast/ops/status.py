@@ -26,9 +26,9 @@ def info() -> list[dict[str, str]]:
     Example:
         >>> import hystar_fast as hf
         >>> sorted({row["op"] for row in hf.info()})
-        ['sinkhorn', 'style_nce', 'svd_linear']
+        ['perturbed_topk', 'sinkhorn', 'style_nce', 'svd_linear']
     """
     rows: list[OpStatus] = []
-    for op in ("svd_linear", "sinkhorn", "style_nce"):
+    for op in ("svd_linear", "sinkhorn", "style_nce", "perturbed_topk"):
         rows += import_module(f"hystar_fast.ops.{op}").status()
     return [asdict(row) for row in rows]

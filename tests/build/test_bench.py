@@ -116,7 +116,14 @@ def test_without_a_gpu_the_script_says_so_and_ends(tmp_path: Path) -> None:
 
 def test_every_row_is_complete_and_our_rows_are_accurate(results: Path) -> None:
     found = json.loads(results.read_text())
-    assert {row["op"] for row in found["rows"]} == {"ceiling", "svd_linear", "sinkhorn", "style_nce", "model"}
+    assert {row["op"] for row in found["rows"]} == {
+        "ceiling",
+        "svd_linear",
+        "sinkhorn",
+        "style_nce",
+        "perturbed_topk",
+        "model",
+    }
     assert found["machine"]["cpu"] and found["versions"]["torch"]
     for row in found["rows"]:
         assert row["commit"] and row["date"]
@@ -210,7 +217,7 @@ def test_every_goal_names_an_op_that_is_benchmarked() -> None:
 
 PLANNED = """
 import sys; sys.path.insert(0, "bench")
-import bench_model, bench_sinkhorn, bench_style_nce, json
+import bench_model, bench_perturbed_topk, bench_sinkhorn, bench_style_nce, json
 name = lambda batch, n: f"{batch} of {n}x{n}"
 rows = [("sinkhorn", name(b, n), "forward", provider) for b, n, provider in bench_sinkhorn.MEASURED]
 rows += [
@@ -219,6 +226,10 @@ rows += [
 ]
 size = f"D{bench_style_nce.DIMENSION}"
 rows += [("style_nce", f"N{n} {size}", "forward+backward", provider) for n, _, provider in bench_style_nce.CASES]
+rows += [
+    ("perturbed_topk", f"B{b} S{bench_perturbed_topk.SAMPLES} N{n} K{k}", "forward+backward", provider)
+    for b, n, k, provider in bench_perturbed_topk.CASES
+]
 rows += [
     ("model", f"{bench_model.backbone_name(False)} B{b}", "forward", provider)
     for b in bench_model.BATCHES for provider in bench_model.PROVIDERS

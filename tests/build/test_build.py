@@ -145,7 +145,12 @@ q, t = torch.randn(2, 9, 16)
 torch.testing.assert_close(hf.style_nce(q, t), hf.ref.style_nce(q, t), atol=1e-4, rtol=1e-4)
 layer = hf.FastSVDLinear.from_linear(torch.nn.Linear(8, 6))
 assert layer(x, torch.zeros(2, 6)).shape == (2, 3, 6)
-assert {row["op"] for row in hf.info()} == {"svd_linear", "sinkhorn", "style_nce"}
+soft, same = (
+    f(q, 3, sigma=0.1, samples=20, generator=torch.Generator().manual_seed(0))
+    for f in (hf.perturbed_topk, hf.ref.perturbed_topk)
+)
+torch.testing.assert_close(soft, same)
+assert {row["op"] for row in hf.info()} == {"svd_linear", "sinkhorn", "style_nce", "perturbed_topk"}
 print("ran")
 """
     assert run([fresh_environment / "python", "-c", code], tmp_path).strip() == "ran"
@@ -162,7 +167,7 @@ print("read")
 """
     assert run([fresh_environment / "python", "-c", code], tmp_path).strip() == "read"
     shown = run([fresh_environment / "hystar-fast", "info"], tmp_path)
-    assert all(op in shown for op in ("svd_linear", "sinkhorn", "style_nce"))
+    assert all(op in shown for op in ("svd_linear", "sinkhorn", "style_nce", "perturbed_topk"))
 
 
 def test_the_extension_links_neither_torch_nor_the_cuda_runtime(isolated: tuple[Path, str], tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def random_ops(share: float = 1.0) -> list[Row]:
     worst: dict[str, tuple[float, int]] = defaultdict(lambda: (0.0, -1))
     count: dict[str, int] = defaultdict(int)
     faults: list[Row] = []
-    kinds = (svd_linear, svd_linear, sinkhorn, style_nce)
+    kinds = (svd_linear, svd_linear, sinkhorn, style_nce, perturbed_topk)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the tensors are tiny
     for number in range(int(CASES * share)):
@@ -150,6 +150,30 @@ def style_nce(draw: random.Random) -> Result:
         limit = (4 * torch.finfo(actual.dtype).eps + scale * eps) * (true.abs().nan_to_num() + term)
         error = max(error, excess(actual, true, limit + 1e-7 * (actual.dtype == torch.float16)))
     return f"style_nce {name(dtype)} {weights}", error
+
+
+def perturbed_topk(draw: random.Random) -> Result:
+    """One batch: the reference's result in the same dtype bit for bit; only sums of the gradient round."""
+    dtype = draw.choice(DTYPES)
+    b, n, k = draw.choice([0, 1, 3]), draw.randint(1, 40), draw.randint(1, 12)
+    scores = strided(draw, (b, n), dtype)
+    options: dict[str, Any] = {"sigma": draw.choice([1e-3, 0.1, 3.0]), "samples": draw.randint(2, 40)}
+    if draw.random() < 0.4:
+        options["mask"] = torch.rand(b, n) < draw.choice([0.2, 0.8])
+    dsoft = strided(draw, (b, k, n), torch.promote_types(dtype, torch.float32))
+
+    def run(function: Callable[..., Tensor]) -> list[Tensor]:
+        leaf = scores.detach().requires_grad_()
+        soft = function(leaf, k, generator=torch.Generator().manual_seed(1), **options)
+        return [soft.detach(), *torch.autograd.grad(soft, leaf, dsoft)]
+
+    found, truth = run(hf.perturbed_topk), run(ref.perturbed_topk)
+    if not torch.equal(found[0], truth[0]):
+        return f"perturbed_topk {name(dtype)}", float("inf")
+    eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    terms = 10 * k * dsoft.double().abs().amax() / options["sigma"] if dsoft.numel() else 0.0
+    limit = (8 * torch.finfo(dtype).eps * truth[1].double().abs() + 4 * (n + 40) * eps * terms) + 1e-7
+    return f"perturbed_topk {name(dtype)}", excess(found[1], truth[1].double(), limit)
 
 
 def condition(plan: Tensor) -> float:

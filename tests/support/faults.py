@@ -152,6 +152,13 @@ MUTANTS = [
         weights_multiplied_and_not_their_logarithm=("weight[part].log_()", "weight[part]"),
     ),
     *_of(
+        "hystar_fast/ops/perturbed_topk/torch.py",
+        "tests/ops/test_perturbed_topk.py",
+        gradient_of_the_chosen_alone=("weight - weight.mean(1, keepdim=True)", "weight"),
+        forbidden_positions_get_a_gradient=("(dscores - mean).masked_fill(forbidden, 0)", "dscores - mean"),
+        gradient_divided_by_all_samples=("((samples - 1) * sigma)", "(samples * sigma)"),
+    ),
+    *_of(
         "hystar_fast/ops/svd_linear/materialised.py",
         "tests/ops/test_svd_linear.py",
         samples_left_in_the_order_of_their_styles=("order.argsort(), out=", "order, out="),

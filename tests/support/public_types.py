@@ -16,6 +16,7 @@ def ops(x: Tensor, u: Tensor, scale: Tensor, vh: Tensor) -> None:
     assert_type(sinkhorn(x, 0.1), Tensor)
     assert_type(sinkhorn(x, 0.1, return_info=True)[0], Tensor)
     assert_type(style_nce(x, u), Tensor)
+    assert_type(hf.perturbed_topk(x, 3, sigma=0.1, samples=100), Tensor)
     assert_type(hf.ref.svd_linear(x, u, scale, vh), Tensor)
     assert_type(hf.info(), list[dict[str, str]])
 
