@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hystar_fast.data.captions import is_captions, load_captions
-from hystar_fast.data.crossmodal import is_crossmodal, load_crossmodal
 from hystar_fast.data.csv_pairs import load_csv_pairs
 from hystar_fast.data.domainnet import load_domainnet, styles_with_split
 from hystar_fast.data.dsr import load_dsr
@@ -17,6 +16,7 @@ from hystar_fast.data.image_files import is_hidden
 from hystar_fast.data.image_set import ImageSet, layout_error
 from hystar_fast.data.stamps import PLACE as STAMPS
 from hystar_fast.data.stamps import load_stamps
+from hystar_fast.data.text_pairs import is_crossmodal, load_crossmodal
 from hystar_fast.data.webdataset import LAYOUT, load_webdataset
 
 SPLITS = ("train", "val", "test")

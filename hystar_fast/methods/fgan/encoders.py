@@ -295,5 +295,7 @@ class _TimmTransformer(ImageEncoder):
 
 def _small_network() -> nn.Module:
     """Return a convolution of 8 x 8 patches and one of their neighbours, with random weights."""
-    patches = nn.Conv2d(3, 64, 8, stride=8)
-    return nn.Sequential(patches, nn.ReLU(), nn.Conv2d(64, _RANDOM_WIDTH, 3, padding=1), nn.ReLU())
+    patches, neighbours = nn.Conv2d(3, 64, 8, stride=8), nn.Conv2d(64, _RANDOM_WIDTH, 3, padding=1)
+    for layer in (patches, neighbours):  # torch's default initialisation halves the activations at every layer
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return nn.Sequential(patches, nn.ReLU(), neighbours, nn.ReLU())

@@ -95,6 +95,15 @@ class LabelSimilarity:
             cosines = queries[:, : self.width] @ gallery[:, : self.width].mT
         return cosines.sub_(distance.tanh_())
 
+    def paired(self, queries: Tensor, gallery: Tensor) -> Tensor:
+        """Return the similarities [n] of prepared queries, each with the prepared gallery item in its row."""
+        cosines = (queries[:, : self.width] * gallery[:, : self.width]).sum(1)
+        if self.retrieval == "regions":
+            return cosines
+        (p, log_p), (q, log_q) = (rows[:, self.width : -1].chunk(2, dim=1) for rows in (queries, gallery))
+        distance = ((p - q) * (log_p - log_q)).sum(1)
+        return -distance if self.retrieval == "labels" else cosines - distance.tanh()
+
     def _distance(self, queries: Tensor, gallery: Tensor) -> Tensor:
         """Return J [n, m] of prepared rows. The halves of the queries are swapped, as they are the fewer."""
         labels, logs = queries[:, self.width : -1].chunk(2, dim=1)

@@ -75,6 +75,14 @@ def test_scores_are_symmetric_and_within_their_bounds(retrieval):
     torch.testing.assert_close(own, torch.full((20,), high), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("retrieval", RETRIEVALS)
+def test_paired_scores_are_the_diagonal(retrieval):
+    similarity = LabelSimilarity(D, retrieval)
+    queries, gallery = (similarity.prepare(items(9, seed)) for seed in (12, 13))
+    expected = similarity.scores(queries, gallery).diagonal()
+    torch.testing.assert_close(similarity.paired(queries, gallery), expected, rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize("block", [1, 3, 64])
 @pytest.mark.parametrize("retrieval", RETRIEVALS)
 def test_the_size_of_a_block_does_not_matter(retrieval, block):

@@ -162,19 +162,6 @@ def split_classes(names: Collection[str], seed: int) -> tuple[tuple[str, ...], t
     return tuple(sorted(ordered[:half])), tuple(sorted(ordered[half:]))
 
 
-def hold_out_classes(seen: Collection[str], share: float = 0.2) -> tuple[str, ...]:
-    """Return the seen classes that are held out for validation: a share of them, at least two, by a hash of the names.
-
-    Raises:
-        ValueError: no two classes would be left to train on.
-    """
-    count = max(2, round(share * len(set(seen))))
-    if len(set(seen)) < count + 2:
-        raise ValueError(f"seen must be at least {count + 2} classes to hold out {count}, got {len(set(seen))}")
-    ordered = sorted(set(seen), key=lambda name: (hash_fraction(name, "classes held out"), name))
-    return tuple(sorted(ordered[:count]))
-
-
 @dataclass(frozen=True)
 class ZeroShotParts:
     """Parts of a data set of seen and unseen classes. Seen classes of the test part are in none.
