@@ -16,11 +16,12 @@ from hystar_fast.data.image_files import is_hidden
 from hystar_fast.data.image_set import ImageSet, layout_error
 from hystar_fast.data.stamps import PLACE as STAMPS
 from hystar_fast.data.stamps import load_stamps
+from hystar_fast.data.text_pairs import is_crossmodal, load_crossmodal
 from hystar_fast.data.webdataset import LAYOUT, load_webdataset
 
 SPLITS = ("train", "val", "test")
-KINDS = ("emoji", "dsr", "domainnet", "folders", "pairs", "captions", "shards", "icons", "stamps")
-_FIXED_GALLERY = ("emoji", "dsr", "domainnet", "pairs", "captions", "stamps")
+KINDS = ("emoji", "dsr", "domainnet", "folders", "pairs", "captions", "shards", "icons", "stamps", "crossmodal")
+_FIXED_GALLERY = ("emoji", "dsr", "domainnet", "pairs", "captions", "stamps", "crossmodal")
 
 
 def open_images(
@@ -69,6 +70,8 @@ def open_images(
             return load_icons(path, split, gallery_style)
         case "stamps":
             return load_stamps(path, split)
+        case "crossmodal":
+            return load_crossmodal(path, split)
         case "shards":
             images = load_webdataset(path, gallery_style)
             if not any(record.style != images.gallery_style or record.captions for record in images.records):
@@ -103,5 +106,7 @@ def _recognised(path: Path, split: str) -> str:
     names = dict.fromkeys((split, *SPLITS))
     if (path / "images").is_dir() and any((path / f"{name}.json").is_file() for name in names):
         return "dsr"
+    if is_crossmodal(path):
+        return "crossmodal"
     styles = (style for name in names for style in styles_with_split(path, name))
     return "domainnet" if any((path / style).is_dir() for style in styles) else "folders"

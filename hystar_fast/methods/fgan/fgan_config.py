@@ -1,0 +1,208 @@
+"""Settings of FGAN: the section ``[fgan]`` of a settings file, checked, and its presets."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from hystar_fast.methods.fgan.fgan_losses import ANCHORS, CONTRASTS, RECONSTRUCTIONS, TRIPLETS
+from hystar_fast.methods.fgan.label_similarity import RETRIEVALS
+from hystar_fast.methods.fgan.labels import BOTTLENECKS, RECONSTRUCTED
+from hystar_fast.methods.fgan.regions import AGGREGATES, REGIONS, check_regions
+from hystar_fast.methods.fgan.teachers import TEACHERS
+
+_CHOICES = {
+    "image_regions": (49, 196),
+    "aggregate": AGGREGATES,
+    "regions": REGIONS,
+    "jacobian": ("full", "diagonal"),
+    "anchors": ANCHORS,
+    "triplets": TRIPLETS,
+    "contrast": CONTRASTS,
+    "bottleneck": BOTTLENECKS,
+    "reconstruct": RECONSTRUCTED,
+    "reconstruction": RECONSTRUCTIONS,
+    "reconstruction_target": ("detached", "live"),
+    "text_context": ("gru", "none"),
+    "teacher": TEACHERS,
+    "retrieval": RETRIEVALS,
+}
+_FLAGS = ("control_variate", "perturb_at_evaluation", "region_norm", "pool_projection")
+_AT_LEAST_ZERO = ("margin", "semi_margin", "alpha", "kl_weight", "align", "label_weight", "region_weight")
+_ABOVE_ZERO = ("sigma", "teacher_scale")
+_COUNTS = ("width", "embedding", "labels", "samples")
+
+
+@dataclass(frozen=True)
+class FGANConfig:
+    """Settings of FGAN; the defaults are the paper's, with its gaps filled from the authors' code.
+
+    Attributes:
+        image_encoder: "torchvision:vgg19_bn", "timm:<name>", "random" (a small convolution, for tests), or "backbone":
+            the image tower of the backbone of the run.
+        image_weights: of "torchvision:" and "timm:": the name of torchvision weights ("timm": any name means its own),
+            a local state dict, or None for random weights.
+        image_regions: 49, or 196 of VGG without its last pooling.
+        text_encoder: "words": vectors of words from a file; "transformers:<id or path>": a text model such as BERT;
+            "backbone": the text tower of the backbone of the run; "pictures": the other side are pictures too, such as
+            sketches, with the same encoder and heads of their own.
+        text_context: of "words": "gru", a bidirectional GRU, or "none", a linear layer.
+        width: d of the regions behind the encoders.
+        embedding: d_x of the region embeddings.
+        labels: C; with prototypes their number.
+        image_regions_kept, text_regions_kept, aggregate, region_norm, regions: see
+            :class:`hystar_fast.methods.fgan.regions.RegionHead`.
+        jacobian: of the perturbed top-K: "full", the paper's (Eq. 8), or "diagonal", the authors' code.
+        control_variate: whether the full Jacobian is estimated with less variance, at the same expectation.
+        sigma, samples: of the perturbed top-K.
+        perturb_at_evaluation: whether regions are chosen with noise in evaluation too.
+        margin, semi_margin, alpha, anchors, triplets, contrast: of the contrast; "pairwise" and "classify" have no
+            semi-positives.
+        region_weight, label_weight: factors of the contrast and of the losses of the labels; 0 leaves them out.
+        pool_projection, bottleneck, reconstruct: see :class:`hystar_fast.methods.fgan.labels.LabelHead`.
+        reconstruction, kl_weight: error and factor of the divergence of the bottleneck.
+        reconstruction_target: "live" lets the target of the decoder learn too; both sides can then shrink it.
+        align: factor of the four divergences between teacher and labels.
+        teacher: "network" (ResNet-50), "prototypes" (other drawings), "names", or an ablation of Table 4.
+        teacher_scale: inverse temperature of prototypes, names and class words.
+        retrieval: the similarity, see :class:`hystar_fast.methods.fgan.label_similarity.LabelSimilarity`.
+
+    Raises:
+        ValueError, TypeError: a field has the wrong value or type; the message says what it must be.
+
+    >>> FGANConfig.preset("authors", alpha=0.0).margin
+    0.7
+    """
+
+    image_encoder: str = "torchvision:vgg19_bn"
+    image_weights: str | None = "IMAGENET1K_V1"
+    image_regions: int = 49
+    text_encoder: str = "words"
+    text_context: str = "gru"
+    width: int = 512
+    embedding: int = 512
+    labels: int = 1000
+    image_regions_kept: int | float = 4
+    text_regions_kept: int | float = 4
+    aggregate: str = "concat"
+    region_norm: bool = True
+    regions: str = "salient"
+    jacobian: str = "full"
+    control_variate: bool = True
+    sigma: float = 0.05
+    samples: int = 1000
+    perturb_at_evaluation: bool = False
+    margin: float = 0.5
+    semi_margin: float = 0.5
+    alpha: float = 0.1
+    anchors: str = "both"
+    triplets: str = "selective"
+    contrast: str = "triplet"
+    region_weight: float = 1.0
+    label_weight: float = 1.0
+    pool_projection: bool = True
+    bottleneck: str = "vae"
+    reconstruct: str = "latent"
+    reconstruction: str = "mse"
+    reconstruction_target: str = "detached"
+    kl_weight: float = 1e-4
+    align: float = 0.5
+    teacher: str = "network"
+    teacher_scale: float = 30.0
+    retrieval: str = "joint"
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"fgan.{name} must be one of {_listed(choices)}, got {_shown(getattr(self, name), choices)}"
+                )
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"fgan.{name} must be True or False, got {getattr(self, name)!r}")
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"fgan.{name} must be a whole number of at least 1, got {value!r}")
+        for name in (*_AT_LEAST_ZERO, *_ABOVE_ZERO):
+            value = getattr(self, name)
+            least = "at least" if name in _AT_LEAST_ZERO else "above"
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"fgan.{name} must be a number, got {value!r}")
+            if not math.isfinite(value) or value < 0 or (value == 0 and name in _ABOVE_ZERO):
+                raise ValueError(f"fgan.{name} must be finite and {least} 0, got {value}")
+        for side in ("image_regions_kept", "text_regions_kept"):
+            check_regions(f"fgan.{side}", getattr(self, side), self.aggregate, self.regions)
+        _check_encoder("image_encoder", self.image_encoder, ("torchvision:vgg19_bn", "random", "backbone"), "timm")
+        words = ("words", "backbone", "pictures")
+        _check_encoder("text_encoder", self.text_encoder, words, "transformers")
+        if self.region_weight == 0 and self.label_weight == 0:
+            raise ValueError(
+                "fgan.region_weight or fgan.label_weight must be above 0, got 0 and 0, which would train nothing"
+            )
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """Return the settings of "paper", the defaults, or of "authors", the published code, with some changed.
+
+        Raises:
+            ValueError, TypeError: an unknown preset, or a change that is no field or does not fit.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"fgan.preset must be one of {_listed(PRESETS)}, got {_shown(name, PRESETS)}")
+        return cls(**{**PRESETS[name], **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as values that JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return the settings of some values over those of the preset that ``preset`` names, "paper" without it.
+
+        Raises:
+            ValueError: an unknown name; the message suggests the nearest one.
+        """
+        known = ["preset", *(entry.name for entry in fields(cls))]
+        for name in values:
+            if name not in known:
+                raise ValueError(f"settings must be those of FGAN, got {_shown(name, known)}")
+        changes = dict(values)
+        return cls.preset(changes.pop("preset", "paper"), **changes)
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {},
+    "authors": {
+        "image_regions_kept": 0.1,
+        "text_regions_kept": 0.1,
+        "aggregate": "mean",
+        "jacobian": "diagonal",
+        "perturb_at_evaluation": True,
+        "margin": 0.7,
+        "semi_margin": 0.3,
+        "reconstruction_target": "live",
+        "align": 0.25,
+    },
+}
+
+
+def _check_encoder(name: str, value: object, choices: tuple[str, ...], prefix: str) -> None:
+    is_named = isinstance(value, str) and value.startswith(f"{prefix}:") and len(value) > len(prefix) + 1
+    if value not in choices and not is_named:
+        raise ValueError(
+            f"fgan.{name} must be one of {_listed(choices)} or '{prefix}:<name>', got {_shown(value, choices)}"
+        )
+
+
+def _listed(choices: Iterable[object]) -> str:
+    return ", ".join(map(repr, choices))
+
+
+def _shown(value: object, choices: Iterable[object]) -> str:
+    """Return a wrong value, with the nearest right one where it is near."""
+    near = difflib.get_close_matches(str(value), list(map(str, choices)), 1)
+    return f"{value!r}; did you mean {near[0]}?" if near else repr(value)
