@@ -102,7 +102,7 @@ def load_checkpoint(path: str | Path, method: Method, optimizers: Optimizers) ->
 
 
 def _state(method: Method, optimizers: Optimizers) -> dict[str, Any]:
-    """Return what a checkpoint holds of a method: its parameters, or all of its modules where it makes its own steps."""
+    """Return what a checkpoint holds of a method: its parameters, or its modules where it makes its own steps."""
     if isinstance(method, StepTrained) and not isinstance(optimizers, optim.Optimizer):
         modules = {name: dict(module.state_dict()) for name, module in method.state().items()}
         return {"modules": modules, "optimizers": {name: one.state_dict() for name, one in optimizers.items()}}
