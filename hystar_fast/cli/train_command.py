@@ -10,20 +10,26 @@ from hystar_fast.terminal.progress import Progress
 from hystar_fast.train.run import Trained, run_training
 from hystar_fast.train.settings import read_settings
 
+_MEANINGS = {
+    "R@1": "% of the queries whose own picture comes first",
+    "mAP@all": "% average precision on categories that were held out",
+}
 _STYLED = ("hystar", "freestyle")  # read the style network of the configuration
 
 
 def train_from(config: str, changes: Sequence[str], console: Console, *, resume: bool) -> Trained:
     """Train from a settings file and changes to it, with a progress bar, and print the result."""
     settings = read_settings(config, changes)
-    announce_downloads(settings.model, console, styled=settings.method in _STYLED)
+    own_network = getattr(settings.own, "timm_name", None)
+    if own_network is None:
+        announce_downloads(settings.model, console, styled=settings.method in _STYLED)
     with Progress(console) as progress:
         task = progress.add_task("train", total=None)
 
         def started(steps: int, parameters: dict[str, int]) -> None:
             console.log_to(settings.run.output)
             counts = ", ".join(f"{name} {count:,}" for name, count in parameters.items())
-            backbone = settings.model.backbone
+            backbone = settings.model.backbone if own_network is None else f"{own_network} ({settings.own.weights})"
             console.print(f"{settings.method} on {backbone}: {steps} steps; trained parameters: {counts}")
             progress.update(task, total=steps)
 
@@ -43,8 +49,8 @@ def _print_result(trained: Trained, console: Console) -> None:
         bounds = (
             "" if state.best_interval is None else " [{:.1f}, {:.1f}]".format(*(100 * b for b in state.best_interval))
         )
-        found = f"R@1 {100 * state.best[0]:.1f}{bounds} after step {state.best[1]}"
-        best = f"; best on validation: {found} (% of the queries whose own picture comes first)"
+        found = f"{trained.metric} {100 * state.best[0]:.1f}{bounds} after step {state.best[1]}"
+        best = f"; best on validation: {found} ({_MEANINGS[trained.metric]})"
     console.print(f"{state.step} steps{last}{best}; wrote {trained.adapter}")
     if state.skipped:
         first = next(iter(state.skipped.items()))

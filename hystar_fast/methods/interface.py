@@ -28,7 +28,7 @@ class Method(ABC):
         modules: the modules that hold the parameters and are switched between training and evaluation.
         resize: makes the method's input from a picture of any size.
         config: the configuration it was built from; None if it was built without one.
-        settings: its arguments besides `config`, such as a rank.
+        settings: its arguments besides `config`, such as a rank; values that JSON can hold.
         fingerprints: part -> hash of the frozen weights; an adapter file fits no other weights.
     """
 
@@ -38,12 +38,16 @@ class Method(ABC):
     modules: tuple[nn.Module, ...] = ()
     resize: Resize = ResizeTo(_DEFAULT_SIZE)
     config: HystarConfig | None = None
-    settings: Mapping[str, int] = MappingProxyType({})
+    settings: Mapping[str, int | float | str | bool] = MappingProxyType({})
     fingerprints: Mapping[str, str | None] = MappingProxyType({})
 
     @abstractmethod
     def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
         """Return unit vectors [B, D] of images [B, 3, H, W]; `style` [B, d] comes from `style()`, or is computed."""
+
+    def encode_query(self, images: Tensor, style: Tensor | None = None) -> Tensor:
+        """Return unit vectors [B, D] of queries, which a method may encode in another way than the gallery."""
+        return self.encode_image(images, style)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor | None:
         """Return unit vectors [B, D] of texts, or None if the system has no text encoder."""
@@ -70,8 +74,8 @@ class Method(ABC):
         for module in self.modules:
             module.train(mode)
 
-    def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the trainable parameters by their names in `modules`: the content of an adapter file."""
+    def trained_parameters(self) -> dict[str, Tensor]:
+        """Return the trained parameters by their names in `modules`: the content of an adapter file."""
         wanted = {id(p) for group in self.parameter_groups().values() for p in group}
         return {n: p for module in self.modules for n, p in module.named_parameters() if id(p) in wanted}
 

@@ -82,5 +82,5 @@ class MeanShift(Frozen):
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         return F.normalize(super().encode_text(texts) + self.means.pictures[0] - self.means.texts, dim=-1)
 
-    def trained_parameters(self) -> dict[str, nn.Parameter]:
+    def trained_parameters(self) -> dict[str, Tensor]:
         return dict(self.means.named_parameters())

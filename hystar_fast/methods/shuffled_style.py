@@ -47,5 +47,5 @@ class ShuffledStyle(HystarMethod):
         rows = torch.randint(len(kept), (len(images),), generator=generator)
         return super().encode_image(images, kept[rows])
 
-    def trained_parameters(self) -> dict[str, nn.Parameter]:
+    def trained_parameters(self) -> dict[str, Tensor]:
         return super().trained_parameters() | dict(self.bank.named_parameters())

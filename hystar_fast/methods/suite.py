@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
+from hystar_fast.methods.acnet.acnet_config import ACNetConfig
+from hystar_fast.methods.acnet.acnet_method import ACNet
 from hystar_fast.methods.baselines import BASELINES
 from hystar_fast.methods.frozen import Frozen
 from hystar_fast.methods.hog import HOG
@@ -27,6 +30,7 @@ FITTED = ("mean_shift",)  # to the training data without gradient steps: no lear
 DEMO_TRAINED = ("static", "lora", "hystar")
 DEMO_METHODS = (*UNTRAINED, *DEMO_TRAINED)
 METHODS = (*UNTRAINED, *FITTED, *BASELINES, *DEMO_TRAINED)
+OWN_STEPS: dict[str, type[ACNetConfig]] = {"acnet": ACNetConfig}  # trained by their own steps, with their settings
 
 
 def tiny_config(pretrained: str | None = "packaged") -> HystarConfig:
@@ -56,23 +60,24 @@ def create_method(
     *,
     seed: int = 0,
     parameters: int | None = None,
-    settings: Mapping[str, int] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Method:
     """Build one method.
 
     Args:
-        name: one of `METHODS`.
+        name: one of `METHODS` or of `OWN_STEPS`.
         config: of the Hystar it is, or is compared with: backbone, loss and style.
         seed: for random initialisation (hypernetworks, LoRA, prompts).
         parameters: for "lora", how many parameters to train; by default as many as Hystar.
-        settings: what a saved method of this name was built with (`Method.settings`), instead of the defaults.
+        settings: what a saved method of this name was built with (`Method.settings`), instead of the defaults; for a
+            method of `OWN_STEPS`, some or all of its settings.
 
     Raises:
         ValueError: an unknown name, or a backbone that cannot be loaded or adapted.
         TypeError: `settings` that this method does not have.
     """
-    if name not in METHODS:
-        raise ValueError(f"name must be one of {METHODS}, got {name!r}")
+    if name not in (*METHODS, *OWN_STEPS):
+        raise ValueError(f"name must be one of {(*METHODS, *OWN_STEPS)}, got {name!r}")
     if name == "lora" and parameters is None and not settings:
         parameters = hystar_size(config)
     torch.manual_seed(seed)
@@ -85,6 +90,9 @@ def create_method(
             return ShuffledStyle(Hystar(config), **settings) if settings else create_hystar(config, seed=seed)
         case "static":
             return StaticOnly(config)
+        case "acnet":
+            own = dict(settings or {})
+            return ACNet(config, categories=own.pop("categories", 0), own=ACNetConfig.from_dict(own))
     backbone = create_backbone(config)
     fingerprints = backbone_fingerprints(backbone)
     method = _adapted(name, backbone, config, parameters, settings or {})
@@ -93,7 +101,7 @@ def create_method(
 
 
 def _adapted(
-    name: str, backbone: TowerBackbone, config: HystarConfig, parameters: int | None, settings: Mapping[str, int]
+    name: str, backbone: TowerBackbone, config: HystarConfig, parameters: int | None, settings: Mapping[str, Any]
 ) -> Frozen:
     if name == "frozen":
         return Frozen(backbone)

@@ -1,4 +1,6 @@
-"""Checkpoints of a run: the trained parameters, the optimiser and the progress, so that the run can be resumed.
+"""Checkpoints of a run: the trained parameters, the optimisers and the progress, so that the run can be resumed.
+
+Of a method that makes its own steps it holds the parameters and buffers of its modules, and a state for each optimiser.
 
 A checkpoint is what torch.save writes, with a SHA-256 of all of it as the comment of its zip archive: `torch.load`
 still reads it, and one changed bit anywhere is found. It replaces the one before as a whole.
@@ -8,18 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, optim
 
 from hystar_fast.data.whole_files import write_whole
 from hystar_fast.methods.interface import Method
+from hystar_fast.methods.step_trained import StepTrained
 
+Optimizers: TypeAlias = "optim.Optimizer | Mapping[str, optim.Optimizer]"
 _FORMAT = 3
 _DIGEST = 64  # characters of a SHA-256
 
@@ -51,20 +55,13 @@ class Progress:
     identity: dict[str, Any] = field(default_factory=dict)
 
 
-def save_checkpoint(path: str | Path, method: Method, optimizer: optim.Optimizer, progress: Progress) -> None:
+def save_checkpoint(path: str | Path, method: Method, optimizers: Optimizers, progress: Progress) -> None:
     """Write a checkpoint; the file is replaced in one move.
 
     Raises:
-        FloatingPointError: a parameter or a moment of the optimiser is not finite; the old file is kept.
+        FloatingPointError: a parameter or a moment of an optimiser is not finite; the old file is kept.
     """
-    parameters = {name: [p.detach() for p in group] for name, group in method.parameter_groups().items()}
-    content = {
-        "format": _FORMAT,
-        "method": method.name,
-        "parameters": parameters,
-        "progress": vars(progress),
-        "optimizer": optimizer.state_dict(),
-    }
+    content = {"format": _FORMAT, "method": method.name, **_state(method, optimizers), "progress": vars(progress)}
     if not _is_finite(content):
         raise FloatingPointError(
             f"the parameters of {method.name!r} are not finite after step {progress.step}: lower its learning rates"
@@ -72,8 +69,8 @@ def save_checkpoint(path: str | Path, method: Method, optimizer: optim.Optimizer
     write_checked(Path(path), content)
 
 
-def load_checkpoint(path: str | Path, method: Method, optimizer: optim.Optimizer) -> Progress:
-    """Restore a checkpoint's parameters and optimiser state, and return the progress.
+def load_checkpoint(path: str | Path, method: Method, optimizers: Optimizers) -> Progress:
+    """Restore a checkpoint's parameters and the states of the optimisers, and return the progress.
 
     Raises:
         ValueError: the file is missing or damaged, is not finite, or belongs to another method or other shapes.
@@ -84,19 +81,43 @@ def load_checkpoint(path: str | Path, method: Method, optimizer: optim.Optimizer
         raise ValueError(
             f"path must be a checkpoint of method {method.name!r}, got one of {saved.get('method')!r} in {path}"
         )
-    groups = method.parameter_groups()
-    expected = {name: [tuple(p.shape) for p in group] for name, group in groups.items()}
-    found = {name: [tuple(p.shape) for p in group] for name, group in saved["parameters"].items()}
-    if expected != found:
+    state = _state(method, optimizers)
+    if _shapes(state, "parameters", "modules") != _shapes(saved, "parameters", "modules"):
         raise ValueError(f"path must hold the parameters of method {method.name!r}, got others in {path}")
     if not _is_finite(saved):
         raise ValueError(f"path must hold finite parameters, got NaN or inf in {path}")
     with torch.no_grad():
-        for name, group in groups.items():
+        for name, group in state.get("parameters", {}).items():
             for parameter, value in zip(group, saved["parameters"][name], strict=True):
                 parameter.copy_(value.to(parameter.device, parameter.dtype))
-    optimizer.load_state_dict(saved["optimizer"])
+        for name, tensors in state.get("modules", {}).items():
+            for key, tensor in tensors.items():
+                tensor.copy_(saved["modules"][name][key].to(tensor.device, tensor.dtype))
+    if isinstance(optimizers, optim.Optimizer):
+        optimizers.load_state_dict(saved["optimizer"])
+    else:
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(saved["optimizers"][name])
     return Progress(**saved["progress"])
+
+
+def _state(method: Method, optimizers: Optimizers) -> dict[str, Any]:
+    """Return what a checkpoint holds of a method: its parameters, or its modules where it makes its own steps."""
+    if isinstance(method, StepTrained) and not isinstance(optimizers, optim.Optimizer):
+        modules = {name: dict(module.state_dict()) for name, module in method.state().items()}
+        return {"modules": modules, "optimizers": {name: one.state_dict() for name, one in optimizers.items()}}
+    assert isinstance(optimizers, optim.Optimizer)
+    parameters = {name: [p.detach() for p in group] for name, group in method.parameter_groups().items()}
+    return {"parameters": parameters, "optimizer": optimizers.state_dict()}
+
+
+def _shapes(content: Any, *names: str) -> Any:
+    """Return the shapes of the tensors in some entries, or in all."""
+    if isinstance(content, Tensor):
+        return tuple(content.shape)
+    if isinstance(content, dict):
+        return {name: _shapes(entry) for name, entry in content.items() if not names or name in names}
+    return [_shapes(entry) for entry in content]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

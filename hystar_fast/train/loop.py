@@ -1,28 +1,25 @@
-"""The training loop: a batch of pairs each step, its gradients, validation, checkpoints and a log."""
+"""The training loop: step after step of any method, validation, checkpoints and a log."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim import AdamW
 
 from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.read_ahead import read_ahead
-from hystar_fast.methods.device import on_device
 from hystar_fast.methods.interface import Method
 from hystar_fast.nn.losses import PairLoss
 from hystar_fast.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from hystar_fast.train.contrastive_steps import ContrastiveSteps
 from hystar_fast.train.metrics_log import MetricsLog
-from hystar_fast.train.optim import clip_gradients, parameter_groups, rate_factor, set_rates
-from hystar_fast.train.pairs import PairSampler, TrainingPairs
+from hystar_fast.train.pairs import TrainingPairs
 from hystar_fast.train.processes import World
 from hystar_fast.train.recipe import Recipe
-from hystar_fast.train.step import Inputs, backward, prepare
+from hystar_fast.train.step_maker import StepMaker
 
 
 @dataclass(frozen=True)
@@ -116,70 +113,66 @@ def fit(
         FloatingPointError: the loss or a gradient is no longer finite.
     """
     world = world or World()
-    if method.initialises_from_first_batch and (world.size > 1 or recipe.chunk_size):
-        raise ValueError(
-            f"chunk_size must be 0 and processes 1 for method {method.name!r}, which initialises from its whole first "
-            f"batch, got chunk_size {recipe.chunk_size} and {world.size} processes"
-        )
-    groups = parameter_groups(method.parameter_groups(), recipe.learning_rates, recipe.weight_decay)
-    if not groups:
-        raise ValueError(f"method must have trainable parameters, got {method.name!r}")
-    trainable = [p for group in groups for p in group["params"]]
-    optimizer = AdamW(groups, fused=trainable[0].device.type in ("cpu", "cuda"))
+    maker = ContrastiveSteps(method, open_pairs, recipe, criterion, world, device)
+    return run_steps(maker, policy, world=world, progress=progress)
+
+
+def run_steps(
+    maker: StepMaker,
+    policy: CheckpointPolicy,
+    *,
+    world: World | None = None,
+    progress: Callable[[int, float], object] | None = None,
+) -> Progress:
+    """Make the steps of a run, with validation, a log and checkpoints; the method is left in evaluation mode.
+
+    Args:
+        maker: makes the steps.
+        policy: see `CheckpointPolicy`.
+        world: the processes. Process 0 writes and validates.
+        progress: called after every step with the number of steps done and the loss.
+
+    Raises:
+        ValueError: the data do not fit, or a checkpoint of another run.
+        FloatingPointError: a loss or a gradient is no longer finite.
+    """
+    world = world or World()
+    method, steps = maker.method, maker.recipe.steps
     state = Progress(settings=policy.settings)
     if policy.resume and policy.checkpoint is not None and policy.checkpoint.exists():
-        state = load_checkpoint(policy.checkpoint, method, optimizer)
-    world.broadcast_parameters(trainable)
-    pairs = open_pairs()
-    identity = recipe.identity() | {"pairs": pairs.identity(), "frozen weights": dict(method.fingerprints)}
+        state = load_checkpoint(policy.checkpoint, method, maker.optimizers)
+    identity = maker.open()
     if state.step:
         _check_identity(identity, state.identity, policy.checkpoint)
     state.identity = identity
-    sampler = PairSampler(pairs, recipe.batch_size, recipe.seed)
-    pairs.preload(method if device is None else on_device(method, device))
+    maker.preload()
     log = None if policy.log is None or not world.is_main else policy.log(state)
     method.train(True)
-    batches = _batches(
-        lambda step: prepare(method, pairs, sampler.batch(step), recipe, step, world=world, device=device),
-        range(state.step, recipe.steps),
-        ahead=not pairs.is_preloaded,
-    )
+    batches = _batches(maker, range(state.step, steps))
     try:
-        while state.step < recipe.steps and not _out_of_patience(state, policy):
-            step = state.step
-            inputs = next(batches)
-            set_rates(optimizer, rate_factor(recipe.schedule, step, recipe.steps, recipe.warmup))
-            optimizer.zero_grad(set_to_none=True)
-            loss = backward(method, inputs, recipe, criterion=criterion, world=world)
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss of {method.name!r} is {loss} at step {step}: lower its learning rates"
-                )
-            world.reduce(trainable)
-            norm = clip_gradients(trainable, recipe.clip_norm, f"{method.name!r} at step {step}, whose loss is {loss},")
-            optimizer.step()
+        while state.step < steps and not _out_of_patience(state, policy):
+            figures = maker.make(state.step, next(batches))
             state.step += 1
-            state.losses.append(loss)
+            state.losses.append(figures["loss"])
             if log is not None:
-                rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
-                log.write(state.step, "train", {"loss": loss, "gradient_norm": norm, "learning_rate": rates})
-            validated = _validate_if_due(method, state, recipe, policy, world, log)
+                log.write(state.step, "train", figures)
+            validated = _validate_if_due(method, state, steps, policy, world, log)
             if policy.checkpoint is not None and (
-                validated or state.step % policy.checkpoint_every == 0 or state.step == recipe.steps
+                validated or state.step % policy.checkpoint_every == 0 or state.step == steps
             ):
-                for skipped in world.gather_objects(pairs.skipped):
+                for skipped in world.gather_objects(maker.skipped):
                     state.skipped |= skipped
                 if world.is_main:
                     state.log_size, state.log_sha256 = (0, "") if log is None else log.sync()
-                    save_checkpoint(policy.checkpoint, method, optimizer, state)
+                    save_checkpoint(policy.checkpoint, method, maker.optimizers, state)
             if progress is not None:
-                progress(state.step, loss)
+                progress(state.step, figures["loss"])
     finally:
         batches.close()
         if log is not None:
             log.close()
         method.train(False)
-    for skipped in world.gather_objects(pairs.skipped):
+    for skipped in world.gather_objects(maker.skipped):
         state.skipped |= skipped
     return state
 
@@ -195,18 +188,18 @@ def _check_identity(identity: dict[str, Any], before: dict[str, Any], checkpoint
         raise ValueError(f"the run must be that of {checkpoint} to resume it, got {'; '.join(changed)}")
 
 
-def _batches(make: Callable[[int], Inputs], steps: range, *, ahead: bool) -> Generator[Inputs]:
-    """Yield the inputs of every step; with `ahead` a thread prepares the next inputs while a step runs."""
-    yield from read_ahead(make, steps, window=2, threads=1) if ahead else map(make, steps)
+def _batches(maker: StepMaker, steps: range) -> Generator[Any]:
+    """Yield the batch of every step; a maker that reads ahead prepares the next in a thread while a step runs."""
+    yield from read_ahead(maker.prepare, steps, window=2, threads=1) if maker.reads_ahead else map(maker.prepare, steps)
 
 
 def _validate_if_due(
-    method: Method, state: Progress, recipe: Recipe, policy: CheckpointPolicy, world: World, log: MetricsLog | None
+    method: Method, state: Progress, steps: int, policy: CheckpointPolicy, world: World, log: MetricsLog | None
 ) -> bool:
     """Validate the method if a validation is due, and save it if it is the best so far; return whether it was due."""
     if policy.validate is None:
         return False
-    if state.step != recipe.steps and not (policy.validate_every and state.step % policy.validate_every == 0):
+    if state.step != steps and not (policy.validate_every and state.step % policy.validate_every == 0):
         return False
     score: float = 0.0
     figures: dict[str, Any] = {}

@@ -73,6 +73,12 @@ def clip_gradients(parameters: Sequence[Tensor], largest: float, about: str) -> 
     return norm
 
 
+def check_loss(loss: float, about: str, step: int) -> None:
+    """Raise a FloatingPointError unless a loss is finite; the message is ``the <about> is … at step …``."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the {about} is {loss} at step {step}: lower its learning rates")
+
+
 def set_rates(optimizer: optim.Optimizer, factor: float) -> None:
     """Set the rate of every group to `factor` times its peak rate."""
     for group in optimizer.param_groups:

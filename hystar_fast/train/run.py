@@ -17,17 +17,23 @@ from hystar_fast.methods.device import on_device, select_device
 from hystar_fast.methods.hystar_method import HystarMethod
 from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.methods.mean_shift import MeanShift
+from hystar_fast.methods.step_trained import StepPlan, StepTrained
 from hystar_fast.methods.suite import UNTRAINED, create_method
 from hystar_fast.models.backbones import Backbone
 from hystar_fast.nn.losses import create_loss
+from hystar_fast.train.category_data import CategoryData, open_categories
+from hystar_fast.train.category_pairs import CategoryPairs
 from hystar_fast.train.checkpoint import Progress, read_checkpoint
+from hystar_fast.train.contrastive_steps import ContrastiveSteps
 from hystar_fast.train.data_record import DATA_FILE
-from hystar_fast.train.loop import CheckpointPolicy, fit
+from hystar_fast.train.loop import CheckpointPolicy, run_steps
 from hystar_fast.train.metrics_log import MetricsLog
+from hystar_fast.train.own_steps import OwnSteps
 from hystar_fast.train.processes import World, join_world, leave_world
 from hystar_fast.train.recipe import Recipe
 from hystar_fast.train.settings import Settings
 from hystar_fast.train.settings_file import to_toml
+from hystar_fast.train.step_maker import StepMaker
 from hystar_fast.train.validation import TrainingData, open_training
 
 CHECKPOINT, ADAPTER = "checkpoint.pt", "adapter"
@@ -48,12 +54,14 @@ class Trained:
         progress: the losses, the best validation and the skipped pictures.
         adapter: the adapter folder: the best on the validation split, or the last without one.
         steps: the planned number of steps.
+        metric: of the validation.
     """
 
     method: Method
     progress: Progress
     adapter: Path
     steps: int
+    metric: str = "R@1"
 
 
 def run_training(
@@ -103,16 +111,27 @@ def _run(
 ) -> Trained:
     before = _earlier(output, settings, resume=resume)
     criterion = create_loss(**settings.loss)
-    data = open_training(settings.data)
+    data = open_training(settings.data) if settings.own is None else open_categories(settings.data)
     if say is not None:
         for note in data.notes:
             say(note)
     method = _method(settings)
+    if isinstance(data, CategoryData):
+        own, pairs = _begin(method, settings, data)
+        items = len(pairs.queries)
+    else:
+        items = data.items
     encoder = on_device(method, device)
-    if isinstance(method, MeanShift):
+    if isinstance(method, MeanShift) and isinstance(data, TrainingData):
         return _fit_means(method, encoder, settings, data, world, started)
-    recipe, epoch = _recipe(settings, method, data)
+    recipe, epoch = _recipe(settings, method, data.styles, items)
     _check_steps(recipe, before, output)
+    maker: StepMaker
+    if isinstance(data, CategoryData):
+        maker = OwnSteps(own, pairs, recipe, world=world, device=device)
+    else:
+        opened = data.pairs
+        maker = ContrastiveSteps(method, lambda: opened(encoder), recipe, criterion, world, device)
     adapter = output / ADAPTER
     policy = CheckpointPolicy(
         checkpoint=output / CHECKPOINT,
@@ -129,21 +148,12 @@ def _run(
         write_whole(output / CONFIG, to_toml(settings.to_dict()).encode())
     if started is not None:
         started(recipe.steps, count_parameters(method))
-    state = fit(
-        method,
-        lambda: data.pairs(encoder),
-        recipe,
-        policy,
-        criterion=criterion,
-        world=world,
-        device=device,
-        progress=progress,
-    )
+    state = run_steps(maker, policy, world=world, progress=progress)
     if world.is_main and state.best is None:
         _save(method, adapter, data)
     if world.is_main:
         _write_skipped(state, output)
-    return Trained(method, state, adapter, recipe.steps)
+    return Trained(method, state, adapter, recipe.steps, data.metric)
 
 
 def _fit_means(
@@ -177,7 +187,7 @@ def _write_skipped(state: Progress, output: Path) -> None:
         write_whole(output / SKIPPED, os.fsencode("".join(lines)))
 
 
-def _save(method: Method, adapter: Path, data: TrainingData) -> None:
+def _save(method: Method, adapter: Path, data: TrainingData | CategoryData) -> None:
     save_method(method, adapter)
     if data.record is None:
         (adapter / DATA_FILE).unlink(missing_ok=True)
@@ -186,7 +196,8 @@ def _save(method: Method, adapter: Path, data: TrainingData) -> None:
 
 
 def _method(settings: Settings) -> Method:
-    method = create_method(settings.method, settings.model, seed=settings.run.seed)
+    own = None if settings.own is None else settings.own.to_dict()
+    method = create_method(settings.method, settings.model, seed=settings.run.seed, settings=own)
     if settings.method in UNTRAINED:
         raise ValueError(f"model.method must be a method with training, got {settings.method!r}")
     if settings.optim.gradient_checkpointing:
@@ -196,11 +207,21 @@ def _method(settings: Settings) -> Method:
     return method
 
 
-def _recipe(settings: Settings, method: Method, data: TrainingData) -> tuple[Recipe, int]:
-    """Return the recipe and the steps of an epoch."""
+def _begin(method: Method, settings: Settings, data: CategoryData) -> tuple[StepTrained, CategoryPairs]:
+    """Let a method that makes its own steps create what depends on the data; return it, and its batches."""
+    if not isinstance(method, StepTrained):
+        raise TypeError(f"method must make its own steps to train by category, got {method.name!r}")
+    optim, seed = settings.optim, settings.run.seed
+    pairs = data.pairs(method.resize, optim.batch_size, seed, settings.own.flip)
+    method.begin(StepPlan(len(pairs.categories), optim.learning_rate, optim.chunk_size, optim.bf16, seed))
+    return method, pairs
+
+
+def _recipe(settings: Settings, method: Method, styles: tuple[str, ...], items: int) -> tuple[Recipe, int]:
+    """Return the recipe and the steps of an epoch over so many items."""
     optim = settings.optim
     own = {"static": optim.static_lr, "dynamic": optim.dynamic_lr} if isinstance(method, HystarMethod) else {}
-    epoch = data.items // min(optim.batch_size, max(data.items, 1)) if data.items else 1
+    epoch = items // min(optim.batch_size, max(items, 1)) if items else 1
     recipe = Recipe(
         learning_rates={group: own.get(group, optim.learning_rate) for group in method.parameter_groups()},
         steps=optim.steps or optim.epochs * epoch,
@@ -209,7 +230,7 @@ def _recipe(settings: Settings, method: Method, data: TrainingData) -> tuple[Rec
         schedule=optim.schedule,
         weight_decay=optim.weight_decay,
         clip_norm=optim.clip_norm,
-        styles=data.styles,
+        styles=styles,
         jitter=settings.data.jitter,
         seed=settings.run.seed,
         bf16=optim.bf16,

@@ -137,7 +137,7 @@ def _unknown(name: str, keys: Mapping[str, Key], where: str) -> ValueError:
         hint = f"did you mean [{near[0]}]?" if near else f"there are {', '.join(f'[{s}]' for s in sections)}"
         return ValueError(f"{where}: unknown section [{section}]; {hint}")
     here = {known.partition(".")[2]: known for known in keys if known.startswith(section + ".")}
-    anywhere = {known.partition(".")[2]: known for known in keys}
+    anywhere = {known.partition(".")[2]: known for known in reversed([*keys])}  # of one name in two sections, the first
     near = difflib.get_close_matches(field, here, 1)
     if field in anywhere:
         hint = f"it belongs to another section: {anywhere[field]}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
-from hystar_fast.methods.suite import METHODS
+from hystar_fast.methods.suite import METHODS, OWN_STEPS
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.nn.losses import LOSSES, create_loss, loss_options
 from hystar_fast.train.optim import SCHEDULES
@@ -117,6 +117,7 @@ class Settings:
         model: the model, or the backbone of the other method.
         loss: arguments of `nn.losses.create_loss`.
         data, optim, run: see their classes.
+        own: the section of a method that makes its own steps, such as [acnet]; None for the others.
     """
 
     method: str
@@ -125,6 +126,7 @@ class Settings:
     data: DataSettings
     optim: OptimSettings
     run: RunSettings
+    own: Any = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any], where: str = "settings") -> Settings:
@@ -134,10 +136,10 @@ class Settings:
             ValueError: an unknown section, key or name (the nearest one is suggested), or a value out of range.
             TypeError: a value of the wrong type.
         """
-        parts = check_sections(values, KEYS, where)
+        parts = check_sections(values, ALL_KEYS, where)
         method, loss, optim = parts["model"].pop("method"), parts["loss"], parts["optim"]
         shared = {name: value for name, value in loss.items() if name in _CONFIG_FIELDS}
-        _check_name("model.method", method, METHODS, where)
+        _check_name("model.method", method, (*METHODS, *OWN_STEPS), where)
         _check_name("loss.name", loss["name"], LOSSES, where)
         _check_name("optim.schedule", optim["schedule"], SCHEDULES, where)
         try:
@@ -149,6 +151,7 @@ class Settings:
                     f'model.style_pretrained must be a torchvision weights name, a file or "{word}" for '
                     'model.style = "vgg", got none'
                 )
+            own = _own(method, parts)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{where}: {error}") from error
         for name, least in _LEAST.items():
@@ -165,14 +168,15 @@ class Settings:
         if not optim["steps"] and optim["epochs"] < 1:
             raise ValueError(f"{where}: optim.epochs must be at least 1 if optim.steps is 0, got {optim['epochs']}")
         data, chosen, run = (kind(**parts[section]) for section, kind in _CLASSES.items())
-        return cls(method, model, loss, data, chosen, run)
+        return cls(method, model, loss, data, chosen, run, own)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return every key with its value, in the form that `of` reads."""
         config = self.model.to_dict()
         model = {"method": self.method} | {k: config[k] for k in config if f"model.{k}" in KEYS}
         parts = {"model": model, "loss": self.loss}
-        return shown_values(parts | {section: vars(getattr(self, section)) for section in _CLASSES}, KEYS)
+        parts |= {section: vars(getattr(self, section)) for section in _CLASSES}
+        return shown_values(parts if self.own is None else parts | {self.method: self.own.to_dict()}, ALL_KEYS)
 
 
 _CLASSES: dict[str, type[Any]] = {"data": DataSettings, "optim": OptimSettings, "run": RunSettings}
@@ -209,13 +213,14 @@ def _keys() -> dict[str, Key]:
 
 
 KEYS = _keys()
+ALL_KEYS = KEYS | keys_of(OWN_STEPS)  # with the sections of single methods
 
 
 def read_settings(config: str, changes: Sequence[str] = ()) -> Settings:
     """Read the settings of a training run.
 
     Args:
-        config: a TOML file, or the name of a shipped one ("emoji", "paper").
+        config: a TOML file, or the name of a shipped one ("emoji", "paper", "acnet").
         changes: "section.key=value", the value as in TOML; quotes around a word may be left out.
 
     Raises:
@@ -223,7 +228,26 @@ def read_settings(config: str, changes: Sequence[str] = ()) -> Settings:
             file or ``--set``.
         TypeError: a value of the wrong type.
     """
-    return Settings.of(*read_sections(config, changes, KEYS, shipped_files("hystar_fast.train")))
+    return Settings.of(*read_sections(config, changes, ALL_KEYS, shipped_files("hystar_fast.train")))
+
+
+def _own(method: str, parts: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Return the settings of a method that makes its own steps; None for the others.
+
+    Raises:
+        ValueError: a value out of range, or settings that this method does not use.
+    """
+    for name, kind in OWN_STEPS.items():
+        if name != method and kind(**parts[name]) != kind():
+            raise ValueError(f"[{name}] must be left out for model.method = {method!r}, got settings of {name}")
+    if method not in OWN_STEPS:
+        return None
+    for name, value in parts["loss"].items():
+        if value != KEYS[f"loss.{name}"].default:
+            raise ValueError(f"loss.{name} must be left out for model.method = {method!r}, got {value!r}")
+    if parts["optim"]["gradient_checkpointing"]:
+        raise ValueError(f"optim.gradient_checkpointing must be false for model.method = {method!r}, got true")
+    return OWN_STEPS[method](**parts[method])
 
 
 def _check_name(key: str, name: str, known: Iterable[str], where: str) -> None:

@@ -31,6 +31,7 @@ class TrainingData:
             of the mean; None without a validation split.
         record: of data without splits; an adapter is saved with it.
         notes: lines that say what was read, and what is held out.
+        metric: what `score` returns.
     """
 
     styles: tuple[str, ...]
@@ -39,6 +40,7 @@ class TrainingData:
     score: Callable[[Method], Score] | None
     record: DataRecord | None = None
     notes: tuple[str, ...] = ()
+    metric: str = "R@1"
 
 
 def open_training(data: DataSettings) -> TrainingData:

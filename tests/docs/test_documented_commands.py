@@ -18,6 +18,7 @@ from hystar_fast.experiments.paper_tables import table_numbers
 from hystar_fast.experiments.variants import Variant
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.train.settings import read_settings
+from hystar_fast.train.settings_file import shipped_files
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -38,7 +39,8 @@ SHIPPED = ("emoji", "paper")
 
 def check_train(values: Mapping[str, Any]) -> None:
     config = values["config"]
-    read_settings(config if config in SHIPPED else "emoji", values["set_"] or ())
+    shipped = shipped_files("hystar_fast.train")
+    read_settings(config if config in shipped else "emoji", values["set_"] or ())
 
 
 def check_experiment(values: Mapping[str, Any]) -> None:

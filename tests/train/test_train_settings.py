@@ -36,7 +36,7 @@ def test_shipped_settings_load_and_round_trip(name: str, tmp_path: Path) -> None
 
 
 def test_no_other_settings_file_is_shipped() -> None:
-    assert set(shipped_files("hystar_fast.train")) == {"paper", "emoji"}
+    assert set(shipped_files("hystar_fast.train")) == {"paper", "emoji", "acnet", "acnet-paper", "acnet-emoji"}
 
 
 def test_the_defaults_are_those_of_the_paper() -> None:
@@ -127,7 +127,10 @@ def test_an_error_in_a_file_names_the_file(tmp_path: Path) -> None:
     path = write_settings(tmp_path, "optim = 3\n")
     with pytest.raises(TypeError, match=r"optim must be a section of keys, \[optim\], got 3"):
         read_settings(path)
-    with pytest.raises(ValueError, match="must be a TOML file or one of emoji, paper, but there is no 'papers'"):
+    with pytest.raises(
+        ValueError,
+        match="must be a TOML file or one of acnet, acnet-emoji, acnet-paper, emoji, paper, but there is no 'papers'",
+    ):
         read_settings("papers")
     path = write_settings(tmp_path, "[optim]\nepochs = 0\n")
     with pytest.raises(ValueError, match=r"optim\.epochs must be at least 1 if optim\.steps is 0"):

@@ -1,0 +1,1 @@
+"""ACNet: a generator makes photo-like pictures of sketches, trained together with the network that retrieves."""
