@@ -183,7 +183,7 @@ class Searcher:
             style = self.method.style(torch.stack([self._read(place) for place in sources if place is not None]))
             if style is None:
                 raise ValueError(f"style must be left out for {self.method.name!r}, which has no style")
-        vectors = F.normalize(self.method.encode_image(images, style).float(), dim=-1)
+        vectors = F.normalize(self.method.encode_query(images, style).float(), dim=-1)
         check_finite(self.method, vectors, [str(query.picture) for query in queries])
         return vectors
 

@@ -79,6 +79,10 @@ class OnDevice(Method):
         style = None if style is None else style.to(self.device)
         return self.method.encode_image(images.to(self.device), style).to(images.device)
 
+    def encode_query(self, images: Tensor, style: Tensor | None = None) -> Tensor:
+        style = None if style is None else style.to(self.device)
+        return self.method.encode_query(images.to(self.device), style).to(images.device)
+
     def encode_text(self, texts: Sequence[str]) -> Tensor | None:
         vectors = self.method.encode_text(texts)
         return None if vectors is None else vectors.cpu()

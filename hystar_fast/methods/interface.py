@@ -5,12 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Literal
 
 from torch import Tensor, nn
 
 from hystar_fast.data.images import Resize, ResizeTo
 from hystar_fast.models.config import HystarConfig
 
+Role = Literal["query", "gallery"]
+QUERY: Role = "query"
+GALLERY: Role = "gallery"
 _DEFAULT_SIZE = (64, 64)
 
 
@@ -43,7 +47,21 @@ class Method(ABC):
 
     @abstractmethod
     def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
-        """Return unit vectors [B, D] of images [B, 3, H, W]; `style` [B, d] comes from `style()`, or is computed."""
+        """Return unit vectors [B, D] of gallery images [B, 3, H, W]; `style` [B, d] comes from `style()`, or is
+        computed.
+        """
+
+    def encode_query(self, images: Tensor, style: Tensor | None = None) -> Tensor:
+        """Return unit vectors [B, D] of images that are queries, by default as `encode_image` does.
+
+        A method whose queries take another way than its gallery (a sketch through a generator) overrides it. Which of
+        the two is called follows from the place of a picture, never from its pixels.
+        """
+        return self.encode_image(images, style)
+
+    def encode(self, images: Tensor, role: Role, style: Tensor | None = None) -> Tensor:
+        """Return what `encode_query` or `encode_image` returns, by the role of the images."""
+        return self.encode_query(images, style) if role == QUERY else self.encode_image(images, style)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor | None:
         """Return unit vectors [B, D] of texts, or None if the system has no text encoder."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hystar_fast.data.image_set import ImageSet, Record, Skipped
 from hystar_fast.data.images import thumbnail
-from hystar_fast.methods.interface import Method
+from hystar_fast.methods.interface import QUERY, Method
 from hystar_fast.retrieval.answer_grid import Answer, Question
 from hystar_fast.retrieval.embed import Embedded, embed_records, embed_texts
 
@@ -52,7 +52,7 @@ def query_vector(method: Method, images: ImageSet, query: Record) -> Tensor:
             raise ValueError(f"method must have a text encoder for a query of words, got {method.name!r}")
         return words[0].float()
     skipped: list[Skipped] = []
-    found = embed_records(method, images, [query], skipped)
+    found = embed_records(method, images, [query], skipped, role=QUERY)
     if skipped:
         raise ValueError(f"{query.path} cannot be shown: {skipped[0].reason}")
     return found.vectors[0]

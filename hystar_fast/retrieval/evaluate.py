@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hystar_fast.data.image_set import ImageSet, Record, Skipped
-from hystar_fast.methods.interface import Method
+from hystar_fast.methods.interface import GALLERY, QUERY, Method
 from hystar_fast.retrieval.batch24 import BATCH, CUTOFFS, LABEL, batch24_ranks
 from hystar_fast.retrieval.definitions import Measured, Metric, measure
 from hystar_fast.retrieval.embed import Embedded, embed_records, embed_texts
@@ -102,7 +102,8 @@ def evaluate(
             default all that the data set and the method have. If a picture has several captions, each is a query.
         templates: sentences for class names, each with one ``{}``, for "classify"; by default the data set's.
         batch_size: images a forward pass.
-        embedded: style -> embeddings. Styles in it are not embedded again; new embeddings are added to it.
+        embedded: style -> embeddings, of the gallery's style as gallery pictures and of the others as queries. Styles
+            in it are not embedded again; new embeddings are added to it.
         progress: called with the number of pictures after every batch.
 
     Raises:
@@ -203,7 +204,13 @@ class _Run:
         if style not in self.embedded:
             records = self.images.of_style(style)
             self.embedded[style] = embed_records(
-                self.method, self.images, records, self.skipped, batch_size=self.batch_size, progress=self.progress
+                self.method,
+                self.images,
+                records,
+                self.skipped,
+                role=GALLERY if style == self.images.gallery_style else QUERY,
+                batch_size=self.batch_size,
+                progress=self.progress,
             )
         return self.embedded[style]
 
