@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from hystar_fast.cli.eval_parts import SPLITS, choose_part
+from hystar_fast.cli.eval_parts import SPLITS, choose_part, choose_unseen
 from hystar_fast.cli.open_method import open_method
 from hystar_fast.cli.options import backbone_changes, find_adapter
 from hystar_fast.data.folder_lock import lock_folder
@@ -20,11 +21,12 @@ from hystar_fast.methods.device import on_device, select_device
 from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.evaluate import Evaluation, KindResult, evaluate
-from hystar_fast.retrieval.results_json import interval_info, run_info, set_aside, skipped_info, write_json
+from hystar_fast.retrieval.results_json import interval_info, run_info, set_aside, skipped_info, to_percent, write_json
 from hystar_fast.terminal.console import Console, create_table
 from hystar_fast.terminal.progress import Progress
 
 RESULTS_FILE = "results.json"
+CHANCE = "chance of mAP@all"
 # Results with other values of these are of another evaluation.
 _IDENTITY = ("method", "adapter", "config", "fingerprints", "data", "metrics", "task", "protocol")
 
@@ -43,6 +45,7 @@ class EvalSettings:
         task, protocol: see :func:`hystar_fast.retrieval.evaluate.evaluate`.
         metrics: names, separated by commas; None for those of the protocol.
         gallery_style: for folders, shards and icons, the style of the gallery.
+        unseen, generalised: see :class:`hystar_fast.data.unseen.CategorySplit`; the task is then "category" by default.
         categories: a file with one category a line; pictures of other categories are excluded.
         limit: at most so many pictures of each style.
         device: "auto", "cpu" or "cuda".
@@ -59,6 +62,8 @@ class EvalSettings:
     protocol: str = "full"
     metrics: str | None = None
     gallery_style: str | None = None
+    unseen: str | None = None
+    generalised: str | None = None
     categories: Path | None = None
     limit: int | None = None
     device: str = "auto"
@@ -77,6 +82,8 @@ def run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
         raise ValueError("method must be left out if --adapter is given, got both: evaluate one, then the other")
     if settings.split not in (None, *SPLITS):
         raise ValueError(f"split must be one of {SPLITS}, got {settings.split!r}")
+    if settings.generalised is not None and settings.unseen is None:
+        raise ValueError("generalised must be left out unless unseen is given, whose gallery it adds seen pictures to")
     with lock_folder(settings.output):
         return _run_evaluation(settings, console)
 
@@ -87,7 +94,10 @@ def _run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
     categories = _read_categories(settings.categories)
     adapter, found_at = (None, "") if settings.method is not None else find_adapter(settings.adapter)
     whole = open_images(settings.data, settings.split or "test", gallery_style=settings.gallery_style)
-    part = choose_part(whole, settings.data, settings.split, adapter)
+    if settings.unseen is None:
+        part = choose_part(whole, settings.data, settings.split, adapter)
+    else:
+        part = choose_unseen(whole, settings.data, settings.split, adapter, settings.unseen, settings.generalised)
     images = part.images.select(categories=categories, limit=settings.limit)
     if found_at:
         console.print(found_at)
@@ -101,7 +111,7 @@ def _run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
         found = evaluate(
             on_device(method, device),
             images,
-            task=settings.task,
+            task=settings.task or (None if settings.unseen is None else "category"),
             protocol=settings.protocol,
             metrics=metrics,
             progress=lambda done: progress.advance(task, done),
@@ -132,11 +142,19 @@ def result_table(method: Method, found: Evaluation, source: str) -> Table:
     if any(metric.startswith("R@") for metric in found.kinds[0].values):
         title += "\nR@k: queries with a right picture among the first k"
     metrics = (*found.kinds[0].values,)
-    table = create_table("query", "n", *metrics, title=title, right=("n", *metrics))
+    chance = (CHANCE,) if has_chance(metrics) else ()
+    table = create_table("query", "n", *metrics, *chance, title=title, right=("n", *metrics, *chance))
     for result in found.kinds:
-        cells = ("-" if value is None else str(value) for value in result.values.values())
+        cells = ["-" if value is None else str(value) for value in result.values.values()]
+        if chance:
+            cells.append("-" if result.chance is None else f"{100 * result.chance:.1f}")
         table.add_row(result.kind, str(result.n), *cells)
     return table
+
+
+def has_chance(metrics: Iterable[str]) -> bool:
+    """Return whether the chance level of mAP@all belongs beside metrics of these names."""
+    return any(name.startswith("mAP@all") for name in metrics)
 
 
 def _read_metrics(names: str) -> list[Metric]:
@@ -192,6 +210,7 @@ def _results(
             "split": split,
             "limit": settings.limit,
             "categories": None if settings.categories is None else str(settings.categories),
+            **({} if settings.unseen is None else {"unseen": settings.unseen, "generalised": settings.generalised}),
         },
         "metrics": [*found.kinds[0].values],
         "task": found.task,
@@ -208,4 +227,5 @@ def _results(
 
 def _values(result: KindResult) -> dict[str, Any]:
     values = {name: None if found is None else interval_info(found) for name, found in result.values.items()}
-    return {"n": result.n, "unanswerable": result.unanswerable, **values}
+    chance = {CHANCE: None if result.chance is None else to_percent(result.chance)} if has_chance(values) else {}
+    return {"n": result.n, "unanswerable": result.unanswerable, **values, **chance}

@@ -270,6 +270,17 @@ def evaluate(
     gallery_style: Annotated[
         str | None, typer.Option(help="The style of the gallery of folders, shards and icons.")
     ] = None,
+    unseen: Annotated[
+        str | None,
+        typer.Option(
+            help="Only unseen categories, for zero-shot retrieval: sketchy21, sketchy25, tuberlin30, quickdraw30, "
+            "subgroup (the embedded drawings'), half:<seed> or a file with one a line."
+        ),
+    ] = None,
+    generalised: Annotated[
+        str | None,
+        typer.Option(help="With --unseen, seen pictures in the gallery, too: sample, sample+queries or all."),
+    ] = None,
     categories: Annotated[Path | None, typer.Option(help="File of the categories to keep, one a line.")] = None,
     backbone: MovedBackbone = None,
     weights: MovedWeights = None,
@@ -293,6 +304,8 @@ def evaluate(
         protocol=protocol,
         metrics=metrics,
         gallery_style=gallery_style,
+        unseen=unseen,
+        generalised=generalised,
         categories=categories,
         limit=limit,
         device=device,

@@ -36,6 +36,7 @@ class KindResult:
         values: name of the metric -> its mean with a 95 % interval; None if no query has a relevant item.
         ranks: int64 [n], the rank of the best relevant item; 0 is the first.
         queries: the records of these n queries; for text, the records of the gallery, each with one caption.
+        chance: mAP@all of random rankings; None if no query has a relevant item, and in batches.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class KindResult:
     values: dict[str, Interval | None]
     ranks: Tensor
     queries: tuple[Record, ...]
+    chance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -313,7 +315,7 @@ def _instance_result(
         ranks = joint_ranks(vectors, words, gallery.vectors, targets, combine=combine)[:, None] + 1
         ones = torch.ones(len(ranks), dtype=torch.int64)
         values_of = {m: m.values(ranks, ones, len(gallery.records)) for m in metrics}
-        measured = Measured(values_of, len(gallery.records), ranks[:, 0])
+        measured = Measured(values_of, len(gallery.records), ranks[:, 0], ones)
     return replace(_result(name, measured, records), unanswerable=missing)
 
 
@@ -321,7 +323,8 @@ def _result(kind: str, measured: Measured, records: Sequence[Record]) -> KindRes
     answered = measured.first > 0
     values = {str(metric): measured.interval(metric) for metric in measured.values}
     queries = tuple(record for record, kept in zip(records, answered.tolist(), strict=True) if kept)
-    return KindResult(kind, len(queries), measured.unanswerable, values, measured.first[answered] - 1, queries)
+    ranks = measured.first[answered] - 1
+    return KindResult(kind, len(queries), measured.unanswerable, values, ranks, queries, measured.chance)
 
 
 def _vectors(queries: Embedded, gallery: Embedded) -> Tensor:

@@ -132,15 +132,15 @@ def _encode_pictures(method: Method, pictures: list[Picture]) -> list[Tensor]:
         if found is None:
             raise NoStyle(f"style must be left out: {method.name!r} has no style input")
         styles = dict(zip(sources, found.float(), strict=True))
-    found = {entry: styles[id(entry)] for entry in pictures if entry.wants_style}
+    answers = {entry: styles[id(entry)] for entry in pictures if entry.wants_style}
     roles: tuple[Role, ...] = (QUERY, GALLERY)
     for role in roles:
         entries = [entry for entry in embedded if entry.role == role]
         if entries:
             z = torch.stack([styles.get(id(entry), entry.style) for entry in entries]) if is_mixed else None  # type: ignore[misc]
             vectors = method.encode(torch.stack([entry.image for entry in entries]), role, z).float()
-            found |= zip(entries, vectors, strict=True)
-    return [found[entry] for entry in pictures]
+            answers |= zip(entries, vectors, strict=True)
+    return [answers[entry] for entry in pictures]
 
 
 def _style_source(picture: Picture, is_mixed: bool) -> Tensor | None:
