@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 
+from hystar_fast.cli.eval_codes import CodeSettings, fit_codes, training_part
 from hystar_fast.cli.eval_parts import SPLITS, choose_part, choose_unseen
 from hystar_fast.cli.open_method import open_method
 from hystar_fast.cli.options import backbone_changes, find_adapter
@@ -20,7 +21,9 @@ from hystar_fast.data.text_files import read_lines
 from hystar_fast.methods.device import on_device, select_device
 from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.retrieval.definitions import Metric
-from hystar_fast.retrieval.evaluate import Evaluation, KindResult, evaluate
+from hystar_fast.retrieval.embed import Embedded
+from hystar_fast.retrieval.evaluate import DEFAULT_METRICS, Evaluation, KindResult, evaluate
+from hystar_fast.retrieval.evaluate_codes import code_results
 from hystar_fast.retrieval.results_json import interval_info, run_info, set_aside, skipped_info, to_percent, write_json
 from hystar_fast.terminal.console import Console, create_table
 from hystar_fast.terminal.progress import Progress
@@ -28,7 +31,7 @@ from hystar_fast.terminal.progress import Progress
 RESULTS_FILE = "results.json"
 CHANCE = "chance of mAP@all"
 # Results with other values of these are of another evaluation.
-_IDENTITY = ("method", "adapter", "config", "fingerprints", "data", "metrics", "task", "protocol")
+_IDENTITY = ("method", "adapter", "config", "fingerprints", "data", "metrics", "task", "protocol", "codes")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class EvalSettings:
         unseen, generalised: see :class:`hystar_fast.data.unseen.CategorySplit`; the task is then "category" by default.
         categories: a file with one category a line; pictures of other categories are excluded.
         limit: at most so many pictures of each style.
+        codes: binary codes to evaluate beside the embeddings; None for none.
         device: "auto", "cpu" or "cuda".
     """
 
@@ -66,6 +70,7 @@ class EvalSettings:
     generalised: str | None = None
     categories: Path | None = None
     limit: int | None = None
+    codes: CodeSettings | None = None
     device: str = "auto"
 
 
@@ -84,6 +89,8 @@ def run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
         raise ValueError(f"split must be one of {SPLITS}, got {settings.split!r}")
     if settings.generalised is not None and settings.unseen is None:
         raise ValueError("generalised must be left out unless unseen is given, whose gallery it adds seen pictures to")
+    if settings.codes is not None and (settings.task == "classify" or settings.protocol != "full"):
+        raise ValueError("bits must be left out for task 'classify' and protocol 'batch24', which have no codes")
     with lock_folder(settings.output):
         return _run_evaluation(settings, console)
 
@@ -105,17 +112,26 @@ def _run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
         console.print(f"read {whole.summary}")
     method = open_method(adapter, settings.method, backbone_changes(settings.backbone, settings.weights), console)
     console.log_to(settings.output)
+    placed, embedded, codes_line = on_device(method, device), dict[str, Embedded](), ""
+    codes, training = settings.codes, None
+    if codes is not None and codes.needs_training:
+        training = training_part(whole, settings.data, settings.gallery_style, settings.unseen, adapter)
     start = time.perf_counter()
     with Progress(console, transient=True) as progress:
         task = progress.add_task("embed", total=len(images.records))
         found = evaluate(
-            on_device(method, device),
+            placed,
             images,
             task=settings.task or (None if settings.unseen is None else "category"),
             protocol=settings.protocol,
             metrics=metrics,
+            embedded=embedded,
             progress=lambda done: progress.advance(task, done),
         )
+        if codes is not None:
+            quantise, codes_line = fit_codes(codes, placed, training, settings.limit)
+            added = code_results(found, embedded, metrics or DEFAULT_METRICS, quantise)
+            found = replace(found, kinds=(*found.kinds, *added))
     seconds = round(time.perf_counter() - start, 2)
     if not any(result.n for result in found.kinds):
         raise ValueError(f"data must have a query that can be answered, got none: {'; '.join(_omissions(found))}")
@@ -123,7 +139,7 @@ def _run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
     kept = set_aside(settings.output / RESULTS_FILE, results, _IDENTITY)
     write_json(settings.output / RESULTS_FILE, results)  # before anything that a terminal may refuse
     console.print(result_table(method, found, settings.data))
-    for line in (part.line, *_omissions(found)):
+    for line in (part.line, codes_line, *_omissions(found)):
         if line:
             console.print(line)
     if kept is not None:
@@ -215,6 +231,7 @@ def _results(
         "metrics": [*found.kinds[0].values],
         "task": found.task,
         "protocol": found.protocol,
+        **({} if settings.codes is None else {"codes": asdict(settings.codes)}),
         "gallery": {"what": found.gallery[0], "n": found.gallery[1]},
         "intervals": "95 %, percentile bootstrap over queries, 2000 resamples",
         "ties": "count against the query",

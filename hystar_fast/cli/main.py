@@ -282,6 +282,13 @@ def evaluate(
         typer.Option(help="With --unseen, seen pictures in the gallery, too: sample, sample+queries or all."),
     ] = None,
     categories: Annotated[Path | None, typer.Option(help="File of the categories to keep, one a line.")] = None,
+    bits: Annotated[
+        int | None, typer.Option(min=1, help="Also evaluate binary codes of so many bits, by Hamming distance.")
+    ] = None,
+    code: Annotated[str, typer.Option(help="With --bits: itq, or sign (one bit a number).")] = "itq",
+    itq_fit: Annotated[
+        str, typer.Option(help="Fit itq on train, the training pictures, or on queries (transductive).")
+    ] = "train",
     backbone: MovedBackbone = None,
     weights: MovedWeights = None,
     output: Folder = Path("runs/eval"),
@@ -290,6 +297,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate an adapter or a method on a data set, over the full gallery, with 95 % intervals."""
+    from hystar_fast.cli.eval_codes import CodeSettings
     from hystar_fast.cli.eval_command import EvalSettings, run_evaluation
 
     settings = EvalSettings(
@@ -308,6 +316,7 @@ def evaluate(
         generalised=generalised,
         categories=categories,
         limit=limit,
+        codes=None if bits is None else CodeSettings(bits, code, itq_fit),
         device=device,
     )
     results = run_evaluation(settings, create_console(stderr=as_json))

@@ -180,7 +180,7 @@ class _Instances:
         for i, record in enumerate(gallery.records):
             if record.instance is not None:
                 position.setdefault(record.instance, i)
-        return cls(gallery, position, _numbers([record.instance for record in gallery.records]))
+        return cls(gallery, position, number_labels([record.instance for record in gallery.records]))
 
     def check_single(self, what: str) -> None:
         """Raise ValueError if an instance has several pictures in the gallery."""
@@ -226,10 +226,10 @@ class _Run:
         results = []
         for style in self.query_styles():
             queries = self.embed(style)
-            numbers = _numbers([record.category for record in (*gallery.records, *queries.records)])
+            numbers = number_labels([record.category for record in (*gallery.records, *queries.records)])
             items, wanted = numbers[: len(gallery.records)], numbers[len(gallery.records) :]
             measured = measure(_vectors(queries, gallery), gallery.vectors, wanted, items, metrics)
-            results.append(_result(style, measured, queries.records))
+            results.append(kind_result(style, measured, queries.records))
         return results
 
     def classify(self, metrics: Sequence[Metric], templates: Sequence[str]) -> tuple[list[KindResult], tuple[str, int]]:
@@ -244,7 +244,7 @@ class _Run:
                 records = tuple(found.records[i] for i in kept)
                 wanted = torch.tensor([number[str(record.category)] for record in records])
                 measured = measure(found.vectors[kept], classes, wanted, torch.arange(len(names)), metrics)
-                results.append(_result(style, measured, records))
+                results.append(kind_result(style, measured, records))
         return results, ("class names", len(names))
 
     def instances(self, gallery: Embedded, metrics: Sequence[Metric] | None) -> list[KindResult]:
@@ -316,10 +316,11 @@ def _instance_result(
         ones = torch.ones(len(ranks), dtype=torch.int64)
         values_of = {m: m.values(ranks, ones, len(gallery.records)) for m in metrics}
         measured = Measured(values_of, len(gallery.records), ranks[:, 0], ones)
-    return replace(_result(name, measured, records), unanswerable=missing)
+    return replace(kind_result(name, measured, records), unanswerable=missing)
 
 
-def _result(kind: str, measured: Measured, records: Sequence[Record]) -> KindResult:
+def kind_result(kind: str, measured: Measured, records: Sequence[Record]) -> KindResult:
+    """Return the results of one kind of query, without the queries that have no relevant item."""
     answered = measured.first > 0
     values = {str(metric): measured.interval(metric) for metric in measured.values}
     queries = tuple(record for record, kept in zip(records, answered.tolist(), strict=True) if kept)
@@ -332,6 +333,6 @@ def _vectors(queries: Embedded, gallery: Embedded) -> Tensor:
     return queries.vectors if queries.records else gallery.vectors[:0]
 
 
-def _numbers(names: Sequence[str | None]) -> Tensor:
-    """Return the number of each name; None is a name of its own and matches nothing."""
+def number_labels(names: Sequence[str | None]) -> Tensor:
+    """Return the number of each name, int64 [n]; None is a name of its own and matches nothing."""
     return numbered([f"{i}\0" if name is None else f"={name}" for i, name in enumerate(names)])[1]
