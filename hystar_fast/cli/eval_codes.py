@@ -84,7 +84,14 @@ def fit_codes(
         method: embeds the training pictures.
         training: what to fit on; None for codes that need none.
         limit: at most so many pictures of each style.
+
+    Raises:
+        ValueError: the method is not compared by cosine, or as `quantiser`.
     """
+    if not method.similarity.is_cosine:
+        raise ValueError(
+            f"bits must be left out for {method.name!r}, whose similarity {method.similarity.name!r} has no codes"
+        )
     if training is None:
         return quantiser(settings.code, settings.bits), settings.line(None)
     images, skipped = training.select(limit=limit), list[Skipped]()

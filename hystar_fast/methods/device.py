@@ -74,6 +74,7 @@ class OnDevice(Method):
         self.method, self.device = method, device
         self.name, self.modules, self.resize = method.name, method.modules, method.resize
         self.computes_style_in_encode = method.computes_style_in_encode
+        self.similarity = method.similarity
 
     def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
         style = None if style is None else style.to(self.device)

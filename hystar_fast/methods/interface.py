@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from hystar_fast.data.images import Resize, ResizeTo
+from hystar_fast.methods.similarity import COSINE, Similarity
 from hystar_fast.models.config import HystarConfig
 
 Role = Literal["query", "gallery"]
@@ -33,6 +34,7 @@ class Method(ABC):
         resize: makes the method's input from a picture of any size.
         config: the configuration it was built from; None if it was built without one.
         settings: its arguments besides `config`, such as a rank.
+        similarity: compares its vectors; cosine for unit vectors.
         fingerprints: part -> hash of the frozen weights; an adapter file fits no other weights.
     """
 
@@ -43,6 +45,7 @@ class Method(ABC):
     resize: Resize = ResizeTo(_DEFAULT_SIZE)
     config: HystarConfig | None = None
     settings: Mapping[str, int] = MappingProxyType({})
+    similarity: Similarity = COSINE
     fingerprints: Mapping[str, str | None] = MappingProxyType({})
 
     @abstractmethod

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hystar_fast.methods.similarity import COSINE, Similarity
 from hystar_fast.retrieval.metrics import Interval, bootstrap_mean
 from hystar_fast.retrieval.relevant_ranks import relevant_ranks
 
@@ -189,6 +190,7 @@ def measure(
     *,
     block: int = 4096,
     query_block: int = 256,
+    similarity: Similarity = COSINE,
 ) -> Measured:
     """Compute every metric of every query over the whole gallery; see :func:`relevant_ranks` for the arguments.
 
@@ -202,7 +204,15 @@ def measure(
     """
     if not metrics:
         raise ValueError("metrics must name at least one metric, got none")
-    blocks = relevant_ranks(queries, gallery, query_labels, gallery_labels, block=block, query_block=query_block)
+    blocks = relevant_ranks(
+        queries,
+        gallery,
+        query_labels,
+        gallery_labels,
+        block=block,
+        query_block=query_block,
+        similarity=similarity,
+    )
     parts: dict[Metric, list[Tensor]] = {metric: [torch.empty(0, dtype=torch.float64)] for metric in metrics}
     first = [torch.empty(0, dtype=torch.int64)]
     relevant = [torch.empty(0, dtype=torch.int64)]

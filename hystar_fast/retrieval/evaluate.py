@@ -117,6 +117,11 @@ def evaluate(
     _check(chosen, protocol, metrics, kinds, images)
     metrics = DEFAULT_METRICS if metrics is None else metrics
     run = _Run(method, images, kinds, batch_size, {} if embedded is None else embedded, progress, [])
+    if chosen == "classify" and not method.similarity.is_cosine:
+        raise ValueError(
+            f"task must be 'instance' or 'category' for {method.name!r}, whose similarity {method.similarity.name!r} "
+            "compares no mean of words, got 'classify'"
+        )
     if chosen == "classify":
         results, gallery = run.classify(metrics, images.templates if templates is None else templates)
     else:
@@ -228,7 +233,8 @@ class _Run:
             queries = self.embed(style)
             numbers = number_labels([record.category for record in (*gallery.records, *queries.records)])
             items, wanted = numbers[: len(gallery.records)], numbers[len(gallery.records) :]
-            measured = measure(_vectors(queries, gallery), gallery.vectors, wanted, items, metrics)
+            vectors = _vectors(queries, gallery)
+            measured = measure(vectors, gallery.vectors, wanted, items, metrics, similarity=self.method.similarity)
             results.append(kind_result(style, measured, queries.records))
         return results
 
@@ -256,7 +262,7 @@ class _Run:
         results = []
         for style in self.query_styles():
             queries = self.embed(style)
-            results.append(_instance_result(style, queries, None, answers, metrics))
+            results.append(self.instance_result(style, queries, None, answers, metrics))
             words = self._texts(queries.records) if self.wants(JOINT) else None
             if words is not None:
                 answers.check_single("retrieval by picture and text together")
@@ -264,15 +270,46 @@ class _Run:
                 part = Embedded(words.records, queries.vectors[rows])
                 for combine in COMBINATIONS:
                     name = f"{style}+text, {_JOINT_NAMES[combine]}"
-                    results.append(_instance_result(name, part, (words.vectors, combine), answers, metrics))
+                    results.append(self.instance_result(name, part, (words.vectors, combine), answers, metrics))
         words = self._texts(gallery.records) if self.wants(TEXT) else None
         if words is not None:
-            results.append(_instance_result(TEXT, words, None, answers, metrics))
+            results.append(self.instance_result(TEXT, words, None, answers, metrics))
         if not results and not self.images.query_styles:
             raise ValueError(
                 f"method must take text for {self.images.name}, whose queries are captions, got {self.method.name!r}"
             )
         return results
+
+    def instance_result(
+        self,
+        name: str,
+        queries: Embedded,
+        text: tuple[Tensor, str] | None,
+        answers: _Instances,
+        metrics: Sequence[Metric] | None,
+    ) -> KindResult:
+        """Measure queries for one instance each; `text` holds embeddings of their captions and how to combine them."""
+        gallery, position, similarity = answers.gallery, answers.position, self.method.similarity
+        kept = [i for i, record in enumerate(queries.records) if record.instance in position]
+        targets = torch.tensor([position[str(queries.records[i].instance)] for i in kept], dtype=torch.int64)
+        vectors = _vectors(queries, gallery)[kept]
+        words, combine = (None, "similarity") if text is None else (text[0][kept], text[1])
+        missing = len(queries.records) - len(kept)
+        records = tuple(queries.records[i] for i in kept)
+        if metrics is None:
+            ranks = batch24_ranks(vectors, gallery.vectors, targets, text=words, combine=combine, similarity=similarity)
+            values = {label: bootstrap_mean((ranks < k).double()) for label, k in CUTOFFS.items()}
+            return KindResult(name, len(ranks), missing, dict(values), ranks, records[: len(ranks)])
+        if words is None:
+            numbers = answers.numbers
+            measured = measure(vectors, gallery.vectors, numbers[targets], numbers, metrics, similarity=similarity)
+        else:
+            ranks = joint_ranks(vectors, words, gallery.vectors, targets, combine=combine, similarity=similarity)
+            ranks = ranks[:, None] + 1
+            ones = torch.ones(len(ranks), dtype=torch.int64)
+            values_of = {m: m.values(ranks, ones, len(gallery.records)) for m in metrics}
+            measured = Measured(values_of, len(gallery.records), ranks[:, 0], ones)
+        return replace(kind_result(name, measured, records), unanswerable=missing)
 
     def _texts(self, records: Sequence[Record]) -> Embedded | None:
         """Embed every caption, with its record that has it alone; None without captions or a text encoder."""
@@ -287,36 +324,6 @@ class _Run:
                 f"images must have one caption a picture for protocol 'batch24', got {len(several.captions)} for "
                 f"{several.path}"
             )
-
-
-def _instance_result(
-    name: str,
-    queries: Embedded,
-    text: tuple[Tensor, str] | None,
-    answers: _Instances,
-    metrics: Sequence[Metric] | None,
-) -> KindResult:
-    """Measure queries for one instance each; `text` holds the embeddings of their captions and how to combine them."""
-    gallery, position = answers.gallery, answers.position
-    kept = [i for i, record in enumerate(queries.records) if record.instance in position]
-    targets = torch.tensor([position[str(queries.records[i].instance)] for i in kept], dtype=torch.int64)
-    vectors = _vectors(queries, gallery)[kept]
-    words, combine = (None, "similarity") if text is None else (text[0][kept], text[1])
-    missing = len(queries.records) - len(kept)
-    records = tuple(queries.records[i] for i in kept)
-    if metrics is None:
-        ranks = batch24_ranks(vectors, gallery.vectors, targets, text=words, combine=combine)
-        values = {label: bootstrap_mean((ranks < k).double()) for label, k in CUTOFFS.items()}
-        return KindResult(name, len(ranks), missing, dict(values), ranks, records[: len(ranks)])
-    if words is None:
-        numbers = answers.numbers
-        measured = measure(vectors, gallery.vectors, numbers[targets], numbers, metrics)
-    else:
-        ranks = joint_ranks(vectors, words, gallery.vectors, targets, combine=combine)[:, None] + 1
-        ones = torch.ones(len(ranks), dtype=torch.int64)
-        values_of = {m: m.values(ranks, ones, len(gallery.records)) for m in metrics}
-        measured = Measured(values_of, len(gallery.records), ranks[:, 0], ones)
-    return replace(kind_result(name, measured, records), unanswerable=missing)
 
 
 def kind_result(kind: str, measured: Measured, records: Sequence[Record]) -> KindResult:

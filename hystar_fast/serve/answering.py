@@ -18,6 +18,7 @@ from hystar_fast.index.combine import Found, combined, softmax_offsets
 from hystar_fast.index.engine import Item
 from hystar_fast.index.where import Where
 from hystar_fast.methods.interface import GALLERY, QUERY, Role
+from hystar_fast.methods.similarity import Similarity
 from hystar_fast.serve.batches import Batches, Closed, Done, then
 from hystar_fast.serve.decoding import Decoder
 from hystar_fast.serve.encoder import Picture
@@ -46,6 +47,7 @@ class _Lane:
     k: int
     where: str | None
     needs_sum: bool
+    similarity: Similarity
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,9 @@ class Answerer:
         decoding, encoding = self._encode(live, fields, views, deadline)
         searching = {}
         for (name, part), vector in encoding.items():
-            lane = _Lane(live.generation, name, fields.k, fields.where, fields.combine == "softmax")
+            lane = _Lane(
+                live.generation, name, fields.k, fields.where, fields.combine == "softmax", live.similarity(name)
+            )
             searching[name, part] = then(vector, partial(self._submit, lane, deadline))
         searched = await _results(searching)
         passes = [vector.result() for vector in encoding.values()]
@@ -226,7 +230,7 @@ class Answerer:
         where = None if lane.where is None else Where.parse(lane.where)
         field = "where"
         try:
-            scores, keys = engine.search(lane.view, stacked, lane.k, where, lane.generation)
+            scores, keys = engine.search(lane.view, stacked, lane.k, where, lane.generation, similarity=lane.similarity)
             offsets, field = [0.0] * len(queries), "combine"
             if lane.needs_sum:
                 offsets = softmax_offsets(engine, lane.view, stacked, where, lane.generation)

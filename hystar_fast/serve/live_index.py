@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hystar_fast.index.engine import Engine, EngineUnavailable, Generation
 from hystar_fast.methods.interface import Method
+from hystar_fast.methods.similarity import Similarity
 from hystar_fast.serve.encoder import Encoder, Picture
 
 LoadMethods = Callable[[Engine, Generation], Mapping[str, Method]]
@@ -36,6 +37,10 @@ class Live:
     encoder: Encoder
     takes_words: bool
     takes_styles: frozenset[str]
+
+    def similarity(self, view: str) -> Similarity:
+        """Return the similarity of the method of a view."""
+        return self.encoder.methods[view].similarity
 
     @property
     def default_view(self) -> str:
@@ -160,7 +165,7 @@ class LiveIndex:
             with torch.inference_mode():
                 if method.style(image[None]) is not None:
                     styled.add(view)
-            self.engine.search(view, vector[None], 1, generation=generation.number)
+            self.engine.search(view, vector[None], 1, generation=generation.number, similarity=method.similarity)
         with torch.inference_mode():
             takes_words = first.encode_text(["a picture"]) is not None
         live = Live(generation.number, stamps, encoder, takes_words, frozenset(styled))
