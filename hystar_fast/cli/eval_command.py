@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 
 from hystar_fast.cli.eval_codes import CodeSettings, fit_codes, training_part
-from hystar_fast.cli.eval_parts import SPLITS, choose_part, choose_unseen
+from hystar_fast.cli.eval_parts import SPLITS, choose_part, choose_unseen, support_part
 from hystar_fast.cli.open_method import open_method
 from hystar_fast.cli.options import backbone_changes, find_adapter
 from hystar_fast.data.folder_lock import lock_folder
@@ -20,6 +20,7 @@ from hystar_fast.data.open import open_images
 from hystar_fast.data.text_files import read_lines
 from hystar_fast.methods.device import on_device, select_device
 from hystar_fast.methods.interface import Method, count_parameters
+from hystar_fast.retrieval.crossmodal import CROSSMODAL, evaluate_crossmodal
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.embed import Embedded
 from hystar_fast.retrieval.evaluate import DEFAULT_METRICS, Evaluation, KindResult, evaluate
@@ -31,7 +32,7 @@ from hystar_fast.terminal.progress import Progress
 RESULTS_FILE = "results.json"
 CHANCE = "chance of mAP@all"
 # Results with other values of these are of another evaluation.
-_IDENTITY = ("method", "adapter", "config", "fingerprints", "data", "metrics", "task", "protocol", "codes")
+_IDENTITY = ("method", "adapter", "config", "fingerprints", "data", "metrics", "task", "protocol", "codes", "support")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ class EvalSettings:
         backbone, weights: of a method without training, by default the tiny backbone; or the new path of the adapter's.
         data: see :func:`hystar_fast.data.open.open_images`.
         split: see :func:`hystar_fast.cli.eval_parts.choose_part`.
-        task, protocol: see :func:`hystar_fast.retrieval.evaluate.evaluate`.
+        task, protocol: see :func:`hystar_fast.retrieval.evaluate.evaluate`; also "crossmodal", see
+            :func:`hystar_fast.retrieval.crossmodal.evaluate_crossmodal`.
+        support: for "crossmodal", the split of the galleries; None for that of the queries.
         metrics: names, separated by commas; None for those of the protocol.
         gallery_style: for folders, shards and icons, the style of the gallery.
         unseen, generalised: see :class:`hystar_fast.data.unseen.CategorySplit`; the task is then "category" by default.
@@ -63,6 +66,7 @@ class EvalSettings:
     data: str = "emoji"
     split: str | None = None
     task: str | None = None
+    support: str | None = None
     protocol: str = "full"
     metrics: str | None = None
     gallery_style: str | None = None
@@ -89,8 +93,14 @@ def run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
         raise ValueError(f"split must be one of {SPLITS}, got {settings.split!r}")
     if settings.generalised is not None and settings.unseen is None:
         raise ValueError("generalised must be left out unless unseen is given, whose gallery it adds seen pictures to")
-    if settings.codes is not None and (settings.task == "classify" or settings.protocol != "full"):
-        raise ValueError("bits must be left out for task 'classify' and protocol 'batch24', which have no codes")
+    if settings.codes is not None and (settings.task in ("classify", CROSSMODAL) or settings.protocol != "full"):
+        raise ValueError(
+            f"bits must be left out for tasks 'classify' and {CROSSMODAL!r} and protocol 'batch24', which have no codes"
+        )
+    if settings.task == CROSSMODAL and settings.protocol != "full":
+        raise ValueError(f"protocol must be 'full' for task {CROSSMODAL!r}, got {settings.protocol!r}")
+    if settings.support is not None and settings.task != CROSSMODAL:
+        raise ValueError(f"support must be left out unless the task is {CROSSMODAL!r}, got {settings.support!r}")
     with lock_folder(settings.output):
         return _run_evaluation(settings, console)
 
@@ -116,18 +126,24 @@ def _run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
     codes, training = settings.codes, None
     if codes is not None and codes.needs_training:
         training = training_part(whole, settings.data, settings.gallery_style, settings.unseen, adapter)
+    support = support_part(whole, settings.data, settings.support, settings.unseen)
     start = time.perf_counter()
     with Progress(console, transient=True) as progress:
         task = progress.add_task("embed", total=len(images.records))
-        found = evaluate(
-            placed,
-            images,
-            task=settings.task or (None if settings.unseen is None else "category"),
-            protocol=settings.protocol,
-            metrics=metrics,
-            embedded=embedded,
-            progress=lambda done: progress.advance(task, done),
-        )
+        if settings.task == CROSSMODAL:
+            found = evaluate_crossmodal(
+                placed, images, support, metrics=metrics, progress=lambda done: progress.advance(task, done)
+            )
+        else:
+            found = evaluate(
+                placed,
+                images,
+                task=settings.task or (None if settings.unseen is None else "category"),
+                protocol=settings.protocol,
+                metrics=metrics,
+                embedded=embedded,
+                progress=lambda done: progress.advance(task, done),
+            )
         if codes is not None:
             quantise, codes_line = fit_codes(codes, placed, training, settings.limit)
             added = code_results(found, embedded, metrics or DEFAULT_METRICS, quantise)
@@ -231,6 +247,7 @@ def _results(
         "metrics": [*found.kinds[0].values],
         "task": found.task,
         "protocol": found.protocol,
+        **({} if settings.support is None else {"support": settings.support}),
         **({} if settings.codes is None else {"codes": asdict(settings.codes)}),
         "gallery": {"what": found.gallery[0], "n": found.gallery[1]},
         "intervals": "95 %, percentile bootstrap over queries, 2000 resamples",

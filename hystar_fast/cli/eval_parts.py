@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hystar_fast.data.hold_out import Shares
 from hystar_fast.data.image_set import ImageSet
+from hystar_fast.data.open import open_images
 from hystar_fast.data.unseen import CategorySplit
 from hystar_fast.train.data_record import DataRecord
 
@@ -115,3 +116,23 @@ def choose_unseen(
         label += f", seen ones in the gallery: {generalised}"
         lines.append(f"generalised: {len(part.gallery):,} gallery pictures with those of seen categories")
     return Part(part, label, "\n".join(lines))
+
+
+def support_part(images: ImageSet, source: str, support: str | None, unseen: str | None) -> ImageSet | None:
+    """Return the part whose texts and pictures are the galleries of task "crossmodal"; None for the queries' own.
+
+    Args:
+        images: the part of the queries, before a choice of categories.
+        source: of the data, as the user gave it.
+        support: the split; None for that of the queries.
+        unseen: see `CategorySplit.of`, of the queries' categories.
+
+    Raises:
+        ValueError: the data has no such split.
+    """
+    if support is None:
+        return None
+    if not images.has_splits:
+        raise ValueError(f"support must be left out for {images.name}, which has no splits, got {support!r}")
+    opened = open_images(source, support)
+    return opened if unseen is None else CategorySplit.of(unseen, images).unseen_part(opened)

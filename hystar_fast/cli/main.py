@@ -255,7 +255,11 @@ def evaluate(
         ),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="instance, category or classify; by default instance if the data has instances.")
+        str | None,
+        typer.Option(help="instance, category, classify or crossmodal; by default instance if the data has instances."),
+    ] = None,
+    support: Annotated[
+        str | None, typer.Option(help="For crossmodal, the split of the galleries: by default that of the queries.")
     ] = None,
     protocol: Annotated[
         str, typer.Option(help="full, or batch24: the published one, in batches of 24 instead of the gallery.")
@@ -309,6 +313,7 @@ def evaluate(
         data=data,
         split=split,
         task=task,
+        support=support,
         protocol=protocol,
         metrics=metrics,
         gallery_style=gallery_style,

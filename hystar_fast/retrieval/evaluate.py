@@ -34,7 +34,7 @@ class KindResult:
         n: queries with a relevant item in the gallery; means are over these.
         unanswerable: queries without one, excluded.
         values: name of the metric -> its mean with a 95 % interval; None if no query has a relevant item.
-        ranks: int64 [n], the rank of the best relevant item; 0 is the first.
+        ranks: int64 [n], the rank of the best relevant item; 0 is the first. A mean of several kinds has none.
         queries: the records of these n queries; for text, the records of the gallery, each with one caption.
         chance: mAP@all of random rankings; None if no query has a relevant item, and in batches.
     """
@@ -71,7 +71,7 @@ class Evaluation:
     @property
     def ranks(self) -> Ranks:
         """The ranks of every kind of query that has any, with query ids."""
-        kept = [found for found in self.kinds if found.n]
+        kept = [found for found in self.kinds if len(found.ranks)]
         ids = QueryIds.of(self.images, {found.kind: found.queries for found in kept})
         return Ranks(ids, {found.kind: found.ranks for found in kept})
 

@@ -111,3 +111,17 @@ def test_the_three_parts_of_the_embedded_drawings(tmp_path):
         assert ("may have been in the pretraining" in output) == ("--split" in options)
         chance = {65: 11.7, 324: 8.0, 310: 3.0}[gallery]
         assert results["queries"]["sketch"]["chance of mAP@all"] == pytest.approx(chance, abs=0.05)
+
+
+def test_pictures_and_texts_are_ranked_in_both_directions(tmp_path):
+    arguments = ("--method", "frozen", "--weights", "random", "--unseen", "subgroup", "--task", "crossmodal")
+    output, results = evaluated(tmp_path / "eval", *arguments, "--limit", "8")
+    assert [*results["queries"]] == ["I2T", "T2I", "Avg"] and results["task"] == "crossmodal"
+    both = [results["queries"][name]["mAP@all"]["value"] for name in results["queries"]]
+    assert both[2] == pytest.approx((both[0] + both[1]) / 2, abs=0.011)
+    assert "relevant: the same category" in output
+    line = ("eval", "--method", "frozen", "--output", tmp_path / "eval")
+    assert "protocol must be 'full' for task 'crossmodal'" in refused(
+        *line, "--task", "crossmodal", "--protocol", "batch24"
+    )
+    assert "--support must be left out unless the task is 'crossmodal'" in refused(*line, "--support", "train")
