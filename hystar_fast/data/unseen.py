@@ -173,7 +173,7 @@ def hold_out_categories(images: ImageSet, share: float, *, least: int = 2) -> tu
         raise ValueError(f"share must be between 0 and 1, got {share}")
     names = sorted(
         {record.category for record in images.records if record.category is not None},
-        key=lambda name: hash_fraction(name, "validation"),
+        key=lambda name: hash_fraction(name, "categories"),
     )
     if len(names) <= least:
         raise ValueError(f"images must have more than {least} categories to hold some out, got {len(names)}")

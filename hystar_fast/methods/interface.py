@@ -30,45 +30,39 @@ class Method(ABC):
         name: used in tables and files.
         initialises_from_first_batch: whether the first forward pass in training initialises parameters from its batch.
         computes_style_in_encode: whether `encode_image` computes the style of its images in the same pass.
+        similarity: compares its vectors; cosine for unit vectors.
         modules: the modules that hold the parameters and are switched between training and evaluation.
         resize: makes the method's input from a picture of any size.
         config: the configuration it was built from; None if it was built without one.
         settings: its arguments besides `config`, such as a rank.
-        similarity: compares its vectors; cosine for unit vectors.
         fingerprints: part -> hash of the frozen weights; an adapter file fits no other weights.
     """
 
     name: str
     initialises_from_first_batch: bool = False
     computes_style_in_encode: bool = False
+    similarity: Similarity = COSINE
     modules: tuple[nn.Module, ...] = ()
     resize: Resize = ResizeTo(_DEFAULT_SIZE)
     config: HystarConfig | None = None
     settings: Mapping[str, int] = MappingProxyType({})
-    similarity: Similarity = COSINE
     fingerprints: Mapping[str, str | None] = MappingProxyType({})
 
     @abstractmethod
     def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
-        """Return unit vectors [B, D] of gallery images [B, 3, H, W]; `style` [B, d] comes from `style()`, or is
-        computed.
-        """
+        """Return unit vectors [B, D] of images [B, 3, H, W]; `style` [B, d] comes from `style()`, or is computed."""
 
     def encode_query(self, images: Tensor, style: Tensor | None = None) -> Tensor:
-        """Return unit vectors [B, D] of images that are queries, by default as `encode_image` does.
-
-        A method whose queries take another way than its gallery (a sketch through a generator) overrides it. Which of
-        the two is called follows from the place of a picture, never from its pixels.
-        """
+        """Return unit vectors [B, D] of queries, which a method may encode in another way than the gallery."""
         return self.encode_image(images, style)
-
-    def encode(self, images: Tensor, role: Role, style: Tensor | None = None) -> Tensor:
-        """Return what `encode_query` or `encode_image` returns, by the role of the images."""
-        return self.encode_query(images, style) if role == QUERY else self.encode_image(images, style)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor | None:
         """Return unit vectors [B, D] of texts, or None if the system has no text encoder."""
         return None
+
+    def encode(self, images: Tensor, role: Role, style: Tensor | None = None) -> Tensor:
+        """Return what `encode_query` or `encode_image` returns, by the role of the images, never by their pixels."""
+        return self.encode_query(images, style) if role == QUERY else self.encode_image(images, style)
 
     def style(self, images: Tensor) -> Tensor | None:
         """Return style vectors [B, d] that do not change while it trains, or None if the system has no style."""
