@@ -95,7 +95,7 @@ def evaluate_crossmodal(
         images,
         CROSSMODAL,
         f"{PROTOCOLS['full']}; relevant: the same {by}",
-        (f"{len(held.texts.records)} texts and as pictures", len(held.pictures.records)),
+        (f"pictures with {len(held.texts.records)} texts", len(held.pictures.records)),
         (*kinds, *(() if average is None else (average,))),
         (*images.skipped, *(() if support is None else support.skipped), *skipped),
     )
