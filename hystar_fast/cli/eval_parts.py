@@ -7,6 +7,8 @@ from pathlib import Path
 
 from hystar_fast.data.hold_out import Shares
 from hystar_fast.data.image_set import ImageSet
+from hystar_fast.data.open import open_images
+from hystar_fast.data.unseen import CategorySplit
 from hystar_fast.train.data_record import DataRecord
 
 SPLITS = ("val", "test", "all")
@@ -72,3 +74,65 @@ def _of_other_data(
         line = f"all {total}; it is not known whether the adapter was trained on some of them"
         return Part(images, "all, the training data of the adapter is unknown", line)
     return Part(images, "all", f"all {total}; the adapter was trained on other data, {record.place}")
+
+
+def choose_unseen(
+    images: ImageSet, source: str, split: str | None, adapter: Path | None, unseen: str, generalised: str | None
+) -> Part:
+    """Return the unseen categories of a data set, with seen pictures in the gallery if it is generalised.
+
+    Args:
+        images: the whole data set, or its split if it has splits.
+        source: of the data, as the user gave it.
+        split: of data with splits; None for "test".
+        adapter: the folder of the adapter; None for a method without training.
+        unseen: see `CategorySplit.of`.
+        generalised: see `CategorySplit.generalised`; None for a gallery of unseen categories alone.
+
+    Raises:
+        ValueError: as those, a split of data that has none, or an adapter that was trained on one of the categories.
+    """
+    if split is not None and not images.has_splits:
+        raise ValueError(f"split must be left out with unseen for {images.name}, which has no splits, got {split!r}")
+    division = CategorySplit.of(unseen, images)
+    part = division.unseen_part(images) if generalised is None else division.generalised(images, generalised)
+    if not part.gallery:
+        raise ValueError(f"unseen must have gallery pictures in this part of {images.name}, got {unseen!r} without any")
+    lines = [*division.sizes(images)]
+    record = None if adapter is None else DataRecord.read(adapter)
+    if record is not None and record.is_of(source, images):
+        trained = sorted(division.unseen - {*record.unseen})
+        if trained:
+            raise ValueError(
+                f"unseen must be categories that the adapter was not trained on, got {unseen!r} with {trained[0]!r}: "
+                "train with data.unseen"
+            )
+    elif adapter is not None and not (images.has_splits and division.unseen <= images.unseen_categories):
+        lines.append("it is not known whether the adapter was trained on these categories")
+    if split == "all":
+        lines.append("of all splits: pictures of the training splits may have been in the pretraining of the backbone")
+    label = f"{split or 'test'}, " * images.has_splits + f"unseen categories of {unseen}"
+    if generalised is not None:
+        label += f", seen ones in the gallery: {generalised}"
+        lines.append(f"generalised: {len(part.gallery):,} gallery pictures with those of seen categories")
+    return Part(part, label, "\n".join(lines))
+
+
+def support_part(images: ImageSet, source: str, support: str | None, unseen: str | None) -> ImageSet | None:
+    """Return the part whose texts and pictures are the galleries of task "crossmodal"; None for the queries' own.
+
+    Args:
+        images: the part of the queries, before a choice of categories.
+        source: of the data, as the user gave it.
+        support: the split; None for that of the queries.
+        unseen: see `CategorySplit.of`, of the queries' categories.
+
+    Raises:
+        ValueError: the data has no such split.
+    """
+    if support is None:
+        return None
+    if not images.has_splits:
+        raise ValueError(f"support must be left out for {images.name}, which has no splits, got {support!r}")
+    opened = open_images(source, support)
+    return opened if unseen is None else CategorySplit.of(unseen, images).unseen_part(opened)

@@ -255,7 +255,11 @@ def evaluate(
         ),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="instance, category or classify; by default instance if the data has instances.")
+        str | None,
+        typer.Option(help="instance, category, classify or crossmodal; by default instance if the data has instances."),
+    ] = None,
+    support: Annotated[
+        str | None, typer.Option(help="For crossmodal, the split of the galleries: by default that of the queries.")
     ] = None,
     protocol: Annotated[
         str, typer.Option(help="full, or batch24: the published one, in batches of 24 instead of the gallery.")
@@ -270,7 +274,25 @@ def evaluate(
     gallery_style: Annotated[
         str | None, typer.Option(help="The style of the gallery of folders, shards and icons.")
     ] = None,
+    unseen: Annotated[
+        str | None,
+        typer.Option(
+            help="Only unseen categories, for zero-shot retrieval: sketchy21, sketchy25, tuberlin30, quickdraw30, "
+            "subgroup (the embedded drawings'), half:<seed> or a file with one a line."
+        ),
+    ] = None,
+    generalised: Annotated[
+        str | None,
+        typer.Option(help="With --unseen, seen pictures in the gallery, too: sample, sample+queries or all."),
+    ] = None,
     categories: Annotated[Path | None, typer.Option(help="File of the categories to keep, one a line.")] = None,
+    bits: Annotated[
+        int | None, typer.Option(min=1, help="Also evaluate binary codes of so many bits, by Hamming distance.")
+    ] = None,
+    code: Annotated[str, typer.Option(help="With --bits: itq, or sign (one bit a number).")] = "itq",
+    itq_fit: Annotated[
+        str, typer.Option(help="Fit itq on train, the training pictures, or on queries (transductive).")
+    ] = "train",
     backbone: MovedBackbone = None,
     weights: MovedWeights = None,
     output: Folder = Path("runs/eval"),
@@ -279,6 +301,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate an adapter or a method on a data set, over the full gallery, with 95 % intervals."""
+    from hystar_fast.cli.eval_codes import CodeSettings
     from hystar_fast.cli.eval_command import EvalSettings, run_evaluation
 
     settings = EvalSettings(
@@ -290,11 +313,15 @@ def evaluate(
         data=data,
         split=split,
         task=task,
+        support=support,
         protocol=protocol,
         metrics=metrics,
         gallery_style=gallery_style,
+        unseen=unseen,
+        generalised=generalised,
         categories=categories,
         limit=limit,
+        codes=None if bits is None else CodeSettings(bits, code, itq_fit),
         device=device,
     )
     results = run_evaluation(settings, create_console(stderr=as_json))

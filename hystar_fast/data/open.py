@@ -14,6 +14,7 @@ from hystar_fast.data.folders import STROKES, load_folders
 from hystar_fast.data.icons import load_icons
 from hystar_fast.data.image_files import is_hidden
 from hystar_fast.data.image_set import ImageSet, layout_error
+from hystar_fast.data.split_folders import is_split, load_split_folders
 from hystar_fast.data.stamps import PLACE as STAMPS
 from hystar_fast.data.stamps import load_stamps
 from hystar_fast.data.text_pairs import is_crossmodal, load_crossmodal
@@ -32,7 +33,7 @@ def open_images(
     Args:
         data: "emoji", "<kind>:<path>" with a kind of `KINDS`, or a path whose kind is recognised by its layout.
         split: "train", "val" or "test". Folders, pairs, captions and shards have no splits: each is the whole data set
-            (`ImageSet.has_splits`).
+            (`ImageSet.has_splits`); but folders in ``train/`` and ``val/`` have.
         gallery_style: for "folders", "shards" and "icons", the style of the gallery; the others have their own.
         styles: for "emoji" and "domainnet", the query styles, where they should not be the usual ones ("emoji" also has
             "flat" and "photo3d"); the others list all their styles.
@@ -82,6 +83,8 @@ def open_images(
         case "pairs":
             return load_csv_pairs(path)
         case _:
+            if is_split(path):
+                return load_split_folders(path, split, gallery_style)
             return load_folders(path, gallery_style)
 
 

@@ -63,7 +63,13 @@ def draw_sheet(number: int, methods: Mapping[str, Method], settings: ExperimentS
             raise ValueError(f"the gallery must have readable pictures, got none in {images.name}")
         answers[name] = [
             first_answers(
-                gallery, images, query, query_vector(method, images, query), _ANSWERS, by_category=sheet.by_category
+                gallery,
+                images,
+                query,
+                query_vector(method, images, query),
+                _ANSWERS,
+                by_category=sheet.by_category,
+                similarity=method.similarity,
             )
             for query in queries
         ]

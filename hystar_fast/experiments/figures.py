@@ -20,7 +20,7 @@ from hystar_fast.experiments.experiment_settings import ExperimentSettings
 from hystar_fast.experiments.plots import PROJECTION_NAMES, PROJECTIONS, Cloud, Curve, draw_clouds, draw_sweep
 from hystar_fast.experiments.splits import open_splits, place_queries, trained_method
 from hystar_fast.methods.hystar_method import HystarMethod
-from hystar_fast.methods.interface import Method
+from hystar_fast.methods.interface import QUERY, Method
 from hystar_fast.retrieval.embed import embed_images, embed_records
 from hystar_fast.terminal.console import Console
 
@@ -61,7 +61,7 @@ def _draw_embeddings(settings: ExperimentSettings, console: Console, path: Path)
     queries = [record for style in images.query_styles for record in images.of_style(style)]
     rows: dict[str, dict[str, Cloud]] = {"style": {}, "class": {}}
     for name in _METHODS:
-        found = embed_records(trained_method(name, 0, settings), images, queries, [])
+        found = embed_records(trained_method(name, 0, settings), images, queries, [], role=QUERY)
         if not found.records:
             raise ValueError(f"data.source must have readable query pictures, got none in {images.name}")
         rows["style"][name] = Cloud(found.vectors, [record.style for record in found.records])

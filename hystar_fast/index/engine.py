@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hystar_fast.index.stamp import Stamp
 from hystar_fast.index.where import Where
+from hystar_fast.methods.similarity import COSINE, Similarity
 
 LARGEST_BATCH = 1000
 """Items of one `upsert`."""
@@ -210,7 +211,14 @@ class Engine(ABC):
 
     @abstractmethod
     def search(
-        self, view: str, queries: Tensor, k: int, where: Where | None = None, generation: int | None = None
+        self,
+        view: str,
+        queries: Tensor,
+        k: int,
+        where: Where | None = None,
+        generation: int | None = None,
+        *,
+        similarity: Similarity = COSINE,
     ) -> tuple[Tensor, list[list[str]]]:
         """Find the k most similar items of each query.
 
@@ -220,14 +228,15 @@ class Engine(ABC):
             k: items a query. Where fewer match, there are fewer columns.
             where: keeps only the items that match it.
             generation: to search in.
+            similarity: of the method that made the vectors.
 
         Returns:
-            Cosine similarities float32 [N, k] in [-1, 1], best first, and the keys of each query; equal scores are in
-            the order of their keys.
+            Cosine similarities float32 [N, k] in [-1, 1], or scores of another similarity, best first, and the keys of
+            each query; equal scores are in the order of their keys.
 
         Raises:
-            ValueError: the view does not exist, `queries` has another width or is not finite, k is not positive, or
-                `where` names a field that no item has.
+            ValueError: the view does not exist, `queries` has another width or is not finite, k is not positive, the
+                index was made with another similarity, or `where` names a field that no item has.
         """
 
     def log_sum(

@@ -8,6 +8,7 @@ from typing import Any
 from hystar_fast.index.engine import LARGEST_BATCH
 from hystar_fast.index.stamp import Stamp
 from hystar_fast.index.where import FIELDS, Where
+from hystar_fast.methods.similarity import COSINE_NAME, Similarity
 
 
 def first_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -60,6 +61,21 @@ def check_has_views(stamps: Mapping[str, Stamp]) -> None:
     """Raise ValueError if a generation would have no view."""
     if not stamps:
         raise ValueError("stamps must hold a view at least, got none")
+
+
+def check_cosine(stamps: Mapping[str, Stamp], engine: str) -> None:
+    """Raise ValueError unless all views are compared by cosine, as an engine needs that has no other search."""
+    for view, stamp in stamps.items():
+        if stamp.metric != COSINE_NAME:
+            raise ValueError(
+                f"similarity must be {COSINE_NAME!r} in {engine}, got {stamp.metric!r} of view {view!r}: use a folder"
+            )
+
+
+def check_similarity(made_with: str, similarity: Similarity, index: str) -> None:
+    """Raise ValueError unless a search has the similarity with which the vectors of an index were made."""
+    if made_with != similarity.name:
+        raise ValueError(f"similarity must be {made_with!r}, with which {index} was made, got {similarity.name!r}")
 
 
 def check_view(view: str, stamps: Mapping[str, Stamp]) -> None:

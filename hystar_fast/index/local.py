@@ -26,6 +26,7 @@ from hystar_fast.index.engine_checks import (
     check_fields,
     check_has_views,
     check_not_live,
+    check_similarity,
     check_vectors,
     check_whole,
     first_settings,
@@ -39,6 +40,7 @@ from hystar_fast.index.sqlite_file import SqliteFile, checksum
 from hystar_fast.index.stamp import Stamp, list_stamps, stamps_from
 from hystar_fast.index.verify_local import verify_file
 from hystar_fast.index.where import Where
+from hystar_fast.methods.similarity import COSINE, Similarity
 
 INDEX_FILE = "index.db"
 
@@ -185,7 +187,8 @@ class LocalEngine(Engine):
 
     def vectors(self, keys: Sequence[str], view: str, generation: int | None = None) -> Tensor:
         with self._file.reading():
-            number, start, end = self._view(view, generation)
+            entry = self.generation(generation)
+            number, (start, end) = entry.number, rows.view_columns(view, entry.stamps)
             found = self._file.select("SELECT key, row FROM items", "key", [rows.number_of(key) for key in keys])
             row_of = {rows.key_text(self._file, key): row for key, row in found}
             content = self._vectors.get(number, row_of.values())
@@ -250,10 +253,18 @@ class LocalEngine(Engine):
     # search
 
     def search(
-        self, view: str, queries: Tensor, k: int, where: Where | None = None, generation: int | None = None
+        self,
+        view: str,
+        queries: Tensor,
+        k: int,
+        where: Where | None = None,
+        generation: int | None = None,
+        *,
+        similarity: Similarity = COSINE,
     ) -> tuple[Tensor, list[list[str]]]:
-        matrix, graph = self._matrix(view, where, generation)
-        scores, keys = matrix.search(queries, k) if graph is None else graph.search(matrix, queries, k)
+        matrix, graph = self._matrix(view, where, generation, similarity)
+        found = matrix.search(queries, k, similarity=similarity) if graph is None else graph.search(matrix, queries, k)
+        scores, keys = found
         return scores, [[rows.key_text(self._file, key) for key in found] for found in keys.tolist()]
 
     def log_sum(
@@ -272,10 +283,14 @@ class LocalEngine(Engine):
         matrix, _ = self._matrix(view, Where(()), number)
         self.graphs.put(number, view, self._file.meta("content"), Graph.build(matrix, progress))
 
-    def _matrix(self, view: str, where: Where | None, generation: int | None) -> tuple[Matrix, Graph | None]:
+    def _matrix(
+        self, view: str, where: Where | None, generation: int | None, similarity: Similarity = COSINE
+    ) -> tuple[Matrix, Graph | None]:
         """Return the vectors of a view, and their graph if there is one for this search."""
         with self._file.reading():
-            number, start, end = self._view(view, generation)
+            entry = self.generation(generation)
+            number, (start, end) = entry.number, rows.view_columns(view, entry.stamps)
+            check_similarity(entry.stamps[view].metric, similarity, self.uri)
             matrix = self._vectors.matrix(number, view, start, end, is_live=number == self._live())
             if where is None:
                 return matrix, self.graphs.get(number, view, self._file.meta("content"))
@@ -328,11 +343,6 @@ class LocalEngine(Engine):
 
     def _numbers(self) -> list[int]:
         return [int(number) for (number,) in self._file.connection.execute("SELECT number FROM generations")]
-
-    def _view(self, view: str, generation: int | None) -> tuple[int, int, int]:
-        """Return the generation, and where the view's vector begins and ends among those of an item."""
-        entry = self.generation(generation)
-        return entry.number, *rows.view_columns(view, entry.stamps)
 
     # small things
 

@@ -16,6 +16,7 @@ from hystar_fast.index.engine import Item, decode_name, encode_name
 from hystar_fast.index.engine_checks import check_view
 from hystar_fast.index.sqlite_file import SqliteFile, checksum
 from hystar_fast.index.stamp import Stamp
+from hystar_fast.methods.similarity import COSINE_NAME
 
 Row: TypeAlias = tuple[Any, ...]
 """key, id, source, path, caption, attributes, size, sha256 and so on, in the order of `COLUMNS`."""
@@ -111,7 +112,8 @@ def checked_views(vectors: Mapping[str, Tensor], stamps: Mapping[str, Stamp], co
     """Return the vectors of all views as float32 on the CPU, in the order of the stamps.
 
     Raises:
-        ValueError: a view is missing or unknown, or its vectors are not `count` finite unit rows of its dimension.
+        ValueError: a view is missing or unknown, or its vectors are not `count` finite rows of its dimension, of
+            length 1 where they are compared by cosine.
     """
     if set(vectors) != set(stamps):
         raise ValueError(f"vectors must have the views {', '.join(stamps)}, got {', '.join(vectors) or 'none'}")
@@ -120,6 +122,9 @@ def checked_views(vectors: Mapping[str, Tensor], stamps: Mapping[str, Stamp], co
         part = vectors[view].detach().float().cpu()
         if part.shape != (count, stamp.dimension):
             raise ValueError(f"vectors of {view} must be [{count}, {stamp.dimension}], got {tuple(part.shape)}")
+        if stamp.metric != COSINE_NAME and bool(part.isfinite().all()):
+            checked[view] = part
+            continue
         if not are_units(part):
             lengths = part.norm(dim=1)
             worst = float(lengths[int((lengths - 1).abs().nan_to_num(torch.inf).argmax())])

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hystar_fast.methods.similarity import COSINE, Similarity
+
 BLOCK = 16384
 """Vectors a block. A block is never copied, so the index needs its own size and one block more."""
 
@@ -114,32 +116,38 @@ class Matrix:
             scores[mine] = (self.blocks[block][places[mine] % self.block] * query).sum(1)
         return scores, torch.from_numpy(self.keys[places])
 
-    def search(self, queries: Tensor, k: int, *, first: int = 0) -> tuple[Tensor, Tensor]:
+    def search(
+        self, queries: Tensor, k: int, *, first: int = 0, similarity: Similarity = COSINE
+    ) -> tuple[Tensor, Tensor]:
         """Find the k most similar vectors of each query, best first; equal scores are in the order of their keys.
 
         Args:
-            queries: [N, D], of any scale.
+            queries: [N, D], of any scale where the similarity is cosine.
             k: vectors a query; at most as many as there are.
             first: the place of the first vector that is looked at. Where fewer than k are left, scores are -inf.
+            similarity: of the vectors; another than cosine prepares each block for each search.
 
         Returns:
-            Cosine similarities float32 [N, k] in [-1, 1] and keys int64 [N, k].
+            Cosine similarities float32 [N, k] in [-1, 1], or scores of another similarity, and keys int64 [N, k].
 
         Raises:
             ValueError: see `unit_queries`; or k is not positive.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        queries = unit_queries(queries, self.dimension)
+        is_cosine = similarity.is_cosine
+        queries = unit_queries(queries, self.dimension) if is_cosine else finite_queries(queries, self.dimension)
         scores, keys = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
         k = min(k, self.count)
         if k == 0:
             return scores, keys
-        for start, found in self._scores(queries, first):
+        for start, found in self._scores(similarity.prepare(queries), first, similarity):
             own = torch.from_numpy(self.keys[start : start + found.shape[1]])
             best, places = _first(found, own, k)
             scores, keys = torch.cat([scores, best], 1), torch.cat([keys, own[places]], 1)
         scores, order = _sorted(scores, keys, k)
+        if not is_cosine:
+            return scores, keys.gather(1, order)
         lost = scores == -torch.inf
         return scores.clamp_(-1, 1).masked_fill_(lost, -torch.inf), keys.gather(1, order)
 
@@ -151,7 +159,7 @@ class Matrix:
             total = torch.logaddexp(total, (scale * found).logsumexp(1, keepdim=True))
         return total
 
-    def _scores(self, queries: Tensor, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+    def _scores(self, queries: Tensor, first: int = 0, similarity: Similarity = COSINE) -> Iterator[tuple[int, Tensor]]:
         """Yield the start of each block and the similarities [N, n] to its vectors, -inf for those taken out.
 
         Vectors before the place `first` are left out.
@@ -160,7 +168,7 @@ class Matrix:
             start = max(begin, first)
             if start >= begin + len(block):
                 continue
-            found = queries @ block[start - begin :].mT
+            found = similarity.scores(queries, similarity.prepare(block[start - begin :]))
             if self.masked is not None:
                 found.masked_fill_(self.masked[start : begin + len(block)], -torch.inf)
             yield start, found
@@ -180,14 +188,24 @@ def unit_queries(queries: Tensor, dimension: int) -> Tensor:
     Raises:
         ValueError: they have another shape or type, or one is not finite or zero.
     """
+    queries = finite_queries(queries, dimension)
+    if not bool(queries.any(dim=1).all()):
+        raise ValueError("queries must have a direction, got a vector of zeros")
+    return F.normalize(queries, dim=-1)
+
+
+def finite_queries(queries: Tensor, dimension: int) -> Tensor:
+    """Return queries [N, D] as float32 on the CPU.
+
+    Raises:
+        ValueError: they have another shape or type, or one is not finite.
+    """
     if queries.ndim != 2 or queries.shape[1] != dimension or not queries.is_floating_point():
         raise ValueError(f"queries must be floating point [N, {dimension}], got {queries.dtype} {tuple(queries.shape)}")
     queries = queries.detach().float().cpu()
     if not bool(queries.isfinite().all()):
         raise ValueError("queries must be finite, got NaN or inf")
-    if not bool(queries.any(dim=1).all()):
-        raise ValueError("queries must have a direction, got a vector of zeros")
-    return F.normalize(queries, dim=-1)
+    return queries
 
 
 def _first(scores: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@ from hystar_fast.index.engine_checks import (
     check_fields,
     check_held,
     check_id,
+    check_similarity,
     check_vectors,
     first_settings,
 )
@@ -45,6 +46,7 @@ from hystar_fast.index.milvus_table import Rows, Table, differences
 from hystar_fast.index.milvus_verify import verify_index
 from hystar_fast.index.stamp import Stamp
 from hystar_fast.index.where import Where
+from hystar_fast.methods.similarity import COSINE, COSINE_NAME, Similarity
 
 _writing: dict[str, threading.RLock] = {}  # by address, for the writes of this process
 
@@ -234,9 +236,17 @@ class MilvusEngine(Engine):
     # search
 
     def search(
-        self, view: str, queries: Tensor, k: int, where: Where | None = None, generation: int | None = None
+        self,
+        view: str,
+        queries: Tensor,
+        k: int,
+        where: Where | None = None,
+        generation: int | None = None,
+        *,
+        similarity: Similarity = COSINE,
     ) -> tuple[Tensor, list[list[str]]]:
         number, start, end = self._generations.view(view, generation)
+        check_similarity(COSINE_NAME, similarity, self.uri)
         if not 1 <= k < MOST:
             raise ValueError(f"k must be at least 1 and less than {MOST} in Milvus, got {k}")
         units = unit_queries(queries, end - start)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hystar_fast.index.engine import Generation
-from hystar_fast.index.engine_checks import check_has_views, check_not_live, check_whole
+from hystar_fast.index.engine_checks import check_cosine, check_has_views, check_not_live, check_whole
 from hystar_fast.index.local_rows import view_columns
 from hystar_fast.index.milvus_connection import Connection, NotThere
 from hystar_fast.index.milvus_meta import COLUMNS_OF_META, Meta
@@ -167,6 +167,7 @@ class Generations:
 
     def _create(self, number: int, stamps: Mapping[str, Stamp], notes: Mapping[str, Any]) -> None:
         check_has_views(stamps)
+        check_cosine(stamps, "Milvus")
         width = sum(stamp.dimension for stamp in stamps.values())
         if width > WIDEST:
             raise ValueError(f"views must have at most {WIDEST} numbers together in Milvus, got {width}")

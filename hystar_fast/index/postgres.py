@@ -24,9 +24,11 @@ from hystar_fast.index.engine import (
 )
 from hystar_fast.index.engine_checks import (
     check_batch,
+    check_cosine,
     check_fields,
     check_has_views,
     check_not_live,
+    check_similarity,
     check_vectors,
     check_view,
     check_whole,
@@ -41,6 +43,7 @@ from hystar_fast.index.postgres_write import remove_items, write_items
 from hystar_fast.index.stamp import Stamp, list_stamps, stamps_from
 from hystar_fast.index.verify_postgres import verify_tables
 from hystar_fast.index.where import Where
+from hystar_fast.methods.similarity import COSINE, COSINE_NAME, Similarity
 
 _MOST = 2**31  # answers
 _ROWS = 5000  # read at a time
@@ -213,8 +216,16 @@ class PostgresEngine(Engine):
     # search
 
     def search(
-        self, view: str, queries: Tensor, k: int, where: Where | None = None, generation: int | None = None
+        self,
+        view: str,
+        queries: Tensor,
+        k: int,
+        where: Where | None = None,
+        generation: int | None = None,
+        *,
+        similarity: Similarity = COSINE,
     ) -> tuple[Tensor, list[list[str]]]:
+        check_similarity(COSINE_NAME, similarity, self.uri)
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         with self._database.reading() as connection:
@@ -263,6 +274,7 @@ class PostgresEngine(Engine):
 
     def create_generation(self, stamps: Mapping[str, Stamp], notes: Mapping[str, Any]) -> int:
         check_has_views(stamps)
+        check_cosine(stamps, "PostgreSQL")
         content = rows.to_bytes(list_stamps(stamps)).decode()
         with self._database.writing() as connection:
             query = f"UPDATE {self._table('state')} SET last = last + 1 RETURNING last"

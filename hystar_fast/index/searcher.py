@@ -55,7 +55,7 @@ class Hit:
     Attributes:
         rank: 1 is best.
         key, id, caption: of the item.
-        score: cosine similarity; with combine="softmax", log(score) / 100.
+        score: cosine similarity, or that of the method; with combine="softmax", log(score) / 100.
         by: what it is similar to, "image" or "text".
     """
 
@@ -123,6 +123,9 @@ class Searcher:
         """
         if combine not in COMBINATIONS:
             raise ValueError(f"combine must be one of {COMBINATIONS}, got {combine!r}")
+        similarity = self.method.similarity
+        if combine == "softmax" and not similarity.is_cosine:
+            raise ValueError(f"combine must be 'similarity' for similarity {similarity.name!r}, got {combine!r}")
         pictured = [place for place, query in enumerate(queries) if query.picture is not None]
         worded = [place for place, query in enumerate(queries) if query.text.strip()]
         version = self.engine.version()
@@ -153,7 +156,7 @@ class Searcher:
         where: Where | None,
     ) -> None:
         number = self.generation.number
-        scores, keys = self.engine.search(self.view, vectors, top, where, number)
+        scores, keys = self.engine.search(self.view, vectors, top, where, number, similarity=self.method.similarity)
         offsets = [0.0] * len(places)
         if combine == "softmax":
             offsets = softmax_offsets(self.engine, self.view, vectors, where, number)
@@ -183,7 +186,9 @@ class Searcher:
             style = self.method.style(torch.stack([self._read(place) for place in sources if place is not None]))
             if style is None:
                 raise ValueError(f"style must be left out for {self.method.name!r}, which has no style")
-        vectors = F.normalize(self.method.encode_image(images, style).float(), dim=-1)
+        vectors = self.method.encode_query(images, style).float()
+        if self.method.similarity.is_cosine:
+            vectors = F.normalize(vectors, dim=-1)
         check_finite(self.method, vectors, [str(query.picture) for query in queries])
         return vectors
 

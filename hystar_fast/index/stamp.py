@@ -10,8 +10,8 @@ from typing import Any
 
 from hystar_fast.data.images import READER_RULES
 from hystar_fast.methods.interface import Method
+from hystar_fast.methods.similarity import COSINE_NAME
 
-METRIC = "cosine"
 # where weights lie (their hashes are compared instead), and what only training uses
 _NOT_COMPARED = frozenset(
     {
@@ -58,6 +58,11 @@ and 'lora' now
     @property
     def dimension(self) -> int:
         return int(self.values["dimension"])
+
+    @property
+    def metric(self) -> str:
+        """The name of the similarity by which the vectors are compared."""
+        return str(self.values.get("metric", COSINE_NAME))
 
     def differences(self, other: Stamp) -> list[str]:
         """Return the names of the values that differ."""
@@ -112,7 +117,7 @@ def stamp_of(method: Method, dimension: int, adapter: Mapping[str, Any] | None) 
         "method": method.name,
         "tensors_sha256": adapter["tensors_sha256"],
         "dimension": dimension,
-        "metric": METRIC,
+        "metric": method.similarity.name,
         "config.library": None if method.config is None else method.config.backbone.partition(":")[0],
         "reader.resize": repr(method.resize),
     }

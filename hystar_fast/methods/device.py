@@ -74,10 +74,15 @@ class OnDevice(Method):
         self.method, self.device = method, device
         self.name, self.modules, self.resize = method.name, method.modules, method.resize
         self.computes_style_in_encode = method.computes_style_in_encode
+        self.similarity = method.similarity
 
     def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
         style = None if style is None else style.to(self.device)
         return self.method.encode_image(images.to(self.device), style).to(images.device)
+
+    def encode_query(self, images: Tensor, style: Tensor | None = None) -> Tensor:
+        style = None if style is None else style.to(self.device)
+        return self.method.encode_query(images.to(self.device), style).to(images.device)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor | None:
         vectors = self.method.encode_text(texts)

@@ -5,12 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Literal
 
 from torch import Tensor, nn
 
 from hystar_fast.data.images import Resize, ResizeTo
+from hystar_fast.methods.similarity import COSINE, Similarity
 from hystar_fast.models.config import HystarConfig
 
+Role = Literal["query", "gallery"]
+QUERY: Role = "query"
+GALLERY: Role = "gallery"
 _DEFAULT_SIZE = (64, 64)
 
 
@@ -25,6 +30,7 @@ class Method(ABC):
         name: used in tables and files.
         initialises_from_first_batch: whether the first forward pass in training initialises parameters from its batch.
         computes_style_in_encode: whether `encode_image` computes the style of its images in the same pass.
+        similarity: compares its vectors; cosine for unit vectors.
         modules: the modules that hold the parameters and are switched between training and evaluation.
         resize: makes the method's input from a picture of any size.
         config: the configuration it was built from; None if it was built without one.
@@ -35,6 +41,7 @@ class Method(ABC):
     name: str
     initialises_from_first_batch: bool = False
     computes_style_in_encode: bool = False
+    similarity: Similarity = COSINE
     modules: tuple[nn.Module, ...] = ()
     resize: Resize = ResizeTo(_DEFAULT_SIZE)
     config: HystarConfig | None = None
@@ -52,6 +59,10 @@ class Method(ABC):
     def encode_text(self, texts: Sequence[str]) -> Tensor | None:
         """Return unit vectors [B, D] of texts, or None if the system has no text encoder."""
         return None
+
+    def encode(self, images: Tensor, role: Role, style: Tensor | None = None) -> Tensor:
+        """Return what `encode_query` or `encode_image` returns, by the role of the images, never by their pixels."""
+        return self.encode_query(images, style) if role == QUERY else self.encode_image(images, style)
 
     def style(self, images: Tensor) -> Tensor | None:
         """Return style vectors [B, d] that do not change while it trains, or None if the system has no style."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hystar_fast.data.image_set import ImageSet, Record, Skipped
 from hystar_fast.data.images import thumbnail
-from hystar_fast.methods.interface import Method
+from hystar_fast.methods.interface import QUERY, Method
+from hystar_fast.methods.similarity import COSINE, Similarity
 from hystar_fast.retrieval.answer_grid import Answer, Question
 from hystar_fast.retrieval.embed import Embedded, embed_records, embed_texts
 
@@ -52,14 +53,21 @@ def query_vector(method: Method, images: ImageSet, query: Record) -> Tensor:
             raise ValueError(f"method must have a text encoder for a query of words, got {method.name!r}")
         return words[0].float()
     skipped: list[Skipped] = []
-    found = embed_records(method, images, [query], skipped)
+    found = embed_records(method, images, [query], skipped, role=QUERY)
     if skipped:
         raise ValueError(f"{query.path} cannot be shown: {skipped[0].reason}")
     return found.vectors[0]
 
 
 def first_answers(
-    gallery: Embedded, images: ImageSet, query: Record, vector: Tensor, count: int, *, by_category: bool = False
+    gallery: Embedded,
+    images: ImageSet,
+    query: Record,
+    vector: Tensor,
+    count: int,
+    *,
+    by_category: bool = False,
+    similarity: Similarity = COSINE,
 ) -> list[Answer]:
     """Return the first answers to a query.
 
@@ -69,9 +77,10 @@ def first_answers(
         query: the record of the query.
         vector: its embedding [D].
         count: how many answers.
+        similarity: of the method that embedded both.
         by_category: mark answers of the query's category that are not its instance.
     """
-    order = (gallery.vectors @ vector).sort(descending=True, stable=True).indices[:count].tolist()
+    order = _scores(gallery.vectors, vector, similarity).sort(descending=True, stable=True).indices[:count].tolist()
     answers = []
     for i in order:
         found = gallery.records[i]
@@ -80,6 +89,12 @@ def first_answers(
         picture = thumbnail(images.read(found), SIDE)
         answers.append(Answer(picture, relevant, caption_of(found), by_category and same_category))
     return answers
+
+
+def _scores(gallery: Tensor, vector: Tensor, similarity: Similarity) -> Tensor:
+    if similarity.is_cosine:
+        return gallery @ vector
+    return similarity.scores(similarity.prepare(vector[None]), similarity.prepare(gallery))[0]
 
 
 def question_of(images: ImageSet, query: Record, answers: Mapping[str, Sequence[Answer]]) -> Question:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hystar_fast.methods.similarity import COSINE, Similarity
 from hystar_fast.retrieval.joint import joint_ranks
 from hystar_fast.retrieval.metrics import check_targets, target_ranks
 
@@ -29,6 +30,7 @@ def batch24_ranks(
     *,
     text: Tensor | None = None,
     combine: str = "similarity",
+    similarity: Similarity = COSINE,
 ) -> Tensor:
     """Return the rank of each query's target among the 24 targets of its batch; 0 is the first.
 
@@ -38,6 +40,7 @@ def batch24_ranks(
         targets: int64 [N], the position in `gallery` of each query's relevant item.
         text: [N, D], a text for each query, for joint retrieval; None for the queries alone.
         combine: the rule, see :func:`hystar_fast.retrieval.joint.joint_ranks`; its softmax is over the batch.
+        similarity: gives the scores.
 
     Returns:
         int64 [24 * (N // 24)], between 0 and 23; the queries of the incomplete last batch are dropped.
@@ -61,7 +64,8 @@ def batch24_ranks(
         rows = slice(start, start + BATCH)
         pictures = gallery[targets[rows]]
         if text is None:
-            ranks.append(target_ranks(queries[rows], pictures, own))
+            ranks.append(target_ranks(queries[rows], pictures, own, similarity=similarity))
         else:
-            ranks.append(joint_ranks(queries[rows], text[rows], pictures, own, combine=combine))
+            found = joint_ranks(queries[rows], text[rows], pictures, own, combine=combine, similarity=similarity)
+            ranks.append(found)
     return torch.cat(ranks)

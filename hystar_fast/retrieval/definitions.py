@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hystar_fast.methods.similarity import COSINE, Similarity
 from hystar_fast.retrieval.metrics import Interval, bootstrap_mean
 from hystar_fast.retrieval.relevant_ranks import relevant_ranks
 
@@ -127,11 +128,13 @@ class Measured:
         values: metric -> float64 [N], nan for queries without a relevant item.
         gallery: the size of the gallery.
         first: int64 [N], the rank of the best relevant item counted from 1; 0 for queries without one.
+        counts: int64 [N], the number of relevant items of each query.
     """
 
     values: dict[Metric, Tensor]
     gallery: int
     first: Tensor
+    counts: Tensor
 
     @property
     def unanswerable(self) -> int:
@@ -144,6 +147,39 @@ class Measured:
         answered = values[~values.isnan()]
         return bootstrap_mean(answered, seed=seed) if len(answered) else None
 
+    @property
+    def chance(self) -> float | None:
+        """The mean over the queries of `chance_level`: mAP@all of random rankings; None if no query has a value."""
+        answered = self.counts[self.counts > 0]
+        return chance_level(answered, self.gallery).mean().item() if len(answered) else None
+
+
+def chance_level(relevant: Tensor, gallery: int) -> Tensor:
+    """Return the expected AP (``mAP@all``, not interpolated) of a random ranking.
+
+    E[AP] = H_M / M + (P - 1) / (M - 1) · (1 - H_M / M) with H_M = Σ_{k <= M} 1 / k: the precision at the rank k of a
+    relevant item is (1 + (k - 1)(P - 1) / (M - 1)) / k on average, and every rank is as likely.
+
+    Args:
+        relevant: int64 [n], P of each query, between 1 and M.
+        gallery: M, the size of the gallery.
+
+    Returns:
+        float64 [n].
+
+    Raises:
+        ValueError: a number of relevant items is not between 1 and M.
+
+    Example:
+        >>> [round(value, 3) for value in chance_level(torch.tensor([1, 40, 400]), 400).tolist()]
+        [0.016, 0.113, 1.0]
+    """
+    if len(relevant) and not 1 <= int(relevant.min()) <= int(relevant.max()) <= gallery:
+        found = f"{int(relevant.min())} to {int(relevant.max())}"
+        raise ValueError(f"relevant must be between 1 and {gallery}, the size of the gallery, got {found}")
+    first = (1 / torch.arange(1, gallery + 1, dtype=torch.float64)).sum() / max(1, gallery)
+    return first + (relevant.double() - 1) / max(1, gallery - 1) * (1 - first)
+
 
 def measure(
     queries: Tensor,
@@ -154,6 +190,7 @@ def measure(
     *,
     block: int = 4096,
     query_block: int = 256,
+    similarity: Similarity = COSINE,
 ) -> Measured:
     """Compute every metric of every query over the whole gallery; see :func:`relevant_ranks` for the arguments.
 
@@ -167,12 +204,22 @@ def measure(
     """
     if not metrics:
         raise ValueError("metrics must name at least one metric, got none")
-    blocks = relevant_ranks(queries, gallery, query_labels, gallery_labels, block=block, query_block=query_block)
+    blocks = relevant_ranks(
+        queries,
+        gallery,
+        query_labels,
+        gallery_labels,
+        block=block,
+        query_block=query_block,
+        similarity=similarity,
+    )
     parts: dict[Metric, list[Tensor]] = {metric: [torch.empty(0, dtype=torch.float64)] for metric in metrics}
     first = [torch.empty(0, dtype=torch.int64)]
+    relevant = [torch.empty(0, dtype=torch.int64)]
     for ranks, counts in blocks:
+        relevant.append(counts.cpu())
         first.append(ranks[:, 0].cpu() if ranks.shape[1] else torch.zeros(len(ranks), dtype=torch.int64))
         for metric, found in parts.items():
             found.append(metric.values(ranks, counts, len(gallery)).cpu())
     values = {metric: torch.cat(found) for metric, found in parts.items()}
-    return Measured(values, len(gallery), torch.cat(first))
+    return Measured(values, len(gallery), torch.cat(first), torch.cat(relevant))

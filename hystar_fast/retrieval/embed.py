@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hystar_fast.data.image_set import ImageSet, Record, Skipped, read_images
-from hystar_fast.methods.interface import Method
+from hystar_fast.methods.interface import GALLERY, Method, Role
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ def embed_images(
     method: Method,
     images: Tensor,
     *,
+    role: Role = GALLERY,
     batch_size: int = 128,
     progress: Callable[[int], object] | None = None,
 ) -> Tensor:
@@ -33,6 +34,7 @@ def embed_images(
     Args:
         method: the encoder; it is switched to evaluation mode.
         images: all images, as `method.resize` makes them.
+        role: whether they are queries or gallery pictures, see `Method.encode_query`.
         batch_size: images a forward pass.
         progress: called with the number of images after every batch.
 
@@ -43,7 +45,7 @@ def embed_images(
     method.train(False)
     parts = []
     for batch in images.split(batch_size):
-        parts.append(method.encode_image(batch))
+        parts.append(method.encode(batch, role))
         if progress is not None:
             progress(len(batch))
     return torch.cat(parts)
@@ -86,6 +88,7 @@ def embed_records(
     records: Sequence[Record],
     skipped: list[Skipped],
     *,
+    role: Role = GALLERY,
     batch_size: int = 128,
     progress: Callable[[int], object] | None = None,
 ) -> Embedded:
@@ -96,6 +99,7 @@ def embed_records(
         images: the data set of the records.
         records: what to embed.
         skipped: gets an entry for each picture that cannot be read.
+        role: whether the pictures are queries or of the gallery, see `Method.encode_query`.
         batch_size: images a forward pass.
         progress: called with the number of pictures after every batch.
 
@@ -104,7 +108,7 @@ def embed_records(
     """
     kept: list[Record] = []
     vectors = []
-    for batch in embed_batches(method, images, records, skipped, batch_size=batch_size):
+    for batch in embed_batches(method, images, records, skipped, role=role, batch_size=batch_size):
         kept += batch.records
         vectors.append(batch.vectors)
         if progress is not None:
@@ -113,12 +117,18 @@ def embed_records(
 
 
 def embed_batches(
-    method: Method, images: ImageSet, records: Sequence[Record], skipped: list[Skipped], *, batch_size: int = 128
+    method: Method,
+    images: ImageSet,
+    records: Sequence[Record],
+    skipped: list[Skipped],
+    *,
+    role: Role = GALLERY,
+    batch_size: int = 128,
 ) -> Iterator[Embedded]:
     """Read and embed pictures as `embed_records` does, and yield each batch; no batch is empty."""
     for rows, pictures in read_images(images, records, method.resize, skipped, batch_size=batch_size):
         found = tuple(records[row] for row in rows)
-        vectors = embed_images(method, pictures, batch_size=batch_size).float()
+        vectors = embed_images(method, pictures, role=role, batch_size=batch_size).float()
         check_finite(method, vectors, [record.path for record in found])
         yield Embedded(found, vectors)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hystar_fast.data.image_set import ImageSet, Record, Skipped
-from hystar_fast.methods.interface import Method
+from hystar_fast.methods.interface import GALLERY, QUERY, Method
 from hystar_fast.retrieval.batch24 import BATCH, CUTOFFS, LABEL, batch24_ranks
 from hystar_fast.retrieval.definitions import Measured, Metric, measure
 from hystar_fast.retrieval.embed import Embedded, embed_records, embed_texts
@@ -34,8 +34,9 @@ class KindResult:
         n: queries with a relevant item in the gallery; means are over these.
         unanswerable: queries without one, excluded.
         values: name of the metric -> its mean with a 95 % interval; None if no query has a relevant item.
-        ranks: int64 [n], the rank of the best relevant item; 0 is the first.
+        ranks: int64 [n], the rank of the best relevant item; 0 is the first. A mean of several kinds has none.
         queries: the records of these n queries; for text, the records of the gallery, each with one caption.
+        chance: mAP@all of random rankings; None if no query has a relevant item, and in batches.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class KindResult:
     values: dict[str, Interval | None]
     ranks: Tensor
     queries: tuple[Record, ...]
+    chance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Evaluation:
     @property
     def ranks(self) -> Ranks:
         """The ranks of every kind of query that has any, with query ids."""
-        kept = [found for found in self.kinds if found.n]
+        kept = [found for found in self.kinds if len(found.ranks)]
         ids = QueryIds.of(self.images, {found.kind: found.queries for found in kept})
         return Ranks(ids, {found.kind: found.ranks for found in kept})
 
@@ -102,7 +104,8 @@ def evaluate(
             default all that the data set and the method have. If a picture has several captions, each is a query.
         templates: sentences for class names, each with one ``{}``, for "classify"; by default the data set's.
         batch_size: images a forward pass.
-        embedded: style -> embeddings. Styles in it are not embedded again; new embeddings are added to it.
+        embedded: style -> embeddings, of the gallery's style as gallery pictures and of the others as queries. Styles
+            in it are not embedded again; new embeddings are added to it.
         progress: called with the number of pictures after every batch.
 
     Raises:
@@ -114,6 +117,11 @@ def evaluate(
     _check(chosen, protocol, metrics, kinds, images)
     metrics = DEFAULT_METRICS if metrics is None else metrics
     run = _Run(method, images, kinds, batch_size, {} if embedded is None else embedded, progress, [])
+    if chosen == "classify" and not method.similarity.is_cosine:
+        raise ValueError(
+            f"task must be 'instance' or 'category' for {method.name!r}, whose similarity {method.similarity.name!r} "
+            "compares no mean of words, got 'classify'"
+        )
     if chosen == "classify":
         results, gallery = run.classify(metrics, images.templates if templates is None else templates)
     else:
@@ -177,7 +185,7 @@ class _Instances:
         for i, record in enumerate(gallery.records):
             if record.instance is not None:
                 position.setdefault(record.instance, i)
-        return cls(gallery, position, _numbers([record.instance for record in gallery.records]))
+        return cls(gallery, position, number_labels([record.instance for record in gallery.records]))
 
     def check_single(self, what: str) -> None:
         """Raise ValueError if an instance has several pictures in the gallery."""
@@ -203,7 +211,13 @@ class _Run:
         if style not in self.embedded:
             records = self.images.of_style(style)
             self.embedded[style] = embed_records(
-                self.method, self.images, records, self.skipped, batch_size=self.batch_size, progress=self.progress
+                self.method,
+                self.images,
+                records,
+                self.skipped,
+                role=GALLERY if style == self.images.gallery_style else QUERY,
+                batch_size=self.batch_size,
+                progress=self.progress,
             )
         return self.embedded[style]
 
@@ -217,10 +231,11 @@ class _Run:
         results = []
         for style in self.query_styles():
             queries = self.embed(style)
-            numbers = _numbers([record.category for record in (*gallery.records, *queries.records)])
+            numbers = number_labels([record.category for record in (*gallery.records, *queries.records)])
             items, wanted = numbers[: len(gallery.records)], numbers[len(gallery.records) :]
-            measured = measure(_vectors(queries, gallery), gallery.vectors, wanted, items, metrics)
-            results.append(_result(style, measured, queries.records))
+            vectors = _vectors(queries, gallery)
+            measured = measure(vectors, gallery.vectors, wanted, items, metrics, similarity=self.method.similarity)
+            results.append(kind_result(style, measured, queries.records))
         return results
 
     def classify(self, metrics: Sequence[Metric], templates: Sequence[str]) -> tuple[list[KindResult], tuple[str, int]]:
@@ -235,7 +250,7 @@ class _Run:
                 records = tuple(found.records[i] for i in kept)
                 wanted = torch.tensor([number[str(record.category)] for record in records])
                 measured = measure(found.vectors[kept], classes, wanted, torch.arange(len(names)), metrics)
-                results.append(_result(style, measured, records))
+                results.append(kind_result(style, measured, records))
         return results, ("class names", len(names))
 
     def instances(self, gallery: Embedded, metrics: Sequence[Metric] | None) -> list[KindResult]:
@@ -247,7 +262,7 @@ class _Run:
         results = []
         for style in self.query_styles():
             queries = self.embed(style)
-            results.append(_instance_result(style, queries, None, answers, metrics))
+            results.append(self.instance_result(style, queries, None, answers, metrics))
             words = self._texts(queries.records) if self.wants(JOINT) else None
             if words is not None:
                 answers.check_single("retrieval by picture and text together")
@@ -255,15 +270,46 @@ class _Run:
                 part = Embedded(words.records, queries.vectors[rows])
                 for combine in COMBINATIONS:
                     name = f"{style}+text, {_JOINT_NAMES[combine]}"
-                    results.append(_instance_result(name, part, (words.vectors, combine), answers, metrics))
+                    results.append(self.instance_result(name, part, (words.vectors, combine), answers, metrics))
         words = self._texts(gallery.records) if self.wants(TEXT) else None
         if words is not None:
-            results.append(_instance_result(TEXT, words, None, answers, metrics))
+            results.append(self.instance_result(TEXT, words, None, answers, metrics))
         if not results and not self.images.query_styles:
             raise ValueError(
                 f"method must take text for {self.images.name}, whose queries are captions, got {self.method.name!r}"
             )
         return results
+
+    def instance_result(
+        self,
+        name: str,
+        queries: Embedded,
+        text: tuple[Tensor, str] | None,
+        answers: _Instances,
+        metrics: Sequence[Metric] | None,
+    ) -> KindResult:
+        """Measure queries for one instance each; `text` holds embeddings of their captions and how to combine them."""
+        gallery, position, similarity = answers.gallery, answers.position, self.method.similarity
+        kept = [i for i, record in enumerate(queries.records) if record.instance in position]
+        targets = torch.tensor([position[str(queries.records[i].instance)] for i in kept], dtype=torch.int64)
+        vectors = _vectors(queries, gallery)[kept]
+        words, combine = (None, "similarity") if text is None else (text[0][kept], text[1])
+        missing = len(queries.records) - len(kept)
+        records = tuple(queries.records[i] for i in kept)
+        if metrics is None:
+            ranks = batch24_ranks(vectors, gallery.vectors, targets, text=words, combine=combine, similarity=similarity)
+            values = {label: bootstrap_mean((ranks < k).double()) for label, k in CUTOFFS.items()}
+            return KindResult(name, len(ranks), missing, dict(values), ranks, records[: len(ranks)])
+        if words is None:
+            numbers = answers.numbers
+            measured = measure(vectors, gallery.vectors, numbers[targets], numbers, metrics, similarity=similarity)
+        else:
+            ranks = joint_ranks(vectors, words, gallery.vectors, targets, combine=combine, similarity=similarity)
+            ranks = ranks[:, None] + 1
+            ones = torch.ones(len(ranks), dtype=torch.int64)
+            values_of = {m: m.values(ranks, ones, len(gallery.records)) for m in metrics}
+            measured = Measured(values_of, len(gallery.records), ranks[:, 0], ones)
+        return replace(kind_result(name, measured, records), unanswerable=missing)
 
     def _texts(self, records: Sequence[Record]) -> Embedded | None:
         """Embed every caption, with its record that has it alone; None without captions or a text encoder."""
@@ -280,41 +326,13 @@ class _Run:
             )
 
 
-def _instance_result(
-    name: str,
-    queries: Embedded,
-    text: tuple[Tensor, str] | None,
-    answers: _Instances,
-    metrics: Sequence[Metric] | None,
-) -> KindResult:
-    """Measure queries for one instance each; `text` holds the embeddings of their captions and how to combine them."""
-    gallery, position = answers.gallery, answers.position
-    kept = [i for i, record in enumerate(queries.records) if record.instance in position]
-    targets = torch.tensor([position[str(queries.records[i].instance)] for i in kept], dtype=torch.int64)
-    vectors = _vectors(queries, gallery)[kept]
-    words, combine = (None, "similarity") if text is None else (text[0][kept], text[1])
-    missing = len(queries.records) - len(kept)
-    records = tuple(queries.records[i] for i in kept)
-    if metrics is None:
-        ranks = batch24_ranks(vectors, gallery.vectors, targets, text=words, combine=combine)
-        values = {label: bootstrap_mean((ranks < k).double()) for label, k in CUTOFFS.items()}
-        return KindResult(name, len(ranks), missing, dict(values), ranks, records[: len(ranks)])
-    if words is None:
-        numbers = answers.numbers
-        measured = measure(vectors, gallery.vectors, numbers[targets], numbers, metrics)
-    else:
-        ranks = joint_ranks(vectors, words, gallery.vectors, targets, combine=combine)[:, None] + 1
-        ones = torch.ones(len(ranks), dtype=torch.int64)
-        values_of = {m: m.values(ranks, ones, len(gallery.records)) for m in metrics}
-        measured = Measured(values_of, len(gallery.records), ranks[:, 0])
-    return replace(_result(name, measured, records), unanswerable=missing)
-
-
-def _result(kind: str, measured: Measured, records: Sequence[Record]) -> KindResult:
+def kind_result(kind: str, measured: Measured, records: Sequence[Record]) -> KindResult:
+    """Return the results of one kind of query, without the queries that have no relevant item."""
     answered = measured.first > 0
     values = {str(metric): measured.interval(metric) for metric in measured.values}
     queries = tuple(record for record, kept in zip(records, answered.tolist(), strict=True) if kept)
-    return KindResult(kind, len(queries), measured.unanswerable, values, measured.first[answered] - 1, queries)
+    ranks = measured.first[answered] - 1
+    return KindResult(kind, len(queries), measured.unanswerable, values, ranks, queries, measured.chance)
 
 
 def _vectors(queries: Embedded, gallery: Embedded) -> Tensor:
@@ -322,6 +340,6 @@ def _vectors(queries: Embedded, gallery: Embedded) -> Tensor:
     return queries.vectors if queries.records else gallery.vectors[:0]
 
 
-def _numbers(names: Sequence[str | None]) -> Tensor:
-    """Return the number of each name; None is a name of its own and matches nothing."""
+def number_labels(names: Sequence[str | None]) -> Tensor:
+    """Return the number of each name, int64 [n]; None is a name of its own and matches nothing."""
     return numbered([f"{i}\0" if name is None else f"={name}" for i, name in enumerate(names)])[1]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hystar_fast.methods.similarity import COSINE, Similarity
 from hystar_fast.retrieval.metrics import at_least_float32, check_targets, ranks_of_scores
 
 SOFTMAX_SCALE = 100.0
@@ -25,6 +26,7 @@ def joint_ranks(
     *,
     combine: str = "similarity",
     block: int = 4096,
+    similarity: Similarity = COSINE,
 ) -> Tensor:
     """Return the rank of each target by the larger of its scores for two queries; 0 is the first.
 
@@ -41,6 +43,7 @@ def joint_ranks(
         targets: int64 [N], the position of each query's only relevant item.
         combine: "similarity" or "softmax".
         block: gallery rows scored at a time.
+        similarity: takes the place of the products.
 
     Returns:
         int64 [N], between 0 and M - 1.
@@ -59,21 +62,24 @@ def joint_ranks(
         check_targets(queries, gallery, targets, block)
     if combine not in COMBINATIONS:
         raise ValueError(f"combine must be one of {COMBINATIONS}, got {combine!r}")
-    style, text, gallery = (at_least_float32(embeddings) for embeddings in (style, text, gallery))
-    terms = [(queries, _offset(queries, gallery, block) if combine == "softmax" else 0.0) for queries in (style, text)]
+    style, text, gallery = (similarity.prepare(at_least_float32(entry)) for entry in (style, text, gallery))
+    terms = [
+        (queries, _offset(queries, gallery, block, similarity) if combine == "softmax" else 0.0)
+        for queries in (style, text)
+    ]
 
     def scores(items: slice) -> Tensor:
-        first, second = (queries @ gallery[items].mT - offset for queries, offset in terms)
+        first, second = (similarity.scores(queries, gallery[items]) - offset for queries, offset in terms)
         return torch.maximum(first, second)
 
-    own = torch.maximum(*((queries * gallery[targets]).sum(-1, keepdim=True) - offset for queries, offset in terms))
+    own = torch.maximum(*(similarity.paired(queries, gallery[targets])[:, None] - offset for queries, offset in terms))
     return ranks_of_scores(scores, own[:, 0], targets, len(gallery), block=block)
 
 
-def _offset(queries: Tensor, gallery: Tensor, block: int) -> Tensor:
+def _offset(queries: Tensor, gallery: Tensor, block: int, similarity: Similarity) -> Tensor:
     """Return log(sum_j exp(100 <q_i, g_j>)) / 100, [N, 1]."""
     total = queries.new_full((len(queries), 1), -torch.inf)
     for start in range(0, len(gallery), block):
-        scaled = SOFTMAX_SCALE * (queries @ gallery[start : start + block].mT)
+        scaled = SOFTMAX_SCALE * similarity.scores(queries, gallery[start : start + block])
         total = torch.logaddexp(total, scaled.logsumexp(1, keepdim=True))
     return total / SOFTMAX_SCALE

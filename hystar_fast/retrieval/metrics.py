@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hystar_fast.methods.similarity import COSINE, Similarity
+
 TIE = 1e-6
 _DRAWN_AT_ONCE = 2**21
 
@@ -29,7 +31,9 @@ class Interval:
         return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
-def target_ranks(queries: Tensor, gallery: Tensor, targets: Tensor, *, block: int = 4096) -> Tensor:
+def target_ranks(
+    queries: Tensor, gallery: Tensor, targets: Tensor, *, block: int = 4096, similarity: Similarity = COSINE
+) -> Tensor:
     """Return the rank of each query's target among all gallery items; 0 is the first.
 
     rank_i = #{j != t_i : <q_i, g_j> >= <q_i, g_{t_i}> - TIE}, so ties count against the query, and so does a target
@@ -40,6 +44,7 @@ def target_ranks(queries: Tensor, gallery: Tensor, targets: Tensor, *, block: in
         gallery: [M, D], the same dtype.
         targets: [N] int64, the position in `gallery` of each query's only relevant item.
         block: gallery rows scored at a time; the result does not depend on it.
+        similarity: takes the place of <q_i, g_j>.
 
     Returns:
         int64 [N], between 0 and M - 1.
@@ -56,10 +61,12 @@ def target_ranks(queries: Tensor, gallery: Tensor, targets: Tensor, *, block: in
         [0, 0, 2]
     """
     check_targets(queries, gallery, targets, block)
-    queries, gallery = at_least_float32(queries), at_least_float32(gallery)
+    queries, gallery = (similarity.prepare(at_least_float32(entry)) for entry in (queries, gallery))
     # Target scores come from the same sums as the others up to rounding, which TIE covers.
-    own = (queries * gallery[targets]).sum(-1)
-    return ranks_of_scores(lambda items: queries @ gallery[items].mT, own, targets, len(gallery), block=block)
+    own = similarity.paired(queries, gallery[targets])
+    return ranks_of_scores(
+        lambda items: similarity.scores(queries, gallery[items]), own, targets, len(gallery), block=block
+    )
 
 
 def at_least_float32(embeddings: Tensor) -> Tensor:

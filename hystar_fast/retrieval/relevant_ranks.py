@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from hystar_fast.methods.similarity import COSINE, Similarity
 from hystar_fast.retrieval.metrics import TIE, at_least_float32
 
 
@@ -26,6 +27,7 @@ def relevant_ranks(
     *,
     block: int = 4096,
     query_block: int = 256,
+    similarity: Similarity = COSINE,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the ranks of all relevant gallery items of each query, a block of queries at a time.
 
@@ -39,6 +41,7 @@ def relevant_ranks(
         gallery_labels: int64 [M].
         block: gallery rows scored at a time; the result does not depend on it.
         query_block: queries ranked at a time; the result does not depend on it.
+        similarity: gives the scores.
 
     Yields:
         For each block of n queries: ranks int64 [n, P], ascending and counted from 1, where P is the largest number
@@ -59,11 +62,11 @@ def relevant_ranks(
         ([[1, 3], [2, 0]], [2, 1])
     """
     _check(queries, gallery, query_labels, gallery_labels, block, query_block)
-    queries, gallery = at_least_float32(queries), at_least_float32(gallery)
+    queries, gallery = (similarity.prepare(at_least_float32(entry)) for entry in (queries, gallery))
     sizes, place = _places(gallery_labels)
     for start in range(0, len(queries), query_block):
         chosen = slice(start, start + query_block)
-        yield _ranks(queries[chosen], gallery, query_labels[chosen], gallery_labels, sizes, place, block)
+        yield _ranks(queries[chosen], gallery, query_labels[chosen], gallery_labels, sizes, place, block, similarity)
 
 
 def _places(labels: Tensor) -> tuple[dict[int, int], Tensor]:
@@ -84,6 +87,7 @@ def _ranks(
     sizes: dict[int, int],
     place: Tensor,
     block: int,
+    similarity: Similarity,
 ) -> tuple[Tensor, Tensor]:
     counts = torch.tensor([sizes.get(label, 0) for label in query_labels.tolist()], device=queries.device)
     counts = counts.to(torch.int64)
@@ -92,14 +96,15 @@ def _ranks(
     relevant = queries.new_full((len(queries), width), -torch.inf)
     for start in range(0, len(gallery), block):
         rows, columns = _relevant(query_labels, gallery_labels, start, block)
-        scores = queries @ gallery[start : start + block].mT
+        scores = similarity.scores(queries, gallery[start : start + block])
         found = scores[rows, columns]
         relevant[rows, place[start + columns]] = torch.where(found.isfinite(), found, -torch.inf)
     thresholds = (relevant - TIE).sort(dim=1).values
     # ahead[:, c]: irrelevant items at or above exactly c of the ascending thresholds.
     ahead = torch.zeros(len(queries), width + 1, dtype=torch.int64, device=queries.device)
     for start in range(0, len(gallery), block):
-        scores = (queries @ gallery[start : start + block].mT).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+        scores = similarity.scores(queries, gallery[start : start + block])
+        scores = scores.nan_to_num(-torch.inf, torch.inf, -torch.inf)
         passed = torch.searchsorted(thresholds, scores.contiguous(), right=True)
         irrelevant = query_labels[:, None] != gallery_labels[None, start : start + block]
         ahead.scatter_add_(1, passed, irrelevant.long())

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -17,12 +17,14 @@ from hystar_fast.data.images import Resize, least_side
 from hystar_fast.index.combine import Found, combined, softmax_offsets
 from hystar_fast.index.engine import IndexDamaged, Item
 from hystar_fast.index.where import Where
+from hystar_fast.methods.interface import GALLERY, QUERY, Role
+from hystar_fast.methods.similarity import Similarity
 from hystar_fast.serve.batches import Batches, Closed, Done, then
 from hystar_fast.serve.decoding import Decoder
 from hystar_fast.serve.encoder import Picture
 from hystar_fast.serve.live_index import Live, LiveIndex
 from hystar_fast.serve.problems import Problem
-from hystar_fast.serve.schemas import QueryFields, SearchFields
+from hystar_fast.serve.schemas import EmbedFields, QueryFields, SearchFields
 from hystar_fast.serve.telemetry import Metrics
 from hystar_fast.terminal.console import printable
 
@@ -46,6 +48,7 @@ class _Lane:
     k: int
     where: str | None
     needs_sum: bool
+    similarity: Similarity
 
 
 @dataclass(frozen=True)
@@ -92,21 +95,21 @@ class Answerer:
         """
         return await self.with_live(lambda live: self._answer(live, fields, deadline), deadline)
 
-    async def embed(self, fields: QueryFields, deadline: float) -> dict[str, Any]:
+    async def embed(self, fields: EmbedFields, deadline: float) -> dict[str, Any]:
         """Return an `EmbedAnswer`; raises as `search`."""
 
         async def answer(live: Live) -> dict[str, Any]:
             view = _view(live, fields.view)
-            encoded = await _results(self._encode(live, fields, [view], deadline)[1])
+            encoded = await _results(self._encode(live, fields, [view], deadline, fields.role)[1])
             vectors = {part: done.result.tolist() for (_, part), done in encoded.items()}
             return {"stamp": live.stamps[view], "view": view, **vectors}
 
         return await self.with_live(answer, deadline)
 
     async def vectors(self, live: Live, views: list[str], data: bytes, deadline: float) -> dict[str, Tensor]:
-        """Return view -> vector of a picture with its own style."""
+        """Return view -> vector of a gallery picture with its own style."""
         fields = QueryFields.model_validate({"image": data})
-        encoded = await _results(self._encode(live, fields, views, deadline)[1])
+        encoded = await _results(self._encode(live, fields, views, deadline, GALLERY)[1])
         return {view: done.result for (view, _), done in encoded.items()}
 
     async def style(self, data: bytes, name: str, deadline: float) -> dict[str, Any]:
@@ -146,7 +149,9 @@ class Answerer:
         decoding, encoding = self._encode(live, fields, views, deadline)
         searching = {}
         for (name, part), vector in encoding.items():
-            lane = _Lane(live.generation, name, fields.k, fields.where, fields.combine == "softmax")
+            lane = _Lane(
+                live.generation, name, fields.k, fields.where, fields.combine == "softmax", live.similarity(name)
+            )
             searching[name, part] = then(vector, partial(self._submit, lane, deadline))
         searched = await _results(searching)
         passes = [vector.result() for vector in encoding.values()]
@@ -170,7 +175,7 @@ class Answerer:
         return self._searches.submit(lane, encoded.result, deadline)
 
     def _encode(
-        self, live: Live, fields: QueryFields, views: list[str], deadline: float
+        self, live: Live, fields: QueryFields, views: list[str], deadline: float, role: Role = QUERY
     ) -> tuple[Future[_Decoded], dict[tuple[str, str], Future[Done[Tensor]]]]:
         """Start to decode and to encode; return (view, part) -> the future of its vector."""
         styles: Mapping[str, Tensor] = {}
@@ -188,7 +193,7 @@ class Answerer:
             decoding = self.pool.submit(self._decode, live, fields, views, styles, time.monotonic())
         for view in views:
             if fields.image is not None:
-                encoding[view, "image"] = then(decoding, partial(_submit_picture, live, view, deadline))
+                encoding[view, "image"] = then(decoding, partial(_submit_picture, live, view, deadline, role))
             if fields.text is not None:
                 encoding[view, "text"] = live.encoder.words(view, fields.text, deadline)
         return decoding, encoding
@@ -232,7 +237,7 @@ class Answerer:
         where = None if lane.where is None else Where.parse(lane.where)
         field = "where"
         try:
-            scores, keys = engine.search(lane.view, stacked, lane.k, where, lane.generation)
+            scores, keys = engine.search(lane.view, stacked, lane.k, where, lane.generation, similarity=lane.similarity)
             offsets, field = [0.0] * len(queries), "combine"
             if lane.needs_sum:
                 offsets = softmax_offsets(engine, lane.view, stacked, where, lane.generation)
@@ -247,8 +252,8 @@ class Answerer:
         return [(Found(row, found, offset), items) for row, found, offset in rows]
 
 
-def _submit_picture(live: Live, view: str, deadline: float, decoded: _Decoded) -> Future[Done[Tensor]]:
-    return live.encoder.picture(view, decoded.pictures[view], deadline)
+def _submit_picture(live: Live, view: str, deadline: float, role: Role, decoded: _Decoded) -> Future[Done[Tensor]]:
+    return live.encoder.picture(view, replace(decoded.pictures[view], role=role), deadline)
 
 
 async def _results(futures: Mapping[Key, Future[Result]]) -> dict[Key, Result]:

@@ -94,10 +94,10 @@ def _add_queries(app: FastAPI, service: Service) -> None:
 
         return await service.answer(request, schemas.BatchFields, every)
 
-    @app.post("/v1/embed", **described("Search", schemas.EmbedAnswer, schemas.QueryFields))
+    @app.post("/v1/embed", **described("Search", schemas.EmbedAnswer, schemas.EmbedFields))
     async def embed(request: Request) -> Response:
         """Return the vectors of a picture, of words, or of both."""
-        return await service.answer(request, schemas.QueryFields, answerer.embed)
+        return await service.answer(request, schemas.EmbedFields, answerer.embed)
 
     @app.put("/v1/styles/{name}", **described("Styles", schemas.StyleAnswer, schemas.PictureFields))
     async def put_style(request: Request, name: str) -> Response:

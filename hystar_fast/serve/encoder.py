@@ -1,7 +1,8 @@
 """Micro-batches: requests that wait at the same time are encoded in one pass, each with a style of its own.
 
-The style is an argument of `Method.encode_image`, one row a picture, so requests of different styles need no pass of
-their own, and nothing is set on the model between two requests.
+The style is an argument of `Method.encode_query`, one row a picture, so requests of different styles need no pass of
+their own, and nothing is set on the model between two requests. Pictures that are added to the index are encoded as
+gallery pictures, in a pass of their own where queries wait at the same time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hystar_fast.methods.device import BATCH_ON_CPU
-from hystar_fast.methods.interface import Method
+from hystar_fast.methods.interface import GALLERY, QUERY, Method, Role
 from hystar_fast.serve.batches import Batches, Done
 
 _PICTURE = 3  # dimensions of a picture; a style vector has one
@@ -42,11 +43,13 @@ class Picture:
         image: [3, H, W] as `method.resize` makes it.
         style: z [d], or a picture [3, H, W] whose style is to be used; None for the picture's own style.
         wants_style: return the style z of `image` instead of its embedding.
+        role: whether it is a query or joins the gallery.
     """
 
     image: Tensor
     style: Tensor | None = None
     wants_style: bool = False
+    role: Role = QUERY
 
 
 class Encoder:
@@ -119,7 +122,7 @@ def _encode_words(method: Method, texts: list[str]) -> list[Tensor]:
 
 
 def _encode_pictures(method: Method, pictures: list[Picture]) -> list[Tensor]:
-    """Return the embedding or the style of each picture, by at most one call of `style` and one of `encode_image`."""
+    """Return the embedding or the style of each picture, by at most one call of `style` and one of `encode` a role."""
     embedded = [picture for picture in pictures if not picture.wants_style]
     is_mixed = any(picture.style is not None for picture in embedded)  # if not, the method computes every style itself
     sources = {id(entry): source for entry in pictures if (source := _style_source(entry, is_mixed)) is not None}
@@ -129,11 +132,15 @@ def _encode_pictures(method: Method, pictures: list[Picture]) -> list[Tensor]:
         if found is None:
             raise NoStyle(f"style must be left out: {method.name!r} has no style input")
         styles = dict(zip(sources, found.float(), strict=True))
-    if not embedded:
-        return [styles[id(entry)] for entry in pictures]
-    z = torch.stack([styles.get(id(entry), entry.style) for entry in embedded]) if is_mixed else None  # type: ignore[misc]
-    vectors = iter(method.encode_image(torch.stack([entry.image for entry in embedded]), z).float())
-    return [styles[id(entry)] if entry.wants_style else next(vectors) for entry in pictures]
+    answers = {entry: styles[id(entry)] for entry in pictures if entry.wants_style}
+    roles: tuple[Role, ...] = (QUERY, GALLERY)
+    for role in roles:
+        entries = [entry for entry in embedded if entry.role == role]
+        if entries:
+            z = torch.stack([styles.get(id(entry), entry.style) for entry in entries]) if is_mixed else None  # type: ignore[misc]
+            vectors = method.encode(torch.stack([entry.image for entry in entries]), role, z).float()
+            answers |= zip(entries, vectors, strict=True)
+    return [answers[entry] for entry in pictures]
 
 
 def _style_source(picture: Picture, is_mixed: bool) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hystar_fast.index.engine import Engine, EngineUnavailable, Generation
 from hystar_fast.methods.interface import Method
+from hystar_fast.methods.similarity import Similarity
 from hystar_fast.serve.encoder import Encoder, Picture
 
 LoadMethods = Callable[[Engine, Generation], Mapping[str, Method]]
@@ -35,6 +36,10 @@ class Live:
     encoder: Encoder
     takes_words: frozenset[str]
     takes_styles: frozenset[str]
+
+    def similarity(self, view: str) -> Similarity:
+        """Return the similarity of the method of a view."""
+        return self.encoder.methods[view].similarity
 
     @property
     def default_view(self) -> str:
@@ -159,7 +164,7 @@ class LiveIndex:
                     styled.add(view)
                 if method.encode_text(["a picture"]) is not None:
                     worded.add(view)
-            self.engine.search(view, vector[None], 1, generation=generation.number)
+            self.engine.search(view, vector[None], 1, generation=generation.number, similarity=method.similarity)
         live = Live(generation.number, _sha256(generation), encoder, frozenset(worded), frozenset(styled))
         self._on_change(live)
         return live

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from hystar_fast.index.where import Where
+from hystar_fast.methods.interface import Role
 from hystar_fast.serve.problems import Problem
 
 LONGEST_TEXT, MOST_HITS, LARGEST_BATCH = 1000, 100, 64
@@ -119,6 +120,12 @@ class SearchFields(QueryFields):
         if where is not None:
             Where.parse(where)
         return where
+
+
+class EmbedFields(QueryFields):
+    """A picture, words, or both, to be embedded."""
+
+    role: Role = Field("query", description="Whether the picture is a query or belongs to a gallery.")
 
 
 class PictureFields(_Fields):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,17 @@ class DataRecord:
         place: its folder or file.
         listing: a hash of its records.
         shares: its parts; the adapter was trained on "train" and selected on "val".
+        unseen: categories that were left out of both.
     """
 
     place: str
     listing: str
     shares: Shares
+    unseen: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, source: str, images: ImageSet, shares: Shares) -> DataRecord:
-        return cls(os.path.realpath(place_of(source)), _listing(images), shares)
+    def of(cls, source: str, images: ImageSet, shares: Shares, unseen: Collection[str] = ()) -> DataRecord:
+        return cls(os.path.realpath(place_of(source)), _listing(images), shares, tuple(sorted(unseen)))
 
     def is_of(self, source: str, images: ImageSet) -> bool:
         """Return whether `images` are this data: of the same place, even if some were added, or of the same content."""
@@ -55,7 +58,8 @@ class DataRecord:
         try:
             found: dict[str, Any] = read_json(path)
             shares = {name: float(value) for name, value in found["shares"].items()}
-            return cls(str(found["place"]), str(found["listing"]), Shares(**shares))
+            unseen = tuple(map(str, found.get("unseen", ())))
+            return cls(str(found["place"]), str(found["listing"]), Shares(**shares), unseen)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged: {error!r}; restore it, or train the adapter again") from error
 

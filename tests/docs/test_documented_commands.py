@@ -14,7 +14,7 @@ import typer.main
 from hystar_fast.cli.main import app
 from hystar_fast.experiments.experiment_settings import read_experiment
 from hystar_fast.experiments.figures import FIGURES
-from hystar_fast.experiments.paper_tables import table_numbers
+from hystar_fast.experiments.published_tables import split_names
 from hystar_fast.experiments.variants import Variant
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.train.settings import read_settings
@@ -49,7 +49,7 @@ def check_experiment(values: Mapping[str, Any]) -> None:
     for name in (*settings.training.methods, *settings.few_shot.methods):
         Variant.parse(name)
     if "tables" in values:
-        table_numbers(values["tables"])
+        split_names(values["tables"])
     unknown = set(values.get("numbers", ())) - set(FIGURES)
     if unknown:
         raise ValueError(f"there is no figure {min(unknown)}")

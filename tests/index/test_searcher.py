@@ -11,11 +11,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from hystar_fast.data.images import load_image
 from hystar_fast.index.engine import IndexDamaged, Item
+from hystar_fast.index.generation_methods import Encoder as GenerationEncoder
 from hystar_fast.index.generation_methods import save_generation
 from hystar_fast.index.local import LocalEngine
 from hystar_fast.index.open_index import open_engine
 from hystar_fast.index.searcher import Query, Searcher
+from hystar_fast.index.stamp import Stamp
 from hystar_fast.index.where import Where
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.suite import create_hystar, create_method, tiny_config
@@ -23,6 +26,7 @@ from hystar_fast.retrieval.joint import joint_ranks
 from tests.support.index_engines import DIMENSION, STAMPS, items, units
 from tests.support.linear_method import Linear
 from tests.support.picture_trees import picture
+from tests.support.turned_queries import TurnedQueries
 
 
 class Given(Method):
@@ -192,3 +196,24 @@ def test_a_folder_without_an_index_is_refused_with_the_next_command(tmp_path):
     LocalEngine.create(tmp_path / "a", STAMPS).close()
     with open_engine(f"local:{tmp_path}/a") as engine:
         assert engine.stamps()["adapted"].dimension == DIMENSION
+
+
+def test_the_query_is_encoded_as_a_query_and_the_index_as_a_gallery(tmp_path):
+    files = [picture(tmp_path / f"{number}.png", number) for number in range(4)]
+    method = TurnedQueries()
+    loaded = torch.stack([method.resize(load_image(file)) for file in files])
+    stamps = {"adapted": Stamp({"method": "turned", "dimension": 64})}
+    with LocalEngine.create(tmp_path / "index", stamps) as engine:
+        gallery = GenerationEncoder({"adapted": method}).encode(loaded, [file.name for file in files])["adapted"]
+        assert method.calls == [("image", 4, False)]
+        engine.upsert([Item(file.name) for file in files], {"adapted": gallery})
+        searcher = searcher_of(engine, method)
+        styles = [files[0], None, files[0], None]
+        queries = [Query(file, style=style) for file, style in zip(files, styles, strict=True)]
+        found = searcher.search(queries, 4)
+        assert method.calls[1:] == [("query", 4, True)], "queries of several styles are one call"
+    own = method.style(loaded)
+    vectors = method.encode_query(loaded, torch.stack([own[0], own[1], own[0], own[3]]))
+    for hits, row in zip(found, vectors @ gallery.T, strict=True):
+        assert [hit.id for hit in hits] == [files[i].name for i in row.argsort(descending=True)]
+        assert torch.allclose(torch.tensor([hit.score for hit in hits]), row.sort(descending=True).values, atol=1e-6)

@@ -103,6 +103,24 @@ def quickdraw_extended(root: Path) -> Path:
     return root
 
 
+def split_archive(root: Path, training: tuple[str, ...], test: tuple[str, ...], test_folder: str = "val") -> Path:
+    """Write sketches and photos of two in each category, the test categories in a folder of their own."""
+    for folder, categories in (("train", training), (test_folder, test)):
+        _two_of_each(root / folder, categories, "sketch/{category}/{i}.jpg", "photo/{category}/{i}.jpg")
+    return root
+
+
+def of_categories(root: Path, categories: tuple[str, ...], queries: int = 1, gallery: int = 1) -> Path:
+    """Write sketches and photos of categories, as empty files."""
+    for style, count in (("sketch", queries), ("photo", gallery)):
+        for category in categories:
+            folder = root / style / category
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                (folder / f"{style}{i}.png").touch()
+    return root
+
+
 def pairs(root: Path, names: list[tuple[str, str]]) -> Path:
     """Write a table of (query, target) and its pictures; return the table."""
     for name in {name for pair in names for name in pair}:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hystar_fast.methods.similarity import Similarity
+
 RETRIEVALS = ("joint", "regions", "labels")
 
 
@@ -23,7 +25,7 @@ def describe(embedding: Tensor, log_labels: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LabelSimilarity:
+class LabelSimilarity(Similarity):
     """Similarity of descriptors, larger for items that are more alike.
 
     With p and q the label distributions and ``J(p, q) = KL(p||q) + KL(q||p)``:
