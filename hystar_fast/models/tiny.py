@@ -1,8 +1,8 @@
 """The tiny backbone: a CLIP of 64-pixel drawings, small enough to ship and to adapt in minutes on a laptop.
 
-It is an ordinary `open_clip.CLIP` (ViT of width 192, patch 8, as many blocks as its weights have, 6 in the shipped
-ones; a 2-layer text tower). Its weights, tokenizer
-and card are in ``hystar_fast/models/assets``; the recipe is ``python -m hystar_fast.train.pretrain``.
+It is an ordinary `open_clip.CLIP` (ViT of width 192, patch 8, as many blocks as its weights have, 8 in the shipped
+ones; a 2-layer text tower). Its weights, tokenizer and card are in ``hystar_fast/models/assets``; the recipe is
+``python -m hystar_fast.train.pretrain``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hystar_fast.data.images import Normalise, ResizeTo
 IMAGE_SIZE = 64
 CONTEXT_LENGTH = 16
 VOCABULARY = 4096
-LAYERS = 6
+LAYERS = 8
 PACKAGED = "packaged"
 RESIZE = ResizeTo((IMAGE_SIZE, IMAGE_SIZE), "crop", "bilinear")
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -28,7 +28,7 @@ def run_script(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> N
 def test_a_model_trains_with_the_layer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run_script("train_any_model.py", monkeypatch, "--steps", "2")
     printed = capsys.readouterr().out
-    assert "replaced 12 layers; 2,304 offsets to train" in printed
+    assert "replaced 16 layers; 3,072 offsets to train" in printed
     assert "head alone: " in printed and "head and offsets: " in printed
 
 
@@ -52,7 +52,7 @@ def test_the_notebook_runs(capsys: pytest.CaptureFixture[str]) -> None:
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
     printed = capsys.readouterr().out
-    assert "trainable: 446,400" in printed and "largest weight: " in printed
+    assert "trainable: 447,168" in printed and "largest weight: " in printed
 
 
 def test_the_notebook_is_stored_without_outputs() -> None:

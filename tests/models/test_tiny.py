@@ -69,12 +69,12 @@ def test_pretrained_must_be_the_tiny_backbone(tmp_path: Path) -> None:
 
 
 def test_a_file_decides_the_number_of_blocks(tmp_path: Path) -> None:
-    deep = build_tiny(8)
+    deep = build_tiny(10)
     save_file(deep.state_dict(), tmp_path / "deep.safetensors")
     loaded, _ = create_tiny(tmp_path / "deep.safetensors")
     views = torch.rand(2, 3, 64, 64)
     assert torch.equal(loaded.encode_image(views), deep.encode_image(views))
-    assert len(create_tiny(PACKAGED)[0].visual.transformer.resblocks) == 6
+    assert len(create_tiny(PACKAGED)[0].visual.transformer.resblocks) == 8
     torn = {name: value for name, value in deep.state_dict().items() if "resblocks.3." not in name}
     save_file(torn, tmp_path / "torn.safetensors")
     with pytest.raises(ValueError, match="pretrained must hold the tiny backbone"):
