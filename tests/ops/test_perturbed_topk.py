@@ -377,7 +377,7 @@ BAD_INPUTS = [
 
 
 @pytest.mark.parametrize("function", [perturbed_topk, ref.perturbed_topk], ids=["op", "reference"])
-@pytest.mark.parametrize(("change", "error", "message"), BAD_INPUTS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("change", "error", "message"), BAD_INPUTS, ids=[message[:40] for *_, message in BAD_INPUTS])
 def test_bad_input(function: Callable[..., Tensor], change: dict[str, Any], error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         function(**CASE | change)
