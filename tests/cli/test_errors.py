@@ -164,7 +164,7 @@ def test_an_interrupted_training_ends_with_130_and_can_be_resumed(tmp_path):
         (("train", "--set", "run.device=meta"), "run.device must be auto, cpu or cuda, got 'meta'"),
         (("train", "deep.toml"), "deep.toml is not TOML"),
         (("train", "--set", f"model.blocks={'[' * 5000}"), "model.blocks must be"),
-        (("train", "--set", "model.blocks=[99]"), 'model.blocks must lie within 1..6'),
+        (("train", "--set", "model.blocks=[99]"), 'model.blocks must lie within 1..8'),
         (("experiments", "compare", "hystar+gamma=80"), "unexpected extra argument"),
         (("experiments", "compare", "--set", 'training.methods=["hystar+gamma=80"]'), "the same as 'hystar'"),
         (("experiments", "compare", "--set", 'training.methods=["hystar+gamma=-1"]'), "gamma=-1': gamma must be"),

@@ -71,7 +71,10 @@ def test_codes_of_data_without_a_training_part_are_refused(tmp_path):
     [
         (("--code", "lsh"), "code must be one of ('itq', 'sign'), got 'lsh'"),
         (("--itq-fit", "test"), "--itq-fit must be one of ('train', 'queries'), got 'test'"),
-        (("--protocol", "batch24"), "bits must be left out for task 'classify' and protocol 'batch24'"),
+        (
+            ("--protocol", "batch24"),
+            "bits must be left out for tasks 'classify' and 'crossmodal' and protocol 'batch24'",
+        ),
     ],
 )
 def test_wrong_options_are_refused(tmp_path, options, message):
