@@ -185,7 +185,7 @@ def test_middle_features_are_the_outputs_of_the_middle_block():
         model = method.modules[0]
         backbone = model.backbone if name == "hystar" else model
         kept: list[torch.Tensor] = []
-        handle = backbone.blocks[3].ln_1.register_forward_pre_hook(lambda _, args: kept.append(args[0]))  # noqa: B023
+        handle = backbone.blocks[4].ln_1.register_forward_pre_hook(lambda _, args: kept.append(args[0]))  # noqa: B023
         with torch.no_grad():
             method.encode_image(images)
         handle.remove()

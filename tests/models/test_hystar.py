@@ -279,7 +279,7 @@ def test_bad_construction(folder: Path) -> None:
 
 def test_the_tiny_backbone_takes_a_style() -> None:
     model = Hystar(HystarConfig(backbone="tiny", pretrained=None, style="clip", blocks=None))
-    assert sorted(map(int, model.hypernetworks)) == [1, 2, 3]
+    assert sorted(map(int, model.hypernetworks)) == [1, 3, 4]
     images = torch.randn(2, 3, 64, 64)
     z = model.style(images)
     assert z.shape == model.encode_image(images).shape == (2, 192)
