@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-import random
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from hystar_fast.data.hold_out import hash_fraction
 from hystar_fast.data.image_files import list_images, unsupported_reason
 from hystar_fast.data.image_set import FolderReader, ImageSet, Record, Skipped, layout_error
 from hystar_fast.data.text_files import read_text
+from hystar_fast.data.unseen import split_classes
 
 GALLERY_STYLE = "photo"
 LIST = "pairs.csv"
@@ -136,30 +136,6 @@ def _of_list(root: Path, split: str) -> list[Record]:
 
 def _folder(root: Path, names: Sequence[str]) -> str | None:
     return next((name for name in names if (root / name).is_dir()), None)
-
-
-def split_classes(names: Collection[str], seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Divide classes into seen and unseen halves as the authors do: shuffle the sorted names, take the first half.
-
-    Args:
-        names: of the classes, in any order.
-        seed: of Python's generator, the same on every machine. A run of the paper's protocol takes another one.
-
-    Returns:
-        The seen and the unseen classes, each sorted. Of an odd number the unseen have one more.
-
-    Raises:
-        ValueError: fewer than two classes.
-
-    >>> split_classes(["d", "b", "a", "c"], 0)
-    (('a', 'c'), ('b', 'd'))
-    """
-    ordered = sorted(set(names))
-    if len(ordered) < 2:
-        raise ValueError(f"names must be at least 2 classes, got {len(ordered)}")
-    random.Random(seed).shuffle(ordered)
-    half = len(ordered) // 2
-    return tuple(sorted(ordered[:half])), tuple(sorted(ordered[half:]))
 
 
 @dataclass(frozen=True)

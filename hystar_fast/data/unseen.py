@@ -158,6 +158,30 @@ class CategorySplit:
         return tuple(lines)
 
 
+def split_classes(names: Collection[str], seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Divide classes into seen and unseen halves as the authors do: shuffle the sorted names, take the first half.
+
+    Args:
+        names: of the classes, in any order.
+        seed: of Python's generator, the same on every machine. A run of the paper's protocol takes another one.
+
+    Returns:
+        The seen and the unseen classes, each sorted. Of an odd number the unseen have one more.
+
+    Raises:
+        ValueError: fewer than two classes.
+
+    >>> split_classes(["d", "b", "a", "c"], 0)
+    (('a', 'c'), ('b', 'd'))
+    """
+    ordered = sorted(set(names))
+    if len(ordered) < 2:
+        raise ValueError(f"names must be at least 2 classes, got {len(ordered)}")
+    random.Random(seed).shuffle(ordered)
+    half = len(ordered) // 2
+    return tuple(sorted(ordered[:half])), tuple(sorted(ordered[half:]))
+
+
 def hold_out_categories(images: ImageSet, share: float, *, least: int = 2) -> tuple[ImageSet, ImageSet]:
     """Split a data set in two, the second with about `share` of its categories by a hash of their names.
 
@@ -244,6 +268,4 @@ def _second_half(categories: Collection[str], name: str) -> frozenset[str]:
     seed = name.removeprefix(HALF)
     if not seed.isdecimal():
         raise ValueError(f"unseen must be {HALF}<seed> with a whole number, got {name!r}")
-    names = sorted(categories)
-    random.Random(int(seed)).shuffle(names)
-    return frozenset(names[len(names) // 2 :])
+    return frozenset(split_classes(categories, int(seed))[1])

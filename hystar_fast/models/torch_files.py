@@ -22,3 +22,19 @@ def read_torch(path: str | Path) -> Any:
         if broken is not None:
             raise ValueError(f"{path} is damaged: the checksum of {broken} does not fit")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_torchvision(pretrained: str, known: Any) -> Any:
+    """Read a local file of tensors, or torchvision weights by their name.
+
+    Args:
+        pretrained: a file, or a name.
+        known: torchvision's enumeration of weights.
+
+    Raises:
+        Exception: as `read_torch`; or there are no such weights.
+    """
+    if Path(pretrained).is_file():
+        return read_torch(pretrained)
+    options = {"map_location": "cpu", "weights_only": True}  # torchvision's default runs any pickle
+    return known.verify(pretrained).get_state_dict(progress=True, check_hash=True, **options)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
 from hystar_fast.models.adapter_format import not_finite
-from hystar_fast.models.torch_files import read_torch
+from hystar_fast.models.torch_files import read_torchvision
 
 WIDTHS = {1: 64, 6: 128, 11: 256, 18: 512, 25: 512}  # layer of the first ReLU of each stage: its channels
 
@@ -30,11 +28,7 @@ def vgg_features(pretrained: str | None) -> nn.Sequential:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     else:
-        if Path(pretrained).is_file():
-            stored = read_torch(pretrained)
-        else:
-            options = {"map_location": "cpu", "weights_only": True}  # torchvision's default runs any pickle
-            stored = VGG16_Weights.verify(pretrained).get_state_dict(progress=True, check_hash=True, **options)
+        stored = read_torchvision(pretrained, VGG16_Weights)
         held = {name: value for name, value in stored.items() if name.startswith("features.")}
         features.load_state_dict({name.removeprefix("features."): value for name, value in held.items()})
         broken = not_finite(features.named_parameters())

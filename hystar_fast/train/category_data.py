@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hystar_fast.data.hold_out import hash_fraction
 from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.images import Resize
 from hystar_fast.data.open import open_images
+from hystar_fast.data.unseen import hold_out_categories
 from hystar_fast.methods.interface import Method
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.evaluate import evaluate
@@ -63,16 +63,16 @@ def open_categories(data: DataSettings) -> CategoryData:
     named = [r for r in whole.records if r.category is not None and r.category not in whole.unseen_categories]
     images = replace(whole, records=tuple(replace(r, instance=None) for r in named)).select(limit=data.limit or None)
     styles = tuple(data.styles) or images.query_styles
-    names = sorted({str(record.category) for record in images.records})
-    held = _held_out(names, data.validation)
-    training = images.select(categories=set(names) - held)
-    rest = f"{len(held)} categories are held out for validation" if held else "no category is held out"
-    validation = images.select(categories=held)
+    share = _share(data.validation)
+    if share is None:
+        return CategoryData(styles, images, None, (f"read {images.summary}; no category is held out",))
+    training, validation = hold_out_categories(images, share, least=1)
+    held = len({record.category for record in validation.records})
     return CategoryData(
         styles,
         training,
-        (lambda method: score_categories(method, validation, styles)) if held else None,
-        (f"read {images.summary}; {rest}",),
+        lambda method: score_categories(method, validation, styles),
+        (f"read {images.summary}; {held} categories are held out for validation",),
     )
 
 
@@ -94,14 +94,14 @@ def score_categories(method: Method, images: ImageSet, styles: tuple[str, ...]) 
     return sum(means.values()) / len(means), figures
 
 
-def _held_out(names: list[str], validation: str | float) -> set[str]:
+def _share(validation: str | float) -> float | None:
+    """Return the share of the categories to hold out; None for none."""
     if validation == "none":
-        return set()
+        return None
     share = _HELD_OUT if validation == "val" else validation
     if not isinstance(share, float) or not 0 < share < 1:
         raise ValueError(
             "data.validation must be 'val', 'none' or the share of the categories to hold out for a method that trains "
             f"by category, got {validation!r}"
         )
-    ordered = sorted(names, key=lambda name: hash_fraction(name, "categories"))
-    return set(ordered[: max(1, round(share * len(ordered)))])
+    return share

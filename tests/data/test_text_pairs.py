@@ -8,11 +8,8 @@ import pytest
 
 from hystar_fast.data.image_set import Record
 from hystar_fast.data.open import open_images
-from hystar_fast.data.text_pairs import (
-    load_crossmodal,
-    split_classes,
-    zero_shot_parts,
-)
+from hystar_fast.data.text_pairs import load_crossmodal, zero_shot_parts
+from hystar_fast.data.unseen import split_classes
 from tests.support import picture_trees as trees
 
 PASCAL = [

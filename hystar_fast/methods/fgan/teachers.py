@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from hystar_fast.models.adapter_format import not_finite
 from hystar_fast.models.random_weights import repeatable_weights
-from hystar_fast.models.torch_files import read_torch
+from hystar_fast.models.torch_files import read_torchvision
 
 TEACHERS = ("network", "prototypes", "names", "random", "one-hot", "class-words")
 SCALE = 30.0
@@ -106,11 +105,7 @@ def load_into(network: nn.Module, pretrained: str, known: Any, part: str = "") -
         ValueError: they cannot be loaded, do not fit or are not finite.
     """
     try:
-        if Path(pretrained).is_file():
-            stored = read_torch(pretrained)
-        else:
-            options = {"map_location": "cpu", "weights_only": True}  # torchvision's default runs any pickle
-            stored = known.verify(pretrained).get_state_dict(progress=True, check_hash=True, **options)
+        stored = read_torchvision(pretrained, known)
         network.load_state_dict({n.removeprefix(part): value for n, value in stored.items() if n.startswith(part)})
     except Exception as error:  # damaged or missing weights can raise anything
         raise ValueError(
