@@ -1,4 +1,4 @@
-"""What every engine checks of its arguments, in the same words."""
+"""Checks of arguments that every engine makes, in the same words."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class CategoryBatch:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What a run tells a method before its first step.
+    """The facts that a run tells a method before its first step.
 
     Attributes:
         categories: how many there are to train on.

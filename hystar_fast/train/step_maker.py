@@ -38,7 +38,7 @@ class StepMaker(ABC):
 
     @property
     def reads_ahead(self) -> bool:
-        """Whether `prepare` is worth a thread that works while a step runs."""
+        """Tell whether `prepare` is worth a thread that works while a step runs."""
         return True
 
     @abstractmethod

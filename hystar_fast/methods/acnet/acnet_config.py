@@ -103,7 +103,7 @@ class ACNetConfig:
 
     @property
     def compares_pairs(self) -> bool:
-        """Whether the loss compares the pictures of a batch with each other, so that a part of it is another loss."""
+        """Tell whether the loss compares the pictures of a batch, so that a part of it is another loss."""
         return self.loss in ("triplet", "margin")
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What FGAN trains: a branch for each side, from frozen tokens to a region embedding and a label distribution."""
+"""Heads of FGAN, which train: for each side from frozen tokens to a region embedding and a label distribution."""
 
 from __future__ import annotations
 
