@@ -37,13 +37,13 @@ def run_embed(
             "index with `hystar-fast index add`"
         )
     folder_of_uri(output)
+    select_device(device)
     with lock_folder(output):
         start = time.perf_counter()
         gallery = gallery_of_sketches(folder)
         if gallery is not None:
             console.print(f"indexing {gallery}: the other pictures in {folder} are sketches of these")
             folder = gallery
-        select_device(device)
         if not overwrite:
             check_output(folder, output)
         method = open_method(adapter, None, changes, console)
