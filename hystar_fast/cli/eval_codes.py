@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hystar_fast.cli.eval_parts import unseen_division
 from hystar_fast.data.image_set import ImageSet, Skipped
 from hystar_fast.data.open import open_images
-from hystar_fast.data.unseen import CategorySplit
 from hystar_fast.methods.interface import GALLERY, QUERY, Method
 from hystar_fast.retrieval.codes import CODES
 from hystar_fast.retrieval.embed import embed_records
@@ -62,9 +62,9 @@ def training_part(
     """
     if whole.has_splits:
         training = open_images(source, "train", gallery_style=gallery_style)
-        return training if unseen is None else CategorySplit.of(unseen, whole).training(training)
+        return training if unseen is None else unseen_division(whole, source, adapter, unseen).training(training)
     if unseen is not None:
-        return CategorySplit.of(unseen, whole).training(whole)
+        return unseen_division(whole, source, adapter, unseen).training(whole)
     record = None if adapter is None else DataRecord.read(adapter)
     if record is None or not record.is_of(source, whole):
         raise ValueError(

@@ -126,7 +126,7 @@ def _run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
     codes, training = settings.codes, None
     if codes is not None and codes.needs_training:
         training = training_part(whole, settings.data, settings.gallery_style, settings.unseen, adapter)
-    support = support_part(whole, settings.data, settings.support, settings.unseen)
+    support = support_part(whole, settings.data, settings.support, settings.unseen, adapter)
     start = time.perf_counter()
     with Progress(console, transient=True) as progress:
         task = progress.add_task("embed", total=len(images.records))

@@ -8,7 +8,7 @@ from pathlib import Path
 from hystar_fast.data.hold_out import Shares
 from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.open import open_images
-from hystar_fast.data.unseen import CategorySplit
+from hystar_fast.data.unseen import HALF, CategorySplit
 from hystar_fast.train.data_record import DataRecord
 
 SPLITS = ("val", "test", "all")
@@ -44,6 +44,10 @@ def choose_part(images: ImageSet, source: str, split: str | None, adapter: Path 
     record = None if adapter is None else DataRecord.read(adapter)
     if record is None or not record.is_of(source, images):
         return _of_other_data(images, split, total, adapter, record)
+    if record.unseen:
+        named = f" of {record.division}" * bool(record.division)
+        line = f"all {total}: the adapter was trained on them, but not on the {len(record.unseen)} unseen categories"
+        return Part(images, "all, including training data", f"{line}{named}: see --unseen")
     shares = record.shares
     held = "test" if shares.test_below > 0 else "val" if shares.validation_below > 0 else "all"
     chosen = split or held
@@ -76,6 +80,17 @@ def _of_other_data(
     return Part(images, "all", f"all {total}; the adapter was trained on other data, {record.place}")
 
 
+def unseen_division(images: ImageSet, source: str, adapter: Path | None, unseen: str) -> CategorySplit:
+    """Return the seen and unseen categories of an evaluation; of a half, those of the adapter's training.
+
+    The halves of a split of the data are others than those of the whole where the split lacks a category.
+    """
+    record = None if adapter is None or not unseen.startswith(HALF) else DataRecord.read(adapter)
+    if record is not None and record.division == unseen and record.is_of(source, images):
+        return CategorySplit(unseen, frozenset(record.unseen))
+    return CategorySplit.of(unseen, images)
+
+
 def choose_unseen(
     images: ImageSet, source: str, split: str | None, adapter: Path | None, unseen: str, generalised: str | None
 ) -> Part:
@@ -94,7 +109,7 @@ def choose_unseen(
     """
     if split is not None and not images.has_splits:
         raise ValueError(f"split must be left out with unseen for {images.name}, which has no splits, got {split!r}")
-    division = CategorySplit.of(unseen, images)
+    division = unseen_division(images, source, adapter, unseen)
     part = division.unseen_part(images) if generalised is None else division.generalised(images, generalised)
     if not part.gallery:
         raise ValueError(f"unseen must have gallery pictures in this part of {images.name}, got {unseen!r} without any")
@@ -118,7 +133,9 @@ def choose_unseen(
     return Part(part, label, "\n".join(lines))
 
 
-def support_part(images: ImageSet, source: str, support: str | None, unseen: str | None) -> ImageSet | None:
+def support_part(
+    images: ImageSet, source: str, support: str | None, unseen: str | None, adapter: Path | None = None
+) -> ImageSet | None:
     """Return the part whose texts and pictures are the galleries of task "crossmodal"; None for the queries' own.
 
     Args:
@@ -126,6 +143,7 @@ def support_part(images: ImageSet, source: str, support: str | None, unseen: str
         source: of the data, as the user gave it.
         support: the split; None for that of the queries.
         unseen: see `CategorySplit.of`, of the queries' categories.
+        adapter: the folder of the adapter; None for a method without training.
 
     Raises:
         ValueError: the data has no such split.
@@ -135,4 +153,4 @@ def support_part(images: ImageSet, source: str, support: str | None, unseen: str
     if not images.has_splits:
         raise ValueError(f"support must be left out for {images.name}, which has no splits, got {support!r}")
     opened = open_images(source, support)
-    return opened if unseen is None else CategorySplit.of(unseen, images).unseen_part(opened)
+    return opened if unseen is None else unseen_division(images, source, adapter, unseen).unseen_part(opened)

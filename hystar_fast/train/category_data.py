@@ -6,14 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hystar_fast.data.hold_out import Shares
 from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.images import Resize
 from hystar_fast.data.open import open_images
-from hystar_fast.data.unseen import hold_out_categories
+from hystar_fast.data.unseen import CategorySplit, hold_out_categories
 from hystar_fast.methods.interface import Method
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.train.category_pairs import CategoryPairs
+from hystar_fast.train.data_record import DataRecord
 from hystar_fast.train.settings import DataSettings
 from hystar_fast.train.validation import Score
 
@@ -32,15 +34,15 @@ class CategoryData:
             without any.
         notes: lines that say what was read, and what is held out.
         metric: what `score` returns.
-        record: None: which pictures are for testing depends on their categories.
+        record: names the categories that take no part; an adapter is saved with it.
     """
 
     styles: tuple[str, ...]
     training: ImageSet
     score: Callable[[Method], Score] | None
     notes: tuple[str, ...]
+    record: DataRecord
     metric: str = str(METRIC)
-    record: None = None
 
     def pairs(self, resize: Resize, batch_size: int, seed: int, flip: float) -> CategoryPairs:
         """Return the training batches."""
@@ -51,28 +53,37 @@ def open_categories(data: DataSettings) -> CategoryData:
     """Open the training categories, and hold some out to select the model.
 
     Args:
-        data: the settings; ``validation`` "val" holds out a tenth of the categories by a hash of their names, a share
-            so many of them, and "none" none: then the last step is kept, as in published runs.
+        data: the settings; ``unseen`` names the categories that take no part; ``validation`` "val" holds out a tenth of
+            the others by a hash of their names, a share so many of them, and "none" none: then the last step is kept,
+            as in published runs.
 
     Raises:
-        ValueError: no such data or style, no categories, or a validation that is no share of them.
+        ValueError: no such data or style, no categories, an unseen name that matches none (the message has the
+            nearest), or a validation that is no share of them.
     """
     whole = open_images(data.source, "train", gallery_style=data.gallery_style or None, styles=data.styles)
     if not whole.has_categories:
         raise ValueError(f"data.source must have categories to train on them, got {whole.name}, which has none")
-    named = [r for r in whole.records if r.category is not None and r.category not in whole.unseen_categories]
-    images = replace(whole, records=tuple(replace(r, instance=None) for r in named)).select(limit=data.limit or None)
+    division = CategorySplit.of(data.unseen, whole) if data.unseen else CategorySplit("", whole.unseen_categories)
+    seen = division.training(whole)
+    images = replace(seen, records=tuple(replace(r, instance=None) for r in seen.records))
+    images = images.select(limit=data.limit or None)
     styles = tuple(data.styles) or images.query_styles
+    record = DataRecord.of(data.source, whole, Shares(0.0, 0.0), division.unseen, division.name)
+    left_out = f"; {len(division.unseen)} unseen categories of {division.name} take no part" if data.unseen else ""
     share = _share(data.validation)
     if share is None:
-        return CategoryData(styles, images, None, (f"read {images.summary}; no category is held out",))
+        return CategoryData(
+            styles, images, None, (f"read {images.summary}; no category is held out{left_out}",), record
+        )
     training, validation = hold_out_categories(images, share, least=1)
     held = len({record.category for record in validation.records})
     return CategoryData(
         styles,
         training,
         lambda method: score_categories(method, validation, styles),
-        (f"read {images.summary}; {held} categories are held out for validation",),
+        (f"read {images.summary}; {held} categories are held out for validation{left_out}",),
+        record,
     )
 
 

@@ -14,7 +14,7 @@ from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.open import place_of
 from hystar_fast.retrieval.results_json import read_json, write_json
 
-DATA_FILE = "data.json"
+DATA_FILE, EMBEDDED = "data.json", "emoji"
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,24 @@ class DataRecord:
         listing: a hash of its records.
         shares: its parts; the adapter was trained on "train" and selected on "val".
         unseen: categories that were left out of both.
+        division: the name of their split, as `CategorySplit.of` takes it; empty for those that the data set marks.
     """
 
     place: str
     listing: str
     shares: Shares
     unseen: tuple[str, ...] = ()
+    division: str = ""
 
     @classmethod
-    def of(cls, source: str, images: ImageSet, shares: Shares, unseen: Collection[str] = ()) -> DataRecord:
-        return cls(os.path.realpath(place_of(source)), _listing(images), shares, tuple(sorted(unseen)))
+    def of(
+        cls, source: str, images: ImageSet, shares: Shares, unseen: Collection[str] = (), division: str = ""
+    ) -> DataRecord:
+        return cls(_place(source), _listing(images), shares, tuple(sorted(unseen)), division)
 
     def is_of(self, source: str, images: ImageSet) -> bool:
         """Return whether `images` are this data: of the same place, even if some were added, or of the same content."""
-        return self.place == os.path.realpath(place_of(source)) or self.listing == _listing(images)
+        return self.place == _place(source) or self.listing == _listing(images)
 
     def save(self, adapter: Path) -> None:
         """Write the record into the folder of an adapter."""
@@ -59,9 +63,15 @@ class DataRecord:
             found: dict[str, Any] = read_json(path)
             shares = {name: float(value) for name, value in found["shares"].items()}
             unseen = tuple(map(str, found.get("unseen", ())))
-            return cls(str(found["place"]), str(found["listing"]), Shares(**shares), unseen)
+            division = str(found.get("division", ""))
+            return cls(str(found["place"]), str(found["listing"]), Shares(**shares), unseen, division)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged: {error!r}; restore it, or train the adapter again") from error
+
+
+def _place(source: str) -> str:
+    """Return the path of a data set; of the embedded drawings, which have none, their name."""
+    return EMBEDDED if source.partition(":")[0] == EMBEDDED else os.path.realpath(place_of(source))
 
 
 def _listing(images: ImageSet) -> str:

@@ -36,6 +36,8 @@ class DataSettings:
         styles: query styles, "text" for captions; empty for all picture styles.
         gallery_style: for folders, shards and icons, the style of the gallery; empty for their default.
         validation: the split that selects the model, "none", or the share of the training pictures to hold out.
+        unseen: for a method that trains by category, the categories that take no part, as `CategorySplit.of` names
+            them; empty for those that the data set itself marks.
         limit: at most so many training and validation pictures of each style; 0 for all.
         jitter: largest random shift and change of size of a picture, as a share of its side, below 1.
     """
@@ -44,6 +46,7 @@ class DataSettings:
     styles: list[str] = field(default_factory=list)
     gallery_style: str = ""
     validation: str | float = "val"
+    unseen: str = ""
     limit: int = 0
     jitter: float = 0.0
 
@@ -240,6 +243,11 @@ def _own(method: str, parts: Mapping[str, Mapping[str, Any]]) -> Any:
     for name, kind in OWN_STEPS.items():
         if name != method and kind(**parts[name]) != kind():
             raise ValueError(f"[{name}] must be left out for model.method = {method!r}, got settings of {name}")
+    if method not in OWN_STEPS and parts["data"]["unseen"]:
+        raise ValueError(
+            f"data.unseen must be left out for model.method = {method!r}, which does not train by category, got "
+            f"{parts['data']['unseen']!r}"
+        )
     if method not in OWN_STEPS:
         return None
     for name, value in parts["loss"].items():

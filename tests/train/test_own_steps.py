@@ -16,8 +16,12 @@ from typing import Any
 import pytest
 import torch
 
+from hystar_fast.cli.eval_parts import choose_part, choose_unseen
+from hystar_fast.data.open import open_images
+from hystar_fast.data.unseen import split_classes
 from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from hystar_fast.train.data_record import DataRecord
 from hystar_fast.train.loop import CheckpointPolicy, run_steps
 from hystar_fast.train.own_steps import OwnSteps
 from hystar_fast.train.processes import World
@@ -28,6 +32,7 @@ from hystar_fast.train.settings_file import to_toml
 from tests.support.acnet_cases import small_acnet
 from tests.support.picture_trees import damaged, picture
 
+CLASSES = ("ant", "bee", "cat", "dog")
 CHANGES = (
     "acnet.extractor=timm:test_resnet", "acnet.weights=random", "acnet.embedding=8", "acnet.image_size=24",
     "acnet.channels=2", "acnet.generator_blocks=1", "acnet.norm_statistics=batch", "data.limit=40",
@@ -230,9 +235,43 @@ def test_folders_of_categories_train_without_their_instances(tmp_path: Path) -> 
         *(f"data.source=folders:{tmp_path}/data", f"run.output={tmp_path}/run", "optim.steps=3", "optim.batch_size=6"),
     ]
     said: list[str] = []
+    with pytest.raises(ValueError, match=r"got 'bee', which it has not; the nearest is 'bee \[1\]'"):
+        (tmp_path / "unseen.txt").write_text("bee")
+        run_training(read_settings("acnet", [*changes, f"data.unseen={tmp_path}/unseen.txt"]))
     found = run_training(read_settings("acnet", changes), say=said.append)
     assert said == ["read 18 queries and 9 gallery pictures of 3 categories: sketch -> photo; no category is held out"]
     assert found.method.settings["categories"] == 3 and len(found.progress.losses) == 3
     assert found.progress.best is None and load_method(found.adapter).name == "acnet"
     assert set(found.progress.skipped) == {"photo/ant/n01.jpg"}
     assert (tmp_path / "run" / "skipped.txt").read_text().startswith("photo/ant/n01.jpg\t")
+
+
+def test_unseen_categories_take_no_part_and_are_recorded(tmp_path: Path) -> None:
+    for category in CLASSES:
+        for style in ("photo", "sketch"):
+            for i in range(2):
+                picture(tmp_path / "data" / style / category / f"{i}.png", seed=i)
+    source = f"folders:{tmp_path}/data"
+    changes = [
+        *(change for change in CHANGES if not change.startswith(("data.", "optim.batch_size", "acnet.norm"))),
+        *(f"data.source={source}", f"run.output={tmp_path}/run", "optim.steps=1", "optim.batch_size=4"),
+        "data.unseen=half:0",
+    ]
+    said: list[str] = []
+    found = run_training(read_settings("acnet", changes), say=said.append)
+    assert said[0].endswith("; 2 unseen categories of half:0 take no part")
+    assert found.method.settings["categories"] == 2
+    record = DataRecord.read(found.adapter)
+    assert record is not None and (record.division, record.unseen) == ("half:0", split_classes(CLASSES, 0)[1])
+    whole = open_images(source)
+    part = choose_unseen(whole, source, None, found.adapter, "half:0", None)
+    assert {r.category for r in part.images.records} == {*record.unseen} and "not known" not in part.line
+    with pytest.raises(ValueError, match="unseen must be categories that the adapter was not trained on, got 'half:1'"):
+        choose_unseen(whole, source, None, found.adapter, "half:1", None)
+    line = choose_part(whole, source, None, found.adapter).line
+    assert line.endswith("the adapter was trained on them, but not on the 2 unseen categories of half:0: see --unseen")
+
+
+def test_a_method_of_pairs_takes_no_unseen_categories() -> None:
+    with pytest.raises(ValueError, match=r"data\.unseen must be left out for model\.method = 'hystar', which does not"):
+        read_settings("emoji", ["data.unseen=subgroup"])
