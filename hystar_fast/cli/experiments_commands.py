@@ -74,15 +74,28 @@ def reproduce(
     config: Config = "emoji",
     set_: Set = None,
     output: Output = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help='"emoji" runs the rows of fgan:table4 on the embedded drawings.')
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="With --data, of each row.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run the rows of the paper's tables, and print them beside the paper's figures."""
     from hystar_fast.experiments.published_tables import split_names
     from hystar_fast.experiments.reproduce import run_reproduce
+    from hystar_fast.experiments.reproduce_fgan import ABLATIONS, run_ablations
     from hystar_fast.experiments.reproduce_published import run_published
 
     wanted, published = split_names(tables)
+    if data is not None or steps is not None:
+        if data != "emoji" or wanted or [(t.paper, t.number) for t in published] != [ABLATIONS]:
+            raise ValueError(f"data must be 'emoji' for fgan:table4 alone, got {data!r} for {' '.join(tables)}")
     settings, console = _read(config, set_, output, as_json=as_json)
+    if data is not None:
+        found = run_ablations(published[0], settings.output, console, steps=steps)
+        if as_json:
+            print_json(found)
+        return
     results: dict[str, Any] = {**run_published(published, settings.output, console)} if published else {}
     if wanted:
         results |= {str(number): found for number, found in run_reproduce(wanted, settings, console).items()}

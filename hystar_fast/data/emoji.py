@@ -49,6 +49,7 @@ QUERY_STYLES = ("outline", "sketch", "lowres", "twemoji")
 HARD_STYLES = ("outline", "sketch", "lowres")
 LOW_RESOLUTION_SOURCE, LOW_RESOLUTION_SIDE = "photo3d", 12
 CATEGORIES = ("subgroup", "group")
+CAPTIONS = ("name", "keywords")
 _VALIDATION_FRACTION = 0.12
 
 
@@ -196,6 +197,7 @@ def load_emoji(
     *,
     seen_only: bool | None = None,
     category: str = "subgroup",
+    captions: str = "name",
 ) -> ImageSet:
     """List the embedded drawings as a data set: the gallery is Noto, queries are the drawings in `styles`.
 
@@ -204,9 +206,10 @@ def load_emoji(
         styles: query styles; "lowres" is made from photo3d.
         seen_only: leave out the unseen subgroups; by default in "train" only.
         category: "subgroup" (94 kinds) or "group" (8).
+        captions: "name", or "keywords": the name, and then its keywords that are no word of it.
 
     Raises:
-        ValueError: an unknown split, style or category.
+        ValueError: an unknown split, style, category or caption.
 
     Example:
         >>> images = load_emoji("test")
@@ -215,13 +218,15 @@ def load_emoji(
     """
     if category not in CATEGORIES:
         raise ValueError(f"category must be one of {CATEGORIES}, got {category!r}")
+    if captions not in CAPTIONS:
+        raise ValueError(f"captions must be one of {CAPTIONS}, got {captions!r}")
     data = EmojiStyles(seen_only=split == "train" if seen_only is None else seen_only)
     records = []
     for style in (GALLERY_STYLE, *(style for style in styles if style != GALLERY_STYLE)):
         source = LOW_RESOLUTION_SOURCE if style == "lowres" else style
         for concept in data.concepts(split, styles=(source,)):
             shown = getattr(concept, category)
-            records.append(Record(f"{style}/{concept.id}", style, shown, concept.id, (concept.name,)))
+            records.append(Record(f"{style}/{concept.id}", style, shown, concept.id, (_caption(concept, captions),)))
 
     def read(record: Record) -> Image.Image:
         style, _, concept_id = record.path.partition("/")
@@ -243,6 +248,12 @@ def load_emoji(
         unseen_categories=unseen,
         templates=("{}",),  # the tiny backbone was trained on bare names
     )
+
+
+def _caption(concept: Concept, kind: str) -> str:
+    named = {*concept.name.lower().split()}
+    more = [word for word in concept.keywords if word not in named] if kind == "keywords" else []
+    return ", ".join([concept.name, *more])
 
 
 def low_resolution(picture: Image.Image, side: int = LOW_RESOLUTION_SIDE) -> Image.Image:

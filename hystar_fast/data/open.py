@@ -31,7 +31,8 @@ def open_images(
     """Open a data set.
 
     Args:
-        data: "emoji", "<kind>:<path>" with a kind of `KINDS`, or a path whose kind is recognised by its layout.
+        data: "emoji", "emoji:keywords" (captions of names and keywords), "<kind>:<path>" with a kind of `KINDS`, or a
+            path whose kind is recognised by its layout.
         split: "train", "val" or "test". Folders, pairs, captions and shards have no splits: each is the whole data set
             (`ImageSet.has_splits`); but folders in ``train/`` and ``val/`` have.
         gallery_style: for "folders", "shards" and "icons", the style of the gallery; the others have their own.
@@ -62,7 +63,7 @@ def open_images(
         )
     match kind:
         case "emoji":
-            return load_emoji(split, styles or QUERY_STYLES)
+            return load_emoji(split, styles or QUERY_STYLES, captions=place if separator else "name")
         case "dsr":
             return load_dsr(path, split)
         case "domainnet":

@@ -16,12 +16,17 @@ SHARE, PER_CENT = "share", "per cent"
 _COPIED = "the paper took these figures from other papers; the method is not part of this package"
 _DEFAULT = {
     "acnet": "the data set is not part of this package; `hystar-fast train acnet` trains the method on your copy",
-    "fgan": "the method cannot be trained yet: only its modules are part of this package",
+    "fgan": "the data set is not part of this package; `hystar-fast train fgan` trains the method on your copy",
 }
 _OURS = ("ACNet 64†", "ACNet 512", "FGAN", "FGAN RE", "FGAN LD", "FGAN JR")
 _OTHER_METHODS = {("acnet", 4), ("acnet", 6), ("fgan", 1), ("fgan", 3)}
 _REASONS = {
     ("acnet", 9, "StarGAN v2"): "the generator of StarGAN v2 is not part of this package",
+    (
+        "fgan",
+        4,
+        "",
+    ): "the data sets are not part of this package; `--data emoji` runs the rows on the embedded drawings",
     ("fgan", 5, ""): "measured on one NVIDIA V100; bench/ times what this package has",
 }
 

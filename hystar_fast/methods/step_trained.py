@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor, nn, optim
 
-from hystar_fast.methods.interface import Method
+from hystar_fast.methods.interface import Method, Role
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How a run makes the batches of a method.
+
+    Attributes:
+        of: "category" makes batches of `CategoryBatch`; "pairs" those of `PairedBatch`.
+        flip: of categories, the chance that a picture is mirrored, each for itself.
+        texts: of pairs, whether captions ask for pictures; else pictures of the query styles do.
+        by: of pairs, "instance" takes the query's own gallery picture, "category" another of its category each time.
+        crop: of pairs, the least share of a picture's area that a random crop keeps; 1 leaves pictures as they are, so
+            that their features are computed once.
+        prototypes: a style whose pictures the method reads beside; empty for none.
+    """
+
+    of: Literal["category", "pairs"] = "category"
+    flip: float = 0.0
+    texts: bool = False
+    by: str = "category"
+    crop: float = 1.0
+    prototypes: str = ""
 
 
 @dataclass(frozen=True)
@@ -25,6 +49,32 @@ class CategoryBatch:
     targets: Tensor
     labels: Tensor
 
+    def to(self, device: torch.device) -> Self:
+        """Return the batch with its tensors on a device."""
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class PairedBatch:
+    """One batch of pairs of a gallery picture and a query, which is a picture or a text.
+
+    Attributes:
+        gallery, queries: [b, 3, H, W], or texts as a list; None where the method has stored what it needs of them.
+        gallery_rows, query_rows: int64 [b], their numbers among all that train.
+        labels: int64 [b], the number of the category.
+    """
+
+    gallery: Tensor | None
+    queries: Tensor | list[str] | None
+    gallery_rows: Tensor
+    query_rows: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> Self:
+        """Return the batch with its pictures and labels on a device."""
+        moved = {n: getattr(self, n) for n in ("gallery", "queries", "labels")}
+        return replace(self, **{n: v.to(device) if isinstance(v, Tensor) else v for n, v in moved.items()})
+
 
 @dataclass(frozen=True)
 class StepPlan:
@@ -36,6 +86,10 @@ class StepPlan:
         chunk_size: pairs of a batch that are encoded at a time; 0 for all.
         bf16: encode in bfloat16 where the device has such instructions.
         seed: of everything that is drawn.
+        weight_decay: of a method that takes it from the recipe.
+        names: of the categories, by their numbers.
+        captions: first caption of each gallery picture that trains and has one.
+        prototypes: reads the pictures of `Batching.prototypes`, uint8 [C, 3, H, W], of the instances that train.
     """
 
     categories: int
@@ -43,6 +97,10 @@ class StepPlan:
     chunk_size: int = 0
     bf16: bool = False
     seed: int = 0
+    weight_decay: float = 0.0
+    names: tuple[str, ...] = ()
+    captions: tuple[str, ...] = field(default=(), repr=False)
+    prototypes: Callable[[], Tensor] | None = None
 
 
 class StepTrained(Method):
@@ -50,7 +108,14 @@ class StepTrained(Method):
 
     A step must depend on the parameters, the optimisers' states, the seed and its number only: a resumed run makes the
     same steps as an uninterrupted one.
+
+    Attributes:
+        batching: how a run makes its batches.
+        follows: the entries of a recipe that it follows, of "schedule", "warmup" and "weight_decay".
     """
+
+    batching: Batching = Batching()
+    follows: frozenset[str] = frozenset()
 
     @abstractmethod
     def begin(self, plan: StepPlan) -> None:
@@ -64,9 +129,21 @@ class StepTrained(Method):
     def optimizers(self) -> Mapping[str, optim.Optimizer]:
         """Return the optimisers by name; a checkpoint holds the state of each."""
 
+    def store(self, role: Role, items: Iterable[Tensor] | Iterable[list[str]]) -> None:
+        """Compute once what every step needs of pictures or texts that never change, in the order of their rows.
+
+        Raises:
+            TypeError: the method stores nothing.
+        """
+        raise TypeError(f"method must store features of pairs, got {self.name!r}, whose batches have pictures")
+
     @abstractmethod
-    def step(self, batch: CategoryBatch, epoch: int, step: int) -> dict[str, float]:
+    def step(self, batch: Any, epoch: int, step: int) -> dict[str, float]:
         """Change the parameters by one step, both numbers from 0, and return the losses by name, with "loss".
+
+        Args:
+            batch: `CategoryBatch` or `PairedBatch`, by `batching`.
+            epoch, step: from 0.
 
         "loss" is what the main part minimises.
         """

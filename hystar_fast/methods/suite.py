@@ -10,6 +10,8 @@ import torch
 from hystar_fast.methods.acnet.acnet_config import ACNetConfig
 from hystar_fast.methods.acnet.acnet_method import ACNet
 from hystar_fast.methods.baselines import BASELINES
+from hystar_fast.methods.fgan.create_fgan import create_fgan
+from hystar_fast.methods.fgan.fgan_config import FGANConfig
 from hystar_fast.methods.frozen import Frozen
 from hystar_fast.methods.hog import HOG
 from hystar_fast.methods.hystar_method import HystarMethod, create_criterion
@@ -30,7 +32,10 @@ FITTED = ("mean_shift",)  # to the training data without gradient steps: no lear
 DEMO_TRAINED = ("static", "lora", "hystar")
 DEMO_METHODS = (*UNTRAINED, *DEMO_TRAINED)
 METHODS = (*UNTRAINED, *FITTED, *BASELINES, *DEMO_TRAINED)
-OWN_STEPS: dict[str, type[ACNetConfig]] = {"acnet": ACNetConfig}  # trained by their own steps, with their settings
+OWN_STEPS: dict[str, type[ACNetConfig] | type[FGANConfig]] = {
+    "acnet": ACNetConfig,
+    "fgan": FGANConfig,
+}  # trained by their own steps, with their settings
 
 
 def tiny_config(pretrained: str | None = "packaged") -> HystarConfig:
@@ -93,6 +98,8 @@ def create_method(
         case "acnet":
             own = dict(settings or {})
             return ACNet(config, categories=own.pop("categories", 0), own=ACNetConfig.from_dict(own))
+        case "fgan":
+            return create_fgan(config, settings or {})
     backbone = create_backbone(config)
     fingerprints = backbone_fingerprints(backbone)
     method = _adapted(name, backbone, config, parameters, settings or {})

@@ -27,6 +27,7 @@ _ACTIVATIONS = {
     "relu": F.relu,
 }
 _FIELDS = {"backbone": "pretrained", "style": "style_pretrained", "vgg": "style_pretrained"}
+_OWN = ("image encoder", "text encoder", "word vectors")  # of a method that does not take them from the backbone
 
 
 def backbone_fingerprints(backbone: TowerBackbone, hashed: Hashed | None = None) -> dict[str, str | None]:
@@ -73,6 +74,8 @@ def check_fingerprints(
                 f"pretrained={config.pretrained!r}, which is {found[part]}, got {directory}, which was trained with "
                 f"{wanted}"
             )
+        if part in _OWN:
+            raise ValueError(f"directory must hold an adapter of this {part}, got {directory}, trained with another")
         field = _FIELDS.get(part, "backbone")
         raise ValueError(
             f"directory must hold an adapter of the weights of {field}={getattr(config, field)!r}, got {directory}, "

@@ -6,16 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from hystar_fast.data.hold_out import Shares
-from hystar_fast.data.image_set import ImageSet
+from hystar_fast.data.image_set import ImageSet, Record, read_images
 from hystar_fast.data.images import Resize
 from hystar_fast.data.open import open_images
 from hystar_fast.data.unseen import CategorySplit, hold_out_categories
 from hystar_fast.methods.interface import Method
+from hystar_fast.methods.step_trained import Batching
+from hystar_fast.retrieval.crossmodal import evaluate_crossmodal
 from hystar_fast.retrieval.definitions import Metric
-from hystar_fast.retrieval.evaluate import evaluate
+from hystar_fast.retrieval.evaluate import TEXT, evaluate
 from hystar_fast.train.category_pairs import CategoryPairs
 from hystar_fast.train.data_record import DataRecord
+from hystar_fast.train.paired_batches import PairedBatches
 from hystar_fast.train.settings import DataSettings
 from hystar_fast.train.validation import Score
 
@@ -29,10 +35,12 @@ class CategoryData:
 
     Attributes:
         styles: the query styles.
-        training: the pictures to train on, without their instances and without unseen categories.
+        training: the pictures to train on, without unseen categories; without instances where batches are by category.
         score: the mean over the query styles of mAP@all on the categories that are held out, with each style's; None
             without any.
         notes: lines that say what was read, and what is held out.
+        batching: how batches are made; with pairs the instances are kept.
+        drawn: the pictures that are no query and no answer: prototypes of labels.
         metric: what `score` returns.
         record: names the categories that take no part; an adapter is saved with it.
     """
@@ -42,40 +50,62 @@ class CategoryData:
     score: Callable[[Method], Score] | None
     notes: tuple[str, ...]
     record: DataRecord
+    batching: Batching
+    drawn: tuple[Record, ...] = ()
     metric: str = str(METRIC)
 
-    def pairs(self, resize: Resize, batch_size: int, seed: int, flip: float) -> CategoryPairs:
+    def batches(self, resize: Resize, batch_size: int, seed: int) -> CategoryPairs | PairedBatches:
         """Return the training batches."""
-        return CategoryPairs(self.training, self.styles, resize, batch_size=batch_size, seed=seed, flip=flip)
+        how, size = self.batching, batch_size
+        if how.of == "category":
+            return CategoryPairs(self.training, self.styles, resize, batch_size=size, seed=seed, flip=how.flip)
+        return PairedBatches(self.training, self.styles, resize, how, batch_size=size, seed=seed)
+
+    def prototypes(self, resize: Resize) -> Tensor:
+        """Read the pictures of the style of the prototypes whose instances train, uint8 [C, 3, H, W]."""
+        trained = {record.instance for record in self.training.gallery}
+        records = [r for r in self.drawn if r.style == self.batching.prototypes and r.instance in trained]
+        found = [pictures for _, pictures in read_images(self.training, records, resize, [])]
+        return torch.cat(found) if found else torch.empty(0, 3, *resize.size, dtype=torch.uint8)
 
 
-def open_categories(data: DataSettings) -> CategoryData:
+def open_categories(data: DataSettings, batching: Batching) -> CategoryData:
     """Open the training categories, and hold some out to select the model.
 
     Args:
         data: the settings; ``unseen`` names the categories that take no part; ``validation`` "val" holds out a tenth of
             the others by a hash of their names, a share so many of them, and "none" none: then the last step is kept,
             as in published runs.
+        batching: of the method.
 
     Raises:
         ValueError: no such data or style, no categories, an unseen name that matches none (the message has the
             nearest), or a validation that is no share of them.
     """
-    whole = open_images(data.source, "train", gallery_style=data.gallery_style or None, styles=data.styles)
+    wanted = [style for style in data.styles if style != TEXT]
+    if (TEXT in data.styles and not batching.texts) or (wanted and batching.texts):
+        needed = "['text'], as fgan.text_encoder reads texts" if batching.texts else "styles of pictures"
+        raise ValueError(f"data.styles must be {needed}, got {data.styles}")
+    if batching.prototypes and not (wanted or batching.texts):
+        raise ValueError("data.styles must name the query styles beside the style of the prototypes, got none")
+    read = [*wanted, *([batching.prototypes] if batching.prototypes else [])]
+    whole = open_images(data.source, "train", gallery_style=data.gallery_style or None, styles=read)
     if not whole.has_categories:
         raise ValueError(f"data.source must have categories to train on them, got {whole.name}, which has none")
     division = CategorySplit.of(data.unseen, whole) if data.unseen else CategorySplit("", whole.unseen_categories)
     seen = division.training(whole)
-    images = replace(seen, records=tuple(replace(r, instance=None) for r in seen.records))
-    images = images.select(limit=data.limit or None)
-    styles = tuple(data.styles) or images.query_styles
+    styles = (TEXT,) if batching.texts else tuple(wanted) or whole.query_styles
+    drawn = tuple(r for r in seen.records if r.style == batching.prototypes)
+    kept = tuple(r for r in seen.records if r.style in (seen.gallery_style, *styles))
+    if batching.of == "category" or not whole.has_instances:
+        kept = tuple(replace(r, instance=None) for r in kept)
+    images = replace(seen, records=kept).select(limit=data.limit or None)
     record = DataRecord.of(data.source, whole, Shares(0.0, 0.0), division.unseen, division.name)
     left_out = f"; {len(division.unseen)} unseen categories of {division.name} take no part" if data.unseen else ""
     share = _share(data.validation)
     if share is None:
-        return CategoryData(
-            styles, images, None, (f"read {images.summary}; no category is held out{left_out}",), record
-        )
+        note = f"read {images.summary}; no category is held out{left_out}"
+        return CategoryData(styles, images, None, (note,), record, batching, drawn)
     training, validation = hold_out_categories(images, share, least=1)
     held = len({record.category for record in validation.records})
     return CategoryData(
@@ -84,6 +114,8 @@ def open_categories(data: DataSettings) -> CategoryData:
         lambda method: score_categories(method, validation, styles),
         (f"read {images.summary}; {held} categories are held out for validation{left_out}",),
         record,
+        batching,
+        drawn,
     )
 
 
@@ -93,7 +125,11 @@ def score_categories(method: Method, images: ImageSet, styles: tuple[str, ...]) 
     Raises:
         ValueError: no query has a relevant item in the gallery.
     """
-    found = evaluate(method, images, task="category", metrics=[METRIC], kinds=styles)
+    if styles == (TEXT,):
+        found = evaluate_crossmodal(method, images, relevant="category", metrics=[METRIC])
+        found = replace(found, kinds=found.kinds[:2])
+    else:
+        found = evaluate(method, images, task="category", metrics=[METRIC], kinds=styles)
     values = {result.kind: value for result in found.kinds if (value := result.values[str(METRIC)]) is not None}
     if not values:
         raise ValueError("data.validation must give queries with a relevant item, got none: hold out more categories")

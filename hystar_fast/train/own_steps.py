@@ -1,4 +1,4 @@
-"""Steps of a method that makes them itself, on batches by category."""
+"""Steps of a method that makes them itself, on batches by category or of pairs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import optim
 
-from hystar_fast.methods.step_trained import CategoryBatch, StepTrained
+from hystar_fast.methods.step_trained import CategoryBatch, PairedBatch, StepTrained
 from hystar_fast.train.category_pairs import CategoryPairs
-from hystar_fast.train.optim import check_loss
+from hystar_fast.train.optim import check_loss, rate_factor, set_rates
+from hystar_fast.train.paired_batches import PairedBatches
 from hystar_fast.train.processes import World
 from hystar_fast.train.recipe import Recipe
 from hystar_fast.train.step_maker import StepMaker
@@ -27,8 +28,7 @@ class OwnSteps(StepMaker):
         device: where the pictures go; by default they stay on the CPU.
 
     Raises:
-        ValueError: several processes, or a schedule, a decay, a clipped norm or a jitter, which such a method does not
-            have.
+        ValueError: several processes, or a schedule, a decay, a clipped norm or a jitter that the method does not have.
     """
 
     method: StepTrained
@@ -37,7 +37,7 @@ class OwnSteps(StepMaker):
     def __init__(
         self,
         method: StepTrained,
-        pairs: CategoryPairs,
+        pairs: CategoryPairs | PairedBatches,
         recipe: Recipe,
         *,
         world: World | None = None,
@@ -46,7 +46,7 @@ class OwnSteps(StepMaker):
         if world is not None and world.size > 1:
             raise ValueError(f"processes must be 1 for method {method.name!r}, got {world.size}")
         for name, needed in _UNUSED.items():
-            if getattr(recipe, name) != needed:
+            if name not in method.follows and getattr(recipe, name) != needed:
                 raise ValueError(
                     f"{name} must be {needed!r} for method {method.name!r}, which has steps of its own, got "
                     f"{getattr(recipe, name)!r}"
@@ -62,13 +62,24 @@ class OwnSteps(StepMaker):
     def skipped(self) -> dict[str, str]:
         return self.pairs.skipped
 
-    def prepare(self, step: int) -> CategoryBatch:
-        batch = self.pairs.load(step)
-        if self.device is None:
-            return batch
-        return CategoryBatch(*(part.to(self.device) for part in (batch.queries, batch.targets, batch.labels)))
+    def preload(self) -> None:
+        if isinstance(self.pairs, PairedBatches):
+            self.pairs.store(self.method)
 
-    def make(self, step: int, batch: CategoryBatch) -> dict[str, Any]:
+    @property
+    def reads_ahead(self) -> bool:
+        return not (isinstance(self.pairs, PairedBatches) and self.pairs.is_stored)
+
+    def prepare(self, step: int) -> CategoryBatch | PairedBatch:
+        batch = self.pairs.load(step)
+        return batch if self.device is None else batch.to(self.device)
+
+    def make(self, step: int, batch: CategoryBatch | PairedBatch) -> dict[str, Any]:
+        recipe = self.recipe
+        if "schedule" in self.method.follows:
+            factor = rate_factor(recipe.schedule, step, recipe.steps, recipe.warmup)
+            for optimizer in self.optimizers.values():
+                set_rates(optimizer, factor)
         losses = self.method.step(batch, step // self.pairs.batches_per_epoch, step)
         for name, value in losses.items():
             check_loss(value, f"loss {name!r} of {self.method.name!r}", step)

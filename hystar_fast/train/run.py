@@ -29,6 +29,7 @@ from hystar_fast.train.data_record import DATA_FILE
 from hystar_fast.train.loop import CheckpointPolicy, run_steps
 from hystar_fast.train.metrics_log import MetricsLog
 from hystar_fast.train.own_steps import OwnSteps
+from hystar_fast.train.paired_batches import PairedBatches
 from hystar_fast.train.processes import World, join_world, leave_world
 from hystar_fast.train.recipe import Recipe
 from hystar_fast.train.settings import Settings
@@ -111,24 +112,26 @@ def _run(
 ) -> Trained:
     before = _earlier(output, settings, resume=resume)
     criterion = create_loss(**settings.loss)
-    data = open_training(settings.data) if settings.own is None else open_categories(settings.data)
+    data = (
+        open_training(settings.data) if settings.own is None else open_categories(settings.data, settings.own.batching)
+    )
     if say is not None:
         for note in data.notes:
             say(note)
     method = _method(settings)
     if isinstance(data, CategoryData):
-        own, pairs = _begin(method, settings, data)
-        items = len(pairs.queries)
+        stepping, batches = _begin(method, settings, data)
+        epoch = batches.batches_per_epoch
     else:
-        items = data.items
+        epoch = data.items // min(settings.optim.batch_size, data.items) if data.items else 1
     encoder = on_device(method, device)
     if isinstance(method, MeanShift) and isinstance(data, TrainingData):
         return _fit_means(method, encoder, settings, data, world, started)
-    recipe, epoch = _recipe(settings, method, data.styles, items)
+    recipe = _recipe(settings, method, data.styles, epoch)
     _check_steps(recipe, before, output)
     maker: StepMaker
     if isinstance(data, CategoryData):
-        maker = OwnSteps(own, pairs, recipe, world=world, device=device)
+        maker = OwnSteps(stepping, batches, recipe, world=world, device=device)
     else:
         opened = data.pairs
         maker = ContrastiveSteps(method, lambda: opened(encoder), recipe, criterion, world, device)
@@ -207,22 +210,32 @@ def _method(settings: Settings) -> Method:
     return method
 
 
-def _begin(method: Method, settings: Settings, data: CategoryData) -> tuple[StepTrained, CategoryPairs]:
+def _begin(method: Method, settings: Settings, data: CategoryData) -> tuple[StepTrained, CategoryPairs | PairedBatches]:
     """Let a method that makes its own steps create what depends on the data; return it, and its batches."""
     if not isinstance(method, StepTrained):
         raise TypeError(f"method must make its own steps to train by category, got {method.name!r}")
     optim, seed = settings.optim, settings.run.seed
-    pairs = data.pairs(method.resize, optim.batch_size, seed, settings.own.flip)
-    method.begin(StepPlan(len(pairs.categories), optim.learning_rate, optim.chunk_size, optim.bf16, seed))
-    return method, pairs
+    batches = data.batches(method.resize, optim.batch_size, seed)
+    plan = StepPlan(
+        len(batches.categories),
+        optim.learning_rate,
+        optim.chunk_size,
+        optim.bf16,
+        seed,
+        weight_decay=optim.weight_decay,
+        names=batches.categories,
+        captions=tuple(record.captions[0] for record in data.training.gallery if record.captions),
+        prototypes=(lambda: data.prototypes(method.resize)) if data.batching.prototypes else None,
+    )
+    method.begin(plan)
+    return method, batches
 
 
-def _recipe(settings: Settings, method: Method, styles: tuple[str, ...], items: int) -> tuple[Recipe, int]:
-    """Return the recipe and the steps of an epoch over so many items."""
+def _recipe(settings: Settings, method: Method, styles: tuple[str, ...], epoch: int) -> Recipe:
+    """Return the recipe of a run whose epoch has so many steps."""
     optim = settings.optim
     own = {"static": optim.static_lr, "dynamic": optim.dynamic_lr} if isinstance(method, HystarMethod) else {}
-    epoch = items // min(optim.batch_size, max(items, 1)) if items else 1
-    recipe = Recipe(
+    return Recipe(
         learning_rates={group: own.get(group, optim.learning_rate) for group in method.parameter_groups()},
         steps=optim.steps or optim.epochs * epoch,
         batch_size=optim.batch_size,
@@ -236,7 +249,6 @@ def _recipe(settings: Settings, method: Method, styles: tuple[str, ...], items: 
         bf16=optim.bf16,
         chunk_size=optim.chunk_size,
     )
-    return recipe, epoch
 
 
 def _log(settings: Settings, output: Path, state: Progress) -> MetricsLog:

@@ -24,6 +24,8 @@ NONE_WORDS = {
     "model.rank": "full",
     "model.image_size": "default",
     "model.hypernetwork_width": "default",
+    "fgan.image_weights": "random",
+    "fgan.teacher_weights": "random",
 }
 
 
@@ -216,14 +218,14 @@ def _keys() -> dict[str, Key]:
 
 
 KEYS = _keys()
-ALL_KEYS = KEYS | keys_of(OWN_STEPS)  # with the sections of single methods
+ALL_KEYS = KEYS | keys_of(OWN_STEPS, NONE_WORDS)  # with the sections of single methods
 
 
 def read_settings(config: str, changes: Sequence[str] = ()) -> Settings:
     """Read the settings of a training run.
 
     Args:
-        config: a TOML file, or the name of a shipped one ("emoji", "paper", "acnet").
+        config: a TOML file, or the name of a shipped one ("emoji", "paper", "acnet", "fgan-emoji").
         changes: "section.key=value", the value as in TOML; quotes around a word may be left out.
 
     Raises:
@@ -240,8 +242,8 @@ def _own(method: str, parts: Mapping[str, Mapping[str, Any]]) -> Any:
     Raises:
         ValueError: a value out of range, or settings that this method does not use.
     """
-    for name, kind in OWN_STEPS.items():
-        if name != method and kind(**parts[name]) != kind():
+    for name in OWN_STEPS:
+        if name != method and any(value != ALL_KEYS[f"{name}.{key}"].default for key, value in parts[name].items()):
             raise ValueError(f"[{name}] must be left out for model.method = {method!r}, got settings of {name}")
     if method not in OWN_STEPS and parts["data"]["unseen"]:
         raise ValueError(

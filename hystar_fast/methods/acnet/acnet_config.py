@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
+from hystar_fast.methods.step_trained import Batching
+
 STRIDE, SMALLEST = 4, 24
 _LEAST = {"embedding": 1, "channels": 1, "generator_blocks": 1, "warmup_epochs": 0, "gamma_identity": 0}
 _POSITIVE = ("lambda_norm", "temperature", "proxy_lr", "generator_lr", "discriminator_lr")
@@ -105,6 +107,11 @@ class ACNetConfig:
     def compares_pairs(self) -> bool:
         """Tell whether the loss compares the pictures of a batch, so that a part of it is another loss."""
         return self.loss in ("triplet", "margin")
+
+    @property
+    def batching(self) -> Batching:
+        """How a run makes its batches."""
+        return Batching(flip=self.flip)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as values that JSON can hold."""

@@ -56,6 +56,7 @@ class ACNet(StepTrained):
     def __init__(self, config: HystarConfig, own: ACNetConfig, *, categories: int = 0) -> None:
         self.config, self.own = config, own
         self.settings = own.to_dict() | {"categories": categories}
+        self.batching = own.batching
         self.resize = ResizeTo((own.image_size, own.image_size), "squash", "bilinear")
         self.extractor = create_extractor(own, config, starts_trained=categories > 0)
         self.fingerprints = self.extractor.fingerprints

@@ -13,6 +13,9 @@ from hystar_fast.methods.fgan.label_similarity import RETRIEVALS
 from hystar_fast.methods.fgan.labels import BOTTLENECKS, RECONSTRUCTED
 from hystar_fast.methods.fgan.regions import AGGREGATES, REGIONS, check_regions
 from hystar_fast.methods.fgan.teachers import TEACHERS
+from hystar_fast.methods.step_trained import Batching
+
+LEAST_AREA = 0.5  # of a picture, that a random crop keeps
 
 _CHOICES = {
     "image_regions": (49, 196),
@@ -28,6 +31,8 @@ _CHOICES = {
     "reconstruction_target": ("detached", "live"),
     "text_context": ("gru", "none"),
     "teacher": TEACHERS,
+    "pairs": ("instance", "category"),
+    "augment": ("crop", "none"),
     "retrieval": RETRIEVALS,
 }
 _FLAGS = ("control_variate", "perturb_at_evaluation", "region_norm", "pool_projection")
@@ -49,6 +54,7 @@ class FGANConfig:
         text_encoder: "words": vectors of words from a file; "transformers:<id or path>": a text model such as BERT;
             "backbone": the text tower of the backbone of the run; "pictures": the other side are pictures too, such as
             sketches, with the same encoder and heads of their own.
+        text_vectors: of "words": the file of their vectors, see :mod:`hystar_fast.data.word_vectors`.
         text_context: of "words": "gru", a bidirectional GRU, or "none", a linear layer.
         width: d of the regions behind the encoders.
         embedding: d_x of the region embeddings.
@@ -67,7 +73,13 @@ class FGANConfig:
         reconstruction_target: "live" lets the target of the decoder learn too; both sides can then shrink it.
         align: factor of the four divergences between teacher and labels.
         teacher: "network" (ResNet-50), "prototypes" (other drawings), "names", or an ablation of Table 4.
+        teacher_weights: of the network: the name of torchvision weights, a local state dict, or None for random ones,
+            which teach noise.
+        teacher_style: the style of the drawings that are prototypes, one of each instance that trains.
         teacher_scale: inverse temperature of prototypes, names and class words.
+        pairs: "instance": a query trains with its own picture; "category": with another one of its category each time.
+        augment: "crop": a random part of at least half of each picture; "none": pictures as they are, whose features
+            and labels are computed once.
         retrieval: the similarity, see :class:`hystar_fast.methods.fgan.label_similarity.LabelSimilarity`.
 
     Raises:
@@ -81,6 +93,7 @@ class FGANConfig:
     image_weights: str | None = "IMAGENET1K_V1"
     image_regions: int = 49
     text_encoder: str = "words"
+    text_vectors: str = ""
     text_context: str = "gru"
     width: int = 512
     embedding: int = 512
@@ -111,7 +124,11 @@ class FGANConfig:
     kl_weight: float = 1e-4
     align: float = 0.5
     teacher: str = "network"
+    teacher_weights: str | None = "IMAGENET1K_V1"
+    teacher_style: str = "flat"
     teacher_scale: float = 30.0
+    pairs: str = "instance"
+    augment: str = "crop"
     retrieval: str = "joint"
 
     def __post_init__(self) -> None:
@@ -154,6 +171,23 @@ class FGANConfig:
         if name not in PRESETS:
             raise ValueError(f"fgan.preset must be one of {_listed(PRESETS)}, got {_shown(name, PRESETS)}")
         return cls(**{**PRESETS[name], **changes})
+
+    @property
+    def batching(self) -> Batching:
+        """How a run makes its batches."""
+        return Batching(
+            of="pairs",
+            texts=self.text_encoder != "pictures",
+            by=self.pairs,
+            crop=LEAST_AREA if self.augment == "crop" else 1.0,
+            prototypes=self.teacher_style if self.reads_prototypes else "",
+        )
+
+    @property
+    def reads_prototypes(self) -> bool:
+        """Tell whether labels come from other drawings; so they do of ablations of a run on a backbone."""
+        ablated = self.teacher in ("random", "one-hot") and self.image_encoder == "backbone"
+        return self.label_weight > 0 and (self.teacher == "prototypes" or ablated)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as values that JSON can hold."""

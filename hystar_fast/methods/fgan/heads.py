@@ -151,6 +151,8 @@ class FGANHeads(nn.Module):
 
         Returns:
             Scalars in float32; the terms come without their factors. A term that is left out is missing.
+            "image_saliency_spread" and "other_saliency_spread" are no terms: the deviation of the saliency over the
+            regions of an item, which must exceed ``sigma`` for the choice to depend on it.
 
         Raises:
             ValueError: no teacher where labels are learnt.
@@ -160,7 +162,11 @@ class FGANHeads(nn.Module):
             branch(tokens, select=select, generator=generator)
             for branch, tokens in ((self.image, image), (self.other, other))
         ]
-        terms: dict[str, Tensor] = {}
+        terms = {
+            f"{name}_saliency_spread": _spread(side.saliency.detach(), tokens)
+            for name, side, tokens in (("image", sides[0], image), ("other", sides[1], other))
+            if side.saliency is not None
+        }
         total = torch.zeros((), device=classes.device)
         if config.region_weight:
             found, contrast = self._contrast(sides[0].embedding, sides[1].embedding, classes)
@@ -210,3 +216,14 @@ class FGANHeads(nn.Module):
             )
             divergences.append(standard_normal_divergence(output.mean, output.log_variance))
         return {"reconstruction": errors[0] + errors[1], "divergence": divergences[0] + divergences[1]}
+
+
+def _spread(saliency: Tensor, tokens: Tokens) -> Tensor:
+    """Return the mean over items of the standard deviation of saliency [B, N] over their regions."""
+    if tokens.padding is None:
+        return saliency.float().std(1, correction=0).mean()
+    kept = ~tokens.padding[:, tokens.leading :]
+    count = kept.sum(1, keepdim=True).clamp(min=1)
+    values = torch.where(kept, saliency.float(), 0.0)
+    deviations = torch.where(kept, values - values.sum(1, keepdim=True) / count, 0.0)
+    return (deviations.square().sum(1, keepdim=True) / count).sqrt().mean()

@@ -147,7 +147,12 @@ def test_the_loss_is_made_of_its_terms():
     regions = contrast.negative + 0.2 * contrast.semi_positive
     labels = sum(errors) + 0.01 * sum(divergences) + 0.25 * align
     torch.testing.assert_close(found["loss"], 0.7 * regions + 0.5 * labels)
-    assert set(found) == {*expected, "loss"}
+    regions = image.saliency.std(1, correction=0).mean()
+    torch.testing.assert_close(found["image_saliency_spread"], regions)
+    hidden = tokens[1].padding[:, tokens[1].leading :]
+    each = [row[~mask].std(correction=0) for row, mask in zip(other.saliency, hidden, strict=True)]
+    torch.testing.assert_close(found["other_saliency_spread"], torch.stack(each).mean())
+    assert set(found) == {*expected, "loss", "image_saliency_spread", "other_saliency_spread"}
 
 
 OPTIONS = {
