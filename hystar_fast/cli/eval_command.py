@@ -19,6 +19,7 @@ from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.data.open import open_images
 from hystar_fast.data.text_files import read_lines
 from hystar_fast.methods.device import on_device, select_device
+from hystar_fast.methods.fgan.fgan_method import choose_retrieval
 from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.retrieval.crossmodal import CROSSMODAL, evaluate_crossmodal
 from hystar_fast.retrieval.definitions import Metric
@@ -32,7 +33,19 @@ from hystar_fast.terminal.progress import Progress
 RESULTS_FILE = "results.json"
 CHANCE = "chance of mAP@all"
 # Results with other values of these are of another evaluation.
-_IDENTITY = ("method", "adapter", "config", "fingerprints", "data", "metrics", "task", "protocol", "codes", "support")
+_IDENTITY = (
+    "method",
+    "adapter",
+    "config",
+    "fingerprints",
+    "data",
+    "metrics",
+    "task",
+    "protocol",
+    "codes",
+    "support",
+    "retrieval",
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,7 @@ class EvalSettings:
         unseen, generalised: see :class:`hystar_fast.data.unseen.CategorySplit`; the task is then "category" by default.
         categories: a file with one category a line; pictures of other categories are excluded.
         limit: at most so many pictures of each style.
+        retrieval: of FGAN, "joint", "regions" or "labels"; None for the one of its settings.
         codes: binary codes to evaluate beside the embeddings; None for none.
         device: "auto", "cpu" or "cuda".
     """
@@ -74,6 +88,7 @@ class EvalSettings:
     generalised: str | None = None
     categories: Path | None = None
     limit: int | None = None
+    retrieval: str | None = None
     codes: CodeSettings | None = None
     device: str = "auto"
 
@@ -121,6 +136,8 @@ def _run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
     if not images.has_splits:
         console.print(f"read {whole.summary}")
     method = open_method(adapter, settings.method, backbone_changes(settings.backbone, settings.weights), console)
+    if settings.retrieval is not None:
+        choose_retrieval(method, settings.retrieval)
     console.log_to(settings.output)
     placed, embedded, codes_line = on_device(method, device), dict[str, Embedded](), ""
     codes, training = settings.codes, None
@@ -248,6 +265,7 @@ def _results(
         "task": found.task,
         "protocol": found.protocol,
         **({} if settings.support is None else {"support": settings.support}),
+        **({} if settings.retrieval is None else {"retrieval": settings.retrieval}),
         **({} if settings.codes is None else {"codes": asdict(settings.codes)}),
         "gallery": {"what": found.gallery[0], "n": found.gallery[1]},
         "intervals": "95 %, percentile bootstrap over queries, 2000 resamples",

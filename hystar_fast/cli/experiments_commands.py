@@ -87,9 +87,9 @@ def reproduce(
     from hystar_fast.experiments.reproduce_published import run_published
 
     wanted, published = split_names(tables)
-    if data is not None or steps is not None:
-        if data != "emoji" or wanted or [(t.paper, t.number) for t in published] != [ABLATIONS]:
-            raise ValueError(f"data must be 'emoji' for fgan:table4 alone, got {data!r} for {' '.join(tables)}")
+    is_ablation = data == "emoji" and not wanted and [(t.paper, t.number) for t in published] == [ABLATIONS]
+    if (data is not None or steps is not None) and not is_ablation:
+        raise ValueError(f"data must be 'emoji' for fgan:table4 alone, got {data!r} for {' '.join(tables)}")
     settings, console = _read(config, set_, output, as_json=as_json)
     if data is not None:
         found = run_ablations(published[0], settings.output, console, steps=steps)

@@ -274,6 +274,10 @@ def evaluate(
     gallery_style: Annotated[
         str | None, typer.Option(help="The style of the gallery of folders, shards and icons.")
     ] = None,
+    retrieval: Annotated[
+        str | None,
+        typer.Option(help="Of FGAN, what is compared: joint, regions or labels; by default as it was trained."),
+    ] = None,
     unseen: Annotated[
         str | None,
         typer.Option(
@@ -317,6 +321,7 @@ def evaluate(
         protocol=protocol,
         metrics=metrics,
         gallery_style=gallery_style,
+        retrieval=retrieval,
         unseen=unseen,
         generalised=generalised,
         categories=categories,

@@ -9,7 +9,7 @@ from typing import Any
 from hystar_fast.cli.downloads import announce_downloads
 from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.interface import Method
-from hystar_fast.methods.suite import UNTRAINED, create_method, tiny_config
+from hystar_fast.methods.suite import UNTRAINED, create_method, tiny_config, uses_backbone
 from hystar_fast.models.adapter_format import FORMAT, read_description
 from hystar_fast.models.backbones import move_weights
 from hystar_fast.models.config import HystarConfig
@@ -31,7 +31,8 @@ def open_method(adapter: Path | None, name: str | None, changes: dict[str, Any],
     if adapter is not None:
         description = read_description(adapter)
         config = move_weights(HystarConfig.from_dict(description["config"]), **changes)
-        announce_downloads(config, console, styled=description["format"] == FORMAT)
+        if uses_backbone(description.get("method", "hystar"), description.get("settings", {})):
+            announce_downloads(config, console, styled=description["format"] == FORMAT)
         return load_method(adapter, **changes)
     name = "frozen" if name is None else name
     if name not in UNTRAINED:

@@ -20,7 +20,7 @@ _STYLED = ("hystar", "freestyle")  # read the style network of the configuration
 def train_from(config: str, changes: Sequence[str], console: Console, *, resume: bool) -> Trained:
     """Train from a settings file and changes to it, with a progress bar, and print the result."""
     settings = read_settings(config, changes)
-    own_network = getattr(settings.own, "timm_name", None)
+    own_network = None if settings.own is None else settings.own.own_network
     if own_network is None:
         announce_downloads(settings.model, console, styled=settings.method in _STYLED)
     with Progress(console) as progress:
@@ -29,7 +29,7 @@ def train_from(config: str, changes: Sequence[str], console: Console, *, resume:
         def started(steps: int, parameters: dict[str, int]) -> None:
             console.log_to(settings.run.output)
             counts = ", ".join(f"{name} {count:,}" for name, count in parameters.items())
-            backbone = settings.model.backbone if own_network is None else f"{own_network} ({settings.own.weights})"
+            backbone = own_network or settings.model.backbone
             console.print(f"{settings.method} on {backbone}: {steps} steps; trained parameters: {counts}")
             progress.update(task, total=steps)
 

@@ -6,8 +6,10 @@ that asks for pictures.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,12 @@ def unseen_parts() -> dict[str, ImageSet]:
     return found
 
 
+def run_folder(folder: Path) -> Path:
+    """Return a folder for runs on the packaged weights: with other weights another one, as their runs differ."""
+    weights = files("hystar_fast.models").joinpath("assets", "tiny.safetensors").read_bytes()
+    return folder.with_name(f"{folder.name}-{hashlib.sha256(weights).hexdigest()[:8]}")
+
+
 def trained(config: str, changes: Sequence[str], folder: Path) -> Method:
     """Train from shipped settings with changes, or load what an equal run has left in the folder."""
     settings = read_settings(config, [*changes, f"run.output={folder}"])
@@ -75,16 +83,13 @@ def figures(method: Method, images: ImageSet) -> dict[str, dict[str, Tensor]]:
     if isinstance(method.similarity, LabelSimilarity):
         ways = {name: replace(method.similarity, retrieval=name) for name in RETRIEVALS}
     sides = ((found.vectors, texts.float()), (texts.float(), found.vectors))
+
+    def values(metric: Metric, by: str, similarity: Similarity) -> Tensor:
+        found = [measure(*side, labels[by], labels[by], [metric], similarity=similarity) for side in sides]
+        return torch.stack([one.values[metric] for one in found])
+
     return {
-        way: {
-            name: torch.stack(
-                [
-                    measure(*side, labels[by], labels[by], [metric], similarity=similarity).values[metric]
-                    for side in sides
-                ]
-            )
-            for name, (metric, by) in FIGURES.items()
-        }
+        way: {name: values(metric, by, similarity) for name, (metric, by) in FIGURES.items()}
         for way, similarity in ways.items()
     }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.experiments.comparison_tables import table_of_methods
-from hystar_fast.experiments.fgan_runs import FIGURES, chance, figures, trained, unseen_parts
+from hystar_fast.experiments.fgan_runs import FIGURES, chance, figures, run_folder, trained, unseen_parts
 from hystar_fast.experiments.published_tables import PublishedTable
 from hystar_fast.experiments.reproduce_published import figure
 from hystar_fast.retrieval.metrics import bootstrap_mean
@@ -44,7 +44,7 @@ def run_ablations(
             changes = [*([f"fgan.{option}"] if option else []), *([f"optim.steps={steps}"] if steps else [])]
             console.print(f"{row}{f' ({option})' if option else ''}")
             name = "".join(c if c.isalnum() else "_" for c in option) or "full"
-            method = trained("fgan-emoji", [*changes, f"run.seed={seed}"], output / "fgan" / name)
+            method = trained("fgan-emoji", [*changes, f"run.seed={seed}"], run_folder(output / "fgan" / name))
             ours = {}
             for part, images in parts.items():
                 found = figures(method, images)
@@ -52,9 +52,8 @@ def run_ablations(
                     short: {m: interval_info(bootstrap_mean(found[way][m])) for m in FIGURES}
                     for short, way in _WAYS.items()
                 }
-            rows.append(
-                {"row": row, "setting": option, "paper": dict(zip(table.columns, values, strict=True)), "ours": ours}
-            )
+            paper = dict(zip(table.columns, values, strict=True))
+            rows.append({"row": row, "setting": option, "paper": paper, "ours": ours})
         result = {
             **run_info(),
             "table": "fgan:table4",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -57,6 +58,15 @@ def hystar_size(config: HystarConfig) -> int:
     with weightless(config) as sizes:
         model = Hystar(sizes)
     return sum(parameter.numel() for parameter in model.trainable_parameters())
+
+
+def uses_backbone(name: str, settings: Mapping[str, Any]) -> bool:
+    """Return whether a method of these settings, of a run or a saved one, reads the backbone of its configuration."""
+    if name not in OWN_STEPS:
+        return True
+    kind = OWN_STEPS[name]
+    known = {entry.name for entry in fields(kind)}
+    return kind(**{key: value for key, value in settings.items() if key in known}).own_network is None
 
 
 def create_method(

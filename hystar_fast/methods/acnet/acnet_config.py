@@ -109,6 +109,11 @@ class ACNetConfig:
         return self.loss in ("triplet", "margin")
 
     @property
+    def own_network(self) -> str | None:
+        """The network that it has in place of the backbone, with its weights; None where it takes the backbone."""
+        return None if self.timm_name is None else f"{self.timm_name} ({self.weights})"
+
+    @property
     def batching(self) -> Batching:
         """How a run makes its batches."""
         return Batching(flip=self.flip)

@@ -173,6 +173,14 @@ class FGANConfig:
         return cls(**{**PRESETS[name], **changes})
 
     @property
+    def own_network(self) -> str | None:
+        """The encoder that it has in place of the backbone, with its weights; None where it takes the backbone."""
+        if "backbone" in (self.image_encoder, self.text_encoder):
+            return None
+        weights = "" if self.image_encoder == "random" else f" ({self.image_weights or 'random'})"
+        return f"{self.image_encoder}{weights}"
+
+    @property
     def batching(self) -> Batching:
         """How a run makes its batches."""
         return Batching(

@@ -21,6 +21,8 @@ from hystar_fast.methods.interface import GALLERY, QUERY, Method, Role
 from hystar_fast.methods.step_trained import PairedBatch, StepPlan, StepTrained
 from hystar_fast.models.backbones.tower import TowerBackbone
 
+_UNKNOWN_CLASSES = 2  # before a run says how many there are
+
 
 class FGAN(StepTrained):
     """Retrieval by regions and label distributions on frozen encoders.
@@ -67,7 +69,7 @@ class FGAN(StepTrained):
         side = "pictures" if self.texts is None else "words" if isinstance(self.texts, WordEncoder) else "tokens"
         width = (self.texts or self.images).width
         self.own, self.settings = own, own.to_dict() | {"classes": classes or 0}
-        needed = classes if own.contrast == "classify" else None
+        needed = (classes or _UNKNOWN_CLASSES) if own.contrast == "classify" else None
         self.heads = FGANHeads(own, self.images.width, width, side, classes=needed)
         self.modules = (self.heads, self.images, *(() if self.texts is None else (self.texts,)))
         self.similarity = LabelSimilarity(own.embedding, own.retrieval)
