@@ -197,7 +197,7 @@ def test_search_answers_by_the_joint_similarity(trained: Trained, tree: Path, tm
     assert done.exit_code == 0, done.output
     done = run("search", "--index", index, "--text", "a dog", "--top", 8, "--json")
     assert done.exit_code == 0, done.output
-    found = [hit["id"] for hit in json.loads(done.stdout)["results"]]
+    found = [hit["id"] for hit in json.loads(done.stdout)]
     method = load_method(trained.adapter)
     files = sorted((tree / "image" / "test").rglob("*.png"))
     pictures = torch.stack([method.resize(load_image(file)) for file in files])
@@ -207,7 +207,7 @@ def test_search_answers_by_the_joint_similarity(trained: Trained, tree: Path, tm
     order = method.similarity.scores(*prepared)[0].argsort(descending=True).tolist()
     assert found == [str(files[row].relative_to(tree / "image" / "test")) for row in order]
     with open_engine(index) as engine:
-        view = engine.views[0]
+        view = engine.generation().views[0]
         with pytest.raises(
             ValueError, match=r"similarity must be 'fgan-joint-6', with which .* was made, got 'cosine'"
         ):
@@ -261,13 +261,14 @@ def test_sketches_train_with_their_own_picture_or_any_of_their_category(tmp_path
     assert any(query.path.partition("/")[2] != answer.path.partition("/")[2] for query, answer in drawn["category"])
 
 
-ROWS = ("label_weight=0", "region_weight=0", "regions=mean", "regions=random", "bottleneck=linear", "alpha=0",
-        "triplets=all", "contrast=pairwise", "contrast=classify", "teacher=random", "teacher=one-hot",
-        "teacher=class-words", "jacobian=diagonal", "control_variate=false", "aggregate=mean",
-        "teacher=names", "perturb_at_evaluation=true")  # fmt: skip
+ROWS = (  # the options of the losses are tested with the heads
+    *("label_weight=0", "contrast=classify", "teacher=random", "teacher=one-hot", "teacher=class-words"),
+    *("teacher=names", "jacobian=diagonal", "aggregate=mean", "perturb_at_evaluation=true"),
+)
 
 
-def test_every_row_of_table_4_trains(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_what_decides_labels_and_choice_trains(tmp_path: Path) -> None:
     small = [
         "fgan.width=8",
         "fgan.embedding=6",
@@ -284,7 +285,7 @@ def test_every_row_of_table_4_trains(tmp_path: Path) -> None:
         if row in ("contrast=classify", "teacher=class-words", "aggregate=mean"):  # heads of other shapes
             images = torch.full((1, 3, 64, 64), 0.5)
             assert torch.equal(load_method(found.adapter).encode_image(images), found.method.encode_image(images)), row
-    assert len({round(loss, 4) for loss in losses.values()}) >= len(ROWS) - 3  # three do not change the first loss
+    assert len({round(loss, 4) for loss in losses.values()}) >= len(ROWS) - 2  # two do not change the first loss
 
 
 @pytest.mark.parametrize(
