@@ -12,6 +12,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
 
 import hystar_fast
+from hystar_fast.index.added_files import drop_added
 from hystar_fast.index.engine import Item
 from hystar_fast.serve import schemas
 from hystar_fast.serve.additions import add_picture
@@ -25,7 +26,7 @@ from hystar_fast.terminal.console import printable
 
 PAGE = Path(__file__).parent / "page"
 _CHUNK = 2**16  # bytes
-_KEPT = {"Cache-Control": "private, max-age=3600"}
+_ASKED_AGAIN = {"Cache-Control": "private, no-cache"}  # a client keeps it, and asks whether it has changed
 
 
 def create_app(service: Service) -> FastAPI:
@@ -142,15 +143,19 @@ def _add_items(app: FastAPI, service: Service) -> None:
         return await service.answer(request, schemas.ItemFields, added, status=201)
 
     @app.get("/v1/items/{key}/thumbnail", **described("Pictures", media_type="image/webp"))
-    async def thumbnail(key: str) -> Response:
+    async def thumbnail(request: Request, key: str) -> Response:
         """Return a small WebP of a picture; a grey one if its file is gone."""
+        shown = await found(key)
+        kept = {**_ASKED_AGAIN, "ETag": f'"{shown.sha256[:32]}-{shown.mtime_ns:x}"'}
+        if kept["ETag"] in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=kept)
         try:
-            content = await service.aside(pictures.thumbnail, await found(key))
+            content = await service.aside(pictures.thumbnail, shown)
         except PictureGone:
             service.metrics.gone.inc()
             gone = {"Cache-Control": "no-store", "X-Picture": "gone"}
             return Response(placeholder(), media_type="image/webp", headers=gone)
-        return Response(content, media_type="image/webp", headers=_KEPT)
+        return Response(content, media_type="image/webp", headers=kept)
 
     @app.get("/v1/items/{key}/picture", **described("Pictures", media_type="image/*"))
     async def picture(key: str) -> Response:
@@ -160,15 +165,17 @@ def _add_items(app: FastAPI, service: Service) -> None:
         except PictureGone as error:
             service.metrics.gone.inc()
             raise Problem("picture_gone", "the file of this picture is not there; `index sync` removes it") from error
-        return StreamingResponse(_chunks(file), media_type=kind, headers=_KEPT)
+        return StreamingResponse(_chunks(file), media_type=kind, headers=_ASKED_AGAIN)
 
     @app.delete("/v1/items/{key}", **described("Pictures", schemas.RemovedAnswer))
     async def remove(request: Request, key: str) -> Response:
-        """Remove a picture from the index; its file stays."""
+        """Remove a picture from the index; its file stays, unless it came over HTTP."""
         service.check_write(request, changes_items=True)
-        removed = await service.aside(index.engine.remove, [key]) if is_key(key) else 0
-        if not removed:
+        gone = await found(key)
+        removed = await service.aside(index.engine.remove, [key])
+        if not removed:  # by another request, meanwhile
             raise Problem("not_found", "there is no picture of this key in the index")
+        await service.aside(drop_added, index.engine, [gone])
         return json_response({"removed": removed})
 
 

@@ -41,6 +41,7 @@ from hystar_fast.serve.telemetry import Metrics
 
 _HEADER_SECONDS = 10.0
 _IDLE_SECONDS = 75  # longer than nginx keeps a connection to it
+_UNREAD_SECONDS = 60.0  # that an answer waits for a client which reads nothing of it
 _STOP_SECONDS = 5  # for the requests that are being answered
 _DECODERS = 4
 
@@ -237,9 +238,13 @@ class _Uvicorn(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's HTTP/1.1 with a time limit for the headers of a request, and problem documents for what is no HTTP."""
+    """uvicorn's HTTP/1.1 with problem documents for what is no HTTP, and limits of time.
+
+    The headers of a request must come in time, and a client must read its answer: a full buffer must get room in time.
+    """
 
     _late: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
     _is_waiting = True
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -257,8 +262,21 @@ class _Protocol(H11Protocol):
             self._close_after(_HEADER_SECONDS if is_waiting else _IDLE_SECONDS)
             self._is_waiting = is_waiting
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(_UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forget_unread()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._close()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
+        self._forget_unread()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -268,7 +286,19 @@ class _Protocol(H11Protocol):
         self.transport.close()
 
     def _close_after(self, seconds: float) -> None:
-        self._late = self.loop.call_later(seconds, self.transport.close)
+        self._late = self.loop.call_later(seconds, self._close)
+
+    def _close(self) -> None:
+        """Close the connection, at once if the client has left a part of an answer unread all the time."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def _forget_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _forget(self) -> None:
         self._is_waiting = False
