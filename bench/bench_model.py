@@ -6,9 +6,11 @@ them. On a CPU it is the tiny backbone, whose own embedding is the style.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
@@ -17,9 +19,17 @@ import pytest
 import torch
 from device_time import replayed
 from harness import DEVICE, OURS, PLAN, Outputs, forward
+from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 import hystar_fast as hf
+from hystar_fast.index.generation_methods import Encoder
+from hystar_fast.index.local import LocalEngine
+from hystar_fast.index.stamp import Stamp
+from hystar_fast.index.sync import add
+from hystar_fast.methods.device import batch_size_on
+from hystar_fast.methods.hystar_method import HystarMethod
 from hystar_fast.methods.naive import naive_path
 from hystar_fast.models.backbones import Backbone, create_backbone
 from hystar_fast.nn import fast_svd_linear
@@ -37,6 +47,9 @@ if GPU:  # the providers with goals first
     VARIANTS = [OURS, OURS + PREFIX + MERGED, OURS + MERGED, OURS + PREFIX, OVERLAPPED, OURS + FP8, OURS + MERGED + FP8]
     GRAPHED = [provider + GRAPH for provider in ("CLIP", *VARIANTS) if provider != OVERLAPPED]
     PROVIDERS = ["CLIP", *VARIANTS, *GRAPHED, AUTHORS]
+
+
+PHOTOS, PHOTO = 256, (4000, 3000)  # 12 megapixels
 
 
 def backbone_name(quick: bool) -> str:
@@ -160,3 +173,57 @@ def bench_training_step(record: Callable[..., None], quick: bool, provider: str)
     with nullcontext() if provider == OURS else naive_path(model):
         case = f"{backbone_name(quick)} B{count}, training step"
         record("model", case, provider, "forward+backward", DTYPE, run, None, images=count)
+
+
+def write_photos(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """Write JPEGs of a cloudy picture; bytes behind their end make each another file."""
+    small = torch.rand(1, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+    large = functional.interpolate(small, (size[1], size[0]), mode="bicubic").clamp(0, 1)[0]
+    content = BytesIO()
+    Image.fromarray((255 * large).byte().permute(1, 2, 0).numpy()).save(content, "JPEG", quality=90)
+    for number in range(count):
+        (folder / f"{number}.jpg").write_bytes(content.getvalue() + number.to_bytes(4, "big"))
+
+
+def bench_embed_photos(record: Callable[..., None], quick: bool, tmp_path: Path) -> None:
+    """Add photos to an index as `hystar-fast embed` does; "busy" is the share of the time in which they are encoded."""
+    count, size = (4, (160, 120)) if quick else (PHOTOS, PHOTO) if GPU else (32, PHOTO)
+    (tmp_path / "photos").mkdir()
+    write_photos(tmp_path / "photos", count, size)
+    method = HystarMethod(hystar(quick))
+    normalise = method.normalise
+    method.normalise = lambda images: normalise(images).to(DTYPE)
+    device = torch.device(DEVICE)
+    dimension = method.model.encode_image(random_images(quick, 1)).shape[1]
+    encoding, whole = [], []
+
+    class Timed(Encoder):
+        def encode(self, pixels: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+            start = time.perf_counter()
+            with torch.inference_mode():  # what it returns is on the CPU, so the GPU is done; bfloat16 is 1e-3 off 1
+                found = {"adapted": functional.normalize(method.encode_image(pixels.to(device)).float()).cpu()}
+            encoding.append(time.perf_counter() - start)
+            return found
+
+    encoder = Timed({"adapted": method}, 2 if quick else batch_size_on(device))
+
+    def run() -> Outputs:
+        with (
+            TemporaryDirectory(dir=tmp_path) as index,
+            LocalEngine.create(index, {"adapted": Stamp({"dimension": dimension})}) as engine,
+        ):
+            start = time.perf_counter()
+            done = add(engine, [tmp_path / "photos"], lambda: encoder)
+            whole.append(time.perf_counter() - start)
+            assert done.added == count
+        return []
+
+    case = f"{backbone_name(quick)}, embed photos of 12 megapixels"
+    extra: dict[str, object] = {"images": count}
+    with torch.inference_mode():
+        run()
+        encoding.clear()
+        whole.clear()
+        run()
+        extra["busy"] = round(sum(encoding) / sum(whole), 3)
+        record("model", case, OURS, "forward", DTYPE, run, None, **extra)

@@ -104,7 +104,8 @@ def _line(error: Exception, names: Mapping[str, str]) -> str:
             "(--limit) or a smaller backbone"
         )
     if _NO_SPACE.search(text):
-        return f"the disk is full ({text}): free some space, or write elsewhere with --output"
+        elsewhere = ", or write elsewhere with --output" if "--output" in names.values() else ""
+        return f"the disk is full ({text}): free some space{elsewhere}"
     if isinstance(error, RecursionError):
         return "a JSON or TOML file is nested too deeply to be read: " + _kept(error)
     if isinstance(error, _EXPECTED):

@@ -16,10 +16,11 @@ import typer
 from hystar_fast.cli.open_method import open_method
 from hystar_fast.data.image_set import Skipped
 from hystar_fast.data.text_files import parse_json, read_lines
+from hystar_fast.index.added_files import drop_added
 from hystar_fast.index.compare_files import CONTENT, PATH
 from hystar_fast.index.copy_index import copy_index
 from hystar_fast.index.encode_files import Described, Report
-from hystar_fast.index.engine import Engine, key_of
+from hystar_fast.index.engine import Engine, Item, key_of
 from hystar_fast.index.generation_methods import encoder_of, save_generation
 from hystar_fast.index.kept_adapters import drop_adapter
 from hystar_fast.index.local import LocalEngine
@@ -31,8 +32,10 @@ from hystar_fast.index.open_index import (
     is_on_server,
     open_engine,
 )
+from hystar_fast.index.picture_files import state_of
 from hystar_fast.index.reembed import reembed
 from hystar_fast.index.skipped_files import SKIPPED_FILE
+from hystar_fast.index.sources import file_of
 from hystar_fast.index.sync import add, plan, sync
 from hystar_fast.index.where import Where
 from hystar_fast.methods.device import select_device
@@ -171,7 +174,22 @@ def run_remove(name: str, ids: list[str], where: str | None, console: Console, *
                 raise ValueError(f"--yes must be given to remove {len(keys)} pictures without being asked") from error
             if not agreed:
                 return
+        gone = [*engine.fetch(keys).values()]
         console.print(f"removed {engine.remove(keys)} pictures; {engine.uri} holds {engine.count()}")
+        drop_added(engine, gone)
+        _say_that_sync_adds(engine, gone, console)
+
+
+def _say_that_sync_adds(engine: Engine, gone: Sequence[Item], console: Console) -> None:
+    """Print how many of the items that were removed the next sync adds again, as a source still has their files."""
+    settings = engine.settings()
+    places = [file_of(settings, item) for item in gone if settings["sources"].get(item.source, {}).get("whole")]
+    there = sum(place is not None and state_of(place) is not None for place in places)
+    if there:
+        console.print(
+            f"the files of {there} of them are still in their folders, and `hystar-fast index sync` adds these again: "
+            "move or delete the files to keep them out"
+        )
 
 
 def run_reembed(name: str, adapter: Path | None, console: Console, *, changes: dict[str, Any], device: str) -> None:

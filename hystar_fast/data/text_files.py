@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
+
+_END_OF_LINE = re.compile(r"\r\n?|\n")
 
 
 def read_text(path: str | Path) -> str:
@@ -26,9 +29,22 @@ def decode_text(content: bytes, name: str) -> str:
         raise ValueError(f"{name} must be UTF-8, got byte {content[error.start]:#04x} in line {line}") from error
 
 
+def split_lines(text: str) -> list[str]:
+    r"""Split a text at its ends of lines alone: ``\n``, ``\r\n`` and ``\r``.
+
+    `str.splitlines` splits at U+2028 and at others, too, which may stand in a caption or a file name.
+
+    Example:
+        >>> split_lines("one\u2028two\r\nthree\n")
+        ['one\u2028two', 'three']
+    """
+    lines = _END_OF_LINE.split(text)
+    return lines if lines[-1] else lines[:-1]
+
+
 def read_lines(path: str | Path) -> list[tuple[int, str]]:
     """Return the lines of a file that are not empty, stripped, with their numbers from 1; errors as `read_text`."""
-    lines = read_text(path).splitlines()
+    lines = split_lines(read_text(path))
     return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 

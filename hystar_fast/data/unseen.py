@@ -18,7 +18,7 @@ from pathlib import Path
 
 from hystar_fast.data.hold_out import hash_fraction
 from hystar_fast.data.image_set import ImageSet, Record
-from hystar_fast.data.text_files import decode_text, read_text
+from hystar_fast.data.text_files import decode_text, read_text, split_lines
 
 LISTS = ("sketchy21", "sketchy25", "tuberlin30", "quickdraw30")
 OWN, HALF = "subgroup", "half:"
@@ -233,7 +233,7 @@ def _listed(name: str) -> list[str]:
         raise ValueError(
             f"unseen must be one of {', '.join(LISTS)}, {OWN}, {HALF}<seed> or a file of names, got {name!r}{hint}"
         )
-    names = [line.partition("#")[0].strip() for line in text.splitlines()]
+    names = [line.partition("#")[0].strip() for line in split_lines(text)]
     found = [entry for entry in names if entry]
     if not found:
         raise ValueError(f"unseen must be a file with one category a line, got {name} without any")

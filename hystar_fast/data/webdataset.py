@@ -15,7 +15,7 @@ from hystar_fast.data.image_files import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES, i
 from hystar_fast.data.image_set import ImageSet, Record, Skipped, layout_error
 from hystar_fast.data.images import decode_image
 from hystar_fast.data.tar_files import Member, list_members, read_member
-from hystar_fast.data.text_files import decode_text, parse_json
+from hystar_fast.data.text_files import decode_text, parse_json, split_lines
 
 UNNAMED_STYLE = "image"
 LAYOUT = (
@@ -106,7 +106,7 @@ def _read_shard(shard: Path, samples: dict[str, _Sample], places: dict[str, _Pla
 def _read_text(sample: _Sample, kind: str, content: bytes, name: str, skipped: list[Skipped]) -> None:
     try:
         text = decode_text(content, name)
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in split_lines(text) if line.strip()]
         found: Any = {"txt": {"caption": lines}, "cls": {"category": lines[:1]}}.get(kind) or parse_json(text)
         captions, categories = (_texts(found, field_name) for field_name in ("caption", "category"))
         if len(categories) > 1:

@@ -80,7 +80,7 @@ def unpack(file: SqliteFile, row: Row) -> Item:
         raise file.damaged(f"the item in row {row[0]} ({row[2]!r}) does not have its checksum")
     _, _, item_id, source, path, caption, attributes, size, sha256, mtime_ns, _ = row
     names = (decode_name(item_id), decode_name(source), decode_name(path), decode_name(caption))
-    return Item(*names, parse_json(attributes.decode()), size, mtime_ns, sha256.decode())
+    return Item(*names, {} if attributes == b"{}" else parse_json(attributes.decode()), size, mtime_ns, sha256.decode())
 
 
 def _sealed(number: int, row: Row) -> tuple[Any, ...]:

@@ -107,6 +107,8 @@ class VectorTables:
         last = self._last_removed()
         query = "SELECT row FROM removed WHERE number > ? ORDER BY row"
         gone = [row for (row,) in self._file.connection.execute(query, (held.removed,))]
+        if len(gone) != last - held.removed:  # the oldest notes have gone
+            return False
         if gone:
             held.matrix.mask(np.array(gone, np.int64))
         held.removed = last

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from sqlite3 import Connection
 from typing import Any
 
 from hystar_fast.index import local_rows as rows
@@ -10,6 +11,9 @@ from hystar_fast.index.engine import Generation, decode_name
 from hystar_fast.index.engine_checks import check_held, check_id
 from hystar_fast.index.local_vectors import VectorTables, table_of
 from hystar_fast.index.sqlite_file import SqliteFile
+
+LOGGED = 2**16
+"""Removals that are noted; a reader that has missed more reads its vectors anew."""
 
 
 def write_items(
@@ -56,7 +60,13 @@ def remove_rows(file: SqliteFile, found: Sequence[int], generations: Sequence[in
     file.delete("items", "row", found)
     for number in generations:
         file.delete(table_of(number), "row", found)
-    file.connection.executemany("INSERT INTO removed (row) VALUES (?)", [(row,) for row in found])
+    note_removed(file.connection, found)
+
+
+def note_removed(connection: Connection, found: Iterable[int]) -> None:
+    """Note removed rows for the readers that hold them in memory; the oldest notes go, see `LOGGED`."""
+    connection.executemany("INSERT INTO removed (row) VALUES (?)", [(row,) for row in found])
+    connection.execute("DELETE FROM removed WHERE number <= (SELECT max(number) FROM removed) - ?", (LOGGED,))
 
 
 def _replace(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from hystar_fast.data.text_files import parse_json
+from hystar_fast.data.text_files import parse_json, read_lines
 from hystar_fast.data.whole_files import write_whole
 from hystar_fast.index.compare_files import PassedOver
 from hystar_fast.index.engine import Engine
@@ -28,7 +28,7 @@ def _entries(engine: Engine) -> dict[str, Any]:
     if engine.folder is None or not (engine.folder / SKIPPED_FILE).is_file():
         return {}
     try:
-        lines = [parse_json(line) for line in (engine.folder / SKIPPED_FILE).read_text().splitlines()]
+        lines = [parse_json(line) for _, line in read_lines(engine.folder / SKIPPED_FILE)]
         return {entry.pop("place"): {name: entry[name] for name in FIELDS} for entry in lines}
     except (ValueError, KeyError, AttributeError):  # it is only a list of what need not be tried again
         return {}

@@ -15,7 +15,7 @@ from hystar_fast.data.image_files import IMAGE_SUFFIXES, is_hidden, list_images,
 from hystar_fast.data.image_set import Skipped
 from hystar_fast.data.images import decode_image
 from hystar_fast.data.tar_files import TAR_SUFFIX, member_path
-from hystar_fast.data.text_files import read_text
+from hystar_fast.data.text_files import read_text, split_lines
 from hystar_fast.data.webdataset import load_webdataset
 from hystar_fast.index.engine import Engine, Item
 from hystar_fast.index.picture_files import opened, reason_of, state_of
@@ -105,7 +105,7 @@ def register(engine: Engine, places: Sequence[Path]) -> Found:
         elif not place.is_file():
             raise ValueError(f"SOURCE must be {_PLACES}, but {place} does not exist or is no file")
         elif place.suffix.lower() == LIST_SUFFIX:
-            lines = [line for line in read_text(place).splitlines() if line.strip()]
+            lines = [line for line in split_lines(read_text(place)) if line.strip()]
             _add(found, _files(engine, [place.parent / line for line in lines]))
         elif place.suffix.lower() in IMAGE_SUFFIXES:
             _add(found, _files(engine, [place]))

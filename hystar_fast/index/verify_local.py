@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from hystar_fast.index import local_rows as rows
 from hystar_fast.index.engine import IndexDamaged, decode_name, key_of
 from hystar_fast.index.local_vectors import table_of
+from hystar_fast.index.local_write import note_removed
 from hystar_fast.index.sqlite_file import SqliteFile, checksum, vector_checksum
 
 _LINES = 100  # of SQLite's own check
@@ -120,7 +121,7 @@ def _bad_styles(file: SqliteFile, *, repair: bool) -> list[str]:
 def _delete(connection: sqlite3.Connection, table: str, wanted: set[int]) -> None:
     connection.executemany(f"DELETE FROM {table} WHERE row = ?", [(row,) for row in wanted])
     if table == "items":
-        connection.executemany("INSERT INTO removed (row) VALUES (?)", [(row,) for row in wanted])
+        note_removed(connection, wanted)
 
 
 def _name(item: object) -> str:

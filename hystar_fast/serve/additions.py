@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
 from PIL import Image
 
 from hystar_fast.data.whole_files import write_whole
+from hystar_fast.index.added_files import drop_added, folder_of_added, held, source_of_added
 from hystar_fast.index.engine import Engine, Item
-from hystar_fast.index.sources import free_name
 from hystar_fast.serve.answering import Answerer, GenerationGone
 from hystar_fast.serve.decoding import media_type
 from hystar_fast.serve.live_index import Live
+from hystar_fast.serve.problems import Problem
 from hystar_fast.serve.schemas import ItemFields
 
-SOURCE, FOLDER = ".added", "added"
-"""The source of the files (with a number in a copy of an index), and the folder beside the index that holds them."""
+_PERHAPS = (
+    "the deadline passed before the picture was seen in the index, where it may be now: send the same request again, "
+    "which adds it once"
+)
 
 
 async def add_picture(answerer: Answerer, fields: ItemFields, deadline: float) -> Item:
     """Encode a picture and write it; when it returns, the item is found.
 
     Raises:
-        Problem, or an error of which `problem_of` makes one.
+        Problem, or an error of which `problem_of` makes one. One that came too late may have been written: the same
+            call again replaces the item by itself.
     """
 
     async def add(live: Live) -> Item:
@@ -34,7 +37,10 @@ async def add_picture(answerer: Answerer, fields: ItemFields, deadline: float) -
         vectors = await answerer.vectors(live, views, fields.image, deadline)
         return await answerer.run(_write, answerer.index.engine, live, fields, vectors)
 
-    return await answerer.with_live(add, deadline)
+    try:
+        return await answerer.with_live(add, deadline)
+    except TimeoutError as error:
+        raise Problem("deadline_passed", _PERHAPS) from error
 
 
 def _write(engine: Engine, live: Live, fields: ItemFields, vectors: dict[str, Any]) -> Item:
@@ -46,44 +52,26 @@ def _write(engine: Engine, live: Live, fields: ItemFields, vectors: dict[str, An
     digest, path, source, changed = hashlib.sha256(fields.image).hexdigest(), "", "", 0
     with Image.open(io.BytesIO(fields.image)) as image:
         name = f"{digest}.{media_type(image).removeprefix('image/')}"
-    if engine.folder is not None:
-        folder = Path(engine.folder).resolve() / FOLDER
-        write_whole(folder / name, fields.image)
-        path, source, changed = name, _source(engine, folder), (folder / name).stat().st_mtime_ns
-    item = Item(
-        fields.id or name,
-        source,
-        path,
-        fields.caption or fields.id or name,
-        dict(fields.attributes),
-        len(fields.image),
-        changed,
-        digest,
-    )
-    try:
-        engine.upsert([item], {view: vector[None] for view, vector in vectors.items()}, live.generation)
-    finally:
-        if engine.generation().number != live.generation:
-            raise GenerationGone("the index was switched to another generation")
+    folder = folder_of_added(engine)
+    with nullcontext() if folder is None else held(folder):
+        if folder is not None:
+            write_whole(folder / name, fields.image)
+            path, source, changed = name, source_of_added(engine, folder), (folder / name).stat().st_mtime_ns
+        item = Item(
+            fields.id or name,
+            source,
+            path,
+            fields.caption or fields.id or name,
+            dict(fields.attributes),
+            len(fields.image),
+            changed,
+            digest,
+        )
+        earlier = engine.fetch([item.key])
+        try:
+            engine.upsert([item], {view: vector[None] for view, vector in vectors.items()}, live.generation)
+        finally:
+            if engine.generation().number != live.generation:
+                raise GenerationGone("the index was switched to another generation")
+    drop_added(engine, [old for old in earlier.values() if old.path != path])
     return item
-
-
-def _source(engine: Engine, folder: Path) -> str:
-    """Return the name of the source whose folder this is; that of an index which was copied or moved is another."""
-
-    def found(settings: Mapping[str, Any]) -> str | None:
-        entries = settings["sources"].items()
-        return next((name for name, entry in entries if entry.get("folder") == str(folder)), None)
-
-    def with_it(settings: dict[str, Any]) -> Mapping[str, Any]:
-        if found(settings) is not None:  # another request was first
-            return settings
-        entry = {"folder": str(folder), "whole": False, "prefix": ""}
-        return {**settings, "sources": {**settings["sources"], free_name(SOURCE, settings["sources"]): entry}}
-
-    name = found(engine.settings())
-    if name is None:
-        engine.update_settings(with_it)
-        name = found(engine.settings())
-    assert name is not None
-    return name

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import mimetypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute
 
 import hystar_fast
+from hystar_fast.index.added_files import drop_added
 from hystar_fast.index.engine import Item
 from hystar_fast.serve import schemas
 from hystar_fast.serve.additions import add_picture
 from hystar_fast.serve.description import API, described
+from hystar_fast.serve.door import App, Receive, Scope, Send
 from hystar_fast.serve.pictures import PictureGone, placeholder
-from hystar_fast.serve.problems import MEDIA_TYPE, Problem, problem_of
+from hystar_fast.serve.problems import Problem, problem_of
 from hystar_fast.serve.requests import checked, is_key
 from hystar_fast.serve.service import Service, json_response
 from hystar_fast.serve.telemetry import CONTENT_TYPE
@@ -25,7 +29,7 @@ from hystar_fast.terminal.console import printable
 
 PAGE = Path(__file__).parent / "page"
 _CHUNK = 2**16  # bytes
-_KEPT = {"Cache-Control": "private, max-age=3600"}
+_ASKED_AGAIN = {"Cache-Control": "private, no-cache"}  # a client keeps it, and asks whether it has changed
 
 
 def create_app(service: Service) -> FastAPI:
@@ -38,11 +42,7 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.add_exception_handler(Problem, _on_error)
-    app.add_exception_handler(HTTPException, _on_error)
-    app.add_exception_handler(404, _on_error)
-    app.add_exception_handler(405, _on_error)
-    app.add_exception_handler(Exception, _on_error)
+    app.router.route_class = _Direct
     _add_queries(app, service)
     _add_items(app, service)
     _add_state(app, service)
@@ -50,24 +50,50 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
-async def _on_error(request: Request, error: Exception) -> Response:
-    headers = {"Content-Type": MEDIA_TYPE}
-    match getattr(error, "status_code", None):
-        case 404:
-            error = Problem("not_found", "there is nothing at this address; /openapi.json lists all")
-        case 405:
-            error = Problem("method_not_allowed", "this address has another method; /openapi.json lists all")
-            headers["Allow"] = ", ".join(_methods(request))
-    problem = problem_of(error)
-    response = json_response(problem.document(), problem.status)
-    response.headers.update({**problem.headers, **headers})
-    return response
+class _Direct(APIRoute):
+    """A route whose function takes the request, or the parts of its path alone, and returns a response.
+
+    FastAPI describes it; the fields are checked by `Service.answer`, so what FastAPI does between is left out.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        self._takes_request = "request" in inspect.signature(endpoint).parameters
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] not in (self.methods or ()):
+            await super().handle(scope, receive, send)  # which raises
+        arguments = dict(scope["path_params"])
+        if self._takes_request:
+            arguments["request"] = Request(scope, receive, send)
+        response = await self.endpoint(**arguments)
+        await response(scope, receive, send)
 
 
-def _methods(request: Request) -> list[str]:
+def routed(app: FastAPI) -> App:
+    """Return the routes of an application without its middleware; what they raise reaches the caller."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = app
+        try:
+            await app.router(scope, receive, send)
+        except Exception as error:
+            match getattr(error, "status_code", None):
+                case 404:
+                    detail = "there is nothing at this address; /openapi.json lists all"
+                    raise Problem("not_found", detail) from error
+                case 405:
+                    detail = "this address has another method; /openapi.json lists all"
+                    raise Problem("method_not_allowed", detail, methods=_methods(app, scope)) from error
+            raise
+
+    return call
+
+
+def _methods(app: FastAPI, scope: Scope) -> list[str]:
     """Return the methods of the address of a request."""
-    routes = (route for route in request.app.routes if route.matches(request.scope)[0].value)
-    found = {method for route in routes for method in route.methods}
+    routes = (route for route in app.routes if route.matches(scope)[0].value)
+    found = {method for route in routes for method in getattr(route, "methods", ())}
     return sorted(found | {"HEAD"} if "GET" in found else found)
 
 
@@ -142,15 +168,19 @@ def _add_items(app: FastAPI, service: Service) -> None:
         return await service.answer(request, schemas.ItemFields, added, status=201)
 
     @app.get("/v1/items/{key}/thumbnail", **described("Pictures", media_type="image/webp"))
-    async def thumbnail(key: str) -> Response:
+    async def thumbnail(request: Request, key: str) -> Response:
         """Return a small WebP of a picture; a grey one if its file is gone."""
+        shown = await found(key)
+        kept = {**_ASKED_AGAIN, "ETag": f'"{shown.sha256[:32]}-{shown.mtime_ns:x}"'}
+        if kept["ETag"] in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=kept)
         try:
-            content = await service.aside(pictures.thumbnail, await found(key))
+            content = await service.aside(pictures.thumbnail, shown)
         except PictureGone:
             service.metrics.gone.inc()
             gone = {"Cache-Control": "no-store", "X-Picture": "gone"}
             return Response(placeholder(), media_type="image/webp", headers=gone)
-        return Response(content, media_type="image/webp", headers=_KEPT)
+        return Response(content, media_type="image/webp", headers=kept)
 
     @app.get("/v1/items/{key}/picture", **described("Pictures", media_type="image/*"))
     async def picture(key: str) -> Response:
@@ -160,15 +190,17 @@ def _add_items(app: FastAPI, service: Service) -> None:
         except PictureGone as error:
             service.metrics.gone.inc()
             raise Problem("picture_gone", "the file of this picture is not there; `index sync` removes it") from error
-        return StreamingResponse(_chunks(file), media_type=kind, headers=_KEPT)
+        return StreamingResponse(_chunks(file), media_type=kind, headers=_ASKED_AGAIN)
 
     @app.delete("/v1/items/{key}", **described("Pictures", schemas.RemovedAnswer))
     async def remove(request: Request, key: str) -> Response:
-        """Remove a picture from the index; its file stays."""
+        """Remove a picture from the index; its file stays, unless it came over HTTP."""
         service.check_write(request, changes_items=True)
-        removed = await service.aside(index.engine.remove, [key]) if is_key(key) else 0
-        if not removed:
+        gone = await found(key)
+        removed = await service.aside(index.engine.remove, [key])
+        if not removed:  # by another request, meanwhile
             raise Problem("not_found", "there is no picture of this key in the index")
+        await service.aside(drop_added, index.engine, [gone])
         return json_response({"removed": removed})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -47,10 +48,20 @@ class Problem(Exception):
         detail: what is wrong, and how to mend it, in words.
         field: the field that is wrong.
         others: all fields that are wrong, each with its reason.
+        methods: those that the address has, of a wrong method.
     """
 
-    def __init__(self, code: str, detail: str, *, field: str = "", others: list[dict[str, str]] | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        field: str = "",
+        others: list[dict[str, str]] | None = None,
+        methods: Sequence[str] = (),
+    ) -> None:
         super().__init__(detail)
+        self.methods = methods
         self.code, self.status, self.detail, self.field, self.others = code, CODES[code], detail, field, others
 
     @property
@@ -60,6 +71,8 @@ class Problem(Exception):
             headers["Retry-After"] = str(_RETRY_AFTER[self.code])
         if self.code == "body_too_slow":
             headers["Connection"] = "close"
+        if self.methods:
+            headers["Allow"] = ", ".join(self.methods)
         if self.code == "unauthorized":
             headers["WWW-Authenticate"] = "Bearer"
         return headers

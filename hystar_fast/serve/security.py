@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from hystar_fast.data.text_files import split_lines
 from hystar_fast.serve.problems import Problem
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -53,7 +54,7 @@ class Tokens:
                 f"token_file must be closed to other users, got {path} with mode {stat.S_IMODE(mode):04o}: chmod 600"
             )
         rights: dict[str, str] = {}
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(split_lines(text), start=1):
             words = line.split()
             if not words or words[0].startswith("#"):
                 continue

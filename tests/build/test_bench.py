@@ -124,10 +124,13 @@ def test_every_row_is_complete_and_our_rows_are_accurate(results: Path) -> None:
         "perturbed_topk",
         "model",
     }
+    assert any("embed photos" in row["case"] for row in found["rows"])
     assert found["machine"]["cpu"] and found["versions"]["torch"]
     for row in found["rows"]:
         assert row["commit"] and row["date"]
         assert row["median_ms"] > 0 and row["rounds"] >= (1 if row["case"].startswith("first call") else 3)
+        if "embed photos" in row["case"]:
+            assert 0 < row["extra"]["busy"] <= 1 and row["extra"]["images_per_s"] > 0
         if row["error"] is not None and row["provider"].startswith(harness.OURS):
             assert row["error"] <= harness.error_limit(row["provider"], getattr(torch, row["dtype"]), row["case"]), row
 
@@ -234,6 +237,7 @@ rows += [
     ("model", f"{bench_model.backbone_name(False)} B{b}", "forward", provider)
     for b in bench_model.BATCHES for provider in bench_model.PROVIDERS
 ]
+rows.append(("model", f"{bench_model.backbone_name(False)}, embed photos of 12 megapixels", "forward", "hystar_fast"))
 import host_cases
 rows += [(op, case, mode, provider) for op, case, mode, provider, _ in host_cases.cases()]
 print(json.dumps(rows))

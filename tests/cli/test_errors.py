@@ -70,6 +70,12 @@ def test_known_reasons_say_what_to_do(error, words, capsys):
     assert words in line_of(error, capsys)
 
 
+@pytest.mark.parametrize(("names", "is_named"), [({"output": "--output"}, True), ({"name": "NAME"}, False)])
+def test_another_place_is_advised_where_the_command_has_an_option_for_it(names, is_named, capsys):
+    shown = line_of(OSError(28, "No space left on device", "/full/x"), capsys, **names)
+    assert shown.endswith("free some space, or write elsewhere with --output" if is_named else "free some space")
+
+
 @pytest.mark.parametrize(
     ("message", "names", "shown"),
     [

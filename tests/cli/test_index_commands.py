@@ -133,7 +133,9 @@ def test_info_shows_sources_generations_and_stamps(here):
 def test_remove_takes_ids_or_a_filter_and_asks_above_a_hundred(here, monkeypatch):
     from hystar_fast.cli import index_work
 
-    assert "removed 1 pictures; x holds 7" in output("index", "remove", "x", "--id", "0.png")
+    shown = " ".join(output("index", "remove", "x", "--id", "0.png").split())
+    assert "removed 1 pictures; x holds 7" in shown
+    assert "the files of 1 of them are still in their folders, and `hystar-fast index sync` adds these again" in shown
     assert "--id must be in the index, got '0.png'" in refused("index", "remove", "x", "--id", "0.png")
     assert "exactly one of --id and --where" in refused("index", "remove", "x")
     monkeypatch.setattr(index_work, "_ASKS_ABOVE", 2)

@@ -7,6 +7,7 @@ import pytest
 from hystar_fast.data.hold_out import hash_fraction
 from hystar_fast.data.image_set import ImageSet, Record
 from hystar_fast.data.open import open_images
+from hystar_fast.data.text_files import read_lines, split_lines
 from hystar_fast.retrieval.results_json import read_json, write_json
 from tests.support import picture_trees as trees
 
@@ -21,6 +22,14 @@ def test_every_text_file_may_have_a_byte_order_mark(tmp_path):
         for name in names:
             (root / name).write_bytes("\ufeff".encode() + (root / name).read_bytes())
         assert open_images(f"{kind}:{root}").records == expected
+
+
+def test_a_line_ends_at_no_other_character(tmp_path):
+    text = "caf\u00e9\u2028one\x85two\x0b\r\nthree\rfour\n\nfive"
+    assert split_lines(text) == ["caf\u00e9\u2028one\x85two\x0b", "three", "four", "", "five"]
+    assert split_lines("") == [] and split_lines("\n") == [""] and split_lines("a\n") == ["a"]
+    (tmp_path / "about.jsonl").write_bytes('{"path": "a", "caption": "one\u2028two"}\n\n{"path": "b"}\n'.encode())
+    assert [number for number, _ in read_lines(tmp_path / "about.jsonl")] == [1, 3]
 
 
 def test_text_that_is_not_utf8_is_reported_with_its_line(tmp_path):

@@ -80,10 +80,27 @@ def test_equal_scores_are_in_the_order_of_their_keys_and_within_one(engine):
     assert float(scores.max()) <= 1.0
 
 
+def test_an_empty_index_is_searched_counted_and_read(engine, again):
+    with again() as reader:
+        check_is_empty(reader)
+        chosen, vectors = fill(engine, 3)
+        assert reader.search("adapted", vectors[:1], 1)[1] == [[chosen[0].key]]
+        assert engine.remove([item.key for item in chosen]) == 3
+        check_is_empty(reader)
+
+
+def check_is_empty(engine: Engine) -> None:
+    for where in (None, Where.parse("year=2003"), Where.parse("path^=even/ and kind in (cat, dog)")):
+        scores, keys = engine.search("adapted", units(2), 5, where)
+        assert scores.shape == (2, 0) and scores.dtype == torch.float32 and keys == [[], []]
+        assert engine.count(where) == 0 and [*engine.keys(where)] == []
+    assert engine.generation().count == 0 and [*engine.missing(engine.generation().number)] == []
+    assert dict(engine.known()) == {} and [*engine.scan()] == [] and engine.fetch(["0" * 16]) == {}
+    assert engine.remove(["0" * 16]) == 0 and engine.verify() == []
+
+
 def test_what_was_written_is_read_here_and_elsewhere(engine, again):
     with again() as reader:
-        assert reader.count() == 0
-        assert reader.search("adapted", units(1), 3)[0].shape == (1, 0)
         chosen, vectors = fill(engine, 300)
         for where in (engine, reader):
             assert where.count() == 300

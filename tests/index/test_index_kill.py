@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import random
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
+from hystar_fast.data.images import load_image
 from hystar_fast.index.copy_index import copy_index
 from hystar_fast.index.engine import Engine
 from hystar_fast.index.local import LocalEngine
 from hystar_fast.index.open_index import open_engine
 from hystar_fast.index.stamp import Stamp
+from hystar_fast.methods.adapter_files import save_method
+from hystar_fast.methods.device import BATCH_ON_CPU
+from hystar_fast.methods.suite import create_method, tiny_config
 from tests.support import index_kills as work
+from tests.support.cli import run
 from tests.support.counting_encoder import STAMPS
 from tests.support.index_kills import BATCH, killed
 from tests.support.picture_trees import picture
@@ -105,6 +111,38 @@ def test_a_second_generation_is_killed_while_it_is_filled(tmp_path, pictures, wh
     assert content(folder, 2).keys() == before.keys()
 
 
+@pytest.mark.slow
+def test_the_command_reembed_is_killed_between_its_batches(tmp_path, whole, pictures):
+    method = create_method("hystar", tiny_config(None), seed=5)
+    save_method(method, tmp_path / "adapter")
+    folder = shutil.copytree(whole, tmp_path / "index")
+    with LocalEngine(folder) as engine:
+        engine.remove(engine.keys()[3 * BATCH_ON_CPU :])
+    before = content(folder)
+    reembed = ("index", "reembed", str(folder), "--adapter", str(tmp_path / "adapter"))
+    child = work.started(work.command, *reembed)
+    while missing(folder) == len(before):
+        assert child.is_alive()
+        time.sleep(0.05)
+    child.kill()
+    child.join()
+    left = missing(folder)
+    assert child.exitcode == -9 and left in (BATCH_ON_CPU, 2 * BATCH_ON_CPU), "whole batches are kept"
+    assert is_same(content(folder), before), "the live generation is untouched"
+    assert f"embedded {left} pictures for generation 2, 0 are missing" in run(*reembed).output
+    images = torch.stack([method.resize(load_image(pictures / name)) for name in before])
+    with torch.inference_mode():
+        expected = dict(zip(before, method.encode_image(images), strict=True))
+    assert is_same(content(folder, 2), expected)
+
+
+def missing(folder: Path) -> int:
+    """Return how many vectors the second generation lacks; all if there is none."""
+    with LocalEngine(folder) as engine:
+        numbers = [entry.number for entry in engine.generations()]
+        return len(engine.missing(2)) if 2 in numbers else engine.count()
+
+
 def test_sync_is_killed_while_files_move_change_and_go(tmp_path, whole, pictures):
     chosen = random.Random(2)
     mine = shutil.copytree(pictures, tmp_path / "pictures")
@@ -124,9 +162,20 @@ def test_sync_is_killed_while_files_move_change_and_go(tmp_path, whole, pictures
     assert changed <= sum(encoded(log).values()) <= changed + kills * BATCH
 
 
-@pytest.mark.xdist_group("postgres")
-@pytest.mark.parametrize("direction", ["to postgres", "from postgres", "to a folder"])
-def test_a_copy_is_killed_and_goes_on(tmp_path, whole, postgres, direction):
+IN_POSTGRES = pytest.mark.xdist_group("postgres")
+COPIES = {
+    "to postgres": 0.3,
+    "from postgres": 0.3,
+    "to a folder": 0.3,
+    "to milvus": 2.0,
+    "from milvus": 2.0,
+}  # seconds within which a copy is killed; Milvus Lite
+
+
+@pytest.mark.parametrize(
+    "direction", [pytest.param(name, marks=IN_POSTGRES) if "postgres" in name else name for name in COPIES]
+)
+def test_a_copy_is_killed_and_goes_on(tmp_path, whole, request, direction):
     chosen = random.Random(3)
     shutil.copytree(whole, tmp_path / "index")
     source = str(tmp_path / "index")
@@ -136,12 +185,17 @@ def test_a_copy_is_killed_and_goes_on(tmp_path, whole, postgres, direction):
         engine.upsert(items, {"adapted": torch.eye(3)[torch.arange(100) % 3]}, second)
         engine.put_style("a", torch.arange(3.0))
         settings = engine.settings()
-    if direction == "from postgres":
-        copy_index(source, source := postgres.new_uri())
-    target = postgres.new_uri() if direction == "to postgres" else str(tmp_path / "copy")
+    other = f"milvus:{tmp_path}/copy.db"
+    if "postgres" in direction:
+        other = request.getfixturevalue("postgres").new_uri()
+    target = str(tmp_path / "copy")
+    if direction.startswith("from"):
+        copy_index(source, source := other)
+    elif direction != "to a folder":
+        target = other
     kills, unfinished = 0, 0
     for _ in range(KILLS // 3):
-        kills += killed(work.copy, source, target, after=chosen.uniform(0, 0.3))  # of at least a second
+        kills += killed(work.copy, source, target, after=chosen.uniform(0, COPIES[direction]))
         try:
             open_engine(target).close()
         except ValueError as error:  # stopped at any moment, it is not taken for the whole

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 COUNT, DIMENSION = 200_000, 512
+GOALS = {"opened": 10 / 1e6, "one": 20e-3 / 1e5, "many": 150e-3 / 1e5}  # CPU seconds for each vector
+SLOWER = 4  # times the goals, for a machine whose cores and memory other programs use: 1.7 was seen
 MEASURE = """
 import json, sys, time
 from pathlib import Path
@@ -58,10 +60,12 @@ def measure(task: str, folder: Path, count: int = COUNT) -> str:
 
 
 @pytest.mark.slow
-def test_a_large_index_opens_and_answers_within_its_memory(tmp_path):
+def test_a_large_index_opens_and_answers_within_its_limits(tmp_path):
+    """Compare CPU seconds with the goals, and with the bare product in the same process."""
     measure("fill", tmp_path / "index")
     found = json.loads(measure("search", tmp_path / "index"))
     matrix = COUNT * DIMENSION * 4
     assert found["over"] <= 0.15 * matrix + 0.7e9, found
-    assert found["opened"] <= 30e-6 * COUNT, found  # three times the goal, as other processes share the disk
-    assert max(found["ratios"].values()) <= 2.5, found  # of the bare product, and of it with topk, in the same process
+    for step, goal in GOALS.items():
+        assert found[step] <= SLOWER * goal * COUNT, (step, found)
+    assert max(found["ratios"].values()) <= 2.5, found  # of the bare product, and of it with topk

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from hystar_fast.index import local_vectors, sqlite_file
+from hystar_fast.index import local_vectors, local_write, sqlite_file
 from hystar_fast.index.engine import EngineFull, EngineUnavailable
 from hystar_fast.index.local import LocalEngine
 from hystar_fast.index.memory import Matrix
@@ -98,6 +99,21 @@ def test_only_what_is_new_is_read_again(engine, tmp_path, monkeypatch):
         engine.put_style("x", torch.ones(2))
         reader.search("adapted", units(1), 1)
     assert read == [20, 3]
+
+
+def test_notes_of_removed_rows_do_not_grow_and_a_reader_that_missed_some_reads_anew(engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(local_write, "LOGGED", 4)
+    with LocalEngine(tmp_path / "index") as reader:
+        reader.search("adapted", units(1), 1)
+        for number in range(3):  # replaced, and with it removed and added
+            engine.upsert(items(6), {"adapted": units(6, seed=number)})
+            found = reader.search("adapted", units(6, seed=number), 1)[1]
+            assert found == [[item.key] for item in items(6)]
+        engine.remove([items(1)[0].key])
+        assert reader.search("adapted", units(1), 20)[0].shape == (1, 19)
+        with closing(sqlite3.connect(tmp_path / "index" / "index.db")) as connection:
+            numbers = [number for (number,) in connection.execute("SELECT number FROM removed")]
+    assert numbers == [16, 17, 18, 19] and engine.verify() == []
 
 
 def test_a_matrix_with_many_removed_rows_is_read_again(engine, tmp_path, monkeypatch):

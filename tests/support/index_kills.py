@@ -8,8 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import milvus_lite.server_manager  # noqa: F401  # loaded before a child is
+import pymilvus  # noqa: F401
 import torch
 
+from hystar_fast.cli import index_work  # noqa: F401
+from hystar_fast.cli import main as cli
 from hystar_fast.index import copy_index, postgres_address
 from hystar_fast.index.claims import Claims
 from hystar_fast.index.embed_shards import CLAIMS, agree_on_plan, embed_shards
@@ -68,6 +72,12 @@ def fill_second(folder: Path, pictures: Path, log: Path) -> None:
     """Fill the second generation of an index."""
     with LocalEngine(folder) as engine:
         fill_generation(engine, 2, lambda: encoder(log, SIDE))
+
+
+def command(*arguments: str) -> None:
+    """Run ``hystar-fast`` with arguments."""
+    torch.set_num_threads(1)
+    cli.app(arguments)
 
 
 def made_in(out: Path) -> Made:
