@@ -104,14 +104,11 @@ def run(option: int, *tensors: Tensor | None) -> tuple[Tensor, ...] | None:
 
     Such a call is of plain tensors on the current GPU, and nothing watches or transforms it.
     """
-    if not _is_on_gpu(tensors[0]) or calls() is None:
+    first = tensors[0]
+    if type(first) is not Tensor or not first.is_cuda:
         return None
-    found: tuple[Tensor, ...] | None = calls().run(option, tensors)
-    return found
-
-
-def _is_on_gpu(tensor: object) -> bool:
-    return type(tensor) is Tensor and tensor.is_cuda
+    kept = calls()
+    return None if kept is None else kept.run(option, tensors)
 
 
 def checked_forward(
@@ -121,16 +118,17 @@ def checked_forward(
 
     A kept call has passed the checks: it has all that they look at in its key. u and vh are frozen, and nothing casts.
     """
-    if not _is_on_gpu(x) or not _TENSORS.issuperset((type(u), type(scale), type(vh))):
+    if type(x) is not Tensor or not x.is_cuda:
         return None
     if forward_ad._current_level >= 0 or torch.is_autocast_enabled("cuda"):
         return None
     option = 0
     if grads:
-        if u.requires_grad or vh.requires_grad:
+        if not _TENSORS.issuperset((type(u), type(scale), type(vh))) or u.requires_grad or vh.requires_grad:
             return None
         option = NEEDS_DX * x.requires_grad + NEEDS_DSCALE * scale.requires_grad
-    return run(option, x, u, scale, vh, bias, index)
+    kept = calls()
+    return None if kept is None else kept.run(option, (x, u, scale, vh, bias, index))
 
 
 def backward(
