@@ -1,5 +1,5 @@
 // The functions that bind each op to the module hystar_fast._C. Tensors are passed as integers (data pointers, sizes,
-// strides, a stream), so libtorch is not needed.
+// strides, a stream), or used by functions of torch that are looked up at run time, so libtorch is not needed.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +18,7 @@ T* at(Pointer address) {
 void bind_sinkhorn_cpu(pybind11::module_& module);
 void bind_style_nce_cpu(pybind11::module_& module);
 void bind_perturbed_topk_cpu(pybind11::module_& module);
+void bind_svd_linear_host(pybind11::module_& module);
 #ifdef HYSTAR_FAST_CUDA
 void bind_sinkhorn_cuda(pybind11::module_& module);
 void bind_style_nce_cuda(pybind11::module_& module);

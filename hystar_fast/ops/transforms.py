@@ -34,9 +34,9 @@ def check_not_batched(name: str, tensor: Tensor | None, instead: str) -> None:
         raise NotImplementedError(f"{name} must not be batched by torch.func.vmap: {instead}")
 
 
-# The dispatcher, too, leaves this key behind when it calls an implementation. Inside, a view is not recorded as one, so
-# a result may be a view and still be changed in place.
-VIEWS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
+# The dispatcher, too, leaves these keys behind when it calls an implementation. Inside, a view is not recorded as one,
+# so a result may be a view and still be changed in place.
+below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, NoneType, bool, int, float, str})
 
 
@@ -52,7 +52,7 @@ def eager_op(op: Callable[..., Any], cpu: Callable[..., Any], cuda: Callable[...
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
             return op(*arguments)
-        with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(VIEWS):
+        with below_autograd():
             direct = implementations.get(arguments[0].device.type)
             if direct is None or is_watched() or not are_plain(arguments):
                 return op(*arguments)
@@ -61,16 +61,23 @@ def eager_op(op: Callable[..., Any], cpu: Callable[..., Any], cuda: Callable[...
     return call
 
 
+# Each gives something other than 0, False and None if it sees, records or transforms the ops of this thread.
+WATCHERS: tuple[Callable[[], object], ...] = (
+    torch._C._len_torch_dispatch_stack,
+    torch._C._len_torch_function_stack,
+    torch._C._autograd._profiler_enabled,
+    torch._C._get_tracing_state,
+    torch._C._functorch.peek_interpreter_stack,
+    torch._ops._len_torch_dispatch_stack_pre_dispatch,
+)
+
+
 def is_watched() -> bool:
     """Return whether something sees, records or transforms the ops of this thread."""
-    return bool(
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._autograd._profiler_enabled()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._ops._len_torch_dispatch_stack_pre_dispatch()
-    )
+    for watcher in WATCHERS:  # noqa: SIM110 - any() takes twice as long
+        if watcher():
+            return True
+    return False
 
 
 def are_plain(arguments: tuple[Any, ...]) -> bool:

@@ -178,11 +178,12 @@ MUTANTS = [
     *_of(
         "hystar_fast/ops/svd_linear/replay.py",
         "tests/ops/test_svd_linear_replay.py",
-        h_written_over_g=("h = x.new_empty(call.h) if save else None", "h = out if save else None"),
-        factor_and_gradient_exchanged=(
-            "pointers = [dy.data_ptr(), u.data_ptr()]",
-            "pointers = [u.data_ptr(), dy.data_ptr()]",
+        addresses_in_another_order=(
+            "own = [places[tensor.data_ptr()] for tensor in one.tensors]",
+            "own = sorted(places[tensor.data_ptr()] for tensor in one.tensors)",
         ),
+        two_tensors_at_one_address=("if len(places) + sum(", "if len(places) > 99 + sum("),
+        product_without_its_factor=("bias_place, alpha, transposed)", "bias_place, 1.0, transposed)"),
     ),
     # nn
     *_of(

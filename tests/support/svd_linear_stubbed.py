@@ -26,6 +26,8 @@ from hystar_fast.ops.svd_linear import replay
 from hystar_fast.ops.svd_linear.fp8 import Fp8Factors
 from tests.support.cuda_stub import Launch, launches, record_parameters
 
+_alive: list[object] = []
+
 
 def tensors(
     batch: int, rank: int, kind: str, dtype: torch.dtype
@@ -104,13 +106,13 @@ def compared(call: partial[object]) -> dict[str, Any]:
     given = [*call.args, *([call.keywords.get("index")] if len(call.args) == 5 else [])]
     given += call.keywords.get("factors", ())
     named = {address(tensor): name for name, tensor in zip(names, given, strict=False) if tensor is not None}
-    replay._calls.clear()
+    replay.calls().clear()
     call()
-    replay._calls.clear()
+    replay.calls().clear()
     launches()
     call()
     through_triton = launches()
-    assert replay._calls
+    assert len(replay.calls())
     call()
     return {"triton": normal(through_triton, named), "repeated": normal(launches(), named)}
 
@@ -147,23 +149,24 @@ def address(tensor: Tensor) -> str:
 
 
 def thread_without_context() -> int:
-    """Return the launches of a kept call in a thread that has not used the GPU before."""
-    arguments = tensors(8, 1024, "sample", torch.bfloat16)[:5]
-    hf.svd_linear(*arguments)
-    key = next(reversed(replay._calls))
-    kernel, pointers = replay._calls[key].kernel, [tensor.data_ptr() for tensor in arguments[:4]]
+    """Return the launches of a kept call in a thread that has not used the GPU before, and allocates nothing new."""
+    given = (*tensors(1, 1024, "sample", torch.bfloat16)[:5], None)
+    _alive.extend(given)  # memory of the caching allocator must not be freed once it is off
+    for _ in range(2):
+        hf.svd_linear(*given[:5])  # type: ignore[arg-type]
+    assert replay.run(0, *given) is not None
     launches()
-    launched: list[bool] = []
+    repeated: list[object] = []
 
     def work() -> None:
-        launched.append(kernel(0, *pointers))
+        repeated.append(replay.run(0, *given))
         with torch.no_grad():
-            hf.svd_linear(*arguments)
+            hf.svd_linear(*given[:5])  # type: ignore[arg-type]
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert launched == [False]
+    assert repeated == [None]
     return len(launches())
 
 
@@ -192,8 +195,7 @@ def checked() -> dict[str, str]:
     """Make calls that are those of a kept one but for one thing, and return what each gives."""
     x, u, scale, vh, bias, index = tensors(8, 1024, "bank", torch.bfloat16)
     hf.svd_linear(x, u, scale, vh, bias, index=index)
-    assert replay.kept_key(x, u, scale, vh, bias, index) is not None
-    assert index is not None
+    assert index is not None and replay.run(0, x, u, scale, vh, bias, index) is not None
     wrong: dict[str, partial[object]] = {
         "u that requires grad": partial(hf.svd_linear, x, u.detach().requires_grad_(), scale, vh, bias, index=index),
         "bias of another dtype": partial(hf.svd_linear, x, u, scale, vh, bias.float(), index=index),
@@ -215,11 +217,112 @@ def checked() -> dict[str, str]:
     return found
 
 
+def raised(call: Callable[[], object]) -> str:
+    """Return the words of the error of a call that end its first line; empty if there is none."""
+    try:
+        call()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def kernels() -> list[str]:
+    return [launch.kernel.removeprefix("_svd_linear_").removesuffix("_kernel") for launch in launches()]
+
+
+def gradients() -> dict[str, Any]:
+    """Take gradients of repeated calls in every way that autograd has."""
+    x, u, scale, vh, bias, _ = tensors(8, 1024, "sample", torch.bfloat16)
+    leaves = {"x": x, "scale": scale, "bias": bias}
+    found: dict[str, Any] = {}
+
+    def layer(*needed: str) -> Tensor:
+        for name, leaf in leaves.items():
+            leaf.requires_grad_(name in needed)
+        return hf.svd_linear(x, u, scale, vh, bias)
+
+    for needed in (["x"], ["scale"], ["bias"], ["x", "scale", "bias"]):
+        for _ in range(2):
+            y = layer(*needed)
+            launches()
+            given = torch.autograd.grad(y, [leaves[name] for name in needed], torch.empty_like(y))
+        shapes = [gradient.shape == leaves[name].shape for gradient, name in zip(given, needed, strict=True)]
+        found["of " + " ".join(needed)] = [type(y.grad_fn).__name__, *kernels(), all(shapes)]
+    y = layer("x", "scale")
+    launches()
+    torch.autograd.grad(y, scale, torch.empty_like(y))
+    found["of scale alone"] = kernels()
+    dy = torch.empty_like(y)
+    found["twice"] = raised(lambda: torch.autograd.grad(y, scale, dy))
+    y = layer("x", "scale")
+    for _ in range(2):
+        launches()
+        torch.autograd.grad(y, (x, scale), dy, retain_graph=True)
+    found["twice, retained"] = kernels()
+    found["create_graph"] = raised(lambda: torch.autograd.grad(y, x, dy, create_graph=True))
+    found["batched"] = list(torch.autograd.grad(y, scale, torch.stack([dy] * 2), is_grads_batched=True)[0].shape)
+    for name, tensor in {"u": u, "scale": scale, "vh": vh}.items():
+        y = layer("x", "scale")
+        with torch.no_grad():
+            tensor.mul_(2)
+        found[f"{name} changed"] = raised(lambda y=y: torch.autograd.grad(y, x, dy))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.cpu(), lambda t: t.cuda()):
+        y = layer("x", "scale")
+    launches()
+    torch.autograd.grad(y, (x, scale), dy)
+    found["saved on the host"] = kernels()
+    return found
+
+
+class Marked(Tensor):
+    """A subclass."""
+
+
+def not_repeated() -> dict[str, bool]:
+    """Return whether calls are repeated that differ from a kept one by what a key has not, and what watches them."""
+    x, u, scale, vh, bias, _ = tensors(8, 1024, "sample", torch.bfloat16)
+    for _ in range(2):
+        hf.svd_linear(x, u, scale, vh, bias)
+
+    def repeats(x: Tensor = x, u: Tensor = u, scale: Tensor = scale) -> bool:
+        return replay.checked_forward(x, u, scale, vh, bias, None, True) is not None
+
+    kept = {"plain": repeats(), "parameter": repeats(u=torch.nn.Parameter(u, requires_grad=False))}
+    kept["negated"] = repeats(x=torch._neg_view(x))
+    kept["zero"] = repeats(scale=torch._efficientzerotensor(scale.shape, device="cuda"))
+    kept["shifted"] = repeats(x=torch.empty(x.numel() + 1, device="cuda", dtype=x.dtype)[1:].view(x.shape))
+    kept["subclass"] = repeats(x=x.as_subclass(Marked))
+    kept["transposed"] = repeats(x=x.transpose(0, 1).contiguous().transpose(0, 1))
+    places = torch.empty(3, 5, device="cuda", dtype=torch.int64)
+    kept["sparse"] = repeats(x=torch.sparse_coo_tensor(places, x[0, 0, :5], x.shape, check_invariants=False))
+    kept["on the host"] = repeats(u=u.cpu())
+    with torch.autograd.profiler.profile():
+        kept["profiled"] = repeats()
+    with torch.autograd.forward_ad.dual_level():
+        kept["forward mode"] = repeats()
+    with Seen():
+        kept["dispatch mode"] = repeats()
+    with torch.overrides.BaseTorchFunctionMode():
+        kept["function mode"] = repeats()
+    torch.func.vmap(lambda _: kept.update(transformed=repeats()) or x[0, 0, 0])(torch.empty(2))
+    torch.jit.trace(lambda _: kept.update(traced=repeats()) or x[0, 0, 0], torch.empty(2), check_trace=False)
+    square = torch.empty(1024, 1024, device="cuda", dtype=torch.bfloat16)
+    for _ in range(2):
+        hf.svd_linear(x, square, scale, square)
+    kept["u is vh"] = replay.run(0, x, square, scale, square, None, None) is not None
+    replay.calls().clear()
+    replay.calls().keep(range(300), (x,), (), 0, [], None)
+    kept["the newest"], kept["the oldest"] = (replay.run(option, x) is not None for option in (299, 0))
+    kept["256 at most"] = len(replay.calls()) == 256
+    return kept
+
+
 def host_calls(call: Callable[[], object]) -> int:
     """Return the number of Python and C functions that a repeated call runs."""
     call()
     call()
     count = 0
+    torch.autograd.set_multithreading_enabled(False)  # the backward in this thread, to be counted
 
     def profile(_frame: object, event: str, _argument: object) -> None:
         nonlocal count
@@ -228,13 +331,16 @@ def host_calls(call: Callable[[], object]) -> int:
     sys.setprofile(profile)
     call()
     sys.setprofile(None)
+    torch.autograd.set_multithreading_enabled(True)
     return count
 
 
 def main() -> None:
+    without_context = thread_without_context()
+    torch.cuda.caching_allocator_enable(False)  # from here on, every tensor has an address of its own
     record = prepared._prepare
 
-    def prepare(compiled: Any, grid: tuple[int, int], arguments: Any) -> prepared.Prepared | None:
+    def prepare(compiled: Any, grid: tuple[int, int], arguments: Any) -> prepared.Launch | None:
         record_parameters(compiled.function, prepared._parameter_sizes(compiled.asm["ptx"]))
         return record(compiled, grid, arguments)
 
@@ -243,8 +349,9 @@ def main() -> None:
     counted = [name for name in calls if name.startswith("B48 r1024 sample bfloat16")]
     measured = {name: host_calls(calls[name]) for name in counted}
     found = {name: compared(call) for name, call in calls.items()}
-    threads = two_threads() | {"without context": thread_without_context()}
+    threads = two_threads() | {"without context": without_context}
     rest = {"host calls": measured, "view": result_is_a_view(), "checked": checked()}
+    rest |= {"gradients": gradients(), "repeated": not_repeated()}
     print(json.dumps({"cases": found, "threads": threads, **rest}), flush=True)
     os._exit(0)  # torch's threads do not end on the stub
 

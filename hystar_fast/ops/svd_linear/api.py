@@ -12,9 +12,9 @@ from hystar_fast.ops.contexts import without_autocast
 from hystar_fast.ops.status import OpStatus
 from hystar_fast.ops.svd_linear import cpu, cuda, replay
 from hystar_fast.ops.svd_linear.checks import check_index_range, check_inputs, check_same_dtype
-from hystar_fast.ops.svd_linear.cost import materialising_is_cheaper
+from hystar_fast.ops.svd_linear.cost import materialising_is_cheaper, may_materialise
 from hystar_fast.ops.svd_linear.fp8 import Fp8Factors, quantise_factors
-from hystar_fast.ops.transforms import VIEWS, eager_op, first_order, is_transformed
+from hystar_fast.ops.transforms import eager_op, first_order, is_transformed
 from hystar_fast.ref.svd_linear import svd_linear as reference
 
 LIB = torch.library.Library("hystar_fast", "FRAGMENT")
@@ -109,12 +109,6 @@ _forward = eager_op(torch.ops.hystar_fast.svd_linear_forward.default, cpu.forwar
 _backward = eager_op(torch.ops.hystar_fast.svd_linear_backward.default, cpu.backward, cuda.backward)
 
 
-def _repeat(key: Any, *arguments: Any) -> tuple[Tensor, Tensor | None] | None:
-    """Repeat a kept forward, below autograd and without views, as `eager_op` calls an implementation."""
-    with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(VIEWS):
-        return replay.forward(key, *arguments)
-
-
 class _SVDLinear(torch.autograd.Function):
     """The layer with its gradients. It saves h if scale needs a gradient, and otherwise no activation.
 
@@ -133,15 +127,13 @@ class _SVDLinear(torch.autograd.Function):
         materialise: bool,
         needs_dx: bool,
         needs_dscale: bool,
-        key: Any,
         *factors: Tensor,
     ) -> Tensor:
         save = needs_dx if materialise else needs_dscale
         if factors:
             y, saved = torch.ops.hystar_fast.svd_linear_fp8_forward(x, scale, *factors, bias, index, save)
         else:
-            repeated = None if key is None else _repeat(key, x, u, scale, vh, bias, index, save)
-            y, saved = repeated or _forward(x, u, scale, vh, bias, index, materialise, save)
+            y, saved = _forward(x, u, scale, vh, bias, index, materialise, save)
         ctx.save_for_backward(x if materialise and needs_dscale else None, u, scale, vh, index, saved)
         ctx.materialise = materialise
         return y
@@ -150,6 +142,34 @@ class _SVDLinear(torch.autograd.Function):
     @first_order("svd_linear")
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         return _gradients(ctx, dy, *ctx.saved_tensors)
+
+
+class _Repeated(torch.autograd.Function):
+    """A forward that has been repeated already, with its gradients: fewer arguments, as each takes time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        results: tuple[Tensor, ...],
+        constants: tuple[Tensor, Tensor, Tensor | None],
+    ) -> Tensor:
+        u, vh, index = constants
+        ctx.save_for_backward(u, scale, vh, index, *results[1:])
+        return results[0]
+
+    @staticmethod
+    @first_order("svd_linear")
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        u, scale, vh, index, *saved = ctx.saved_tensors
+        h, needs = saved[0] if saved else None, ctx.needs_input_grad[:3]
+        repeated = replay.backward(dy, u, scale, vh, index, h, *needs)
+        if repeated is not None:
+            return *repeated, None, None
+        found = _backward(dy, None, u, scale, vh, index, dy.new_empty(0) if h is None else h, False, *needs)
+        return *(gradient if needed else None for gradient, needed in zip(found, needs, strict=True)), None, None
 
 
 def svd_linear(
@@ -217,34 +237,32 @@ def svd_linear(
         True
     """
     grads = torch.is_grad_enabled()
-    key = None
     if precision is None and factors is None and not torch.compiler.is_compiling():
-        key = replay.kept_key(x, u, scale, vh, bias, index)
-    if key is None:
-        check_inputs(x, u, scale, vh, bias, index)
-        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
-            x, u, vh = _autocast(x), _autocast(u), _autocast(vh)
-            bias = None if bias is None else _autocast(bias)
-        check_same_dtype(x, u, vh, bias)
-        if precision is not None or factors is not None:
-            factors = _fp8_factors(x, u, vh, precision, factors)
-        if is_transformed(x, scale, bias):
-            if factors is not None:
-                raise NotImplementedError("precision must be None under transforms of torch.func, got 'fp8'")
-            check_index_range(index, scale)
-            with without_autocast(x.device.type):
-                return reference(x, u, scale, vh, bias, index=index)
-    needs_dx, needs_dscale = grads and x.requires_grad, grads and scale.requires_grad
-    if key is not None and not (needs_dx or needs_dscale or (grads and bias is not None and bias.requires_grad)):
-        repeated = _repeat(key, x, u, scale, vh, bias, index, False)
+        repeated = replay.checked_forward(x, u, scale, vh, bias, index, grads)
         if repeated is not None:
+            if grads and (x.requires_grad or scale.requires_grad or (bias is not None and bias.requires_grad)):
+                return _Repeated.apply(x, scale, bias, repeated, (u, vh, index))
             return repeated[0]
+    check_inputs(x, u, scale, vh, bias, index)
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        x, u, vh = _autocast(x), _autocast(u), _autocast(vh)
+        bias = None if bias is None else _autocast(bias)
+    check_same_dtype(x, u, vh, bias)
+    if precision is not None or factors is not None:
+        factors = _fp8_factors(x, u, vh, precision, factors)
+    if is_transformed(x, scale, bias):
+        if factors is not None:
+            raise NotImplementedError("precision must be None under transforms of torch.func, got 'fp8'")
+        check_index_range(index, scale)
+        with without_autocast(x.device.type):
+            return reference(x, u, scale, vh, bias, index=index)
+    needs_dx, needs_dscale = grads and x.requires_grad, grads and scale.requires_grad
     if torch.compiler.is_exporting() and factors is None:  # one path for every batch size, differentiated by the op
         exported: Tensor = _forward(x, u, scale, vh, bias, index, False, needs_dscale)[0]
         return exported
     materialise = (
         factors is None
-        and _may_materialise(x, index, needs_dscale)
+        and may_materialise(x, index, needs_dscale)
         and materialising_is_cheaper(
             x.numel() // max(1, x.shape[-1]),
             scale.shape[0] if scale.dim() == 2 else 1,
@@ -256,8 +274,8 @@ def svd_linear(
         )
     )
     if needs_dx or needs_dscale or (grads and bias is not None and bias.requires_grad):
-        quantised, key = () if factors is None else factors, None if materialise else key
-        return _SVDLinear.apply(x, u, scale, vh, bias, index, materialise, needs_dx, needs_dscale, key, *quantised)
+        quantised = () if factors is None else factors
+        return _SVDLinear.apply(x, u, scale, vh, bias, index, materialise, needs_dx, needs_dscale, *quantised)
     if factors is not None:
         return torch.ops.hystar_fast.svd_linear_fp8_forward(x, scale, *factors, bias, index, False)[0]
     y: Tensor = _forward(x, u, scale, vh, bias, index, materialise, False)[0]
@@ -272,15 +290,6 @@ def status() -> list[OpStatus]:
         OpStatus("svd_linear", "cpu", plain),
         OpStatus("svd_linear", "cuda", plain if problem else "triton", problem),
     ]
-
-
-def _may_materialise(x: Tensor, index: Tensor | None, needs_dscale: bool) -> bool:
-    """Return whether building weights is possible.
-
-    With an index it is possible on the CPU only, because sorting the samples by style reads the index. It is not
-    possible if dW, which is a sum over all tokens, would be summed in float16, which may overflow.
-    """
-    return (index is None or x.device.type == "cpu") and not (needs_dscale and x.dtype == torch.float16)
 
 
 def _autocast(tensor: Tensor) -> Tensor:

@@ -17,6 +17,9 @@ is a few per cent of both. The crossovers in docs/algorithms/svd_linear.md follo
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 
 def factored_cost(
     tokens: int, rank: int, in_features: int, out_features: int, *, needs_dx: bool, needs_dscale: bool
@@ -55,6 +58,15 @@ def materialising_is_cheaper(
         tokens, styles, rank, in_features, out_features, needs_dx=needs_dx, needs_dscale=needs_dscale
     )
     return materialised < factored
+
+
+def may_materialise(x: Tensor, index: Tensor | None, needs_dscale: bool) -> bool:
+    """Return whether building weights is possible.
+
+    With an index it is possible on the CPU only, because sorting the samples by style reads the index. It is not
+    possible if dW, which is a sum over all tokens, would be summed in float16, which may overflow.
+    """
+    return (index is None or x.device.type == "cpu") and not (needs_dscale and x.dtype == torch.float16)
 
 
 # One kernel for both products, at ranks that fit into a tile. The rates are a model of an H200, and not measured. They

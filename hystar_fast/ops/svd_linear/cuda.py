@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from functools import cache
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,18 +17,16 @@ from torch import Tensor
 from hystar_fast.kernels.tuning import Gpu
 from hystar_fast.ops.contexts import on_device, without_autocast
 from hystar_fast.ops.svd_linear import materialised, replay
-from hystar_fast.ops.svd_linear.cost import fused_shares
+from hystar_fast.ops.svd_linear.cost import fused_shares, materialising_is_cheaper, may_materialise
 from hystar_fast.ops.svd_linear.torch import (
     affine,
     g_factor,
     samples_tokens,
     scale_rows,
-    second_product,
     sum_dscale,
 )
 
 _OLDEST = (8, 0)
-_BACKWARD = 4  # tells a backward from a forward of the same shapes
 
 
 def forward(
@@ -43,15 +40,15 @@ def forward(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return y and what the backward needs: h [N, r] (factored) or the weights [K, out, in] (materialised)."""
-    key = None if materialise else replay.call_key(x, u, scale, vh, bias, index, save)
-    if key is not None and (repeated := replay.forward(key, x, u, scale, vh, bias, index, save)) is not None:
-        y, h = repeated
-        return y, x.new_empty(0) if h is None else h
+    if not materialise:
+        repeated = replay.run(replay.NEEDS_DSCALE * save, x, u, scale, vh, bias, index)
+        if repeated is not None:
+            return repeated[0], repeated[1] if save else x.new_empty(0)
     samples, tokens = samples_tokens(x, scale)
     rows = x.reshape(samples * tokens, x.shape[-1])
     with without_autocast("cuda"), on_device(x):
         if not materialise and runs_triton(rows):
-            y, saved = _triton_forward(x, rows, u, scale, vh, bias, index, tokens, save, key)
+            y, saved = _triton_forward(x, rows, u, scale, vh, bias, index, tokens, save)
             return y, x.new_empty(0) if saved is None else saved
         # y is written through a view of it, because a result that is a view could not be changed in place
         y = x.new_empty(*x.shape[:-1], u.shape[0])
@@ -76,7 +73,6 @@ def _triton_forward(
     index: Tensor | None,
     tokens: int,
     save: bool,
-    key: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Return y, and h if it is to be saved; keep the call to be repeated."""
     from hystar_fast.kernels.prepared import recorded
@@ -84,19 +80,33 @@ def _triton_forward(
     kernels, on, factor = _kernels(), gpu(x.device), g_factor(x.dtype)
     modulation = kernels.launch.Modulation(scale, index, tokens)
     shares = _shares(rows, len(vh), len(u))
+    y = x.new_empty(*x.shape[:-1], len(u))
+    out, product = y.view(len(rows), len(u)), None
     with recorded() as launches:
         if shares is None:
             g, h = kernels.gemm.forward(rows, vh, modulation, gpu=on, keep_h=save, factor=factor)
-            y = second_product(g.view(*x.shape[:-1], len(vh)), u, bias, factor)
+            affine(g, u.t(), bias, out=out, alpha=1 / factor)
+            product = replay.Product(y, g, u, bias, 1 / factor, transposed=True)
         else:
-            y = x.new_empty(*x.shape[:-1], len(u))
-            out = y.view(len(rows), len(u))
             h = kernels.fused.forward(
                 rows, u, vh, bias, modulation, out, gpu=on, shares=shares, keep_h=save, factor=factor
             )
-    if key is not None and None not in launches:
-        h_shape = torch.Size((*x.shape[:-1], len(vh)))
-        replay.keep(key, replay.Forward(launches[0], y.shape, h_shape, factor, shares is not None))
+    factored = [
+        needs
+        for needs in (False, True)
+        if not may_materialise(x, index, save)
+        or not materialising_is_cheaper(
+            len(rows),
+            1 if scale.dim() == 1 else len(scale),
+            len(vh),
+            vh.shape[1],
+            len(u),
+            needs_dx=needs,
+            needs_dscale=save,
+        )
+    ]
+    options = [replay.NEEDS_DSCALE * save + replay.NEEDS_DX * needs_dx for needs_dx in factored]
+    replay.keep(options, (x, u, scale, vh, bias, index), [y] if h is None else [y, h], launches, product)
     return y, h
 
 
@@ -116,14 +126,11 @@ def backward(
     """Return dx, dscale and dbias. One that is not needed is empty."""
     if 0 in dy.stride():  # that of y.sum(), say: no tensor map can address it
         dy = dy.contiguous()
-    key = None
     if not materialise and (needs_dx or needs_dscale):
         saved = saved.contiguous()  # hooks for saved tensors may have given it other strides
-        key = replay.call_key(dy, u, scale, vh, saved, index, _BACKWARD + 2 * needs_dx + needs_dscale)
-    if key is not None:
-        repeated = replay.backward(key, dy, u, scale, vh, index, saved, needs_dx, needs_dbias)
+        repeated = replay.backward(dy, u, scale, vh, index, saved, needs_dx, needs_dscale, needs_dbias)
         if repeated is not None:
-            return repeated
+            return tuple(dy.new_empty(0) if gradient is None else gradient for gradient in repeated)  # type: ignore[return-value]
     samples, tokens = samples_tokens(dy, scale)
     rows = dy.reshape(samples * tokens, dy.shape[-1])
     dx = dy.new_empty(*dy.shape[:-1], vh.shape[1]) if needs_dx else dy.new_empty(0)
@@ -145,40 +152,40 @@ def backward(
                     torch.mm(scale_rows(dg, scale, index, samples, tokens), vh, out=dx_rows)
             else:
                 target = dx_rows if needs_dx else None
-                dscale = _triton_backward(rows, u, scale, vh, index, h, tokens, target, key, dx.shape)
+                dscale = _triton_backward(dy, rows, u, scale, vh, index, h, tokens, target, dx)
     return dx, scale.new_empty(0) if dscale is None else dscale, dbias
 
 
 def _triton_backward(
     dy: Tensor,
+    rows: Tensor,
     u: Tensor,
     scale: Tensor,
     vh: Tensor,
     index: Tensor | None,
     h: Tensor | None,
     tokens: int,
-    dx: Tensor | None,
-    key: Any,
-    dx_shape: torch.Size,
+    dx_rows: Tensor | None,
+    dx: Tensor,
 ) -> Tensor | None:
-    """Write dx unless it is None, and return dscale if h is given."""
+    """Write dx unless `dx_rows`, its rows, are None, return dscale if h is given, and keep the call to be repeated."""
     from hystar_fast.kernels.prepared import recorded
 
     kernels, on = _kernels(), gpu(dy.device)
     modulation = kernels.launch.Modulation(scale, index, tokens)
-    shares = None if dx is None else _shares(dy, len(vh), vh.shape[1])
-    g, dscale = None, None
+    shares = None if dx_rows is None else _shares(rows, len(vh), vh.shape[1])
+    g, dscale, product = None, None, None
     with recorded() as launches:
         if shares is not None:
-            dscale = kernels.fused.backward(dy, u, vh, h, modulation, dx, gpu=on, shares=shares)
+            dscale = kernels.fused.backward(rows, u, vh, h, modulation, dx_rows, gpu=on, shares=shares)
         else:
-            g, dscale = kernels.gemm.backward(dy, u, h, modulation, gpu=on, needs_dg=dx is not None)
+            g, dscale = kernels.gemm.backward(rows, u, h, modulation, gpu=on, needs_dg=dx_rows is not None)
     if g is not None:
-        torch.mm(g, vh, out=dx)
-    if key is not None and None not in launches:
-        kernel, reduce = launches if dscale is not None else (*launches, None)
-        partials = None if reduce is None else reduce.shapes[0]
-        replay.keep(key, replay.Backward(kernel, reduce, partials, dx_shape, shares is not None))
+        torch.mm(g, vh, out=dx_rows)
+        product = replay.Product(dx, g, vh)
+    results = [tensor for tensor in (None if dx_rows is None else dx, dscale) if tensor is not None]
+    option = replay.BACKWARD + replay.NEEDS_DX * (dx_rows is not None) + replay.NEEDS_DSCALE * (h is not None)
+    replay.keep([option], (dy, u, scale, None if dx_rows is None else vh, h, index), results, launches, product)
     return dscale
 
 

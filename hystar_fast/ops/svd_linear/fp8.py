@@ -20,7 +20,6 @@ from hystar_fast.ops.svd_linear.torch import samples_tokens
 E4M3 = torch.float8_e4m3fn
 LARGEST, BOUND, TINY = 448.0, 384.0, 1e-30  # as in kernels/svd_linear/fp8.py
 _OLDEST = (8, 9)
-_OPTION = 16  # tells a call in fp8 from others of the same shapes
 
 LIB = torch.library.Library("hystar_fast", "FRAGMENT")
 LIB.define(
@@ -124,11 +123,9 @@ def forward_cuda(
     from hystar_fast.kernels.svd_linear import fp8
     from hystar_fast.kernels.svd_linear.launch import Modulation
 
-    factors = (u, u_scale, vh, vh_scale, vh_norm)
-    plain = all(factor.is_contiguous() and not factor.data_ptr() & 15 for factor in factors)
-    key = replay.call_key(x, u, scale, vh, bias, index, _OPTION + save) if plain else None
-    if key is not None and (repeated := replay.fp8_forward(key, x, scale, factors, bias, index, save)) is not None:
-        return repeated
+    given, option = (x, u, scale, vh, bias, index, u_scale, vh_scale, vh_norm), replay.FP8 + replay.NEEDS_DSCALE * save
+    if (repeated := replay.run(option, *given)) is not None:
+        return repeated[0], repeated[1] if save else x.new_empty(0)
     samples, tokens = samples_tokens(x, scale)
     rows = x.reshape(samples * tokens, x.shape[-1])
     y = x.new_empty(*x.shape[:-1], len(u))
@@ -141,9 +138,8 @@ def forward_cuda(
         x8, x_scale, g_scale = fp8.quantise(rows, vh_norm, modulation, gpu=gpu)
         g, h = fp8.first_product(x8, x_scale, g_scale, vh, vh_scale, modulation, gpu=gpu, h_dtype=kept)
         fp8.second_product(g, g_scale, u, u_scale, bias, y.view(len(rows), len(u)), gpu=gpu)
-    if key is not None and None not in launches:
-        quantise, first, second = launches
-        replay.keep(key, replay.Fp8Forward(quantise, first, second, y.shape))
+    if u.is_contiguous() and vh.is_contiguous():
+        replay.keep([option], given, [y] if h is None else [y, h], launches)
     return y, x.new_empty(0) if h is None else h
 
 

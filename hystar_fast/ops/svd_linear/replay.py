@@ -1,216 +1,155 @@
 """Calls of svd_linear on CUDA that repeat an earlier one: same shapes, strides, dtypes and options, so same launches.
 
-What depends on these alone is worked out at the first call and kept: tiles, grids, sizes, arguments of the kernels. A
-repeated call allocates its results, fills in addresses and launches.
+What depends on these alone is worked out at the first call, and the extension keeps it (csrc/svd_linear/host): grids,
+sizes of results, arguments of the kernels. A repeated call is one call of the extension. It allocates, fills in
+addresses, launches, and multiplies.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 from torch.autograd import forward_ad
 
-from hystar_fast.ops.contexts import is_current, without_autocast
-from hystar_fast.ops.svd_linear.torch import second_product
-from hystar_fast.ops.transforms import are_plain, is_watched
+from hystar_fast.kernels.prepared import Launch
+from hystar_fast.ops.contexts import without_autocast
+from hystar_fast.ops.native import extension
+from hystar_fast.ops.transforms import WATCHERS
 
-_MOST = 256  # calls that are kept
+NEEDS_DX, NEEDS_DSCALE = 1, 2  # options of a call: the gradients that it computes, or prepares
+BACKWARD, FP8 = 4, 8  # tell apart calls on tensors of the same shapes
 _HALF = (torch.float16, torch.bfloat16)
+_TENSORS = frozenset({Tensor, torch.nn.Parameter})
+_NO_BIAS = 32  # the place of none
 
 
-class Forward(NamedTuple):
-    """The launch of a forward, and the shapes of its results."""
+class Product(NamedTuple):
+    """The GEMM of torch behind the kernels: out = alpha a b + bias, or with b transposed."""
 
-    kernel: Any  # a hystar_fast.kernels.prepared.Prepared
-    y: Size
-    h: Size  # of h and g: the leading shape of x, and r
-    factor: float
-    fused: bool
-
-
-class Backward(NamedTuple):
-    """The launches of a backward, and the shapes of its results."""
-
-    kernel: Any
-    reduce: Any  # None if dscale is not needed
-    partials: Size | None
-    dx: Size
-    fused: bool
+    out: Tensor
+    a: Tensor
+    b: Tensor
+    bias: Tensor | None = None
+    alpha: float = 1.0
+    transposed: bool = False
 
 
-class Fp8Forward(NamedTuple):
-    """The launches of a forward in fp8, and the shape of its result."""
-
-    quantise: Any
-    first: Any
-    second: Any
-    y: Size
-
-
-_calls: dict[Any, Any] = {}
-
-
-def keep(key: Any, call: Forward | Backward | Fp8Forward) -> None:
-    """Keep a call to be repeated."""
-    if len(_calls) >= _MOST:
-        _calls.pop(next(iter(_calls)), None)  # the oldest
-    _calls[key] = call
-
-
-def call_key(
-    first: Tensor, u: Tensor, scale: Tensor, vh: Tensor, other: Tensor | None, index: Tensor | None, options: int
-) -> Any:
-    """Return all that the launches of a call depend on, or None if it cannot be repeated.
-
-    ``first`` is x in a forward and dy in a backward, ``other`` the bias in a forward and h in a backward; ``options``
-    tells apart the calls, and what they are asked for.
-    Only calls whose tensors begin at multiples of 16 bytes are repeated: a kernel is compiled for that, or against it.
-    The key has all that `check_inputs` looks at, so that a call of a kept key has passed its checks.
-    """
-    if first.dtype not in _HALF or not is_current(first) or not first.is_contiguous() or scale.stride(-1) != 1:
+@cache
+def calls() -> Any:
+    """Return the calls that are kept (a ``KeptCalls`` of the extension); None if it or torch does not have them."""
+    module = extension()
+    if module is None:
         return None
-    addresses = first.data_ptr() | u.data_ptr() | scale.data_ptr() | vh.data_ptr()
-    for optional in (other, index):
-        if optional is not None:
-            addresses |= optional.data_ptr() | (0 if optional.is_contiguous() else 1)
-    if addresses & 15:
+    try:
+        return module.KeptCalls(
+            Tensor, torch.nn.Parameter, WATCHERS, torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr
+        )
+    except (AttributeError, RuntimeError):  # a torch without these functions
         return None
-    devices = (first.get_device(), u.get_device(), scale.get_device(), vh.get_device())
-    dtypes = (first.dtype, u.dtype, scale.dtype, vh.dtype)
-    shapes = (first.shape, u.shape, scale.shape, vh.shape)
-    rest = (
-        None if other is None else (other.get_device(), other.dtype, other.shape),
-        None if index is None else (index.get_device(), index.dtype, index.shape),
-    )
-    return options, devices, dtypes, shapes, u.stride(), scale.stride(), vh.stride(), rest
 
 
-def kept_key(x: Tensor, u: Tensor, scale: Tensor, vh: Tensor, bias: Tensor | None, index: Tensor | None) -> Any:
-    """Return the key of a forward that is kept, or None if it must be checked first, or may not be repeated.
+def keep(
+    options: Iterable[int],
+    tensors: tuple[Tensor | None, ...],
+    results: Sequence[Tensor],
+    launches: Sequence[Launch | None],
+    product: Product | None = None,
+) -> None:
+    """Keep a call, if it can be repeated.
 
-    Such a call is of plain tensors, with u and vh frozen, and nothing transforms, casts or records it.
+    Args:
+        options: Those of the calls that it stands for.
+        tensors: Its inputs: x or dy, u, scale, vh, and the others.
+        results: What it returns. Other tensors that its kernels write are found.
+        launches: Those of its kernels, in their order.
+        product: What follows them.
     """
-    if type(x) is not Tensor or not x.is_cuda or not are_plain((x, u, scale, vh, bias, index)) or is_watched():
+    first, _, scale, _, *others = tensors
+    dense = [tensor for tensor in (first, *others) if tensor is not None]
+    steps = [launch for launch in launches if launch is not None]
+    if calls() is None or len(steps) < len(launches) or not all(tensor.is_contiguous() for tensor in dense):
+        return
+    if dense[0].dtype not in _HALF or scale is None or scale.stride(-1) != 1:
+        return
+    given = [*tensors, *results]
+    places = {tensor.data_ptr(): place for place, tensor in enumerate(given) if tensor is not None}
+    if len(places) + sum(tensor is None for tensor in given) < len(given):
+        return  # two tensors begin at one address, which would not tell them apart
+    read = set()
+    rows = []
+    for one in steps:
+        for tensor in one.tensors:
+            read.add(tensor.data_ptr())
+            if places.setdefault(tensor.data_ptr(), len(given)) == len(given):
+                given.append(tensor)
+        own = [places[tensor.data_ptr()] for tensor in one.tensors]
+        rows.append((one.compiled, one.function, *one.grid, one.threads, one.shared, one.parameters, own))
+    multiplied = None
+    if product is not None:
+        out, a, b, bias, alpha, transposed = product
+        used = [tensor.data_ptr() for tensor in (out, a, b)]
+        read.update(used if bias is None else [*used, bias.data_ptr()])
+        bias_place = _NO_BIAS if bias is None else places[bias.data_ptr()]
+        multiplied = (*(places[address] for address in used), bias_place, alpha, transposed)
+    if all(tensor is None or tensor.data_ptr() in read for tensor in tensors):  # no kernel reads a copy of an input
+        calls().keep([*options], tensors, tuple(given[len(tensors) :]), len(results), rows, multiplied)
+
+
+def run(option: int, *tensors: Tensor | None) -> tuple[Tensor, ...] | None:
+    """Repeat a call and return its results, below autograd; None if no such call may be repeated.
+
+    Such a call is of plain tensors on the current GPU, and nothing watches or transforms it.
+    """
+    first = tensors[0]
+    if type(first) is not Tensor or not first.is_cuda:
+        return None
+    kept = calls()
+    return None if kept is None else kept.run(option, tensors)
+
+
+def checked_forward(
+    x: Tensor, u: Tensor, scale: Tensor, vh: Tensor, bias: Tensor | None, index: Tensor | None, grads: bool
+) -> tuple[Tensor, ...] | None:
+    """Repeat a forward of the public function, whose arguments have not been checked; None if it must run as the first.
+
+    A kept call has passed the checks: it has all that they look at in its key. u and vh are frozen, and nothing casts.
+    """
+    if type(x) is not Tensor or not x.is_cuda:
         return None
     if forward_ad._current_level >= 0 or torch.is_autocast_enabled("cuda"):
         return None
-    grads = torch.is_grad_enabled()
-    if grads and (u.requires_grad or vh.requires_grad):
-        return None
-    key = call_key(x, u, scale, vh, bias, index, grads and scale.requires_grad)
-    return key if key in _calls else None
-
-
-def forward(
-    key: Any, x: Tensor, u: Tensor, scale: Tensor, vh: Tensor, bias: Tensor | None, index: Tensor | None, save: bool
-) -> tuple[Tensor, Tensor | None] | None:
-    """Repeat a forward; None if none of this key is kept, or this thread has no context."""
-    call: Forward | None = _calls.get(key)
-    if call is None:
-        return None
-    out = x.new_empty(call.y if call.fused else call.h)
-    h = x.new_empty(call.h) if save else None
-    pointers = [x.data_ptr(), vh.data_ptr()]
-    if call.fused:
-        pointers.append(u.data_ptr())
-    pointers.append(out.data_ptr())
-    if h is not None:
-        pointers.append(h.data_ptr())
-    if call.fused and bias is not None:
-        pointers.append(bias.data_ptr())
-    if not _launch(call.kernel, x.get_device(), pointers, scale, index):
-        return None
-    if h is not None:
-        h = h.view(-1, call.h[-1])
-    if call.fused:
-        return out, h
-    with without_autocast("cuda"):
-        return second_product(out, u, bias, call.factor), h
+    option = 0
+    if grads:
+        if not _TENSORS.issuperset((type(u), type(scale), type(vh))) or u.requires_grad or vh.requires_grad:
+            return None
+        option = NEEDS_DX * x.requires_grad + NEEDS_DSCALE * scale.requires_grad
+    kept = calls()
+    return None if kept is None else kept.run(option, (x, u, scale, vh, bias, index))
 
 
 def backward(
-    key: Any,
     dy: Tensor,
     u: Tensor,
     scale: Tensor,
     vh: Tensor,
     index: Tensor | None,
-    h: Tensor,
+    h: Tensor | None,
     needs_dx: bool,
+    needs_dscale: bool,
     needs_dbias: bool,
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Repeat a backward; None if none of this key is kept, or this thread has no context."""
-    call: Backward | None = _calls.get(key)
-    if call is None:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None:
+    """Repeat a backward, and return the gradients that are needed."""
+    option = BACKWARD + NEEDS_DX * needs_dx + NEEDS_DSCALE * needs_dscale
+    found = run(option, dy, u, scale, vh if needs_dx else None, h if needs_dscale else None, index)
+    if found is None:
         return None
-    device, rows, rank = dy.get_device(), dy.view(-1, dy.shape[-1]), len(vh)
-    dx = dy.new_empty(call.dx if needs_dx else 0)
-    dx_rows = dx.view(len(rows), -1) if needs_dx else dx
-    pointers = [dy.data_ptr(), u.data_ptr()]
-    g = dx_rows
-    if call.fused:
-        pointers += [vh.data_ptr(), dx.data_ptr()]
-    elif needs_dx:
-        g = dy.new_empty(len(rows), rank)
-        pointers.append(g.data_ptr())
-    partials = None
-    if call.partials is not None:
-        partials = torch.empty(call.partials, dtype=torch.float32, device=dy.device)
-        pointers += [h.data_ptr(), partials.data_ptr()]
-    if not _launch(call.kernel, device, pointers, scale, index):
-        return None
-    dscale = scale.new_empty(0)
-    if partials is not None:
-        dscale = torch.empty(scale.shape, dtype=scale.dtype, device=scale.device)
-        _launch(call.reduce, device, [partials.data_ptr(), dscale.data_ptr()], None, index)
-    if needs_dx and not call.fused:
-        torch.mm(g, vh, out=dx_rows)
+    dx = found[0] if needs_dx else None
+    dscale = found[-1] if needs_dscale else None
     if not needs_dbias:
-        return dx, dscale, dy.new_empty(0)
+        return dx, dscale, None
     with without_autocast("cuda"):
-        return dx, dscale, rows.sum(0)
-
-
-def fp8_forward(
-    key: Any,
-    x: Tensor,
-    scale: Tensor,
-    factors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
-    bias: Tensor | None,
-    index: Tensor | None,
-    save: bool,
-) -> tuple[Tensor, Tensor] | None:
-    """Repeat a forward in fp8; None if none of this key is kept, or this thread has no context."""
-    call: Fp8Forward | None = _calls.get(key)
-    if call is None:
-        return None
-    u, u_scale, vh, vh_scale, vh_norm = factors
-    device, rank = x.get_device(), len(vh)
-    rows = x.numel() // x.shape[-1]
-    x_scale, g_scale = vh_norm.new_empty(2, rows)
-    x8, g = u.new_empty(rows, x.shape[-1]), u.new_empty(rows, rank)
-    y, h = x.new_empty(call.y), x.new_empty(rows if save else 0, rank)
-    quantising = [x.data_ptr(), x8.data_ptr(), x_scale.data_ptr(), g_scale.data_ptr(), scale.data_ptr()]
-    quantising += [vh_norm.data_ptr()] if index is None else [index.data_ptr(), vh_norm.data_ptr()]
-    first = [x8.data_ptr(), vh.data_ptr(), g.data_ptr(), *([h.data_ptr()] if save else [])]
-    first += [x_scale.data_ptr(), vh_scale.data_ptr(), g_scale.data_ptr()]
-    second = [g.data_ptr(), u.data_ptr(), y.data_ptr(), g_scale.data_ptr(), u_scale.data_ptr()]
-    second += [] if bias is None else [bias.data_ptr()]
-    done = (
-        _launch(call.quantise, device, quantising, None, None)
-        and _launch(call.first, device, first, scale, index)
-        and _launch(call.second, device, second, None, None)
-    )
-    return (y, h if save else x.new_empty(0)) if done else None
-
-
-def _launch(kernel: Any, device: int, pointers: list[int], scale: Tensor | None, index: Tensor | None) -> bool:
-    """Launch on the current stream; False if this thread has no context yet."""
-    if scale is not None:
-        pointers.append(scale.data_ptr())
-    if index is not None:
-        pointers.append(index.data_ptr())
-    launched: bool = kernel(torch._C._cuda_getCurrentRawStream(device), *pointers)
-    return launched
+        return dx, dscale, dy.view(-1, dy.shape[-1]).sum(0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -38,15 +37,6 @@ def affine(rows: Tensor, matrix: Tensor, bias: Tensor | None, *, out: Tensor, al
         torch.addmm(out, rows, matrix, beta=0, alpha=alpha, out=out)
     else:
         torch.mm(rows, matrix, out=out)
-
-
-def second_product(g: Tensor, u: Tensor, bias: Tensor | None, factor: float) -> Tensor:
-    """Return y = (g / factor) uᵀ + bias, where g has been multiplied by `factor`."""
-    if factor == 1:
-        return F.linear(g, u, bias)
-    y = g.new_empty(*g.shape[:-1], len(u))
-    affine(g.flatten(0, -2), u.t(), bias, out=y.flatten(0, -2), alpha=1 / factor)
-    return y
 
 
 def scale_rows(

@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <map>
 #include <mutex>
 #include <string>
@@ -79,8 +80,8 @@ API CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function,
   return CUDA_SUCCESS;
 }
 
-// The products of cuBLAS, by the addresses of their operands and result
-void record_product(const void* a, const void* b, const void* c) {
+// The products of cuBLAS, by the addresses of their operands and result, alpha, and what else is given as numbers
+void record_product(const void* a, const void* b, const void* c, const void* alpha, std::initializer_list<int> numbers) {
   char line[256];
   snprintf(line, sizeof line, "{\"kernel\": \"cublas\", \"grid\": [], \"threads\": 0, \"shared\": 0, \"stream\": 0, ");
   std::lock_guard<std::mutex> lock(mutex);
@@ -91,17 +92,20 @@ void record_product(const void* a, const void* b, const void* c) {
     snprintf(line, sizeof line, "%016llx ", address);
     launches += line;
   }
+  launches += std::to_string(*static_cast<const float*>(alpha)) + " ";
+  for (int number : numbers) launches += std::to_string(number) + " ";
   launches += "\"}\n";
 }
 
-API int cublasLtMatmul(void*, void*, const void*, const void* a, void*, const void* b, void*, const void*, const void*, void*,
+API int cublasLtMatmul(void*, void*, const void* alpha, const void* a, void*, const void* b, void*, const void*, const void*, void*,
                        void* d) {
-  return record_product(a, b, d), 0;
+  return record_product(a, b, d, alpha, {}), 0;
 }
 
-API int cublasGemmEx(void*, int, int, int, int, int, const void*, const void* a, int, int, const void* b, int, int, const void*,
-                     void* c) {
-  return record_product(a, b, c), 0;
+API int cublasGemmEx(void*, int transposed_a, int transposed_b, int m, int n, int k, const void* alpha, const void* a, int, int,
+                     const void* b, int, int, const void* beta, void* c) {
+  int of_c = static_cast<int>(*static_cast<const float*>(beta));
+  return record_product(a, b, c, alpha, {transposed_a, transposed_b, m, n, k, of_c}), 0;
 }
 
 API CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* address,
