@@ -11,8 +11,15 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 from hystar_fast.methods.step_trained import Batching
 
 STRIDE, SMALLEST = 4, 24
-_LEAST = {"embedding": 1, "channels": 1, "generator_blocks": 1, "warmup_epochs": 0, "gamma_identity": 0}
-_POSITIVE = ("lambda_norm", "temperature", "proxy_lr", "generator_lr", "discriminator_lr")
+_LEAST = {
+    "embedding": 1,
+    "channels": 1,
+    "generator_blocks": 1,
+    "warmup_epochs": 0,
+    "gamma_identity": 0,
+    "cycle_epochs": 1,
+}
+_POSITIVE = ("lambda_norm", "temperature", "proxy_lr", "generator_lr", "discriminator_lr", "cycle_lr")
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,8 @@ class ACNetConfig:
         gamma_identity: weight of the mean of |G(photo) - photo|; 0 leaves it out.
         temperature: of NormSoftmax.
         loss: the retrieval loss (Table VIII); all but the first two need pytorch-metric-learning.
-        synthesis: ``"joint"``, or ``"none"``: no generator, and sketches are embedded as they are.
+        synthesis: ``"joint"``; ``"none"``: no generator, and sketches are embedded as they are; or ``"two-stage"``: a
+            CycleGAN first, and then the extractor on what its frozen generator makes of the sketches (Table II).
         sketch_term: whether the sketch itself has a term beside its generated picture (Table V).
         augment: changes of the training pictures beside the mirroring (Table X).
         flip: the chance that a picture is mirrored.
@@ -43,6 +51,8 @@ class ACNetConfig:
         pixels: input of the extractor: ``"half"`` is the generator's range [-1, 1]; ``"imagenet"`` or ``"own"``
             normalise it with ImageNet's statistics or those of the weights.
         proxy_lr, generator_lr, discriminator_lr: rates of Adam; the extractor's is ``optim.learning_rate``.
+        cycle_epochs: of ``synthesis="two-stage"``: the first epochs, which train the CycleGAN alone.
+        cycle_lr: rate of Adam for the generators and discriminators of ``synthesis="two-stage"``.
 
     Raises:
         ValueError: a value is out of range, or two do not fit; the message names them.
@@ -63,7 +73,7 @@ class ACNetConfig:
     gamma_identity: float = 0.1
     temperature: float = 0.05
     loss: Literal["normsoftmax", "cross_entropy", "proxy_anchor", "triplet", "margin"] = "normsoftmax"
-    synthesis: Literal["joint", "none"] = "joint"
+    synthesis: Literal["joint", "none", "two-stage"] = "joint"
     sketch_term: bool = True
     augment: Literal["flip", "color", "solarize", "both"] = "flip"
     flip: float = 0.5
@@ -73,6 +83,8 @@ class ACNetConfig:
     proxy_lr: float = 1e-3
     generator_lr: float = 1e-3
     discriminator_lr: float = 1e-4
+    cycle_epochs: int = 10
+    cycle_lr: float = 2e-4
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(ACNetConfig).items():
@@ -95,8 +107,8 @@ class ACNetConfig:
             )
         if self.extractor != "backbone" and not (self.extractor.startswith("timm:") and self.extractor != "timm:"):
             raise ValueError(f'acnet.extractor must be "timm:<name>" or "backbone", got {self.extractor!r}')
-        if self.synthesis == "none" and not self.sketch_term:
-            raise ValueError('acnet.sketch_term must be true for acnet.synthesis = "none", got false')
+        if self.synthesis != "joint" and not self.sketch_term:
+            raise ValueError(f'acnet.sketch_term must be true for acnet.synthesis = "{self.synthesis}", got false')
 
     @property
     def timm_name(self) -> str | None:

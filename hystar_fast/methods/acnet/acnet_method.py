@@ -16,11 +16,13 @@ from hystar_fast.methods.acnet.augment import change_colours
 from hystar_fast.methods.acnet.discriminator import Discriminator, draw_normal_weights
 from hystar_fast.methods.acnet.extractor import HALF, create_extractor
 from hystar_fast.methods.acnet.generator import Generator
+from hystar_fast.methods.acnet.translation import Translation
 from hystar_fast.methods.device import multiplies_bf16
 from hystar_fast.methods.step_trained import CategoryBatch, StepPlan, StepTrained
 from hystar_fast.models.config import HystarConfig
 
-_GROUPS = ("extractor", "proxies", "generator", "discriminator")
+_GROUPS = ("extractor", "proxies", "generator", "discriminator", "translation")
+_NOT_KEPT = ("discriminator", "translation")  # in the checkpoint alone
 _RETRIEVAL_BETAS, _GAN_BETAS = (0.9, 0.999), (0.5, 0.999)
 
 
@@ -61,12 +63,15 @@ class ACNet(StepTrained):
         self.extractor = create_extractor(own, config, starts_trained=categories > 0)
         self.fingerprints = self.extractor.fingerprints
         self.model = nn.ModuleDict({"extractor": self.extractor})
-        if own.synthesis == "joint":
+        if own.synthesis != "none":
             self.model["generator"] = Generator(own.channels, own.generator_blocks)
             self.model["discriminator"] = Discriminator(own.channels)
+            if own.synthesis == "two-stage":
+                self.model["translation"] = Translation(own.channels, own.generator_blocks)
             if own.gan_init == "normal":
-                draw_normal_weights(self.model["generator"])
-                draw_normal_weights(self.model["discriminator"])
+                for name in ("generator", *_NOT_KEPT):
+                    if name in self.model:
+                        draw_normal_weights(self.model[name])
         if categories:
             self.model["proxies"] = create_embedding_loss(own, categories, 0)
         self.modules = (self.model,)
@@ -91,8 +96,8 @@ class ACNet(StepTrained):
         return {name: members for name, members in found.items() if members}
 
     def trained_parameters(self) -> dict[str, Tensor]:
-        """Return all of the extractor, its buffers too, the proxies and the generator; not the discriminator."""
-        kept = {n: t for n, t in self.model.state_dict().items() if not n.startswith("discriminator.")}
+        """Return all of the extractor, its buffers too, the proxies and the generator; not who judged it."""
+        kept = {n: t for n, t in self.model.state_dict().items() if n.partition(".")[0] not in _NOT_KEPT}
         return {name: tensor for name, tensor in kept.items() if tensor.is_floating_point()}
 
     def train(self, mode: bool = True) -> None:
@@ -118,7 +123,12 @@ class ACNet(StepTrained):
             "generator": self.own.generator_lr,
             "discriminator": self.own.discriminator_lr,
         }
-        groups = {n: {"name": n, "params": p, "lr": rates[n]} for n, p in self.parameter_groups().items()}
+        members = self.parameter_groups()
+        if members.pop("translation", None):
+            rates |= {"generator": self.own.cycle_lr, "discriminator": self.own.cycle_lr}
+            members["generator"] += self.model["translation"].to_sketch.parameters()
+            members["discriminator"] += self.model["translation"].sketch_discriminator.parameters()
+        groups = {n: {"name": n, "params": p, "lr": rates[n]} for n, p in members.items()}
         retrieval = [groups.pop(name) for name in ("extractor", "proxies") if name in groups]
         self._optimizers = {"retrieval": optim.Adam(retrieval, betas=_RETRIEVAL_BETAS, fused=True)}
         self._optimizers |= {name: optim.Adam([group], betas=_GAN_BETAS, fused=True) for name, group in groups.items()}
@@ -131,7 +141,8 @@ class ACNet(StepTrained):
 
     def step(self, batch: CategoryBatch, epoch: int, step: int) -> dict[str, float]:
         plan, own = self._begun(), self.own
-        self.extractor.set_training(last_layer_only=epoch < own.warmup_epochs)
+        first = own.cycle_epochs if own.synthesis == "two-stage" else 0
+        self.extractor.set_training(last_layer_only=epoch < first + own.warmup_epochs)
         generator = torch.Generator().manual_seed(plan.seed * 9_176_347 + step)
         sketches = self._to_input(change_colours(to_float(batch.queries), own.augment, generator))
         photos = self._to_input(change_colours(to_float(batch.targets), own.augment, generator))
@@ -140,21 +151,29 @@ class ACNet(StepTrained):
         for optimizer in self._optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         losses: dict[str, Any] = {}
-        made = []
+        made: list[tuple[Tensor, ...]] = []
         for chunk in chunks:
             share = len(photos[chunk]) / len(photos)
-            found, fakes = self.losses(sketches[chunk], photos[chunk], batch.labels[chunk])
+            if epoch < first:
+                found, pictures = self._translation_losses(sketches[chunk], photos[chunk])
+            else:
+                found, fakes = self.losses(sketches[chunk], photos[chunk], batch.labels[chunk])
+                pictures = () if fakes is None else (fakes,)
             loss = share * found["loss"]
             loss.backward()
-            made.append(None if fakes is None else fakes.detach())
+            made.append(tuple(picture.detach() for picture in pictures))
             losses = {name: losses.get(name, 0.0) + share * value.detach() for name, value in found.items()}
-        # The discriminator judges the pictures of this step, made before the generator changes.
-        for chunk, fakes in zip(chunks, made, strict=True):
-            if fakes is not None:
-                judged = self.discriminator_loss(photos[chunk], fakes)
-                share = len(fakes) / len(photos)
-                (share * judged).backward()
-                losses["discriminator"] = losses.get("discriminator", 0.0) + share * judged.detach()
+        # The discriminators judge the pictures of this step, made before the generators change.
+        for chunk, pictures in zip(chunks, made, strict=True):
+            if not pictures:
+                continue
+            if epoch < first:
+                judged = self._translation_judged(sketches[chunk], photos[chunk], pictures)
+            else:
+                judged = self.discriminator_loss(photos[chunk], *pictures)
+            share = len(photos[chunk]) / len(photos)
+            (share * judged).backward()
+            losses["discriminator"] = losses.get("discriminator", 0.0) + share * judged.detach()
         for optimizer in self._optimizers.values():
             optimizer.step()
         values = torch.stack([*losses.values()]).tolist()
@@ -163,8 +182,11 @@ class ACNet(StepTrained):
     def losses(self, sketches: Tensor, photos: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return the losses of generator, extractor and proxies by name, and G(sketches).
 
-        "loss" is L_adv + λ L_norm + γ L_ide. G makes the pictures of sketches and photos in one pass, and Φ embeds
-        sketches, photos and G(sketches) in one, unless BatchNorm takes its statistics from each.
+        "loss" is L_adv + λ L_norm + γ L_ide. In the second of two stages it is λ L_norm of photos and G(sketches), and
+        no pictures are returned, because G and D train no more.
+
+        G makes the pictures of sketches and photos in one pass, and Φ embeds sketches, photos and G(sketches) in one,
+        unless BatchNorm takes its statistics from each.
 
         Args:
             sketches, photos: [b, 3, H, W] in [-1, 1].
@@ -185,6 +207,9 @@ class ACNet(StepTrained):
                 scores = judge(fakes)
             judge.requires_grad_(True)
             found["adversarial"] = adversarial_loss(_whole(scores), is_real=True, gan=own.gan)
+        elif own.synthesis == "two-stage":
+            with torch.no_grad(), self._autocast(photos):
+                inputs = {"photo": photos, "synthesised": self.generate(sketches)}
         terms = self._retrieval_terms(inputs, labels)
         parts = torch.stack([*terms.values()])
         norm = parts.mean() if own.norm_reduction == "mean" else parts.sum()
@@ -201,6 +226,16 @@ class ACNet(StepTrained):
         gan = self.own.gan
         right = adversarial_loss(_whole(real), is_real=True, gan=gan)
         return (right + adversarial_loss(_whole(fake), is_real=False, gan=gan)) / 2
+
+    def _translation_losses(self, sketches: Tensor, photos: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+        generator, judge = self.model["generator"], self.model["discriminator"]
+        with self._autocast(photos):
+            return self.model["translation"].losses(generator, judge, sketches, photos, self.own.gan)
+
+    def _translation_judged(self, sketches: Tensor, photos: Tensor, made: tuple[Tensor, ...]) -> Tensor:
+        with self._autocast(photos):
+            translation, judge = self.model["translation"], self.model["discriminator"]
+            return translation.discriminator_loss(judge, sketches, photos, made, self.own.gan)
 
     def _retrieval_terms(self, inputs: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Return the retrieval loss of each input by name; of a loss that compares pairs, one of all inputs."""
