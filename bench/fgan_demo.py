@@ -46,7 +46,7 @@ CONFIGS: dict[str, tuple[str, tuple[str, ...]]] = {
 _BESIDE = ("lora", "hystar")
 SHOWN = ("dog face", "guitar", "pizza", "trophy", "umbrella", "rocket", "tulip", "ambulance")
 _SIDE, _LINE = 144, 11
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # before the first piece of a word
+_SPACE = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"  # before the first piece of a word
 
 
 def main(
