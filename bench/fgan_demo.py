@@ -45,7 +45,8 @@ CONFIGS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 _BESIDE = ("lora", "hystar")
 SHOWN = ("dog face", "guitar", "pizza", "trophy", "umbrella", "rocket", "tulip", "ambulance")
-_SIDE, _LINE = 192, 12
+_SIDE, _LINE = 144, 11
+_SPACE = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"  # before the first piece of a word
 
 
 def main(
@@ -154,13 +155,14 @@ def _page(result: dict[str, Any]) -> str:
             cells = [_cell(joint[part][f"{figure} - {other}"]) for figure in FIGURES]
             lines.append(f"| {other} | {' | '.join(cells)} |")
         lines.append("")
+    missing = [name for name in CONFIGS if name not in {row["method"] for row in result["rows"]}]
+    if missing:
+        lines += [f"Not run yet: {', '.join(missing)}.", ""]
     costs = {row["method"]: row for row in result["rows"]}
     spent = [f"{n} {r['seconds of one core']:.0f} s, {r['trained parameters']:,} parameters" for n, r in costs.items()]
     lines += [f"Training on one core: {'; '.join(spent[1:])}.", "", "![Saliency](fgan_saliency.png)", ""]
-    lines += [
-        "Saliency of patches and of pieces of words, of unseen concepts: the framed patches and the bold bars are"
-    ]
-    lines += ["those that make the region embedding.", ""]
+    lines += ["Saliency of patches and of pieces of words, of unseen concepts: the framed patches and the black bars"]
+    lines += ["are those that make the region embedding.", ""]
     return "\n".join(lines)
 
 
@@ -175,10 +177,10 @@ def _draw_saliency(method: FGAN, images: ImageSet, path: Path) -> None:
     records = [named[name] for name in SHOWN if name in named]
     records += [record for record in images.gallery[:: len(images.gallery) // 8] if record not in records]
     records = records[:8]
-    sheet = Image.new("RGB", (len(records) // 2 * (2 * _SIDE + 150), 2 * (_SIDE + 20)), "white")
+    sheet = Image.new("RGB", (2 * (2 * _SIDE + 150), len(records) // 2 * (_SIDE + 20)), "white")
     draw = ImageDraw.Draw(sheet)
     for number, record in enumerate(records):
-        left, top = number // 2 * (2 * _SIDE + 150), number % 2 * (_SIDE + 20)
+        left, top = number % 2 * (2 * _SIDE + 150), number // 2 * (_SIDE + 20)
         ((_, picture),) = read_images(images, [record], method.resize, [])
         found = method.heads.image(method.images(picture), select=method.select)
         text = method.describe_texts([str(record.caption)])
@@ -194,7 +196,7 @@ def _draw_saliency(method: FGAN, images: ImageSet, path: Path) -> None:
             ink = "black" if row in kept else "lightgrey"
             draw.rectangle((x, y + 2, x + round(40 * value), y + _LINE - 2), fill=ink)
             draw.text((x + 46, y), piece, fill="black" if row in kept else "grey")
-    sheet.save(path)
+    sheet.quantize(64).save(path, optimize=True)
 
 
 def _heat(picture: Image.Image, saliency: torch.Tensor, kept: int | float) -> Image.Image:
@@ -220,7 +222,7 @@ def _pieces(method: FGAN, text: str) -> list[str]:
     tokenizer: Any = method.backbone.tokenizer
     encoding = tokenizer._tokenizer.encode(text.lower())
     length = int((tokenizer([text])[0] != 0).sum()) - 2
-    return [*encoding.tokens[:length], "(end)"]
+    return [*(token.replace(_SPACE, " ") for token in encoding.tokens[:length]), "(end)"]
 
 
 if __name__ == "__main__":

@@ -274,10 +274,7 @@ def evaluate(
     gallery_style: Annotated[
         str | None, typer.Option(help="The style of the gallery of folders, shards and icons.")
     ] = None,
-    retrieval: Annotated[
-        str | None,
-        typer.Option(help="Of FGAN, what is compared: joint, regions or labels; by default as it was trained."),
-    ] = None,
+    retrieval: Annotated[str | None, typer.Option(help="Of FGAN: joint, regions or labels.")] = None,
     unseen: Annotated[
         str | None,
         typer.Option(

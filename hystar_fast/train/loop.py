@@ -145,7 +145,8 @@ def run_steps(
     if state.step:
         _check_identity(identity, state.identity, policy.checkpoint)
     state.identity = identity
-    maker.preload()
+    if state.step < steps:
+        maker.preload()
     log = None if policy.log is None or not world.is_main else policy.log(state)
     method.train(True)
     batches = _batches(maker, range(state.step, steps))
