@@ -82,21 +82,16 @@ def test_equal_scores_are_in_the_order_of_their_keys_and_within_one(engine):
 
 def test_an_empty_index_is_searched_counted_and_read(engine, again):
     with again() as reader:
-        check_is_empty(reader)
-        chosen, vectors = fill(engine, 3)
-        assert reader.search("adapted", vectors[:1], 1)[1] == [[chosen[0].key]]
-        assert engine.remove([item.key for item in chosen]) == 3
-        check_is_empty(reader)
-
-
-def check_is_empty(engine: Engine) -> None:
-    for where in (None, Where.parse("year=2003"), Where.parse("path^=even/ and kind in (cat, dog)")):
-        scores, keys = engine.search("adapted", units(2), 5, where)
-        assert scores.shape == (2, 0) and scores.dtype == torch.float32 and keys == [[], []]
-        assert engine.count(where) == 0 and [*engine.keys(where)] == []
-    assert engine.generation().count == 0 and [*engine.missing(engine.generation().number)] == []
-    assert dict(engine.known()) == {} and [*engine.scan()] == [] and engine.fetch(["0" * 16]) == {}
-    assert engine.remove(["0" * 16]) == 0 and engine.verify() == []
+        for count in (3, 0):  # new, and with its last item gone
+            for where in (None, Where.parse("year=2003"), Where.parse("path^=even/ and kind in (cat, dog)")):
+                scores, keys = reader.search("adapted", units(2), 5, where)
+                assert scores.shape == (2, 0) and scores.dtype == torch.float32 and keys == [[], []]
+                assert reader.count(where) == 0 and [*reader.keys(where)] == []
+            assert reader.generation().count == 0 and [*reader.missing(reader.generation().number)] == []
+            assert dict(reader.known()) == {} and [*reader.scan()] == [] and reader.fetch(["0" * 16]) == {}
+            assert reader.remove(["0" * 16]) == 0 and reader.verify() == []
+            chosen, _ = fill(engine, count)
+            assert reader.count() == engine.remove([item.key for item in chosen]) == count
 
 
 def test_what_was_written_is_read_here_and_elsewhere(engine, again):
