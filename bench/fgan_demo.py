@@ -20,18 +20,8 @@ from PIL import Image, ImageDraw
 from hystar_fast.data.image_set import ImageSet, read_images
 from hystar_fast.data.images import to_picture
 from hystar_fast.data.whole_files import write_whole
-from hystar_fast.experiments.fgan_runs import (
-    COSINE,
-    FIGURES,
-    SOURCE,
-    chance,
-    figures,
-    frozen,
-    mean_over_seeds,
-    run_folder,
-    trained,
-    unseen_parts,
-)
+from hystar_fast.experiments.embedded_runs import chance, frozen, mean_over_seeds, run_folder, trained, unseen_parts
+from hystar_fast.experiments.fgan_runs import COSINE, FIGURES, SOURCE, figures
 from hystar_fast.methods.fgan.fgan_method import FGAN
 from hystar_fast.methods.interface import Method, count_parameters
 from hystar_fast.retrieval.metrics import bootstrap_mean
@@ -55,7 +45,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder of the three files.")] = Path("docs/results"),
     runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/fgan-demo"),
 ) -> None:
-    parts = unseen_parts()
+    parts = unseen_parts(SOURCE)
     found: dict[str, dict[int, Any]] = {"frozen": {0: _figures(frozen(), parts)}}
     counts, seconds = {"frozen": 0}, {"frozen": 0.0}
     shown: FGAN | None = None

@@ -75,7 +75,7 @@ def reproduce(
     set_: Set = None,
     output: Output = None,
     data: Annotated[
-        str | None, typer.Option(metavar="DATA", help='"emoji" runs the rows of fgan:table4 on the embedded drawings.')
+        str | None, typer.Option(metavar="DATA", help='"emoji" runs the rows of acnet and fgan on embedded drawings.')
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="With --data, of each row.")] = None,
     as_json: Json = False,
@@ -83,16 +83,19 @@ def reproduce(
     """Run the rows of the paper's tables, and print them beside the paper's figures."""
     from hystar_fast.experiments.published_tables import split_names
     from hystar_fast.experiments.reproduce import run_reproduce
-    from hystar_fast.experiments.reproduce_fgan import ABLATIONS, run_ablations
+    from hystar_fast.experiments.reproduce_embedded import run_embedded
     from hystar_fast.experiments.reproduce_published import run_published
 
     wanted, published = split_names(tables)
-    is_ablation = data == "emoji" and not wanted and [(t.paper, t.number) for t in published] == [ABLATIONS]
-    if (data is not None or steps is not None) and not is_ablation:
-        raise ValueError(f"data must be 'emoji' for fgan:table4 alone, got {data!r} for {' '.join(tables)}")
+    if data not in (None, "emoji"):
+        raise ValueError(f"data must be 'emoji', got {data!r}")
+    if data is None and steps is not None:
+        raise ValueError(f"steps must be left out unless data is given, got {steps}")
+    if data is not None and (wanted or not published):
+        raise ValueError(f"data must be left out for tables of Hystar's paper, got {data!r} for {' '.join(tables)}")
     settings, console = _read(config, set_, output, as_json=as_json)
     if data is not None:
-        found = run_ablations(published[0], settings.output, console, steps=steps)
+        found = run_embedded(published, settings.output, console, steps=steps)
         if as_json:
             print_json(found)
         return

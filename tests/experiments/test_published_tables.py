@@ -157,7 +157,7 @@ def test_the_command_prints_published_rows_with_reasons_and_writes_them(tmp_path
     text = " ".join(found.output.split())
     assert "acnet, Table 9: Generators (the paper's figures, per cent)" in text
     assert "not run: StarGAN v2: the generator of StarGAN v2 is not part of this package" in text
-    assert "not run: CycleGAN's G: the data set is not part of this package; `hystar-fast train acnet`" in text
+    assert "not run: CycleGAN's G: the data set is not part of this package; `--data emoji` runs the row" in text
     written = json.loads((tmp_path / "acnet-table9.json").read_text())
     assert [row["row"] for row in written["rows"]] == [*acnet(9).rows]
     assert written["rows"][0]["paper"] == dict(zip(acnet(9).columns, acnet(9).rows["CycleGAN's G"], strict=True))

@@ -67,7 +67,8 @@ class ACNet(StepTrained):
             self.model["generator"] = Generator(own.channels, own.generator_blocks)
             self.model["discriminator"] = Discriminator(own.channels)
             if own.synthesis == "two-stage":
-                self.model["translation"] = Translation(own.channels, own.generator_blocks)
+                self.translation = Translation(own.channels, own.generator_blocks)
+                self.model["translation"] = self.translation
             if own.gan_init == "normal":
                 for name in ("generator", *_NOT_KEPT):
                     if name in self.model:
@@ -126,8 +127,8 @@ class ACNet(StepTrained):
         members = self.parameter_groups()
         if members.pop("translation", None):
             rates |= {"generator": self.own.cycle_lr, "discriminator": self.own.cycle_lr}
-            members["generator"] += self.model["translation"].to_sketch.parameters()
-            members["discriminator"] += self.model["translation"].sketch_discriminator.parameters()
+            members["generator"] += self.translation.to_sketch.parameters()
+            members["discriminator"] += self.translation.sketch_discriminator.parameters()
         groups = {n: {"name": n, "params": p, "lr": rates[n]} for n, p in members.items()}
         retrieval = [groups.pop(name) for name in ("extractor", "proxies") if name in groups]
         self._optimizers = {"retrieval": optim.Adam(retrieval, betas=_RETRIEVAL_BETAS, fused=True)}
@@ -170,7 +171,7 @@ class ACNet(StepTrained):
             if epoch < first:
                 judged = self._translation_judged(sketches[chunk], photos[chunk], pictures)
             else:
-                judged = self.discriminator_loss(photos[chunk], *pictures)
+                judged = self.discriminator_loss(photos[chunk], pictures[0])
             share = len(photos[chunk]) / len(photos)
             (share * judged).backward()
             losses["discriminator"] = losses.get("discriminator", 0.0) + share * judged.detach()
@@ -227,15 +228,15 @@ class ACNet(StepTrained):
         right = adversarial_loss(_whole(real), is_real=True, gan=gan)
         return (right + adversarial_loss(_whole(fake), is_real=False, gan=gan)) / 2
 
-    def _translation_losses(self, sketches: Tensor, photos: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+    def _translation_losses(self, sketches: Tensor, photos: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
         generator, judge = self.model["generator"], self.model["discriminator"]
         with self._autocast(photos):
-            return self.model["translation"].losses(generator, judge, sketches, photos, self.own.gan)
+            return self.translation.losses(generator, judge, sketches, photos, self.own.gan)
 
     def _translation_judged(self, sketches: Tensor, photos: Tensor, made: tuple[Tensor, ...]) -> Tensor:
         with self._autocast(photos):
-            translation, judge = self.model["translation"], self.model["discriminator"]
-            return translation.discriminator_loss(judge, sketches, photos, made, self.own.gan)
+            judge = self.model["discriminator"]
+            return self.translation.discriminator_loss(judge, sketches, photos, made, self.own.gan)
 
     def _retrieval_terms(self, inputs: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Return the retrieval loss of each input by name; of a loss that compares pairs, one of all inputs."""

@@ -57,7 +57,7 @@ class Translation(nn.Module):
         return found, (made_photos, made_sketches)
 
     def discriminator_loss(
-        self, discriminator: nn.Module, sketches: Tensor, photos: Tensor, made: tuple[Tensor, Tensor], gan: str
+        self, discriminator: nn.Module, sketches: Tensor, photos: Tensor, made: tuple[Tensor, ...], gan: str
     ) -> Tensor:
         """Return the sum of both discriminators' losses, each the mean of its two kinds of pictures, as LSGAN has it.
 

@@ -1,0 +1,43 @@
+"""Figures of ACNet, and of methods beside it, on the embedded drawings: sketches find pictures of their subgroup."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hystar_fast.data.image_set import ImageSet
+from hystar_fast.data.open import open_images
+from hystar_fast.data.unseen import OWN, CategorySplit
+from hystar_fast.experiments.embedded_runs import unseen_parts
+from hystar_fast.methods.interface import GALLERY, QUERY, Method
+from hystar_fast.retrieval.definitions import Metric, measure
+from hystar_fast.retrieval.embed import embed_records
+from hystar_fast.retrieval.evaluate import number_labels
+
+SOURCE, STYLE = "emoji", "sketch"
+# of the subgroup, and of the own concept
+FIGURES = {
+    "mAP@all": "category",
+    "mAP@all:interpolated": "category",
+    "Prec@5:gallery": "category",
+    "R@1": "instance",
+}
+
+
+def acnet_parts() -> dict[str, ImageSet]:
+    """Return `unseen_parts`, and "generalised": the queries of "unseen" in the gallery of the whole test split."""
+    test = open_images(SOURCE, "test")
+    return unseen_parts(SOURCE) | {"generalised": CategorySplit.of(OWN, test).generalised(test, "all")}
+
+
+def acnet_figures(method: Method, images: ImageSet, style: str = STYLE) -> dict[str, Tensor]:
+    """Return each of `FIGURES` of every query of a style, [n] between 0 and 1."""
+    queries = embed_records(method, images, images.of_style(style), [], role=QUERY)
+    gallery = embed_records(method, images, images.gallery, [], role=GALLERY)
+    found = {}
+    for name, by in FIGURES.items():
+        labels = number_labels([getattr(r, by) for r in (*queries.records, *gallery.records)])
+        asked, stored = labels[: len(queries.records)], labels[len(queries.records) :]
+        metric = Metric.parse(name)
+        measured = measure(queries.vectors, gallery.vectors, asked, stored, [metric], similarity=method.similarity)
+        found[name] = measured.values[metric]
+    return found

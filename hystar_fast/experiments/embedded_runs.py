@@ -1,0 +1,92 @@
+"""Runs of other systems on the embedded drawings: training from shipped settings, unseen subgroups, chance, seeds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hystar_fast.data.image_set import ImageSet
+from hystar_fast.data.open import open_images
+from hystar_fast.data.unseen import OWN, CategorySplit
+from hystar_fast.methods.adapter_files import load_method
+from hystar_fast.methods.interface import Method
+from hystar_fast.methods.suite import create_method, tiny_config
+from hystar_fast.retrieval.definitions import chance_level
+from hystar_fast.retrieval.evaluate import number_labels
+from hystar_fast.train.run import ADAPTER, CONFIG, run_training
+from hystar_fast.train.settings import read_settings
+from hystar_fast.train.settings_file import to_toml
+
+_SPLITS = {"unseen": "test", "unseen-all": "all"}
+
+
+def unseen_parts(source: str) -> dict[str, ImageSet]:
+    """Return the concepts of the unseen subgroups: "unseen", those of the test split, and "unseen-all", of all splits.
+
+    Args:
+        source: "emoji" or "emoji:keywords".
+    """
+    found = {}
+    for name, split in _SPLITS.items():
+        images = open_images(source, split)
+        found[name] = CategorySplit.of(OWN, images).unseen_part(images)
+    return found
+
+
+def run_folder(folder: Path) -> Path:
+    """Return a folder for runs on the packaged weights: with other weights another one, as their runs differ."""
+    weights = files("hystar_fast.models").joinpath("assets", "tiny.safetensors").read_bytes()
+    return folder.with_name(f"{folder.name}-{hashlib.sha256(weights).hexdigest()[:8]}")
+
+
+def trained(config: str, changes: Sequence[str], folder: Path, **callbacks: Callable[..., object]) -> Method:
+    """Train from shipped settings with changes, or load what an equal run has left in the folder.
+
+    Args:
+        config: their name.
+        changes: as after ``--set``.
+        folder: of the run.
+        callbacks: "started" and "progress", as of `run_training`.
+    """
+    settings = read_settings(config, [*changes, f"run.output={folder}"])
+    written = folder / CONFIG
+    adapter = folder / ADAPTER
+    if adapter.is_dir() and written.is_file() and written.read_text() == to_toml(settings.to_dict()):
+        return load_method(adapter)
+    run_training(settings, resume=True, **callbacks)
+    return load_method(adapter)
+
+
+def frozen() -> Method:
+    """Return the packaged CLIP without training."""
+    return create_method("frozen", tiny_config())
+
+
+def chance(images: ImageSet, queries: Sequence[Any] | None = None) -> float:
+    """Return the expected mAP@all of the subgroup of random rankings, in per cent.
+
+    Args:
+        images: the gallery is theirs.
+        queries: records; by default the gallery's.
+    """
+    labels = number_labels([record.category for record in (*images.gallery, *(queries or images.gallery))])
+    gallery, asked = labels[: len(images.gallery)], labels[len(images.gallery) :]
+    relevant = (asked[:, None] == gallery).sum(1)
+    return 100 * chance_level(relevant, len(gallery)).mean().item()
+
+
+def mean_over_seeds(runs: Mapping[int, Mapping[str, Any]], *keys: str) -> Tensor:
+    """Return the mean over seeds of the figures found under some keys."""
+    found = []
+    for run in runs.values():
+        value: Any = run
+        for key in keys:
+            value = value[key]
+        found.append(torch.as_tensor(value, dtype=torch.float64))
+    return torch.stack(found).mean(0)

@@ -1,0 +1,179 @@
+"""``experiments reproduce acnet:table2 --data emoji``: the ablations of other papers on the embedded drawings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hystar_fast.data.folder_lock import lock_folder
+from hystar_fast.data.image_set import ImageSet
+from hystar_fast.experiments import acnet_runs, fgan_runs
+from hystar_fast.experiments.comparison_tables import table_of_methods
+from hystar_fast.experiments.embedded_runs import chance, run_folder, trained, unseen_parts
+from hystar_fast.experiments.published_tables import PublishedTable
+from hystar_fast.experiments.reproduce_published import figure
+from hystar_fast.methods.interface import Method
+from hystar_fast.retrieval.metrics import bootstrap_mean
+from hystar_fast.retrieval.results_json import interval_info, run_info, write_json
+from hystar_fast.terminal.console import Console
+from hystar_fast.terminal.progress import Progress
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """How the runs of a paper are made and measured on the embedded drawings.
+
+    Attributes:
+        config: the shipped settings; each row changes some.
+        data: what is searched, for the record.
+        parts: the data sets, by name; the first is shown.
+        figures: what is measured of each query, by name, between 0 and 1.
+        shown: those of `figures` in the printed table.
+        published: how the shown columns of the paper begin.
+    """
+
+    config: str
+    data: str
+    parts: Callable[[], Mapping[str, ImageSet]]
+    figures: Callable[[Method, ImageSet], Mapping[str, Tensor]]
+    shown: tuple[str, ...]
+    published: str
+
+
+def _fgan_figures(method: Method, images: ImageSet) -> dict[str, Tensor]:
+    found = fgan_runs.figures(method, images)
+    ways = {"RE": "regions", "LD": "labels", "JR": "joint"}
+    return {f"{short} {name}": found[way][name] for short, way in ways.items() for name in fgan_runs.FIGURES}
+
+
+EMBEDDED = {
+    "acnet": Embedded(
+        "acnet-emoji",
+        "emoji: sketches of the unseen subgroups find drawings of their subgroup; the image tower of the packaged CLIP "
+        "takes the place of ResNet-50",
+        acnet_runs.acnet_parts,
+        acnet_runs.acnet_figures,
+        ("mAP@all", "mAP@all:interpolated", "R@1"),
+        "S ",
+    ),
+    "fgan": Embedded(
+        "fgan-emoji",
+        "emoji:keywords, concepts of the unseen subgroups, pictures and texts, mean of both directions",
+        lambda: unseen_parts(fgan_runs.SOURCE),
+        _fgan_figures,
+        ("RE mAP@all", "LD mAP@all", "JR mAP@all", "JR R@1"),
+        "P ",
+    ),
+}
+
+
+def run_embedded(
+    tables: Sequence[PublishedTable], output: Path, console: Console, *, steps: int | None = None, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Train the rows of tables on the embedded drawings, and print ours beside the paper's figures.
+
+    Args:
+        tables: each must have settings of its rows.
+        output: the folder, which gets ``<paper>-table<n>-emoji.json``. A row that an equal run has left there is not
+            trained again.
+        console: where to.
+        steps: of each row; None for those of the shipped settings.
+        seed: of every run.
+
+    Returns:
+        "acnet:table2" -> the content of its file.
+
+    Raises:
+        ValueError: a table without rows that can run, before anything is trained; or another command is writing the
+            folder.
+    """
+    for table in tables:
+        if not table.settings:
+            raise ValueError(f"data must be left out for {_name(table)}, none of whose rows runs on these drawings")
+    with lock_folder(output):
+        return {_name(table): _run(table, output, console, steps, seed) for table in tables}
+
+
+def _name(table: PublishedTable) -> str:
+    return f"{table.paper}:table{table.number}"
+
+
+def _run(table: PublishedTable, output: Path, console: Console, steps: int | None, seed: int) -> dict[str, Any]:
+    how = EMBEDDED[table.paper]
+    parts = how.parts()
+    rows: list[dict[str, Any]] = []
+    for row, values in table.rows.items():
+        entry: dict[str, Any] = {"row": row, "paper": dict(zip(table.columns, values, strict=True))}
+        rows.append(entry)
+        if row not in table.settings:
+            entry["missing"] = table.reason(row)
+            continue
+        changes = table.settings[row]
+        try:
+            method = _trained(how.config, row, changes, output / table.paper, console, steps, seed)
+        except ModuleNotFoundError as error:  # a loss of an optional package; the message says how to install it
+            entry["missing"] = str(error)
+            continue
+        entry["settings"], entry["ours"] = list(changes), {}
+        for part, images in parts.items():
+            found = how.figures(method, images)
+            entry["ours"][part] = {name: interval_info(bootstrap_mean(found[name])) for name in found}
+    result = {
+        **run_info(),
+        "table": _name(table),
+        "paper": table.source,
+        "paper_note": table.note,
+        "data": how.data,
+        "steps": steps,
+        "seed": seed,
+        "chance of mAP@all": {part: round(chance(images), 2) for part, images in parts.items()},
+        "sizes": {part: len(images.gallery) for part, images in parts.items()},
+        "rows": rows,
+    }
+    path = output / f"{table.paper}-table{table.number}-emoji.json"
+    write_json(path, result)
+    _show(result, table, console)
+    console.print(f"wrote {path}\n")
+    return result
+
+
+def _trained(
+    config: str, row: str, changes: Sequence[str], output: Path, console: Console, steps: int | None, seed: int
+) -> Method:
+    name = "".join(c if c.isalnum() else "_" for c in " ".join(changes)) or "full"
+    own = [*changes, f"run.seed={seed}", *([f"optim.steps={steps}"] if steps else [])]
+    with Progress(console) as progress:
+        task = progress.add_task(row, total=None)
+        return trained(
+            config,
+            own,
+            run_folder(output / name),
+            started=lambda total, _: progress.update(task, total=total),
+            progress=lambda done, _: progress.update(task, completed=done),
+        )
+
+
+def _show(result: dict[str, Any], table: PublishedTable, console: Console) -> None:
+    how = EMBEDDED[table.paper]
+    columns = [column for column in table.columns if column.startswith(how.published)]
+    title = f"{table.paper}, Table {table.number}: the paper's figures, {table.unit}, and ours on the embedded drawings"
+    shown = table_of_methods(title, [*columns, *(f"ours {name}" for name in how.shown)], "row")
+    part = next(iter(result["sizes"]))
+    for row in result["rows"]:
+        ours = ["–"] * len(how.shown)
+        if "ours" in row:
+            ours = ["{value:.1f} [{low:.1f}, {high:.1f}]".format(**row["ours"][part][name]) for name in how.shown]
+        shown.add_row(row["row"], *(figure(row["paper"][column], table.unit) for column in columns), *ours)
+    console.print(shown)
+    console.print(f"paper: {table.source}")
+    console.print(
+        f"ours: {result['data']}; per cent [95 % interval over queries], one seed; {result['sizes'][part]} drawings in "
+        f"the gallery, chance of mAP@all {result['chance of mAP@all'][part]}"
+    )
+    for row in result["rows"]:
+        if "missing" in row:
+            console.print(f"not run: {row['row']}: {row['missing']}")

@@ -1,0 +1,122 @@
+"""Rows of other papers' ablations on the embedded drawings: what is trained, measured, kept and printed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from hystar_fast.data.open import open_images
+from hystar_fast.experiments.acnet_runs import acnet_figures, acnet_parts
+from hystar_fast.experiments.embedded_runs import chance, frozen
+from hystar_fast.experiments.published_tables import PAPERS, published_numbers, published_table
+from hystar_fast.experiments.reproduce_embedded import EMBEDDED, run_embedded
+from hystar_fast.retrieval.definitions import Metric
+from hystar_fast.retrieval.evaluate import evaluate
+from hystar_fast.terminal.console import Console
+from hystar_fast.train.settings import read_settings
+from tests.support.cli import refused
+
+WITH_ROWS = [
+    (paper, number)
+    for paper in PAPERS
+    for number in published_numbers(paper)
+    if published_table(paper, number).settings
+]
+
+
+def test_the_ablations_have_settings_and_other_tables_have_none():
+    assert [("acnet", number) for number in (2, 5, 7, 8, 9, 10, 11)] + [("fgan", 4)] == WITH_ROWS
+
+
+@pytest.mark.parametrize(("paper", "number"), WITH_ROWS)
+def test_the_settings_of_every_row_are_those_of_its_name_and_can_be_read(paper, number):
+    table = published_table(paper, number)
+    shipped = read_settings(EMBEDDED[paper].config, [])
+    found = {row: read_settings(EMBEDDED[paper].config, list(changes)) for row, changes in table.settings.items()}
+    different = [row for row in found if found[row].to_dict() != shipped.to_dict()]
+    assert len(different) == len({json.dumps(found[row].to_dict()) for row in different}), "two rows are the same"
+    assert len(found) - len(different) <= 1, "one row at most is the method itself"
+
+
+def test_acnets_rows_are_the_ablations_of_the_paper():
+    rows = published_table("acnet", 5).settings
+    assert rows["L_s + L_p"] == ("acnet.synthesis=none",)
+    assert rows["L_p + adv + L_*"] == ("acnet.sketch_term=false", "acnet.gamma_identity=0") and rows["all"] == ()
+    assert published_table("acnet", 2).settings["triplet, two-stage"] == (
+        "acnet.loss=triplet",
+        "acnet.synthesis=two-stage",
+    )
+
+
+def test_the_parts_of_acnet_and_its_figures_are_those_of_eval():
+    parts = acnet_parts()
+    sizes = {name: (len(images.of_style("sketch")), len(images.gallery)) for name, images in parts.items()}
+    assert sizes == {"unseen": (65, 65), "unseen-all": (324, 324), "generalised": (65, 310)}
+    levels = {name: chance(images, images.of_style("sketch")) for name, images in parts.items()}
+    assert levels == pytest.approx({"unseen": 11.7, "unseen-all": 8.0, "generalised": 3.0}, abs=0.06)
+    method = frozen()
+    found = acnet_figures(method, parts["unseen"])
+    metric = Metric.parse("mAP@all")
+    (result,) = evaluate(method, parts["unseen"], task="category", metrics=[metric], kinds=("sketch",)).kinds
+    value = result.values["mAP@all"]
+    assert value is not None and found["mAP@all"].mean().item() == pytest.approx(value.value, abs=1e-6)
+    (result,) = evaluate(method, parts["unseen"], kinds=("sketch",)).kinds
+    assert found["R@1"].mean().item() == pytest.approx(result.values["R@1"].value, abs=1e-6)
+
+
+@pytest.mark.parametrize(("paper", "number", "kept"), [("acnet", 9, ("StarGAN v2",)), ("fgan", 4, ())])
+def test_rows_are_trained_once_and_stand_beside_the_papers(tmp_path, capsys, paper, number, kept):
+    table = published_table(paper, number)
+    chosen = list(table.rows)[:2]
+    settings = {row: (*changes, "data.limit=40") for row, changes in table.settings.items()}
+    table = replace(table, rows={row: table.rows[row] for row in chosen}, settings=settings)
+    small = replace(EMBEDDED[paper], parts=lambda: {"small": _few(paper)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(EMBEDDED, paper, small)
+        first = run_embedded([table], tmp_path, Console(), steps=1)
+        trained = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+        again = run_embedded([table], tmp_path, Console(), steps=1)
+    name = f"{paper}:table{number}"
+    assert first[name]["rows"] == again[name]["rows"]
+    assert trained and trained == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    written = json.loads((tmp_path / f"{paper}-table{number}-emoji.json").read_text())
+    assert [row["row"] for row in written["rows"]] == chosen
+    for row in written["rows"]:
+        assert row["paper"] == dict(zip(table.columns, table.rows[row["row"]], strict=True))
+        assert ("missing" in row) == (row["row"] in kept) != ("ours" in row)
+        for value in row.get("ours", {}).get("small", {}).values():
+            assert 0 <= value["low"] <= value["value"] <= value["high"] <= 100
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "ours" in shown and all(f"not run: {row}" in shown for row in kept)
+
+
+def _few(paper):
+    images = open_images("emoji" if paper == "acnet" else "emoji:keywords", "test")
+    return images.select(limit=12)
+
+
+def test_a_table_without_runs_is_refused_before_anything_is_trained(tmp_path):
+    def said(*words):
+        return refused("experiments", "reproduce", *words, "--output", tmp_path)
+
+    message = said("acnet:table9", "acnet:table4", "--data", "emoji")
+    assert "--data must be left out for acnet:table4, none of whose rows runs on these drawings" in message
+    assert not [*tmp_path.rglob("*.safetensors")]
+    assert "--steps must be left out unless data is given, got 2" in said("acnet:table9", "--steps", 2)
+    assert "--data must be 'emoji', got 'cifar'" in said("acnet:table9", "--data", "cifar")
+    assert "--data must be left out for tables of Hystar's paper" in said("table4", "--data", "emoji")
+
+
+def test_a_loss_of_a_missing_package_is_a_row_that_was_not_run(tmp_path, monkeypatch):
+    def missing(*_args, **_options):
+        raise ModuleNotFoundError("acnet.loss needs a package")
+
+    monkeypatch.setattr("hystar_fast.experiments.reproduce_embedded.trained", missing)
+    monkeypatch.setitem(EMBEDDED, "acnet", replace(EMBEDDED["acnet"], parts=lambda: {"small": _few("acnet")}))
+    found = run_embedded([published_table("acnet", 9)], tmp_path, Console(), steps=1)
+    assert {row.get("missing") for row in found["acnet:table9"]["rows"]} == {
+        "acnet.loss needs a package",
+        "the generator of StarGAN v2 is not part of this package",
+    }
