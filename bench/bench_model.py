@@ -248,6 +248,14 @@ def acnet(quick: bool) -> ACNet:
     return method
 
 
+def acnet_batch(quick: bool) -> int:
+    return 4 if quick else 32
+
+
+def acnet_case(quick: bool) -> str:
+    return f"ACNet {'ResNet-50' if GPU and not quick else 'tiny'} B{acnet_batch(quick)}, step"
+
+
 def separate_losses(method: ACNet, sketches: Tensor, photos: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the loss of `ACNet.losses` by two passes of G and three of Φ, and G(sketches)."""
     phi, proxies, generator, judge = (
@@ -263,7 +271,7 @@ def separate_losses(method: ACNet, sketches: Tensor, photos: Tensor, labels: Ten
 @pytest.mark.parametrize("provider", [OURS, SEPARATE])
 def bench_acnet_step(record: Callable[..., None], quick: bool, provider: str) -> None:
     """Compute the losses of ACNet, and the gradients of every parameter; the optimisers are the same for both."""
-    method, count = acnet(quick), 4 if quick else 32
+    method, count = acnet(quick), acnet_batch(quick)
     generator = torch.Generator().manual_seed(0)
     shape = (count, 3, method.own.image_size, method.own.image_size)
     sketches, photos = (torch.rand(shape, generator=generator).mul(2).sub(1).to(DEVICE) for _ in range(2))

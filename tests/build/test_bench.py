@@ -238,6 +238,10 @@ rows += [
     for b in bench_model.BATCHES for provider in bench_model.PROVIDERS
 ]
 rows.append(("model", f"{bench_model.backbone_name(False)}, embed photos of 12 megapixels", "forward", "hystar_fast"))
+rows += [
+    ("model", bench_model.acnet_case(False), "forward+backward", provider)
+    for provider in (bench_model.OURS, bench_model.SEPARATE)
+]
 import host_cases
 rows += [(op, case, mode, provider) for op, case, mode, provider, _ in host_cases.cases()]
 print(json.dumps(rows))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from hystar_fast.data.image_set import ImageSet, Record
 from hystar_fast.data.images import ResizeTo
+from hystar_fast.methods.step_trained import Batching
 from hystar_fast.train.category_data import open_categories
 from hystar_fast.train.category_pairs import CategoryPairs
 from hystar_fast.train.settings import DataSettings
@@ -129,9 +130,9 @@ def test_data_that_do_not_fit(make: Callable[[], object], message: str) -> None:
 
 
 def test_whole_categories_are_held_out_and_unseen_ones_left_out() -> None:
-    data = open_categories(DataSettings("emoji", styles=["sketch"], validation="val"))
+    data = open_categories(DataSettings("emoji", styles=["sketch"], validation="val"), Batching())
     assert data.metric == "mAP@all" and data.score is not None and data.styles == ("sketch",)
-    whole = open_categories(DataSettings("emoji", styles=["sketch"], validation="none"))
+    whole = open_categories(DataSettings("emoji", styles=["sketch"], validation="none"), Batching())
     names, all_names = ({r.category for r in part.training.records} for part in (data, whole))
     assert whole.score is None and len(all_names) == 74 and len(names) == 67 and names < all_names
     assert not all_names & whole.training.unseen_categories
@@ -140,10 +141,13 @@ def test_whole_categories_are_held_out_and_unseen_ones_left_out() -> None:
         "read 866 queries and 866 gallery pictures of 74 categories: sketch -> noto; 7 categories are held out for "
         "validation",
     )
-    assert len({r.category for r in open_categories(DataSettings("emoji", validation=0.5)).training.records}) == 37
+    assert (
+        len({r.category for r in open_categories(DataSettings("emoji", validation=0.5), Batching()).training.records})
+        == 37
+    )
     for validation in ("test", "train", 1.0, 0.0):
         with pytest.raises(ValueError, match="must be 'val', 'none' or the share of the categories to hold out"):
-            open_categories(DataSettings("emoji", validation=validation))
+            open_categories(DataSettings("emoji", validation=validation), Batching())
 
 
 def test_data_without_categories(tmp_path: Path) -> None:
@@ -152,4 +156,4 @@ def test_data_without_categories(tmp_path: Path) -> None:
         for i in range(4):
             Image.new("RGB", (8, 8)).save(tmp_path / style / f"{i}.png")
     with pytest.raises(ValueError, match=r"data\.source must have categories to train on them, got"):
-        open_categories(DataSettings(f"folders:{tmp_path}"))
+        open_categories(DataSettings(f"folders:{tmp_path}"), Batching())

@@ -77,7 +77,7 @@ def test_the_log_has_every_loss_of_every_step(trained: Trained) -> None:
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     for line in lines:
         assert set(line) == LOSSES | {"step", "kind", "learning_rate"} and line["kind"] == "train"
-    rates = {"extractor": 5e-5, "proxies": 1e-3, "generator": 1e-3, "discriminator": 1e-4}
+    rates = {"extractor": 1e-5, "proxies": 1e-3, "generator": 1e-3, "discriminator": 1e-4}
     assert lines[0]["learning_rate"] == rates
     assert [line["loss"] for line in lines] == trained.progress.losses
 

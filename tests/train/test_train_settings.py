@@ -130,7 +130,8 @@ def test_an_error_in_a_file_names_the_file(tmp_path: Path) -> None:
         read_settings(path)
     with pytest.raises(
         ValueError,
-        match="must be a TOML file or one of acnet, acnet-emoji, acnet-paper, emoji, paper, but there is no 'papers'",
+        match="must be a TOML file or one of acnet, acnet-emoji, acnet-paper, emoji, fgan, fgan-emoji, "
+        "fgan-emoji-sketch, paper, but there is no 'papers'",
     ):
         read_settings("papers")
     path = write_settings(tmp_path, "[optim]\nepochs = 0\n")
