@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hystar_fast.ops.contexts import without_autocast
 from hystar_fast.ops.perturbed_topk.torch import mean_of_chosen
 from hystar_fast.ref.perturbed_topk import (
     check_arguments,
@@ -31,7 +32,8 @@ def topk_without_control_variate(
 ) -> Tensor:
     """Compute `hystar_fast.perturbed_topk` with the gradient E[Y Z'] / sigma as it stands."""
     noise, chosen, change, invalid = _sample(scores, k, sigma, samples, generator, mask)
-    weight = 1 + (noise @ change.unsqueeze(-1)) / sigma
+    with without_autocast(scores.device.type):
+        weight = 1 + (noise @ change.unsqueeze(-1)) / sigma
     return mean_of_chosen(chosen, weight.expand(chosen.shape), k, scores.shape[1], invalid)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from hystar_fast.methods.fgan.fgan_config import FGANConfig
 from hystar_fast.methods.fgan.regions import hard_top_k
-from hystar_fast.methods.fgan.selection import estimated_topk, evaluation_selector, training_selector
+from hystar_fast.methods.fgan.selection import evaluation_selector, training_selector
 from hystar_fast.ref.perturbed_topk import normal_noise, soft_topk
 
 B, N, K, SAMPLES, SIGMA = 3, 6, 2, 40, 0.3
@@ -36,9 +36,8 @@ def test_value_and_gradient_are_those_of_the_definition(jacobian: str, masked: b
     if masked:
         mask[0, 2:], mask[1, 1:] = True, True  # as many as K, and fewer
     values, upstream = scores().requires_grad_(), torch.randn(B, K, N, dtype=torch.float64)
-    found = estimated_topk(
-        values, K, mask, sigma=SIGMA, samples=SAMPLES, generator=torch.Generator().manual_seed(7), jacobian=jacobian
-    )
+    config = FGANConfig(sigma=SIGMA, samples=SAMPLES, jacobian=jacobian, control_variate=False)
+    found = training_selector(config, torch.Generator().manual_seed(7))(values, K, mask)
     rows, noise = dense(values.detach(), mask)
     torch.testing.assert_close(found, rows.mean(1), rtol=0, atol=1e-12)
     (found * upstream).sum().backward()
@@ -55,8 +54,8 @@ def test_the_diagonal_lacks_what_other_scores_do() -> None:
     slope = math.exp(-((gap / sigma) ** 2) / 4) / (2 * math.sqrt(math.pi) * sigma)  # phi(gap / (sigma sqrt 2)) / ...
     for jacobian, expected in (("full", [slope, -slope]), ("diagonal", [slope, 0.0])):
         values = torch.tensor([[gap, 0.0]], requires_grad=True)
-        generator = torch.Generator().manual_seed(0)
-        found = estimated_topk(values, 1, sigma=sigma, samples=200_000, generator=generator, jacobian=jacobian)
+        config = FGANConfig(sigma=sigma, samples=200_000, jacobian=jacobian, control_variate=False)
+        found = training_selector(config, torch.Generator().manual_seed(0))(values, 1, None)
         found[0, 0, 0].backward()
         torch.testing.assert_close(values.grad[0], torch.tensor(expected), rtol=0, atol=0.15)
 
@@ -78,13 +77,30 @@ def test_the_settings_choose_the_estimate() -> None:
     assert not torch.allclose(gradients["plain"], gradients["diagonal"])
 
 
-def test_nan_in_one_item_stays_there_and_an_unknown_estimate_is_refused() -> None:
+@pytest.mark.parametrize("jacobian", ["full", "diagonal"])
+def test_nan_in_one_item_stays_there_and_an_unknown_estimate_is_refused(jacobian: str) -> None:
     values = scores()
     values[1, 0] = math.nan
-    found = estimated_topk(values, K, sigma=SIGMA, samples=SAMPLES)
+    config = FGANConfig(sigma=SIGMA, samples=SAMPLES, jacobian=jacobian, control_variate=False)
+    found = training_selector(config)(values, K, None)
     assert found[1].isnan().all() and found[[0, 2]].isfinite().all()
-    with pytest.raises(ValueError, match="jacobian must be 'full' or 'diagonal', got 'half'"):
-        estimated_topk(values, K, sigma=SIGMA, samples=SAMPLES, jacobian="half")
+    with pytest.raises(ValueError, match=r"fgan\.jacobian must be one of 'full', 'diagonal', got 'half'"):
+        FGANConfig(jacobian="half")
+
+
+@pytest.mark.parametrize("changed", [{"control_variate": False}, {"jacobian": "diagonal"}])
+def test_autocast_does_not_round_the_gradient(changed: dict[str, object]) -> None:
+    gradients = []
+    for enabled in (False, True):
+        values = scores().float().requires_grad_()
+        select = training_selector(
+            FGANConfig(sigma=SIGMA, samples=SAMPLES, **changed), torch.Generator().manual_seed(7)
+        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found = select(values, K, None)
+        (found * torch.arange(N)).sum().backward()
+        gradients.append(values.grad)
+    assert torch.equal(*gradients)
 
 
 def test_evaluation_is_hard_or_noisy_in_the_same_way_every_time() -> None:
