@@ -234,6 +234,26 @@ def read_images(
             rows, tensors = [], []
 
 
+def read_by_path(
+    images: ImageSet, records: Sequence[Record], resize: Resize, skipped: dict[str, str]
+) -> dict[str, Tensor]:
+    """Read pictures once each, and return uint8 [3, *resize.size] by their paths.
+
+    Args:
+        images: the data set of the records.
+        records: what to read; several may have one path.
+        resize: of the method that gets the pictures.
+        skipped: path -> reason of pictures that cannot be read. These are not tried again, and others are added.
+    """
+    wanted = [*{record.path: record for record in records if record.path not in skipped}.values()]
+    unread: list[Skipped] = []
+    found: dict[str, Tensor] = {}
+    for rows, pictures in read_images(images, wanted, resize, unread):
+        found |= {wanted[row].path: picture for row, picture in zip(rows, pictures, strict=True)}
+    skipped |= {entry.path: entry.reason for entry in unread}
+    return found
+
+
 def _read(images: ImageSet, record: Record, resize: Resize) -> Tensor | Skipped:
     try:
         if isinstance(images.read, FolderReader):

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from hystar_fast.data.image_set import ImageSet, Record, Skipped, read_images
+from hystar_fast.data.image_set import ImageSet, Record, read_by_path
 from hystar_fast.data.images import Resize
 from hystar_fast.methods.step_trained import CategoryBatch
+from hystar_fast.train.draws import draw_rows
 
 
 class CategoryPairs:
@@ -84,12 +85,10 @@ class CategoryPairs:
 
     def draw(self, step: int) -> list[tuple[Record, Record]]:
         """Return the query and the gallery picture of each pair of a step, from 0."""
-        epoch, position = divmod(step, self.batches_per_epoch)
-        order = torch.randperm(len(self.queries), generator=self._generator(2 * epoch))
-        chosen = order[position * self.batch_size : (position + 1) * self.batch_size].tolist()
-        draws = torch.rand(len(chosen), generator=self._generator(2 * step + 1), dtype=torch.float64)
+        rows, generator = draw_rows(len(self.queries), self.batch_size, self.batches_per_epoch, self.seed, step)
+        draws = torch.rand(len(rows), generator=generator, dtype=torch.float64)
         found = []
-        for item, draw in zip(chosen, draws.tolist(), strict=True):
+        for item, draw in zip(rows.tolist(), draws.tolist(), strict=True):
             candidates = self._gallery[self._labels[item]]
             found.append((self.queries[item], candidates[int(draw * len(candidates))]))
         return found
@@ -142,14 +141,4 @@ class CategoryPairs:
                 yield self.queries[item]
 
     def _read(self, records: Sequence[Record]) -> dict[str, Tensor]:
-        """Return the pictures that can be read by their paths; the others are added to `skipped`."""
-        wanted = [record for record in dict.fromkeys(records) if record.path not in self.skipped]
-        skipped: list[Skipped] = []
-        found: dict[str, Tensor] = {}
-        for rows, pictures in read_images(self.images, wanted, self.resize, skipped):
-            found |= {wanted[row].path: picture for row, picture in zip(rows, pictures, strict=True)}
-        self.skipped |= {entry.path: entry.reason for entry in skipped}
-        return found
-
-    def _generator(self, stream: int) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + stream)
+        return read_by_path(self.images, records, self.resize, self.skipped)

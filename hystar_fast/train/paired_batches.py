@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hystar_fast.data.image_set import ImageSet, Record, Skipped, read_images
+from hystar_fast.data.image_set import ImageSet, Record, read_by_path
 from hystar_fast.data.images import Resize
 from hystar_fast.methods.interface import GALLERY, QUERY
 from hystar_fast.methods.step_trained import Batching, PairedBatch, StepTrained
+from hystar_fast.train.draws import draw_rows
 
 _AT_ONCE = 128  # pictures or texts that a method stores at a time
 _ASPECT = 4 / 3  # largest ratio of the sides of a crop, as torchvision's RandomResizedCrop has it
@@ -101,10 +102,8 @@ class PairedBatches:
 
     def draw(self, step: int) -> tuple[list[int], list[int]]:
         """Return the rows of the queries and of the gallery pictures of a step, from 0."""
-        epoch, position = divmod(step, self.batches_per_epoch)
-        order = torch.randperm(len(self.queries), generator=self._generator(2 * epoch))
-        rows = order[position * self.batch_size : (position + 1) * self.batch_size].tolist()
-        draws = torch.rand(len(rows), generator=self._generator(2 * step + 1), dtype=torch.float64).tolist()
+        drawn, generator = draw_rows(len(self.queries), self.batch_size, self.batches_per_epoch, self.seed, step)
+        rows, draws = drawn.tolist(), torch.rand(len(drawn), generator=generator, dtype=torch.float64).tolist()
         found = [self._partners[row][int(x * len(self._partners[row]))] for row, x in zip(rows, draws, strict=True)]
         return rows, found
 
@@ -174,14 +173,4 @@ class PairedBatches:
             yield torch.stack([read.get(record.path, black) for record in part])
 
     def _read(self, records: Sequence[Record]) -> dict[str, Tensor]:
-        """Return the pictures that can be read by their paths; the others are added to `skipped`."""
-        unique = {record.path: record for record in records if record.path not in self.skipped}
-        wanted, skipped = list(unique.values()), list[Skipped]()
-        found: dict[str, Tensor] = {}
-        for rows, pictures in read_images(self.images, wanted, self.resize, skipped):
-            found |= {wanted[row].path: picture for row, picture in zip(rows, pictures, strict=True)}
-        self.skipped |= {entry.path: entry.reason for entry in skipped}
-        return found
-
-    def _generator(self, stream: int) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + stream)
+        return read_by_path(self.images, records, self.resize, self.skipped)

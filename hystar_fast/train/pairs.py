@@ -15,6 +15,7 @@ from hystar_fast.data.image_set import ImageSet, Record, Skipped, read_images
 from hystar_fast.data.images import Resize, ResizeTo
 from hystar_fast.methods.interface import Method
 from hystar_fast.retrieval.embed import embed_styles
+from hystar_fast.train.draws import draw_rows
 
 GALLERY = -1  # stands for the gallery style among the indices of query styles
 TEXT = "text"
@@ -223,15 +224,9 @@ class PairSampler:
 
     def batch(self, step: int) -> PairBatch:
         """Return the batch of a step; the first step is 0."""
-        epoch, position = divmod(step, self.batches_per_epoch)
-        order = torch.randperm(len(self._available), generator=self._generator(2 * epoch))
-        items = order[position * self.batch_size : (position + 1) * self.batch_size]
-        generator = self._generator(2 * step + 1)
+        items, generator = draw_rows(len(self._available), self.batch_size, self.batches_per_epoch, self.seed, step)
         styles = torch.multinomial(self._available[items], 1, generator=generator)
         return PairBatch(items, styles.flatten(), torch.rand(len(items), generator=generator, dtype=torch.float64))
-
-    def _generator(self, stream: int) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + stream)
 
 
 def _by_key(records: Sequence[Record], key: Callable[[Record], str | None]) -> dict[str, list[Record]]:
