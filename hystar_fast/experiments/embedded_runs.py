@@ -19,9 +19,9 @@ from hystar_fast.methods.interface import Method
 from hystar_fast.methods.suite import create_method, tiny_config
 from hystar_fast.retrieval.definitions import chance_level
 from hystar_fast.retrieval.evaluate import number_labels
-from hystar_fast.train.run import ADAPTER, CONFIG, run_training
+from hystar_fast.train.checkpoint import Progress, read_checkpoint
+from hystar_fast.train.run import ADAPTER, CHECKPOINT, run_training
 from hystar_fast.train.settings import read_settings
-from hystar_fast.train.settings_file import to_toml
 
 _SPLITS = {"unseen": "test", "unseen-all": "all"}
 
@@ -46,7 +46,7 @@ def run_folder(folder: Path) -> Path:
 
 
 def trained(config: str, changes: Sequence[str], folder: Path, **callbacks: Callable[..., object]) -> Method:
-    """Train from shipped settings with changes, or load what an equal run has left in the folder.
+    """Train from shipped settings with changes, or go on where an equal run in the folder has stopped.
 
     Args:
         config: their name.
@@ -55,10 +55,11 @@ def trained(config: str, changes: Sequence[str], folder: Path, **callbacks: Call
         callbacks: "started" and "progress", as of `run_training`.
     """
     settings = read_settings(config, [*changes, f"run.output={folder}"])
-    written = folder / CONFIG
-    adapter = folder / ADAPTER
-    if adapter.is_dir() and written.is_file() and written.read_text() == to_toml(settings.to_dict()):
-        return load_method(adapter)
+    adapter, checkpoint = folder / ADAPTER, folder / CHECKPOINT
+    if adapter.is_dir() and checkpoint.is_file():
+        state = Progress(**read_checkpoint(checkpoint)["progress"])
+        if state.settings == settings.to_dict() and 0 < settings.optim.steps <= state.step:
+            return load_method(adapter)
     run_training(settings, resume=True, **callbacks)
     return load_method(adapter)
 

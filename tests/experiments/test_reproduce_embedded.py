@@ -9,7 +9,7 @@ import pytest
 
 from hystar_fast.data.open import open_images
 from hystar_fast.experiments.acnet_runs import acnet_figures, acnet_parts
-from hystar_fast.experiments.embedded_runs import chance, frozen
+from hystar_fast.experiments.embedded_runs import chance, frozen, trained
 from hystar_fast.experiments.published_tables import PAPERS, published_numbers, published_table
 from hystar_fast.experiments.reproduce_embedded import EMBEDDED, run_embedded
 from hystar_fast.retrieval.definitions import Metric
@@ -76,14 +76,14 @@ def test_rows_are_trained_once_and_stand_beside_the_papers(tmp_path, capsys, pap
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(EMBEDDED, paper, small)
         first = run_embedded([table], tmp_path, Console(), steps=1)
-        trained = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+        written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
         again = run_embedded([table], tmp_path, Console(), steps=1)
     name = f"{paper}:table{number}"
     assert first[name]["rows"] == again[name]["rows"]
-    assert trained and trained == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    written = json.loads((tmp_path / f"{paper}-table{number}-emoji.json").read_text())
-    assert [row["row"] for row in written["rows"]] == chosen
-    for row in written["rows"]:
+    assert written and written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    stored = json.loads((tmp_path / f"{paper}-table{number}-emoji.json").read_text())
+    assert [row["row"] for row in stored["rows"]] == chosen
+    for row in stored["rows"]:
         assert row["paper"] == dict(zip(table.columns, table.rows[row["row"]], strict=True))
         assert ("missing" in row) == (row["row"] in kept) != ("ours" in row)
         for value in row.get("ours", {}).get("small", {}).values():
@@ -95,6 +95,27 @@ def test_rows_are_trained_once_and_stand_beside_the_papers(tmp_path, capsys, pap
 def _few(paper):
     images = open_images("emoji" if paper == "acnet" else "emoji:keywords", "test")
     return images.select(limit=12)
+
+
+def test_a_run_that_was_stopped_after_a_validation_goes_on_and_is_no_result_yet(tmp_path):
+    changes = [
+        *("acnet.extractor=timm:test_resnet", "acnet.weights=random", "acnet.embedding=8", "acnet.image_size=24"),
+        *("acnet.channels=2", "acnet.generator_blocks=1", "data.limit=60", "optim.batch_size=8"),
+        *("optim.steps=3", "run.validate_every=1"),
+    ]
+
+    def stop(done, _):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained("acnet-emoji", changes, tmp_path, progress=stop)
+    assert (tmp_path / "adapter" / "adapter.safetensors").is_file(), "the best of one step"
+    steps = []
+    trained("acnet-emoji", changes, tmp_path, progress=lambda done, _: steps.append(done))
+    assert steps == [2, 3]
+    trained("acnet-emoji", changes, tmp_path, progress=lambda done, _: steps.append(done))
+    assert steps == [2, 3]
 
 
 def test_a_table_without_runs_is_refused_before_anything_is_trained(tmp_path):
