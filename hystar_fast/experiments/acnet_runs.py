@@ -15,12 +15,7 @@ from hystar_fast.retrieval.evaluate import number_labels
 
 SOURCE, STYLE = "emoji", "sketch"
 # of the subgroup, and of the own concept
-FIGURES = {
-    "mAP@all": "category",
-    "mAP@all:interpolated": "category",
-    "Prec@5:gallery": "category",
-    "R@1": "instance",
-}
+_METRICS = {"category": ("mAP@all", "mAP@all:interpolated", "Prec@5:gallery"), "instance": ("R@1",)}
 
 
 def acnet_parts() -> dict[str, ImageSet]:
@@ -30,14 +25,14 @@ def acnet_parts() -> dict[str, ImageSet]:
 
 
 def acnet_figures(method: Method, images: ImageSet, style: str = STYLE) -> dict[str, Tensor]:
-    """Return each of `FIGURES` of every query of a style, [n] between 0 and 1."""
+    """Return the figures of every query of a style by name, [n] between 0 and 1."""
     queries = embed_records(method, images, images.of_style(style), [], role=QUERY)
     gallery = embed_records(method, images, images.gallery, [], role=GALLERY)
-    found = {}
-    for name, by in FIGURES.items():
+    found: dict[str, Tensor] = {}
+    for by, names in _METRICS.items():
         labels = number_labels([getattr(r, by) for r in (*queries.records, *gallery.records)])
-        asked, stored = labels[: len(queries.records)], labels[len(queries.records) :]
-        metric = Metric.parse(name)
-        measured = measure(queries.vectors, gallery.vectors, asked, stored, [metric], similarity=method.similarity)
-        found[name] = measured.values[metric]
+        sides = labels[: len(queries.records)], labels[len(queries.records) :]
+        metrics = [Metric.parse(name) for name in names]
+        measured = measure(queries.vectors, gallery.vectors, *sides, metrics, similarity=method.similarity)
+        found |= {str(metric): measured.values[metric] for metric in metrics}
     return found

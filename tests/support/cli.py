@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +20,8 @@ def _away_from_the_sources() -> Iterator[None]:
     if Path.cwd() != _ROOT:
         yield
         return
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        try:
-            yield
-        finally:
-            os.chdir(_ROOT)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        yield
 
 
 def run(*arguments: object) -> Result:

@@ -25,7 +25,7 @@ from hystar_fast.methods.fgan.fgan_method import FGAN, choose_retrieval
 from hystar_fast.methods.suite import create_method, tiny_config
 from hystar_fast.train.category_data import open_categories
 from hystar_fast.train.run import Trained, run_training
-from hystar_fast.train.settings import ALL_KEYS, DataSettings, read_settings
+from hystar_fast.train.settings import DataSettings, read_settings
 from hystar_fast.train.settings_file import to_toml
 from tests.support.cli import refused, run
 from tests.support.fgan_cases import CLASSES, PASCAL, changes, sentences, vectors
@@ -321,25 +321,6 @@ def test_errors_of_the_section(change: str, message: str) -> None:
 def test_what_a_run_cannot_do_is_refused(tree: Path, tmp_path: Path, change: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         run_training(read_settings("fgan", changes(tree, tmp_path, change)))
-
-
-@pytest.mark.parametrize("name", ["fgan", "fgan-emoji", "fgan-emoji-sketch"])
-def test_shipped_settings_round_trip(name: str, tmp_path: Path) -> None:
-    found = read_settings(name)
-    path = tmp_path / "settings.toml"
-    path.write_text(to_toml(found.to_dict()))
-    assert read_settings(str(path)) == found and found.method == "fgan"
-    if name == "fgan":
-        assert found.own == type(found.own)()
-
-
-def test_the_document_lists_every_setting_once_with_its_default() -> None:
-    document = (Path(__file__).resolve().parents[2] / "docs" / "fgan.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(fgan\.\w+)` \| `(.*?)` \| (.+) \|$", document, re.MULTILINE)
-    keys = {name: key for name, key in ALL_KEYS.items() if name.startswith("fgan.")}
-    assert [name for name, _, _ in rows] == list(keys)
-    for name, default, meaning in rows:
-        assert json.loads(default) == keys[name].shown_default and len(meaning) > 5, name
 
 
 def test_unseen_is_that_of_training(trained: Trained, tree: Path) -> None:

@@ -203,24 +203,35 @@ def test_errors_of_the_section_of_a_method(config: str, change: str, message: st
         read_settings(config, [change])
 
 
-@pytest.mark.parametrize("name", ["acnet", "acnet-paper", "acnet-emoji"])
-def test_shipped_settings_round_trip(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "section"),
+    [
+        ("acnet", "acnet"),
+        ("acnet-paper", "acnet"),
+        ("acnet-emoji", "acnet"),
+        ("fgan", "fgan"),
+        ("fgan-emoji", "fgan"),
+        ("fgan-emoji-sketch", "fgan"),
+    ],
+)
+def test_shipped_settings_round_trip(name: str, section: str, tmp_path: Path) -> None:
     found = read_settings(name)
     path = tmp_path / "settings.toml"
     path.write_text(to_toml(found.to_dict()))
-    assert read_settings(str(path)) == found and found.method == "acnet"
-    assert "acnet" in found.to_dict() and "acnet" not in read_settings("emoji").to_dict()
-    if name == "acnet":
+    assert read_settings(str(path)) == found and found.method == section
+    assert section in found.to_dict() and section not in read_settings("emoji").to_dict()
+    if name == section:
         assert found.own == type(found.own)()
 
 
-def test_the_document_lists_every_setting_once_with_its_default() -> None:
-    document = (Path(__file__).resolve().parents[2] / "docs" / "acnet.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(acnet\.\w+)` \| `(.*?)` \| (.+) \|$", document, re.MULTILINE)
-    keys = {name: key for name, key in ALL_KEYS.items() if name.startswith("acnet.")}
+@pytest.mark.parametrize("section", ["acnet", "fgan"])
+def test_the_document_lists_every_setting_once_with_its_default(section: str) -> None:
+    document = (Path(__file__).resolve().parents[2] / "docs" / f"{section}.md").read_text(encoding="utf-8")
+    rows = re.findall(rf"^\| `({section}\.\w+)` \| `(.*?)` \| (.+) \|$", document, re.MULTILINE)
+    keys = {name: key for name, key in ALL_KEYS.items() if name.startswith(f"{section}.")}
     assert [name for name, _, _ in rows] == list(keys)
     for name, default, meaning in rows:
-        assert json.loads(default) == keys[name].default and len(meaning) > 5, name
+        assert json.loads(default) == keys[name].shown_default and len(meaning) > 5, name
 
 
 def test_folders_of_categories_train_without_their_instances(tmp_path: Path) -> None:

@@ -13,6 +13,11 @@ from hystar_fast.methods.acnet.acnet_config import ACNetConfig
 _INSTALL = "pip install 'hystar-fast[train]'"
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor in at least float32."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def adversarial_loss(logits: Tensor, *, is_real: bool, gan: str) -> Tensor:
     """Return how far a discriminator's scores are from "real" or "not real", the mean over pictures and patches.
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from hystar_fast.data.images import ResizeTo, to_float
 from hystar_fast.methods.acnet.acnet_config import ACNetConfig
-from hystar_fast.methods.acnet.acnet_losses import adversarial_loss, create_embedding_loss
+from hystar_fast.methods.acnet.acnet_losses import adversarial_loss, create_embedding_loss, whole
 from hystar_fast.methods.acnet.augment import change_colours
 from hystar_fast.methods.acnet.discriminator import Discriminator, draw_normal_weights
 from hystar_fast.methods.acnet.extractor import HALF, create_extractor
@@ -199,7 +199,7 @@ class ACNet(StepTrained):
             with self._autocast(photos):
                 if own.gamma_identity:
                     fakes, same = self.generate(torch.cat([sketches, photos])).split(len(photos))
-                    found["identity"] = (_whole(same) - photos).abs().mean()
+                    found["identity"] = (whole(same) - photos).abs().mean()
                 else:
                     fakes = self.generate(sketches)
             inputs["synthesised"] = fakes
@@ -207,7 +207,7 @@ class ACNet(StepTrained):
             with self._autocast(photos):
                 scores = judge(fakes)
             judge.requires_grad_(True)
-            found["adversarial"] = adversarial_loss(_whole(scores), is_real=True, gan=own.gan)
+            found["adversarial"] = adversarial_loss(whole(scores), is_real=True, gan=own.gan)
         elif own.synthesis == "two-stage":
             with torch.no_grad(), self._autocast(photos):
                 inputs = {"photo": photos, "synthesised": self.generate(sketches)}
@@ -225,8 +225,8 @@ class ACNet(StepTrained):
         with self._autocast(photos):
             real, fake = judge(photos), judge(fakes.detach())
         gan = self.own.gan
-        right = adversarial_loss(_whole(real), is_real=True, gan=gan)
-        return (right + adversarial_loss(_whole(fake), is_real=False, gan=gan)) / 2
+        right = adversarial_loss(whole(real), is_real=True, gan=gan)
+        return (right + adversarial_loss(whole(fake), is_real=False, gan=gan)) / 2
 
     def _translation_losses(self, sketches: Tensor, photos: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
         generator, judge = self.model["generator"], self.model["discriminator"]
@@ -242,9 +242,9 @@ class ACNet(StepTrained):
         """Return the retrieval loss of each input by name; of a loss that compares pairs, one of all inputs."""
         with self._autocast(labels):
             if self.own.norm_statistics == "batch":
-                parts = [_whole(self.extractor(images)) for images in inputs.values()]
+                parts = [whole(self.extractor(images)) for images in inputs.values()]
             else:
-                parts = [*_whole(self.extractor(torch.cat([*inputs.values()]))).split(len(labels))]
+                parts = [*whole(self.extractor(torch.cat([*inputs.values()]))).split(len(labels))]
         criterion = self.model["proxies"]
         if self.own.compares_pairs:
             return {"retrieval": criterion(torch.cat(parts), labels.repeat(len(parts)))}
@@ -255,7 +255,7 @@ class ACNet(StepTrained):
         return HALF(images).to(next(self.extractor.parameters()).dtype)
 
     def _embed(self, pixels: Tensor) -> Tensor:
-        return _whole(self.extractor(pixels))
+        return whole(self.extractor(pixels))
 
     def _autocast(self, like: Tensor) -> torch.autocast:
         plan, device = self._begun(), like.device
@@ -265,8 +265,3 @@ class ACNet(StepTrained):
         if self._plan is None:
             raise ValueError("begin must be called before the first step")
         return self._plan
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """Return a tensor in at least float32."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

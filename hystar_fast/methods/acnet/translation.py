@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hystar_fast.methods.acnet.acnet_losses import adversarial_loss
+from hystar_fast.methods.acnet.acnet_losses import adversarial_loss, whole
 from hystar_fast.methods.acnet.discriminator import Discriminator
 from hystar_fast.methods.acnet.generator import Generator
 
@@ -48,7 +48,7 @@ class Translation(nn.Module):
         adversarial = sketches.new_zeros(())
         for judge, made in ((discriminator, made_photos), (self.sketch_discriminator, made_sketches)):
             judge.requires_grad_(False)
-            adversarial = adversarial + adversarial_loss(judge(made).float(), is_real=True, gan=gan)
+            adversarial = adversarial + adversarial_loss(whole(judge(made)), is_real=True, gan=gan)
             judge.requires_grad_(True)
         cycle = _distance(back[0], sketches) + _distance(back[1], photos)
         identity = _distance(same_photos, photos) + _distance(same_sketches, sketches)
@@ -69,10 +69,10 @@ class Translation(nn.Module):
         """
         total = sketches.new_zeros(())
         for judge, real, fake in zip((discriminator, self.sketch_discriminator), (photos, sketches), made, strict=True):
-            right = adversarial_loss(judge(real).float(), is_real=True, gan=gan)
-            total = total + (right + adversarial_loss(judge(fake.detach()).float(), is_real=False, gan=gan)) / 2
+            right = adversarial_loss(whole(judge(real)), is_real=True, gan=gan)
+            total = total + (right + adversarial_loss(whole(judge(fake.detach())), is_real=False, gan=gan)) / 2
         return total
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
-    return (a.float() - b.float()).abs().mean()
+    return (whole(a) - whole(b)).abs().mean()
