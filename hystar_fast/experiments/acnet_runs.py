@@ -8,7 +8,7 @@ from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.open import open_images
 from hystar_fast.data.unseen import OWN, CategorySplit
 from hystar_fast.experiments.embedded_runs import unseen_parts
-from hystar_fast.methods.interface import GALLERY, QUERY, Method
+from hystar_fast.methods.interface import GALLERY, QUERY, Method, Role
 from hystar_fast.retrieval.definitions import Metric, measure
 from hystar_fast.retrieval.embed import embed_records
 from hystar_fast.retrieval.evaluate import number_labels
@@ -24,9 +24,15 @@ def acnet_parts() -> dict[str, ImageSet]:
     return unseen_parts(SOURCE) | {"generalised": CategorySplit.of(OWN, test).generalised(test, "all")}
 
 
-def acnet_figures(method: Method, images: ImageSet, style: str = STYLE) -> dict[str, Tensor]:
-    """Return the figures of every query of a style by name, [n] between 0 and 1."""
-    queries = embed_records(method, images, images.of_style(style), [], role=QUERY)
+def acnet_figures(method: Method, images: ImageSet, role: Role = QUERY) -> dict[str, Tensor]:
+    """Return the figures of every drawing by name, [n] between 0 and 1.
+
+    Args:
+        method: the encoder.
+        images: the drawings of style `STYLE` and their gallery.
+        role: of the drawings: as "query" they go through G, as "gallery" they do not.
+    """
+    queries = embed_records(method, images, images.of_style(STYLE), [], role=role)
     gallery = embed_records(method, images, images.gallery, [], role=GALLERY)
     found: dict[str, Tensor] = {}
     for by, names in _METRICS.items():
