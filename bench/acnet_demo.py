@@ -59,7 +59,7 @@ def _draw_answers(method: Method, parts: Mapping[str, ImageSet], output: Path) -
     queries = pick_queries(images, [STYLE], _QUERIES, turns=_QUERIES)
     ((_, pixels),) = read_images(images, queries, method.resize, [])
     made = (method.generate(pixels.float() / 127.5 - 1) + 1) / 2
-    answers: list[dict[str, list[Answer]]] = [{_GENERATED: [Answer(picture)]} for picture in made.clamp(0, 1)]
+    answers: list[dict[str, list[Answer]]] = [{"G": [Answer(picture)]} for picture in made.clamp(0, 1)]
     for name, searcher in (("ACNet", method), ("the frozen backbone", frozen())):
         gallery = embed_records(searcher, images, images.gallery, [])
         for query, found in zip(queries, answers, strict=True):
