@@ -127,6 +127,7 @@ FGAN_DEMO = Demo(
     own="joint",
     other_ways=("regions", "labels"),
     draw=_draw_saliency,
+    variants={f"fgan {change}": (f"fgan.{change}",) for change in ("jacobian=diagonal", "aggregate=mean", "alpha=0")},
 )
 
 if __name__ == "__main__":

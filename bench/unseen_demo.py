@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Demo:
         introduction: lines of the page.
         ending: lines below the tables.
         configs: method -> shipped settings and their changes; the method itself and those beside it.
+        variants: label -> changes of the method's own settings, which it is compared with too.
         parts: the data sets by name.
         chance: chance of mAP@all of a data set, in per cent.
         measure: the figures of a method on a data set.
@@ -54,11 +55,20 @@ class Demo:
     own: str
     other_ways: tuple[str, ...]
     draw: Draw
+    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
-    def beside(self) -> tuple[str, ...]:
-        """The other trained methods."""
-        return tuple(name for name in self.configs if name != self.name)
+    def trained(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """All that trains: label -> shipped settings and their changes."""
+        config, changes = self.configs[self.name]
+        return {**self.configs, **{label: (config, (*changes, *own)) for label, own in self.variants.items()}}
+
+    @property
+    def compared(self) -> dict[str, tuple[str, str]]:
+        """What the method is compared with: label -> its name and the way it is compared by."""
+        found = {name: (name, self.usual) for name in self.configs if name != self.name}
+        found |= {label: (label, self.own) for label in self.variants}
+        return found | {way: (self.name, way) for way in self.other_ways}
 
 
 @dataclass
@@ -84,7 +94,7 @@ def run_demo(demo: Demo, seeds: int, steps: int, output: Path, runs: Path) -> No
     output.mkdir(parents=True, exist_ok=True)
     base = frozen()
     every = {FROZEN: _Runs({0: {part: demo.measure(base, images) for part, images in parts.items()}})}
-    for name, (config, changes) in demo.configs.items():
+    for name, (config, changes) in demo.trained.items():
         mine = every[name] = _Runs({})
         for seed in range(seeds):
             folder = run_folder(runs / f"{name}-{seed}")
@@ -123,8 +133,7 @@ def _summary(demo: Demo, every: Mapping[str, _Runs], parts: Mapping[str, ImageSe
             row["seconds of one core"] = runs.seconds
             against = {} if name == FROZEN else {FROZEN: (FROZEN, demo.usual)}
             if (name, way) == (demo.name, demo.own):
-                against |= {other: (other, demo.usual) for other in demo.beside if other in every}
-                against |= {other: (name, other) for other in demo.other_ways}
+                against |= {label: other for label, other in demo.compared.items() if other[0] in every}
             for part in parts:
                 row[part] = {}
                 for figure in demo.figures:
@@ -169,12 +178,12 @@ def _page(demo: Demo, result: Mapping[str, Any]) -> str:
             "",
             *_table(["minus", *demo.figures]),
         ]
-        for other in (*demo.beside, *demo.other_ways):
+        for other in demo.compared:
             if f"{demo.figures[0]} - {other}" in own[part]:
                 cells = [other, *(_cell(own[part][f"{figure} - {other}"]) for figure in demo.figures)]
                 lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
-    missing = [name for name in demo.configs if name not in {row["method"] for row in result["rows"]}]
+    missing = [name for name in demo.trained if name not in {row["method"] for row in result["rows"]}]
     if missing:
         lines += [f"Not run yet: {', '.join(missing)}.", ""]
     costs = {row["method"]: row for row in result["rows"] if row["method"] != FROZEN}

@@ -43,13 +43,17 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_every_method_way_and_part_has_its_figures(tmp_path: Path, untrained: list[str]) -> None:
     small = acnet_parts()["unseen"]  # the demonstration has two larger parts too
-    demo = replace(acnet_demo.ACNET_DEMO, parts=lambda: {"unseen-all": small})
+    variants = {"acnet without identity": ("acnet.gamma_identity=0",)}
+    demo = replace(acnet_demo.ACNET_DEMO, parts=lambda: {"unseen-all": small}, variants=variants)
     unseen_demo.run_demo(demo, 2, 0, tmp_path / "out", tmp_path / "runs")
-    assert untrained == ["acnet-0", "acnet-1", "lora-0", "lora-1", "hystar-0", "hystar-1"]
+    runs = ["acnet-0", "acnet-1", "lora-0", "lora-1", "hystar-0", "hystar-1"]
+    assert untrained == [*runs, "acnet without identity-0", "acnet without identity-1"]
     found = json.loads((tmp_path / "out" / "acnet.json").read_text())
     rows = {(row["method"], row["compared by"]): row for row in found["rows"]}
     ways = [("frozen", "the drawing"), ("acnet", "the drawing"), ("acnet", "G(drawing)")]
-    assert [*rows] == [*ways, ("lora", "the drawing"), ("hystar", "the drawing")]
+    others = [("lora", "the drawing"), ("hystar", "the drawing")]
+    variant = [("acnet without identity", way) for way in ("the drawing", "G(drawing)")]
+    assert [*rows] == [*ways, *others, *variant]
     base = rows["frozen", "the drawing"]["unseen-all"]
     lora = rows["lora", "the drawing"]["unseen-all"]
     own = rows["acnet", "G(drawing)"]["unseen-all"]
@@ -61,6 +65,8 @@ def test_every_method_way_and_part_has_its_figures(tmp_path: Path, untrained: li
         assert lost["value"] == pytest.approx(own[figure]["value"] - base[figure]["value"], abs=0.02)
         assert own[f"{figure} - lora"] == lost == own[f"{figure} - hystar"]
         assert f"{figure} - the drawing" in own
+        # Without training the variant is the same network, compared in the same way.
+        assert own[f"{figure} - acnet without identity"] == {"value": 0.0, "low": 0.0, "high": 0.0}
         assert f"{figure} - lora" not in lora
     assert own["mAP@all"]["value"] >= 0.5 * found["chance of mAP@all"]["unseen-all"]
     page = (tmp_path / "out" / "acnet.md").read_text()

@@ -210,6 +210,7 @@ def test_errors_of_the_section_of_a_method(config: str, change: str, message: st
         ("acnet-paper", "acnet"),
         ("acnet-emoji", "acnet"),
         ("fgan", "fgan"),
+        ("fgan-authors", "fgan"),
         ("fgan-emoji", "fgan"),
         ("fgan-emoji-sketch", "fgan"),
     ],

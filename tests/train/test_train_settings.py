@@ -36,7 +36,7 @@ def test_shipped_settings_load_and_round_trip(name: str, tmp_path: Path) -> None
 
 
 def test_no_other_settings_file_is_shipped() -> None:
-    fgan = {"fgan", "fgan-emoji", "fgan-emoji-sketch"}
+    fgan = {"fgan", "fgan-authors", "fgan-emoji", "fgan-emoji-sketch"}
     assert set(shipped_files("hystar_fast.train")) == {"paper", "emoji", "acnet", "acnet-paper", "acnet-emoji"} | fgan
 
 
@@ -130,8 +130,8 @@ def test_an_error_in_a_file_names_the_file(tmp_path: Path) -> None:
         read_settings(path)
     with pytest.raises(
         ValueError,
-        match="must be a TOML file or one of acnet, acnet-emoji, acnet-paper, emoji, fgan, fgan-emoji, "
-        "fgan-emoji-sketch, paper, but there is no 'papers'",
+        match="must be a TOML file or one of acnet, acnet-emoji, acnet-paper, emoji, fgan, fgan-authors, "
+        "fgan-emoji, fgan-emoji-sketch, paper, but there is no 'papers'",
     ):
         read_settings("papers")
     path = write_settings(tmp_path, "[optim]\nepochs = 0\n")

@@ -85,8 +85,8 @@ class FGANConfig:
     Raises:
         ValueError, TypeError: a field has the wrong value or type; the message says what it must be.
 
-    >>> FGANConfig.preset("authors", alpha=0.0).margin
-    0.7
+    >>> FGANConfig.from_dict({"alpha": 0.0}).margin
+    0.5
     """
 
     image_encoder: str = "torchvision:vgg19_bn"
@@ -161,17 +161,6 @@ class FGANConfig:
                 "fgan.region_weight or fgan.label_weight must be above 0, got 0 and 0, which would train nothing"
             )
 
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> Self:
-        """Return the settings of "paper", the defaults, or of "authors", the published code, with some changed.
-
-        Raises:
-            ValueError, TypeError: an unknown preset, or a change that is no field or does not fit.
-        """
-        if name not in PRESETS:
-            raise ValueError(f"fgan.preset must be one of {_listed(PRESETS)}, got {_shown(name, PRESETS)}")
-        return cls(**{**PRESETS[name], **changes})
-
     @property
     def own_network(self) -> str | None:
         """The encoder that it has in place of the backbone, with its weights; None where it takes the backbone."""
@@ -203,33 +192,16 @@ class FGANConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the settings of some values over those of the preset that ``preset`` names, "paper" without it.
+        """Return the settings of some values; the others are the defaults.
 
         Raises:
             ValueError: an unknown name; the message suggests the nearest one.
         """
-        known = ["preset", *(entry.name for entry in fields(cls))]
+        known = [entry.name for entry in fields(cls)]
         for name in values:
             if name not in known:
                 raise ValueError(f"settings must be those of FGAN, got {_shown(name, known)}")
-        changes = dict(values)
-        return cls.preset(changes.pop("preset", "paper"), **changes)
-
-
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "paper": {},
-    "authors": {
-        "image_regions_kept": 0.1,
-        "text_regions_kept": 0.1,
-        "aggregate": "mean",
-        "jacobian": "diagonal",
-        "perturb_at_evaluation": True,
-        "margin": 0.7,
-        "semi_margin": 0.3,
-        "reconstruction_target": "live",
-        "align": 0.25,
-    },
-}
+        return cls(**values)
 
 
 def _check_encoder(name: str, value: object, choices: tuple[str, ...], prefix: str) -> None:

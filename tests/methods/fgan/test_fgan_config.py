@@ -1,4 +1,4 @@
-"""Settings of FGAN: presets, and errors that name the field and the nearest right value."""
+"""Settings of FGAN: the shipped ones, and errors that name the field and the nearest right value."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import json
 import pytest
 
 from hystar_fast.methods.fgan.fgan_config import FGANConfig
+from hystar_fast.train.settings import read_settings
 
 
-def test_the_defaults_are_the_papers_and_a_preset_can_be_changed():
-    assert FGANConfig.from_dict({}) == FGANConfig.preset("paper") == FGANConfig()
-    authors = FGANConfig.from_dict({"preset": "authors", "alpha": 0.0})
+def test_the_defaults_are_the_papers_and_the_authors_have_their_own():
+    assert FGANConfig.from_dict({}) == read_settings("fgan").own == FGANConfig()
+    authors = read_settings("fgan-authors", ["fgan.alpha=0.0"]).own
     assert (authors.margin, authors.semi_margin, authors.align, authors.alpha) == (0.7, 0.3, 0.25, 0.0)
     assert (authors.aggregate, authors.image_regions_kept, authors.jacobian) == ("mean", 0.1, "diagonal")
 
 
 def test_settings_survive_json():
-    config = FGANConfig.preset("authors", teacher="prototypes", labels=866)
+    config = FGANConfig(aggregate="mean", image_regions_kept=0.1, teacher="prototypes", labels=866)
     assert FGANConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -25,7 +26,6 @@ def test_settings_survive_json():
     ("values", "error", "message"),
     [
         ({"image_region_kept": 4}, ValueError, "got 'image_region_kept'; did you mean image_regions_kept?"),
-        ({"preset": "author"}, ValueError, r"fgan\.preset must be one of .*got 'author'; did you mean authors?"),
         ({"anchors": "images"}, ValueError, r"fgan\.anchors must be one of .*got 'images'; did you mean image?"),
         ({"image_regions": 50}, ValueError, r"fgan\.image_regions must be one of 49, 196, got 50"),
         ({"text_regions_kept": 0.3}, ValueError, r'fgan\.text_regions_kept must be a whole number with aggregate="con'),

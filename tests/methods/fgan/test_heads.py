@@ -18,6 +18,7 @@ from hystar_fast.methods.fgan.fgan_losses import (
 from hystar_fast.methods.fgan.heads import Branch, FGANHeads
 from hystar_fast.methods.fgan.label_similarity import LabelSimilarity
 from hystar_fast.methods.fgan.regions import hard_top_k
+from hystar_fast.train.settings import read_settings
 
 SMALL = {"width": 16, "embedding": 12, "labels": 7, "image_regions_kept": 2, "text_regions_kept": 2}
 M, WORDS = 6, [5, 2, 1, 4, 3, 5]
@@ -60,8 +61,8 @@ def built(config, image_width=512, other_width=300, other="words"):
         return FGANHeads(config, image_width, other_width, other)
 
 
-def test_the_presets_have_as_many_parameters_as_published():
-    authors, paper = built(FGANConfig.preset("authors")), built(FGANConfig.preset("paper"))
+def test_the_shipped_settings_have_as_many_parameters_as_published():
+    authors, paper = built(read_settings("fgan-authors").own), built(FGANConfig())
     assert count(authors) == 7_932_370
     assert count(paper) == 9_505_234  # the 9.5 M of Table 5, for VGG-19 and for ResNet-18, both with 512 channels
     assert count(built(FGANConfig(pool_projection=False))) == 8_979_922
