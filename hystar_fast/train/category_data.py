@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hystar_fast.data.hold_out import Shares
-from hystar_fast.data.image_set import ImageSet, Record, read_images
+from hystar_fast.data.image_set import ImageSet, Record, read_by_path
 from hystar_fast.data.images import Resize
 from hystar_fast.data.open import open_images
 from hystar_fast.data.unseen import CategorySplit, hold_out_categories
@@ -61,12 +61,17 @@ class CategoryData:
             return CategoryPairs(self.training, self.styles, resize, batch_size=size, seed=seed, flip=how.flip)
         return PairedBatches(self.training, self.styles, resize, how, batch_size=size, seed=seed)
 
-    def prototypes(self, resize: Resize) -> Tensor:
-        """Read the pictures of the style of the prototypes whose instances train, uint8 [C, 3, H, W]."""
+    def prototypes(self, resize: Resize, skipped: dict[str, str]) -> Tensor:
+        """Read the pictures of the style of the prototypes whose instances train, uint8 [C, 3, H, W].
+
+        Args:
+            resize: of the method.
+            skipped: path -> reason; gets those that cannot be read, which are left out.
+        """
         trained = {record.instance for record in self.training.gallery}
         records = [r for r in self.drawn if r.style == self.batching.prototypes and r.instance in trained]
-        found = [pictures for _, pictures in read_images(self.training, records, resize, [])]
-        return torch.cat(found) if found else torch.empty(0, 3, *resize.size, dtype=torch.uint8)
+        found = read_by_path(self.training, records, resize, skipped)
+        return torch.stack([*found.values()]) if found else torch.empty(0, 3, *resize.size, dtype=torch.uint8)
 
 
 def open_categories(data: DataSettings, batching: Batching) -> CategoryData:

@@ -225,7 +225,7 @@ def _begin(method: Method, settings: Settings, data: CategoryData) -> tuple[Step
         weight_decay=optim.weight_decay,
         names=batches.categories,
         captions=tuple(record.captions[0] for record in data.training.gallery if record.captions),
-        prototypes=(lambda: data.prototypes(method.resize)) if data.batching.prototypes else None,
+        prototypes=(lambda: data.prototypes(method.resize, batches.skipped)) if data.batching.prototypes else None,
     )
     method.begin(plan)
     return method, batches

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from hystar_fast.cli.eval_parts import choose_unseen
+from hystar_fast.data.image_set import Record
 from hystar_fast.data.images import load_image
 from hystar_fast.data.open import open_images
 from hystar_fast.data.unseen import split_classes
@@ -259,6 +261,27 @@ def test_sketches_train_with_their_own_picture_or_any_of_their_category(tmp_path
         assert all(query.category == answer.category for query, answer in drawn[by])
     assert all(query.instance == answer.instance for query, answer in drawn["instance"])
     assert any(query.path.partition("/")[2] != answer.path.partition("/")[2] for query, answer in drawn["category"])
+
+
+def test_a_prototype_that_cannot_be_read_is_left_out_and_listed() -> None:
+    settings = read_settings("fgan-emoji", ["data.limit=6"])
+    data = open_categories(settings.data, settings.own.batching)
+    resize = create_method("frozen", tiny_config()).resize
+    skipped: dict[str, str] = {}
+    whole = data.prototypes(resize, skipped)
+    assert len(whole) == 6 and skipped == {}
+    trained = [record.instance for record in data.training.gallery]
+    lost = next(record.path for record in data.drawn if record.instance == trained[2])
+    read = data.training.read
+
+    def damaged_reader(record: Record) -> torch.Tensor:
+        if record.path == lost:
+            raise ValueError("image file is truncated")
+        return read(record)
+
+    left = replace(data, training=replace(data.training, read=damaged_reader)).prototypes(resize, skipped)
+    assert [*skipped] == [lost] and "truncated" in skipped[lost]
+    assert len(left) == 5 and all((picture == whole).flatten(1).all(1).any() for picture in left)
 
 
 ROWS = (  # the options of the losses are tested with the heads
