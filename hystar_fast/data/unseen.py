@@ -18,6 +18,7 @@ from pathlib import Path
 
 from hystar_fast.data.hold_out import hash_fraction
 from hystar_fast.data.image_set import ImageSet, Record
+from hystar_fast.data.nearest_name import with_nearest
 from hystar_fast.data.text_files import decode_text, read_text, split_lines
 
 LISTS = ("sketchy21", "sketchy25", "tuberlin30", "quickdraw30")
@@ -228,10 +229,9 @@ def _listed(name: str) -> list[str]:
     elif Path(name).is_file():
         text = read_text(name)
     else:
-        near = difflib.get_close_matches(name, (*LISTS, OWN), n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        shown = with_nearest(name, (*LISTS, OWN))
         raise ValueError(
-            f"unseen must be one of {', '.join(LISTS)}, {OWN}, {HALF}<seed> or a file of names, got {name!r}{hint}"
+            f"unseen must be one of {', '.join(LISTS)}, {OWN}, {HALF}<seed> or a file of names, got {shown}"
         )
     names = [line.partition("#")[0].strip() for line in split_lines(text)]
     found = [entry for entry in names if entry]

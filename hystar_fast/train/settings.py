@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
+from hystar_fast.data.nearest_name import with_nearest
 from hystar_fast.methods.suite import METHODS, OWN_STEPS
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.nn.losses import LOSSES, create_loss, loss_options
@@ -262,6 +262,4 @@ def _own(method: str, parts: Mapping[str, Mapping[str, Any]]) -> Any:
 
 def _check_name(key: str, name: str, known: Iterable[str], where: str) -> None:
     if name not in (names := list(known)):
-        near = difflib.get_close_matches(name, names, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{where}: {key} must be one of {', '.join(names)}, got {name!r}{hint}")
+        raise ValueError(f"{where}: {key} must be one of {', '.join(names)}, got {with_nearest(name, names)}")

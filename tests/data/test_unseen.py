@@ -72,7 +72,7 @@ def test_a_name_that_no_folder_has_is_refused_with_the_nearest(tmp_path):
 @pytest.mark.parametrize(
     ("name", "images", "message"),
     [
-        ("sketchy22", made(cow=(1, 1)), "unseen must be one of sketchy21, .*, got 'sketchy22'; did you mean 'sketchy2"),
+        ("sketchy22", made(cow=(1, 1)), "unseen must be one of sketchy21, .*, got 'sketchy22'; did you mean sketchy2"),
         ("half:x", made(cow=(1, 1)), "unseen must be half:<seed> with a whole number, got 'half:x'"),
         ("subgroup", made(cow=(1, 1)), "unseen must be a list or a file for made, which marks none, got 'subgroup'"),
         ("sketchy21", made(), "images must have categories to be divided by them, got made, which has none"),

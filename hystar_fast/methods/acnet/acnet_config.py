@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
+from hystar_fast.data.nearest_name import with_nearest
 from hystar_fast.methods.step_trained import Batching
 
 STRIDE, SMALLEST = 4, 24
@@ -90,9 +90,9 @@ class ACNetConfig:
         for name, hint in get_type_hints(ACNetConfig).items():
             value = getattr(self, name)
             if get_origin(hint) is Literal and value not in get_args(hint):
-                near = difflib.get_close_matches(str(value), get_args(hint), 1)
-                hint_at = f"; did you mean {near[0]}?" if near else ""
-                raise ValueError(f"acnet.{name} must be one of {', '.join(get_args(hint))}, got {value!r}{hint_at}")
+                choices = get_args(hint)
+                shown = with_nearest(value, choices)
+                raise ValueError(f"acnet.{name} must be one of {', '.join(choices)}, got {shown}")
         for name, least in _LEAST.items():
             if not getattr(self, name) >= least:
                 raise ValueError(f"acnet.{name} must be at least {least}, got {getattr(self, name)}")
@@ -144,7 +144,5 @@ class ACNetConfig:
         known = [entry.name for entry in fields(cls)]
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ValueError(f"settings must be those of ACNet, got {name!r}{hint}")
+                raise ValueError(f"settings must be those of ACNet, got {with_nearest(name, known)}")
         return cls(**values)

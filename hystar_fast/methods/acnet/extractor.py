@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from hystar_fast.data.images import Normalise
+from hystar_fast.data.nearest_name import with_nearest
 from hystar_fast.methods.acnet.acnet_config import ACNetConfig
 from hystar_fast.models.backbone_identity import backbone_fingerprints
 from hystar_fast.models.backbones import create_backbone
@@ -73,9 +73,8 @@ class TimmExtractor(Extractor):
         super().__init__(settings.pixels)
         name, weights = str(settings.timm_name), "random" if starts_trained else settings.weights
         if not timm.is_model(name):
-            near = difflib.get_close_matches(name, timm.list_models(), 1)
-            hint = f"; did you mean timm:{near[0]}?" if near else ""
-            raise ValueError(f"acnet.extractor must be a model of timm, got {name!r}{hint}")
+            shown = with_nearest(name, timm.list_models(), prefix="timm:")
+            raise ValueError(f"acnet.extractor must be a model of timm, got {shown}")
         tags = [] if weights == "random" or Path(weights).is_file() else timm.list_pretrained(f"{name}.*")
         if weights != "random" and not Path(weights).is_file() and weights not in tags:
             raise ValueError(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
+from hystar_fast.data.nearest_name import with_nearest
 from hystar_fast.methods.fgan.fgan_losses import ANCHORS, CONTRASTS, RECONSTRUCTIONS, TRIPLETS
 from hystar_fast.methods.fgan.label_similarity import RETRIEVALS
 from hystar_fast.methods.fgan.labels import BOTTLENECKS, RECONSTRUCTED
@@ -135,7 +135,7 @@ class FGANConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
-                    f"fgan.{name} must be one of {_listed(choices)}, got {_shown(getattr(self, name), choices)}"
+                    f"fgan.{name} must be one of {_listed(choices)}, got {with_nearest(getattr(self, name), choices)}"
                 )
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
@@ -200,7 +200,7 @@ class FGANConfig:
         known = [entry.name for entry in fields(cls)]
         for name in values:
             if name not in known:
-                raise ValueError(f"settings must be those of FGAN, got {_shown(name, known)}")
+                raise ValueError(f"settings must be those of FGAN, got {with_nearest(name, known)}")
         return cls(**values)
 
 
@@ -208,15 +208,9 @@ def _check_encoder(name: str, value: object, choices: tuple[str, ...], prefix: s
     is_named = isinstance(value, str) and value.startswith(f"{prefix}:") and len(value) > len(prefix) + 1
     if value not in choices and not is_named:
         raise ValueError(
-            f"fgan.{name} must be one of {_listed(choices)} or '{prefix}:<name>', got {_shown(value, choices)}"
+            f"fgan.{name} must be one of {_listed(choices)} or '{prefix}:<name>', got {with_nearest(value, choices)}"
         )
 
 
 def _listed(choices: Iterable[object]) -> str:
     return ", ".join(map(repr, choices))
-
-
-def _shown(value: object, choices: Iterable[object]) -> str:
-    """Return a wrong value, with the nearest right one where it is near."""
-    near = difflib.get_close_matches(str(value), list(map(str, choices)), 1)
-    return f"{value!r}; did you mean {near[0]}?" if near else repr(value)
