@@ -11,6 +11,7 @@ changed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,7 @@ from hystar_fast.retrieval.embed import embed_records
 
 _PAIRS = (f'data.styles=["{STYLE}"]', "data.validation=none", "run.validate_every=0")
 _DRAWING, _GENERATED = "the drawing", "G(drawing)"
+_OTHER = "outline"
 _ANSWERS, _QUERIES = 5, 8
 _PICTURES = "acnet_answers.png"
 
@@ -45,6 +47,15 @@ def main(
 def _measure(method: Method, images: ImageSet) -> Figures:
     found = {_DRAWING: acnet_figures(method, images, role=GALLERY)}
     return found | {_GENERATED: acnet_figures(method, images, role=QUERY)} if isinstance(method, ACNet) else found
+
+
+def _parts() -> dict[str, ImageSet]:
+    """Return the data sets; in the last one the queries are drawings of another style, on which nothing was trained."""
+    parts = acnet_parts()
+    whole = parts["unseen-all"]
+    kept = [record for record in whole.records if record.style in (whole.gallery_style, _OTHER)]
+    records = tuple(replace(record, style=STYLE) if record.style == _OTHER else record for record in kept)
+    return parts | {f"unseen-all, by {_OTHER}": replace(whole, records=records)}
 
 
 def _chance(images: ImageSet) -> float:
@@ -78,7 +89,8 @@ ACNET_DEMO = Demo(
         "",
         "Black and white drawings find the pictures of their subgroup, among concepts of unseen subgroups. `mAP@all`",
         "and `Prec@5:gallery` of the subgroup, `R@1` of the own concept. All train on the 866 training concepts of",
-        "seen subgroups. In `generalised` the gallery holds the seen subgroups of the test split too.",
+        "seen subgroups. In `generalised` the gallery holds the seen subgroups of the test split too. `synthesis=none`",
+        "has no generator, `gamma_identity=0` no identity loss.",
     ),
     ending=(f"![Answers]({_PICTURES})",),
     configs={
@@ -86,14 +98,15 @@ ACNET_DEMO = Demo(
         "lora": ("emoji", (*_PAIRS, "model.method=lora", "optim.learning_rate=0.003")),
         "hystar": ("emoji", _PAIRS),
     },
-    parts=acnet_parts,
+    parts=_parts,
     chance=_chance,
     measure=_measure,
-    figures=("mAP@all", "Prec@5:gallery", "R@1"),
+    figures=("mAP@all", "mAP@all:interpolated", "Prec@5:gallery", "R@1"),
     usual=_DRAWING,
     own=_GENERATED,
     other_ways=(_DRAWING,),
     draw=_draw_answers,
+    variants={f"acnet {change}": (f"acnet.{change}",) for change in ("synthesis=none", "gamma_identity=0")},
 )
 
 if __name__ == "__main__":
