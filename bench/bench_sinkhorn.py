@@ -21,10 +21,13 @@ from hystar_fast.ops.sinkhorn import torch as sinkhorn_torch
 
 EPSILON, ITERATIONS = 0.05, 50
 IN_TORCH = f"{OURS}, gradient in torch"
-CASES = [(1, 48), (64, 48), (1, 256), (16, 256), (1, 1024), (4, 1024)]
-if PLAN == "cuda":
-    CASES = [(1, 48), (4096, 48), (64, 256), (1, 8192), (1, 1024), (64, 128), (16, 512)]
-BACKWARD_CASES = [(1, 48), (16, 256)] if PLAN == "cpu" else [(1, 48), (16, 256), (64, 128), (1024, 48)]
+SIZES = {
+    "cpu": [(1, 48), (64, 48), (1, 256), (16, 256), (1, 1024), (4, 1024)],
+    "cuda": [(1, 48), (4096, 48), (64, 256), (1, 8192), (1, 1024), (64, 128), (16, 512)],
+}
+BACKWARD_SIZES = {"cpu": [(1, 48), (16, 256)], "cuda": [(1, 48), (16, 256), (64, 128), (1024, 48)]}
+# The CUDA kernels that those sizes do not take, beside the plain loop alone
+OTHER_KERNELS = [(4096, 32), (1024, 64), (512, 96), (128, 192), (8, 640), (1, 1023), (1, 8191), (1, 9000)]
 
 
 def half_steps(kernel: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,10 +142,12 @@ def issued(cost: Tensor) -> dict[str, float]:
 SLOW = ("POT", "naive, torch.compile")
 MEASURED = [
     (batch, n, provider)
-    for batch, n in CASES
+    for batch, n in SIZES[PLAN]
     for provider in PROVIDERS
     if batch * n**2 < 1 << 23 or provider not in SLOW
 ]
+if PLAN == "cuda":
+    MEASURED += [(*size, provider) for size in OTHER_KERNELS for provider in (OURS, "naive torch")]
 
 
 @pytest.mark.parametrize(("batch", "n", "provider"), MEASURED)
@@ -174,7 +179,7 @@ def with_gradient_in_torch(cost: Tensor, upstream: Tensor, grad: str) -> Outputs
 # The plain loop has no implicit gradient. On a GPU, larger sizes use the gradient in torch.
 GRADIENTS = [
     (batch, n, grad, provider)
-    for batch, n in BACKWARD_CASES
+    for batch, n in BACKWARD_SIZES[PLAN]
     for grad, provider in product(("unroll", "implicit"), (OURS, IN_TORCH, "naive torch"))
     if not (grad == "implicit" and provider == "naive torch")
     and not (PLAN == "cpu" and provider == IN_TORCH and n > 48)

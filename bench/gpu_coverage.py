@@ -1,6 +1,7 @@
 """The kernel variants of svd_linear that the dispatch chooses in production, and what runs each on a GPU.
 
-``PYTHONPATH=. python bench/gpu_coverage.py`` writes docs/benchmarks/gpu-coverage.md. A variant is a Triton kernel with
+``PYTHONPATH=. python bench/gpu_coverage.py`` writes docs/benchmarks/gpu-coverage.md, with the kernels of Sinkhorn and
+StyleNCE (transport_coverage.py). A variant is a Triton kernel with
 everything that makes it other machine code: dtype, tile, loop, samples of a tile, and which operands it has. Launches
 are recorded from the CUDA implementation of the op on tensors without memory, so this needs no GPU. A test fails for a
 variant that no check of first_minute.py or no row of bench_svd_linear.py runs.
@@ -141,14 +142,17 @@ def wanted() -> list[str]:
 
 
 def page() -> str:
-    """Return the page: one line for each variant."""
+    """Return the part of the page on svd_linear, and its head: one line for each variant."""
     checked, measured = collect(checks()), collect(rows())
     lines = [
-        "# What runs each kernel of svd_linear on a GPU",
+        "# What runs each kernel on a GPU",
         "",
-        "Written by `bench/gpu_coverage.py`. Every Triton kernel, as it is specialised, that the op launches on an",
-        "H200 for the layers that are measured, with the first check of `bench/first_minute.py` and the first row of",
-        "`bench/bench_svd_linear.py` that run it. Nothing here has run on a GPU yet.",
+        "Written by `bench/gpu_coverage.py`. Nothing here has run on a GPU yet.",
+        "",
+        "## svd_linear",
+        "",
+        "Every Triton kernel, as it is specialised, that the op launches on an H200 for the layers that are measured,",
+        "with the first check of `bench/first_minute.py` and the first row of `bench/bench_svd_linear.py` that run it.",
         "",
         "| kernel | check | row |",
         "|---|---|---|",
@@ -166,5 +170,7 @@ def holes() -> list[str]:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    print("\n".join(holes()) or "every variant has a check and a row")
+    import transport_coverage  # compiles the launch code, which warm.py does not need
+
+    PAGE.write_text(f"{page()}\n{transport_coverage.section()}", encoding="utf-8")
+    print("\n".join(holes() + transport_coverage.holes()) or "every variant has a check and a row")

@@ -15,9 +15,9 @@
 #     python bench/gpu_build.py build/gpu --python <a Python of the GPU's machine's version, with its headers>
 # and there: CARRIED=build/gpu bash bench/gpu_session.sh. CARRIED has the runner and the extension; if they do not run
 # there, they are built there. WHEELS names a folder of wheels (open_clip_torch, POT, geomloss, peft, pytest-benchmark,
-# flash-sinkhorn, inf-cl, siglip-kernel), which go into a folder of their own; a peer that is not there is left out. Triton's kernels cannot be
-# carried: bench/warm.py compiles them on all cores while the runner runs. BENCH_COMMIT names the commit if the tree is a
-# copy without its repository.
+# flash-sinkhorn, inf-cl, memeff, siglip-kernel), which go into a folder of their own; a peer that is not there is left
+# out. Triton's kernels cannot be carried: bench/warm.py compiles them on all cores while the runner runs. BENCH_COMMIT
+# names the commit if the tree is a copy without its repository.
 #
 # --rehearse runs everything at toy sizes without a GPU, in the present environment.
 set -uo pipefail

@@ -41,6 +41,11 @@ LISTED = {
     "_svd_linear_fp8_kernel first pair",
     "_svd_linear_fp8_kernel second pair",
     "_svd_linear_specialised_kernel bf16 sample",
+    "_svd_linear_fused_kernel bf16 forward tall r64",
+    "_svd_linear_fused_kernel bf16 backward tall r64",
+    "_svd_linear_reduce_kernel bf16 pair of samples",
+    "_svd_linear_quantise_kernel pair",
+    "_svd_linear_quantise_kernel shared",
 }
 OPCODE = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)")
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?!(?:@!?U?P\w+ )?NOP)")

@@ -88,8 +88,9 @@ __device__ __noinline__ void check_feasibility_apart(const Batch& batch, long lo
 }
 
 inline void check(cudaError_t error, const char* what) {
-    if (error != cudaSuccess)
-        throw std::runtime_error(std::string("hystar_fast: ") + what + " failed: " + cudaGetErrorString(error));
+    if (error == cudaSuccess) return;
+    cudaGetLastError();  // this must not become an error of a later call
+    throw std::runtime_error(std::string("hystar_fast: ") + what + " failed: " + cudaGetErrorString(error));
 }
 
 }  // namespace hystar_fast
