@@ -21,6 +21,7 @@ import torch
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from hystar_fast.index.added_files import sweep_added
 from hystar_fast.index.engine import Engine, Generation
 from hystar_fast.index.generation_methods import open_views
 from hystar_fast.index.open_index import open_engine
@@ -177,6 +178,8 @@ def _service(engine: Engine, load: LoadMethods, settings: ServerSettings, log: C
         batch = batch_size_on(settings.device)
         return Encoder(methods, batch=batch, workers=settings.encoders, on_batch=metrics.batches.observe)
 
+    if settings.allow_writes:
+        sweep_added(engine)
     index = LiveIndex(
         engine,
         methods,
