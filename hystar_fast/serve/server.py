@@ -63,6 +63,7 @@ class ServerSettings:
         limits: of requests.
         device: where the models run.
         encoders: encoding threads.
+        max_wait: seconds that an encoding thread may wait for further queries after a pass, see `Batches`.
     """
 
     host: str = "127.0.0.1"
@@ -73,6 +74,7 @@ class ServerSettings:
     limits: Limits = field(default_factory=Limits)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     encoders: int = 1
+    max_wait: float = 0.0
 
 
 def serve_index(uri: str | Path, settings: ServerSettings, say: Callable[[str], object]) -> None:
@@ -176,7 +178,8 @@ def _service(engine: Engine, load: LoadMethods, settings: ServerSettings, log: C
 
     def encoder(methods: Mapping[str, Method]) -> Encoder:
         batch = batch_size_on(settings.device)
-        return Encoder(methods, batch=batch, workers=settings.encoders, on_batch=metrics.batches.observe)
+        workers, observe = settings.encoders, metrics.batches.observe
+        return Encoder(methods, batch=batch, workers=workers, max_wait=settings.max_wait, on_batch=observe)
 
     if settings.allow_writes:
         sweep_added(engine)

@@ -17,6 +17,8 @@ import pytest
 from hystar_fast.index.local import LocalEngine
 from hystar_fast.methods.adapter_files import save_method
 from hystar_fast.methods.suite import create_hystar, tiny_config
+from hystar_fast.serve.server import ServerSettings
+from hystar_fast.serve.service import Limits
 from tests.support.cli import refused, run
 from tests.support.served import drawing, encoded, form, problem, until
 from tests.support.served_process import Process, serving
@@ -168,6 +170,16 @@ def test_a_port_in_use_and_a_folder_without_an_index(index, tmp_path):
         port = taken.getsockname()[1]
         assert f"--port must be free on 127.0.0.1, got {port}" in refused("serve", index, "--port", port)
     assert "First index your pictures" in refused("serve", tmp_path)
+
+
+def test_its_options_are_those_of_the_server(index, monkeypatch):
+    found: list[ServerSettings] = []
+    monkeypatch.setattr("hystar_fast.serve.server.serve_index", lambda uri, settings, say: found.append(settings))
+    options = ("--max-wait-ms", "15", "--encoders", "2", "--queue", "9", "--deadline", "3", "--max-body", "2")
+    assert run("serve", index, *options, "--max-pixels", "5", "--device", "cpu", "--allow-writes").exit_code == 0
+    assert found == [
+        ServerSettings(limits=Limits(2 * 2**20, 5_000_000, 9, 3.0), encoders=2, max_wait=0.015, allow_writes=True)
+    ]
 
 
 def test_a_server_that_cannot_start_says_so(index, tmp_path):
