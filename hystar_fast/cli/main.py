@@ -158,6 +158,9 @@ def serve(
     encoders: Annotated[
         int | None, typer.Option(min=1, help="Encoding threads: by default one for two cores; one on a GPU.")
     ] = None,
+    max_wait_ms: Annotated[
+        int, typer.Option(min=0, max=1000, help="Milliseconds that an encoder may wait for queries after a pass.")
+    ] = 0,
     device: Device = "auto",
 ) -> None:
     """Answer queries over HTTP, and show a page to draw and search on."""
@@ -181,6 +184,7 @@ def serve(
         deadline=deadline,
         device=device,
         encoders=encoders,
+        max_wait_ms=max_wait_ms,
     )
 
 

@@ -27,6 +27,7 @@ def run_serve(
     deadline: float,
     device: str,
     encoders: int | None,
+    max_wait_ms: int,
 ) -> None:
     """Serve an index until SIGTERM or Ctrl-C; its log goes to stderr, one JSON object a request.
 
@@ -53,5 +54,6 @@ def run_serve(
         limits=Limits(body_mib * 2**20, megapixels * 1_000_000, queue, deadline),
         device=where,
         encoders=encoders or (1 if where.type != "cpu" else max(1, (os.cpu_count() or 1) // 2)),
+        max_wait=max_wait_ms / 1000,
     )
     serve_index(index, settings, console.print)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hystar_fast.data.read_ahead import in_batches
 from hystar_fast.index.engine import Engine, Item
 from hystar_fast.index.sources import free_name
 from hystar_fast.index.where import Condition, Where
 
 _SOURCE, _FOLDER = ".added", "added"
+_OURS = re.compile(r"(?P<sha256>[0-9a-f]{64})\.[a-z]+|\.[0-9a-f]{12}\.partial")  # a picture, or a part of one
+_AT_ONCE = 500  # files that are looked up by one query
 
 
 def folder_of_added(engine: Engine) -> Path | None:
@@ -63,6 +67,35 @@ def drop_added(engine: Engine, items: Iterable[Item]) -> None:
         for path in {item.path for item in items if item.source == source and item.path}:
             if not engine.count(Where((Condition("source", (str(source),)), Condition("path", (path,))))):
                 (folder / path).unlink(missing_ok=True)
+
+
+def sweep_added(engine: Engine) -> int:
+    """Remove files that came over HTTP and that no item names: a process was killed between a file and its item.
+
+    A file stays if any item, of whatever source, has its name or its content, as the items of an index that was moved
+    name it by the folder where it was. What was put there under another kind of name stays, too.
+
+    Returns:
+        The number of files removed.
+    """
+    folder = folder_of_added(engine)
+    if folder is None or not folder.is_dir():
+        return 0
+    removed = 0
+    with held(folder):
+        found = [(path, match) for path in sorted(folder.iterdir()) if (match := _OURS.fullmatch(path.name))]
+        for part in in_batches(found, _AT_ONCE):
+            names = tuple(path.name for path, _ in part)
+            contents = tuple(match["sha256"] for _, match in part if match["sha256"])
+            keys = [*engine.keys(Where((Condition("path", names),)))]
+            keys += engine.keys(Where((Condition("sha256", contents),))) if contents else []
+            items = engine.fetch(sorted({*keys})).values()
+            kept = {item.path for item in items} | {item.sha256 for item in items}
+            for path, match in part:
+                if path.name not in kept and match["sha256"] not in kept:
+                    path.unlink()
+                    removed += 1
+    return removed
 
 
 def _source(settings: Mapping[str, Any], folder: Path) -> str | None:

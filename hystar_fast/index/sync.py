@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hystar_fast.data.read_ahead import in_batches
+from hystar_fast.index.added_files import sweep_added
 from hystar_fast.index.compare_files import CONTENT, Changes, compare, compare_sources
 from hystar_fast.index.encode_files import Described, Report, encode_batch, id_of, item_of, load_batches
 from hystar_fast.index.engine import Engine, Item, key_of
@@ -59,8 +60,11 @@ def sync(
     """Bring an index up to date with its sources; arguments and errors as `add`.
 
     New and changed pictures are encoded, a moved file keeps its vectors, and items whose files have gone are removed.
+    Files that came over HTTP and that no item names are removed.
     """
-    return _apply(engine, plan(engine, checksum=checksum), open_encoder, {}, progress)
+    report = _apply(engine, plan(engine, checksum=checksum), open_encoder, {}, progress)
+    sweep_added(engine)
+    return report
 
 
 def plan(engine: Engine, *, checksum: bool = False) -> Changes:

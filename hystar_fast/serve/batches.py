@@ -1,4 +1,4 @@
-"""Threads that take what waits in a queue, many requests at a time, and never wait for company."""
+"""Threads that take what waits in a queue, many requests at a time; by default they never wait for company."""
 
 from __future__ import annotations
 
@@ -56,6 +56,9 @@ class Batches(Generic[Value, Result]):
             raises, it is called for each request alone, so that an error reaches only its own.
         size: most requests of a call.
         workers: number of threads.
+        max_wait: seconds after a call in which a thread may wait for as many requests as that call had, and those that
+            waited at its end. Without it, callers who ask again as soon as they are answered fall into two groups, of
+            which one waits while the other is served. A caller who is alone never waits.
         on_batch: called with the number of requests of each call that returned.
         name: of the threads.
     """
@@ -66,10 +69,11 @@ class Batches(Generic[Value, Result]):
         *,
         size: int,
         workers: int = 1,
+        max_wait: float = 0.0,
         on_batch: Callable[[int], object] = lambda size: None,
         name: str = "batches",
     ) -> None:
-        self._work, self._size, self._on_batch = work, size, on_batch
+        self._work, self._size, self._max_wait, self._on_batch = work, size, max_wait, on_batch
         self._lanes: OrderedDict[Hashable, deque[_Waiting[Value, Result]]] = OrderedDict()
         self._changed = threading.Condition()
         self._is_closed = False
@@ -103,7 +107,10 @@ class Batches(Generic[Value, Result]):
     def depth(self) -> int:
         """The number of requests that wait."""
         with self._changed:
-            return sum(map(len, self._lanes.values()))
+            return self._waiting()
+
+    def _waiting(self) -> int:
+        return sum(map(len, self._lanes.values()))
 
     def close(self) -> None:
         """Take no more requests, serve those that wait, and end the threads."""
@@ -114,16 +121,28 @@ class Batches(Generic[Value, Result]):
             thread.join()
 
     def _run(self) -> None:
+        served, end = 0, -math.inf
         while True:
             with self._changed:
+                wanted = min(served + self._waiting(), self._size)
                 self._changed.wait_for(lambda: self._lanes or self._is_closed)
+                self._wait_for_company(wanted, end + self._max_wait)
                 if not self._lanes:
-                    return
+                    if self._is_closed:
+                        return
+                    continue  # another thread was first
                 lane, waiting = self._lanes.popitem(last=False)
                 taken = [waiting.popleft() for _ in range(min(len(waiting), self._size))]
                 if waiting:  # behind the other lanes
                     self._lanes[lane] = waiting
             self._serve(lane, [entry for entry in taken if _is_wanted(entry)])
+            served, end = len(taken), time.monotonic()
+
+    def _wait_for_company(self, wanted: int, end: float) -> None:
+        """Wait until so many requests wait, at most until a time on the clock of `time.monotonic`."""
+        left = end - time.monotonic()
+        if left > 0:
+            self._changed.wait_for(lambda: self._is_closed or self._waiting() >= wanted, left)
 
     def _serve(self, lane: Hashable, entries: list[_Waiting[Value, Result]]) -> None:
         if not entries:

@@ -60,6 +60,7 @@ class Encoder:
         batch: most requests of a pass.
         workers: number of encoding threads; all use the same methods.
         threads: threads of torch for each of them.
+        max_wait: see `Batches`.
         on_batch: called with the number of requests of each pass.
     """
 
@@ -70,13 +71,14 @@ class Encoder:
         batch: int = BATCH_ON_CPU,
         workers: int = 1,
         threads: int = 1,
+        max_wait: float = 0.0,
         on_batch: Callable[[int], object] = lambda size: None,
     ) -> None:
         self.methods, self._threads = methods, threads
         for method in methods.values():
             method.train(False)
         self._batches: Batches[Picture | str, Tensor] = Batches(
-            self._encode, size=batch, workers=workers, on_batch=on_batch, name="encoder"
+            self._encode, size=batch, workers=workers, max_wait=max_wait, on_batch=on_batch, name="encoder"
         )
 
     def picture(self, view: str, picture: Picture, deadline: float = math.inf) -> Future[Done[Tensor]]:

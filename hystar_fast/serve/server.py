@@ -21,6 +21,7 @@ import torch
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from hystar_fast.index.added_files import sweep_added
 from hystar_fast.index.engine import Engine, Generation
 from hystar_fast.index.generation_methods import open_views
 from hystar_fast.index.open_index import open_engine
@@ -62,6 +63,7 @@ class ServerSettings:
         limits: of requests.
         device: where the models run.
         encoders: encoding threads.
+        max_wait: seconds that an encoding thread may wait for further queries after a pass, see `Batches`.
     """
 
     host: str = "127.0.0.1"
@@ -72,6 +74,7 @@ class ServerSettings:
     limits: Limits = field(default_factory=Limits)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     encoders: int = 1
+    max_wait: float = 0.0
 
 
 def serve_index(uri: str | Path, settings: ServerSettings, say: Callable[[str], object]) -> None:
@@ -175,8 +178,11 @@ def _service(engine: Engine, load: LoadMethods, settings: ServerSettings, log: C
 
     def encoder(methods: Mapping[str, Method]) -> Encoder:
         batch = batch_size_on(settings.device)
-        return Encoder(methods, batch=batch, workers=settings.encoders, on_batch=metrics.batches.observe)
+        workers, observe = settings.encoders, metrics.batches.observe
+        return Encoder(methods, batch=batch, workers=workers, max_wait=settings.max_wait, on_batch=observe)
 
+    if settings.allow_writes:
+        sweep_added(engine)
     index = LiveIndex(
         engine,
         methods,

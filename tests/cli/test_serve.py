@@ -17,8 +17,10 @@ import pytest
 from hystar_fast.index.local import LocalEngine
 from hystar_fast.methods.adapter_files import save_method
 from hystar_fast.methods.suite import create_hystar, tiny_config
+from hystar_fast.serve.server import ServerSettings
+from hystar_fast.serve.service import Limits
 from tests.support.cli import refused, run
-from tests.support.served import drawing, encoded, form, problem
+from tests.support.served import drawing, encoded, form, problem, until
 from tests.support.served_process import Process, serving
 
 COUNT = 12
@@ -51,9 +53,8 @@ def test_it_answers_sees_what_is_indexed_beside_it_and_stops_with_status_0(index
             place = index.parent / "pictures" / "more.png"
             place.write_bytes(encoded(drawing(51)))
             assert run("index", "sync", index, "--device", "cpu").exit_code == 0
-            time.sleep(1)
-            hits = client.post("v1/search", files=form(image=encoded(drawing(51)))).json()["hits"]
-            assert hits[0]["id"] == "more.png"
+            more = form(image=encoded(drawing(51)))
+            until(lambda: client.post("v1/search", files=more).json()["hits"][0]["id"] == "more.png", 60)
             place.unlink()
             assert run("index", "sync", index).exit_code == 0
         running.process.send_signal(signal.SIGINT)
@@ -109,10 +110,7 @@ def test_another_model_is_embedded_switched_to_and_the_old_one_dropped_while_it_
             ):
                 done = run("index", *command)
                 assert done.exit_code == 0, done.output
-            end = time.monotonic() + 60
-            while stamps[-1] == old and time.monotonic() < end and not any(one.done() for one in asking):
-                time.sleep(0.05)
-            time.sleep(1)
+            until(lambda: stamps[-10:].count(old) == 0 or any(one.done() for one in asking), 60)
             stop.set()
             for one in asking:
                 one.result()
@@ -172,6 +170,16 @@ def test_a_port_in_use_and_a_folder_without_an_index(index, tmp_path):
         port = taken.getsockname()[1]
         assert f"--port must be free on 127.0.0.1, got {port}" in refused("serve", index, "--port", port)
     assert "First index your pictures" in refused("serve", tmp_path)
+
+
+def test_its_options_are_those_of_the_server(index, monkeypatch):
+    found: list[ServerSettings] = []
+    monkeypatch.setattr("hystar_fast.serve.server.serve_index", lambda uri, settings, say: found.append(settings))
+    options = ("--max-wait-ms", "15", "--encoders", "2", "--queue", "9", "--deadline", "3", "--max-body", "2")
+    assert run("serve", index, *options, "--max-pixels", "5", "--device", "cpu", "--allow-writes").exit_code == 0
+    assert found == [
+        ServerSettings(limits=Limits(2 * 2**20, 5_000_000, 9, 3.0), encoders=2, max_wait=0.015, allow_writes=True)
+    ]
 
 
 def test_a_server_that_cannot_start_says_so(index, tmp_path):

@@ -80,3 +80,15 @@ def test_a_picture_that_is_written_too_late_is_told_and_added_once(start, monkey
     until(lambda: running.engine.count() == COUNT + 1)
     again = running.client.post("v1/items", files=fields)
     assert again.status_code == 201 and running.engine.count() == COUNT + 1
+
+
+def test_a_file_that_a_kill_left_without_an_item_is_removed_at_the_next_start(tmp_path):
+    engine = served.make_index(tmp_path, {"adapted": served.method(1)})
+    left = tmp_path / "index" / "added" / f"{'0' * 64}.png"
+    left.parent.mkdir()
+    left.write_bytes(encoded(drawing(60)))
+    with served.serve(engine, tmp_path / "pictures"):
+        assert left.exists(), "a server that may not write removes nothing"
+    with served.serve(engine, tmp_path / "pictures", allow_writes=True) as running:
+        assert not left.exists()
+        assert running.search(image=encoded(drawing(3))).json()["hits"][0]["id"] == "003.png"
