@@ -132,7 +132,7 @@ class Raw:
 
 
 def serve(
-    folder: str, *, batch: int = BATCH, workers: int = 1, threads: int = 1, queue: int = 256, max_wait: float = 0.0
+    folder: str, *, batch: int = BATCH, workers: int = 1, threads: int = 1, queue: int = 256, max_wait: float = 0.01
 ) -> None:
     """Serve the index in a folder at a free port, which is printed."""
     from hystar_fast.serve import server

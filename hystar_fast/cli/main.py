@@ -159,8 +159,11 @@ def serve(
         int | None, typer.Option(min=1, help="Encoding threads: by default one for two cores; one on a GPU.")
     ] = None,
     max_wait_ms: Annotated[
-        int, typer.Option(min=0, max=1000, help="Milliseconds that an encoder may wait for queries after a pass.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0, max=1000, help="Milliseconds that an encoder may wait for queries after a pass: 10; 0 on a GPU."
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Answer queries over HTTP, and show a page to draw and search on."""

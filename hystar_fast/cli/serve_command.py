@@ -27,7 +27,7 @@ def run_serve(
     deadline: float,
     device: str,
     encoders: int | None,
-    max_wait_ms: int,
+    max_wait_ms: int | None,
 ) -> None:
     """Serve an index until SIGTERM or Ctrl-C; its log goes to stderr, one JSON object a request.
 
@@ -45,6 +45,8 @@ def run_serve(
     from hystar_fast.methods.device import select_device
 
     where = select_device(device)
+    is_cpu = where.type == "cpu"
+    wait = (10 if is_cpu else 0) if max_wait_ms is None else max_wait_ms
     settings = ServerSettings(
         host=host,
         port=port,
@@ -53,7 +55,7 @@ def run_serve(
         allow_writes=allow_writes,
         limits=Limits(body_mib * 2**20, megapixels * 1_000_000, queue, deadline),
         device=where,
-        encoders=encoders or (1 if where.type != "cpu" else max(1, (os.cpu_count() or 1) // 2)),
-        max_wait=max_wait_ms / 1000,
+        encoders=encoders or (max(1, (os.cpu_count() or 1) // 2) if is_cpu else 1),
+        max_wait=wait / 1000,
     )
     serve_index(index, settings, console.print)

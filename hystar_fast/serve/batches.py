@@ -1,4 +1,4 @@
-"""Threads that take what waits in a queue, many requests at a time; by default they never wait for company."""
+"""Threads that take what waits in a queue, many requests at a time, and may wait a moment for those they served."""
 
 from __future__ import annotations
 

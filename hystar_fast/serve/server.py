@@ -63,7 +63,8 @@ class ServerSettings:
         limits: of requests.
         device: where the models run.
         encoders: encoding threads.
-        max_wait: seconds that an encoding thread may wait for further queries after a pass, see `Batches`.
+        max_wait: seconds that an encoding thread may wait for further queries after a pass, see `Batches`; the default
+            is for a CPU.
     """
 
     host: str = "127.0.0.1"
@@ -74,7 +75,7 @@ class ServerSettings:
     limits: Limits = field(default_factory=Limits)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     encoders: int = 1
-    max_wait: float = 0.0
+    max_wait: float = 0.01
 
 
 def serve_index(uri: str | Path, settings: ServerSettings, say: Callable[[str], object]) -> None:

@@ -180,6 +180,8 @@ def test_its_options_are_those_of_the_server(index, monkeypatch):
     assert found == [
         ServerSettings(limits=Limits(2 * 2**20, 5_000_000, 9, 3.0), encoders=2, max_wait=0.015, allow_writes=True)
     ]
+    assert run("serve", index, "--device", "cpu").exit_code == 0
+    assert found[1].max_wait == 0.01
 
 
 def test_a_server_that_cannot_start_says_so(index, tmp_path):
