@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import threading
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 from rich import progress as rich_progress
 from rich.progress import (
@@ -19,6 +21,7 @@ from rich.text import Text
 
 from hystar_fast.terminal.console import Console
 
+Item = TypeVar("Item")
 INTERVAL = 5.0  # seconds
 
 
@@ -67,6 +70,25 @@ class Progress(rich_progress.Progress):
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
         super().advance(task_id, advance)
         self._report_if_done(task_id)
+
+    def track(
+        self,
+        sequence: Iterable[Item],
+        total: float | None = None,
+        completed: int = 0,
+        task_id: TaskID | None = None,
+        description: str = "Working...",
+        update_period: float = 0.1,
+    ) -> Iterator[Item]:
+        """Yield the items and count each when it is done; rich counts in a thread that runs in a terminal alone."""
+        whole = operator.length_hint(sequence) or None if total is None else total
+        if task_id is None:
+            task_id = self.add_task(description, total=whole, completed=completed)
+        else:
+            self.update(task_id, total=whole, completed=completed)
+        for item in sequence:
+            yield item
+            self.advance(task_id)
 
     def _report_if_done(self, task_id: TaskID) -> None:
         if self._tasks[task_id].finished and task_id not in self._reported:

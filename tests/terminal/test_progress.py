@@ -42,6 +42,18 @@ def test_lines_come_while_nothing_advances_and_when_a_task_is_done(
     assert lines_of(tmp_path) == shown
 
 
+def test_items_are_counted_while_they_are_worked_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console = create_console()
+    console.log_to(tmp_path)
+    with Progress(console) as progress:
+        for item in progress.track(iter("abc"), total=3, description="trials"):
+            assert progress.tasks[0].completed == "abc".index(item)
+            time.sleep(0.1)
+    shown = [line.partition(",")[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"trials 0/3", "trials 1/3", "trials 2/3"} <= {*shown} and shown[-1] == "trials 3/3"
+    assert [line.partition(",")[0] for line in lines_of(tmp_path)] == shown
+
+
 def test_a_terminal_gets_bars_and_the_log_gets_lines(tmp_path: Path) -> None:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=60)
