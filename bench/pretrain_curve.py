@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hystar_fast.data.whole_files import write_whole
-from hystar_fast.retrieval.plot_style import FAINT, LINE, add_title, figure_of
+from hystar_fast.retrieval.plot_style import FAINT, LINE, add_title, figure_of, save_figure
 from hystar_fast.retrieval.results_json import read_json
 
 _DECAY = 0.25  # of the steps, at their end
@@ -26,7 +25,7 @@ def main(
 ) -> None:
     found = read_json(results)
     figure = draw(found["curve"], (1 - _DECAY) * 2 * found["batch"] * found["steps"] / 1e6)
-    write_whole(results.with_name("pretraining.png"), lambda file: figure.savefig(file, format="png"))
+    save_figure(figure, results.with_name("pretraining.png"))
 
 
 def draw(curve: list[dict[str, Any]], decay: float) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import store
 
 from hystar_fast.data.whole_files import write_whole
-from hystar_fast.retrieval.plot_style import COLOURS, FAINT, TEXT, add_legend, add_title, figure_of
+from hystar_fast.retrieval.plot_style import COLOURS, FAINT, TEXT, add_legend, add_title, figure_of, save_figure
 
 FOLDER = store.ROOT / "docs" / "benchmarks"
 _HEAD = """# The server under load
@@ -66,4 +66,4 @@ def _draw(latency: dict[int, tuple[float, float, float]]) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     add_legend(figure, look, 8.3)
     add_title(figure, "Latency and throughput of the server over its load")
-    write_whole(FOLDER / "serving.png", lambda file: figure.savefig(file))
+    save_figure(figure, FOLDER / "serving.png")

@@ -155,15 +155,8 @@ def serve(
     max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of a picture in millions.")] = 40,
     queue: Annotated[int, typer.Option(min=1, help="Queries that are answered at a time; others are refused.")] = 256,
     deadline: Annotated[float, typer.Option(min=0.1, help="Seconds in which a query is answered or refused.")] = 10.0,
-    encoders: Annotated[
-        int | None, typer.Option(min=1, help="Encoding threads: by default one for two cores; one on a GPU.")
-    ] = None,
-    max_wait_ms: Annotated[
-        int | None,
-        typer.Option(
-            min=0, max=1000, help="Milliseconds that an encoder may wait for queries after a pass: 10; 0 on a GPU."
-        ),
-    ] = None,
+    encoders: Annotated[int | None, typer.Option(min=1, help="Encoding threads; one for two cores or a GPU.")] = None,
+    max_wait_ms: Annotated[int | None, typer.Option(min=0, max=1000, help="Wait so long for fuller passes.")] = None,
     device: Device = "auto",
 ) -> None:
     """Answer queries over HTTP, and show a page to draw and search on."""

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hystar_fast.data.whole_files import write_whole
 from hystar_fast.retrieval.embedding_map import principal_plane
 from hystar_fast.retrieval.plot_style import (
     FAINT,
@@ -27,6 +26,7 @@ from hystar_fast.retrieval.plot_style import (
     figure_of,
     looks,
     plain,
+    save_figure,
 )
 
 PROJECTIONS = ("tsne", "umap", "pca")
@@ -136,7 +136,7 @@ def draw_clouds(
         part.supylabel(f"by {meaning}", fontsize=TITLE, color=INK)
         add_legend(part, look, figure.get_figwidth())
     add_title(figure, title, "Each dot is a query; near dots are similar. The axes have no unit.")
-    write_whole(path, lambda file: figure.savefig(file))
+    save_figure(figure, path)
 
 
 def draw_sweep(
@@ -191,7 +191,7 @@ def draw_sweep(
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(LINE)
     add_title(figure, title, note)
-    write_whole(path, lambda file: figure.savefig(file))
+    save_figure(figure, path)
 
 
 def _label_ends(axes: Any, ends: Mapping[str, float], look: Mapping[str, Look]) -> None:

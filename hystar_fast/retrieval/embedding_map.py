@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hystar_fast.data.whole_files import write_whole
 from hystar_fast.retrieval.plot_style import (
     FAINT,
     INK,
@@ -21,6 +20,7 @@ from hystar_fast.retrieval.plot_style import (
     figure_of,
     looks,
     plain,
+    save_figure,
 )
 
 
@@ -64,4 +64,4 @@ def embedding_map(panels: Mapping[str, Mapping[str, Tensor]], path: str | Path, 
         add_frame(axes)
     add_legend(figure, look, figure.get_figwidth())
     add_title(figure, note)
-    write_whole(path, lambda file: figure.savefig(file))
+    save_figure(figure, path)
