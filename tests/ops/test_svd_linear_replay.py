@@ -35,7 +35,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_the_first_call_of_a_process(tmp_path: Path) -> None:
-    """Compiles three kernels and takes, with ptxas, 14 to 15.5 times the calibration."""
+    """Compiles three kernels; how long that takes is a row of the benchmark, as it depends on what else runs."""
     library = build(tmp_path)
     seen = json.loads(run_stubbed(library, "tests.support.svd_linear_first_call").splitlines()[-1])
     first, second = seen["first"], seen["second"]
@@ -48,7 +48,6 @@ def test_the_first_call_of_a_process(tmp_path: Path) -> None:
     # sympy and mpmath are imported by torch.autograd.grad
     assert {*first["packages"]} <= {"cuda_utils", "hystar_fast", "triton", "torch", "sympy", "mpmath"}
     assert first["modules"] <= 90  # of ours and of Triton; 82 today
-    assert first["seconds"] <= 18 * seen["calibration"], seen
     assert second["seconds"] <= 0.05 * first["seconds"], seen
 
 

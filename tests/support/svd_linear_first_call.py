@@ -1,18 +1,15 @@
 """Run by test_svd_linear_replay.py on the stub of CUDA: the first svd_linear of a process, and a second one.
 
 Prints one JSON object: the kernels that Triton compiled, the launches, the packages that were imported and the number
-of modules of ours and of Triton, and processor seconds, with those of ptxas. "calibration" is the seconds of some
-Python, beside which they can be judged on any machine.
+of modules of ours and of Triton, and processor seconds, with those of ptxas.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,15 +21,6 @@ from tests.support.cuda_stub import launches
 def processor_seconds() -> float:
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
-
-
-def calibrate() -> float:
-    """Return the processor seconds of compiling a module of the standard library 20 times."""
-    source = Path(argparse.__file__).read_text()
-    started = processor_seconds()
-    for _ in range(20):
-        compile(source, "argparse", "exec")
-    return processor_seconds() - started
 
 
 def main() -> None:
@@ -49,7 +37,7 @@ def main() -> None:
     scale = torch.empty(48, 1024, device="cuda", requires_grad=True)
     dy = torch.empty(48, 257, 3072, device="cuda", dtype=torch.bfloat16)
     (x[:1] @ vh.mT).sum()  # torch's own first call
-    found: dict[str, Any] = {"calibration": calibrate()}
+    found: dict[str, Any] = {}
     for name in ("first", "second"):
         compiled.clear()
         launches()
@@ -64,7 +52,6 @@ def main() -> None:
             "modules": sum(module.partition(".")[0] in ("hystar_fast", "triton") for module in new),
             "seconds": taken,
         }
-    found["calibration"] = (found["calibration"] + calibrate()) / 2
     print(json.dumps(found), flush=True)
     os._exit(0)  # torch's threads do not end on the stub
 
