@@ -13,35 +13,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
-from unseen_demo import Demo, Figures, run_demo
+from unseen_demo import Demo, Figures, beside, run_command
 
 from hystar_fast.data.image_set import ImageSet, read_images
 from hystar_fast.experiments.acnet_runs import STYLE, acnet_figures, acnet_parts
 from hystar_fast.experiments.embedded_runs import chance, frozen
 from hystar_fast.methods.acnet.acnet_method import ACNet
+from hystar_fast.methods.acnet.extractor import HALF
 from hystar_fast.methods.interface import GALLERY, QUERY, Method
 from hystar_fast.retrieval.answer_grid import Answer, answer_grid
-from hystar_fast.retrieval.answers import first_answers, pick_queries, query_vector, question_of
+from hystar_fast.retrieval.answers import first_answers, pick_queries, question_of
 from hystar_fast.retrieval.embed import embed_records
 
-_PAIRS = (f'data.styles=["{STYLE}"]', "data.validation=none", "run.validate_every=0")
 _DRAWING, _GENERATED = "the drawing", "G(drawing)"
 _OTHER = "outline"
 _ANSWERS, _QUERIES = 5, 8
 _PICTURES = "acnet_answers.png"
-
-
-def main(
-    seeds: Annotated[int, typer.Option(min=1)] = 3,
-    steps: Annotated[int, typer.Option(help="Of each run; 0 for those of its settings.")] = 0,
-    output: Annotated[Path, typer.Option(help="Folder of the three files.")] = Path("docs/results"),
-    runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/acnet-demo"),
-) -> None:
-    run_demo(ACNET_DEMO, seeds, steps, output, runs)
 
 
 def _measure(method: Method, images: ImageSet) -> Figures:
@@ -69,12 +58,12 @@ def _draw_answers(method: Method, parts: Mapping[str, ImageSet], output: Path) -
     images = parts["unseen-all"]
     queries = pick_queries(images, [STYLE], _QUERIES, turns=_QUERIES)
     ((_, pixels),) = read_images(images, queries, method.resize, [])
-    made = (method.generate(pixels.float() / 127.5 - 1) + 1) / 2
+    made = (method.generate(HALF(pixels)) + 1) / 2
     answers: list[dict[str, list[Answer]]] = [{"G": [Answer(picture)]} for picture in made.clamp(0, 1)]
     for name, searcher in (("ACNet", method), ("the frozen backbone", frozen())):
         gallery = embed_records(searcher, images, images.gallery, [])
-        for query, found in zip(queries, answers, strict=True):
-            vector = query_vector(searcher, images, query)
+        vectors = embed_records(searcher, images, queries, [], role=QUERY).vectors
+        for query, vector, found in zip(queries, vectors, answers, strict=True):
             found[name] = first_answers(gallery, images, query, vector, _ANSWERS, by_category=True)
     questions = [question_of(images, query, found) for query, found in zip(queries, answers, strict=True)]
     size = len(images.gallery)
@@ -95,8 +84,7 @@ ACNET_DEMO = Demo(
     ending=(f"![Answers]({_PICTURES})",),
     configs={
         "acnet": ("acnet-emoji", ()),
-        "lora": ("emoji", (*_PAIRS, "model.method=lora", "optim.learning_rate=0.003")),
-        "hystar": ("emoji", _PAIRS),
+        **beside(f'data.styles=["{STYLE}"]'),
     },
     parts=_parts,
     chance=_chance,
@@ -110,4 +98,4 @@ ACNET_DEMO = Demo(
 )
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(ACNET_DEMO)

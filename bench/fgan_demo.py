@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from PIL import Image, ImageDraw
-from unseen_demo import Demo, run_demo
+from unseen_demo import Demo, beside, run_command
 
 from hystar_fast.data.image_set import ImageSet, read_images
 from hystar_fast.data.images import to_picture
@@ -26,20 +25,10 @@ from hystar_fast.experiments.fgan_runs import COSINE, FIGURES, SOURCE, figures
 from hystar_fast.methods.fgan.fgan_method import FGAN
 from hystar_fast.methods.interface import Method
 
-_PAIRS = (f"data.source={SOURCE}", 'data.styles=["text"]', "data.validation=none", "run.validate_every=0")
 _SALIENCY = "fgan_saliency.png"
 SHOWN = ("dog face", "guitar", "pizza", "trophy", "umbrella", "rocket", "tulip", "ambulance")
 _SIDE, _LINE = 144, 11
 _SPACE = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"  # before the first piece of a word
-
-
-def main(
-    seeds: Annotated[int, typer.Option(min=1)] = 3,
-    steps: Annotated[int, typer.Option(help="Of each run; 0 for those of its settings.")] = 0,
-    output: Annotated[Path, typer.Option(help="Folder of the three files.")] = Path("docs/results"),
-    runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/fgan-demo"),
-) -> None:
-    run_demo(FGAN_DEMO, seeds, steps, output, runs)
 
 
 @torch.no_grad()
@@ -116,8 +105,7 @@ FGAN_DEMO = Demo(
     ),
     configs={
         "fgan": ("fgan-emoji", ()),
-        "lora": ("emoji", (*_PAIRS, "model.method=lora", "optim.learning_rate=0.003")),
-        "hystar": ("emoji", _PAIRS),
+        **beside(f"data.source={SOURCE}", 'data.styles=["text"]'),
     },
     parts=partial(unseen_parts, SOURCE),
     chance=chance,
@@ -131,4 +119,4 @@ FGAN_DEMO = Demo(
 )
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(FGAN_DEMO)

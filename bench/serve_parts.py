@@ -132,15 +132,15 @@ class Raw:
 
 
 def serve(
-    folder: str, *, batch: int = BATCH, workers: int = 1, threads: int = 1, queue: int = 256, max_wait: float = 0.01
+    folder: str, *, batch: int = BATCH, workers: int = 1, threads: int = 1, queue: int = 256, **rest: float
 ) -> None:
-    """Serve the index in a folder at a free port, which is printed."""
+    """Serve the index in a folder at a free port, which is printed; `rest` are other settings of the server."""
     from hystar_fast.serve import server
     from hystar_fast.serve.service import Limits
 
     server.batch_size_on = lambda device: batch
     server.Encoder = partial(server.Encoder, threads=threads)  # type: ignore[assignment, misc]
-    settings = server.ServerSettings(port=0, encoders=workers, limits=Limits(queue=queue), max_wait=max_wait)
+    settings = server.ServerSettings(port=0, encoders=workers, limits=Limits(queue=queue), **rest)
     with open_engine(folder) as engine:
         running = server.Server(engine, server.open_views, settings, lambda line: None)
         print(running.url.rstrip("/").rpartition(":")[2], flush=True)

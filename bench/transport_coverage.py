@@ -33,7 +33,7 @@ def solved(batch: int, n: int, m: int) -> Iterator[Call]:
 
 def squares() -> Iterator[Call]:
     """Yield square problems, and StyleNCE."""
-    yield "style_nce", (48, 768)
+    yield "style_nce", (48, bench_style_nce.DIMENSION)
     for batch, n in product(BATCHES, SQUARES):
         yield from solved(batch, n, n)
 
@@ -61,7 +61,10 @@ def rows() -> Iterator[tuple[str, Call]]:
             yield f"sinkhorn {batch} of {n}x{n}{suffix}, forward+backward", (op, numbers)
     for n in bench_style_nce.CUDA_SIZES:
         if n <= max(SQUARES):
-            yield f"style_nce N{n} D{bench_style_nce.DIMENSION}, forward+backward", ("style_nce", (n, 768))
+            yield (
+                f"style_nce N{n} D{bench_style_nce.DIMENSION}, forward+backward",
+                ("style_nce", (n, bench_style_nce.DIMENSION)),
+            )
 
 
 def first_run(runs: Iterable[tuple[str, Call]]) -> dict[str, str]:

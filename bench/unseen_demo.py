@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from torch import Tensor
@@ -25,7 +25,7 @@ Draw = Callable[[Method, Mapping[str, ImageSet], Path], None]
 
 @dataclass(frozen=True)
 class Demo:
-    """What is trained, measured and written.
+    """Methods to train, what is measured of them, and the page that is written.
 
     Attributes:
         name: of the method; its files are <name>.json, <name>.md and those of `draw`.
@@ -65,10 +65,31 @@ class Demo:
 
     @property
     def compared(self) -> dict[str, tuple[str, str]]:
-        """What the method is compared with: label -> its name and the way it is compared by."""
+        """The others that it is compared with: label -> name and the way it is compared by."""
         found = {name: (name, self.usual) for name in self.configs if name != self.name}
         found |= {label: (label, self.own) for label in self.variants}
         return found | {way: (self.name, way) for way in self.other_ways}
+
+
+def beside(*changes: str) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Return the runs of LoRA and Hystar on the data that the changes of their settings name, without validation."""
+    common = (*changes, "data.validation=none", "run.validate_every=0")
+    lora = ("model.method=lora", "optim.learning_rate=0.003")
+    return {"lora": ("emoji", (*common, *lora)), "hystar": ("emoji", common)}
+
+
+def run_command(demo: Demo) -> None:
+    """Run a demonstration with the options of the command line."""
+
+    def main(
+        seeds: Annotated[int, typer.Option(min=1)] = 3,
+        steps: Annotated[int, typer.Option(help="Of each run; 0 for those of its settings.")] = 0,
+        output: Annotated[Path, typer.Option(help="Folder of the three files.")] = Path("docs/results"),
+        runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path(f"runs/{demo.name}-demo"),
+    ) -> None:
+        run_demo(demo, seeds, steps, output, runs)
+
+    typer.run(main)
 
 
 @dataclass
@@ -107,8 +128,9 @@ def run_demo(demo: Demo, seeds: int, steps: int, output: Path, runs: Path) -> No
                 demo.draw(method, parts, output)
         result = _summary(demo, every, parts, seeds)
         write_json(output / f"{demo.name}.json", result)
-        write_whole(output / f"{demo.name}.md", _page(demo, result).encode())
-    typer.echo(_page(demo, result))
+        page = _page(demo, result)
+        write_whole(output / f"{demo.name}.md", page.encode())
+    typer.echo(page)
 
 
 def _trained(config: str, changes: list[str], folder: Path) -> tuple[Method, float | None]:

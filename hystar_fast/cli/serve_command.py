@@ -36,7 +36,7 @@ def run_serve(
         ValueError: an option is wrong, or the index cannot be used.
     """
     try:
-        from hystar_fast.serve.server import ServerSettings, serve_index
+        from hystar_fast.serve.server import MAX_WAIT_ON_CPU, ServerSettings, serve_index
         from hystar_fast.serve.service import Limits
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in _PACKAGES:
@@ -46,7 +46,7 @@ def run_serve(
 
     where = select_device(device)
     is_cpu = where.type == "cpu"
-    wait = (10 if is_cpu else 0) if max_wait_ms is None else max_wait_ms
+    default_wait = MAX_WAIT_ON_CPU if is_cpu else 0.0
     settings = ServerSettings(
         host=host,
         port=port,
@@ -56,6 +56,6 @@ def run_serve(
         limits=Limits(body_mib * 2**20, megapixels * 1_000_000, queue, deadline),
         device=where,
         encoders=encoders or (max(1, (os.cpu_count() or 1) // 2) if is_cpu else 1),
-        max_wait=wait / 1000,
+        max_wait=default_wait if max_wait_ms is None else max_wait_ms / 1000,
     )
     serve_index(index, settings, console.print)

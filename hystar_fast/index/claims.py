@@ -31,7 +31,7 @@ _WIDTH = 400  # bytes of a claim, so that a rewrite covers all of it
 
 @dataclass(frozen=True)
 class Holder:
-    """What a claim says: the process that holds it, and how many pictures it has done in how many seconds.
+    """The holder of a claim: its process, and how many pictures it has done in how many seconds.
 
     `silent` is how many seconds ago the watcher saw it change.
     """

@@ -14,7 +14,7 @@ SILENT = 3 * BEAT
 
 @dataclass(frozen=True)
 class State:
-    """What is done.
+    """The work that is done.
 
     Attributes:
         done, total: pictures, with those that cannot be read.

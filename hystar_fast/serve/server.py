@@ -48,6 +48,7 @@ _DECODERS = 4
 # The CPU time of a request beside decoding and encoding, 16 clients: 2.07 ms; 1.26 with the first of these alone, 1.71
 # with the second alone.
 _SWITCH_SECONDS = 0.02  # that a thread of Python goes on while others wait: at 5 ms it is stopped in a short task
+MAX_WAIT_ON_CPU = 0.01  # seconds
 _YOUNG = 20_000  # objects made between two searches for garbage: one request makes more than the usual 700
 
 
@@ -75,7 +76,7 @@ class ServerSettings:
     limits: Limits = field(default_factory=Limits)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     encoders: int = 1
-    max_wait: float = 0.01
+    max_wait: float = MAX_WAIT_ON_CPU
 
 
 def serve_index(uri: str | Path, settings: ServerSettings, say: Callable[[str], object]) -> None:

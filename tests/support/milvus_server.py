@@ -102,7 +102,7 @@ class MilvusServer:
 
     @property
     def is_running(self) -> bool:
-        """Whether it was started and not killed since."""
+        """True if it was started and not killed since."""
         return self._process is not None
 
     def kill(self) -> None:

@@ -13,7 +13,7 @@ _CYCLE, _IDENTITY = 10.0, 5.0
 
 
 class Translation(nn.Module):
-    """What a CycleGAN has beside ACNet's generator and discriminator: the way back, and who judges sketches.
+    """The parts of a CycleGAN beside ACNet's generator and discriminator: the way back, and who judges sketches.
 
     Args:
         channels, blocks: of both generators; the channels of both discriminators, too.
