@@ -5,8 +5,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TRITON36 := $(VENV)/triton36
-# Test processes of one thread each, for a machine of two cores.
+# Test processes of one thread each, for a machine of two cores. A test of 15 minutes hangs: it fails, with the stack of
+# every thread, and the others go on.
 WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 PYTEST_TIMEOUT=900
 # The versions that the tests last passed with (`make update` refreshes them), and the oldest supported ones.
 CONSTRAINTS ?= constraints.txt
 OLDEST := .venv-oldest
@@ -56,12 +58,12 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 test: lint $(TRITON36)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --triton36=$(TRITON36)
+	$(PYTEST) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --triton36=$(TRITON36)
 
 # The layers that meet torch, Triton, transformers and open_clip; the rest of the suite is pure Python above them.
 test-oldest:
 	$(MAKE) install VENV=$(OLDEST) CONSTRAINTS=constraints-oldest.txt
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" \
+	$(PYTEST) $(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" \
 		tests/ops tests/nn tests/models tests/methods
 
 # Beside the tests: as much as half an hour of random work finds. CI runs a tenth.

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,6 +19,7 @@ from hystar_fast.methods.suite import create_hystar, tiny_config
 from hystar_fast.serve.server import ServerSettings
 from hystar_fast.serve.service import Limits
 from tests.support.cli import refused, run
+from tests.support.repeating import repeating
 from tests.support.served import drawing, encoded, form, problem, until
 from tests.support.served_process import Process, serving
 
@@ -87,22 +87,20 @@ def test_another_model_is_embedded_switched_to_and_the_old_one_dropped_while_it_
     save_method(create_hystar(tiny_config(None), seed=5), tmp_path / "adapter")
     with LocalEngine(mine) as engine:
         old = engine.stamps()["frozen"].sha256
-    codes, stamps, stop = [], [], threading.Event()
+    codes, stamps = [], []
 
     with serving(tmp_path, str(mine), "--port", "0") as running, running.client() as client:
 
         def ask() -> None:
-            while not stop.is_set():
-                number = len(codes) % COUNT
-                found = client.post("v1/search", files=form(image=encoded(drawing(number)), k=1))
-                codes.append(found.status_code)
-                if found.status_code == 200:
-                    stamps.append(found.json()["stamp"])
-                    (hit,) = found.json()["hits"]
-                    assert hit["id"] == f"{number:03}.png" and hit["score"] > 0.9999, "of one model alone"
+            number = len(codes) % COUNT
+            found = client.post("v1/search", files=form(image=encoded(drawing(number)), k=1))
+            codes.append(found.status_code)
+            if found.status_code == 200:
+                stamps.append(found.json()["stamp"])
+                (hit,) = found.json()["hits"]
+                assert hit["id"] == f"{number:03}.png" and hit["score"] > 0.9999, "of one model alone"
 
-        with ThreadPoolExecutor(2) as pool:
-            asking = [pool.submit(ask) for _ in range(2)]
+        with repeating(ask, threads=2) as asking:
             for command in (
                 ("reembed", mine, "--adapter", tmp_path / "adapter"),
                 ("switch", mine),
@@ -111,9 +109,6 @@ def test_another_model_is_embedded_switched_to_and_the_old_one_dropped_while_it_
                 done = run("index", *command)
                 assert done.exit_code == 0, done.output
             until(lambda: stamps[-10:].count(old) == 0 or any(one.done() for one in asking), 60)
-            stop.set()
-            for one in asking:
-                one.result()
         with LocalEngine(mine) as engine:
             new = engine.stamps()["adapted"].sha256
         answer = client.post("v1/search", files=form(image=encoded(drawing(1)))).json()
@@ -139,8 +134,7 @@ def stop_under_load(running: Process, client: httpx.Client) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(ask, number) for number in range(24)]
-        while not asked[0].done():
-            time.sleep(0.01)
+        until(asked[0].done, 60)
         start = time.monotonic()
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(15) == 0

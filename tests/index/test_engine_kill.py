@@ -13,6 +13,7 @@ from hystar_fast.index.engine import EngineUnavailable
 from hystar_fast.index.postgres import PostgresEngine
 from tests.support.index_engines import STAMPS, items, units
 from tests.support.postgres_server import PostgresServer
+from tests.support.served import until
 
 pytestmark = pytest.mark.xdist_group("postgres")
 BATCH, KILLS = 20, 6
@@ -47,16 +48,14 @@ def test_postgres_is_killed_while_it_is_written(postgres: PostgresServer):
             time.sleep(chosen.uniform(0.05, 0.25))
             postgres.kill()
             acknowledged, refused = writer.done, writer.refused
-            while writer.refused == refused:
-                time.sleep(0.005)
+            until(lambda before=refused: writer.refused > before, 60)
             postgres.start()
             with PostgresEngine(engine.uri) as reader:
                 there = reader.count()
                 assert there >= acknowledged * BATCH and there % BATCH == 0, "whole batches"
                 assert reader.verify() == []
             start = writer.done
-            while writer.done == start:  # the same client goes on
-                time.sleep(0.005)
+            until(lambda before=start: writer.done > before, 60)  # the same client goes on
         writer.is_to_stop = True
         writer.join()
         assert writer.refused >= KILLS

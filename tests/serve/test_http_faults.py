@@ -8,7 +8,6 @@ import io
 import itertools
 import json
 import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,6 +20,7 @@ from hystar_fast.serve.problems import Problem
 from hystar_fast.serve.schemas import SearchFields
 from hystar_fast.serve.service import Limits
 from tests.support import served
+from tests.support.repeating import repeating
 from tests.support.served import COUNT, drawing, encoded, form, problem, until
 
 PICTURE = encoded(drawing(0))
@@ -258,19 +258,15 @@ def test_a_switched_generation_brings_its_own_model(start):
     number = running.engine.create_generation(served.stamps(methods), {})
     items = [item for batch, _ in running.engine.scan() for item in batch]
     running.engine.upsert(items, served.vectors(methods, running.folder, items), number)
-    answers, stop = [], threading.Event()
+    answers = []
 
     def ask():
-        while not stop.is_set():
-            answers.append(running.search(image=encoded(drawing(len(answers) % COUNT)), k=1))
+        answers.append(running.search(image=encoded(drawing(len(answers) % COUNT)), k=1))
 
-    asking = threading.Thread(target=ask)
-    asking.start()
-    time.sleep(0.2)
-    running.engine.switch(number)
-    until(lambda: running.search(image=PICTURE).json()["stamp"] != before["stamp"], 5)
-    stop.set()
-    asking.join()
+    with repeating(ask) as asking:
+        until(lambda: answers or asking[0].done())
+        running.engine.switch(number)
+        until(lambda: running.search(image=PICTURE).json()["stamp"] != before["stamp"])
     running.engine.drop(1)
     stamps = [answer.json()["stamp"] for answer in answers]
     changes = sum(first != second for first, second in itertools.pairwise(stamps))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from hystar_fast.index.milvus import MilvusEngine
 from hystar_fast.index.postgres import PostgresEngine
 from hystar_fast.index.stamp import Stamp
 from tests.support.milvus_server import MilvusServer
+from tests.support.repeating import repeating
 
 DIMENSION = 24
 STAMPS = {"adapted": Stamp({"model": "one", "dimension": DIMENSION})}
@@ -111,23 +112,13 @@ def check_readers_see_whole_states(
         reading: the block of an engine that shows one state.
         writes: their number.
     """
-    stop, wrong = threading.Event(), []
 
-    def read() -> None:
-        with again() as reader:
-            while not stop.is_set():
-                with reading(reader):
-                    vectors = reader.vectors(reader.keys(), "adapted")
-                    scores, found = reader.search("adapted", vectors, 1)
-                if not torch.allclose(scores, torch.ones_like(scores), atol=1e-5) or len(found) != 20:
-                    wrong.append((scores, found))
+    def read(reader: Any) -> None:
+        with reading(reader):
+            vectors = reader.vectors(reader.keys(), "adapted")
+            scores, found = reader.search("adapted", vectors, 1)
+        assert torch.allclose(scores, torch.ones_like(scores), atol=1e-5) and len(found) == 20, (scores, found)
 
-    threads = [threading.Thread(target=read) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for seed in range(writes):
-        engine.upsert(items(20), {"adapted": units(20, seed)})
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with again() as one, again() as other, repeating(partial(read, one)), repeating(partial(read, other)):
+        for seed in range(writes):
+            engine.upsert(items(20), {"adapted": units(20, seed)})
