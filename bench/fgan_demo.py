@@ -1,6 +1,6 @@
 """Measure FGAN on the embedded drawings beside the frozen backbone, LoRA and Hystar.
 
-    python bench/fgan_demo.py                      # three seeds: docs/results/fgan.json, fgan.md, fgan_saliency.png
+    python bench/fgan_demo.py                      # three seeds: docs/results/fgan.json, fgan.md and two pictures
     python bench/fgan_demo.py --seeds 1 --steps 4 --output /tmp/demo
 
 Every method trains on the pictures, names and keywords of the training concepts of seen subgroups. Concepts of unseen
@@ -9,6 +9,7 @@ subgroups are searched in both directions. Runs are kept in --runs; a second cal
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,15 +21,42 @@ from unseen_demo import Demo, beside, run_command
 
 from hystar_fast.data.image_set import ImageSet, read_images
 from hystar_fast.data.images import to_picture
-from hystar_fast.experiments.embedded_runs import chance, unseen_parts
+from hystar_fast.experiments.embedded_runs import chance, frozen, unseen_parts
 from hystar_fast.experiments.fgan_runs import COSINE, FIGURES, SOURCE, figures
+from hystar_fast.experiments.plots import Cloud, draw_clouds
 from hystar_fast.methods.fgan.fgan_method import FGAN
 from hystar_fast.methods.interface import Method
+from hystar_fast.retrieval.embed import embed_records, embed_texts
 
-_SALIENCY = "fgan_saliency.png"
+_SALIENCY, _MAP = "fgan_saliency.png", "fgan_map.png"
+_MAPPED = 8  # the largest subgroups
 SHOWN = ("dog face", "guitar", "pizza", "trophy", "umbrella", "rocket", "tulip", "ambulance")
 _SIDE, _LINE = 144, 11
 _SPACE = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"  # before the first piece of a word
+
+
+def _draw(method: Method, parts: Mapping[str, ImageSet], output: Path) -> None:
+    _draw_saliency(method, parts, output)
+    _draw_map(method, parts["unseen-all"], output / _MAP)
+
+
+def _draw_map(method: Method, images: ImageSet, path: Path) -> None:
+    """Draw pictures and texts of the largest subgroups, before training and after it: the paper's Figure 5."""
+    assert isinstance(method, FGAN)
+    counted = Counter(record.category for record in images.gallery)
+    largest = [name for name, _ in counted.most_common(_MAPPED)]
+    records = [record for record in images.gallery if record.category in largest]
+    rows: dict[str, dict[str, Cloud]] = {"subgroup": {}, "side": {}}
+    for name, shown in {"frozen CLIP": frozen(), "FGAN, regions": method}.items():
+        found = embed_records(shown, images, records, [])
+        texts = embed_texts(shown, [str(record.caption) for record in found.records])
+        assert texts is not None
+        width = method.own.embedding if shown is method else None
+        vectors = torch.cat([found.vectors[:, :width], texts.float()[:, :width]])
+        sides = ["picture"] * len(found.records) + ["text"] * len(found.records)
+        rows["subgroup"][name] = Cloud(vectors, [str(record.category) for record in found.records] * 2)
+        rows["side"][name] = Cloud(vectors, sides)
+    draw_clouds(rows, path, f"Pictures and texts of the {_MAPPED} largest unseen subgroups (t-SNE)")
 
 
 @torch.no_grad()
@@ -102,6 +130,8 @@ FGAN_DEMO = Demo(
         "",
         "Saliency of patches and of pieces of words, of unseen concepts: the framed patches and the black bars",
         "are those that make the region embedding.",
+        "",
+        f"![Map]({_MAP})",
     ),
     configs={
         "fgan": ("fgan-emoji", ()),
@@ -114,7 +144,7 @@ FGAN_DEMO = Demo(
     usual=COSINE,
     own="joint",
     other_ways=("regions", "labels"),
-    draw=_draw_saliency,
+    draw=_draw,
     variants={f"fgan {change}": (f"fgan.{change}",) for change in ("jacobian=diagonal", "aggregate=mean", "alpha=0")},
 )
 

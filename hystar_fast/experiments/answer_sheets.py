@@ -18,6 +18,7 @@ from hystar_fast.retrieval.answers import TEXT, first_answers, pick_queries, que
 from hystar_fast.retrieval.embed import embed_records
 from hystar_fast.retrieval.picture_sheet import IRRELEVANT, RELEVANT, SAME_CATEGORY, Mark
 
+_COLOURS = 64  # of the file: its size is that of 256, divided by 1.4, and nobody sees a difference
 _ANSWERS, _QUERIES = 10, 6  # the paper's top 10, and as many queries as stay legible
 _STYLES = 3  # of data without the paper's styles
 
@@ -85,7 +86,8 @@ def draw_sheet(number: int, methods: Mapping[str, Method], settings: ExperimentS
     title = f"Figure {number} with {'the embedded drawings' if images.name == 'emoji' else images.name}: "
     title += f"first {min(_ANSWERS, size)} of {size}"
     drawn = answer_sheet(questions, title, notes, _legend(images, sheet))
-    write_whole(path, lambda file: drawn.save(file, "PNG", optimize=True))
+    small = drawn.quantize(_COLOURS)
+    write_whole(path, lambda file: small.save(file, "PNG", optimize=True))
 
 
 def _images_and_styles(sheet: Sheet, settings: ExperimentSettings) -> tuple[ImageSet, tuple[str, ...]]:

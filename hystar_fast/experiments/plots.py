@@ -135,7 +135,7 @@ def draw_clouds(
                 axes.set_title(plain(name), fontsize=TITLE, color=INK, parse_math=False)
         part.supylabel(f"by {meaning}", fontsize=TITLE, color=INK)
         add_legend(part, look, figure.get_figwidth())
-    add_title(figure, title, "Each dot is a query; near dots are similar. The axes have no unit.")
+    add_title(figure, title, "Near dots are similar. The axes have no unit.")
     save_figure(figure, path)
 
 
