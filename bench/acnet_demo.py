@@ -29,7 +29,7 @@ from hystar_fast.retrieval.embed import embed_records
 
 _DRAWING, _GENERATED = "the drawing", "G(drawing)"
 _OTHER = "outline"
-_ANSWERS, _QUERIES = 5, 8
+_ANSWERS, _QUERIES = 5, 6
 _PICTURES = "acnet_answers.png"
 
 
@@ -68,7 +68,8 @@ def _draw_answers(method: Method, parts: Mapping[str, ImageSet], output: Path) -
     questions = [question_of(images, query, found) for query, found in zip(queries, answers, strict=True)]
     size = len(images.gallery)
     note = f"First {_ANSWERS} of {size} pictures of unseen subgroups; queries at fixed places, not chosen."
-    answer_grid(questions, "ACNet on the embedded drawings", note).save(output / _PICTURES, optimize=True)
+    grid = answer_grid(questions, "ACNet on the embedded drawings", note)
+    grid.quantize(64).save(output / _PICTURES, optimize=True)
 
 
 ACNET_DEMO = Demo(

@@ -52,10 +52,10 @@ def figure_of(width: float, height: float) -> Any:
 
 
 def save_figure(figure: Any, path: str | Path) -> None:
-    """Write a figure as a PNG of 256 colours, in one move; one of all colours is twice as large."""
+    """Write a figure as a PNG of 128 colours, in one move; one of all colours is twice as large."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
-    picture = Image.open(drawn).convert("RGB").quantize(256)
+    picture = Image.open(drawn).convert("RGB").quantize(128)
     write_whole(path, lambda file: picture.save(file, "PNG", optimize=True))
 
 
