@@ -31,7 +31,7 @@ from hystar_fast.retrieval.embed import embed_records, embed_texts
 _SALIENCY, _MAP = "fgan_saliency.png", "fgan_map.png"
 _MAPPED = 8  # the largest subgroups
 SHOWN = ("dog face", "guitar", "pizza", "trophy", "umbrella", "rocket", "tulip", "ambulance")
-_SHOWN = 6
+_PICTURES = 6
 _SIDE, _LINE = 144, 11
 _SPACE = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"  # before the first piece of a word
 
@@ -67,8 +67,8 @@ def _draw_saliency(method: Method, parts: Mapping[str, ImageSet], output: Path) 
     images = parts["unseen-all"]
     named = {record.caption.partition(",")[0]: record for record in images.gallery if record.caption}
     records = [named[name] for name in SHOWN if name in named]
-    records += [record for record in images.gallery[:: len(images.gallery) // _SHOWN] if record not in records]
-    records = records[:_SHOWN]
+    records += [record for record in images.gallery[:: len(images.gallery) // _PICTURES] if record not in records]
+    records = records[:_PICTURES]
     sheet = Image.new("RGB", (2 * (2 * _SIDE + 150), len(records) // 2 * (_SIDE + 20)), "white")
     draw = ImageDraw.Draw(sheet)
     for number, record in enumerate(records):
