@@ -44,6 +44,16 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def narrow_tiny() -> Iterator[None]:
+    """Give the tiny backbone without weights a width of 32, for the tests of a file."""
+    from tests.support.small_tiny import shrink_tiny
+
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_tiny(patch)
+        yield
+
+
 @pytest.fixture(scope="session")
 def host_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the emulated kernels, the same for every process of xdist, so that one compiles them."""

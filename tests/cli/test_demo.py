@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,21 +20,16 @@ from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.results_json import interval_info
 from hystar_fast.terminal.console import Console
 from tests.support.cli import refused, run
-from tests.support.small_tiny import shrink_tiny
 
 CONCEPTS = 10
-pytestmark = pytest.mark.xdist_group("demo")  # the demo runs once for these tests, not once a worker
-
-
-@pytest.fixture(scope="module", autouse=True)
-def narrow_backbone() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        shrink_tiny(patch)
-        yield
+pytestmark = [
+    pytest.mark.usefixtures("narrow_tiny"),
+    pytest.mark.xdist_group("demo"),  # the demo runs once for these tests, not once a worker
+]
 
 
 @pytest.fixture(scope="module")
-def demo(narrow_backbone: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(narrow_tiny: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("demo") / "new" / "folder"
     result = run("demo", "--output", output, "--steps", 2, "--limit", CONCEPTS, "--weights", "random")
     assert result.exit_code == 0, result.output
