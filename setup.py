@@ -30,6 +30,8 @@ ROOT = Path(__file__).resolve().parent
 CUDA_ARCHITECTURES = ("80", "90a", "100", "120")
 CSRC = ROOT / "csrc"
 SOURCES = {".cpp", ".h", ".cu", ".cuh"}
+# Where the objects of a checkout stay, with what ptxas said of each kernel; a wheel is built in a folder of its own.
+CHECKOUT_BUILD = ROOT / "build" / "checkout"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # A file *_per_isa.cpp is compiled once for each of these instruction sets, which csrc/cpu/instruction_sets.h lists too.
 # Every other file is compiled for any CPU, and chooses one of them at run time.
@@ -137,6 +139,11 @@ def source_digest(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def built_from(cuda: Cuda | None) -> str:
+    """Return what the objects of a build depend on: the sources, the flags of nvcc and the architectures."""
+    return "\n".join([source_digest(CSRC), *(NVCC_FLAGS + cuda.gencode if cuda else [])])
+
+
 def compilations(source: Path) -> dict[str, list[str]]:
     """Return the flags of every object that is compiled from a file in csrc/, by the name of the object."""
     name = source.relative_to(CSRC).as_posix()
@@ -168,10 +175,12 @@ def ninja_file(cxx: list[str], cuda: Cuda | None, reason: str, includes: list[st
 
     compile_cxx = command(*cxx, *CXX_FLAGS, *defines, *include_flags)
     compile_cu = command(cuda.nvcc, *NVCC_FLAGS, "--threads=0", *cuda.gencode, *defines, *include_flags) if cuda else ""
-    tracked = "-MD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n  description = $in"
+    one_file = "-MD -MF $out.d -c $in -o $out"
+    kept = "-Xptxas=-v >$out.txt 2>&1 || { cat $out.txt; exit 1; }"  # the tests read the registers and spills there
+    tracked = "\n  depfile = $out.d\n  deps = gcc\n  description = $in"
     lines = [
-        f"rule cxx\n  command = {compile_cxx} $own {tracked}",
-        f"rule nvcc\n  command = {compile_cu or 'false'} {tracked}",
+        f"rule cxx\n  command = {compile_cxx} $own {one_file}{tracked}",
+        f"rule nvcc\n  command = {f'{compile_cu} {one_file} {kept}' if cuda else 'false'}{tracked}",
         f"rule link\n  command = {command(*cxx)} -shared -s $in -o $out {command(*libraries)}\n  description = $out",
     ]
     objects = []
@@ -186,6 +195,11 @@ def ninja_file(cxx: list[str], cuda: Cuda | None, reason: str, includes: list[st
 
 class BuildExtension(build_ext):
     """Compile with ninja. Without a compiler the installation succeeds, without the extension."""
+
+    def run(self) -> None:
+        if self.inplace or self.editable_mode:
+            self.build_temp = str(CHECKOUT_BUILD)
+        super().run()
 
     def build_extension(self, ext: Extension) -> None:
         import ninja
@@ -205,9 +219,12 @@ class BuildExtension(build_ext):
         includes = [str(CSRC), pybind11.get_include(), sysconfig.get_paths()["include"]]
         version = self.distribution.get_version()
         (folder / "build.ninja").write_text(ninja_file(cxx, cuda, reason, includes, version, target))
+        record = folder / "built_from.txt"
+        record.unlink(missing_ok=True)
         ok = subprocess.call([str(Path(ninja.BIN_DIR, "ninja")), "-C", str(folder)], stdout=sys.stdout) == 0
         if not ok:
             raise SystemExit("hystar_fast: the extension did not compile (see above)")
+        record.write_text(built_from(cuda))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -71,15 +72,18 @@ def relative_error(outputs: Outputs, truth: Outputs) -> float:
 
 
 @cache
-def _freeze() -> None:
-    """Take everything that is imported out of later collections, which would visit its million objects each time."""
+def _freeze(modules: int) -> None:
+    """Take what is imported out of later collections, which would visit its million objects each time.
+
+    Called with the number of modules, it does so again when a provider has imported more.
+    """
     gc.collect()
     gc.freeze()
 
 
 def peak_mib(run: Run) -> float:
     """Measure the peak memory of a call in MiB: of the allocator on CUDA, of the resident set on a Linux CPU."""
-    _freeze()
+    _freeze(len(sys.modules))
     gc.collect()
     if DEVICE == "cuda":
         torch.cuda.synchronize()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -43,10 +44,29 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def narrow_tiny() -> Iterator[None]:
+    """Give the tiny backbone without weights a width of 32, for the tests of a file."""
+    from tests.support.small_tiny import shrink_tiny
+
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_tiny(patch)
+        yield
+
+
 @pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
-    """Compile the block algorithms of the CUDA Sinkhorn for the CPU, once a session."""
-    return Host(tmp_path_factory.mktemp("cuda_host"))
+def host_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the emulated kernels, the same for every process of xdist, so that one compiles them."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cuda_host"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def host(host_folder: Path) -> Host:
+    """Give the block algorithms of the CUDA Sinkhorn, compiled for the CPU once a session."""
+    return Host(host_folder)
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +85,24 @@ def milvus(milvus_server: MilvusServer) -> MilvusServer:
     if not milvus_server.is_running:
         milvus_server.start()
     return milvus_server
+
+
+def pytest_runtest_setup() -> None:
+    """Let open_clip read CLIP's vocabulary once a process: it takes as long as a small model's tests do without it."""
+    tokenizer = sys.modules.get("open_clip.tokenizer")
+    if tokenizer is None or hasattr(tokenizer.SimpleTokenizer.__init__, "kept"):
+        return
+    read, kept = tokenizer.SimpleTokenizer.__init__, {}
+
+    def initialise(self: Any, *arguments: Any, **options: Any) -> None:
+        key = repr((arguments, sorted(options.items())))
+        if key not in kept:
+            read(self, *arguments, **options)
+            kept[key] = vars(self).copy()
+        vars(self).update(kept[key])
+
+    initialise.kept = kept  # type: ignore[attr-defined]
+    tokenizer.SimpleTokenizer.__init__ = initialise
 
 
 @pytest.hookimpl(trylast=True)

@@ -16,6 +16,7 @@ from types import ModuleType
 
 import pytest
 import triton
+from setuptools import Distribution
 
 from hystar_fast.ops import native
 
@@ -339,6 +340,35 @@ def test_the_build_and_the_package_compute_the_same_digest_of_sources(build: Mod
         assert build.source_digest(tmp_path) != built
         assert "older than the sources" in native.sources_problem(built, tmp_path)
         built = build.source_digest(tmp_path)
+
+
+def test_a_checkout_keeps_the_objects_of_its_build_and_a_wheel_has_a_folder_of_its_own(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[str] = []
+    monkeypatch.setattr(build.build_ext, "run", lambda self: folders.append(self.build_temp))
+    for of_checkout in ("inplace", "editable_mode", ""):
+        command = build.BuildExtension(Distribution())
+        command.ensure_finalized()
+        if of_checkout:
+            setattr(command, of_checkout, True)
+        command.run()
+    assert folders[:2] == [str(ROOT / "build" / "checkout")] * 2 and not Path(folders[2]).is_absolute()
+
+
+def test_the_record_of_a_build_names_sources_flags_and_architectures(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def record(*architectures: str) -> str:
+        found: str = build.built_from(build.Cuda("nvcc", Path(), Path(), architectures))
+        return found
+
+    first = record("80", "90a")
+    assert first == record("80", "90a") != record("80") and build.built_from(None) not in (first, record("80"))
+    monkeypatch.setattr(build, "NVCC_FLAGS", [*build.NVCC_FLAGS, "-g"])
+    assert record("80", "90a") != first
+    monkeypatch.setattr(build, "source_digest", lambda _: "other")
+    assert record("80", "90a").startswith("other")
 
 
 def test_files_with_their_own_instruction_set_define_no_weak_symbol(

@@ -14,16 +14,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 import gpu_build
 
 from tests.support.gpu_runner_host import barriers, build_runner, fault_without, run
-from tests.support.sinkhorn_cuda_host import ROOT, Host
+from tests.support.sinkhorn_cuda_host import ROOT
 
 GROUPS = ["sinkhorn cluster", "sinkhorn gradient", "sinkhorn off chip", "sinkhorn tile", "style_nce"]
 ONE_CASE = "tile 64, 2 of 64x50"
 
 
 @pytest.fixture(scope="module")
-def runner(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runner(host_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Link the runner with the emulated kernels."""
-    return build_runner(tmp_path_factory.mktemp("runner"), Path(host.path))
+    return build_runner(tmp_path_factory.mktemp("runner"), host_folder)
 
 
 def test_every_kernel_is_right_at_toy_sizes_and_each_group_has_a_line(runner: Path) -> None:

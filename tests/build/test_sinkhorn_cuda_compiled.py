@@ -14,6 +14,12 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "bench"))
+
+import gpu_build  # noqa: E402
+
+BUILD = [sys.executable, str(ROOT / "bench/gpu_build.py")]
+NINJA = str(Path(ninja.BIN_DIR, "ninja"))
 ARCHITECTURES = ("80", "90a", "100", "120")
 SHAPED = {  # kernels of a Tile, and of how many
     "tile_kernel": 6,
@@ -81,23 +87,32 @@ ptxas info    : Function properties for _Z6calledv
 
 @pytest.fixture(scope="module")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the objects, in folders as the sources."""
-    return tmp_path_factory.mktemp("compiled")
+    """Return a folder with the objects and what ptxas said of them, in folders as the sources.
+
+    They are those of the checkout's own build, or compiled here if that was of other sources, flags or architectures.
+    """
+    folder = tmp_path_factory.mktemp("compiled")
+    names = [f"{source.relative_to(ROOT / 'csrc')}.o" for source in SOURCES]
+    setup = gpu_build.load_setup()
+    wanted = setup.built_from(setup.Cuda("nvcc", Path(), Path(), ARCHITECTURES))
+    record = setup.CHECKOUT_BUILD / "built_from.txt"
+    if record.exists() and record.read_text() == wanted:
+        for name in (*names, *(f"{name}.txt" for name in names)):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(setup.CHECKOUT_BUILD / name, folder / name)
+        return folder
+    subprocess.run([*BUILD, str(folder), "--dry", "--architecture", " ".join(ARCHITECTURES)], check=True)
+    subprocess.run([NINJA, "-C", str(folder), *names], check=True, stdout=subprocess.DEVNULL)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def kernels(objects: Path) -> list[Resources]:
-    gencode = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
-    command = ["nvcc", "-std=c++17", "-O3", "--threads=2", *gencode, f"-I{ROOT / 'csrc'}", "-Xptxas=-v", "-c"]
     found: list[Resources] = []
     for source in SOURCES:
-        target = objects / f"{source.relative_to(ROOT / 'csrc')}.o"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        files = [str(source), "-o", str(target)]
-        done = subprocess.run([*command, *files], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert "warning" not in done.stderr, done.stderr
-        found += parse(done.stdout + done.stderr)
+        report = (objects / f"{source.relative_to(ROOT / 'csrc')}.o.txt").read_text()
+        assert "warning" not in report, report
+        found += parse(report)
     return found
 
 
@@ -139,9 +154,8 @@ def test_a_sweeping_block_fills_a_multiprocessor_and_no_more(kernels: list[Resou
 @needs_nvcc
 def test_the_runner_of_a_gpu_session_links_with_these_objects(kernels: list[Resources], objects: Path) -> None:
     """Without a GPU it says so; with one it is right."""
-    script = [sys.executable, str(ROOT / "bench/gpu_build.py"), str(objects)]
-    subprocess.run([*script, "--dry"], check=True)
-    make = [str(Path(ninja.BIN_DIR, "ninja")), "-C", str(objects)]
+    subprocess.run([*BUILD, str(objects), "--dry"], check=True)
+    make = [NINJA, "-C", str(objects)]
     subprocess.run([*make, "runner.o", "device.o"], check=True, stdout=subprocess.DEVNULL)
     listed = subprocess.run([*make, "-t", "commands", "runner"], check=True, capture_output=True, text=True)
     link = listed.stdout.strip().splitlines()[-1]

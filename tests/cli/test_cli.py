@@ -23,6 +23,7 @@ from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.results_json import interval_info
 from tests.support.cli import refused, run
 
+pytestmark = pytest.mark.usefixtures("narrow_tiny")
 SMALL = ("data.limit=6", "optim.batch_size=4", "optim.steps=2", "model.pretrained=random", "run.checkpoint_every=1",
          "optim.schedule=constant")  # fmt: skip
 
@@ -88,9 +89,9 @@ def test_vgg_as_the_style_needs_its_weights(words, tmp_path):
 def test_training_with_vgg_as_the_style_needs_its_weights(tmp_path):
     message = refused("train", "--output", tmp_path / "run", *set_options("model.style=vgg"))
     assert 'must be a torchvision weights name, a file or "random" for model.style = "vgg", got none' in message
-    result = run(
-        "train", "--output", tmp_path / "run", *set_options("model.style=vgg", "model.style_pretrained=random")
-    )
+    vgg = ("model.style=vgg", "model.style_pretrained=random")
+    small = ("data.limit=2", 'data.styles=["sketch"]', "optim.batch_size=2")
+    result = run("train", "--output", tmp_path / "run", *set_options(*vgg, *small))
     assert result.exit_code == 0, result.output
 
 

@@ -22,10 +22,14 @@ from hystar_fast.terminal.console import Console
 from tests.support.cli import refused, run
 
 CONCEPTS = 10
+pytestmark = [
+    pytest.mark.usefixtures("narrow_tiny"),
+    pytest.mark.xdist_group("demo"),  # the demo runs once for these tests, not once a worker
+]
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(narrow_tiny: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("demo") / "new" / "folder"
     result = run("demo", "--output", output, "--steps", 2, "--limit", CONCEPTS, "--weights", "random")
     assert result.exit_code == 0, result.output
@@ -35,6 +39,15 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     last = result.output.splitlines()[-2:]
     assert last[0].endswith(f": {output}/retrieval.png") and last[1].endswith(f": hystar-fast serve {output}")
     return output
+
+
+@pytest.fixture(scope="module")
+def again(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Run the same demo in a copy of its folder; return the folder and what was printed."""
+    output = Path(shutil.copytree(demo, tmp_path_factory.mktemp("again") / "demo"))
+    result = run("demo", "--output", output, "--steps", 2, "--limit", CONCEPTS, "--weights", "random")
+    assert result.exit_code == 0, result.output
+    return output, result.output
 
 
 def test_the_results_of_the_adapter_equal_its_evaluation(demo):
@@ -64,12 +77,21 @@ def test_the_findings_fit_a_screen(demo, is_terminal):
     assert any(line.strip("│").startswith("frozen") and "100.0 [100, 100]" in line for line in lines)
 
 
-def test_results_of_other_settings_are_kept(tmp_path):
-    for steps in (0, 0, 1):
-        shown = run("demo", "--output", tmp_path, "--steps", steps, "--limit", 2, "--weights", "random").output
-        kept = f"kept the results of an earlier demo: {tmp_path}/results-1.json"
-        assert (kept in shown) == (steps == 1) == (tmp_path / "results-1.json").is_file()
-    assert json.loads((tmp_path / "results-1.json").read_text())["settings"]["steps"] == 0
+def test_the_same_seed_gives_the_same_numbers(demo, again):
+    one, two = (json.loads((folder / "results.json").read_text())["methods"] for folder in (demo, again[0]))
+    for name in DEMO_METHODS:
+        assert one[name]["recall"] == two[name]["recall"]
+        assert one[name].get("loss") == pytest.approx(two[name].get("loss"))
+
+
+def test_results_of_other_settings_are_kept(again):
+    output, shown = again
+    kept = f"kept the results of an earlier demo: {output}/results-1.json"
+    assert kept not in shown and not (output / "results-1.json").exists()
+    shown = run("demo", "--output", output, "--steps", 0, "--limit", 2, "--weights", "random").output
+    assert kept in shown
+    assert json.loads((output / "results-1.json").read_text())["settings"]["steps"] == 2
+    assert json.loads((output / "results.json").read_text())["settings"]["steps"] == 0
 
 
 def test_the_results_hold_every_method_and_setting(demo):
@@ -128,12 +150,3 @@ def test_search_rejects_a_truncated_query_and_a_damaged_demo(demo, tmp_path):
     (broken / "index.db").write_bytes(b"{" + (demo / "index.db").read_bytes()[1:])
     EmojiStyles().image("noto", "1f436").save(path)
     assert "index.db is damaged" in refused("search", "--query", path, "--demo", broken)
-
-
-def test_the_same_seed_gives_the_same_numbers(demo, tmp_path):
-    result = run("demo", "--output", tmp_path, "--steps", 2, "--limit", CONCEPTS, "--weights", "random")
-    assert result.exit_code == 0, result.output
-    one, two = (json.loads((folder / "results.json").read_text())["methods"] for folder in (demo, tmp_path))
-    for name in DEMO_METHODS:
-        assert one[name]["recall"] == two[name]["recall"]
-        assert one[name].get("loss") == pytest.approx(two[name].get("loss"))

@@ -23,14 +23,17 @@ from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.ranks import QueryIds, Ranks
 from tests.support import picture_trees as trees
 from tests.support.experiments import done, refused_experiment, run_experiment, shrink_grids
+from tests.support.small_clip import write_small_clip
+from tests.support.small_tiny import shrink_tiny
 
 LIMIT = 6
 NAMES = ["frozen", "vpt", "hystar"]
 
 
 @pytest.fixture(autouse=True)
-def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     shrink_grids(monkeypatch, 2)
+    shrink_tiny(monkeypatch)
 
 
 def sections(methods: list[str] = NAMES, **training: Any) -> dict[str, dict[str, Any]]:
@@ -221,9 +224,10 @@ def test_bad_methods_and_folders_are_rejected(tmp_path):
 def test_parallel_jobs_give_the_results_of_one_process(tmp_path):
     names = ["frozen", "static", "static+styles=outline-lowres"]
     found = []
+    model = {"backbone": write_small_clip(tmp_path / "clip", weights=False)}  # the other processes have it too
     for jobs in (1, 2):
         output = tmp_path / str(jobs)
-        done("compare", output, **sections(names, tune_variants=False), run={"jobs": jobs})
+        done("compare", output, **sections(names, tune_variants=False), model=model, run={"jobs": jobs})
         found.append(record_of(output))
     assert [list(each["summary"]) for each in found] == [names, names]
     by_run = [{(run["method"], run["seed"]): run["ranks"] for run in each["runs"]} for each in found]

@@ -23,6 +23,7 @@ from hystar_fast.retrieval.embed import embed_records
 from hystar_fast.retrieval.picture_sheet import IRRELEVANT, RELEVANT, SAME_CATEGORY, UNKNOWN, Mark
 from tests.support import picture_trees as trees
 from tests.support.experiments import done, refused_experiment, shrink_grids
+from tests.support.small_tiny import shrink_tiny
 
 
 def drawn(path: Path) -> np.ndarray:
@@ -154,6 +155,7 @@ def test_answers_of_the_querys_category_are_marked_on_request():
 
 def test_sheets_of_dsr_and_domainnet_have_the_papers_styles(tmp_path, monkeypatch):
     shrink_grids(monkeypatch)
+    shrink_tiny(monkeypatch)
     monkeypatch.setattr(module, "_METHODS", ("frozen", "hystar"))
     drawn_styles: list[tuple[str, str]] = []
     answer_sheet = answer_sheets.answer_sheet
@@ -195,6 +197,7 @@ def test_middle_features_are_the_outputs_of_the_middle_block():
 
 def test_the_command_trains_the_methods_it_draws(tmp_path, monkeypatch):
     shrink_grids(monkeypatch)
+    shrink_tiny(monkeypatch)
     monkeypatch.setitem(module.FIGURES, 6, module._sweep("gamma", (10, 80), "γ"))
     monkeypatch.setattr(module, "_METHODS", ("frozen", "hystar"))
     sections = {"data": {"limit": 6}, "run": {"projection": "pca"}}

@@ -23,14 +23,18 @@ from tests.support import picture_trees as trees
 from tests.support.experiments import done, refused_experiment, shrink_grids
 from tests.support.small_backbones import WRITERS
 from tests.support.small_clip import write_small_clip
+from tests.support.small_tiny import shrink_tiny
 
 LATE = "hystar+blocks=3-4"
 LIMITED: dict[str, Any] = {"data": {"limit": 6}}
 
 
 @pytest.fixture(autouse=True)
-def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     shrink_grids(monkeypatch)
+    shrink_tiny(monkeypatch)
+    monkeypatch.setattr(timing, "BATCH", 2)
+    monkeypatch.setattr(timing, "REPEATS", 3)
 
 
 def content(output: Path, name: str) -> dict[str, Any]:
@@ -105,7 +109,7 @@ def test_tables_state_whether_ours_may_be_compared_with_the_papers(tmp_path):
 
 
 def test_tables_2_3_and_7_share_adapters_on_different_tasks(tmp_path):
-    limited = {"data": {"limit": 30}}
+    limited = {"data": {"limit": 12}}
     done("reproduce", tmp_path, "table2", "table3", "table7", **limited)
     kinds = {2: {"outline", "sketch", "lowres", "twemoji"}, 7: {f"{s}+text, max" for s in ("outline", "sketch")}}
     for number in (2, 3, 7):
@@ -119,7 +123,7 @@ def test_tables_2_3_and_7_share_adapters_on_different_tasks(tmp_path):
             assert found["headline"]["R@1"]["low"] <= found["headline"]["R@1"]["high"]
             assert ("difference" in rows[name]) == (name != "Hystar")
     assert len(content(tmp_path, "compare")["runs"]) == 5, "the three tables do not share their adapters"
-    images = displace_queries(open_images("emoji").select(limit=30))
+    images = displace_queries(open_images("emoji").select(limit=12))
     assert "turned by up to 10 degrees" in content(tmp_path, "task-category")["protocol"]
     found = evaluate(load_method(tmp_path / "adapters" / "lora-0"), images, task="category").ranks
     evaluated = content(tmp_path, "task-category")
@@ -158,8 +162,7 @@ def test_table_5_counts_parameters_on_the_papers_backbone():
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_table_5_times_the_given_backbone_and_prints_both_counts_of_freestyleret(tmp_path, monkeypatch, own):
-    monkeypatch.setattr(timing, "BATCH", 2)
+def test_table_5_times_the_given_backbone_and_prints_both_counts_of_freestyleret(tmp_path, own):
     backbone = write_small_clip(tmp_path / "clip", weights=False) if own else "tiny"
     shown = done("reproduce", tmp_path, "table5", model={"backbone": backbone})
     found = content(tmp_path, "table5")

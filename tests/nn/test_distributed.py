@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -21,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from hystar_fast.nn.attention import SVDAttention
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
 from hystar_fast.nn.hypernetwork import Hypernetwork
+from tests.support.processes import in_processes
 from tests.support.tolerance import relative_error
 
 pytestmark = pytest.mark.xdist_group("distributed")  # one worker starts the processes, once
@@ -98,7 +98,7 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[Tensor]]]:
     folder = tmp_path_factory.mktemp("distributed")
-    mp.spawn(work, args=(str(folder),), nprocs=WORLD)
+    in_processes(work, (str(folder),), WORLD)
     files = list((Path(folder) / "cache").rglob("*"))
     assert sum(file.suffix == ".safetensors" for file in files) == sum(file.is_file() for file in files) == 3
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,8 +37,8 @@ WEIGHTS = ["paper", "authors", "uniform"]
 
 
 @pytest.fixture(scope="module")
-def nce_host(host: Host, tmp_path_factory: pytest.TempPathFactory) -> NceHost:
-    return NceHost(tmp_path_factory.mktemp("style_nce"), host)
+def nce_host(host: Host, host_folder: Path) -> NceHost:
+    return NceHost(host_folder, host)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ KERNELS = {
     ("fp8", False): ["quantise", "fp8", "fp8"],
     ("fp8", True): ["quantise", "fp8", "fp8"],
 }
+pytestmark = pytest.mark.xdist_group("svd_linear replay")  # all calls are launched once, not once a worker
 GEMMS = ("_svd_linear_gemm_kernel", "_svd_linear_fp8_kernel")
 
 

@@ -25,10 +25,9 @@ CASES = {
 }
 
 
-def build_runner(folder: Path, sinkhorn: Path | None = None) -> Path:
-    """Compile the emulation, of which `sinkhorn` may be given, and link the runner with it."""
-    libraries = [build(folder, CUDA_HOST / "style_nce.cpp")._name]
-    libraries.append(str(sinkhorn or build(folder, CUDA_HOST / "sinkhorn.cpp")._name))
+def build_runner(folder: Path, kernels: Path | None = None) -> Path:
+    """Compile the emulation, unless the folder `kernels` has it, and link the runner with it."""
+    libraries = [build(kernels or folder, CUDA_HOST / f"{op}.cpp")._name for op in ("style_nce", "sinkhorn")]
     sources = [str(SOURCES / "runner.cpp"), str(CUDA_HOST / "device.cpp")]
     runner = folder / "runner"
     compile_cpp("-pthread", f"-I{SOURCES}", *sources, *libraries, "-o", str(runner))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import math
 import re
 import shutil
@@ -128,11 +129,17 @@ def compile_cpp(*arguments: str) -> None:
 
 
 def build(folder: Path, source: Path) -> ctypes.CDLL:
-    """Compile a file of emulated kernels, such as cuda_host/sinkhorn.cpp, and return the library."""
+    """Return the library of a file of emulated kernels, such as cuda_host/sinkhorn.cpp.
+
+    It is compiled unless the folder, which must be new in every session, has it from another test process.
+    """
     library, kernels, memory = (folder / f"{source.stem}_host{ending}" for ending in (".so", ".o", "_memory.o"))
-    compile_cpp(*WATCHED, "-c", str(source), "-o", str(kernels))
-    compile_cpp("-c", str(CUDA_HOST / "memory.cpp"), "-o", str(memory))
-    compile_cpp("-shared", str(kernels), str(memory), "-o", str(library))
+    with library.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            compile_cpp(*WATCHED, "-c", str(source), "-o", str(kernels))
+            compile_cpp("-c", str(CUDA_HOST / "memory.cpp"), "-o", str(memory))
+            compile_cpp("-shared", str(kernels), str(memory), "-o", str(library))
     return ctypes.CDLL(str(library))
 
 
@@ -141,7 +148,6 @@ class Host:
 
     def __init__(self, folder: Path) -> None:
         self._library = build(folder, CUDA_HOST / "sinkhorn.cpp")
-        self.path = self._library._name
 
     def choose(self, batch: int, n: int, m: int, gpu: Gpu) -> Choice:
         """Return the kernel that the extension would choose."""

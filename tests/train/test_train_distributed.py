@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from hystar_fast.data.emoji import load_emoji
@@ -26,6 +25,8 @@ from hystar_fast.train.pairs import PairSampler, TrainingPairs
 from hystar_fast.train.processes import World, join_world, leave_world
 from hystar_fast.train.recipe import Recipe
 from hystar_fast.train.step import backward, prepare
+from tests.support.processes import in_processes
+from tests.support.small_tiny import shrink_tiny
 from tests.support.tolerance import relative_error
 
 pytestmark = pytest.mark.xdist_group("distributed")  # the processes start once, not once a worker
@@ -79,6 +80,7 @@ def trained(world: World, folder: Path) -> tuple[list[float], list[Tensor]]:
 
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
+    shrink_tiny(pytest.MonkeyPatch())  # for the life of this process
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
     world = join_world(torch.device("cpu"))
     assert world == World(rank, WORLD)
@@ -89,10 +91,15 @@ def work(rank: int, folder: str) -> None:
     leave_world()
 
 
+@pytest.fixture(autouse=True)
+def narrow_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink_tiny(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("distributed")
-    mp.spawn(work, args=(str(folder),), nprocs=WORLD)
+    in_processes(work, (str(folder),), WORLD)
     return folder
 
 

@@ -23,6 +23,7 @@ from hystar_fast.train.step import Inputs, backward, pair_loss, prepare
 from tests.support.linear_method import Linear
 from tests.support.tolerance import relative_error
 
+pytestmark = pytest.mark.usefixtures("narrow_tiny")
 STYLES = ("sketch", "outline", "text")
 RECIPE = Recipe({}, batch_size=10, bf16=False)
 
