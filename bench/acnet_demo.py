@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from unseen_demo import Demo, Figures, beside, run_command
 
 from hystar_fast.data.image_set import ImageSet, read_images
@@ -30,7 +31,7 @@ from hystar_fast.retrieval.embed import embed_records
 _DRAWING, _GENERATED = "the drawing", "G(drawing)"
 _OTHER = "outline"
 _ANSWERS, _QUERIES = 5, 6
-_PICTURES = "acnet_answers.png"
+_PICTURES, _WIDTH = "acnet_answers.png", 900
 
 
 def _measure(method: Method, images: ImageSet) -> Figures:
@@ -69,7 +70,8 @@ def _draw_answers(method: Method, parts: Mapping[str, ImageSet], output: Path) -
     size = len(images.gallery)
     note = f"First {_ANSWERS} of {size} pictures of unseen subgroups; queries at fixed places, not chosen."
     grid = answer_grid(questions, "ACNet on the embedded drawings", note)
-    grid.quantize(64).save(output / _PICTURES, optimize=True)
+    small = grid.resize((_WIDTH, round(grid.height * _WIDTH / grid.width)), Image.Resampling.LANCZOS)
+    small.quantize(32).save(output / _PICTURES, optimize=True)
 
 
 ACNET_DEMO = Demo(

@@ -18,7 +18,7 @@ from hystar_fast.retrieval.answers import TEXT, first_answers, pick_queries, que
 from hystar_fast.retrieval.embed import embed_records
 from hystar_fast.retrieval.picture_sheet import IRRELEVANT, RELEVANT, SAME_CATEGORY, Mark
 
-_COLOURS = 64  # of the file: its size is that of 256, divided by 1.4, and nobody sees a difference
+_COLOURS = 48  # of the file: its size is that of 256, divided by 1.5
 _ANSWERS, _QUERIES = 10, 6  # the paper's top 10, and as many queries as stay legible
 _STYLES = 3  # of data without the paper's styles
 
