@@ -31,7 +31,7 @@ from hystar_fast.retrieval.embed import embed_records
 _DRAWING, _GENERATED = "the drawing", "G(drawing)"
 _OTHER = "outline"
 _ANSWERS, _QUERIES = 5, 6
-_PICTURES, _WIDTH = "acnet_answers.png", 900
+_PICTURES, _WIDTH = "acnet_answers.png", 920
 
 
 def _measure(method: Method, images: ImageSet) -> Figures:
@@ -71,7 +71,7 @@ def _draw_answers(method: Method, parts: Mapping[str, ImageSet], output: Path) -
     note = f"First {_ANSWERS} of {size} pictures of unseen subgroups; queries at fixed places, not chosen."
     grid = answer_grid(questions, "ACNet on the embedded drawings", note)
     small = grid.resize((_WIDTH, round(grid.height * _WIDTH / grid.width)), Image.Resampling.LANCZOS)
-    small.quantize(32).save(output / _PICTURES, optimize=True)
+    small.quantize(48).save(output / _PICTURES, optimize=True)
 
 
 ACNET_DEMO = Demo(
