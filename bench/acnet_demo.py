@@ -27,6 +27,7 @@ from hystar_fast.methods.interface import GALLERY, QUERY, Method
 from hystar_fast.retrieval.answer_grid import Answer, answer_grid
 from hystar_fast.retrieval.answers import first_answers, pick_queries, question_of
 from hystar_fast.retrieval.embed import embed_records
+from hystar_fast.retrieval.plot_style import save_picture
 
 _DRAWING, _GENERATED = "the drawing", "G(drawing)"
 _OTHER = "outline"
@@ -71,7 +72,7 @@ def _draw_answers(method: Method, parts: Mapping[str, ImageSet], output: Path) -
     note = f"First {_ANSWERS} of {size} pictures of unseen subgroups; queries at fixed places, not chosen."
     grid = answer_grid(questions, "ACNet on the embedded drawings", note)
     small = grid.resize((_WIDTH, round(grid.height * _WIDTH / grid.width)), Image.Resampling.LANCZOS)
-    small.quantize(48).save(output / _PICTURES, optimize=True)
+    save_picture(small, output / _PICTURES, 48)
 
 
 ACNET_DEMO = Demo(

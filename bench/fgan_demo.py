@@ -22,11 +22,11 @@ from unseen_demo import Demo, beside, run_command
 from hystar_fast.data.image_set import ImageSet, read_images
 from hystar_fast.data.images import to_picture
 from hystar_fast.experiments.embedded_runs import chance, frozen, unseen_parts
-from hystar_fast.experiments.fgan_runs import COSINE, FIGURES, SOURCE, figures
+from hystar_fast.experiments.fgan_runs import COSINE, FIGURES, SOURCE, embed_pairs, figures
 from hystar_fast.experiments.plots import Cloud, draw_clouds
 from hystar_fast.methods.fgan.fgan_method import FGAN
 from hystar_fast.methods.interface import Method
-from hystar_fast.retrieval.embed import embed_records, embed_texts
+from hystar_fast.retrieval.plot_style import save_picture
 
 _SALIENCY, _MAP = "fgan_saliency.png", "fgan_map.png"
 _MAPPED = 8  # the largest subgroups
@@ -45,17 +45,14 @@ def _draw_map(method: Method, images: ImageSet, path: Path) -> None:
     """Draw pictures and texts of the largest subgroups, before training and after it: the paper's Figure 5."""
     assert isinstance(method, FGAN)
     counted = Counter(record.category for record in images.gallery)
-    largest = [name for name, _ in counted.most_common(_MAPPED)]
-    records = [record for record in images.gallery if record.category in largest]
+    largest = images.select(categories=[str(name) for name, _ in counted.most_common(_MAPPED)])
     rows: dict[str, dict[str, Cloud]] = {"subgroup": {}, "side": {}}
     for name, shown in {"frozen CLIP": frozen(), "FGAN, regions": method}.items():
-        found = embed_records(shown, images, records, [])
-        texts = embed_texts(shown, [str(record.caption) for record in found.records])
-        assert texts is not None
+        records, *both = embed_pairs(shown, largest)
         width = method.own.embedding if shown is method else None
-        vectors = torch.cat([found.vectors[:, :width], texts.float()[:, :width]])
-        sides = ["picture"] * len(found.records) + ["text"] * len(found.records)
-        rows["subgroup"][name] = Cloud(vectors, [str(record.category) for record in found.records] * 2)
+        vectors = torch.cat(both)[:, :width]
+        sides = ["picture"] * len(records) + ["text"] * len(records)
+        rows["subgroup"][name] = Cloud(vectors, [str(record.category) for record in records] * 2)
         rows["side"][name] = Cloud(vectors, sides)
     draw_clouds(rows, path, f"Pictures and texts of the {_MAPPED} largest unseen subgroups (t-SNE)")
 
@@ -88,7 +85,7 @@ def _draw_saliency(method: Method, parts: Mapping[str, ImageSet], output: Path) 
             ink = "black" if row in kept else "lightgrey"
             draw.rectangle((x, y + 2, x + round(40 * value), y + _LINE - 2), fill=ink)
             draw.text((x + 46, y), piece, fill="black" if row in kept else "grey")
-    sheet.quantize(64).save(output / _SALIENCY, optimize=True)
+    save_picture(sheet, output / _SALIENCY, 64)
 
 
 def _heat(picture: Image.Image, saliency: torch.Tensor, kept: int | float) -> Image.Image:

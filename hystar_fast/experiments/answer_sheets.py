@@ -9,7 +9,6 @@ from pathlib import Path
 from hystar_fast.data.emoji import load_emoji
 from hystar_fast.data.image_set import ImageSet, Skipped
 from hystar_fast.data.open import open_images
-from hystar_fast.data.whole_files import write_whole
 from hystar_fast.experiments.experiment_settings import ExperimentSettings
 from hystar_fast.experiments.splits import open_splits, place_queries
 from hystar_fast.methods.interface import Method
@@ -17,6 +16,7 @@ from hystar_fast.retrieval.answer_grid import answer_sheet
 from hystar_fast.retrieval.answers import TEXT, first_answers, pick_queries, query_vector, question_of
 from hystar_fast.retrieval.embed import embed_records
 from hystar_fast.retrieval.picture_sheet import IRRELEVANT, RELEVANT, SAME_CATEGORY, Mark
+from hystar_fast.retrieval.plot_style import save_picture
 
 _COLOURS = 48  # of the file: its size is that of 256, divided by 1.5
 _ANSWERS, _QUERIES = 10, 6  # the paper's top 10, and as many queries as stay legible
@@ -86,8 +86,7 @@ def draw_sheet(number: int, methods: Mapping[str, Method], settings: ExperimentS
     title = f"Figure {number} with {'the embedded drawings' if images.name == 'emoji' else images.name}: "
     title += f"first {min(_ANSWERS, size)} of {size}"
     drawn = answer_sheet(questions, title, notes, _legend(images, sheet))
-    small = drawn.quantize(_COLOURS)
-    write_whole(path, lambda file: small.save(file, "PNG", optimize=True))
+    save_picture(drawn, path, _COLOURS)
 
 
 def _images_and_styles(sheet: Sheet, settings: ExperimentSettings) -> tuple[ImageSet, tuple[str, ...]]:

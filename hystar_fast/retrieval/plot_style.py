@@ -55,8 +55,13 @@ def save_figure(figure: Any, path: str | Path) -> None:
     """Write a figure as a PNG of 128 colours, in one move; one of all colours is twice as large."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
-    picture = Image.open(drawn).convert("RGB").quantize(128)
-    write_whole(path, lambda file: picture.save(file, "PNG", optimize=True))
+    save_picture(Image.open(drawn).convert("RGB"), path, 128)
+
+
+def save_picture(picture: Image.Image, path: str | Path, colours: int) -> None:
+    """Write a picture as a PNG of so many colours at most, in one move."""
+    small = picture.quantize(colours)
+    write_whole(path, lambda file: small.save(file, "PNG", optimize=True))
 
 
 def add_frame(axes: Any) -> None:

@@ -13,11 +13,11 @@ import ninja
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+
+import gpu_build
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "bench"))
-
-import gpu_build  # noqa: E402
-
 BUILD = [sys.executable, str(ROOT / "bench/gpu_build.py")]
 NINJA = str(Path(ninja.BIN_DIR, "ninja"))
 ARCHITECTURES = ("80", "90a", "100", "120")

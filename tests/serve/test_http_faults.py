@@ -266,7 +266,7 @@ def test_a_switched_generation_brings_its_own_model(start):
     with repeating(ask) as asking:
         until(lambda: answers or asking[0].done())
         running.engine.switch(number)
-        until(lambda: running.search(image=PICTURE).json()["stamp"] != before["stamp"])
+        until(lambda: running.search(image=PICTURE).json()["stamp"] != before["stamp"], 5)
     running.engine.drop(1)
     stamps = [answer.json()["stamp"] for answer in answers]
     changes = sum(first != second for first, second in itertools.pairwise(stamps))

@@ -29,7 +29,10 @@ from tests.support.processes import in_processes
 from tests.support.small_tiny import shrink_tiny
 from tests.support.tolerance import relative_error
 
-pytestmark = pytest.mark.xdist_group("distributed")  # the processes start once, not once a worker
+pytestmark = [
+    pytest.mark.usefixtures("narrow_tiny"),
+    pytest.mark.xdist_group("distributed"),  # the processes start once, not once a worker
+]
 WORLD = 2
 STYLES = ("sketch", "outline", "text")
 CASES = {
@@ -89,11 +92,6 @@ def work(rank: int, folder: str) -> None:
     results["gathered"] = world.gather(torch.tensor([rank == 0, True]))
     torch.save(results, f"{folder}/{rank}.pt")
     leave_world()
-
-
-@pytest.fixture(autouse=True)
-def narrow_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
-    shrink_tiny(monkeypatch)
 
 
 @pytest.fixture(scope="module")
