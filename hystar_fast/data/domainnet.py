@@ -9,7 +9,7 @@ from hystar_fast.data.image_files import is_hidden
 from hystar_fast.data.image_set import FolderReader, ImageSet, Record, check_some_exist, layout_error
 from hystar_fast.data.text_files import read_lines
 
-GALLERY_STYLE = "real"
+GALLERY_STYLE, ALL = "real", "all"
 LAYOUT = (
     "<style>_<split>.txt for real and other styles (clipart, infograph, painting, quickdraw, sketch), with lines "
     '"<style>/<category>/<file> <label>", and the folders they name'
@@ -21,15 +21,17 @@ def load_domainnet(root: str | Path, split: str = "test", styles: Sequence[str] 
 
     Args:
         root: the folder, see `LAYOUT`.
-        split: "train" or "test" as published; "val" where the folder has such files.
+        split: "train" or "test" as published; "val" where the folder has such files; "all" for training and test
+            pictures together.
         styles: query styles; by default all that have a split file.
 
     Raises:
         ValueError: the folder has another layout, or a label stands for two categories; the message says what was
             expected and found.
     """
-    root, layout = Path(root), LAYOUT.replace("<split>", split)
-    listed = styles_with_split(root, split)
+    root, layout = Path(root), LAYOUT.replace("<split>", "train" if split == ALL else split)
+    parts = ("train", "test") if split == ALL else (split,)
+    listed = [style for style in styles_with_split(root, parts[0]) if style in styles_with_split(root, parts[-1])]
     wanted = listed if styles is None else [GALLERY_STYLE, *(style for style in styles if style != GALLERY_STYLE)]
     missing = [style for style in (GALLERY_STYLE, *wanted) if style not in listed]
     if missing or len(wanted) < 2:
@@ -42,7 +44,8 @@ def load_domainnet(root: str | Path, split: str = "test", styles: Sequence[str] 
     records = [
         record
         for style in dict.fromkeys((GALLERY_STYLE, *wanted))
-        for record in _records(root, style, root / f"{style}_{split}.txt", names)
+        for part in parts
+        for record in _records(root, style, root / f"{style}_{part}.txt", names)
     ]
     check_some_exist("DomainNet", root, records, layout)
     return ImageSet("DomainNet", GALLERY_STYLE, tuple(records), FolderReader(root), has_splits=True)

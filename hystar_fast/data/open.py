@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hystar_fast.data.captions import is_captions, load_captions
 from hystar_fast.data.csv_pairs import load_csv_pairs
+from hystar_fast.data.domain_sets import DOMAIN_SETS, load_domain_set
 from hystar_fast.data.domainnet import load_domainnet, styles_with_split
 from hystar_fast.data.dsr import load_dsr
 from hystar_fast.data.emoji import QUERY_STYLES, load_emoji
@@ -21,7 +22,10 @@ from hystar_fast.data.text_pairs import is_crossmodal, load_crossmodal
 from hystar_fast.data.webdataset import LAYOUT, load_webdataset
 
 SPLITS = ("train", "val", "test")
-KINDS = ("emoji", "dsr", "domainnet", "folders", "pairs", "captions", "shards", "icons", "stamps", "crossmodal")
+KINDS = (
+    *("emoji", "dsr", "domainnet", "folders", "pairs", "captions", "shards", "icons", "stamps", "crossmodal"),
+    *DOMAIN_SETS,
+)
 _FIXED_GALLERY = ("emoji", "dsr", "domainnet", "pairs", "captions", "stamps", "crossmodal")
 
 
@@ -35,7 +39,8 @@ def open_images(
             path whose kind is recognised by its layout.
         split: "train", "val" or "test". Folders, pairs, captions and shards have no splits: each is the whole data set
             (`ImageSet.has_splits`); but folders in ``train/`` and ``val/`` have.
-        gallery_style: for "folders", "shards" and "icons", the style of the gallery; the others have their own.
+        gallery_style: for "folders", "shards", "icons", "pacs" and "office-home", the style of the gallery; the others
+            have their own.
         styles: for "emoji" and "domainnet", the query styles, where they should not be the usual ones ("emoji" also has
             "flat" and "photo3d"); the others list all their styles.
 
@@ -59,7 +64,7 @@ def open_images(
     if gallery_style is not None and kind in _FIXED_GALLERY:
         raise ValueError(
             f"gallery_style must be left out for {kind}, which has its own gallery (it is for folders, shards and "
-            f"icons), got {gallery_style!r}"
+            f"icons, pacs and office-home), got {gallery_style!r}"
         )
     match kind:
         case "emoji":
@@ -68,6 +73,8 @@ def open_images(
             return load_dsr(path, split)
         case "domainnet":
             return load_domainnet(path, split, styles or None)
+        case "pacs" | "office-home":
+            return load_domain_set(kind, path, gallery_style)
         case "icons":
             return load_icons(path, split, gallery_style)
         case "stamps":
