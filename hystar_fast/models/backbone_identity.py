@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ from hystar_fast.models.adapter_format import Hashed, are_same_weights, fingerpr
 from hystar_fast.models.backbones.processors import Missing
 from hystar_fast.models.backbones.tower import TowerBackbone
 from hystar_fast.models.config import HystarConfig
+
+if TYPE_CHECKING:
+    from hystar_fast.models.backbones.clip_encoders import CLIPEncoders
 
 _CAPTION = "A photo of 2 Zebras, très près!"
 _ACTIVATIONS = {
@@ -30,7 +34,9 @@ _FIELDS = {"backbone": "pretrained", "style": "style_pretrained", "vgg": "style_
 _OWN = ("image encoder", "text encoder", "word vectors")  # of a method that does not take them from the backbone
 
 
-def backbone_fingerprints(backbone: TowerBackbone, hashed: Hashed | None = None) -> dict[str, str | None]:
+def backbone_fingerprints(
+    backbone: TowerBackbone | CLIPEncoders, hashed: Hashed | None = None
+) -> dict[str, str | None]:
     """Describe a backbone as an adapter keeps it.
 
     Args:
@@ -83,7 +89,7 @@ def check_fingerprints(
         )
 
 
-def _activations(backbone: TowerBackbone) -> str | None:
+def _activations(backbone: TowerBackbone | CLIPEncoders) -> str | None:
     """Name the functions in the visual blocks by what they compute, as libraries name one function differently."""
     names = set()
     x = torch.linspace(-3, 3, 25, device="cpu")
@@ -108,6 +114,6 @@ def _name(module: nn.Module, x: Tensor, values: Tensor) -> str:
     return near[0] if near else type(module).__name__
 
 
-def _hash_of_caption(backbone: TowerBackbone) -> str | None:
+def _hash_of_caption(backbone: TowerBackbone | CLIPEncoders) -> str | None:
     tokens = backbone.tokenizer([_CAPTION])
     return fingerprint([("caption", tokens.to(torch.int64))]) if isinstance(tokens, Tensor) else None

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from hystar_fast.models.adapter_format import not_finite
 from hystar_fast.models.backbones.base import Backbone
 from hystar_fast.models.backbones.tower import TowerBackbone
 from hystar_fast.models.config import HystarConfig
 
-__all__ = ["Backbone", "create_backbone", "move_weights"]
+if TYPE_CHECKING:
+    from hystar_fast.models.backbones.clip_encoders import CLIPEncoders
+
+__all__ = ["Backbone", "create_backbone", "create_encoders", "move_weights"]
 
 
 def create_backbone(config: HystarConfig) -> TowerBackbone:
@@ -21,13 +26,33 @@ def create_backbone(config: HystarConfig) -> TowerBackbone:
             the field.
     """
     backbone = _load(config)
+    _check_finite(backbone, config)
+    return backbone
+
+
+def create_encoders(config: HystarConfig) -> TowerBackbone | CLIPEncoders:
+    """Create the frozen backbone of `config` for a method that adapts no block: a ResNet of open_clip is taken too.
+
+    Raises:
+        ValueError: as of `create_backbone`.
+    """
+    from hystar_fast.models.backbones.clip_encoders import is_resnet, load_clip_encoders
+
+    prefix, _, name = config.backbone.partition(":")
+    if prefix != "open_clip" or not is_resnet(name):
+        return create_backbone(config)
+    encoders = load_clip_encoders(name, config.pretrained, config.image_size, config.pretrained_tag)
+    _check_finite(encoders, config)
+    return encoders
+
+
+def _check_finite(backbone: nn.Module, config: HystarConfig) -> None:
     broken = not_finite(backbone.named_parameters())
     if broken:
         raise ValueError(
             f"backbone {config.backbone!r} with pretrained={config.pretrained!r} must have finite weights, got NaN or "
             f"inf in {broken}"
         )
-    return backbone
 
 
 def _load(config: HystarConfig) -> TowerBackbone:

@@ -157,6 +157,18 @@ def load_open_clip(
         image_size: None means that of the model; for any other open_clip resizes the position embeddings.
         pretrained_tag: of the weights in a local file, see :class:`HystarConfig`.
     """
+    clip, tokenizer = create_open_clip(name, pretrained, image_size, pretrained_tag)
+    return OpenClipBackbone(clip, *image_processing(clip.visual), tokenizer)
+
+
+def create_open_clip(
+    name: str, pretrained: str | None, image_size: int | None = None, pretrained_tag: str | None = None
+) -> tuple[Any, Callable[[Any], Tensor]]:
+    """Return a model of open_clip and its tokenizer; the arguments are those of `load_open_clip`.
+
+    Raises:
+        ValueError: an unknown model, or weights that cannot be loaded.
+    """
     import open_clip
 
     settings: dict[str, Any] = {} if image_size is None else {"force_image_size": image_size}
@@ -183,7 +195,7 @@ def load_open_clip(
         raise ValueError(
             f"backbone 'open_clip:{name}' with pretrained={pretrained!r} could not be loaded: {error}"
         ) from error
-    return OpenClipBackbone(clip, *image_processing(clip.visual), tokenizer)
+    return clip, tokenizer
 
 
 def tags_of(name: str) -> dict[str, dict[str, Any]]:
