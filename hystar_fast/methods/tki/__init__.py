@@ -1,0 +1,1 @@
+"""TKI: retrieval across domains, learned from class names alone."""
