@@ -11,13 +11,15 @@ from typing import Any
 
 from hystar_fast.experiments.paper_tables import table_numbers
 
-PAPERS = {"acnet": "ACNet", "fgan": "FGAN"}
+PAPERS = {"acnet": "ACNet", "fgan": "FGAN", "tki": "TKI"}
 SHARE, PER_CENT = "share", "per cent"
 _COPIED = "the paper took these figures from other papers; the method is not part of this package"
 _ON_DRAWINGS = "the data set is not part of this package; `--data emoji` runs the row on the embedded drawings"
 _DEFAULT = {
     "acnet": "the data set is not part of this package; `hystar-fast train acnet` trains the method on your copy",
     "fgan": "the data set is not part of this package; `hystar-fast train fgan` trains the method on your copy",
+    "tki": "neither the data set nor OpenAI's weights are part of this package; `hystar-fast train tki-literal` trains "
+    "the method on the names of your copy",
 }
 _OURS = ("ACNet 64†", "ACNet 512", "FGAN", "FGAN RE", "FGAN LD", "FGAN JR")
 _OTHER_METHODS = {("acnet", 4), ("acnet", 6), ("fgan", 1), ("fgan", 3)}

@@ -1,8 +1,9 @@
-"""The figures of ACNet's and FGAN's papers: their structure, their averages, and figures in several tables."""
+"""The figures of ACNet's, FGAN's and TKI's papers: their structure, their averages, and figures in several tables."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import pytest
 
@@ -20,6 +21,7 @@ EVERY = [(paper, number) for paper in PAPERS for number in published_numbers(pap
 COUNTS = {
     "acnet": {2: 6, 4: 26, 5: 5, 6: 6, 7: 3, 8: 4, 9: 2, 10: 5, 11: 6},
     "fgan": {1: 16, 2: 5, 3: 7, 4: 13, 5: 6},
+    "tki": {2: 12, 3: 32, 4: 16, 5: 4, 6: 3, 7: 18},
 }
 
 
@@ -42,8 +44,8 @@ def test_every_table_is_complete(paper, number):
         assert len(values) == len(table.columns)
         for column, value in zip(table.columns, values, strict=True):
             if value is None:
-                assert (paper, number) in {("acnet", 4), ("acnet", 6), ("fgan", 3)}, name
-            elif paper == "acnet":
+                assert (paper, number) in {("acnet", 4), ("acnet", 6), ("fgan", 3), ("tki", 2), ("tki", 7)}, name
+            elif paper in ("acnet", "tki"):
                 assert 0 < value < 100
             elif number < 5 or column == "mAP Avg":
                 assert 0 < value < 1
@@ -126,13 +128,49 @@ def test_fgan_is_below_cmaam_in_one_column():
     assert precision["FGAN"] < precision["CMAAM"] and "above that of FGAN" in fgan(3).note
 
 
+def mean_of(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known)
+
+
+def test_averages_of_tki_follow_from_their_rows_but_for_three_that_are_printed_otherwise():
+    found = []
+    for number in (2, 5, 6, 7):
+        table = published_table("tki", number)
+        width = 1 if number == 7 else 2
+        for row, values in table.rows.items():
+            for place, printed in enumerate(values[-width:]):
+                mean = mean_of(values[place:-width:width])
+                found += [(number, row, printed, round(mean, 2))] if abs(mean - printed) > 0.006 else []
+    for number in (3, 4):
+        rows = published_table("tki", number).rows
+        for row in (name for name in rows if name.endswith(" avg")):
+            parts = [values for name, values in rows.items() if name.startswith(f"{row.removesuffix(' avg')}→")]
+            for place, printed in enumerate(rows[row]):
+                mean = mean_of([values[place] for values in parts])
+                found += [(number, row, printed, round(mean, 2))] if abs(mean - printed) > 0.006 else []
+    wrong = [(2, "Quickdraw, CLIP", 0.8, 0.79), (3, "PACS P avg", 88.03, 82.75), (4, "C avg", 60.62, 60.86)]
+    assert found == wrong
+    for number, _, printed, mean in wrong:
+        note = published_table("tki", number).note
+        assert f"{printed:.2f}" in note and f"{mean:.2f}" in note
+
+
+def test_the_art_rows_of_tki_are_the_same_in_three_tables():
+    three, five, six = (published_table("tki", number) for number in (3, 5, 6))
+    rows = [three.rows[f"PACS A{to}"] for to in ("→C", "→P", "→S", " avg")]
+    clip, ours = (tuple(value for row in rows for value in row[at : at + 2]) for at in (0, 2))
+    assert five.rows["neither"] == six.rows["none"] == clip
+    assert five.rows["L_max + L_min"] == six.rows["names of the data set"] == ours
+
+
 def test_names_of_tables_are_read_and_refused():
     assert split_names(["all"])[0] == [*range(1, 15)]
     assert [table.number for table in split_names(["fgan:all"])[1]] == [1, 2, 3, 4, 5]
     for name, message in (
         ("acnet:table3", "tables of ACNet must be table2, table4, .*, got 'acnet:table3'"),
         ("acnet:x", "tables of ACNet must be"),
-        ("other:table1", "paper must be one of acnet, fgan, got 'other'"),
+        ("other:table1", "paper must be one of acnet, fgan, tki, got 'other'"),
         ("table15", "tables must be table1 to table14"),
     ):
         with pytest.raises(ValueError, match=message):
