@@ -58,7 +58,7 @@ def trained(config: str, changes: Sequence[str], folder: Path, **callbacks: Call
     adapter, checkpoint = folder / ADAPTER, folder / CHECKPOINT
     if adapter.is_dir() and checkpoint.is_file():
         state = Progress(**read_checkpoint(checkpoint)["progress"])
-        if state.settings == settings.to_dict() and 0 < settings.optim.steps <= state.step:
+        if state.settings == settings.to_dict() and 0 < settings.steps <= state.step:
             return load_method(adapter)
     run_training(settings, resume=True, **callbacks)
     return load_method(adapter)

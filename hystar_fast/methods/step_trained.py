@@ -18,21 +18,23 @@ class Batching:
     """How a run makes the batches of a method.
 
     Attributes:
-        of: "category" makes batches of `CategoryBatch`; "pairs" those of `PairedBatch`.
+        of: "category" makes batches of `CategoryBatch`; "pairs" those of `PairedBatch`; "names" those of `NameBatch`.
         flip: of categories, the chance that a picture is mirrored, each for itself.
         texts: of pairs, whether captions ask for pictures; else pictures of the query styles do.
         by: of pairs, "instance" takes the query's own gallery picture, "category" another of its category each time.
         crop: of pairs, the least share of a picture's area that a random crop keeps; 1 leaves pictures as they are, so
             that their features are computed once.
         prototypes: a style whose pictures the method reads beside; empty for none.
+        names: of names, where they come from: "categories" or "captions" of the data set, or "file:<path>".
     """
 
-    of: Literal["category", "pairs"] = "category"
+    of: Literal["category", "pairs", "names"] = "category"
     flip: float = 0.0
     texts: bool = False
     by: str = "category"
     crop: float = 1.0
     prototypes: str = ""
+    names: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,21 @@ class PairedBatch:
 
 
 @dataclass(frozen=True)
+class NameBatch:
+    """One batch of class names; no picture is read.
+
+    Attributes:
+        rows: int64 [b], their numbers among all that train.
+    """
+
+    rows: Tensor
+
+    def to(self, device: torch.device) -> Self:
+        """Return the batch with its rows on a device."""
+        return replace(self, rows=self.rows.to(device))
+
+
+@dataclass(frozen=True)
 class StepPlan:
     """The facts that a run tells a method before its first step.
 
@@ -112,10 +129,12 @@ class StepTrained(Method):
     Attributes:
         batching: how a run makes its batches.
         follows: the entries of a recipe that it follows, of "schedule", "warmup" and "weight_decay".
+        scores_from: the step from which a validation says something, such as the first of a later stage.
     """
 
     batching: Batching = Batching()
     follows: frozenset[str] = frozenset()
+    scores_from: int = 0
 
     @abstractmethod
     def begin(self, plan: StepPlan) -> None:
@@ -142,11 +161,19 @@ class StepTrained(Method):
         """Change the parameters by one step, both numbers from 0, and return the losses by name, with "loss".
 
         Args:
-            batch: `CategoryBatch` or `PairedBatch`, by `batching`.
+            batch: `CategoryBatch`, `PairedBatch` or `NameBatch`, by `batching`.
             epoch, step: from 0.
 
         "loss" is what the main part minimises.
         """
+
+    def own_score(self) -> tuple[float, dict[str, Any]]:
+        """Return a score that selects the model without pictures, the larger the better, and its parts.
+
+        Raises:
+            TypeError: the method has none.
+        """
+        raise TypeError(f"method must score itself to be selected without pictures, got {self.name!r}")
 
     @abstractmethod
     def state(self) -> Mapping[str, nn.Module]:

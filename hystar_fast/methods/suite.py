@@ -22,6 +22,8 @@ from hystar_fast.methods.mean_shift import MeanShift
 from hystar_fast.methods.pixels import Pixels
 from hystar_fast.methods.shuffled_style import ShuffledStyle
 from hystar_fast.methods.static_only import StaticOnly
+from hystar_fast.methods.tki.tki_config import TKIConfig
+from hystar_fast.methods.tki.tki_method import create_tki
 from hystar_fast.models.backbone_identity import backbone_fingerprints
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.backbones.tower import TowerBackbone
@@ -33,9 +35,10 @@ FITTED = ("mean_shift",)  # to the training data without gradient steps: no lear
 DEMO_TRAINED = ("static", "lora", "hystar")
 DEMO_METHODS = (*UNTRAINED, *DEMO_TRAINED)
 METHODS = (*UNTRAINED, *FITTED, *BASELINES, *DEMO_TRAINED)
-OWN_STEPS: dict[str, type[ACNetConfig] | type[FGANConfig]] = {
+OWN_STEPS: dict[str, type[ACNetConfig] | type[FGANConfig] | type[TKIConfig]] = {
     "acnet": ACNetConfig,
     "fgan": FGANConfig,
+    "tki": TKIConfig,
 }  # trained by their own steps, with their settings
 
 
@@ -110,6 +113,8 @@ def create_method(
             return ACNet(config, categories=own.pop("categories", 0), own=ACNetConfig.from_dict(own))
         case "fgan":
             return create_fgan(config, settings or {})
+        case "tki":
+            return create_tki(config, settings or {})
     backbone = create_backbone(config)
     fingerprints = backbone_fingerprints(backbone)
     method = _adapted(name, backbone, config, parameters, settings or {})

@@ -33,6 +33,7 @@ class CheckpointPolicy:
         log: opens the metrics log, given the progress of the checkpoint.
         validate: returns the score (larger is better) and other figures of the current method.
         validate_every: steps between validations; there is also one at the end.
+        validate_from: the first step with a validation, but for one at the end.
         on_best: called whenever the score is the best so far.
         patience: stop after so many validations without a new best; 0 never stops.
         settings: stored in the checkpoint.
@@ -44,6 +45,7 @@ class CheckpointPolicy:
     log: Callable[[Progress], MetricsLog] | None = None
     validate: Callable[[], tuple[float, dict[str, Any]]] | None = None
     validate_every: int = 0
+    validate_from: int = 0
     on_best: Callable[[], object] | None = None
     patience: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
@@ -200,7 +202,8 @@ def _validate_if_due(
     """Validate the method if a validation is due, and save it if it is the best so far; return whether it was due."""
     if policy.validate is None:
         return False
-    if state.step != steps and not (policy.validate_every and state.step % policy.validate_every == 0):
+    is_due = policy.validate_every and state.step % policy.validate_every == 0 and state.step >= policy.validate_from
+    if state.step != steps and not is_due:
         return False
     score: float = 0.0
     figures: dict[str, Any] = {}

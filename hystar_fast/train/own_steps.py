@@ -1,4 +1,4 @@
-"""Steps of a method that makes them itself, on batches by category or of pairs."""
+"""Steps of a method that makes them itself, on batches by category, of pairs or of names."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import optim
 
-from hystar_fast.methods.step_trained import CategoryBatch, PairedBatch, StepTrained
+from hystar_fast.methods.step_trained import CategoryBatch, NameBatch, PairedBatch, StepTrained
 from hystar_fast.train.category_pairs import CategoryPairs
+from hystar_fast.train.name_data import NameBatches
 from hystar_fast.train.optim import check_loss, rate_factor, set_rates
 from hystar_fast.train.paired_batches import PairedBatches
 from hystar_fast.train.processes import World
@@ -37,7 +38,7 @@ class OwnSteps(StepMaker):
     def __init__(
         self,
         method: StepTrained,
-        pairs: CategoryPairs | PairedBatches,
+        pairs: CategoryPairs | PairedBatches | NameBatches,
         recipe: Recipe,
         *,
         world: World | None = None,
@@ -68,13 +69,15 @@ class OwnSteps(StepMaker):
 
     @property
     def reads_ahead(self) -> bool:
-        return not (isinstance(self.pairs, PairedBatches) and self.pairs.is_stored)
+        return isinstance(self.pairs, CategoryPairs) or (
+            isinstance(self.pairs, PairedBatches) and not self.pairs.is_stored
+        )
 
-    def prepare(self, step: int) -> CategoryBatch | PairedBatch:
+    def prepare(self, step: int) -> CategoryBatch | PairedBatch | NameBatch:
         batch = self.pairs.load(step)
         return batch if self.device is None else batch.to(self.device)
 
-    def make(self, step: int, batch: CategoryBatch | PairedBatch) -> dict[str, Any]:
+    def make(self, step: int, batch: CategoryBatch | PairedBatch | NameBatch) -> dict[str, Any]:
         recipe = self.recipe
         if "schedule" in self.method.follows:
             factor = rate_factor(recipe.schedule, step, recipe.steps, recipe.warmup)

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from hystar_fast.train.contrastive_steps import ContrastiveSteps
 from hystar_fast.train.data_record import DATA_FILE
 from hystar_fast.train.loop import CheckpointPolicy, run_steps
 from hystar_fast.train.metrics_log import MetricsLog
+from hystar_fast.train.name_data import NameBatches, NameData, open_names
 from hystar_fast.train.own_steps import OwnSteps
 from hystar_fast.train.paired_batches import PairedBatches
 from hystar_fast.train.processes import World, join_world, leave_world
@@ -112,14 +114,12 @@ def _run(
 ) -> Trained:
     before = _earlier(output, settings, resume=resume)
     criterion = create_loss(**settings.loss)
-    data = (
-        open_training(settings.data) if settings.own is None else open_categories(settings.data, settings.own.batching)
-    )
+    data = _open(settings)
     if say is not None:
         for note in data.notes:
             say(note)
     method = _method(settings)
-    if isinstance(data, CategoryData):
+    if not isinstance(data, TrainingData):
         stepping, batches = _begin(method, settings, data)
         epoch = batches.batches_per_epoch
     else:
@@ -130,7 +130,7 @@ def _run(
     recipe = _recipe(settings, method, data.styles, epoch)
     _check_steps(recipe, before, output)
     maker: StepMaker
-    if isinstance(data, CategoryData):
+    if not isinstance(data, TrainingData):
         maker = OwnSteps(stepping, batches, recipe, world=world, device=device)
     else:
         opened = data.pairs
@@ -143,6 +143,7 @@ def _run(
         log=lambda state: _log(settings, output, state),
         validate=None if data.score is None else lambda: data.score(encoder),  # type: ignore[misc]
         validate_every=settings.run.validate_every or epoch,
+        validate_from=method.scores_from if isinstance(method, StepTrained) else 0,
         on_best=lambda: _save(method, adapter, data),
         patience=settings.run.patience,
         settings=settings.to_dict(),
@@ -157,6 +158,14 @@ def _run(
     if world.is_main:
         _write_skipped(state, output)
     return Trained(method, state, adapter, recipe.steps, data.metric)
+
+
+def _open(settings: Settings) -> TrainingData | CategoryData | NameData:
+    if settings.own is None:
+        return open_training(settings.data)
+    if settings.own.batching.of == "names":
+        return open_names(settings.data, settings.own.batching, selects=settings.own.select != "last")
+    return open_categories(settings.data, settings.own.batching)
 
 
 def _fit_means(
@@ -190,7 +199,7 @@ def _write_skipped(state: Progress, output: Path) -> None:
         write_whole(output / SKIPPED, os.fsencode("".join(lines)))
 
 
-def _save(method: Method, adapter: Path, data: TrainingData | CategoryData) -> None:
+def _save(method: Method, adapter: Path, data: TrainingData | CategoryData | NameData) -> None:
     save_method(method, adapter)
     if data.record is None:
         (adapter / DATA_FILE).unlink(missing_ok=True)
@@ -210,12 +219,17 @@ def _method(settings: Settings) -> Method:
     return method
 
 
-def _begin(method: Method, settings: Settings, data: CategoryData) -> tuple[StepTrained, CategoryPairs | PairedBatches]:
+def _begin(
+    method: Method, settings: Settings, data: CategoryData | NameData
+) -> tuple[StepTrained, CategoryPairs | PairedBatches | NameBatches]:
     """Let a method that makes its own steps create what depends on the data; return it, and its batches."""
     if not isinstance(method, StepTrained):
         raise TypeError(f"method must make its own steps to train by category, got {method.name!r}")
     optim, seed = settings.optim, settings.run.seed
     batches = data.batches(method.resize, optim.batch_size, seed)
+    prototypes = None
+    if isinstance(data, CategoryData) and data.batching.prototypes:
+        prototypes = partial(data.prototypes, method.resize, batches.skipped)
     plan = StepPlan(
         len(batches.categories),
         optim.learning_rate,
@@ -225,7 +239,7 @@ def _begin(method: Method, settings: Settings, data: CategoryData) -> tuple[Step
         weight_decay=optim.weight_decay,
         names=batches.categories,
         captions=tuple(record.captions[0] for record in data.training.gallery if record.captions),
-        prototypes=(lambda: data.prototypes(method.resize, batches.skipped)) if data.batching.prototypes else None,
+        prototypes=prototypes,
     )
     method.begin(plan)
     return method, batches
@@ -237,7 +251,7 @@ def _recipe(settings: Settings, method: Method, styles: tuple[str, ...], epoch: 
     own = {"static": optim.static_lr, "dynamic": optim.dynamic_lr} if isinstance(method, HystarMethod) else {}
     return Recipe(
         learning_rates={group: own.get(group, optim.learning_rate) for group in method.parameter_groups()},
-        steps=optim.steps or optim.epochs * epoch,
+        steps=settings.steps or optim.epochs * epoch,
         batch_size=optim.batch_size,
         warmup=optim.warmup,
         schedule=optim.schedule,

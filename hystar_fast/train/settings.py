@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 
 from hystar_fast.data.nearest_name import with_nearest
 from hystar_fast.methods.suite import METHODS, OWN_STEPS
+from hystar_fast.methods.tki.tki_config import TKIConfig
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.nn.losses import LOSSES, create_loss, loss_options
 from hystar_fast.train.optim import SCHEDULES
@@ -133,6 +134,11 @@ class Settings:
     run: RunSettings
     own: Any = None
 
+    @property
+    def steps(self) -> int:
+        """The steps that the settings name: `optim.steps`, or those of a method whose section has them; 0 for none."""
+        return self.optim.steps or getattr(self.own, "steps", 0)
+
     @classmethod
     def of(cls, values: Mapping[str, Any], where: str = "settings") -> Settings:
         """Check sections of keys, as a TOML file gives them, and fill in the defaults.
@@ -257,7 +263,15 @@ def _own(method: str, parts: Mapping[str, Mapping[str, Any]]) -> Any:
             raise ValueError(f"loss.{name} must be left out for model.method = {method!r}, got {value!r}")
     if parts["optim"]["gradient_checkpointing"]:
         raise ValueError(f"optim.gradient_checkpointing must be false for model.method = {method!r}, got true")
-    return OWN_STEPS[method](**parts[method])
+    own = OWN_STEPS[method](**parts[method])
+    if isinstance(own, TKIConfig):
+        for key in ("steps", "epochs"):
+            if parts["optim"][key] != KEYS[f"optim.{key}"].default:
+                raise ValueError(
+                    f"optim.{key} must be left out for model.method = 'tki', whose stages have tki.steps_expansion and "
+                    f"tki.steps_aggregation, got {parts['optim'][key]}"
+                )
+    return own
 
 
 def _check_name(key: str, name: str, known: Iterable[str], where: str) -> None:

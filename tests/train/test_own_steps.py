@@ -213,6 +213,9 @@ def test_errors_of_the_section_of_a_method(config: str, change: str, message: st
         ("fgan-authors", "fgan"),
         ("fgan-emoji", "fgan"),
         ("fgan-emoji-sketch", "fgan"),
+        ("tki-literal", "tki"),
+        ("tki-package", "tki"),
+        ("tki-emoji", "tki"),
     ],
 )
 def test_shipped_settings_round_trip(name: str, section: str, tmp_path: Path) -> None:
@@ -225,7 +228,7 @@ def test_shipped_settings_round_trip(name: str, section: str, tmp_path: Path) ->
         assert found.own == type(found.own)()
 
 
-@pytest.mark.parametrize("section", ["acnet", "fgan"])
+@pytest.mark.parametrize("section", ["acnet", "fgan", "tki"])
 def test_the_document_lists_every_setting_once_with_its_default(section: str) -> None:
     document = (Path(__file__).resolve().parents[2] / "docs" / f"{section}.md").read_text(encoding="utf-8")
     rows = re.findall(rf"^\| `({section}\.\w+)` \| `(.*?)` \| (.+) \|$", document, re.MULTILINE)

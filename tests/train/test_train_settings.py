@@ -37,7 +37,12 @@ def test_shipped_settings_load_and_round_trip(name: str, tmp_path: Path) -> None
 
 def test_no_other_settings_file_is_shipped() -> None:
     fgan = {"fgan", "fgan-authors", "fgan-emoji", "fgan-emoji-sketch"}
-    assert set(shipped_files("hystar_fast.train")) == {"paper", "emoji", "acnet", "acnet-paper", "acnet-emoji"} | fgan
+    tki = {"tki-literal", "tki-package", "tki-emoji"}
+    assert set(shipped_files("hystar_fast.train")) == {
+        *("paper", "emoji", "acnet", "acnet-paper", "acnet-emoji"),
+        *fgan,
+        *tki,
+    }
 
 
 def test_the_defaults_are_those_of_the_paper() -> None:

@@ -1,0 +1,204 @@
+"""TKI as a method: both stages, what trains, its adapter, its settings and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hystar_fast.methods.adapter_files import load_method, save_method
+from hystar_fast.methods.step_trained import NameBatch, StepPlan
+from hystar_fast.methods.suite import create_method, tiny_config, uses_backbone
+from hystar_fast.methods.tki.aggregation import aggregation_floor
+from hystar_fast.methods.tki.text_selection import HELD_OUT, TextCriterion
+from hystar_fast.methods.tki.tki_config import TKIConfig
+from hystar_fast.methods.tki.tki_method import TKI
+
+PACS = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
+PICTURES = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+ALL = NameBatch(torch.arange(len(PACS)))
+
+
+def method(**settings) -> TKI:
+    made = create_method("tki", tiny_config(), settings={"words": 4, **settings})
+    assert isinstance(made, TKI)
+    return made
+
+
+def begun(seed: int = 0, rate: float = 0.005, **settings) -> TKI:
+    made = method(**settings)
+    made.begin(StepPlan(len(PACS), rate, seed=seed, names=PACS))
+    return made
+
+
+def run(made: TKI) -> list[dict[str, float]]:
+    return [made.step(ALL, step, step) for step in range(made.own.steps)]
+
+
+def digest(made: TKI) -> str:
+    found = hashlib.sha256()
+    for _, tensor in sorted(made.model.state_dict().items()):
+        found.update(tensor.numpy().tobytes())
+    return found.hexdigest()
+
+
+def test_it_begins_as_clip_and_compares_by_its_similarity() -> None:
+    made, frozen = method(), create_method("frozen", tiny_config())
+    with torch.no_grad():
+        for found, truth in (
+            (made.encode_image(PICTURES), frozen.encode_image(PICTURES)),
+            (made.encode_text(PACS), frozen.encode_text(PACS)),
+        ):
+            torch.testing.assert_close(found, truth, rtol=0, atol=1e-6)
+    assert made.similarity.is_cosine and method(similarity="poincare", radius=2.0).similarity.name == "poincare-2"
+
+
+@pytest.mark.slow
+def test_seven_names_are_fitted_in_two_stages_and_clip_stays_as_it_was() -> None:
+    made = begun(steps_expansion=100, steps_aggregation=100, start="random")
+    before, pictures = digest(made), made.model.encode_image(made.normalise(PICTURES))
+    lines = run(made)
+    first, last = lines[0], lines[99]
+    assert last["diversity"] < 0.1 < first["diversity"] and last["mean_cosine"] < 0.6 < first["mean_cosine"]
+    assert last["accuracy"] >= first["accuracy"]
+    assert lines[-1]["loss"] < aggregation_floor(4) + 0.05 and lines[-1]["floor"] == pytest.approx(aggregation_floor(4))
+    assert lines[-1]["within_cosine"] > 0.9 > 0.5 > lines[-1]["between_cosine"]
+    assert digest(made) == before and all(p.grad is None for p in made.model.parameters())
+    assert torch.equal(made.model.encode_image(made.normalise(PICTURES)), pictures)
+
+
+def test_each_stage_trains_its_own_part() -> None:
+    made = begun(steps_expansion=1, steps_aggregation=1, start="random")
+    words, head = made.words.vectors.detach().clone(), made.head.layers[0].linear.weight.detach().clone()
+    assert {*made.step(ALL, 0, 0)} >= {"loss", "category", "diversity"}
+    assert not torch.equal(made.words.vectors, words) and torch.equal(made.head.layers[0].linear.weight, head)
+    words = made.words.vectors.detach().clone()
+    assert {*made.step(ALL, 1, 1)} == {"loss", "floor", "within_cosine", "between_cosine"}
+    assert torch.equal(made.words.vectors, words) and not torch.equal(made.head.layers[0].linear.weight, head)
+
+
+def test_the_terms_are_weighed_and_can_be_left_out() -> None:
+    for lam, category in ((1.0, 1.0), (0.0, 1.0), (2.0, 0.0)):
+        line = begun(lam=lam, category_weight=category).step(ALL, 0, 0)
+        assert line["loss"] == pytest.approx(category * line["category"] + lam * line["diversity"], rel=1e-5)
+
+
+def test_stored_prompts_are_those_of_the_words_in_any_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = begun()
+    whole = made.styled_prompts()
+    monkeypatch.setattr("hystar_fast.methods.tki.tki_method._PROMPTS", 8)
+    torch.testing.assert_close(made.styled_prompts(), whole, rtol=0, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(made.prompts.styled(made.words.vectors, PACS), whole, rtol=0, atol=1e-6)
+
+
+def test_mean_cosines_are_those_of_all_pairs() -> None:
+    made = begun(steps_expansion=0, start="random")
+    line = made.step(ALL, 0, 0)
+    torch.manual_seed(0)
+    fresh = begun(steps_expansion=0, start="random")
+    with torch.no_grad():
+        z = fresh.head(fresh.styled_prompts())
+    cosines = torch.einsum("pid,qjd->pqij", z, z)
+    same, own = torch.eye(7, dtype=torch.bool), torch.eye(4, dtype=torch.bool)
+    assert line["within_cosine"] == pytest.approx(cosines[:, :, same][~own].mean().item(), abs=1e-5)
+    assert line["between_cosine"] == pytest.approx(cosines[:, :, ~same].mean().item(), abs=1e-5)
+
+
+def test_a_batch_of_classes_in_the_second_stage_follows_from_the_seed_and_the_step() -> None:
+    found = [begun(seed, steps_expansion=0, aggregation_classes=3, start="random") for seed in (0, 0, 1)]
+    lines = [made.step(ALL, 0, 5)["loss"] for made in found]
+    assert lines[0] == lines[1] != lines[2]
+
+
+def test_one_seed_is_one_result_and_an_adapter_is_the_method(tmp_path) -> None:
+    settings = {"steps_expansion": 2, "steps_aggregation": 2, "geometry": "all", "hidden": 24, "similarity": "poincare"}
+    first, again = begun(**settings), begun(**settings)
+    assert run(first) == run(again)
+    save_method(first, tmp_path / "adapter")
+    loaded = load_method(tmp_path / "adapter")
+    assert isinstance(loaded, TKI)
+    with torch.no_grad():
+        assert torch.equal(loaded.encode_image(PICTURES), first.encode_image(PICTURES))
+        assert torch.equal(loaded.encode_text(PACS), first.encode_text(PACS))
+    assert loaded.settings == first.settings and loaded.settings["names"] == "\n".join(PACS)
+    assert torch.equal(loaded.words.vectors, first.words.vectors) and loaded.similarity == first.similarity
+    assert {*loaded.trained_parameters()} == {
+        "vectors",
+        *(f"layers.{n}.linear.{part}" for n in (0, 1) for part in ("weight", "bias")),
+    }
+    assert uses_backbone("tki", first.settings)
+
+
+def test_the_criterion_ranks_classes_between_styles_that_never_trained() -> None:
+    made = begun()
+    criterion = TextCriterion(made.prompts, PACS, ["apple", "boat"], HELD_OUT[:2])
+    score, parts = criterion.score(made.head, made.similarity)
+    with torch.no_grad():
+        found = []
+        for names in (PACS, ("apple", "boat")):
+            photo, sketch = (made.prompts.in_style(style, names) for style in ("photo", "sketch"))
+            values = []
+            for scores in (photo @ sketch.T, sketch @ photo.T):
+                ranks = (scores >= scores.diagonal()[:, None]).sum(1)
+                values.append((1 / ranks).mean().item())
+            found.append(sum(values) / 2)
+    assert [parts["names that train"], parts["other names"]] == pytest.approx(found)
+    assert score == pytest.approx(sum(found) / 2) and parts["mean cosine to CLIP"] == pytest.approx(1.0, abs=1e-6)
+    value, own = made.own_score()
+    assert 0 < value <= 1 and own["mean cosine to CLIP"] == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"geometry": "lats"}, "tki.geometry must be one of 'last', 'all', 'euclidean', got 'lats'"),
+        ({"words": 1}, "tki.words must be a whole number of at least 2, got 1"),
+        ({"radius": 0.0}, "tki.radius must be finite and above 0, got 0.0"),
+        ({"lam": -1.0}, "tki.lam must be finite and at least 0, got -1.0"),
+        ({"mu": float("nan")}, "tki.mu must be finite, got nan"),
+        ({"labels": "names"}, "tki.labels must be one of 'categories', 'captions' or 'file:<path>', got 'names'"),
+        (
+            {"steps_expansion": 0, "steps_aggregation": 0},
+            "tki.steps_expansion or tki.steps_aggregation must be above 0",
+        ),
+        ({"lam": 0, "category_weight": 0}, "tki.lam or tki.category_weight must be above 0, got 0 and 0"),
+        ({"bias": False}, "tki.bias must be true unless tki.similarity is 'poincare'"),
+        (
+            {"similarity": "poincare", "geometry": "euclidean"},
+            "must be 'cosine' or 'dot' for tki.geometry = 'euclidean'",
+        ),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TKIConfig.from_dict(settings)
+
+
+def test_wrong_names_and_types_and_plans_are_refused() -> None:
+    with pytest.raises(ValueError, match="settings must be those of TKI, got 'radus'"):
+        TKIConfig.from_dict({"radus": 1.0})
+    with pytest.raises(TypeError, match=r"tki\.bias must be True or False, got 1"):
+        TKIConfig(bias=1)
+    with pytest.raises(TypeError, match=r"tki\.alpha must be a number, got 'x'"):
+        TKIConfig(alpha="x")
+    assert (
+        not TKIConfig(bias=False, similarity="poincare").bias and not TKIConfig(bias=False, geometry="euclidean").bias
+    )
+    with pytest.raises(ValueError, match="begin must be called before the first step"):
+        method().step(ALL, 0, 0)
+    with pytest.raises(ValueError, match=r"optim\.chunk_size must be 0 for method 'tki', got 4"):
+        method().begin(StepPlan(7, 0.1, chunk_size=4, names=PACS))
+    with pytest.raises(ValueError, match=r"tki\.aggregation_classes must be 0 or at least 2, got 1"):
+        begun(aggregation_classes=1)
+
+
+def test_vectors_are_unit_vectors_after_training() -> None:
+    made = begun(steps_expansion=1, steps_aggregation=2, start="random")
+    run(made)
+    with torch.no_grad():
+        assert torch.allclose(made.encode_image(PICTURES).norm(dim=-1), torch.ones(3))
+        assert F.cosine_similarity(made.encode_text(["dog"]), made.encode_text(["house"])).item() < 1
