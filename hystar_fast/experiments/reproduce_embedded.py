@@ -11,9 +11,9 @@ from torch import Tensor
 
 from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.data.image_set import ImageSet
-from hystar_fast.experiments import acnet_runs, fgan_runs
+from hystar_fast.experiments import acnet_runs, fgan_runs, tki_runs
 from hystar_fast.experiments.comparison_tables import table_of_methods
-from hystar_fast.experiments.embedded_runs import chance, run_folder, trained, unseen_parts
+from hystar_fast.experiments.embedded_runs import chance, frozen, run_folder, trained, unseen_parts
 from hystar_fast.experiments.published_tables import PublishedTable
 from hystar_fast.experiments.reproduce_published import figure
 from hystar_fast.methods.interface import Method
@@ -34,6 +34,8 @@ class Embedded:
         figures: what is measured of each query, by name, between 0 and 1.
         shown: those of `figures` in the printed table.
         published: how the shown columns of the paper begin.
+        frozen: rows that are the packaged CLIP without training.
+        steps: the settings that ``--steps`` changes.
     """
 
     config: str
@@ -42,6 +44,8 @@ class Embedded:
     figures: Callable[[Method, ImageSet], Mapping[str, Tensor]]
     shown: tuple[str, ...]
     published: str
+    frozen: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ("optim.steps",)
 
 
 def _fgan_figures(method: Method, images: ImageSet) -> dict[str, Tensor]:
@@ -67,6 +71,17 @@ EMBEDDED = {
         _fgan_figures,
         ("RE mAP@all", "LD mAP@all", "JR mAP@all", "JR R@1"),
         "P ",
+    ),
+    "tki": Embedded(
+        "tki-emoji",
+        "emoji: drawings of every hard style find drawings of the gallery of the same subgroup; names alone train, and "
+        "the packaged CLIP takes the place of OpenAI's",
+        tki_runs.tki_parts,
+        tki_runs.tki_figures,
+        ("mAP@all", "mAP@200:capped", "R@1"),
+        "Avg ",
+        frozen=("neither",),
+        steps=("tki.steps_expansion", "tki.steps_aggregation"),
     ),
 }
 
@@ -109,19 +124,19 @@ def _run(table: PublishedTable, output: Path, console: Console, steps: int | Non
     for row, values in table.rows.items():
         entry: dict[str, Any] = {"row": row, "paper": dict(zip(table.columns, values, strict=True))}
         rows.append(entry)
+        if row in how.frozen:
+            entry["settings"], entry["ours"] = [], _figures(how, frozen(), parts)
+            continue
         if row not in table.settings:
             entry["missing"] = table.reason(row)
             continue
         changes = table.settings[row]
         try:
-            method = _trained(how.config, row, changes, output / table.paper, console, steps, seed)
+            method = _trained(how, row, changes, output / table.paper, console, steps, seed)
         except ModuleNotFoundError as error:  # a loss of an optional package; the message says how to install it
             entry["missing"] = str(error)
             continue
-        entry["settings"], entry["ours"] = list(changes), {}
-        for part, images in parts.items():
-            found = how.figures(method, images)
-            entry["ours"][part] = {name: interval_info(bootstrap_mean(found[name])) for name in found}
+        entry["settings"], entry["ours"] = list(changes), _figures(how, method, parts)
     result = {
         **run_info(),
         "table": _name(table),
@@ -141,15 +156,23 @@ def _run(table: PublishedTable, output: Path, console: Console, steps: int | Non
     return result
 
 
+def _figures(how: Embedded, method: Method, parts: Mapping[str, ImageSet]) -> dict[str, Any]:
+    """Return part -> figure -> its mean with the interval."""
+    return {
+        part: {name: interval_info(bootstrap_mean(values)) for name, values in how.figures(method, images).items()}
+        for part, images in parts.items()
+    }
+
+
 def _trained(
-    config: str, row: str, changes: Sequence[str], output: Path, console: Console, steps: int | None, seed: int
+    how: Embedded, row: str, changes: Sequence[str], output: Path, console: Console, steps: int | None, seed: int
 ) -> Method:
     name = "".join(c if c.isalnum() else "_" for c in " ".join(changes)) or "full"
-    own = [*changes, f"run.seed={seed}", *([f"optim.steps={steps}"] if steps else [])]
+    own = [*changes, f"run.seed={seed}", *([f"{key}={steps}" for key in how.steps] if steps else [])]
     with Progress(console) as progress:
         task = progress.add_task(row, total=None)
         return trained(
-            config,
+            how.config,
             own,
             run_folder(output / name),
             started=lambda total, _: progress.update(task, total=total),
