@@ -44,20 +44,25 @@ def sync_seconds(folder: Path) -> float:
         colours = generator.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
         Image.fromarray(colours).save(pictures / f"{number:04}.png")
     _command("embed", str(pictures), "--output", str(index), "--device", "cpu")
-    return _least_of_commands("index", "sync", str(index), "--device", "cpu")
+    return _least(lambda: _command("index", "sync", str(index), "--device", "cpu"))
 
 
 def asking_seconds(picture: Path, url: str) -> float:
     """Return the CPU seconds of ``hystar-fast index search --server``."""
-    return _least_of_commands("index", "search", "--query", str(picture), "--server", url)
+    return _least(lambda: _command("index", "search", "--query", str(picture), "--server", url))
 
 
-def _least_of_commands(*arguments: str) -> float:
-    return min(_seconds(lambda: _command(*arguments), _of_children) for _ in range(3))
+def _least(work: Callable[[], object]) -> float:
+    """Return the CPU seconds of the processes that `work` starts, the least of three."""
+    return min(_seconds(work, _of_children) for _ in range(3))
 
 
 def _command(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "hystar_fast", *arguments], check=True, capture_output=True)
+    _python("-m", "hystar_fast", *arguments)
+
+
+def _python(*arguments: str) -> None:
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
 
 
 def _of_children() -> float:
@@ -71,9 +76,10 @@ def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
     return clock() - start
 
 
-def rows(folder: Path, picture: Path, url: str) -> Iterator[tuple[str, float, str, float]]:
-    """Yield the name, value, unit and limit of each figure."""
+def rows(folder: Path, picture: Path, url: str) -> Iterator[tuple[str, float, str, float | None]]:
+    """Yield the name, value, unit and limit of each figure; None for no limit."""
     yield "exact search of 100,000 x 512, one query", search_milliseconds(1), "cpu-ms", 20
     yield "exact search of 100,000 x 512, 64 queries", search_milliseconds(64), "cpu-ms", 150
     yield f"`index sync` of {PICTURES:,} unchanged pictures", sync_seconds(folder), "cpu-s", 1.5
+    yield "of which `import torch`, by itself", _least(lambda: _python("-c", "import torch")), "cpu-s", None
     yield "`index search --server`", asking_seconds(picture, url), "cpu-s", 0.5
