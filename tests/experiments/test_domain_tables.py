@@ -1,4 +1,4 @@
-"""Pairs of domains beside a published table: its rows, definitions that fit its frozen figures, and ours beside them."""
+"""Pairs of domains beside a published table: its rows, definitions that fit its figures, and ours beside them."""
 
 from __future__ import annotations
 

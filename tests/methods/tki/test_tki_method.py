@@ -16,8 +16,10 @@ from hystar_fast.methods.suite import create_method, tiny_config, uses_backbone
 from hystar_fast.methods.tki.aggregation import aggregation_floor
 from hystar_fast.methods.tki.text_selection import HELD_OUT, TextCriterion
 from hystar_fast.methods.tki.tki_config import TKIConfig
-from hystar_fast.methods.tki.tki_method import TKI
+from hystar_fast.methods.tki.tki_method import TKI, create_tki
 from hystar_fast.methods.tki.whitening_head import within_class_whitening
+from hystar_fast.models.config import HystarConfig
+from hystar_fast.models.hystar import weightless
 
 PACS = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 PICTURES = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -70,6 +72,26 @@ def test_seven_names_are_fitted_in_two_stages_and_clip_stays_as_it_was() -> None
     assert lines[-1]["within_cosine"] > 0.9 > 0.5 > lines[-1]["between_cosine"]
     assert digest(made) == before and all(p.grad is None for p in made.model.parameters())
     assert torch.equal(made.model.encode_image(made.normalise(PICTURES)), pictures)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "image", "words", "head", "whole"),
+    [
+        ("ViT-B-32", 63_428_096, 87_849_216, 10_240, 525_312, 151_277_313),
+        ("ViT-L-14", 123_650_304, 303_966_208, 15_360, 1_181_184, 427_616_513),
+        ("RN50", 63_690_240, 38_316_896, 10_240, 2_099_200, 102_007_137),
+    ],
+)
+def test_the_sizes_of_the_papers_models(name: str, text: int, image: int, words: int, head: int, whole: int) -> None:
+    config = HystarConfig(backbone=f"open_clip:{name}", pretrained=None, style="clip", blocks=None)
+    with weightless(config) as sizes:
+        made = create_tki(sizes, {})
+    assert count_parameters(made) == {"words": words, "head": head}
+    clip = made.model.clip
+    towers = {"image": clip.visual, "whole": clip}
+    found = {part: sum(parameter.numel() for parameter in tower.parameters()) for part, tower in towers.items()}
+    assert found == {"image": image, "whole": whole}
+    assert whole - image - 1 == text, "what is left is the text tower and the temperature"
 
 
 def test_each_stage_trains_its_own_part() -> None:
