@@ -111,6 +111,19 @@ def test_a_run_that_was_killed_is_the_run_in_one(tmp_path: Path) -> None:
             assert all(torch.equal(other[name], value) for name, value in own_state.items()), (part, number)
 
 
+def test_the_closed_form_is_a_run_of_its_first_stage_and_one_step(trained: Trained, tmp_path: Path) -> None:
+    settings = changes(tmp_path, "tki.head=wccn", "tki.steps_aggregation=1", "tki.select=last")
+    found = run_training(read_settings("tki-emoji", settings))
+    steps = lines(tmp_path)
+    assert [line["kind"] for line in steps] == ["train"] * 3 and "floor" in steps[2]
+    same = lines(trained.adapter.parent)
+    assert steps[0]["loss"] == same[0]["loss"], "the first stage is that of TKI"
+    assert steps[2]["learning_rate"] == {"words": 0.005}
+    loaded = load_method(found.adapter)
+    with torch.no_grad():
+        assert torch.equal(loaded.encode_image(PICTURES), found.method.encode_image(PICTURES))
+
+
 def test_the_last_step_is_kept_where_nothing_selects(tmp_path: Path) -> None:
     settings = read_settings("tki-emoji", changes(tmp_path, "tki.select=last", "tki.start=random"))
     found = run_training(settings)
