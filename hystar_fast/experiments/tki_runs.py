@@ -50,7 +50,14 @@ def tki_figures(method: Method, images: ImageSet) -> dict[str, Tensor]:
 
 
 def tki_pairs(method: Method, images: ImageSet) -> Tensor:
-    """Return mAP@all of the subgroup, [n] over the queries of every ordered pair of styles; nan without an answer."""
+    """Return mAP@all of the subgroup, [n] over the pictures of every style: its mean over the other styles that answer.
+
+    It is nan where none has a relevant drawing.
+    """
     metric = Metric.parse("mAP@all")
     found = evaluate_domains(method, images, [metric])
-    return torch.cat([measured.values[metric] for measured in found.measured.values()])
+    by_style = [
+        torch.stack([one.values[metric] for (asks, _), one in found.measured.items() if asks == style])
+        for style in found.styles
+    ]
+    return torch.cat([values.nanmean(0) for values in by_style])

@@ -20,9 +20,11 @@ import unseen_demo  # noqa: E402
 
 from hystar_fast.data.image_set import ImageSet  # noqa: E402
 from hystar_fast.experiments.embedded_runs import frozen  # noqa: E402
-from hystar_fast.experiments.tki_runs import tki_figures, tki_parts  # noqa: E402
+from hystar_fast.experiments.tki_runs import tki_figures, tki_pairs, tki_parts  # noqa: E402
 from hystar_fast.methods.suite import create_method, tiny_config  # noqa: E402
 from hystar_fast.methods.tki.tki_method import TKI  # noqa: E402
+from hystar_fast.retrieval.definitions import Metric  # noqa: E402
+from hystar_fast.retrieval.domains import evaluate_domains  # noqa: E402
 from hystar_fast.train.settings import read_settings  # noqa: E402
 
 NAMES = "red apple\nboat\ncat\ndog face\nhouse\npizza"
@@ -83,3 +85,15 @@ def test_the_stages_are_those_of_the_run_and_begin_at_the_frozen_backbone() -> N
     score, precision = found.looks["clip"][0]
     assert precision == pytest.approx(tki_figures(frozen(), images)["mAP@all"].mean().item(), abs=1e-6)
     assert 0 < score <= 1 and found.looks["random"][0] != (score, precision)
+
+
+def test_a_picture_of_a_style_asks_every_other_style_and_counts_once() -> None:
+    images = small_parts()["test"]
+    kept = tuple(record for record in images.records if record.style != "outline")  # which some concepts lack
+    images = replace(images, records=kept)
+    found, matrix = tki_pairs(frozen(), images), evaluate_domains(frozen(), images, [Metric.parse("mAP@all")])
+    assert len(found) == len(images.records) and found.isfinite().all()
+    means = [matrix.average(style, Metric.parse("mAP@all")) for style in matrix.styles]
+    sizes = [len(images.of_style(style)) for style in matrix.styles]
+    weighted = sum(mean * size for mean, size in zip(means, sizes, strict=True)) / sum(sizes)
+    assert found.mean().item() == pytest.approx(weighted, abs=1e-9)
