@@ -30,7 +30,7 @@ from hystar_fast.methods.tki.tki_method import TKI
 from hystar_fast.retrieval.definitions import Metric, measure
 from hystar_fast.retrieval.embed import embed_records
 from hystar_fast.retrieval.evaluate import number_labels
-from hystar_fast.retrieval.plot_style import COLOURS, FAINT, figure_of, save_picture
+from hystar_fast.retrieval.plot_style import COLOURS, FAINT, TEXT, figure_of, save_picture
 from hystar_fast.train.name_data import NameBatches
 from hystar_fast.train.settings import read_settings
 
@@ -144,7 +144,7 @@ def draw(traces: Traces, path: Path) -> None:
         axes.plot(range(1, len(traces.losses) + 1), [line[name] for line in traces.losses], color=colour, label=label)
     axes.set(title="losses of stage 1", xlabel="step")
     axes.legend(frameon=False)
-    for place, title in ((0, "text criterion (per cent)"), (1, "mAP@all of drawings (per cent)")):
+    for place, title in ((0, "text criterion, %"), (1, "mAP@all of drawings, %")):
         axes = next(panels)
         for (start, looks), colour in zip(traces.looks.items(), (COLOURS[0], COLOURS[5]), strict=True):
             values = [100 * look[place] for look in looks.values()]
@@ -154,9 +154,11 @@ def draw(traces: Traces, path: Path) -> None:
         axes.set(title=title, xlabel="step of stage 2")
         axes.legend(frameon=False)
     next(panels).set_axis_off()
+    for axes in figure.axes:
+        axes.title.set_fontsize(TEXT)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
-    save_picture(Image.open(drawn).convert("RGB"), path, 16)
+    save_picture(Image.open(drawn).convert("RGB"), path, 64)
 
 
 _EMOJI = ("data.validation=none", "run.validate_every=0")
