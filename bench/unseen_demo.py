@@ -41,6 +41,7 @@ class Demo:
         own: how the method is compared.
         other_ways: further ways of the method, which its own is compared with.
         draw: makes the pictures of the page from the first seed.
+        steps: of a label, the settings that ``--steps`` changes, where they are not `optim.steps`.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Demo:
     other_ways: tuple[str, ...]
     draw: Draw
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    steps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def trained(self) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -119,7 +121,8 @@ def run_demo(demo: Demo, seeds: int, steps: int, output: Path, runs: Path) -> No
         mine = every[name] = _Runs({})
         for seed in range(seeds):
             folder = run_folder(runs / f"{name}-{seed}")
-            own = [*changes, f"run.seed={seed}", *([f"optim.steps={steps}"] if steps else [])]
+            shorter = [f"{key}={steps}" for key in demo.steps.get(name, ("optim.steps",)) if steps]
+            own = [*changes, f"run.seed={seed}", *shorter]
             method, mine.seconds = _trained(config, own, folder)
             mine.parameters = sum(count_parameters(method).values())
             mine.found[seed] = {part: demo.measure(method, images) for part, images in parts.items()}

@@ -63,6 +63,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "hystar-fast eval --method frozen --data DIR --split test",
         "hystar-fast eval --adapter runs/experiments/adapters/lora-0",
     ),
+    "domains": (
+        "hystar-fast domains --data pacs:DIR --method frozen",
+        "hystar-fast domains --data pacs:DIR --adapter runs/tki/adapter",
+        "hystar-fast domains --data pacs:DIR --identify tki:table3 --backbone open_clip:ViT-B-32 --weights openai",
+    ),
     "embed": (
         "hystar-fast embed DIR/photos",
         "hystar-fast embed DIR/photos --adapter runs/mine/adapter --output runs/mine",

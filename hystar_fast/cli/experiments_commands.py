@@ -75,27 +75,36 @@ def reproduce(
     set_: Set = None,
     output: Output = None,
     data: Annotated[
-        str | None, typer.Option(metavar="DATA", help='"emoji" runs the rows of acnet, fgan and tki on drawings.')
+        str | None,
+        typer.Option(
+            metavar="DATA", help='"emoji" runs rows of acnet, fgan and tki on drawings; pacs:DIR those of tki:table3.'
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="With --data, of each row.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run the rows of the paper's tables, and print them beside the paper's figures."""
+    from hystar_fast.experiments.domain_tables import is_domain_table
     from hystar_fast.experiments.published_tables import split_names
     from hystar_fast.experiments.reproduce import run_reproduce
+    from hystar_fast.experiments.reproduce_domains import run_domain_table
     from hystar_fast.experiments.reproduce_embedded import run_embedded
     from hystar_fast.experiments.reproduce_published import run_published
 
     wanted, published = split_names(tables)
-    if data not in (None, "emoji"):
-        raise ValueError(f"data must be 'emoji', got {data!r}")
+    by_domains = len(published) == 1 and not wanted and is_domain_table(published[0])
+    if data not in (None, "emoji") and not by_domains:
+        raise ValueError(f"data must be 'emoji', or for tki:table3 alone a data set of its domains, got {data!r}")
     if data is None and steps is not None:
         raise ValueError(f"steps must be left out unless data is given, got {steps}")
     if data is not None and (wanted or not published):
         raise ValueError(f"data must be left out for tables of Hystar's paper, got {data!r} for {' '.join(tables)}")
     settings, console = _read(config, set_, output, as_json=as_json)
     if data is not None:
-        found = run_embedded(published, settings.output, console, steps=steps)
+        if data != "emoji":
+            found = {tables[0]: run_domain_table(published[0], data, settings, console, steps=steps)}
+        else:
+            found = run_embedded(published, settings.output, console, steps=steps)
         if as_json:
             print_json(found)
         return

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import hystar_fast
-from hystar_fast.cli import experiments_commands, index_commands
+from hystar_fast.cli import domains_command, experiments_commands, index_commands
 from hystar_fast.cli.errors import clear_errors
 from hystar_fast.cli.examples import examples
 from hystar_fast.cli.options import (
@@ -391,6 +391,7 @@ def embed(
     run_embed_shards(settings, console, changes=backbone_changes(backbone, weights))
 
 
+app.command("domains", epilog=examples("domains"))(domains_command.domains)
 app.add_typer(index_commands.app, cls=WholeHelp)
 app.add_typer(experiments_commands.app, cls=WholeHelp)
 

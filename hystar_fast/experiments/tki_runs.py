@@ -13,6 +13,7 @@ from hystar_fast.data.open import open_images
 from hystar_fast.data.unseen import OWN, CategorySplit
 from hystar_fast.methods.interface import GALLERY, QUERY, Method
 from hystar_fast.retrieval.definitions import Metric, measure
+from hystar_fast.retrieval.domains import evaluate_domains
 from hystar_fast.retrieval.embed import embed_records
 from hystar_fast.retrieval.evaluate import number_labels
 
@@ -46,3 +47,17 @@ def tki_figures(method: Method, images: ImageSet) -> dict[str, Tensor]:
             for metric in metrics:
                 found.setdefault(str(metric), []).append(measured.values[metric])
     return {name: torch.cat(values) for name, values in found.items()}
+
+
+def tki_pairs(method: Method, images: ImageSet) -> Tensor:
+    """Return mAP@all of the subgroup, [n] over the pictures of every style: its mean over the other styles that answer.
+
+    It is nan where none has a relevant drawing.
+    """
+    metric = Metric.parse("mAP@all")
+    found = evaluate_domains(method, images, [metric])
+    by_style = [
+        torch.stack([one.values[metric] for (asks, _), one in found.measured.items() if asks == style])
+        for style in found.styles
+    ]
+    return torch.cat([values.nanmean(0) for values in by_style])

@@ -31,10 +31,16 @@ class DomainMatrix:
         """Return the mean over the queries of a pair with its 95 % interval; None if no query has a relevant item."""
         return self.measured[query, gallery].interval(metric)
 
+    def mean(self, query: str, gallery: str, metric: Metric) -> float | None:
+        """Return the mean over the queries of a pair; None if no query has a relevant item."""
+        values = self.measured[query, gallery].values[metric]
+        answered = values[~values.isnan()]
+        return answered.mean().item() if len(answered) else None
+
     def average(self, query: str, metric: Metric) -> float | None:
         """Return the plain mean of a domain's figures over the domains that answer; None where one has no figure."""
-        found = [self.interval(query, other, metric) for other in self.styles if other != query]
-        values = [value.value for value in found if value is not None]
+        found = [self.mean(query, other, metric) for other in self.styles if other != query]
+        values = [value for value in found if value is not None]
         return sum(values) / len(values) if values and len(values) == len(found) else None
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from hystar_fast.data.open import open_images
@@ -15,10 +14,10 @@ from hystar_fast.methods.interface import Method
 from hystar_fast.methods.pixels import Pixels
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.domains import evaluate_domains
+from tests.support.domain_trees import PACS, tree
 
 NAMES = ("mAP@200:capped:interpolated", "mAP@200:capped", "mAP@all", "Prec@200:k", "R@1")
 METRICS = [Metric.parse(name) for name in NAMES]
-PACS = ("art_painting", "cartoon", "photo", "sketch")
 
 
 class Counted(Pixels):
@@ -38,17 +37,6 @@ class Turned(Counted):
         return self.encode_image(images.flip(-1))
 
 
-def tree(root: Path, domains: tuple[str, ...], each: int = 3) -> Path:
-    generator = torch.Generator().manual_seed(0)
-    for domain in domains:
-        for name in ("dog", "house"):
-            (root / domain / name).mkdir(parents=True)
-            for number in range(each):
-                pixels = torch.randint(0, 256, (8, 8, 3), generator=generator, dtype=torch.uint8)
-                Image.fromarray(pixels.numpy()).save(root / domain / name / f"{number}.png")
-    return root
-
-
 @pytest.mark.parametrize("kind", [Counted, Turned])
 def test_it_is_the_ranking_of_whole_matrices(tmp_path: Path, kind: type[Counted]) -> None:
     images = open_images(str(tree(tmp_path, ("photo", "sketch", "cartoon"))))
@@ -66,6 +54,7 @@ def test_it_is_the_ranking_of_whole_matrices(tmp_path: Path, kind: type[Counted]
         mean = ((precision * hits).sum(1) / hits.sum(1)).mean().item()
         whole = found.interval(query, gallery, Metric.parse("mAP@all"))
         assert whole is not None and whole.value == pytest.approx(mean, abs=1e-9)
+        assert found.mean(query, gallery, Metric.parse("mAP@all")) == pytest.approx(mean, abs=1e-9)
         best = found.interval(query, gallery, Metric.parse("R@1"))
         assert best is not None and best.value == pytest.approx(hits[:, 0].mean().item())
         fixed = found.interval(query, gallery, Metric.parse("Prec@200:k"))

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,7 @@ from hystar_fast.methods.tki.tki_method import TKI
 from hystar_fast.train.name_data import open_names
 from hystar_fast.train.run import Trained, run_training
 from hystar_fast.train.settings import DataSettings, read_settings
+from hystar_fast.train.settings_file import to_toml
 from tests.support.cli import run
 from tests.support.tki_cases import changes
 
@@ -69,6 +75,53 @@ def test_a_run_in_two_parts_is_the_run_in_one(trained: Trained, tmp_path: Path) 
         run_training(read_settings("tki-emoji", changes(folder)), resume=True)
         for name in ("metrics.jsonl", "adapter/adapter.safetensors", "adapter/config.json"):
             assert (folder / name).read_bytes() == (trained.adapter.parent / name).read_bytes(), (stop, name)
+
+
+def killed_after(lines: int, config: Path, folder: Path) -> None:
+    """Train in a process of its own, and kill it (SIGKILL) once its log has so many lines."""
+    code = "from hystar_fast.cli.main import app; app()"
+    process = subprocess.Popen([sys.executable, "-c", code, "train", str(config)], env=dict(os.environ))
+    log, until = folder / "metrics.jsonl", time.monotonic() + 300
+    while not (log.exists() and log.read_bytes().count(b"\n") >= lines):
+        assert process.poll() is None and time.monotonic() < until, "the run ended before it could be killed"
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_is_the_run_in_one(tmp_path: Path) -> None:
+    more = ("tki.steps_expansion=6", "tki.steps_aggregation=40", "run.validate_every=20", "run.checkpoint_every=4")
+    whole = run_training(read_settings("tki-emoji", changes(tmp_path / "whole", *more))).adapter.parent
+    folder, config = tmp_path / "killed", tmp_path / "settings.toml"
+    settings = read_settings("tki-emoji", changes(folder, *more))
+    config.write_text(to_toml(settings.to_dict()))
+    killed_after(15, config, folder)
+    done = (folder / "metrics.jsonl").read_bytes().count(b"\n")
+    assert 15 <= done < len(lines(whole)), "it was killed in the second stage"
+    run_training(settings, resume=True)
+    for name in ("metrics.jsonl", "adapter/adapter.safetensors", "adapter/config.json"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    found, wanted = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (folder, whole))
+    assert {*wanted["modules"]} == {"words", "head"} == {*wanted["optimizers"]}
+    for part, own in wanted["modules"].items():
+        assert all(torch.equal(found["modules"][part][name], value) for name, value in own.items()), part
+        for number, own_state in wanted["optimizers"][part]["state"].items():
+            other = found["optimizers"][part]["state"][number]
+            assert all(torch.equal(other[name], value) for name, value in own_state.items()), (part, number)
+
+
+def test_the_closed_form_is_a_run_of_its_first_stage_and_one_step(trained: Trained, tmp_path: Path) -> None:
+    settings = changes(tmp_path, "tki.head=wccn", "tki.steps_aggregation=1", "tki.select=last")
+    found = run_training(read_settings("tki-emoji", settings))
+    steps = lines(tmp_path)
+    assert [line["kind"] for line in steps] == ["train"] * 3 and "floor" in steps[2]
+    same = lines(trained.adapter.parent)
+    assert steps[0]["loss"] == same[0]["loss"], "the first stage is that of TKI"
+    assert steps[2]["learning_rate"] == {"words": 0.005}
+    loaded = load_method(found.adapter)
+    with torch.no_grad():
+        assert torch.equal(loaded.encode_image(PICTURES), found.method.encode_image(PICTURES))
 
 
 def test_the_last_step_is_kept_where_nothing_selects(tmp_path: Path) -> None:

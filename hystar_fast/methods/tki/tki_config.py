@@ -17,6 +17,8 @@ LABELS = ("categories", "captions")
 FILE = "file:"
 
 _CHOICES = {
+    "head": ("mlp", "wccn"),
+    "word_init": ("normal", "words"),
     "geometry": GEOMETRIES,
     "start": STARTS,
     "similarity": SIMILARITIES,
@@ -25,7 +27,7 @@ _CHOICES = {
 }
 _FLAGS = ("bias", "self_in_denominator")
 _COUNTS = {"words": 2, "depth": 1, "hidden": 0, "aggregation_classes": 0, "steps_expansion": 0, "steps_aggregation": 0}
-_ABOVE_ZERO = ("alpha", "tau_expansion", "tau_aggregation", "radius", "input_norm", "lr_expansion")
+_ABOVE_ZERO = ("alpha", "tau_expansion", "tau_aggregation", "radius", "input_norm", "lr_expansion", "rho")
 _AT_LEAST_ZERO = ("lam", "category_weight", "word_std")
 
 
@@ -35,6 +37,8 @@ class TKIConfig:
 
     Attributes:
         words: P, the learned style words.
+        word_init: their first values are drawn about 0 ("normal"), or about the mean embedding of the style words of
+            the selection on texts ("words").
         word_std: deviation of their first values.
         template, domain_template, class_template: of the prompts, as
             :class:`hystar_fast.methods.tki.tki_prompts.Prompts` takes them.
@@ -46,6 +50,10 @@ class TKIConfig:
         lr_expansion: learning rate of the words; that of the head is ``optim.learning_rate``.
         steps_expansion, steps_aggregation: of the two stages; without any the head or the words stay as they begin.
         aggregation_classes: classes in a step of the second stage; 0 for all while P C is at most 8192, else 256.
+        head: "mlp" trains in the second stage; "wccn" is the baseline in closed form, see
+            :class:`hystar_fast.methods.tki.whitening_head.WhiteningHead`, and needs steps_aggregation = 1, in which it
+            is computed, and select = "last".
+        rho: shrinkage of "wccn".
         geometry, radius, depth, hidden, bias, start, input_norm: see :class:`hystar_fast.methods.tki.tki_head.TKIHead`.
         similarity: "cosine", "dot" or "poincare", in the second stage and in retrieval.
         self_in_denominator, positives: see :func:`hystar_fast.methods.tki.aggregation.aggregation_loss`.
@@ -59,6 +67,7 @@ class TKIConfig:
     """
 
     words: int = 20
+    word_init: str = "normal"
     word_std: float = 0.02
     template: str = "A {word} style of {class}."
     domain_template: str = "A {word} style of"
@@ -74,6 +83,8 @@ class TKIConfig:
     steps_expansion: int = 500
     steps_aggregation: int = 500
     aggregation_classes: int = 0
+    head: str = "mlp"
+    rho: float = 3.0
     geometry: str = "last"
     radius: float = 1.0
     depth: int = 2
@@ -113,6 +124,13 @@ class TKIConfig:
             raise ValueError(
                 f"tki.labels must be one of {', '.join(map(repr, LABELS))} or '{FILE}<path>', got {self.labels!r}"
             )
+        if self.head == "wccn":
+            for name, needed in (("steps_aggregation", 1), ("select", "last"), ("similarity", "cosine")):
+                if getattr(self, name) != needed:
+                    raise ValueError(
+                        f"tki.{name} must be {needed!r} for tki.head = 'wccn', which is computed and not trained, got "
+                        f"{getattr(self, name)!r}"
+                    )
         if not self.steps:
             raise ValueError("tki.steps_expansion or tki.steps_aggregation must be above 0, got 0 and 0")
         if not self.lam and not self.category_weight and self.steps_expansion:

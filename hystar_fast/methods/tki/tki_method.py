@@ -15,10 +15,11 @@ from hystar_fast.methods.step_trained import NameBatch, StepPlan, StepTrained
 from hystar_fast.methods.tki.aggregation import aggregation_floor, aggregation_loss
 from hystar_fast.methods.tki.ball_similarity import create_similarity
 from hystar_fast.methods.tki.expansion import category_loss, diversity_loss, off_diagonal
-from hystar_fast.methods.tki.text_selection import TextCriterion
+from hystar_fast.methods.tki.text_selection import HELD_OUT, TextCriterion
 from hystar_fast.methods.tki.tki_config import TKIConfig
 from hystar_fast.methods.tki.tki_head import TKIHead
-from hystar_fast.methods.tki.tki_prompts import Prompts
+from hystar_fast.methods.tki.tki_prompts import Prompts, mean_embedding
+from hystar_fast.methods.tki.whitening_head import WhiteningHead
 from hystar_fast.models.backbone_identity import backbone_fingerprints
 from hystar_fast.models.backbones import create_encoders
 from hystar_fast.models.backbones.base import Backbone
@@ -31,11 +32,12 @@ _PROMPTS = 1024  # that are encoded at a time without gradients
 
 
 class StyleWords(nn.Module):
-    """The learned style words: ν [P, width] ~ N(0, deviation²)."""
+    """The learned style words: ν [P, width] ~ N(centre, deviation²)."""
 
-    def __init__(self, count: int, width: int, deviation: float) -> None:
+    def __init__(self, count: int, width: int, deviation: float, centre: Tensor | None = None) -> None:
         super().__init__()
-        self.vectors = nn.Parameter(torch.randn(count, width) * deviation)
+        vectors = torch.randn(count, width) * deviation
+        self.vectors = nn.Parameter(vectors if centre is None else vectors + centre)
 
 
 class TKI(StepTrained):
@@ -62,18 +64,9 @@ class TKI(StepTrained):
         self.model: Any = backbone.requires_grad_(False).eval()
         self.resize, self.normalise = backbone.resize, backbone.normalise
         self.tower = text_tower(backbone)
-        self.head = TKIHead(
-            backbone.embed_dim,
-            depth=own.depth,
-            hidden=own.hidden,
-            geometry=own.geometry,
-            radius=own.radius,
-            bias=own.bias,
-            start=own.start,
-            input_norm=own.input_norm,
-            similarity=own.similarity,
-        )
-        self.words = StyleWords(own.words, self.tower.width, own.word_std)
+        centre = mean_embedding(self.tower, backbone.tokenizer, HELD_OUT) if own.word_init == "words" else None
+        self.words = StyleWords(own.words, self.tower.width, own.word_std, centre)  # first: the same for every head
+        self.head: TKIHead | WhiteningHead = _create_head(own, backbone.embed_dim)
         self.modules = (self.model, self.head, self.words)
         self.similarity = create_similarity(own.similarity, own.radius)
         self.settings, self.scores_from = own.to_dict(), own.steps_expansion
@@ -94,7 +87,12 @@ class TKI(StepTrained):
         return self.head(self.model.encode_text(ids))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {"words": list(self.words.parameters()), "head": list(self.head.parameters())}
+        groups = {"words": list(self.words.parameters())}
+        return groups if isinstance(self.head, WhiteningHead) else groups | {"head": list(self.head.parameters())}
+
+    def trained_parameters(self) -> dict[str, Tensor]:
+        computed = dict(self.head.named_parameters()) if isinstance(self.head, WhiteningHead) else {}
+        return super().trained_parameters() | computed
 
     def begin(self, plan: StepPlan) -> None:
         if self._plan is not None:
@@ -103,11 +101,10 @@ class TKI(StepTrained):
             raise ValueError(f"optim.chunk_size must be 0 for method 'tki', got {plan.chunk_size}")
         self._plan = plan
         self.settings = {**self.settings, "names": "\n".join(plan.names)}
-        own, rates = self.own, (self.own.lr_expansion, plan.learning_rate)
-        groups = self.parameter_groups().items()
+        own, rates = self.own, {"words": self.own.lr_expansion, "head": plan.learning_rate}
         self._optimizers = {
-            name: optim.Adam([{"name": name, "params": params, "lr": rate, "peak_lr": rate}], lr=rate)
-            for (name, params), rate in zip(groups, rates, strict=True)
+            name: optim.Adam([{"name": name, "params": params, "lr": rates[name], "peak_lr": rates[name]}])
+            for name, params in self.parameter_groups().items()
         }
         if own.aggregation_classes == 1:
             raise ValueError("tki.aggregation_classes must be 0 or at least 2, got 1")
@@ -122,11 +119,13 @@ class TKI(StepTrained):
     def step(self, batch: NameBatch, epoch: int, step: int) -> dict[str, float]:
         plan = self._begun()
         is_expansion = step < self.own.steps_expansion
-        optimizer = self._optimizers["words" if is_expansion else "head"]
-        optimizer.zero_grad(set_to_none=True)
+        optimizer = self._optimizers.get("words" if is_expansion else "head")
+        if optimizer is not None:
+            optimizer.zero_grad(set_to_none=True)
         values = self._expansion(batch.rows) if is_expansion else self._aggregation(plan, step)
-        values["loss"].backward()
-        optimizer.step()
+        if optimizer is not None:
+            values["loss"].backward()
+            optimizer.step()
         stacked = torch.stack([value.detach().float() for value in values.values()]).tolist()
         return dict(zip(values, stacked, strict=True))
 
@@ -190,6 +189,8 @@ class TKI(StepTrained):
         own = self.own
         if self._styled is None:  # the words no longer change; a resumed run computes the same
             self._styled = self.styled_prompts()
+        if isinstance(self.head, WhiteningHead):
+            self.head.fit(self._styled)
         P, C, _ = self._styled.shape
         count = own.aggregation_classes or (C if P * C <= _WHOLE else _BATCH)
         vectors = self._styled
@@ -232,6 +233,22 @@ def create_tki(config: HystarConfig, settings: Mapping[str, Any]) -> TKI:
     if names is not None:
         made.settings = {**made.settings, "names": names}
     return made
+
+
+def _create_head(own: TKIConfig, width: int) -> TKIHead | WhiteningHead:
+    if own.head == "wccn":
+        return WhiteningHead(width, own.rho)
+    return TKIHead(
+        width,
+        depth=own.depth,
+        hidden=own.hidden,
+        geometry=own.geometry,
+        radius=own.radius,
+        bias=own.bias,
+        start=own.start,
+        input_norm=own.input_norm,
+        similarity=own.similarity,
+    )
 
 
 def _mean_cosines(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -116,6 +116,15 @@ class Prompts:
         return ids if self.device is None else ids.to(self.device)
 
 
+@torch.no_grad()
+def mean_embedding(tower: TextTower, tokenizer: Callable[[list[str]], Tensor], texts: Sequence[str]) -> Tensor:
+    """Return the mean [width] of the embedded tokens of texts, without those that begin and end a text."""
+    ids = tokenizer(list(texts))
+    places = torch.arange(ids.shape[1])
+    inside = (places > 0) & (places < tower.ends(ids)[:, None])
+    return tower.embed_tokens(ids[inside]).mean(0)
+
+
 def _shared_beginning(ids: Tensor, first_end: int) -> int:
     """Return how many tokens all rows of ids [C, L] begin with, before the first end of a text."""
     same = (ids == ids[:1]).all(0).int()

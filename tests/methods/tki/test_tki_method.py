@@ -10,12 +10,16 @@ import torch
 import torch.nn.functional as F
 
 from hystar_fast.methods.adapter_files import load_method, save_method
+from hystar_fast.methods.interface import count_parameters
 from hystar_fast.methods.step_trained import NameBatch, StepPlan
 from hystar_fast.methods.suite import create_method, tiny_config, uses_backbone
 from hystar_fast.methods.tki.aggregation import aggregation_floor
 from hystar_fast.methods.tki.text_selection import HELD_OUT, TextCriterion
 from hystar_fast.methods.tki.tki_config import TKIConfig
-from hystar_fast.methods.tki.tki_method import TKI
+from hystar_fast.methods.tki.tki_method import TKI, create_tki
+from hystar_fast.methods.tki.whitening_head import within_class_whitening
+from hystar_fast.models.config import HystarConfig
+from hystar_fast.models.hystar import weightless
 
 PACS = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 PICTURES = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -68,6 +72,26 @@ def test_seven_names_are_fitted_in_two_stages_and_clip_stays_as_it_was() -> None
     assert lines[-1]["within_cosine"] > 0.9 > 0.5 > lines[-1]["between_cosine"]
     assert digest(made) == before and all(p.grad is None for p in made.model.parameters())
     assert torch.equal(made.model.encode_image(made.normalise(PICTURES)), pictures)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "image", "words", "head", "whole"),
+    [
+        ("ViT-B-32", 63_428_096, 87_849_216, 10_240, 525_312, 151_277_313),
+        ("ViT-L-14", 123_650_304, 303_966_208, 15_360, 1_181_184, 427_616_513),
+        ("RN50", 63_690_240, 38_316_896, 10_240, 2_099_200, 102_007_137),
+    ],
+)
+def test_the_sizes_of_the_papers_models(name: str, text: int, image: int, words: int, head: int, whole: int) -> None:
+    config = HystarConfig(backbone=f"open_clip:{name}", pretrained=None, style="clip", blocks=None)
+    with weightless(config) as sizes:
+        made = create_tki(sizes, {})
+    assert count_parameters(made) == {"words": words, "head": head}
+    clip = made.model.clip
+    towers = {"image": clip.visual, "whole": clip}
+    found = {part: sum(parameter.numel() for parameter in tower.parameters()) for part, tower in towers.items()}
+    assert found == {"image": image, "whole": whole}
+    assert whole - image - 1 == text, "what is left is the text tower and the temperature"
 
 
 def test_each_stage_trains_its_own_part() -> None:
@@ -152,9 +176,50 @@ def test_the_criterion_ranks_classes_between_styles_that_never_trained() -> None
     assert 0 < value <= 1 and own["mean cosine to CLIP"] == pytest.approx(1.0, abs=1e-6)
 
 
+WCCN = {"head": "wccn", "steps_aggregation": 1, "select": "last"}
+
+
+def test_the_closed_form_is_computed_from_the_prompts_of_the_trained_words(tmp_path) -> None:
+    made = begun(steps_expansion=2, **WCCN)
+    lines = run(made)
+    assert {*lines[-1]} == {"loss", "floor", "within_cosine", "between_cosine"} and len(lines) == 3
+    truth = within_class_whitening(made.styled_prompts(), 3.0)
+    torch.testing.assert_close(made.head.whitening, truth, rtol=0, atol=1e-6)
+    same = begun(steps_expansion=2, steps_aggregation=0, start="random")
+    run(same)
+    assert torch.equal(same.words.vectors, made.words.vectors), "the first stage is that of TKI"
+    assert [*count_parameters(made)] == ["words"] and [*made.optimizers()] == ["words"]
+    with torch.no_grad():
+        plain = F.normalize(made.model.encode_text(made.model.tokenizer(list(PACS))), dim=-1)
+        torch.testing.assert_close(made.encode_text(PACS), F.normalize(plain @ truth, dim=-1), rtol=0, atol=1e-6)
+    save_method(made, tmp_path)
+    loaded = load_method(tmp_path)
+    assert {*loaded.trained_parameters()} == {"vectors", "whitening"}
+    with torch.no_grad():
+        assert torch.equal(loaded.encode_image(PICTURES), made.encode_image(PICTURES))
+
+
+def test_words_begin_about_the_mean_of_real_style_words() -> None:
+    torch.manual_seed(0)
+    made = method(words=3, word_init="words", word_std=0.0)
+    tower, tokenizer = made.tower, made.model.tokenizer
+    tokens = []
+    for style in HELD_OUT:
+        ids = tokenizer([style])[0]
+        tokens += [tower.embed_tokens(token) for token in ids[1 : int(tower.ends(ids[None])[0])]]
+    truth = torch.stack(tokens).mean(0)
+    torch.testing.assert_close(made.words.vectors.detach(), truth.expand(3, -1))
+    assert truth.norm() > 0 and not method(word_std=0.0).words.vectors.any()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"head": "wccn"}, "tki.steps_aggregation must be 1 for tki.head = 'wccn', which is computed and not trained"),
+        ({**WCCN, "select": "text"}, "tki.select must be 'last' for tki.head = 'wccn'"),
+        ({**WCCN, "similarity": "dot"}, "tki.similarity must be 'cosine' for tki.head = 'wccn'"),
+        ({"rho": 0.0}, "tki.rho must be finite and above 0, got 0.0"),
+        ({"word_init": "word"}, "tki.word_init must be one of 'normal', 'words', got 'word'"),
         ({"geometry": "lats"}, "tki.geometry must be one of 'last', 'all', 'euclidean', got 'lats'"),
         ({"words": 1}, "tki.words must be a whole number of at least 2, got 1"),
         ({"radius": 0.0}, "tki.radius must be finite and above 0, got 0.0"),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hystar_fast.methods.tki.aggregation import aggregation_loss
 from hystar_fast.methods.tki.tki_head import TKIHead
+from hystar_fast.methods.tki.whitening_head import WhiteningHead
 from hystar_fast.retrieval.definitions import Metric, measure
 from tests.support.planted_styles import Planted, planted
 
@@ -32,6 +33,20 @@ def gain(found: Planted, seed: int, start: str) -> float:
         optimizer.step()
     with torch.no_grad():
         return average_precision(head(found.pictures), found.labels) - average_precision(found.pictures, found.labels)
+
+
+def test_the_closed_form_removes_planted_styles_too() -> None:
+    means = {}
+    for is_control in (False, True):
+        gains = []
+        for seed in SEEDS:
+            found = planted(seed, is_control=is_control)
+            head = WhiteningHead(64, rho=0.1)
+            head.fit(found.texts)
+            before, after = found.pictures, head(found.pictures)
+            gains.append(average_precision(after, found.labels) - average_precision(before, found.labels))
+        means[is_control] = sum(gains) / len(gains)
+    assert means[False] >= 0.5 and means[True] <= 0.1, means
 
 
 @pytest.mark.slow
