@@ -1,4 +1,4 @@
-"""Figures of TKI, and of methods beside it, on the embedded drawings: every style asks for the drawings of the gallery.
+"""Figures of TKI, and of methods beside it, on the embedded drawings, whose styles are the domains.
 
 A figure is a tensor [n] over the queries of all styles, style after style.
 """
@@ -11,15 +11,15 @@ from torch import Tensor
 from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.open import open_images
 from hystar_fast.data.unseen import OWN, CategorySplit
-from hystar_fast.methods.interface import GALLERY, QUERY, Method
-from hystar_fast.retrieval.definitions import Metric, measure
-from hystar_fast.retrieval.domains import evaluate_domains
-from hystar_fast.retrieval.embed import embed_records
-from hystar_fast.retrieval.evaluate import number_labels
+from hystar_fast.methods.interface import Method
+from hystar_fast.retrieval.definitions import Metric
+from hystar_fast.retrieval.domains import embed_domains, rank_domains, rank_pair
 
 SOURCE = "emoji"
 # of the subgroup, and of the own concept
 METRICS = {"category": ("mAP@all", "mAP@200:capped", "Prec@5:gallery"), "instance": ("R@1",)}
+ALL_PAIRS = "mAP@all of all pairs"
+_MAP = Metric.parse("mAP@all")
 
 
 def tki_parts() -> dict[str, ImageSet]:
@@ -29,35 +29,25 @@ def tki_parts() -> dict[str, ImageSet]:
 
 
 def tki_figures(method: Method, images: ImageSet) -> dict[str, Tensor]:
-    """Return the figures of every query of every style by name, [n] between 0 and 1.
+    """Return the figures by name, values between 0 and 1.
+
+    Those of `METRICS` are [n] over the queries of every style. `ALL_PAIRS` is mAP@all of the subgroup, [n] over the
+    pictures of every style: its mean over the other styles that answer, nan where none has a relevant drawing.
 
     Args:
         method: the encoder.
-        images: the drawings.
+        images: the drawings, of which every style is embedded once.
     """
-    gallery = embed_records(method, images, images.gallery, [], role=GALLERY)
+    sides = embed_domains(method, images)
     found: dict[str, list[Tensor]] = {}
-    for style in images.headline_styles or images.query_styles:
-        queries = embed_records(method, images, images.of_style(style), [], role=QUERY)
+    for style in (style for style in images.headline_styles or images.query_styles if style in sides.asks):
         for by, names in METRICS.items():
-            labels = number_labels([getattr(r, by) for r in (*queries.records, *gallery.records)])
-            sides = labels[: len(queries.records)], labels[len(queries.records) :]
             metrics = [Metric.parse(name) for name in names]
-            measured = measure(queries.vectors, gallery.vectors, *sides, metrics, similarity=method.similarity)
+            measured = rank_pair(sides, style, images.gallery_style, metrics, method.similarity, by)
             for metric in metrics:
                 found.setdefault(str(metric), []).append(measured.values[metric])
+    pairs = rank_domains(sides, [_MAP], method.similarity)
+    for style in pairs.styles:
+        answers = [one.values[_MAP] for (asks, _), one in pairs.measured.items() if asks == style]
+        found.setdefault(ALL_PAIRS, []).append(torch.stack(answers).nanmean(0))
     return {name: torch.cat(values) for name, values in found.items()}
-
-
-def tki_pairs(method: Method, images: ImageSet) -> Tensor:
-    """Return mAP@all of the subgroup, [n] over the pictures of every style: its mean over the other styles that answer.
-
-    It is nan where none has a relevant drawing.
-    """
-    metric = Metric.parse("mAP@all")
-    found = evaluate_domains(method, images, [metric])
-    by_style = [
-        torch.stack([one.values[metric] for (asks, _), one in found.measured.items() if asks == style])
-        for style in found.styles
-    ]
-    return torch.cat([values.nanmean(0) for values in by_style])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from hystar_fast.data.image_set import ImageSet, Skipped
 from hystar_fast.methods.interface import GALLERY, QUERY, Method
+from hystar_fast.methods.similarity import Similarity
 from hystar_fast.retrieval.definitions import Measured, Metric, measure
 from hystar_fast.retrieval.embed import Embedded, embed_records
 from hystar_fast.retrieval.evaluate import number_labels
@@ -66,6 +67,30 @@ def evaluate_domains(
     Raises:
         ValueError: an unknown domain, fewer than two, or a picture without a category.
     """
+    sides = embed_domains(method, images, styles=styles, progress=progress)
+    return rank_domains(sides, metrics, method.similarity)
+
+
+@dataclass(frozen=True)
+class EmbeddedDomains:
+    """The vectors of every domain, as queries and as a gallery: the same where a method encodes both alike.
+
+    Attributes:
+        name: of the data set.
+        asks, answers: domain -> its vectors.
+        skipped: pictures that could not be read.
+    """
+
+    name: str
+    asks: dict[str, Embedded]
+    answers: dict[str, Embedded]
+    skipped: tuple[Skipped, ...]
+
+
+def embed_domains(
+    method: Method, images: ImageSet, *, styles: Sequence[str] = (), progress: Callable[[int], object] | None = None
+) -> EmbeddedDomains:
+    """Embed every domain once, or once for each role; arguments and errors as `evaluate_domains`."""
     chosen = tuple(styles) or images.styles
     unknown = [style for style in chosen if style not in images.styles]
     if unknown or len({*chosen}) < 2 or len({*chosen}) < len(chosen):
@@ -88,22 +113,37 @@ def evaluate_domains(
     answers = embed(GALLERY)
     inner = getattr(method, "method", method)
     asks = answers if type(inner).encode_query is Method.encode_query else embed(QUERY)
-    found = {}
-    for query in chosen:
-        for gallery in chosen:
-            if query == gallery:
-                continue
-            sides = asks[query], answers[gallery]
-            categories = [record.category for side in sides for record in side.records]
-            if None in categories:
-                raise ValueError(f"pictures of {images.name} must have categories to compare domains, got some without")
-            labels, count = number_labels(categories), len(sides[0].records)
-            found[query, gallery] = measure(
-                sides[0].vectors,
-                sides[1].vectors,
-                labels[:count],
-                labels[count:],
-                metrics,
-                similarity=method.similarity,
-            )
-    return DomainMatrix(chosen, found, tuple(skipped))
+    return EmbeddedDomains(images.name, asks, answers, tuple(skipped))
+
+
+def rank_domains(sides: EmbeddedDomains, metrics: Sequence[Metric], similarity: Similarity) -> DomainMatrix:
+    """Rank the pictures of every domain for those of every other one; arguments and errors as `evaluate_domains`."""
+    found = {
+        (query, gallery): rank_pair(sides, query, gallery, metrics, similarity)
+        for query in sides.asks
+        for gallery in sides.answers
+        if query != gallery
+    }
+    return DomainMatrix((*sides.asks,), found, sides.skipped)
+
+
+def rank_pair(
+    sides: EmbeddedDomains,
+    query: str,
+    gallery: str,
+    metrics: Sequence[Metric],
+    similarity: Similarity,
+    by: str = "category",
+) -> Measured:
+    """Rank the pictures of one domain for those of another; relevant is the same category, or instance.
+
+    Raises:
+        ValueError: a picture without one.
+    """
+    pair = sides.asks[query], sides.answers[gallery]
+    found = [getattr(record, by) for side in pair for record in side.records]
+    if None in found:
+        raise ValueError(f"pictures of {sides.name} must each have a {by} to compare domains, got some without")
+    labels, count = number_labels(found), len(pair[0].records)
+    vectors = pair[0].vectors, pair[1].vectors
+    return measure(*vectors, labels[:count], labels[count:], metrics, similarity=similarity)
