@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DOCS := $(VENV)/.docs
 TRITON36 := $(VENV)/triton36
 # Test processes of one thread each, for a machine of two cores. A test of 15 minutes hangs: it fails, with the stack of
 # every thread, and the others go on.
@@ -12,6 +13,8 @@ PYTEST := OMP_NUM_THREADS=1 PYTEST_TIMEOUT=900
 # The versions that the tests last passed with (`make update` refreshes them), and the oldest supported ones.
 CONSTRAINTS ?= constraints.txt
 OLDEST := .venv-oldest
+# What `make install` installs beside the package; with "test,docs" `make docs` finds its packages there.
+EXTRAS ?= test
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .PHONY: help install build browser test test-oldest campaign lint demo bench wheel docs update clean
@@ -34,8 +37,8 @@ $(BIN)/python:
 
 # Editable: a change of Python code needs no reinstall, a change of the build or of csrc/ does.
 $(INSTALLED): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/* csrc/*/* csrc/*/*/*) | $(BIN)/python
-	$(PIP) install -c $(CONSTRAINTS) -e ".[test]"
-	@touch $@
+	$(PIP) install -c $(CONSTRAINTS) -e ".[$(EXTRAS)]"
+	@touch $@ $(if $(findstring docs,$(EXTRAS)),$(DOCS))
 
 # The oldest Triton supported, beside the installed one: the kernels are compiled offline with both.
 $(TRITON36)/.installed: | $(BIN)/python
@@ -84,8 +87,11 @@ wheel: $(INSTALLED)
 	rm -rf build
 	$(PIP) wheel --no-deps -w dist .
 
-docs: $(INSTALLED)
+$(DOCS): $(INSTALLED)
 	$(PIP) install -c $(CONSTRAINTS) -e ".[docs]"
+	@touch $@
+
+docs: $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:

@@ -218,7 +218,8 @@ class BuildExtension(build_ext):
         folder.mkdir(parents=True, exist_ok=True)
         includes = [str(CSRC), pybind11.get_include(), sysconfig.get_paths()["include"]]
         version = self.distribution.get_version()
-        (folder / "build.ninja").write_text(ninja_file(cxx, cuda, reason, includes, version, target))
+        rules = ninja_file(cxx, cuda, reason, includes, version, target)
+        (folder / "build.ninja").write_text(f"# pybind11 {pybind11.__version__}\n{rules}")
         record = folder / "built_from.txt"
         record.unlink(missing_ok=True)
         ok = subprocess.call([str(Path(ninja.BIN_DIR, "ninja")), "-C", str(folder)], stdout=sys.stdout) == 0

@@ -19,6 +19,7 @@ import triton
 from setuptools import Distribution
 
 from hystar_fast.ops import native
+from tests.support.checkout_objects import write_compiler
 
 ROOT = Path(__file__).resolve().parents[2]
 # One process builds the wheel: with xdist, `--dist loadgroup` keeps this file together.
@@ -73,12 +74,16 @@ def pip(*arguments: str | Path, **environment: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def isolated(source_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Build a wheel in isolation with an nvcc that cannot compile; return the wheel and the output."""
+def isolated(source_copy: Path, build: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Build a wheel in isolation with an nvcc that cannot compile; return the wheel and the output.
+
+    An object that the checkout's build has made in the same way is not made again.
+    """
     out = tmp_path_factory.mktemp("wheel")
     write_executable(out / "bin" / "nvcc", "echo 'nvcc fatal: broken on purpose' >&2; exit 1")
     path = f"{out / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    log = pip("wheel", "-v", "--no-deps", "-w", out, source_copy, PATH=path)
+    compiler = write_compiler(out / "bin" / "c++ of the checkout", build)
+    log = pip("wheel", "-v", "--no-deps", "-w", out, source_copy, PATH=path, CXX=compiler)
     (wheel,) = out.glob("*.whl")
     return wheel, log
 

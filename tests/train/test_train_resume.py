@@ -26,6 +26,7 @@ from hystar_fast.train.metrics_log import MetricsLog
 from hystar_fast.train.recipe import Recipe
 from hystar_fast.train.run import run_training
 from hystar_fast.train.settings import Settings, read_settings
+from tests.support.cli import run
 from tests.support.linear_method import RATES, Linear
 from tests.support.picture_trees import pairs
 
@@ -55,18 +56,27 @@ validate_every = 6
 """
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
+def arguments(folder: Path, *more: str) -> list[str]:
     config = folder.parent / "settings.toml"
     config.write_text(SETTINGS)
+    return ["train", str(config), "--output", str(folder), *more]
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
+    """Start a run in a process of its own, of one thread."""
     code = "from hystar_fast.cli.main import app; app()"
+    command = [sys.executable, "-c", code, *arguments(folder, *more)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, "train", str(config), "--output", str(folder), *more]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def finish(process: subprocess.Popen[bytes]) -> None:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output.decode()
+def finish(folder: Path, *more: str) -> None:
+    """Run to the end in this process, with one thread too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    result = run(*arguments(folder, *more))
+    torch.set_num_threads(threads)
+    assert result.exit_code == 0, result.output
 
 
 def kill_after(process: subprocess.Popen[bytes], log: Path, lines: int, delay: float) -> None:
@@ -95,7 +105,7 @@ def bit_identical(a: Any, b: Any) -> bool:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-    finish(start(folder))
+    finish(folder)
     return folder
 
 
@@ -108,7 +118,7 @@ def test_a_run_killed_twice_ends_as_an_uninterrupted_one(uninterrupted: Path, tm
         file.write(b'{"step": 99, "ki')
     lines = log.read_bytes().count(b"\n")
     kill_after(start(folder, "--resume"), log, min(lines + 3, STEPS), moment.random() * 0.2)
-    finish(start(folder, "--resume"))
+    finish(folder, "--resume")
 
     resumed, expected = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (folder, uninterrupted))
     assert resumed["parameters"].keys() == {"static", "dynamic"}
@@ -130,7 +140,7 @@ def test_resuming_a_finished_run_changes_nothing(uninterrupted: Path) -> None:
         return {path: path.read_bytes() for path in found}
 
     before = files()
-    finish(start(uninterrupted, "--resume"))
+    finish(uninterrupted, "--resume")
     assert files() == before
 
 
