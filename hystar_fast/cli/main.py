@@ -260,7 +260,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="R@k, mAP@all, mAP@k:positives|capped|found, each also :interpolated, "
-            "Prec@k:k|gallery|positives; separated by commas. By default R@1,R@5; batch24 has its own."
+            "Prec@k:k|gallery|positives|shortened; separated by commas. By default R@1,R@5; batch24 has its own."
         ),
     ] = None,
     gallery_style: GalleryStyle = None,
