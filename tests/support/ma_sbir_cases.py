@@ -1,16 +1,25 @@
-"""Random batches of MA-SBIR's losses, and the formulas of its published code as one function."""
+"""Random batches of MA-SBIR's losses, the formulas of its published code as one function, and small runs."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hystar_fast.data.emoji import load_emoji
 from hystar_fast.methods.ma_sbir.ma_sbir_config import MASBIRConfig
+from hystar_fast.methods.ma_sbir.ma_sbir_method import MASBIR, create_ma_sbir
 from hystar_fast.methods.ma_sbir.modality_vectors import ModalityVectors
+from hystar_fast.methods.step_trained import StepPlan
+from hystar_fast.methods.suite import tiny_config
+from hystar_fast.models.tiny import RESIZE
+from hystar_fast.train.captioned import CaptionedPictures
+from hystar_fast.train.processes import World
 
 
 @dataclass(frozen=True)
@@ -71,3 +80,43 @@ def published(case: Case, weights: dict[str, float], scale: float = math.exp(2.6
     terms = {"clip": clip, "sem": sem / B, "mc": mc, "rec": rec / B, "ortho": ortho / B}
     total = clip + sum(weights[name] * terms[name] for name in weights)
     return {"loss": total / (1 + sum(weights.values())), **terms}
+
+
+SMALL = [
+    *("model.pretrained=random", "data.limit=10", "data.validation=none", "optim.batch_size=8", "optim.warmup=2"),
+    *("optim.steps=4", "run.validate_every=0", "run.checkpoint_every=1", "run.device=cpu"),
+]
+
+
+def changes(folder: Path, *more: str) -> list[str]:
+    """Return the changes that make "ma-sbir-emoji" small, with its output in a folder."""
+    return [*SMALL, f"run.output={folder}", *more]
+
+
+def small_method(own: MASBIRConfig, *, seed: int = 0) -> MASBIR:
+    """Return MA-SBIR on the tiny backbone with random weights, before `begin`."""
+    torch.manual_seed(seed)
+    return create_ma_sbir(tiny_config(None), own.to_dict())
+
+
+def begun(own: MASBIRConfig, pictures: CaptionedPictures, world: World | None = None, **plan: Any) -> MASBIR:
+    """Return MA-SBIR with its optimiser, for batches of pictures."""
+    method = small_method(own)
+    method.begin(
+        StepPlan(
+            len(pictures.categories),
+            1e-3,
+            names=pictures.categories,
+            styles=pictures.styles,
+            processes=world or World(),
+            **plan,
+        )
+    )
+    method.train(True)
+    return method
+
+
+def drawings(own: MASBIRConfig, *, batch_size: int = 8, limit: int = 8) -> CaptionedPictures:
+    """Return embedded drawings in three styles with their names, for the tiny backbone."""
+    images = load_emoji("train").select(limit=limit)
+    return CaptionedPictures(images, ("outline", "sketch"), RESIZE, own.batching, batch_size=batch_size, seed=1)

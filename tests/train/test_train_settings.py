@@ -42,6 +42,7 @@ def test_no_other_settings_file_is_shipped() -> None:
         *("paper", "emoji", "acnet", "acnet-paper", "acnet-emoji"),
         *fgan,
         *tki,
+        *(f"ma-sbir{end}" for end in ("", "-authors", "-paper", "-emoji")),
     }
 
 
@@ -134,7 +135,7 @@ def test_an_error_in_a_file_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"optim must be a section of keys, \[optim\], got 3"):
         read_settings(path)
     with pytest.raises(
-        ValueError, match="must be a TOML file or one of acnet, .*, paper, .*, but there is no 'papers'"
+        ValueError, match=r"must be a TOML file or one of acnet, .*, paper, .*, but there is no 'papers'"
     ):
         read_settings("papers")
     path = write_settings(tmp_path, "[optim]\nepochs = 0\n")
