@@ -268,8 +268,8 @@ def evaluate(
     unseen: Annotated[
         str | None,
         typer.Option(
-            help="Only unseen categories, for zero-shot retrieval: sketchy21, sketchy25, tuberlin30, quickdraw30, "
-            "subgroup (the embedded drawings'), half:<seed> or a file with one a line."
+            help="Only unseen categories, for zero-shot retrieval: sketchy21, sketchy25, tuberlin30, "
+            "tuberlin30-authors, quickdraw30, subgroup (the embedded drawings'), half:<seed> or a file with one a line."
         ),
     ] = None,
     generalised: Annotated[

@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from hystar_fast.methods.interface import count_parameters
 from hystar_fast.methods.ma_sbir.ma_sbir_config import MASBIRConfig
 from hystar_fast.methods.ma_sbir.ma_sbir_losses import clip_loss
-from hystar_fast.methods.ma_sbir.ma_sbir_method import MASBIR
+from hystar_fast.methods.ma_sbir.ma_sbir_method import MASBIR, create_ma_sbir
 from hystar_fast.methods.step_trained import StepPlan
 from hystar_fast.models.backbones.tower_parameters import tower_parameters
+from hystar_fast.models.config import HystarConfig
+from hystar_fast.models.hystar import weightless
 from hystar_fast.train.processes import World, join_world, leave_world
 from tests.support.ma_sbir_cases import begun, drawings, small_method
 from tests.support.processes import in_processes
@@ -176,3 +179,15 @@ def test_drawings_and_names_are_overfitted() -> None:
         values = method.step(pictures.load(step), step, step)
     assert len(pictures.categories) == 16 and values["clip"] < 0.05 and values["mc"] < 0.1
     assert all(0 < values[f"norm_{name}"] < 30 for name in (*pictures.styles, "text"))
+
+
+def test_the_towers_of_clip_have_the_published_numbers_of_parameters() -> None:
+    config = HystarConfig(backbone="open_clip:ViT-B-32", pretrained=None, style="clip")
+    with weightless(config) as sizes:
+        method = create_ma_sbir(sizes, {"styles": "photo\nsketch"})
+    counts = {name: sum(p.numel() for p in tower_parameters(method.model, name)) for name in ("image", "text")}
+    assert counts == {"image": 87_849_216, "text": 63_428_096}
+    assert count_parameters(method) == {"towers": 151_277_312, "modalities": 1_536 + 1_539}
+    assert sum(count_parameters(method).values()) + 1 == 151_280_388, (
+        "and the scale of the logits, which is not trained"
+    )
