@@ -75,7 +75,8 @@ def reproduce(
     set_: Set = None,
     output: Output = None,
     data: Annotated[
-        str | None, typer.Option(metavar="DATA", help='"emoji" runs the rows of acnet, fgan and tki on drawings.')
+        str | None,
+        typer.Option(metavar="DATA", help='"emoji" runs the rows of acnet, fgan, ma_sbir and tki on drawings.'),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="With --data, of each row.")] = None,
     as_json: Json = False,
