@@ -53,6 +53,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "hystar-fast serve runs/index --host 0.0.0.0 --token-file tokens",
     ),
     "info": ("hystar-fast info", "hystar-fast info --json"),
+    "mean-shift": (
+        "hystar-fast mean-shift --data DIR",
+        "hystar-fast mean-shift --data emoji --adapter runs/mine/adapter --output runs/shifted",
+    ),
     "train": (
         "hystar-fast train --data DIR",
         "hystar-fast train my.toml --set optim.epochs=10 --output runs/mine",

@@ -77,7 +77,7 @@ def reproduce(
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="DATA", help='"emoji" runs rows of acnet, fgan and tki on drawings; pacs:DIR those of tki:table3.'
+            metavar="DATA", help='"emoji" runs rows of acnet, fgan, ma_sbir and tki; pacs:DIR those of tki:table3.'
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="With --data, of each row.")] = None,

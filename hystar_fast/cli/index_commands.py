@@ -17,6 +17,7 @@ from hystar_fast.cli.options import (
     MovedWeights,
     Queries,
     SearchCombine,
+    SearchModality,
     SearchPicture,
     SearchStyle,
     SearchText,
@@ -146,6 +147,7 @@ def search(
     query: Queries = None,
     text: SearchText = None,
     style: SearchStyle = None,
+    modality: SearchModality = None,
     combine: SearchCombine = "similarity",
     where: SearchWhere = None,
     view: Annotated[
@@ -163,11 +165,12 @@ def search(
     """Find pictures for pictures, words, or both."""
     if (name is None) == (server is None):
         raise ValueError("exactly one of NAME and --server must be given")
-    settings = SearchSettings(query or [], text, style, combine, where, top, picture, view, device)
+    settings = SearchSettings(query or [], text, style, combine, where, top, picture, view, device, modality)
     console = create_console(stderr=as_json)
     if server is not None:
-        if picture is not None or device != "auto":
-            raise ValueError(f"{'--device' if picture is None else '--picture'} must be left out if --server is given")
+        alone = {"--picture": picture is not None, "--device": device != "auto", "--modality": modality is not None}
+        for option in (name for name, is_given in alone.items() if is_given):
+            raise ValueError(f"{option} must be left out if --server is given")
         from hystar_fast.cli.search_server import run_server_search
 
         answers = run_server_search(server, settings, console, token_file=token_file)

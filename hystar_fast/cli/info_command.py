@@ -6,8 +6,26 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+import hystar_fast
 from hystar_fast.ops import native
+from hystar_fast.ops.status import info
 from hystar_fast.retrieval.results_json import machine
+from hystar_fast.terminal.console import Console, create_table, print_json
+
+
+def run_info(console: Console, *, as_json: bool) -> None:
+    """Print the version, the machine, and which implementation of each op runs here."""
+    rows, lines = info(), machine_lines()
+    if as_json:
+        print_json({"version": hystar_fast.__version__, "machine": lines, "ops": rows})
+        return
+    console.print(f"hystar-fast {hystar_fast.__version__}")
+    for name, value in lines.items():
+        console.print(f"{name}: {value}")
+    table = create_table("op", "device", "implementation", "why not a faster one")
+    for row in rows:
+        table.add_row(row["op"], row["device"], row["implementation"], row["reason"] or "-")
+    console.print(table)
 
 
 def machine_lines() -> dict[str, str]:

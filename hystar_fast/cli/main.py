@@ -13,17 +13,20 @@ import hystar_fast
 from hystar_fast.cli import domains_command, experiments_commands, index_commands
 from hystar_fast.cli.errors import clear_errors
 from hystar_fast.cli.examples import examples
+from hystar_fast.cli.mean_shift_command import mean_shift
 from hystar_fast.cli.options import (
     INDEX,
     Adapter,
     Device,
     Folder,
+    GalleryStyle,
     Json,
     MovedBackbone,
     MovedWeights,
     Output,
     Queries,
     SearchCombine,
+    SearchModality,
     SearchPicture,
     SearchStyle,
     SearchText,
@@ -37,7 +40,7 @@ from hystar_fast.cli.options import (
     weights_of,
 )
 from hystar_fast.cli.search_settings import SearchSettings
-from hystar_fast.terminal.console import create_console, create_table, print_json
+from hystar_fast.terminal.console import create_console, print_json
 
 _CONTINUE = "every batch that was done is kept: continue with {command}"
 _AGAIN = "nothing is kept of a stopped run: start again with {command}"
@@ -113,6 +116,7 @@ def search(
         typer.Option("--index", "--demo", help="A folder that embed or demo wrote: runs/index, else runs/demo."),
     ] = None,
     style: SearchStyle = None,
+    modality: SearchModality = None,
     combine: SearchCombine = "similarity",
     where: SearchWhere = None,
     top: Top = 5,
@@ -121,7 +125,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find pictures for a picture, words or both in a gallery that demo or embed indexed."""
-    settings = SearchSettings(query or [], text, style, combine, where, top, picture, None, device)
+    settings = SearchSettings(query or [], text, style, combine, where, top, picture, None, device, modality)
     from hystar_fast.cli.search_command import run_search
 
     folder, found_at = find_index(index)
@@ -188,21 +192,9 @@ def serve(
 @clear_errors()
 def info(as_json: Json = False) -> None:
     """Show this machine, which implementation of each op runs on it, and why a faster one does not."""
-    from hystar_fast.cli.info_command import machine_lines
-    from hystar_fast.ops.status import info as op_info
+    from hystar_fast.cli.info_command import run_info
 
-    rows, lines = op_info(), machine_lines()
-    if as_json:
-        print_json({"version": hystar_fast.__version__, "machine": lines, "ops": rows})
-        return
-    console = create_console()
-    console.print(f"hystar-fast {hystar_fast.__version__}")
-    for name, value in lines.items():
-        console.print(f"{name}: {value}")
-    table = create_table("op", "device", "implementation", "why not a faster one")
-    for row in rows:
-        table.add_row(row["op"], row["device"], row["implementation"], row["reason"] or "-")
-    console.print(table)
+    run_info(create_console(), as_json=as_json)
 
 
 @app.command(epilog=examples("train"))
@@ -268,18 +260,16 @@ def evaluate(
         str | None,
         typer.Option(
             help="R@k, mAP@all, mAP@k:positives|capped|found, each also :interpolated, "
-            "Prec@k:k|gallery|positives; separated by commas. By default R@1,R@5; batch24 has its own."
+            "Prec@k:k|gallery|positives|shortened; separated by commas. By default R@1,R@5; batch24 has its own."
         ),
     ] = None,
-    gallery_style: Annotated[
-        str | None, typer.Option(help="The style of the gallery of folders, shards and icons.")
-    ] = None,
+    gallery_style: GalleryStyle = None,
     retrieval: Annotated[str | None, typer.Option(help="Of FGAN: joint, regions or labels.")] = None,
     unseen: Annotated[
         str | None,
         typer.Option(
-            help="Only unseen categories, for zero-shot retrieval: sketchy21, sketchy25, tuberlin30, quickdraw30, "
-            "subgroup (the embedded drawings'), half:<seed> or a file with one a line."
+            help="Only unseen categories, for zero-shot retrieval: sketchy21, sketchy25, tuberlin30, "
+            "tuberlin30-authors, quickdraw30, subgroup (the embedded drawings'), half:<seed> or a file with one a line."
         ),
     ] = None,
     generalised: Annotated[
@@ -392,6 +382,7 @@ def embed(
 
 
 app.command("domains", epilog=examples("domains"))(domains_command.domains)
+app.command("mean-shift", epilog=examples("mean-shift"))(mean_shift)
 app.add_typer(index_commands.app, cls=WholeHelp)
 app.add_typer(experiments_commands.app, cls=WholeHelp)
 

@@ -53,6 +53,14 @@ SearchText = Annotated[str | None, typer.Option("--text", help="Words: alone, or
 SearchStyle = Annotated[
     Path | None, typer.Option("--style", help="A picture whose style the query is read with, instead of its own.")
 ]
+SearchModality = Annotated[
+    str | None,
+    typer.Option(
+        "--modality",
+        help="The style of the pictures, such as sketch: moves them to the gallery's (see mean-shift).",
+    ),
+]
+GalleryStyle = Annotated[str | None, typer.Option(help="The style of the gallery of folders, shards and icons.")]
 SearchCombine = Annotated[
     str,
     typer.Option("--combine", help="A picture and words together: the larger similarity, or softmax over the index."),

@@ -26,7 +26,7 @@ def run_search(index: str | Path, settings: SearchSettings, console: Console) ->
         ValueError: an option is wrong, the picture cannot be written, or the index or a query cannot be read.
     """
     paths: list[Path | None] = [*settings.query] or [None]
-    queries = [Query(path, settings.text or "", settings.style) for path in paths]
+    queries = [Query(path, settings.text or "", settings.style, settings.modality or "") for path in paths]
     where = None if settings.where is None else Where.parse(settings.where)
     if settings.picture is not None:
         check_picture(settings.picture, "--picture")

@@ -23,6 +23,7 @@ class SearchSettings:
     picture: Path | None
     view: str | None
     device: str
+    modality: str | None = None
 
     def __post_init__(self) -> None:
         if self.text is not None and not self.text.strip():
@@ -34,6 +35,8 @@ class SearchSettings:
             )
         if not self.query and self.style is not None:
             raise ValueError(f"--style must belong to a --query, got {self.style} with words alone")
+        if not self.query and self.modality is not None:
+            raise ValueError(f"--modality must belong to a --query, got {self.modality!r} with words alone")
         for option, path in [*(("--query", path) for path in self.query), ("--style", self.style)]:
             if path is not None and not path.is_file():
                 raise ValueError(f"{option} must be an image file, but {path} does not exist or is not a file")

@@ -21,7 +21,7 @@ from hystar_fast.data.image_set import ImageSet, Record
 from hystar_fast.data.nearest_name import with_nearest
 from hystar_fast.data.text_files import decode_text, read_text, split_lines
 
-LISTS = ("sketchy21", "sketchy25", "tuberlin30", "quickdraw30")
+LISTS = ("sketchy21", "sketchy25", "tuberlin30", "tuberlin30-authors", "quickdraw30")
 OWN, HALF = "subgroup", "half:"
 GENERALISED = ("sample", "sample+queries", "all")
 SAMPLE = 0.2  # seen pictures that "sample" adds, as a share of the unseen ones (Dutta and Akata, SEM-PCYC)
@@ -49,6 +49,7 @@ PUBLISHED = {
     "sketchy21": Sizes(104, 62_787, 12_694, 62_549, 10_453),
     "sketchy25": Sizes(100, 60_252, 15_229, 58_401, 14_601),
     "tuberlin30": Sizes(220, 17_600, 2_400, 176_081, 27_989),
+    "tuberlin30-authors": Sizes(220, 17_600, 2_400, None, 25_708),
     "quickdraw30": Sizes(80, None, 92_291, None, 54_151),
 }
 

@@ -11,21 +11,30 @@ from typing import Any
 
 from hystar_fast.experiments.paper_tables import table_numbers
 
-PAPERS = {"acnet": "ACNet", "fgan": "FGAN", "tki": "TKI"}
+PAPERS = {"acnet": "ACNet", "fgan": "FGAN", "ma_sbir": "MA-SBIR", "tki": "TKI"}
 SHARE, PER_CENT = "share", "per cent"
 _COPIED = "the paper took these figures from other papers; the method is not part of this package"
+_FINE = "the fine-grained variant is not part of this package"
 _ON_DRAWINGS = "the data set is not part of this package; `--data emoji` runs the row on the embedded drawings"
 _DEFAULT = {
     "acnet": "the data set is not part of this package; `hystar-fast train acnet` trains the method on your copy",
     "fgan": "the data set is not part of this package; `hystar-fast train fgan` trains the method on your copy",
+    "ma_sbir": "neither the data set nor OpenAI's weights are part of this package; `hystar-fast train "
+    "ma-sbir-authors` trains the method on your copy",
     "tki": "neither the data set nor OpenAI's weights are part of this package; `hystar-fast train tki-literal` trains "
     "the method on the names of your copy",
 }
-_OURS = ("ACNet 64†", "ACNet 512", "FGAN", "FGAN RE", "FGAN LD", "FGAN JR")
-_OTHER_METHODS = {("acnet", 4), ("acnet", 6), ("fgan", 1), ("fgan", 3)}
+_OURS = (
+    *("ACNet 64†", "ACNet 512", "FGAN", "FGAN RE", "FGAN LD", "FGAN JR"),
+    *("Ours [clip]", "Ours [original]", "Ours [converted]"),
+)
+_OTHER_METHODS = {("acnet", 4), ("acnet", 6), ("fgan", 1), ("fgan", 3), ("ma_sbir", 1), ("ma_sbir", 2)}
 _REASONS = {
     ("acnet", 11, ""): "the weights of VGG-16 are not part of this package",
     ("acnet", 9, "StarGAN v2"): "the generator of StarGAN v2 is not part of this package",
+    ("ma_sbir", 3, ""): _FINE,
+    ("ma_sbir", 7, ""): _FINE,
+    ("ma_sbir", 5, "CLIP-AT* on 0.8"): _COPIED,
     ("fgan", 5, ""): "measured on one NVIDIA V100; bench/ times what this package has",
 }
 

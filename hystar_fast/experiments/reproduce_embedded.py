@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.data.image_set import ImageSet
-from hystar_fast.experiments import acnet_runs, fgan_runs, tki_runs
+from hystar_fast.experiments import acnet_runs, fgan_runs, ma_sbir_runs, tki_runs
 from hystar_fast.experiments.comparison_tables import table_of_methods
 from hystar_fast.experiments.embedded_runs import chance, frozen, run_folder, trained, unseen_parts
 from hystar_fast.experiments.published_tables import PublishedTable
@@ -71,6 +71,15 @@ EMBEDDED = {
         _fgan_figures,
         ("RE mAP@all", "LD mAP@all", "JR mAP@all", "JR R@1"),
         "P ",
+    ),
+    "ma_sbir": Embedded(
+        "ma-sbir-emoji",
+        "emoji: outlines and sketches of the unseen subgroups find drawings of their subgroup; converted queries, and "
+        "original ones where no vector is trained; the packaged CLIP takes the place of OpenAI's",
+        lambda: unseen_parts(ma_sbir_runs.SOURCE),
+        ma_sbir_runs.reported_figures,
+        ("mAP@all", "mAP@all, original", "mAP@all, mean shift", "R@1"),
+        "S ",
     ),
     "tki": Embedded(
         "tki-emoji",

@@ -62,7 +62,12 @@ def _show(table: PublishedTable, console: Console) -> None:
 
 
 def figure(value: float | None, unit: str) -> str:
-    """Return a figure as the paper prints it: one decimal in per cent, three as a share up to 1; "–" for none."""
+    """Return a figure as the paper prints it: "–" for none.
+
+    In per cent it has one decimal, or two where it needs them; as a share up to 1 it has three.
+    """
     if value is None:
         return "–"
-    return f"{value:.3f}" if unit == SHARE and value < 1 else f"{value:g}" if unit == SHARE else f"{value:.1f}"
+    if unit == SHARE:
+        return f"{value:.3f}" if value < 1 else f"{value:g}"
+    return f"{value:.1f}" if round(value, 1) == value else f"{value:.2f}"

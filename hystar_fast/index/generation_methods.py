@@ -88,7 +88,8 @@ def save_generation(method: Method, folder: Path, *, with_frozen: bool = False) 
 
 def views_of(method: Method, *, with_frozen: bool = False) -> dict[str, Method]:
     """Return view -> method of an index that a method makes; arguments and errors as `save_generation`."""
-    views = {FROZEN if method.name == FROZEN else ADAPTED: method}
+    is_bare = method.name == FROZEN and not method.style_means
+    views = {FROZEN if is_bare else ADAPTED: method}
     if with_frozen and FROZEN not in views:
         if method.config is None:
             raise ValueError(f"with_frozen must be False for {method.name!r}, which has no frozen backbone")

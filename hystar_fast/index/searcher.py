@@ -35,11 +35,14 @@ class Query:
         picture: a picture file.
         text: words.
         style: a picture file whose style the picture is encoded with, instead of its own.
+        modality: the style of the picture by name, such as "sketch", or a row of an evaluation, such as "sketch [mean
+            shift]": its vector is moved to the gallery's style, as `Method.convert` does. Empty leaves it as it is.
     """
 
     picture: Path | None = None
     text: str = ""
     style: Path | None = None
+    modality: str = ""
 
     def __post_init__(self) -> None:
         if self.picture is None and not self.text.strip():
@@ -190,7 +193,23 @@ class Searcher:
         if self.method.similarity.is_cosine:
             vectors = F.normalize(vectors, dim=-1)
         check_finite(self.method, vectors, [str(query.picture) for query in queries])
-        return vectors
+        return torch.cat([self._moved(vector, query) for vector, query in zip(vectors.split(1), queries, strict=True)])
+
+    def _moved(self, vector: Tensor, query: Query) -> Tensor:
+        """Return the vector [1, D] of a query, moved from its modality to that of the gallery."""
+        if not query.modality:
+            return vector
+        style, _, way = query.modality.partition(" [")
+        ways = self.method.conversions()
+        if not ways:
+            raise ValueError(
+                f"modality must be left out for an index of this {self.method.name!r}, whose adapter has no means of "
+                "styles: `hystar-fast mean-shift` writes one that has"
+            )
+        name = way.removesuffix("]") or next(iter(ways))
+        if name not in ways:
+            raise ValueError(f"modality must name one of {', '.join(ways)} in brackets, got {query.modality!r}")
+        return self.method.convert(vector, style, next(iter(ways[name].vectors)), name)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Return unit vectors [n, D] of words.

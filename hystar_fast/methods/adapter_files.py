@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hystar_fast.methods.hystar_method import HystarMethod
 from hystar_fast.methods.interface import Method
@@ -19,6 +20,7 @@ from hystar_fast.methods.suite import create_method
 from hystar_fast.models.adapter_format import (
     FORMAT,
     METHOD_FORMAT,
+    change_description,
     check_tensors,
     read_adapter,
     write_adapter,
@@ -28,7 +30,7 @@ from hystar_fast.models.backbones import move_weights
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import Hystar, weightless
 
-STATIC = "static"
+STATIC, MEANS = "static", "means"
 
 
 def save_method(method: Method, directory: str | Path) -> None:
@@ -39,13 +41,15 @@ def save_method(method: Method, directory: str | Path) -> None:
         directory: the folder to write; it is created if needed.
 
     Raises:
-        ValueError: the method has no trainable parameters or no configuration, or `directory` is a file.
+        ValueError: the method has nothing trained and no means, or no configuration, or `directory` is a file.
     """
     if isinstance(method, HystarMethod) and not method.settings:
         method.model.save_pretrained(directory)
+        if method.style_means:
+            change_description(directory, {MEANS: _listed(method)})
         return
     tensors = method.trained_parameters()
-    if not tensors:
+    if not tensors and not method.style_means:
         raise ValueError(f"method must have trainable parameters to save, got {method.name!r}")
     if method.config is None:
         raise ValueError(
@@ -56,6 +60,7 @@ def save_method(method: Method, directory: str | Path) -> None:
         "settings": dict(method.settings),
         "config": method.config.to_dict(),
         "fingerprints": dict(method.fingerprints),
+        **({MEANS: _listed(method)} if method.style_means else {}),
     }
     write_adapter(directory, description, tensors, kind=METHOD_FORMAT)
 
@@ -75,8 +80,9 @@ def load_method(directory: str | Path, **changes: Any) -> Method:
             the backbone, or was trained on other weights.
     """
     description, tensors = read_adapter(directory, kinds=(FORMAT, METHOD_FORMAT))
+    means = _means(description, directory)
     if description["format"] == FORMAT:
-        return _hystar(directory, changes)
+        return _hystar(directory, changes, means)
     config = move_weights(HystarConfig.from_dict(description["config"]), **changes)
     name, settings = description.get("method"), description.get("settings")
     if not isinstance(name, str) or not isinstance(settings, dict):
@@ -94,13 +100,32 @@ def load_method(directory: str | Path, **changes: Any) -> Method:
     with torch.no_grad():
         for key, parameter in needed.items():
             parameter.copy_(tensors[key])
+    method.style_means = means
     method.train(False)
     return method
 
 
-def _hystar(directory: str | Path, changes: Mapping[str, Any]) -> HystarMethod:
+def _listed(method: Method) -> dict[str, list[float]]:
+    """Return the means of the styles as JSON holds them: every float32 exactly."""
+    return {style: mean.float().tolist() for style, mean in method.style_means.items()}
+
+
+def _means(description: Mapping[str, Any], directory: str | Path) -> dict[str, Tensor]:
+    listed = description.get(MEANS, {})
+    try:
+        means = {str(style): torch.tensor(values, dtype=torch.float32) for style, values in listed.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f'"{MEANS}" in {directory} must be a list of numbers for each style: {error}') from error
+    shapes = {tuple(mean.shape) for mean in means.values()}
+    if len(shapes) > 1 or any(len(shape) != 1 for shape in shapes):
+        raise ValueError(f'"{MEANS}" in {directory} must be vectors of one length, got shapes {sorted(shapes)}')
+    return means
+
+
+def _hystar(directory: str | Path, changes: Mapping[str, Any], means: Mapping[str, Tensor]) -> HystarMethod:
     method = HystarMethod(Hystar.from_pretrained(directory, **changes))
     if method.model.extractor is None:
         method.name = STATIC
+    method.style_means = means
     method.train(False)
     return method

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hystar_fast.methods.conversion import Conversion
 from hystar_fast.methods.interface import Method
 
 BATCH_ON_CPU = 32
@@ -91,6 +92,9 @@ class OnDevice(Method):
     def style(self, images: Tensor) -> Tensor | None:
         vectors = self.method.style(images.to(self.device))
         return None if vectors is None else vectors.to(images.device)
+
+    def conversions(self) -> dict[str, Conversion]:
+        return self.method.conversions()
 
     def train(self, mode: bool = True) -> None:
         self.method.train(mode)

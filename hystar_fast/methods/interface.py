@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from hystar_fast.data.images import Resize, ResizeTo
+from hystar_fast.methods.conversion import MEAN_SHIFT, Conversion
 from hystar_fast.methods.similarity import COSINE, Similarity
 from hystar_fast.models.config import HystarConfig
 
@@ -36,6 +37,8 @@ class Method(ABC):
         config: the configuration it was built from; None if it was built without one.
         settings: its arguments besides `config`, such as a rank; values that JSON can hold.
         fingerprints: part -> hash of the frozen weights; an adapter file fits no other weights.
+        style_means: style -> mean vector [D] of training pictures, the gallery's first; see
+            :func:`hystar_fast.retrieval.modality_means.modality_means`. An adapter file keeps them.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Method(ABC):
     config: HystarConfig | None = None
     settings: Mapping[str, int | float | str | bool] = MappingProxyType({})
     fingerprints: Mapping[str, str | None] = MappingProxyType({})
+    style_means: Mapping[str, Tensor] = MappingProxyType({})
 
     @abstractmethod
     def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
@@ -67,6 +71,28 @@ class Method(ABC):
     def style(self, images: Tensor) -> Tensor | None:
         """Return style vectors [B, d] that do not change while it trains, or None if the system has no style."""
         return None
+
+    def conversions(self) -> dict[str, Conversion]:
+        """Return by name how vectors of queries can be moved to the gallery's modality: by `style_means`, if any."""
+        return {MEAN_SHIFT: Conversion(self.style_means)} if self.style_means else {}
+
+    def convert(self, vectors: Tensor, source: str, target: str, by: str | None = None) -> Tensor:
+        """Return vectors [n, D] of one modality moved to another; unchanged by a method that has no conversion.
+
+        Args:
+            vectors: unit vectors [n, D].
+            source, target: modalities, such as "sketch" and "photo".
+            by: a name of `conversions`; by default the first.
+
+        Raises:
+            ValueError: an unknown modality or conversion.
+        """
+        ways = self.conversions()
+        if by is not None and by not in ways:
+            raise ValueError(f"by must be one of {', '.join(ways) or '(none)'} for {self.name!r}, got {by!r}")
+        if not ways:
+            return vectors
+        return ways[by or next(iter(ways))](vectors, source, target)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the trainable parameters by group; each group has its own learning rate."""

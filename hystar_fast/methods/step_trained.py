@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn, optim
@@ -18,23 +18,55 @@ class Batching:
     """How a run makes the batches of a method.
 
     Attributes:
-        of: "category" makes batches of `CategoryBatch`; "pairs" those of `PairedBatch`; "names" those of `NameBatch`.
+        of: "category" makes batches of `CategoryBatch`; "pairs" those of `PairedBatch`; "names" those of `NameBatch`;
+            "captioned" those of `CaptionedBatch`.
         flip: of categories, the chance that a picture is mirrored, each for itself.
         texts: of pairs, whether captions ask for pictures; else pictures of the query styles do.
         by: of pairs, "instance" takes the query's own gallery picture, "category" another of its category each time.
         crop: of pairs, the least share of a picture's area that a random crop keeps; 1 leaves pictures as they are, so
             that their features are computed once.
         prototypes: a style whose pictures the method reads beside; empty for none.
-        names: of names, where they come from: "categories" or "captions" of the data set, or "file:<path>".
+        names: of names and captions, where they come from: "categories" or "captions" of the data set, or
+            "file:<path>".
+        template: of captions, with ``{}`` for the name.
+        order: of captioned pictures, "shuffled" in each epoch or "listed".
+        unpaired: which classes of captioned pictures lack a side: "none", "disjoint", "gallery" or "queries".
     """
 
-    of: Literal["category", "pairs", "names"] = "category"
+    of: Literal["category", "pairs", "names", "captioned"] = "category"
     flip: float = 0.0
     texts: bool = False
     by: str = "category"
     crop: float = 1.0
     prototypes: str = ""
     names: str = ""
+    template: str = "{}"
+    order: str = "shuffled"
+    unpaired: str = "none"
+
+
+class Processes(Protocol):
+    """The processes that train together, for a method that divides a batch among them."""
+
+    @property
+    def rank(self) -> int:
+        """The number of this process."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def share(self, count: int) -> slice:
+        """Return this process's part of `count` items."""
+
+    def gather(self, part: Tensor) -> Tensor:
+        """Return the rows of every process; gradients reach this process's own."""
+
+    def reduce(self, parameters: Iterable[Tensor]) -> None:
+        """Sum the gradients over the processes, in place."""
+
+    def broadcast_parameters(self, tensors: Iterable[Tensor]) -> None:
+        """Copy the values of process 0 to every process, in place."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +126,27 @@ class NameBatch:
 
 
 @dataclass(frozen=True)
+class CaptionedBatch:
+    """One batch of pictures of any style, each with its caption; of several processes, each has a part of the pictures.
+
+    Attributes:
+        pictures: uint8 [b, 3, H, W], this process's part.
+        usable: bool [b], False where a picture could not be read and a black one takes its place.
+        labels: int64 [B] of the whole batch, the number of the caption.
+        kinds: int64 [B] of the whole batch, the number of the style, the gallery's first.
+    """
+
+    pictures: Tensor
+    usable: Tensor
+    labels: Tensor
+    kinds: Tensor
+
+    def to(self, device: torch.device) -> Self:
+        """Return the batch with its tensors on a device."""
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
 class StepPlan:
     """The facts that a run tells a method before its first step.
 
@@ -107,6 +160,9 @@ class StepPlan:
         names: of the categories, by their numbers.
         captions: first caption of each gallery picture that trains and has one.
         prototypes: reads the pictures of `Batching.prototypes`, uint8 [C, 3, H, W], of the instances that train.
+        styles: of captioned pictures, the gallery's first.
+        means: computes the mean embedding [D] of each of these styles over the pictures that train.
+        processes: that train together; None for one.
     """
 
     categories: int
@@ -118,6 +174,9 @@ class StepPlan:
     names: tuple[str, ...] = ()
     captions: tuple[str, ...] = field(default=(), repr=False)
     prototypes: Callable[[], Tensor] | None = None
+    styles: tuple[str, ...] = ()
+    means: Callable[[], Mapping[str, Tensor]] | None = None
+    processes: Processes | None = None
 
 
 class StepTrained(Method):
@@ -130,11 +189,13 @@ class StepTrained(Method):
         batching: how a run makes its batches.
         follows: the entries of a recipe that it follows, of "schedule", "warmup" and "weight_decay".
         scores_from: the step from which a validation says something, such as the first of a later stage.
+        divides_batches: whether several processes can share a batch.
     """
 
     batching: Batching = Batching()
     follows: frozenset[str] = frozenset()
     scores_from: int = 0
+    divides_batches: bool = False
 
     @abstractmethod
     def begin(self, plan: StepPlan) -> None:
@@ -161,7 +222,7 @@ class StepTrained(Method):
         """Change the parameters by one step, both numbers from 0, and return the losses by name, with "loss".
 
         Args:
-            batch: `CategoryBatch`, `PairedBatch` or `NameBatch`, by `batching`.
+            batch: `CategoryBatch`, `PairedBatch`, `NameBatch` or `CaptionedBatch`, by `batching`.
             epoch, step: from 0.
 
         "loss" is what the main part minimises.

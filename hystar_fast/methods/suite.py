@@ -18,6 +18,8 @@ from hystar_fast.methods.hog import HOG
 from hystar_fast.methods.hystar_method import HystarMethod, create_criterion
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.lora import LoRA
+from hystar_fast.methods.ma_sbir.ma_sbir_config import MASBIRConfig
+from hystar_fast.methods.ma_sbir.ma_sbir_method import create_ma_sbir
 from hystar_fast.methods.mean_shift import MeanShift
 from hystar_fast.methods.pixels import Pixels
 from hystar_fast.methods.shuffled_style import ShuffledStyle
@@ -35,9 +37,10 @@ FITTED = ("mean_shift",)  # to the training data without gradient steps: no lear
 DEMO_TRAINED = ("static", "lora", "hystar")
 DEMO_METHODS = (*UNTRAINED, *DEMO_TRAINED)
 METHODS = (*UNTRAINED, *FITTED, *BASELINES, *DEMO_TRAINED)
-OWN_STEPS: dict[str, type[ACNetConfig] | type[FGANConfig] | type[TKIConfig]] = {
+OWN_STEPS: dict[str, type[ACNetConfig] | type[FGANConfig] | type[MASBIRConfig] | type[TKIConfig]] = {
     "acnet": ACNetConfig,
     "fgan": FGANConfig,
+    "ma_sbir": MASBIRConfig,
     "tki": TKIConfig,
 }  # trained by their own steps, with their settings
 
@@ -113,6 +116,8 @@ def create_method(
             return ACNet(config, categories=own.pop("categories", 0), own=ACNetConfig.from_dict(own))
         case "fgan":
             return create_fgan(config, settings or {})
+        case "ma_sbir":
+            return create_ma_sbir(config, settings or {})
         case "tki":
             return create_tki(config, settings or {})
     backbone = create_backbone(config)

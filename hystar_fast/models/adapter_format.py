@@ -87,6 +87,16 @@ def write_adapter(
     write_whole(directory / CONFIG_FILE, sealed_json(described))
 
 
+def change_description(directory: str | Path, entries: Mapping[str, Any]) -> None:
+    """Add entries to the description of an adapter, in one move.
+
+    Raises:
+        ValueError: as `read_description`.
+    """
+    described = {**read_description(directory), **entries}
+    write_whole(Path(directory) / CONFIG_FILE, sealed_json(described))
+
+
 def read_adapter(
     directory: str | Path, *, kinds: Sequence[str] = (FORMAT,)
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:

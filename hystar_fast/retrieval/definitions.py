@@ -13,8 +13,9 @@ among the first k; `rank_i` is the rank of the i-th relevant item (:mod:`hystar_
 | ``mAP@k:found`` | the same over tp_k; 0 if tp_k = 0 | torchmetrics, cross-modal hashing |
 | ``…:interpolated`` | i / rank_i replaced by max_{j >= i} j / rank_j, counted j only | ``capped``: ACNet, MA-SBIR |
 | ``Prec@k:k`` | tp_k / k | torchmetrics, textbooks |
-| ``Prec@k:gallery`` | tp_k / min(k, M) | ACNet, MA-SBIR; torchmetrics with adaptive_k |
+| ``Prec@k:gallery`` | tp_k / min(k, M) | ACNet; torchmetrics with adaptive_k |
 | ``Prec@k:positives`` | tp_k / min(k, P) | some zero-shot SBIR code |
+| ``Prec@k:shortened`` | tp_s / s with s = min(k, P): fewer ranks are looked at | MA-SBIR, ZSE-SBIR, UCDIR |
 
 A query without any relevant item has no value (nan): it is excluded from the mean and counted.
 """
@@ -32,7 +33,7 @@ from hystar_fast.methods.similarity import COSINE, Similarity
 from hystar_fast.retrieval.metrics import Interval, bootstrap_mean
 from hystar_fast.retrieval.relevant_ranks import relevant_ranks
 
-DENOMINATORS = {"mAP": ("positives", "capped", "found"), "Prec": ("k", "gallery", "positives")}
+DENOMINATORS = {"mAP": ("positives", "capped", "found"), "Prec": ("k", "gallery", "positives", "shortened")}
 _NAME = re.compile(r"(R|mAP|Prec)@(all|\d+)(?::([a-z]+))?(:interpolated)?")
 
 
@@ -96,13 +97,14 @@ class Metric:
             gallery: M, the size of the gallery.
         """
         k = gallery if self.k is None else self.k
-        counted = (ranks > 0) & (ranks <= k)
+        last = counts.clamp(1, k)[:, None] if self.denominator == "shortened" else k
+        counted = (ranks > 0) & (ranks <= last)
         found = counted.sum(1).double()
         if self.kind == "R":
             value = (found > 0).double()
         elif self.kind == "Prec":
             fixed = torch.full_like(counts, k if self.denominator == "k" else min(k, gallery))
-            value = found / (counts.clamp(1, k) if self.denominator == "positives" else fixed)
+            value = found / (counts.clamp(1, k) if self.denominator in ("positives", "shortened") else fixed)
         else:
             value = self._precisions(ranks, counted).sum(1) / self._divisor(counts, found, k)
         return torch.where(counts > 0, value, torch.nan)

@@ -22,6 +22,7 @@ TASKS = ("instance", "category", "classify")
 PROTOCOLS = {"full": "full: ranked over the whole gallery", "batch24": LABEL}
 DEFAULT_METRICS = tuple(Metric.parse(name) for name in ("R@1", "R@5"))
 TEXT, JOINT = "text", "joint"
+ORIGINAL = "original"
 _JOINT_NAMES = {"similarity": "max", "softmax": "softmax"}
 
 
@@ -30,7 +31,7 @@ class KindResult:
     """Results of one kind of query.
 
     Attributes:
-        kind: the style, "text", or the style and text together.
+        kind: the style, "text", or the style and text together; of a method that converts vectors, with how.
         n: queries with a relevant item in the gallery; means are over these.
         unanswerable: queries without one, excluded.
         values: name of the metric -> its mean with a 95 % interval; None if no query has a relevant item.
@@ -227,15 +228,24 @@ class _Run:
     def query_styles(self) -> list[str]:
         return [style for style in self.images.query_styles if self.wants(style)]
 
+    def converted(self, style: str) -> list[tuple[str, Embedded]]:
+        """Return the queries of a style under its name, or as they are and as each conversion moves them."""
+        queries, target = self.embed(style), self.images.gallery_style
+        ways = {n: way for n, way in self.method.conversions().items() if {style, target} <= {*way.vectors}}
+        if not ways or not queries.records:
+            return [(style, queries)]
+        moved = {name: replace(queries, vectors=way(queries.vectors, style, target)) for name, way in ways.items()}
+        return [(row_name(style, name), rows) for name, rows in ({ORIGINAL: queries} | moved).items()]
+
     def categories(self, gallery: Embedded, metrics: Sequence[Metric]) -> list[KindResult]:
         results = []
         for style in self.query_styles():
-            queries = self.embed(style)
-            numbers = number_labels([record.category for record in (*gallery.records, *queries.records)])
-            items, wanted = numbers[: len(gallery.records)], numbers[len(gallery.records) :]
-            vectors = _vectors(queries, gallery)
-            measured = measure(vectors, gallery.vectors, wanted, items, metrics, similarity=self.method.similarity)
-            results.append(kind_result(style, measured, queries.records))
+            for name, queries in self.converted(style):
+                numbers = number_labels([record.category for record in (*gallery.records, *queries.records)])
+                items, wanted = numbers[: len(gallery.records)], numbers[len(gallery.records) :]
+                vectors = _vectors(queries, gallery)
+                measured = measure(vectors, gallery.vectors, wanted, items, metrics, similarity=self.method.similarity)
+                results.append(kind_result(name, measured, queries.records))
         return results
 
     def classify(self, metrics: Sequence[Metric], templates: Sequence[str]) -> tuple[list[KindResult], tuple[str, int]]:
@@ -262,7 +272,8 @@ class _Run:
         results = []
         for style in self.query_styles():
             queries = self.embed(style)
-            results.append(self.instance_result(style, queries, None, answers, metrics))
+            for kind, moved in self.converted(style):
+                results.append(self.instance_result(kind, moved, None, answers, metrics))
             words = self._texts(queries.records) if self.wants(JOINT) else None
             if words is not None:
                 answers.check_single("retrieval by picture and text together")
@@ -333,6 +344,11 @@ def kind_result(kind: str, measured: Measured, records: Sequence[Record]) -> Kin
     queries = tuple(record for record, kept in zip(records, answered.tolist(), strict=True) if kept)
     ranks = measured.first[answered] - 1
     return KindResult(kind, len(queries), measured.unanswerable, values, ranks, queries, measured.chance)
+
+
+def row_name(style: str, way: str) -> str:
+    """Return the kind of queries of a style that are as a name of `Method.conversions` or `ORIGINAL` says."""
+    return f"{style} [{way}]"
 
 
 def _vectors(queries: Embedded, gallery: Embedded) -> Tensor:

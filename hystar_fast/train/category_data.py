@@ -14,11 +14,13 @@ from hystar_fast.data.image_set import ImageSet, Record, read_by_path
 from hystar_fast.data.images import Resize
 from hystar_fast.data.open import open_images
 from hystar_fast.data.unseen import CategorySplit, hold_out_categories
+from hystar_fast.methods.conversion import CONVERTED
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.step_trained import Batching
 from hystar_fast.retrieval.crossmodal import evaluate_crossmodal
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.evaluate import TEXT, evaluate
+from hystar_fast.train.captioned import CaptionedPictures
 from hystar_fast.train.category_pairs import CategoryPairs
 from hystar_fast.train.data_record import DataRecord
 from hystar_fast.train.paired_batches import PairedBatches
@@ -54,9 +56,11 @@ class CategoryData:
     drawn: tuple[Record, ...] = ()
     metric: str = str(METRIC)
 
-    def batches(self, resize: Resize, batch_size: int, seed: int) -> CategoryPairs | PairedBatches:
+    def batches(self, resize: Resize, batch_size: int, seed: int) -> CategoryPairs | PairedBatches | CaptionedPictures:
         """Return the training batches."""
         how, size = self.batching, batch_size
+        if how.of == "captioned":
+            return CaptionedPictures(self.training, self.styles, resize, how, batch_size=size, seed=seed)
         if how.of == "category":
             return CategoryPairs(self.training, self.styles, resize, batch_size=size, seed=seed, flip=how.flip)
         return PairedBatches(self.training, self.styles, resize, how, batch_size=size, seed=seed)
@@ -127,6 +131,8 @@ def open_categories(data: DataSettings, batching: Batching) -> CategoryData:
 def score_categories(method: Method, images: ImageSet, styles: tuple[str, ...]) -> Score:
     """Return the mean over kinds of query of mAP@all, each kind's, and of a single kind the interval.
 
+    Of a method with a trained conversion the converted queries count, as that is the row it reports.
+
     Raises:
         ValueError: no query has a relevant item in the gallery.
     """
@@ -135,6 +141,8 @@ def score_categories(method: Method, images: ImageSet, styles: tuple[str, ...]) 
         found = replace(found, kinds=found.kinds[:2])
     else:
         found = evaluate(method, images, task="category", metrics=[METRIC], kinds=styles)
+        reported = tuple(result for result in found.kinds if result.kind.endswith(f"[{CONVERTED}]"))
+        found = replace(found, kinds=reported or found.kinds)
     values = {result.kind: value for result in found.kinds if (value := result.values[str(METRIC)]) is not None}
     if not values:
         raise ValueError("data.validation must give queries with a relevant item, got none: hold out more categories")

@@ -1,4 +1,4 @@
-"""Steps of a method that makes them itself, on batches by category, of pairs or of names."""
+"""Steps of a method that makes them itself, on batches by category, of pairs, of names or of captioned pictures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import optim
 
-from hystar_fast.methods.step_trained import CategoryBatch, NameBatch, PairedBatch, StepTrained
+from hystar_fast.methods.step_trained import CaptionedBatch, CategoryBatch, NameBatch, PairedBatch, StepTrained
+from hystar_fast.train.captioned import CaptionedPictures
 from hystar_fast.train.category_pairs import CategoryPairs
 from hystar_fast.train.name_data import NameBatches
 from hystar_fast.train.optim import check_loss, rate_factor, set_rates
@@ -29,7 +30,8 @@ class OwnSteps(StepMaker):
         device: where the pictures go; by default they stay on the CPU.
 
     Raises:
-        ValueError: several processes, or a schedule, a decay, a clipped norm or a jitter that the method does not have.
+        ValueError: several processes for a method that cannot divide a batch, or a batch that does not divide evenly;
+            or a schedule, a decay, a clipped norm or a jitter that the method does not have.
     """
 
     method: StepTrained
@@ -38,13 +40,13 @@ class OwnSteps(StepMaker):
     def __init__(
         self,
         method: StepTrained,
-        pairs: CategoryPairs | PairedBatches | NameBatches,
+        pairs: CategoryPairs | PairedBatches | NameBatches | CaptionedPictures,
         recipe: Recipe,
         *,
         world: World | None = None,
         device: torch.device | None = None,
     ) -> None:
-        if world is not None and world.size > 1:
+        if world is not None and world.size > 1 and not method.divides_batches:
             raise ValueError(f"processes must be 1 for method {method.name!r}, got {world.size}")
         for name, needed in _UNUSED.items():
             if name not in method.follows and getattr(recipe, name) != needed:
@@ -53,6 +55,9 @@ class OwnSteps(StepMaker):
                     f"{getattr(recipe, name)!r}"
                 )
         self.method, self.pairs, self.recipe, self.device = method, pairs, recipe, device
+        self.world = world or World()
+        if isinstance(pairs, CaptionedPictures):
+            pairs.check_share(self.world.size)
         self.optimizers = method.optimizers()
 
     def open(self) -> dict[str, Any]:
@@ -69,15 +74,19 @@ class OwnSteps(StepMaker):
 
     @property
     def reads_ahead(self) -> bool:
-        return isinstance(self.pairs, CategoryPairs) or (
+        return isinstance(self.pairs, CategoryPairs | CaptionedPictures) or (
             isinstance(self.pairs, PairedBatches) and not self.pairs.is_stored
         )
 
-    def prepare(self, step: int) -> CategoryBatch | PairedBatch | NameBatch:
-        batch = self.pairs.load(step)
+    def prepare(self, step: int) -> CategoryBatch | PairedBatch | NameBatch | CaptionedBatch:
+        batch: CategoryBatch | PairedBatch | NameBatch | CaptionedBatch
+        if isinstance(self.pairs, CaptionedPictures):
+            batch = self.pairs.load(step, (self.world.rank, self.world.size))
+        else:
+            batch = self.pairs.load(step)
         return batch if self.device is None else batch.to(self.device)
 
-    def make(self, step: int, batch: CategoryBatch | PairedBatch | NameBatch) -> dict[str, Any]:
+    def make(self, step: int, batch: CategoryBatch | PairedBatch | NameBatch | CaptionedBatch) -> dict[str, Any]:
         recipe = self.recipe
         if "schedule" in self.method.follows:
             factor = rate_factor(recipe.schedule, step, recipe.steps, recipe.warmup)

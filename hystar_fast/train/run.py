@@ -10,10 +10,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from hystar_fast.data.folder_lock import lock_folder
+from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.whole_files import write_whole
-from hystar_fast.methods.adapter_files import save_method
+from hystar_fast.methods.adapter_files import load_method, save_method
 from hystar_fast.methods.device import on_device, select_device
 from hystar_fast.methods.hystar_method import HystarMethod
 from hystar_fast.methods.interface import Method, count_parameters
@@ -22,6 +24,8 @@ from hystar_fast.methods.step_trained import StepPlan, StepTrained
 from hystar_fast.methods.suite import UNTRAINED, create_method
 from hystar_fast.models.backbones import Backbone
 from hystar_fast.nn.losses import create_loss
+from hystar_fast.retrieval.modality_means import modality_means
+from hystar_fast.train.captioned import CaptionedPictures
 from hystar_fast.train.category_data import CategoryData, open_categories
 from hystar_fast.train.category_pairs import CategoryPairs
 from hystar_fast.train.checkpoint import Progress, read_checkpoint
@@ -120,7 +124,7 @@ def _run(
             say(note)
     method = _method(settings)
     if not isinstance(data, TrainingData):
-        stepping, batches = _begin(method, settings, data)
+        stepping, batches = _begin(method, settings, data, device, world)
         epoch = batches.batches_per_epoch
     else:
         epoch = data.items // min(settings.optim.batch_size, data.items) if data.items else 1
@@ -156,6 +160,8 @@ def _run(
     if world.is_main and state.best is None:
         _save(method, adapter, data)
     if world.is_main:
+        if not isinstance(data, TrainingData) and isinstance(batches, CaptionedPictures):
+            _add_means(adapter, batches.training, device)
         _write_skipped(state, output)
     return Trained(method, state, adapter, recipe.steps, data.metric)
 
@@ -193,6 +199,17 @@ def _fit_means(
     return Trained(method, state, output / ADAPTER, 0)
 
 
+def _add_means(adapter: Path, training: ImageSet, device: torch.device) -> None:
+    """Measure the means of the styles with the method that was kept, and write them into its adapter."""
+    kept = load_method(adapter)
+    kept.style_means = _means(kept, training, device)
+    save_method(kept, adapter)
+
+
+def _means(method: Method, training: ImageSet, device: torch.device) -> dict[str, Tensor]:
+    return modality_means(on_device(method, device), training)
+
+
 def _write_skipped(state: Progress, output: Path) -> None:
     if state.skipped:
         lines = [f"{path}\t{why}\n" for path, why in sorted(state.skipped.items())]
@@ -220,14 +237,18 @@ def _method(settings: Settings) -> Method:
 
 
 def _begin(
-    method: Method, settings: Settings, data: CategoryData | NameData
-) -> tuple[StepTrained, CategoryPairs | PairedBatches | NameBatches]:
+    method: Method, settings: Settings, data: CategoryData | NameData, device: torch.device, world: World
+) -> tuple[StepTrained, CategoryPairs | PairedBatches | NameBatches | CaptionedPictures]:
     """Let a method that makes its own steps create what depends on the data; return it, and its batches."""
     if not isinstance(method, StepTrained):
         raise TypeError(f"method must make its own steps to train by category, got {method.name!r}")
     optim, seed = settings.optim, settings.run.seed
     batches = data.batches(method.resize, optim.batch_size, seed)
-    prototypes = None
+    prototypes, means = None, None
+    styles: tuple[str, ...] = ()
+    if isinstance(batches, CaptionedPictures):
+        styles = batches.styles
+        means = partial(_means, method, batches.training, device)
     if isinstance(data, CategoryData) and data.batching.prototypes:
         prototypes = partial(data.prototypes, method.resize, batches.skipped)
     plan = StepPlan(
@@ -240,6 +261,9 @@ def _begin(
         names=batches.categories,
         captions=tuple(record.captions[0] for record in data.training.gallery if record.captions),
         prototypes=prototypes,
+        styles=styles,
+        means=means,
+        processes=world,
     )
     method.begin(plan)
     return method, batches

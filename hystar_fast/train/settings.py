@@ -261,7 +261,7 @@ def _own(method: str, parts: Mapping[str, Mapping[str, Any]]) -> Any:
     for name, value in parts["loss"].items():
         if value != KEYS[f"loss.{name}"].default:
             raise ValueError(f"loss.{name} must be left out for model.method = {method!r}, got {value!r}")
-    if parts["optim"]["gradient_checkpointing"]:
+    if parts["optim"]["gradient_checkpointing"] and method != "ma_sbir":
         raise ValueError(f"optim.gradient_checkpointing must be false for model.method = {method!r}, got true")
     own = OWN_STEPS[method](**parts[method])
     if isinstance(own, TKIConfig):

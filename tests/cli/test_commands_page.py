@@ -38,10 +38,10 @@ def documented() -> list[tuple[str, str]]:
     shared, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
     rows = [
         (command.strip(), name)
-        for name, named in re.findall(r"^\| `(--[\w-]+)` \| ([a-z, ]+) \|", shared, re.MULTILINE)
+        for name, named in re.findall(r"^\| `(--[\w-]+)` \| ([a-z, -]+) \|", shared, re.MULTILINE)
         for command in named.split(",")
     ]
-    assert len(OPTION.findall(shared)) == len(re.findall(r"^\| `(--[\w-]+)` \| [a-z, ]+ \|", shared, re.MULTILINE))
+    assert len(OPTION.findall(shared)) == len(re.findall(r"^\| `(--[\w-]+)` \| [a-z, -]+ \|", shared, re.MULTILINE))
     for section in sections:
         command = section.split("\n", 1)[0].strip()
         rows += [(command, name) for name in OPTION.findall(section)]

@@ -35,7 +35,7 @@ def counted(images: ImageSet) -> tuple[int, int]:
     return len(images.records) - len(images.gallery), len(images.gallery)
 
 
-@pytest.mark.parametrize(("name", "count"), [*zip(LISTS, (21, 25, 30, 30), strict=True)])
+@pytest.mark.parametrize(("name", "count"), [*zip(LISTS, (21, 25, 30, 30, 30), strict=True)])
 def test_a_list_has_its_names_and_divides_data_with_them(tmp_path, name, count):
     names = _listed(name)
     assert len(names) == len({*names}) == count
@@ -203,3 +203,8 @@ def test_sketchy_as_unpacked_and_tu_berlin_are_divided(tmp_path):
         split = CategorySplit.of(str(file), images)
         unseen = split.unseen_part(images)
         assert {record.category for record in unseen.records} == split.unseen and len(unseen.gallery) == 2
+
+
+def test_the_two_lists_of_tu_berlin_share_one_category() -> None:
+    assert {*_listed("tuberlin30")} & {*_listed("tuberlin30-authors")} == {"rollerblades"}
+    assert len({*_listed("tuberlin30-authors")}) == 30 and PUBLISHED["tuberlin30-authors"].gallery == 25_708

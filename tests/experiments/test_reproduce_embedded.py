@@ -27,7 +27,9 @@ WITH_ROWS = [
 
 
 def test_the_ablations_have_settings_and_other_tables_have_none():
-    assert [("acnet", number) for number in (2, 5, 7, 8, 9, 10, 11)] + [("fgan", 4), ("tki", 5)] == WITH_ROWS
+    assert [("acnet", number) for number in (2, 5, 7, 8, 9, 10, 11)] + [
+        *[("fgan", 4), ("ma_sbir", 4), ("ma_sbir", 5), ("ma_sbir", 6), ("tki", 5)]
+    ] == WITH_ROWS
 
 
 @pytest.mark.parametrize(("paper", "number"), WITH_ROWS)
@@ -66,7 +68,9 @@ def test_the_parts_of_acnet_and_its_figures_are_those_of_eval():
     assert found["R@1"].mean().item() == pytest.approx(result.values["R@1"].value, abs=1e-6)
 
 
-@pytest.mark.parametrize(("paper", "number", "kept"), [("acnet", 9, ("StarGAN v2",)), ("fgan", 4, ()), ("tki", 5, ())])
+@pytest.mark.parametrize(
+    ("paper", "number", "kept"), [("acnet", 9, ("StarGAN v2",)), ("fgan", 4, ()), ("ma_sbir", 6, ()), ("tki", 5, ())]
+)
 def test_rows_are_trained_once_and_stand_beside_the_papers(tmp_path, capsys, paper, number, kept):
     table = published_table(paper, number)
     chosen = list(table.rows)[:2]

@@ -48,6 +48,9 @@ def metric_by_definition(name: str, order: list[bool]) -> float:
     precision = [sum(order[: i + 1]) / (i + 1) for i in range(len(first))]
     if kind == "R":
         return float(any(first))
+    if choices == ["shortened"]:
+        shortened = min(k, positives)
+        return sum(order[:shortened]) / shortened
     if kind == "Prec":
         return sum(first) / {"k": k, "gallery": min(k, len(order)), "positives": min(k, positives)}[choices[0]]
     if "interpolated" in choices:
@@ -85,6 +88,15 @@ def test_streamed_metrics_equal_the_full_matrix(n, m, labels, ties, block, query
         expected = torch.tensor([metric_by_definition(name, order) for order in orders], dtype=torch.float64)
         assert torch.allclose(found.values[metric], expected, equal_nan=True), name
     assert found.unanswerable == sum(not any(order) for order in orders)
+
+
+def test_shortened_precision_by_hand() -> None:
+    metric = Metric.parse("Prec@4:shortened")
+    ranks = torch.tensor([[1, 4, 0, 0, 0], [2, 3, 4, 5, 6], [5, 6, 7, 8, 9], [0, 0, 0, 0, 0], [3, 0, 0, 0, 0]])
+    found = metric.values(ranks, torch.tensor([2, 5, 5, 0, 1]), 10)
+    expected = torch.tensor([1 / 2, 3 / 4, 0.0, torch.nan, 0.0], dtype=torch.float64)
+    assert torch.equal(found.isnan(), expected.isnan()) and torch.equal(found.nan_to_num(), expected.nan_to_num())
+    assert Metric.parse("Prec@4:positives").values(ranks, torch.tensor([2, 5, 5, 0, 1]), 10)[0] == 1.0
 
 
 PEERS = {

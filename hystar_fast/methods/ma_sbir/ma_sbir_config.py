@@ -1,0 +1,171 @@
+"""Settings of MA-SBIR: the section ``[ma_sbir]`` of a settings file, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Self
+
+from hystar_fast.data.nearest_name import with_nearest
+from hystar_fast.methods.ma_sbir.ma_sbir_losses import CLASSIFIED, CONVERSIONS, DUPLICATES, ORTHOS
+from hystar_fast.methods.step_trained import Batching
+
+INITS = ("mean", "normal", "zero")
+LABELS = ("categories", "captions")
+ORDERS = ("shuffled", "listed")
+UNPAIRED = ("none", "disjoint", "gallery", "queries")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "package": {},
+    "authors": {
+        "unused_modalities": 1,
+        "ortho": "elementwise",
+        "divide_by_weights": True,
+        "learn_temperature": True,
+        "decay_modalities": True,
+        "modality_init": "normal",
+        "duplicates": "negatives",
+    },
+    "paper": {"conversion": "normalised", "classify": "pair", "duplicates": "negatives", "modality_init": "normal"},
+}
+"""Name -> settings that differ from the defaults."""
+
+_CHOICES = {
+    "conversion": CONVERSIONS,
+    "classify": CLASSIFIED,
+    "ortho": ORTHOS,
+    "duplicates": DUPLICATES,
+    "modality_init": INITS,
+    "labels": LABELS,
+    "order": ORDERS,
+    "unpaired": UNPAIRED,
+}
+_FLAGS = ("divide_by_weights", "learn_temperature", "decay_modalities", "freeze_text")
+_ABOVE_ZERO = ("temperature", "modality_lr")
+_AT_LEAST_ZERO = ("lambda_sem", "lambda_mc", "lambda_rec", "lambda_ortho")
+
+
+@dataclass(frozen=True)
+class MASBIRConfig:
+    """Settings of MA-SBIR; the defaults are those of this package, with the weights of Sketchy. `PRESETS` has others.
+
+    Attributes:
+        lambda_sem, lambda_mc, lambda_rec, lambda_ortho: weights of Eq. 5, 8, 7 and 9; without any of them the vectors
+            of the modalities are not trained.
+        temperature: τ of Eq. 2.
+        learn_temperature: train log(1/τ), with the rate of the towers.
+        conversion: "additive", z - m_k + m_j, or "normalised", N(z - m_k) + m_j, as Eq. 6 is printed.
+        classify: "all" conversions are classified, or "pair": those between a picture and its text.
+        ortho: "dot" takes |z · m|, "elementwise" the sum of |z_d m_d|.
+        duplicates: items of a batch with the same caption are "masked", or "negatives" of each other.
+        divide_by_weights: divide the sum by 1 + the sum of the weights.
+        modality_init: vectors begin as the "mean" embeddings of the modalities, as "normal" numbers or as "zero".
+        unused_modalities: modalities without pictures, which are targets of conversions and classes all the same.
+        decay_modalities: whether ``optim.weight_decay`` holds for the vectors, biases and norms too.
+        modality_lr: learning rate of vectors and classifier; that of the towers is ``optim.learning_rate``.
+        freeze_text: leave the text tower as it is; a caption is then encoded once.
+        labels: captions are made of the "categories" of the data set, or are its "captions".
+        template: of a caption; ``{}`` is the category or caption, with spaces for underscores.
+        order: pictures are "shuffled" in each epoch, or come as "listed".
+        unpaired: "disjoint" leaves half of the classes without gallery pictures and the other half without queries;
+            "gallery" leaves a fifth with gallery pictures alone, "queries" a fifth with queries alone.
+
+    Raises:
+        ValueError, TypeError: a field has the wrong value or type; the message says what it must be.
+
+    >>> MASBIRConfig.preset("authors", lambda_rec=0.0).weights
+    {'sem': 0.1, 'mc': 0.1, 'rec': 0.0, 'ortho': 0.0}
+    """
+
+    lambda_sem: float = 0.1
+    lambda_mc: float = 0.1
+    lambda_rec: float = 0.02
+    lambda_ortho: float = 0.0
+    temperature: float = 0.07
+    learn_temperature: bool = False
+    conversion: str = "additive"
+    classify: str = "all"
+    ortho: str = "dot"
+    duplicates: str = "masked"
+    divide_by_weights: bool = False
+    modality_init: str = "mean"
+    unused_modalities: int = 0
+    decay_modalities: bool = False
+    modality_lr: float = 5e-3
+    freeze_text: bool = False
+    labels: str = "categories"
+    template: str = "a photo of a {}."
+    order: str = "shuffled"
+    unpaired: str = "none"
+
+    own_network: ClassVar[None] = None  # it always reads the backbone
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                listed = ", ".join(map(repr, choices))
+                raise ValueError(
+                    f"ma_sbir.{name} must be one of {listed}, got {with_nearest(getattr(self, name), choices)}"
+                )
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"ma_sbir.{name} must be True or False, got {getattr(self, name)!r}")
+        unused = self.unused_modalities
+        if isinstance(unused, bool) or not isinstance(unused, int) or unused < 0:
+            raise ValueError(f"ma_sbir.unused_modalities must be a whole number of at least 0, got {unused!r}")
+        for name in (*_ABOVE_ZERO, *_AT_LEAST_ZERO):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"ma_sbir.{name} must be a number, got {value!r}")
+            if not math.isfinite(value) or value < 0 or (value == 0 and name in _ABOVE_ZERO):
+                least = "above 0" if name in _ABOVE_ZERO else "at least 0"
+                raise ValueError(f"ma_sbir.{name} must be finite and {least}, got {value}")
+        if self.template.count("{}") != 1:
+            raise ValueError(f"ma_sbir.template must have {{}} once, got {self.template!r}")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights of the losses beside L_clip."""
+        names = ("sem", "mc", "rec", "ortho")
+        return {name: getattr(self, f"lambda_{name}") for name in names}
+
+    @property
+    def trains_modalities(self) -> bool:
+        """Tell whether a loss reads the vectors of the modalities."""
+        return any(self.weights.values())
+
+    @property
+    def batching(self) -> Batching:
+        """How a run makes its batches: pictures of any style, each with its caption."""
+        return Batching(
+            of="captioned", names=self.labels, template=self.template, order=self.order, unpaired=self.unpaired
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as values that JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """Return the settings of a name of `PRESETS`, with changes.
+
+        Raises:
+            ValueError: another name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"name must be one of {', '.join(PRESETS)}, got {name!r}")
+        return cls.from_dict({**PRESETS[name], **changes})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return the settings of some values; the others are the defaults.
+
+        Raises:
+            ValueError: an unknown name; the message suggests the nearest one.
+        """
+        known = [entry.name for entry in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ValueError(f"settings must be those of MA-SBIR, got {with_nearest(name, known)}")
+        return cls(**values)
