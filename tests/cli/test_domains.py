@@ -67,5 +67,5 @@ def test_a_tree_like_pacs_identifies_nothing(tmp_path: Path) -> None:
         done.output.split()
     )
     found = json.loads((tmp_path / "out" / "identify.json").read_text())
-    assert found["identified"] is None and len(found["differences"]) == 2 * (8 + 3)
+    assert found["identified"] is None and len(found["differences"]) == 2 * (8 + 4)
     assert {entry["framing"] for entry in found["differences"]} == {"crop", "squash"}
