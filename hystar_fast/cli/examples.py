@@ -55,7 +55,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "info": ("hystar-fast info", "hystar-fast info --json"),
     "mean-shift": (
         "hystar-fast mean-shift --data DIR",
-        "hystar-fast mean-shift --data emoji --adapter runs/mine/adapter --output runs/shifted",
+        "hystar-fast mean-shift --data DIR --adapter runs/mine/adapter",
     ),
     "train": (
         "hystar-fast train --data DIR",
@@ -70,7 +70,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "domains": (
         "hystar-fast domains --data pacs:DIR --method frozen",
         "hystar-fast domains --data pacs:DIR --adapter runs/tki/adapter",
-        "hystar-fast domains --data pacs:DIR --identify tki:table3 --backbone open_clip:ViT-B-32 --weights openai",
+        "hystar-fast domains --data pacs:DIR --identify tki:table3",
     ),
     "embed": (
         "hystar-fast embed DIR/photos",

@@ -55,7 +55,10 @@ def help_of(*words: str) -> str:
 
 def test_help_lists_the_commands_and_no_others():
     expected = {
-        (): ["demo", "search", "serve", "info", "train", "eval", "embed", "index", "experiments"],
+        (): [
+            *("demo", "search", "serve", "info", "train", "eval"),
+            *("embed", "domains", "mean-shift", "index", "experiments"),
+        ],
         ("experiments",): ["tune", "compare", "reproduce", "figure", "fewshot"],
     }
     for words, names in expected.items():

@@ -46,7 +46,8 @@ def test_all_definitions_of_section_6_are_compared() -> None:
         *(f"mAP@200:{name}{end}" for name in ("capped", "positives", "found") for end in ("", ":interpolated")),
         *("mAP@all", "mAP@all:interpolated"),
     }
-    assert {str(metric) for metric in PRECISIONS} == {f"Prec@200:{name}" for name in ("k", "gallery", "positives")}
+    denominators = ("k", "gallery", "positives", "shortened")
+    assert {str(metric) for metric in PRECISIONS} == {f"Prec@200:{name}" for name in denominators}
 
 
 def printed_by(definitions: tuple[str, str], images) -> PublishedTable:
@@ -65,7 +66,7 @@ def test_the_definition_that_printed_a_table_is_identified(tmp_path: Path) -> No
     images = open_images(f"pacs:{tree(tmp_path, PACS, each=4)}")
     table = printed_by(("mAP@all", "Prec@200:k"), images)
     fits = identify(table, images, {"crop": Pixels()})
-    assert len(fits["mAP"]) == 8 and len(fits["Prec"]) == 3
+    assert len(fits["mAP"]) == 8 and len(fits["Prec"]) == 4
     assert fits["Prec"][0].difference < 1e-9 < fits["Prec"][1].difference
     chosen = identified(fits)
     assert chosen is not None and str(chosen[1].metric) == "Prec@200:k"

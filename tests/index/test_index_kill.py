@@ -163,13 +163,7 @@ def test_sync_is_killed_while_files_move_change_and_go(tmp_path, whole, pictures
 
 
 IN_POSTGRES = pytest.mark.xdist_group("postgres")
-COPIES = {
-    "to postgres": 0.3,
-    "from postgres": 0.3,
-    "to a folder": 0.3,
-    "to milvus": 2.0,
-    "from milvus": 2.0,
-}  # seconds within which a copy is killed; Milvus Lite
+COPIES = ("to postgres", "from postgres", "to a folder", "to milvus", "from milvus")  # Milvus Lite
 
 
 @pytest.mark.parametrize(
@@ -185,17 +179,20 @@ def test_a_copy_is_killed_and_goes_on(tmp_path, whole, request, direction):
         engine.upsert(items, {"adapted": torch.eye(3)[torch.arange(100) % 3]}, second)
         engine.put_style("a", torch.arange(3.0))
         settings = engine.settings()
-    other = f"milvus:{tmp_path}/copy.db"
+    others = [f"milvus:{tmp_path}/{name}.db" for name in ("copy", "timed")]
     if "postgres" in direction:
-        other = request.getfixturevalue("postgres").new_uri()
-    target = str(tmp_path / "copy")
+        others = [request.getfixturevalue("postgres").new_uri() for _ in range(2)]
+    target, timed = str(tmp_path / "copy"), str(tmp_path / "timed")
     if direction.startswith("from"):
-        copy_index(source, source := other)
+        copy_index(source, source := others[0])
     elif direction != "to a folder":
-        target = other
+        target, timed = others
+    started = time.perf_counter()
+    copy_index(source, timed)
+    within = max(0.3, (time.perf_counter() - started) / 2)  # a process needs a moment to begin
     kills, unfinished = 0, 0
     for _ in range(KILLS // 3):
-        kills += killed(work.copy, source, target, after=chosen.uniform(0, COPIES[direction]))
+        kills += killed(work.copy, source, target, after=chosen.uniform(0, within))
         try:
             open_engine(target).close()
         except ValueError as error:  # stopped at any moment, it is not taken for the whole

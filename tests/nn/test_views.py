@@ -15,6 +15,7 @@ import hystar_fast.nn
 from hystar_fast.nn.attention import SVDAttention
 from hystar_fast.nn.conv1d import FastSVDConv1D
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
+from hystar_fast.nn.hyperbolic import BallPoint, HyperbolicLinear
 from hystar_fast.nn.hypernetwork import Hypernetwork
 from hystar_fast.nn.losses import InfoNCELoss, MetricLearningLoss, StyleNCELoss
 from hystar_fast.nn.views import apply_linear, own_tensor
@@ -75,6 +76,12 @@ def hypernetwork_calls() -> Iterator[Call]:
             yield Hypernetwork(5, 8, depth=depth), (torch.randn(shape),), {}
 
 
+def hyperbolic_calls() -> Iterator[Call]:
+    for bias in (True, False):
+        for shape in ((5,), (4, 5), (2, 4, 5), (0, 5)):
+            yield HyperbolicLinear(5, 8, bias=bias), (torch.randn(shape),), {}
+
+
 def loss_calls(*losses: nn.Module) -> Iterator[Call]:
     for loss in losses:
         for count in (1, 4):
@@ -88,6 +95,7 @@ CALLS: dict[type[nn.Module], Callable[[], Iterator[Call]]] = {
     FastSVDConv1D: conv1d_calls,
     SVDAttention: attention_calls,
     Hypernetwork: hypernetwork_calls,
+    HyperbolicLinear: hyperbolic_calls,
     StyleNCELoss: lambda: loss_calls(StyleNCELoss(), StyleNCELoss(reduction="none"), StyleNCELoss(plan_grad="unroll")),
     InfoNCELoss: lambda: loss_calls(InfoNCELoss(), InfoNCELoss(hardness=1.0)),
     MetricLearningLoss: lambda: loss_calls(
@@ -113,8 +121,9 @@ def test_no_output_is_a_view(kind: type[nn.Module], gradients: bool, training: b
             arg.requires_grad_(gradients)
         with torch.set_grad_enabled(gradients):
             y = module(*args, **kwargs)
-        assert_owns_its_memory(y, module, *args, *kwargs.values())
-        assert y.requires_grad == gradients
+        for part in y if isinstance(y, BallPoint) else (y,):
+            assert_owns_its_memory(part, module, *args, *kwargs.values())
+            assert part.requires_grad == gradients
 
 
 def view_of_a_saved_result(y: Tensor) -> Tensor:
