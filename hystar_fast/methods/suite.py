@@ -21,6 +21,7 @@ from hystar_fast.methods.lora import LoRA
 from hystar_fast.methods.ma_sbir.ma_sbir_config import MASBIRConfig
 from hystar_fast.methods.ma_sbir.ma_sbir_method import create_ma_sbir
 from hystar_fast.methods.mean_shift import MeanShift
+from hystar_fast.methods.own_settings import OwnSettings
 from hystar_fast.methods.pixels import Pixels
 from hystar_fast.methods.shuffled_style import ShuffledStyle
 from hystar_fast.methods.static_only import StaticOnly
@@ -37,7 +38,7 @@ FITTED = ("mean_shift",)  # to the training data without gradient steps: no lear
 DEMO_TRAINED = ("static", "lora", "hystar")
 DEMO_METHODS = (*UNTRAINED, *DEMO_TRAINED)
 METHODS = (*UNTRAINED, *FITTED, *BASELINES, *DEMO_TRAINED)
-OWN_STEPS: dict[str, type[ACNetConfig] | type[FGANConfig] | type[MASBIRConfig] | type[TKIConfig]] = {
+OWN_STEPS: dict[str, type[OwnSettings]] = {
     "acnet": ACNetConfig,
     "fgan": FGANConfig,
     "ma_sbir": MASBIRConfig,

@@ -8,7 +8,6 @@ from typing import Any, get_type_hints
 
 from hystar_fast.data.nearest_name import with_nearest
 from hystar_fast.methods.suite import METHODS, OWN_STEPS
-from hystar_fast.methods.tki.tki_config import TKIConfig
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.nn.losses import LOSSES, create_loss, loss_options
 from hystar_fast.train.optim import SCHEDULES
@@ -137,7 +136,7 @@ class Settings:
     @property
     def steps(self) -> int:
         """The steps that the settings name: `optim.steps`, or those of a method whose section has them; 0 for none."""
-        return self.optim.steps or getattr(self.own, "steps", 0)
+        return self.optim.steps or (self.own.steps if self.own is not None else 0)
 
     @classmethod
     def of(cls, values: Mapping[str, Any], where: str = "settings") -> Settings:
@@ -261,15 +260,16 @@ def _own(method: str, parts: Mapping[str, Mapping[str, Any]]) -> Any:
     for name, value in parts["loss"].items():
         if value != KEYS[f"loss.{name}"].default:
             raise ValueError(f"loss.{name} must be left out for model.method = {method!r}, got {value!r}")
-    if parts["optim"]["gradient_checkpointing"] and method != "ma_sbir":
-        raise ValueError(f"optim.gradient_checkpointing must be false for model.method = {method!r}, got true")
     own = OWN_STEPS[method](**parts[method])
-    if isinstance(own, TKIConfig):
+    if parts["optim"]["gradient_checkpointing"] and not own.checkpoints_gradients:
+        raise ValueError(f"optim.gradient_checkpointing must be false for model.method = {method!r}, got true")
+    if own.stages:
+        named = " and ".join(f"{method}.{stage}" for stage in own.stages)
         for key in ("steps", "epochs"):
             if parts["optim"][key] != KEYS[f"optim.{key}"].default:
                 raise ValueError(
-                    f"optim.{key} must be left out for model.method = 'tki', whose stages have tki.steps_expansion and "
-                    f"tki.steps_aggregation, got {parts['optim'][key]}"
+                    f"optim.{key} must be left out for model.method = {method!r}, whose stages have {named}, got "
+                    f"{parts['optim'][key]}"
                 )
     return own
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from hystar_fast.data.nearest_name import with_nearest
+from hystar_fast.methods.own_settings import OwnSettings
 from hystar_fast.methods.step_trained import Batching
 
 STRIDE, SMALLEST = 4, 24
@@ -23,7 +23,7 @@ _POSITIVE = ("lambda_norm", "temperature", "proxy_lr", "generator_lr", "discrimi
 
 
 @dataclass(frozen=True)
-class ACNetConfig:
+class ACNetConfig(OwnSettings):
     """Settings of :class:`ACNet`. The defaults are those of the published code, which made the paper's figures.
 
     Attributes:
@@ -86,6 +86,9 @@ class ACNetConfig:
     cycle_epochs: int = 10
     cycle_lr: float = 2e-4
 
+    section: ClassVar[str] = "acnet"
+    title: ClassVar[str] = "ACNet"
+
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(ACNetConfig).items():
             value = getattr(self, name)
@@ -129,20 +132,3 @@ class ACNetConfig:
     def batching(self) -> Batching:
         """How a run makes its batches."""
         return Batching(flip=self.flip)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as values that JSON can hold."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the settings of some values and the defaults.
-
-        Raises:
-            ValueError: an unknown name; the message suggests the nearest one.
-        """
-        known = [entry.name for entry in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise ValueError(f"settings must be those of ACNet, got {with_nearest(name, known)}")
-        return cls(**values)

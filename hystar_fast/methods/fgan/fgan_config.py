@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
 
 from hystar_fast.data.nearest_name import with_nearest
 from hystar_fast.methods.fgan.fgan_losses import ANCHORS, CONTRASTS, RECONSTRUCTIONS, TRIPLETS
@@ -13,6 +12,7 @@ from hystar_fast.methods.fgan.label_similarity import RETRIEVALS
 from hystar_fast.methods.fgan.labels import BOTTLENECKS, RECONSTRUCTED
 from hystar_fast.methods.fgan.regions import AGGREGATES, REGIONS, check_regions
 from hystar_fast.methods.fgan.teachers import TEACHERS
+from hystar_fast.methods.own_settings import OwnSettings
 from hystar_fast.methods.step_trained import Batching
 
 LEAST_AREA = 0.5  # of a picture, that a random crop keeps
@@ -42,7 +42,7 @@ _COUNTS = ("width", "embedding", "labels", "samples")
 
 
 @dataclass(frozen=True)
-class FGANConfig:
+class FGANConfig(OwnSettings):
     """Settings of FGAN; the defaults are the paper's, with its gaps filled from the authors' code.
 
     Attributes:
@@ -131,26 +131,14 @@ class FGANConfig:
     augment: str = "crop"
     retrieval: str = "joint"
 
+    section: ClassVar[str] = "fgan"
+    title: ClassVar[str] = "FGAN"
+
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"fgan.{name} must be one of {_listed(choices)}, got {with_nearest(getattr(self, name), choices)}"
-                )
-        for name in _FLAGS:
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"fgan.{name} must be True or False, got {getattr(self, name)!r}")
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"fgan.{name} must be a whole number of at least 1, got {value!r}")
-        for name in (*_AT_LEAST_ZERO, *_ABOVE_ZERO):
-            value = getattr(self, name)
-            least = "at least" if name in _AT_LEAST_ZERO else "above"
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"fgan.{name} must be a number, got {value!r}")
-            if not math.isfinite(value) or value < 0 or (value == 0 and name in _ABOVE_ZERO):
-                raise ValueError(f"fgan.{name} must be finite and {least} 0, got {value}")
+        self._check_choices(_CHOICES)
+        self._check_flags(_FLAGS)
+        self._check_counts(dict.fromkeys(_COUNTS, 1))
+        self._check_numbers(above_zero=_ABOVE_ZERO, at_least_zero=_AT_LEAST_ZERO)
         for side in ("image_regions_kept", "text_regions_kept"):
             check_regions(f"fgan.{side}", getattr(self, side), self.aggregate, self.regions)
         _check_encoder("image_encoder", self.image_encoder, ("torchvision:vgg19_bn", "random", "backbone"), "timm")
@@ -185,23 +173,6 @@ class FGANConfig:
         """Tell whether labels come from other drawings; so they do of ablations of a run on a backbone."""
         ablated = self.teacher in ("random", "one-hot") and self.image_encoder == "backbone"
         return self.label_weight > 0 and (self.teacher == "prototypes" or ablated)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as values that JSON can hold."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the settings of some values; the others are the defaults.
-
-        Raises:
-            ValueError: an unknown name; the message suggests the nearest one.
-        """
-        known = [entry.name for entry in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise ValueError(f"settings must be those of FGAN, got {with_nearest(name, known)}")
-        return cls(**values)
 
 
 def _check_encoder(name: str, value: object, choices: tuple[str, ...], prefix: str) -> None:

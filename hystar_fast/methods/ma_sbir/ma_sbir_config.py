@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from hystar_fast.data.nearest_name import with_nearest
 from hystar_fast.methods.ma_sbir.ma_sbir_losses import CLASSIFIED, CONVERSIONS, DUPLICATES, ORTHOS
+from hystar_fast.methods.own_settings import OwnSettings
 from hystar_fast.methods.step_trained import Batching
 
 INITS = ("mean", "normal", "zero")
@@ -47,7 +45,7 @@ _AT_LEAST_ZERO = ("lambda_sem", "lambda_mc", "lambda_rec", "lambda_ortho")
 
 
 @dataclass(frozen=True)
-class MASBIRConfig:
+class MASBIRConfig(OwnSettings):
     """Settings of MA-SBIR; the defaults are those of this package, with the weights of Sketchy. `PRESETS` has others.
 
     Attributes:
@@ -99,28 +97,15 @@ class MASBIRConfig:
     order: str = "shuffled"
     unpaired: str = "none"
 
-    own_network: ClassVar[None] = None  # it always reads the backbone
+    section: ClassVar[str] = "ma_sbir"
+    title: ClassVar[str] = "MA-SBIR"
+    checkpoints_gradients: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                listed = ", ".join(map(repr, choices))
-                raise ValueError(
-                    f"ma_sbir.{name} must be one of {listed}, got {with_nearest(getattr(self, name), choices)}"
-                )
-        for name in _FLAGS:
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"ma_sbir.{name} must be True or False, got {getattr(self, name)!r}")
-        unused = self.unused_modalities
-        if isinstance(unused, bool) or not isinstance(unused, int) or unused < 0:
-            raise ValueError(f"ma_sbir.unused_modalities must be a whole number of at least 0, got {unused!r}")
-        for name in (*_ABOVE_ZERO, *_AT_LEAST_ZERO):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"ma_sbir.{name} must be a number, got {value!r}")
-            if not math.isfinite(value) or value < 0 or (value == 0 and name in _ABOVE_ZERO):
-                least = "above 0" if name in _ABOVE_ZERO else "at least 0"
-                raise ValueError(f"ma_sbir.{name} must be finite and {least}, got {value}")
+        self._check_choices(_CHOICES)
+        self._check_flags(_FLAGS)
+        self._check_counts({"unused_modalities": 0})
+        self._check_numbers(above_zero=_ABOVE_ZERO, at_least_zero=_AT_LEAST_ZERO)
         if self.template.count("{}") != 1:
             raise ValueError(f"ma_sbir.template must have {{}} once, got {self.template!r}")
 
@@ -142,10 +127,6 @@ class MASBIRConfig:
             of="captioned", names=self.labels, template=self.template, order=self.order, unpaired=self.unpaired
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as values that JSON can hold."""
-        return asdict(self)
-
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
         """Return the settings of a name of `PRESETS`, with changes.
@@ -156,16 +137,3 @@ class MASBIRConfig:
         if name not in PRESETS:
             raise ValueError(f"name must be one of {', '.join(PRESETS)}, got {name!r}")
         return cls.from_dict({**PRESETS[name], **changes})
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the settings of some values; the others are the defaults.
-
-        Raises:
-            ValueError: an unknown name; the message suggests the nearest one.
-        """
-        known = [entry.name for entry in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise ValueError(f"settings must be those of MA-SBIR, got {with_nearest(name, known)}")
-        return cls(**values)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
-from hystar_fast.data.nearest_name import with_nearest
+from hystar_fast.methods.own_settings import OwnSettings
 from hystar_fast.methods.step_trained import Batching
 from hystar_fast.methods.tki.aggregation import POSITIVES
 from hystar_fast.methods.tki.ball_similarity import SIMILARITIES
@@ -32,7 +30,7 @@ _AT_LEAST_ZERO = ("lam", "category_weight", "word_std")
 
 
 @dataclass(frozen=True)
-class TKIConfig:
+class TKIConfig(OwnSettings):
     """Settings of TKI; the defaults are those of this package (``tki-package``). ``tki-literal`` follows the paper.
 
     Attributes:
@@ -97,29 +95,15 @@ class TKIConfig:
     positives: str = "inside"
     select: str = "text"
 
-    own_network: ClassVar[None] = None  # it always reads the backbone
+    section: ClassVar[str] = "tki"
+    title: ClassVar[str] = "TKI"
+    stages: ClassVar[tuple[str, ...]] = ("steps_expansion", "steps_aggregation")
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                listed = ", ".join(map(repr, choices))
-                raise ValueError(
-                    f"tki.{name} must be one of {listed}, got {with_nearest(getattr(self, name), choices)}"
-                )
-        for name in _FLAGS:
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"tki.{name} must be True or False, got {getattr(self, name)!r}")
-        for name, least in _COUNTS.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"tki.{name} must be a whole number of at least {least}, got {value!r}")
-        for name in (*_ABOVE_ZERO, *_AT_LEAST_ZERO, "mu"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"tki.{name} must be a number, got {value!r}")
-            if not math.isfinite(value) or (value < 0 and name != "mu") or (value == 0 and name in _ABOVE_ZERO):
-                least_words = "" if name == "mu" else " and above 0" if name in _ABOVE_ZERO else " and at least 0"
-                raise ValueError(f"tki.{name} must be finite{least_words}, got {value}")
+        self._check_choices(_CHOICES)
+        self._check_flags(_FLAGS)
+        self._check_counts(_COUNTS)
+        self._check_numbers(above_zero=_ABOVE_ZERO, at_least_zero=_AT_LEAST_ZERO, finite=("mu",))
         if self.labels not in LABELS and not self.labels.startswith(FILE):
             raise ValueError(
                 f"tki.labels must be one of {', '.join(map(repr, LABELS))} or '{FILE}<path>', got {self.labels!r}"
@@ -144,28 +128,6 @@ class TKIConfig:
             raise ValueError("tki.similarity must be 'cosine' or 'dot' for tki.geometry = 'euclidean', got 'poincare'")
 
     @property
-    def steps(self) -> int:
-        """The steps of both stages."""
-        return self.steps_expansion + self.steps_aggregation
-
-    @property
     def batching(self) -> Batching:
         """How a run makes its batches: names alone."""
         return Batching(of="names", names=self.labels)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as values that JSON can hold."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the settings of some values; the others are the defaults.
-
-        Raises:
-            ValueError: an unknown name; the message suggests the nearest one.
-        """
-        known = [entry.name for entry in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise ValueError(f"settings must be those of TKI, got {with_nearest(name, known)}")
-        return cls(**values)
