@@ -9,9 +9,9 @@ from hystar_fast.data.open import open_images
 from hystar_fast.data.unseen import OWN, CategorySplit
 from hystar_fast.experiments.embedded_runs import unseen_parts
 from hystar_fast.methods.interface import GALLERY, QUERY, Method, Role
-from hystar_fast.retrieval.definitions import Metric, measure
+from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.embed import embed_records
-from hystar_fast.retrieval.evaluate import number_labels
+from hystar_fast.retrieval.evaluate import measure_by
 
 SOURCE, STYLE = "emoji", "sketch"
 # of the subgroup, and of the own concept
@@ -36,9 +36,7 @@ def acnet_figures(method: Method, images: ImageSet, role: Role = QUERY) -> dict[
     gallery = embed_records(method, images, images.gallery, [], role=GALLERY)
     found: dict[str, Tensor] = {}
     for by, names in _METRICS.items():
-        labels = number_labels([getattr(r, by) for r in (*queries.records, *gallery.records)])
-        sides = labels[: len(queries.records)], labels[len(queries.records) :]
         metrics = [Metric.parse(name) for name in names]
-        measured = measure(queries.vectors, gallery.vectors, *sides, metrics, similarity=method.similarity)
+        measured = measure_by(by, queries, gallery, metrics, method.similarity)
         found |= {str(metric): measured.values[metric] for metric in metrics}
     return found

@@ -16,9 +16,9 @@ from hystar_fast.data.open import open_images
 from hystar_fast.experiments.embedded_runs import unseen_parts
 from hystar_fast.methods.conversion import CONVERTED, MEAN_SHIFT
 from hystar_fast.methods.interface import GALLERY, QUERY, Method
-from hystar_fast.retrieval.definitions import Metric, measure
+from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.embed import embed_records
-from hystar_fast.retrieval.evaluate import ORIGINAL, number_labels
+from hystar_fast.retrieval.evaluate import ORIGINAL, measure_by
 from hystar_fast.retrieval.modality_means import modality_means
 
 SOURCE, STYLES = "emoji", ("outline", "sketch")
@@ -53,11 +53,9 @@ def ma_sbir_figures(method: Method, images: ImageSet) -> dict[str, dict[str, Ten
         for name, way in method.conversions().items():
             moved[name] = way(queries.vectors, style, images.gallery_style)
         for by, names in _METRICS.items():
-            labels = number_labels([getattr(r, by) for r in (*queries.records, *gallery.records)])
-            sides = labels[: len(queries.records)], labels[len(queries.records) :]
             metrics = [Metric.parse(name) for name in names]
             for name, vectors in moved.items():
-                measured = measure(vectors, gallery.vectors, *sides, metrics)
+                measured = measure_by(by, replace(queries, vectors=vectors), gallery, metrics, method.similarity)
                 for metric in metrics:
                     found.setdefault(name, {}).setdefault(str(metric), []).append(measured.values[metric])
     return {way: {name: torch.cat(values) for name, values in figures.items()} for way, figures in found.items()}

@@ -9,7 +9,7 @@ import torch
 
 from hystar_fast.data.image_set import ImageSet, Record, Skipped
 from hystar_fast.methods.interface import GALLERY, QUERY, Method
-from hystar_fast.retrieval.definitions import Measured, Metric, measure
+from hystar_fast.retrieval.definitions import Measured, Metric
 from hystar_fast.retrieval.embed import Embedded, embed_records, embed_texts
 from hystar_fast.retrieval.evaluate import (
     DEFAULT_METRICS,
@@ -17,7 +17,7 @@ from hystar_fast.retrieval.evaluate import (
     Evaluation,
     KindResult,
     kind_result,
-    number_labels,
+    measure_by,
 )
 from hystar_fast.retrieval.metrics import bootstrap_mean
 
@@ -126,10 +126,7 @@ def _embed(
 def _measured(
     name: str, method: Method, queries: Embedded, gallery: Embedded, by: str, metrics: Sequence[Metric]
 ) -> tuple[str, Measured, Embedded]:
-    labels = number_labels([getattr(record, by) for record in (*queries.records, *gallery.records)])
-    wanted, items = labels[: len(queries.records)], labels[len(queries.records) :]
-    found = measure(queries.vectors, gallery.vectors, wanted, items, metrics, similarity=method.similarity)
-    return name, found, queries
+    return name, measure_by(by, queries, gallery, metrics, method.similarity), queries
 
 
 def _average(kinds: Sequence[KindResult], measured: Sequence[Measured]) -> KindResult | None:

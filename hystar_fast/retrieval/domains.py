@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from hystar_fast.data.image_set import ImageSet, Skipped
 from hystar_fast.methods.interface import GALLERY, QUERY, Method
 from hystar_fast.methods.similarity import Similarity
-from hystar_fast.retrieval.definitions import Measured, Metric, measure
+from hystar_fast.retrieval.definitions import Measured, Metric
 from hystar_fast.retrieval.embed import Embedded, embed_records
-from hystar_fast.retrieval.evaluate import number_labels
+from hystar_fast.retrieval.evaluate import measure_by
 from hystar_fast.retrieval.metrics import Interval
 
 
@@ -144,6 +144,4 @@ def rank_pair(
     found = [getattr(record, by) for side in pair for record in side.records]
     if None in found:
         raise ValueError(f"pictures of {sides.name} must each have a {by} to compare domains, got some without")
-    labels, count = number_labels(found), len(pair[0].records)
-    vectors = pair[0].vectors, pair[1].vectors
-    return measure(*vectors, labels[:count], labels[count:], metrics, similarity=similarity)
+    return measure_by(by, *pair, metrics, similarity)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hystar_fast.data.image_set import ImageSet, Record, Skipped
 from hystar_fast.methods.interface import GALLERY, QUERY, Method
+from hystar_fast.methods.similarity import Similarity
 from hystar_fast.retrieval.batch24 import BATCH, CUTOFFS, LABEL, batch24_ranks
 from hystar_fast.retrieval.definitions import Measured, Metric, measure
 from hystar_fast.retrieval.embed import Embedded, embed_records, embed_texts
@@ -241,10 +242,7 @@ class _Run:
         results = []
         for style in self.query_styles():
             for name, queries in self.converted(style):
-                numbers = number_labels([record.category for record in (*gallery.records, *queries.records)])
-                items, wanted = numbers[: len(gallery.records)], numbers[len(gallery.records) :]
-                vectors = _vectors(queries, gallery)
-                measured = measure(vectors, gallery.vectors, wanted, items, metrics, similarity=self.method.similarity)
+                measured = measure_by("category", queries, gallery, metrics, self.method.similarity)
                 results.append(kind_result(name, measured, queries.records))
         return results
 
@@ -349,6 +347,19 @@ def kind_result(kind: str, measured: Measured, records: Sequence[Record]) -> Kin
 def row_name(style: str, way: str) -> str:
     """Return the kind of queries of a style that are as a name of `Method.conversions` or `ORIGINAL` says."""
     return f"{style} [{way}]"
+
+
+def measure_by(
+    by: str, queries: Embedded, gallery: Embedded, metrics: Sequence[Metric], similarity: Similarity
+) -> Measured:
+    """Compute every metric of every query; relevant are the gallery's pictures with its "category" or "instance".
+
+    Raises:
+        TypeError, ValueError: as :func:`hystar_fast.retrieval.definitions.measure`.
+    """
+    labels, count = number_labels([getattr(r, by) for r in (*queries.records, *gallery.records)]), len(queries.records)
+    sides = _vectors(queries, gallery), gallery.vectors
+    return measure(*sides, labels[:count], labels[count:], metrics, similarity=similarity)
 
 
 def _vectors(queries: Embedded, gallery: Embedded) -> Tensor:
