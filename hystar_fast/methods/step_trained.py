@@ -196,6 +196,7 @@ class StepTrained(Method):
     follows: frozenset[str] = frozenset()
     scores_from: int = 0
     divides_batches: bool = False
+    _plan: StepPlan | None = None  # of `begin`
 
     @abstractmethod
     def begin(self, plan: StepPlan) -> None:
@@ -240,5 +241,20 @@ class StepTrained(Method):
     def state(self) -> Mapping[str, nn.Module]:
         """Return the modules by name; a checkpoint holds their parameters and buffers."""
 
+    def _check_not_begun(self) -> None:
+        if self._plan is not None:
+            raise ValueError("begin must be called once")
+
+    def _begun(self) -> StepPlan:
+        if self._plan is None:
+            raise ValueError("begin must be called before the first step")
+        return self._plan
+
     def loss(self, query: Tensor, target: Tensor) -> Tensor:
         raise TypeError(f"method must have a loss of pairs, got {self.name!r}, which trains by its own `step`")
+
+
+def read_losses(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return losses as numbers; a GPU is waited for once."""
+    stacked = torch.stack([value.detach().float() for value in values.values()]).tolist()
+    return dict(zip(values, stacked, strict=True))

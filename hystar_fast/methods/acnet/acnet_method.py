@@ -76,7 +76,6 @@ class ACNet(StepTrained):
         if categories:
             self.model["proxies"] = create_embedding_loss(own, categories, 0)
         self.modules = (self.model,)
-        self._plan: StepPlan | None = None
         self._optimizers: dict[str, optim.Optimizer] = {}
         self.train(False)
 
@@ -107,8 +106,7 @@ class ACNet(StepTrained):
             self.extractor.eval()
 
     def begin(self, plan: StepPlan) -> None:
-        if self._plan is not None:
-            raise ValueError("begin must be called once")
+        self._check_not_begun()
         if plan.chunk_size and (self.own.compares_pairs or self.own.norm_statistics == "batch"):
             raise ValueError(
                 "optim.chunk_size must be 0 for acnet.loss = triplet or margin and for acnet.norm_statistics = batch, "
@@ -260,8 +258,3 @@ class ACNet(StepTrained):
     def _autocast(self, like: Tensor) -> torch.autocast:
         plan, device = self._begun(), like.device
         return torch.autocast(device.type, torch.bfloat16, enabled=plan.bf16 and multiplies_bf16(device))
-
-    def _begun(self) -> StepPlan:
-        if self._plan is None:
-            raise ValueError("begin must be called before the first step")
-        return self._plan

@@ -60,7 +60,6 @@ class FGAN(StepTrained):
         self.images, self.texts, self.backbone, self.batching = images, texts, backbone, own.batching
         self.select = evaluation_selector(own)
         self.resize = images.resize
-        self._plan: StepPlan | None = None
         self._build(own, classes)
         self.train(False)
 
@@ -101,8 +100,7 @@ class FGAN(StepTrained):
         return {"heads": list(self.heads.parameters())}
 
     def begin(self, plan: StepPlan) -> None:
-        if self._plan is not None:
-            raise ValueError("begin must be called once")
+        self._check_not_begun()
         if plan.chunk_size:
             raise ValueError(
                 f"optim.chunk_size must be 0 for method 'fgan', whose contrast is of the whole batch, got "
@@ -171,11 +169,6 @@ class FGAN(StepTrained):
         device = next(self.heads.parameters()).device
         padding = None if tokens.padding is None else tokens.padding.to(device)
         return tokens._replace(values=tokens.values.to(device), padding=padding)
-
-    def _begun(self) -> StepPlan:
-        if self._plan is None:
-            raise ValueError("begin must be called before the first step")
-        return self._plan
 
 
 def choose_retrieval(method: Method, retrieval: str) -> None:

@@ -14,7 +14,7 @@ from hystar_fast.methods.conversion import CONVERTED, Conversion
 from hystar_fast.methods.device import multiplies_bf16
 from hystar_fast.methods.ma_sbir.ma_sbir_config import MASBIRConfig
 from hystar_fast.methods.ma_sbir.modality_vectors import ModalityVectors
-from hystar_fast.methods.step_trained import CaptionedBatch, Processes, StepPlan, StepTrained
+from hystar_fast.methods.step_trained import CaptionedBatch, Processes, StepPlan, StepTrained, read_losses
 from hystar_fast.models.backbone_identity import backbone_fingerprints
 from hystar_fast.models.backbones import create_backbone
 from hystar_fast.models.backbones.base import Backbone
@@ -67,7 +67,6 @@ class MASBIR(StepTrained):
         for parameter in (p for members in self._towers.values() for p in members):
             parameter.requires_grad_(True)
         self.modules = (self.model,)
-        self._plan: StepPlan | None = None
         self._texts: Tensor | None = None
         self.temperature = Temperature(own.temperature) if own.learn_temperature else None
         self.settings: dict[str, Any] = own.to_dict()
@@ -118,8 +117,7 @@ class MASBIR(StepTrained):
         return [*self.modalities.parameters(), *added]
 
     def begin(self, plan: StepPlan) -> None:
-        if self._plan is not None:
-            raise ValueError("begin must be called once")
+        self._check_not_begun()
         self._plan = plan
         with torch.random.fork_rng([]):
             torch.manual_seed(plan.seed)
@@ -158,8 +156,7 @@ class MASBIR(StepTrained):
         values, of_gallery = self.backward(batch)
         optimizer.step()
         values |= self._measured(of_gallery)
-        stacked = torch.stack([value.detach().float() for value in values.values()]).tolist()
-        return dict(zip(values, stacked, strict=True))
+        return read_losses(values)
 
     def backward(self, batch: CaptionedBatch) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the losses of a batch and the gradients of the parameters, summed over the processes.
@@ -206,8 +203,7 @@ class MASBIR(StepTrained):
         """Set the vectors of the modalities to the means of the pictures and captions that train."""
         if self.own.modality_init == "mean" and plan.means is not None:
             means = plan.means()
-            parts = [plan.names[at : at + _CAPTIONS] for at in range(0, len(plan.names), _CAPTIONS)]
-            text = torch.cat([self._encode_captions(part).float() for part in parts]).mean(0)
+            text = self._every_text(plan).mean(0)
             self.modalities.start(torch.stack([means[style].to(text) for style in self.styles]), text)
         self._processes().broadcast_parameters(p for module in self.state().values() for p in module.parameters())
 
@@ -236,13 +232,17 @@ class MASBIR(StepTrained):
         plan = self._begun()
         if self.own.freeze_text:
             if self._texts is None:
-                parts = [plan.names[at : at + _CAPTIONS] for at in range(0, len(plan.names), _CAPTIONS)]
-                self._texts = torch.cat([self.encode_text(part).float() for part in parts])
+                self._texts = self._every_text(plan)
             return self._texts[labels]
         distinct, index = labels.unique(return_inverse=True)
         with torch.autocast(labels.device.type, torch.bfloat16, enabled=plan.bf16 and multiplies_bf16(labels.device)):
             found = self._encode_captions([plan.names[label] for label in distinct.tolist()])
         return found.to(torch.promote_types(found.dtype, torch.float32))[index]
+
+    def _every_text(self, plan: StepPlan) -> Tensor:
+        """Return unit vectors [n, D] of all captions, without a gradient."""
+        parts = [plan.names[at : at + _CAPTIONS] for at in range(0, len(plan.names), _CAPTIONS)]
+        return torch.cat([self.encode_text(part).float() for part in parts])
 
     def _encode_captions(self, texts: Sequence[str]) -> Tensor:
         """Return unit vectors [n, D]; tokens behind the longest text are not computed."""
@@ -254,11 +254,6 @@ class MASBIR(StepTrained):
         if found is None:
             raise ValueError("plan.processes must be given, got None")
         return found
-
-    def _begun(self) -> StepPlan:
-        if self._plan is None:
-            raise ValueError("begin must be called before the first step")
-        return self._plan
 
 
 def create_ma_sbir(config: HystarConfig, settings: Mapping[str, Any]) -> MASBIR:

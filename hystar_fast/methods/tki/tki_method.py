@@ -11,7 +11,7 @@ from torch import Tensor, nn, optim
 
 from hystar_fast.data.open import open_images
 from hystar_fast.methods.device import multiplies_bf16
-from hystar_fast.methods.step_trained import NameBatch, StepPlan, StepTrained
+from hystar_fast.methods.step_trained import NameBatch, StepPlan, StepTrained, read_losses
 from hystar_fast.methods.tki.aggregation import aggregation_floor, aggregation_loss
 from hystar_fast.methods.tki.ball_similarity import create_similarity
 from hystar_fast.methods.tki.expansion import category_loss, diversity_loss, off_diagonal
@@ -70,7 +70,6 @@ class TKI(StepTrained):
         self.modules = (self.model, self.head, self.words)
         self.similarity = create_similarity(own.similarity, own.radius)
         self.settings, self.scores_from = own.to_dict(), own.steps_expansion
-        self._plan: StepPlan | None = None
         self._prompts: Prompts | None = None
         self._prototypes: Tensor | None = None
         self._styled: Tensor | None = None
@@ -95,8 +94,7 @@ class TKI(StepTrained):
         return super().trained_parameters() | computed
 
     def begin(self, plan: StepPlan) -> None:
-        if self._plan is not None:
-            raise ValueError("begin must be called once")
+        self._check_not_begun()
         if plan.chunk_size:
             raise ValueError(f"optim.chunk_size must be 0 for method 'tki', got {plan.chunk_size}")
         self._plan = plan
@@ -126,8 +124,7 @@ class TKI(StepTrained):
         if optimizer is not None:
             values["loss"].backward()
             optimizer.step()
-        stacked = torch.stack([value.detach().float() for value in values.values()]).tolist()
-        return dict(zip(values, stacked, strict=True))
+        return read_losses(values)
 
     def own_score(self) -> tuple[float, dict[str, Any]]:
         """Return the score of :class:`hystar_fast.methods.tki.text_selection.TextCriterion` and its parts."""
@@ -208,11 +205,6 @@ class TKI(StepTrained):
         within, between = _mean_cosines(F.normalize(z.detach(), dim=-1))
         floor = aggregation_floor(P) if own.self_in_denominator else 0.0
         return {"loss": loss, "floor": loss.new_tensor(floor), "within_cosine": within, "between_cosine": between}
-
-    def _begun(self) -> StepPlan:
-        if self._plan is None:
-            raise ValueError("begin must be called before the first step")
-        return self._plan
 
 
 def create_tki(config: HystarConfig, settings: Mapping[str, Any]) -> TKI:
