@@ -57,6 +57,7 @@ PYBIND11_MODULE(_C, module) {
     bind_sinkhorn_cpu(module);
     bind_style_nce_cpu(module);
     bind_perturbed_topk_cpu(module);
+    bind_svd_linear_cpu(module);
     bind_svd_linear_host(module);
 #ifdef HYSTAR_FAST_CUDA
     bind_sinkhorn_cuda(module);

@@ -18,6 +18,7 @@ T* at(Pointer address) {
 void bind_sinkhorn_cpu(pybind11::module_& module);
 void bind_style_nce_cpu(pybind11::module_& module);
 void bind_perturbed_topk_cpu(pybind11::module_& module);
+void bind_svd_linear_cpu(pybind11::module_& module);
 void bind_svd_linear_host(pybind11::module_& module);
 #ifdef HYSTAR_FAST_CUDA
 void bind_sinkhorn_cuda(pybind11::module_& module);

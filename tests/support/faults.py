@@ -167,7 +167,11 @@ MUTANTS = [
         "hystar_fast/ops/svd_linear/cpu.py",
         "tests/ops/test_svd_linear.py",
         gradient_of_a_repeated_index_overwritten=("index_add_(0, index, sums)", "index_copy_(0, index, sums)"),
-        scale_rounded_to_bfloat16=("torch.addcmul(h * low, h, high, out=out)", "torch.mul(h, high, out=out)"),
+    ),
+    *_of(
+        "hystar_fast/ops/svd_linear/cpu_rows.py",
+        "tests/ops/test_svd_linear_cpu.py",
+        scale_rounded_to_bfloat16=("wide = row_scale.float()", "wide = row_scale.bfloat16().float()"),
     ),
     *_of(
         "hystar_fast/ops/svd_linear/api.py",

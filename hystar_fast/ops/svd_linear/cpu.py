@@ -1,8 +1,7 @@
 """svd_linear on the CPU: two 2-D GEMMs around one multiplication, or one weight for each style if that is cheaper.
 
 The GEMMs are not divided into blocks, because packing u and vh again for each block costs more than it saves.
-Element-wise work is not divided either: every parallel region ends in a barrier, which takes milliseconds on a busy
-machine. Only float32 copies of bfloat16 are made in blocks, which bounds their memory.
+The multiplication and the sums of dscale are in cpu_rows.py.
 
 float16 is computed in float32: h and g can be sqrt(out) times as large as y, and would overflow where a plain layer's
 products, which are summed in float32, do not. The library's float16 GEMM is four times as slow as its float32 one, too.
@@ -10,17 +9,14 @@ products, which are summed in float32, do not. The library's float16 GEMM is fou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from hystar_fast.ops.contexts import without_autocast
 from hystar_fast.ops.svd_linear import materialised
 from hystar_fast.ops.svd_linear.checks import check_index_range
-from hystar_fast.ops.svd_linear.torch import accumulator, affine, samples_tokens
-
-_BLOCK = 1 << 22  # elements of a block of float32 copies: 16 MiB
+from hystar_fast.ops.svd_linear.cpu_rows import scale_rows, sum_and_scale
+from hystar_fast.ops.svd_linear.torch import affine, samples_tokens
 
 
 def forward(
@@ -52,7 +48,7 @@ def forward(
         else:
             h = torch.mm(rows, vh.t())
             g = torch.empty_like(h) if save else h
-            _scale_rows(h, _row_scale(scale, index), samples, tokens, out=g)
+            scale_rows(h, _row_scale(scale, index), tokens, out=g)
             affine(g, u.t(), bias, out=y_rows)
             saved = h if save else x.new_empty(0)
     return y, saved
@@ -91,10 +87,11 @@ def backward(
             dg = torch.mm(rows, u)
             row_scale = _row_scale(scale, index)
             if needs_dscale:
-                sums = _segment_sums(dg, saved, samples, tokens, accumulator(dy.dtype))
+                sums = sum_and_scale(dg, saved, row_scale, tokens, scaled=needs_dx)
                 dscale = _to_bank(sums, scale, index)
+            elif needs_dx:
+                scale_rows(dg, row_scale, tokens, out=dg)
             if needs_dx:
-                _scale_rows(dg, row_scale, samples, tokens, out=dg)
                 torch.mm(dg, vh, out=dx.view(len(rows), vh.shape[1]))
     return dx, dscale, dbias
 
@@ -104,48 +101,6 @@ def _row_scale(scale: Tensor, index: Tensor | None) -> Tensor:
     if index is not None:
         return scale.index_select(0, index)
     return scale.unsqueeze(0) if scale.dim() == 1 else scale
-
-
-def _blocks(samples: int, tokens: int, rank: int) -> Iterator[tuple[slice, slice]]:
-    """Divide [samples, tokens, rank] into blocks of whole samples, or of tokens of one sample if it is long."""
-    rows = max(1, _BLOCK // max(rank, 1))
-    if tokens and tokens < rows:
-        step = rows // tokens
-        for first in range(0, samples, step):
-            yield slice(first, min(first + step, samples)), slice(0, tokens)
-    elif tokens:
-        for sample in range(samples):
-            for first in range(0, tokens, rows):
-                yield slice(sample, sample + 1), slice(first, min(first + rows, tokens))
-
-
-def _scale_rows(h: Tensor, row_scale: Tensor, samples: int, tokens: int, *, out: Tensor) -> None:
-    """Write h * scale into `out`, multiplied in the wider of the two dtypes."""
-    shape = (samples, tokens, h.shape[-1])
-    h, out = h.view(shape), out.view(shape)
-    row_scale = row_scale.unsqueeze(1)
-    if torch.promote_types(h.dtype, row_scale.dtype) == h.dtype:
-        torch.mul(h, row_scale.to(h.dtype), out=out)
-    elif h.dtype == torch.bfloat16:
-        # scale = high + low in bfloat16 keeps 16 bits of it. h * high + (h * low) is rounded once, like the float32
-        # product, but needs no float32 copy of h.
-        high = row_scale.to(h.dtype)
-        low = (row_scale - high).nan_to_num(0, 0, 0).to(h.dtype)
-        torch.addcmul(h * low, h, high, out=out)
-    else:
-        for sample, token in _blocks(samples, tokens, h.shape[-1]):
-            torch.mul(h[sample, token], row_scale[sample], out=out[sample, token])
-
-
-def _segment_sums(dg: Tensor, h: Tensor, samples: int, tokens: int, dtype: torch.dtype) -> Tensor:
-    """Return the sums of dg * h over the tokens of each sample, [samples, r]."""
-    shape = (samples, tokens, h.shape[-1])
-    dg, h = dg.view(shape), h.view(shape)
-    sums = torch.zeros(samples, dg.shape[-1], dtype=dtype)
-    for sample, token in _blocks(samples, tokens, dg.shape[-1]):
-        product = torch.mul(dg[sample, token].to(dtype), h[sample, token])
-        sums[sample] += product.sum(1)
-    return sums
 
 
 def _to_bank(sums: Tensor, scale: Tensor, index: Tensor | None) -> Tensor:
