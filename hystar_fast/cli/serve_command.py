@@ -27,7 +27,7 @@ def run_serve(
     deadline: float,
     device: str,
     encoders: int | None,
-    max_wait_ms: int | None,
+    max_wait_ms: float | None,
 ) -> None:
     """Serve an index until SIGTERM or Ctrl-C; its log goes to stderr, one JSON object a request.
 

@@ -56,9 +56,9 @@ class Batches(Generic[Value, Result]):
             raises, it is called for each request alone, so that an error reaches only its own.
         size: most requests of a call.
         workers: number of threads.
-        max_wait: seconds after a call in which a thread may wait for as many requests as that call had, and those that
-            waited at its end. Without it, callers who ask again as soon as they are answered fall into two groups, of
-            which one waits while the other is served. A caller who is alone never waits.
+        max_wait: seconds in which a thread may wait after a call until as many requests wait as the call had and as
+            waited at its end, for each of them. Without it, callers who ask again as soon as they are answered fall
+            into two groups, of which one waits while the other is served. A caller who is alone never waits.
         on_batch: called with the number of requests of each call that returned.
         name: of the threads.
     """
@@ -126,7 +126,7 @@ class Batches(Generic[Value, Result]):
             with self._changed:
                 wanted = min(served + self._waiting(), self._size)
                 self._changed.wait_for(lambda: self._lanes or self._is_closed)
-                self._wait_for_company(wanted, end + self._max_wait)
+                self._wait_for_company(wanted, end + wanted * self._max_wait)
                 if not self._lanes:
                     if self._is_closed:
                         return

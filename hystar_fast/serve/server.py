@@ -48,7 +48,7 @@ _DECODERS = 4
 # The CPU time of a request beside decoding and encoding, 16 clients: 2.07 ms; 1.26 with the first of these alone, 1.71
 # with the second alone.
 _SWITCH_SECONDS = 0.02  # that a thread of Python goes on while others wait: at 5 ms it is stopped in a short task
-MAX_WAIT_ON_CPU = 0.01  # seconds
+MAX_WAIT_ON_CPU = 0.0015  # seconds for each query
 _YOUNG = 20_000  # objects made between two searches for garbage: one request makes more than the usual 700
 
 
@@ -64,8 +64,8 @@ class ServerSettings:
         limits: of requests.
         device: where the models run.
         encoders: encoding threads.
-        max_wait: seconds that an encoding thread may wait for further queries after a pass, see `Batches`; the default
-            is for a CPU.
+        max_wait: seconds that an encoding thread may wait after a pass for each of its queries, see `Batches`; the
+            default is for a CPU.
     """
 
     host: str = "127.0.0.1"

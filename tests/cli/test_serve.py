@@ -169,13 +169,13 @@ def test_a_port_in_use_and_a_folder_without_an_index(index, tmp_path):
 def test_its_options_are_those_of_the_server(index, monkeypatch):
     found: list[ServerSettings] = []
     monkeypatch.setattr("hystar_fast.serve.server.serve_index", lambda uri, settings, say: found.append(settings))
-    options = ("--max-wait-ms", "15", "--encoders", "2", "--queue", "9", "--deadline", "3", "--max-body", "2")
+    options = ("--max-wait-ms", "2.5", "--encoders", "2", "--queue", "9", "--deadline", "3", "--max-body", "2")
     assert run("serve", index, *options, "--max-pixels", "5", "--device", "cpu", "--allow-writes").exit_code == 0
     assert found == [
-        ServerSettings(limits=Limits(2 * 2**20, 5_000_000, 9, 3.0), encoders=2, max_wait=0.015, allow_writes=True)
+        ServerSettings(limits=Limits(2 * 2**20, 5_000_000, 9, 3.0), encoders=2, max_wait=0.0025, allow_writes=True)
     ]
     assert run("serve", index, "--device", "cpu").exit_code == 0
-    assert found[1].max_wait == 0.01
+    assert found[1].max_wait == 0.0015
 
 
 def test_a_server_that_cannot_start_says_so(index, tmp_path):
