@@ -77,7 +77,8 @@ def _draw_panel(part: Any, op: str, rows: dict[str, dict[str, float]], look: dic
                     fontsize=TEXT - 1, color=INK,
                 )  # fmt: skip
     axes.set_xscale("log")
-    left, right = min(low, 1) / 1.35, max(high, 1) * 1.5
+    room = max(1.5, (max(high, 1) / min(low, 1)) ** 0.12)  # for the numbers beside the outermost marks
+    left, right = min(low, 1) / room, max(high, 1) * room
     axes.set_xlim(left, right)
     ticks = [step * 10.0**power for power in range(-3, 5) for step in (1, 2, 5)]
     ticks = [tick for tick in ticks if left <= tick <= right]

@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 
 import report_pictures  # noqa: E402
 
-COMMITTED = json.loads((ROOT / "bench/results/amd-epyc-2-threads.json").read_text())
+COMMITTED = json.loads((ROOT / "bench/results/intel-r-xeon-r-processor-2-threads.json").read_text())
 
 
 @pytest.fixture
