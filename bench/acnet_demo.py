@@ -83,7 +83,7 @@ ACNET_DEMO = Demo(
         "Black and white drawings find the pictures of their subgroup, among concepts of unseen subgroups. `mAP@all`",
         "and `Prec@5:gallery` of the subgroup, `R@1` of the own concept. All train on the 866 training concepts of",
         "seen subgroups. In `generalised` the gallery holds the seen subgroups of the test split too. `synthesis=none`",
-        "has no generator, `gamma_identity=0` no identity loss.",
+        "has no generator, so its two rows are equal; `gamma_identity=0` has no identity loss.",
     ),
     ending=(f"![Answers]({_PICTURES})",),
     configs={

@@ -18,7 +18,7 @@ from hystar_fast.retrieval.embed import embed_records
 from hystar_fast.retrieval.picture_sheet import IRRELEVANT, RELEVANT, SAME_CATEGORY, Mark
 from hystar_fast.retrieval.plot_style import save_picture
 
-_COLOURS = 48  # of the file: its size is that of 256, divided by 1.5
+_COLOURS = 32  # of the file: its size is that of 256, divided by 1.7
 _ANSWERS, _QUERIES = 10, 6  # the paper's top 10, and as many queries as stay legible
 _STYLES = 3  # of data without the paper's styles
 
