@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from hystar_fast.data.open import open_images
 from hystar_fast.experiments.acnet_runs import acnet_figures, acnet_parts
 from hystar_fast.experiments.embedded_runs import chance, frozen, trained
 from hystar_fast.experiments.published_tables import PAPERS, published_numbers, published_table
 from hystar_fast.experiments.reproduce_embedded import EMBEDDED, run_embedded
+from hystar_fast.methods.step_trained import CategoryBatch, StepPlan
+from hystar_fast.methods.suite import create_method
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.terminal.console import Console
@@ -50,6 +54,29 @@ def test_acnets_rows_are_the_ablations_of_the_paper():
         "acnet.loss=triplet",
         "acnet.synthesis=two-stage",
     )
+
+
+ACNET_CHANGES = sorted(
+    {changes for paper, n in WITH_ROWS if paper == "acnet" for changes in published_table("acnet", n).settings.values()}
+)
+
+
+@pytest.mark.parametrize("changes", ACNET_CHANGES, ids=" ".join)
+def test_every_row_of_acnet_takes_a_step_in_each_of_its_stages(changes):
+    settings = read_settings("acnet-emoji", [*changes, "acnet.channels=1", "acnet.generator_blocks=1"])
+    own = settings.own
+    method = create_method("acnet", settings.model, settings=own.to_dict())
+    method.begin(StepPlan(4, 1e-3))
+    method.train(True)
+    pictures = torch.randint(0, 256, (2, 4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = CategoryBatch(*pictures, torch.arange(4))
+    first = own.cycle_epochs if own.synthesis == "two-stage" else 0
+    for step, epoch in enumerate(sorted({0, first, first + own.warmup_epochs})):
+        before = [p.detach().clone() for members in method.parameter_groups().values() for p in members]
+        losses = method.step(batch, epoch, step)
+        assert all(math.isfinite(value) for value in losses.values())
+        after = [p for members in method.parameter_groups().values() for p in members]
+        assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)), "nothing was trained"
 
 
 def test_the_parts_of_acnet_and_its_figures_are_those_of_eval():

@@ -46,7 +46,8 @@ class ACNetConfig(OwnSettings):
         sketch_term: whether the sketch itself has a term beside its generated picture (Table V).
         augment: changes of the training pictures beside the mirroring (Table X).
         flip: the chance that a picture is mirrored.
-        warmup_epochs: epochs in which the extractor trains in its last linear layer only.
+        warmup_epochs: epochs in which the extractor trains in its last linear layer only; whole from the start where
+            neither that layer nor the loss has parameters.
         norm_statistics: of BatchNorm in training: ``"fixed"``, or ``"batch"``, those of each input of the batch.
         pixels: input of the extractor: ``"half"`` is the generator's range [-1, 1]; ``"imagenet"`` or ``"own"``
             normalise it with ImageNet's statistics or those of the weights.

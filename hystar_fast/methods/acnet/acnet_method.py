@@ -141,7 +141,7 @@ class ACNet(StepTrained):
     def step(self, batch: CategoryBatch, epoch: int, step: int) -> dict[str, float]:
         plan, own = self._begun(), self.own
         first = own.cycle_epochs if own.synthesis == "two-stage" else 0
-        self.extractor.set_training(last_layer_only=epoch < first + own.warmup_epochs)
+        self.extractor.set_training(last_layer_only=epoch < first + own.warmup_epochs and self._has_head())
         generator = torch.Generator().manual_seed(plan.seed * 9_176_347 + step)
         sketches = self._to_input(change_colours(to_float(batch.queries), own.augment, generator))
         photos = self._to_input(change_colours(to_float(batch.targets), own.augment, generator))
@@ -177,6 +177,10 @@ class ACNet(StepTrained):
             optimizer.step()
         values = torch.stack([*losses.values()]).tolist()
         return dict(zip(losses, values, strict=True))
+
+    def _has_head(self) -> bool:
+        """Return whether the last layer or the loss has parameters, without which a warm-up would train nothing."""
+        return any(True for part in (self.extractor.last_layer, self.model["proxies"]) for _ in part.parameters())
 
     def losses(self, sketches: Tensor, photos: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return the losses of generator, extractor and proxies by name, and G(sketches).
