@@ -248,7 +248,9 @@ def evaluate(
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="instance, category, classify or crossmodal; by default instance if the data has instances."),
+        typer.Option(
+            help="instance, instance-in-category, category, classify or crossmodal; instance if the data has instances."
+        ),
     ] = None,
     support: Annotated[
         str | None, typer.Option(help="For crossmodal, the split of the galleries: by default that of the queries.")
