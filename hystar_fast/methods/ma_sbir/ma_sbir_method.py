@@ -117,6 +117,10 @@ class MASBIR(StepTrained):
             wanted |= {id(p) for p in self.modalities.parameters()}
         return {n: p for module in self.modules for n, p in module.named_parameters() if id(p) in wanted}
 
+    def tuned_weights(self) -> frozenset[str]:
+        own = {id(p) for members in self._towers.values() for p in members}
+        return frozenset(name for name, p in self.trained_parameters().items() if id(p) in own)
+
     def loss_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the loss itself reads: each process has their whole gradient."""
         added = [] if self.temperature is None else [*self.temperature.parameters()]
