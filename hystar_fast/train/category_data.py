@@ -29,6 +29,7 @@ from hystar_fast.train.settings import DataSettings
 from hystar_fast.train.validation import Score
 
 METRIC, WITHIN_METRIC = Metric.parse("mAP@all"), Metric.parse("R@1")
+WITHIN_NAME = "R@1 within the category"
 _HELD_OUT = 0.1  # of the categories, with data.validation = "val"
 
 
@@ -113,10 +114,10 @@ def open_categories(data: DataSettings, batching: Batching) -> CategoryData:
     record = DataRecord.of(data.source, whole, Shares(0.0, 0.0), division.unseen, division.name)
     left_out = f"; {len(division.unseen)} unseen categories of {division.name} take no part" if data.unseen else ""
     share = _share(data.validation)
-    metric = WITHIN_METRIC if batching.within else METRIC
+    metric = WITHIN_NAME if batching.within else str(METRIC)
     if share is None:
         note = f"read {images.summary}; no category is held out{left_out}"
-        return CategoryData(styles, images, None, (note,), record, batching, drawn, str(metric))
+        return CategoryData(styles, images, None, (note,), record, batching, drawn, metric)
     training, validation = hold_out_categories(images, share, least=1)
     held = len({record.category for record in validation.records})
     return CategoryData(
@@ -127,7 +128,7 @@ def open_categories(data: DataSettings, batching: Batching) -> CategoryData:
         record,
         batching,
         drawn,
-        str(metric),
+        metric,
     )
 
 
