@@ -13,7 +13,7 @@ from hystar_fast.experiments.embedded_runs import run_folder, trained
 from hystar_fast.experiments.experiment_settings import ExperimentSettings
 from hystar_fast.experiments.published_tables import PublishedTable
 from hystar_fast.experiments.reproduce_published import figure
-from hystar_fast.experiments.sketch_tables import SketchTable, checked_sizes, sketch_table, split_of
+from hystar_fast.experiments.sketch_tables import SketchTable, sketch_table, split_of
 from hystar_fast.methods.conversion import MEAN_SHIFT
 from hystar_fast.methods.device import on_device
 from hystar_fast.methods.interface import Method
@@ -61,7 +61,8 @@ def run_sketch_table(
     seen, part = split.training(whole), split.unseen_part(whole)
     if len(whole.query_styles) != 1:
         raise ValueError(f"data must have one style of queries, got {', '.join(whole.query_styles) or 'none'}")
-    for line in split.sizes(whole):
+    sizes = split.sizes(whole, how.published)
+    for line in sizes:
         console.print(line)
     with lock_folder(settings.output):
         frozen = create_method("frozen", config)
@@ -87,7 +88,7 @@ def run_sketch_table(
             "table": f"{table.paper}:table{table.number}",
             "paper": table.source,
             "paper_note": table.note,
-            "data": {"name": whole.name, "source": source, "split": split.name, "sizes": list(split.sizes(whole))},
+            "data": {"name": whole.name, "source": source, "split": split.name, "sizes": list(sizes)},
             "columns": list(columns),
             "task": how.task,
             "config": config.to_dict(),
@@ -181,7 +182,6 @@ def _show(table: PublishedTable, how: SketchTable, result: dict[str, Any], conso
     )
     if how.task != "category":
         console.print("R@k: Acc@k among the photos of the category; of all: among those of all unseen categories")
-    console.print(f"sizes that published data have: {checked_sizes(table)}")
     if table.note:
         console.print(f"paper note: {table.note}")
     copied = [entry["row"] for entry in result["rows"] if "missing" in entry]

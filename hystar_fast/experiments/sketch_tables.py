@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hystar_fast.data.image_set import ImageSet
-from hystar_fast.data.unseen import PUBLISHED, CategorySplit
+from hystar_fast.data.unseen import SKETCHY_PAIRS, CategorySplit, Sizes
 from hystar_fast.experiments.published_tables import PublishedTable
 from hystar_fast.methods.conversion import CONVERTED
 from hystar_fast.retrieval.definitions import Metric
@@ -27,12 +27,14 @@ class SketchTable:
         rows: row -> these changes, and the way in which its queries move.
         task: of the evaluation.
         columns: the end of a heading -> the definitions that it has here, the paper's first.
+        published: the sizes of the data, where they are not those of the split.
     """
 
     config: str
     rows: Mapping[str, tuple[tuple[str, ...], str]]
     task: str
     columns: Mapping[str, tuple[Metric, ...]]
+    published: Sizes | None = None
 
 
 def _metrics(*names: str) -> tuple[Metric, ...]:
@@ -61,12 +63,14 @@ SKETCH_TABLES = {
         {"Ours [original]": ((), ORIGINAL), "Ours [converted]": ((), CONVERTED)},
         WITHIN,
         _ACCURACIES,
+        SKETCHY_PAIRS,
     ),
     7: SketchTable(
         "ma-sbir-fine",
         {share: ((f"ma_sbir.clip_img={share}",), ORIGINAL) for share in ("1.0", "0.8", "0.5")},
         WITHIN,
         _ACCURACIES,
+        SKETCHY_PAIRS,
     ),
 }
 
@@ -93,15 +97,3 @@ def split_of(table: PublishedTable, images: ImageSet) -> tuple[CategorySplit, tu
             continue
         return split, tuple(column for column in table.columns if not initial or column.split()[0] == initial)
     raise ValueError(f"data must have the unseen categories of {' or '.join(splits.values())}; {'; '.join(reasons)}")
-
-
-def checked_sizes(table: PublishedTable) -> str:
-    """Return which sizes of which splits a run on a data set prints beside its own, in words."""
-    by_data = any(column.split()[0] in _SPLITS for column in table.columns)
-    names = _SPLITS.values() if by_data else ("sketchy21",)
-    parts = [
-        f"{name}: {PUBLISHED[name].queries:,} sketches and "
-        f"{PUBLISHED[name].gallery if by_data else 2_100:,} photos of unseen categories"
-        for name in names
-    ]
-    return "; ".join(parts)

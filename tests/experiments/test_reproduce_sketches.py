@@ -81,6 +81,7 @@ def test_table_3_has_both_galleries(tree: Path, tmp_path: Path) -> None:
     words = ("experiments", "reproduce", "ma_sbir:table3", "--data", f"folders:{tree}", *SMALL, "--output", tmp_path)
     done = run(*words)
     assert done.exit_code == 0, done.output
+    assert "42 gallery pictures (published: 2,100, another number)" in " ".join(done.output.split())
     stored = json.loads((tmp_path / "ma_sbir-table3-sketches.json").read_text())
     ours = {row["row"]: row["ours"] for row in stored["rows"] if "ours" in row}
     assert [*ours] == ["Ours [original]", "Ours [converted]"]
