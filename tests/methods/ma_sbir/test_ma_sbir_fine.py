@@ -163,8 +163,8 @@ def _prefixed(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"found.{name}": value for name, value in values.items()}
 
 
-def drawings(own: MASBIRConfig, batch_size: int = 6) -> PairedBatches:
-    images = load_emoji("train").select(limit=12)
+def drawings(own: MASBIRConfig, batch_size: int = 6, limit: int = 12) -> PairedBatches:
+    images = load_emoji("train").select(limit=limit)
     return PairedBatches(images, ("outline", "sketch"), RESIZE, own.batching, batch_size=batch_size, seed=1)
 
 
@@ -202,6 +202,28 @@ def test_a_step_moves_the_image_tower_the_text_layer_and_the_vectors_and_not_the
     for step in range(1, 4):
         method.step(pairs.load(step), 0, step)
     assert len(calls) == 1, "the table of captions"
+
+
+def test_a_step_has_the_losses_of_its_sketches_photos_and_captions() -> None:
+    pairs = drawings(OWN, batch_size=40, limit=30)
+    method, batch = begun(OWN, pairs), pairs.load(0)
+    counts = [len({*numbers.tolist()}) for numbers in (batch.labels, batch.instances)]
+    assert counts[0] < counts[1] < len(batch.labels) == 40, "pictures of one category, sketches of one picture"
+    with torch.no_grad():
+        method.modalities.vectors.normal_(generator=torch.Generator().manual_seed(0))
+        captions = [f"a photo of a {pairs.categories[label].replace('_', ' ')}." for label in batch.labels]
+        parts = method.encode_image(batch.queries), method.encode_image(batch.gallery), method.encode_text(captions)
+        orders = draw_orders(40, 2, 0, 5)
+        moved = [method.encode_image(shuffle_patches(x, orders)) for x in (batch.queries, batch.gallery)]
+        kinds = torch.tensor([pairs.modalities.index(pairs.queries[row].style) for row in batch.query_rows])
+        photos = torch.tensor([sorted({*batch.gallery_rows.tolist()}).index(row) for row in batch.gallery_rows])
+        expected = method.modalities.pair_losses(
+            torch.stack(parts), torch.stack(moved), batch.labels, photos, kinds, 0.07
+        )
+    found, _ = method.backward_pairs(batch, 5)
+    assert {*found} == {*TERMS}
+    for name in TERMS:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5, check_stride=False)
 
 
 @pytest.mark.parametrize("chunk", [5, 24])
