@@ -27,6 +27,7 @@ from hystar_fast.retrieval.embed import Embedded
 from hystar_fast.retrieval.evaluate import DEFAULT_METRICS, Evaluation, KindResult, evaluate
 from hystar_fast.retrieval.evaluate_codes import code_results
 from hystar_fast.retrieval.results_json import interval_info, run_info, set_aside, skipped_info, to_percent, write_json
+from hystar_fast.retrieval.within_category import WITHIN
 from hystar_fast.terminal.console import Console, create_table
 from hystar_fast.terminal.progress import Progress
 
@@ -108,9 +109,12 @@ def run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
         raise ValueError(f"split must be one of {SPLITS}, got {settings.split!r}")
     if settings.generalised is not None and settings.unseen is None:
         raise ValueError("generalised must be left out unless unseen is given, whose gallery it adds seen pictures to")
-    if settings.codes is not None and (settings.task in ("classify", CROSSMODAL) or settings.protocol != "full"):
+    if settings.codes is not None and (
+        settings.task in ("classify", WITHIN, CROSSMODAL) or settings.protocol != "full"
+    ):
         raise ValueError(
-            f"bits must be left out for tasks 'classify' and {CROSSMODAL!r} and protocol 'batch24', which have no codes"
+            f"bits must be left out for tasks 'classify', {WITHIN!r} and {CROSSMODAL!r} and protocol 'batch24', which "
+            "have no codes"
         )
     if settings.task == CROSSMODAL and settings.protocol != "full":
         raise ValueError(f"protocol must be 'full' for task {CROSSMODAL!r}, got {settings.protocol!r}")

@@ -53,6 +53,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "hystar-fast serve runs/index --host 0.0.0.0 --token-file tokens",
     ),
     "info": ("hystar-fast info", "hystar-fast info --json"),
+    "save-delta": ("hystar-fast save-delta --adapter runs/mine/adapter --output runs/served",),
     "mean-shift": (
         "hystar-fast mean-shift --data DIR",
         "hystar-fast mean-shift --data DIR --adapter runs/mine/adapter",

@@ -77,7 +77,9 @@ def reproduce(
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="DATA", help='"emoji" runs rows of acnet, fgan, ma_sbir and tki; pacs:DIR those of tki:table3.'
+            metavar="DATA",
+            help='"emoji" runs rows of acnet, fgan, ma_sbir and tki; pacs:DIR those of tki:table3, folders:DIR those '
+            "of ma_sbir:table1, table3 and table7.",
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="With --data, of each row.")] = None,
@@ -90,11 +92,18 @@ def reproduce(
     from hystar_fast.experiments.reproduce_domains import run_domain_table
     from hystar_fast.experiments.reproduce_embedded import run_embedded
     from hystar_fast.experiments.reproduce_published import run_published
+    from hystar_fast.experiments.reproduce_sketches import run_sketch_table
+    from hystar_fast.experiments.sketch_tables import sketch_table
 
     wanted, published = split_names(tables)
-    by_domains = len(published) == 1 and not wanted and is_domain_table(published[0])
-    if data not in (None, "emoji") and not by_domains:
-        raise ValueError(f"data must be 'emoji', or for tki:table3 alone a data set of its domains, got {data!r}")
+    alone = published[0] if len(published) == 1 and not wanted else None
+    by_domains = alone is not None and is_domain_table(alone)
+    by_sketches = alone is not None and sketch_table(alone) is not None
+    if data not in (None, "emoji") and not (by_domains or by_sketches):
+        raise ValueError(
+            "data must be 'emoji', or for tki:table3 alone a data set of its domains, or for one of ma_sbir:table1, "
+            f"table3 and table7 folders of sketches and photos, got {data!r}"
+        )
     if data is None and steps is not None:
         raise ValueError(f"steps must be left out unless data is given, got {steps}")
     if data is not None and (wanted or not published):
@@ -102,7 +111,8 @@ def reproduce(
     settings, console = _read(config, set_, output, as_json=as_json)
     if data is not None:
         if data != "emoji":
-            found = {tables[0]: run_domain_table(published[0], data, settings, console, steps=steps)}
+            on_data = run_domain_table if by_domains else run_sketch_table
+            found = {tables[0]: on_data(published[0], data, settings, console, steps=steps)}
         else:
             found = run_embedded(published, settings.output, console, steps=steps)
         if as_json:

@@ -168,7 +168,7 @@ def search(
     settings = SearchSettings(query or [], text, style, combine, where, top, picture, view, device, modality)
     console = create_console(stderr=as_json)
     if server is not None:
-        alone = {"--picture": picture is not None, "--device": device != "auto", "--modality": modality is not None}
+        alone = {"--picture": picture is not None, "--device": device != "auto"}
         for option in (name for name, is_given in alone.items() if is_given):
             raise ValueError(f"{option} must be left out if --server is given")
         from hystar_fast.cli.search_server import run_server_search

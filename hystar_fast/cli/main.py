@@ -39,6 +39,7 @@ from hystar_fast.cli.options import (
     setting_changes,
     weights_of,
 )
+from hystar_fast.cli.save_delta_command import save_delta
 from hystar_fast.cli.search_settings import SearchSettings
 from hystar_fast.terminal.console import create_console, print_json
 
@@ -248,7 +249,9 @@ def evaluate(
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="instance, category, classify or crossmodal; by default instance if the data has instances."),
+        typer.Option(
+            help="instance, instance-in-category, category, classify or crossmodal; instance if the data has instances."
+        ),
     ] = None,
     support: Annotated[
         str | None, typer.Option(help="For crossmodal, the split of the galleries: by default that of the queries.")
@@ -383,6 +386,7 @@ def embed(
 
 app.command("domains", epilog=examples("domains"))(domains_command.domains)
 app.command("mean-shift", epilog=examples("mean-shift"))(mean_shift)
+app.command("save-delta", epilog=examples("save-delta"))(save_delta)
 app.add_typer(index_commands.app, cls=WholeHelp)
 app.add_typer(experiments_commands.app, cls=WholeHelp)
 

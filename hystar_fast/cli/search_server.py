@@ -61,6 +61,7 @@ def _ask(url: str, headers: dict[str, str], picture: Path | None, settings: Sear
         "k": settings.top,
         "where": settings.where,
         "view": settings.view,
+        "modality": settings.modality,
     }
     body = json.dumps({name: value for name, value in fields.items() if value is not None}).encode()
     request = Request(f"{url.rstrip('/')}/v1/search", body, headers)

@@ -12,6 +12,7 @@ from hystar_fast.train.settings import read_settings
 
 _MEANINGS = {
     "R@1": "% of the queries whose own picture comes first",
+    "R@1 within the category": "% of the queries whose own picture comes first among those of its category",
     "mAP@all": "% average precision on categories that were held out",
 }
 _STYLED = ("hystar", "freestyle")  # read the style network of the configuration

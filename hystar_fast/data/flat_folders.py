@@ -8,7 +8,10 @@ from pathlib import Path
 from hystar_fast.data.image_files import is_hidden, list_images, unsupported_reason
 from hystar_fast.data.image_set import FolderReader, ImageSet, Record, Skipped, layout_error
 
-GALLERY_NAMES = ("photo", "photos", "images", "image", "real", "gallery", "picture", "pictures", "target", "targets")
+GALLERY_NAMES = (
+    *("photo", "photos", "images", "image", "real", "gallery", "picture", "pictures", "target", "targets"),
+    "extended_photo",  # of Sketchy Extended
+)
 _QUERY_NAMES = re.compile(r"sketch|drawing|drawn|quer|edge|outline|scribble|low_?res|paint|art")
 LAYOUT = (
     "pictures directly in two folders or more, with the same file names: sketches/a.png belongs to photos/a.jpg, and "

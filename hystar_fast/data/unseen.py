@@ -52,6 +52,7 @@ PUBLISHED = {
     "tuberlin30-authors": Sizes(220, 17_600, 2_400, None, 25_708),
     "quickdraw30": Sizes(80, None, 92_291, None, 54_151),
 }
+SKETCHY_PAIRS = Sizes(104, 62_787, 12_694, 10_400, 2_100)  # of "sketchy21" where every photo has its sketches
 
 
 @dataclass(frozen=True)
@@ -146,9 +147,14 @@ class CategorySplit:
         count = round(SAMPLE * sum(record.style == style for record in self.unseen_part(images).records))
         return sorted(seen, key=lambda record: hash_fraction(record.path, "generalised"))[:count]
 
-    def sizes(self, images: ImageSet) -> tuple[str, ...]:
-        """Return lines with the number of categories and pictures of both parts, and the published ones beside."""
-        wanted = PUBLISHED.get(self.name, Sizes(None, None, None, None, None))
+    def sizes(self, images: ImageSet, published: Sizes | None = None) -> tuple[str, ...]:
+        """Return lines with the number of categories and pictures of both parts, and the published ones beside.
+
+        Args:
+            images: the data set.
+            published: by default those of `PUBLISHED`.
+        """
+        wanted = published or PUBLISHED.get(self.name, Sizes(None, None, None, None, None))
         seen, unseen = self.training(images), self.unseen_part(images)
         lines = [
             f"{self.name}: {len(self.unseen)} unseen categories, {_counted(unseen, wanted.queries, wanted.gallery)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,16 @@ from hystar_fast.experiments.comparison_tables import table_of_methods
 from hystar_fast.experiments.embedded_runs import chance, frozen, run_folder, trained, unseen_parts
 from hystar_fast.experiments.published_tables import PublishedTable
 from hystar_fast.experiments.reproduce_published import figure
+from hystar_fast.methods.conversion import CONVERTED, MEAN_SHIFT
 from hystar_fast.methods.interface import Method
+from hystar_fast.retrieval.evaluate import ORIGINAL
 from hystar_fast.retrieval.metrics import bootstrap_mean
 from hystar_fast.retrieval.results_json import interval_info, run_info, write_json
 from hystar_fast.terminal.console import Console
 from hystar_fast.terminal.progress import Progress
+
+Measures = Callable[[Method, ImageSet], Mapping[str, Tensor]]
+_CONTROLS = {"frozen": ORIGINAL, "frozen, mean shift": MEAN_SHIFT}
 
 
 @dataclass(frozen=True)
@@ -36,16 +41,22 @@ class Embedded:
         published: how the shown columns of the paper begin.
         frozen: rows that are the packaged CLIP without training.
         steps: the settings that ``--steps`` changes.
+        rows: those that are measured in another way than by `figures`.
+        beside: rows that the paper does not have, of the packaged CLIP without training.
+        chance: what random rankings give in per cent, and of which figure that is.
     """
 
     config: str
     data: str
     parts: Callable[[], Mapping[str, ImageSet]]
-    figures: Callable[[Method, ImageSet], Mapping[str, Tensor]]
+    figures: Measures
     shown: tuple[str, ...]
     published: str
     frozen: tuple[str, ...] = ()
     steps: tuple[str, ...] = ("optim.steps",)
+    rows: Mapping[str, Measures] = field(default_factory=dict)
+    beside: Mapping[str, Measures] = field(default_factory=dict)
+    chance: tuple[Callable[[ImageSet], float], str] = (chance, "mAP@all")
 
 
 def _fgan_figures(method: Method, images: ImageSet) -> dict[str, Tensor]:
@@ -77,9 +88,10 @@ EMBEDDED = {
         "emoji: outlines and sketches of the unseen subgroups find drawings of their subgroup; converted queries, and "
         "original ones where no vector is trained; the packaged CLIP takes the place of OpenAI's",
         lambda: unseen_parts(ma_sbir_runs.SOURCE),
-        ma_sbir_runs.reported_figures,
+        ma_sbir_runs.figures_by(CONVERTED),
         ("mAP@all", "mAP@all, original", "mAP@all, mean shift", "R@1"),
         "S ",
+        beside={row: ma_sbir_runs.figures_by(way) for row, way in _CONTROLS.items()},
     ),
     "tki": Embedded(
         "tki-emoji",
@@ -93,6 +105,24 @@ EMBEDDED = {
         steps=("tki.steps_expansion", "tki.steps_aggregation"),
     ),
 }
+_FINE = Embedded(
+    "ma-sbir-fine-emoji",
+    "emoji: outlines and sketches of the unseen subgroups find the drawing of their concept, Acc@k among those of its "
+    "subgroup and of all; the packaged CLIP takes the place of OpenAI's",
+    ma_sbir_runs.fine_parts,
+    ma_sbir_runs.figures_by(ORIGINAL, ma_sbir_runs.FINE_FIGURES),
+    ("Acc@1", "Acc@5", "Acc@1 of all", "Acc@1, mean shift"),
+    "Acc",
+    rows={"Ours [converted]": ma_sbir_runs.figures_by(CONVERTED, ma_sbir_runs.FINE_FIGURES)},
+    beside={row: ma_sbir_runs.figures_by(way, ma_sbir_runs.FINE_FIGURES) for row, way in _CONTROLS.items()},
+    chance=(ma_sbir_runs.chance_within, "Acc@1"),
+)
+OTHERWISE = {("ma_sbir", 3): _FINE, ("ma_sbir", 7): _FINE}  # tables of another variant than the paper's others
+
+
+def how_of(table: PublishedTable) -> Embedded:
+    """Return how the rows of a table run on the embedded drawings."""
+    return OTHERWISE.get((table.paper, table.number), EMBEDDED[table.paper])
 
 
 def run_embedded(
@@ -127,25 +157,29 @@ def _name(table: PublishedTable) -> str:
 
 
 def _run(table: PublishedTable, output: Path, console: Console, steps: int | None, seed: int) -> dict[str, Any]:
-    how = EMBEDDED[table.paper]
-    parts = how.parts()
+    how = how_of(table)
+    parts, chance_of = how.parts(), f"chance of {how.chance[1]}"
+    runs = output / (how.config if (table.paper, table.number) in OTHERWISE else table.paper)
     rows: list[dict[str, Any]] = []
     for row, values in table.rows.items():
         entry: dict[str, Any] = {"row": row, "paper": dict(zip(table.columns, values, strict=True))}
         rows.append(entry)
         if row in how.frozen:
-            entry["settings"], entry["ours"] = [], _figures(how, frozen(), parts)
+            entry["settings"], entry["ours"] = [], _figures(how.figures, frozen(), parts)
             continue
         if row not in table.settings:
             entry["missing"] = table.reason(row)
             continue
         changes = table.settings[row]
         try:
-            method = _trained(how, row, changes, output / table.paper, console, steps, seed)
+            method = _trained(how, row, changes, runs, console, steps, seed)
         except ModuleNotFoundError as error:  # a loss of an optional package; the message says how to install it
             entry["missing"] = str(error)
             continue
-        entry["settings"], entry["ours"] = list(changes), _figures(how, method, parts)
+        entry["settings"], entry["ours"] = list(changes), _figures(how.rows.get(row, how.figures), method, parts)
+    controls = list(how.beside.items())
+    bare = frozen() if controls else None  # one, as its means are measured once
+    beside = [] if bare is None else [{"row": row, "ours": _figures(way, bare, parts)} for row, way in controls]
     result = {
         **run_info(),
         "table": _name(table),
@@ -154,9 +188,10 @@ def _run(table: PublishedTable, output: Path, console: Console, steps: int | Non
         "data": how.data,
         "steps": steps,
         "seed": seed,
-        "chance of mAP@all": {part: round(chance(images), 2) for part, images in parts.items()},
+        chance_of: {part: round(how.chance[0](images), 2) for part, images in parts.items()},
         "sizes": {part: len(images.gallery) for part, images in parts.items()},
         "rows": rows,
+        "beside": beside,
     }
     path = output / f"{table.paper}-table{table.number}-emoji.json"
     write_json(path, result)
@@ -165,10 +200,10 @@ def _run(table: PublishedTable, output: Path, console: Console, steps: int | Non
     return result
 
 
-def _figures(how: Embedded, method: Method, parts: Mapping[str, ImageSet]) -> dict[str, Any]:
+def _figures(measures: Measures, method: Method, parts: Mapping[str, ImageSet]) -> dict[str, Any]:
     """Return part -> figure -> its mean with the interval."""
     return {
-        part: {name: interval_info(bootstrap_mean(values)) for name, values in how.figures(method, images).items()}
+        part: {name: interval_info(bootstrap_mean(values)) for name, values in measures(method, images).items()}
         for part, images in parts.items()
     }
 
@@ -190,21 +225,22 @@ def _trained(
 
 
 def _show(result: dict[str, Any], table: PublishedTable, console: Console) -> None:
-    how = EMBEDDED[table.paper]
+    how = how_of(table)
     columns = [column for column in table.columns if column.startswith(how.published)]
     title = f"{table.paper}, Table {table.number}: the paper's figures, {table.unit}, and ours on the embedded drawings"
     shown = table_of_methods(title, [*columns, *(f"ours {name}" for name in how.shown)], "row")
     part = next(iter(result["sizes"]))
-    for row in result["rows"]:
+    for row in (*result["rows"], *result["beside"]):
         ours = ["–"] * len(how.shown)
         if "ours" in row:
             ours = ["{value:.1f} [{low:.1f}, {high:.1f}]".format(**row["ours"][part][name]) for name in how.shown]
-        shown.add_row(row["row"], *(figure(row["paper"][column], table.unit) for column in columns), *ours)
+        paper = row.get("paper", {})
+        shown.add_row(row["row"], *(figure(paper.get(column), table.unit) for column in columns), *ours)
     console.print(shown)
     console.print(f"paper: {table.source}")
     console.print(
         f"ours: {result['data']}; per cent [95 % interval over queries], one seed; {result['sizes'][part]} drawings in "
-        f"the gallery, chance of mAP@all {result['chance of mAP@all'][part]}"
+        f"the gallery, chance of {how.chance[1]} {result[f'chance of {how.chance[1]}'][part]}"
     )
     for row in result["rows"]:
         if "missing" in row:

@@ -16,6 +16,7 @@ from hystar_fast.index.combine import Found, combined, softmax_offsets
 from hystar_fast.index.engine import Engine, Generation, IndexDamaged, Item
 from hystar_fast.index.generation_methods import open_view
 from hystar_fast.index.open_index import open_engine
+from hystar_fast.index.query_modality import query_move
 from hystar_fast.index.sources import picture_of
 from hystar_fast.index.where import Where
 from hystar_fast.methods.device import on_device, select_device
@@ -193,23 +194,9 @@ class Searcher:
         if self.method.similarity.is_cosine:
             vectors = F.normalize(vectors, dim=-1)
         check_finite(self.method, vectors, [str(query.picture) for query in queries])
-        return torch.cat([self._moved(vector, query) for vector, query in zip(vectors.split(1), queries, strict=True)])
-
-    def _moved(self, vector: Tensor, query: Query) -> Tensor:
-        """Return the vector [1, D] of a query, moved from its modality to that of the gallery."""
-        if not query.modality:
-            return vector
-        style, _, way = query.modality.partition(" [")
-        ways = self.method.conversions()
-        if not ways:
-            raise ValueError(
-                f"modality must be left out for an index of this {self.method.name!r}, whose adapter has no means of "
-                "styles: `hystar-fast mean-shift` writes one that has"
-            )
-        name = way.removesuffix("]") or next(iter(ways))
-        if name not in ways:
-            raise ValueError(f"modality must name one of {', '.join(ways)} in brackets, got {query.modality!r}")
-        return self.method.convert(vector, style, next(iter(ways[name].vectors)), name)
+        moves = [query_move(self.method, query.modality) if query.modality else None for query in queries]
+        parts = zip(vectors.split(1), moves, strict=True)
+        return torch.cat([vector if move is None else move(vector) for vector, move in parts])
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Return unit vectors [n, D] of words.

@@ -18,7 +18,9 @@ from hystar_fast.methods.hystar_method import HystarMethod
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.suite import create_method
 from hystar_fast.models.adapter_format import (
+    DELTA_FORMAT,
     FORMAT,
+    FORMATS,
     METHOD_FORMAT,
     change_description,
     check_tensors,
@@ -55,21 +57,45 @@ def save_method(method: Method, directory: str | Path) -> None:
         raise ValueError(
             f"method must be built by create_method to be saved, got {method.name!r} without a configuration"
         )
-    description = {
-        "method": method.name,
-        "settings": dict(method.settings),
-        "config": method.config.to_dict(),
-        "fingerprints": dict(method.fingerprints),
-        **({MEANS: _listed(method)} if method.style_means else {}),
+    write_adapter(directory, _described(method, method.config), tensors, kind=METHOD_FORMAT)
+
+
+def save_delta(method: Method, directory: str | Path) -> None:
+    """Write a method that trained weights of its backbone as their difference from the released ones, in bfloat16.
+
+    The file has half the size of that of :func:`save_method`, and is for serving: a weight w + d is off by at most
+    2⁻⁹ |d|, so that embeddings are those of the trained method but for their last digits. Continue a training from its
+    checkpoint. Every weight changes in training, so that a file without those that are equal would not be smaller.
+
+    Args:
+        method: as of :func:`save_method`; its backbone is built again, to subtract its weights.
+        directory: the folder to write; it is created if needed.
+
+    Raises:
+        ValueError: the method trained no weight of its backbone, or as of :func:`save_method`.
+    """
+    names = method.tuned_weights()
+    if not names:
+        raise ValueError(
+            f"method must have trained weights of its backbone to be saved as their difference, got {method.name!r}"
+        )
+    if method.config is None:
+        raise ValueError(f"method must be built by create_method to be saved, got {method.name!r}")
+    released = create_method(method.name, method.config, settings=method.settings)
+    check_fingerprints(method.fingerprints, released.fingerprints, method.config, directory)
+    before = released.trained_parameters()
+    tensors = {
+        name: (value.detach().cpu() - before[name].detach().cpu()).bfloat16() if name in names else value
+        for name, value in method.trained_parameters().items()
     }
-    write_adapter(directory, description, tensors, kind=METHOD_FORMAT)
+    write_adapter(directory, _described(method, method.config), tensors, kind=DELTA_FORMAT)
 
 
 def load_method(directory: str | Path, **changes: Any) -> Method:
     """Rebuild a trained method from its folder: the backbone of its configuration, and its trained parameters.
 
     Args:
-        directory: written by :func:`save_method` or :meth:`Hystar.save_pretrained`.
+        directory: written by :func:`save_method`, :func:`save_delta` or :meth:`Hystar.save_pretrained`.
         changes: fields of the configuration to replace, such as ``pretrained`` if the weights have moved.
 
     Returns:
@@ -79,7 +105,7 @@ def load_method(directory: str | Path, **changes: Any) -> Method:
         ValueError: a file is missing, corrupt or of another format, names an unknown method or settings, does not fit
             the backbone, or was trained on other weights.
     """
-    description, tensors = read_adapter(directory, kinds=(FORMAT, METHOD_FORMAT))
+    description, tensors = read_adapter(directory, kinds=FORMATS)
     means = _means(description, directory)
     if description["format"] == FORMAT:
         return _hystar(directory, changes, means)
@@ -98,11 +124,25 @@ def load_method(directory: str | Path, **changes: Any) -> Method:
     needed = method.trained_parameters()
     check_tensors(tensors, needed)
     with torch.no_grad():
+        differences = method.tuned_weights() if description["format"] == DELTA_FORMAT else frozenset()
         for key, parameter in needed.items():
-            parameter.copy_(tensors[key])
+            if key in differences:
+                parameter.add_(tensors[key].to(parameter))
+            else:
+                parameter.copy_(tensors[key])
     method.style_means = means
     method.train(False)
     return method
+
+
+def _described(method: Method, config: HystarConfig) -> dict[str, Any]:
+    return {
+        "method": method.name,
+        "settings": dict(method.settings),
+        "config": config.to_dict(),
+        "fingerprints": dict(method.fingerprints),
+        **({MEANS: _listed(method)} if method.style_means else {}),
+    }
 
 
 def _listed(method: Method) -> dict[str, list[float]]:

@@ -116,6 +116,10 @@ class Method(ABC):
         wanted = {id(p) for group in self.parameter_groups().values() for p in group}
         return {n: p for module in self.modules for n, p in module.named_parameters() if id(p) in wanted}
 
+    def tuned_weights(self) -> frozenset[str]:
+        """Return the names of those of `trained_parameters` that were weights of the backbone before training."""
+        return frozenset()
+
 
 def count_parameters(method: Method) -> dict[str, int]:
     """Count the trainable parameters of a method by group.

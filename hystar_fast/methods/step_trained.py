@@ -31,6 +31,9 @@ class Batching:
         template: of captions, with ``{}`` for the name.
         order: of captioned pictures, "shuffled" in each epoch or "listed".
         unpaired: which classes of captioned pictures lack a side: "none", "disjoint", "gallery" or "queries".
+        stored: of pairs of pictures that never change, whether the method computes what it needs of each only once.
+        within: whether R@1 among the gallery pictures of the query's category selects the model, in the place of
+            mAP@all of the category.
     """
 
     of: Literal["category", "pairs", "names", "captioned"] = "category"
@@ -43,6 +46,12 @@ class Batching:
     template: str = "{}"
     order: str = "shuffled"
     unpaired: str = "none"
+    stored: bool = True
+    within: bool = False
+
+    def caption(self, name: str) -> str:
+        """Return the caption of a name by `template`, with spaces for underscores."""
+        return self.template.replace("{}", " ".join(name.replace("_", " ").split()))
 
 
 class Processes(Protocol):
@@ -96,6 +105,8 @@ class PairedBatch:
         gallery, queries: [b, 3, H, W], or texts as a list; None where the method has stored what it needs of them.
         gallery_rows, query_rows: int64 [b], their numbers among all that train.
         labels: int64 [b], the number of the category.
+        instances: int64 [b], the number of the instance of the gallery picture.
+        kinds: int64 [b], the number of the style of the query, from 1; 0 for a text.
     """
 
     gallery: Tensor | None
@@ -103,10 +114,12 @@ class PairedBatch:
     gallery_rows: Tensor
     query_rows: Tensor
     labels: Tensor
+    instances: Tensor
+    kinds: Tensor
 
     def to(self, device: torch.device) -> Self:
-        """Return the batch with its pictures and labels on a device."""
-        moved = {n: getattr(self, n) for n in ("gallery", "queries", "labels")}
+        """Return the batch with its pictures, labels, instances and kinds on a device."""
+        moved = {n: getattr(self, n) for n in ("gallery", "queries", "labels", "instances", "kinds")}
         return replace(self, **{n: v.to(device) if isinstance(v, Tensor) else v for n, v in moved.items()})
 
 
@@ -160,7 +173,7 @@ class StepPlan:
         names: of the categories, by their numbers.
         captions: first caption of each gallery picture that trains and has one.
         prototypes: reads the pictures of `Batching.prototypes`, uint8 [C, 3, H, W], of the instances that train.
-        styles: of captioned pictures, the gallery's first.
+        styles: of the pictures, the gallery's first, for a method that converts.
         means: computes the mean embedding [D] of each of these styles over the pictures that train.
         processes: that train together; None for one.
     """
@@ -190,12 +203,15 @@ class StepTrained(Method):
         follows: the entries of a recipe that it follows, of "schedule", "warmup" and "weight_decay".
         scores_from: the step from which a validation says something, such as the first of a later stage.
         divides_batches: whether several processes can share a batch.
+        converts: whether it moves queries between modalities: its plan has styles and means, and its adapter the means
+            of the styles at the end.
     """
 
     batching: Batching = Batching()
     follows: frozenset[str] = frozenset()
     scores_from: int = 0
     divides_batches: bool = False
+    converts: bool = False
     _plan: StepPlan | None = None  # of `begin`
 
     @abstractmethod

@@ -18,8 +18,8 @@ from hystar_fast.methods.hog import HOG
 from hystar_fast.methods.hystar_method import HystarMethod, create_criterion
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.lora import LoRA
+from hystar_fast.methods.ma_sbir.create_ma_sbir import create_ma_sbir
 from hystar_fast.methods.ma_sbir.ma_sbir_config import MASBIRConfig
-from hystar_fast.methods.ma_sbir.ma_sbir_method import create_ma_sbir
 from hystar_fast.methods.mean_shift import MeanShift
 from hystar_fast.methods.own_settings import OwnSettings
 from hystar_fast.methods.pixels import Pixels

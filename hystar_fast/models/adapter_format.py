@@ -25,6 +25,8 @@ CONFIG_FILE = "config.json"
 TENSOR_FILE = "adapter.safetensors"
 FORMAT = "hystar_fast.adapter/1"
 METHOD_FORMAT = "hystar_fast.method/1"
+DELTA_FORMAT = "hystar_fast.method-delta/1"  # tensors in bfloat16 are differences from the backbone's own weights
+FORMATS = (FORMAT, METHOD_FORMAT, DELTA_FORMAT)
 Hashed: TypeAlias = "dict[tuple[Any, ...], tuple[Tensor, bytes]]"
 _CHUNK = 1 << 20  # bytes
 
@@ -121,7 +123,7 @@ def read_adapter(
     return description, tensors
 
 
-def read_description(directory: str | Path, *, kinds: Sequence[str] = (FORMAT, METHOD_FORMAT)) -> dict[str, Any]:
+def read_description(directory: str | Path, *, kinds: Sequence[str] = FORMATS) -> dict[str, Any]:
     """Read the description alone, without the tensors.
 
     Raises:

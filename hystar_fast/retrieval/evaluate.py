@@ -17,9 +17,10 @@ from hystar_fast.retrieval.embed import Embedded, embed_records, embed_texts
 from hystar_fast.retrieval.joint import COMBINATIONS, joint_ranks
 from hystar_fast.retrieval.metrics import Interval, bootstrap_mean
 from hystar_fast.retrieval.ranks import QueryIds, Ranks
+from hystar_fast.retrieval.within_category import PROTOCOL, WITHIN, measure_within
 from hystar_fast.retrieval.zero_shot import class_embeddings, numbered
 
-TASKS = ("instance", "category", "classify")
+TASKS = ("instance", WITHIN, "category", "classify")
 PROTOCOLS = {"full": "full: ranked over the whole gallery", "batch24": LABEL}
 DEFAULT_METRICS = tuple(Metric.parse(name) for name in ("R@1", "R@5"))
 TEXT, JOINT = "text", "joint"
@@ -96,7 +97,8 @@ def evaluate(
     Args:
         method: the system.
         images: the data set.
-        task: "instance" (relevant: the query's own picture and its copies), "category" (relevant: pictures of the same
+        task: "instance" (relevant: the query's own picture and its copies), "instance-in-category" (the same, ranked
+            among the pictures of its category; queries are pictures), "category" (relevant: pictures of the same
             category; Table 2), or "classify" (the gallery is the names of the categories; Table 3). By default
             "instance" if the data set has instances, else "category".
         protocol: "full", or "batch24" (instances only).
@@ -135,10 +137,13 @@ def evaluate(
         gallery = (images.gallery_style, BATCH if protocol == "batch24" else len(answers.records))
         if chosen == "category":
             results = run.categories(answers, metrics)
+        elif chosen == WITHIN:
+            results = run.within(answers, metrics)
         else:
             results = run.instances(answers, None if protocol == "batch24" else metrics)
     skipped = (*images.skipped, *run.skipped)
-    return Evaluation(images, chosen, PROTOCOLS[protocol], gallery, tuple(results), skipped)
+    label = PROTOCOL if chosen == WITHIN else PROTOCOLS[protocol]
+    return Evaluation(images, chosen, label, gallery, tuple(results), skipped)
 
 
 def _check(
@@ -159,7 +164,7 @@ def _check(
     if unknown:
         raise ValueError(f"kinds must be some of {known} of {images.name}, got {unknown[0]!r}")
     has = {"instances": images.has_instances, "categories": images.has_categories}
-    needed = "instances" if task == "instance" else "categories"
+    needed = "instances" if task == "instance" or (task == WITHIN and has["categories"]) else "categories"
     if not has[needed]:
         other = "categories" if needed == "instances" else "instances"
         tasks = "task 'category' or 'classify'" if other == "categories" else "task 'instance'"
@@ -244,6 +249,14 @@ class _Run:
             for name, queries in self.converted(style):
                 measured = measure_by("category", queries, gallery, metrics, self.method.similarity)
                 results.append(kind_result(name, measured, queries.records))
+        return results
+
+    def within(self, gallery: Embedded, metrics: Sequence[Metric]) -> list[KindResult]:
+        results = []
+        for style in self.query_styles():
+            for name, queries in self.converted(style):
+                measured = measure_within(queries, gallery, metrics, self.method.similarity)
+                results.append(replace(kind_result(name, measured, queries.records), chance=None))
         return results
 
     def classify(self, metrics: Sequence[Metric], templates: Sequence[str]) -> tuple[list[KindResult], tuple[str, int]]:

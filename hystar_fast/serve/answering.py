@@ -16,6 +16,7 @@ from torch import Tensor
 from hystar_fast.data.images import Resize, least_side
 from hystar_fast.index.combine import Found, combined, softmax_offsets
 from hystar_fast.index.engine import IndexDamaged, Item
+from hystar_fast.index.query_modality import query_move
 from hystar_fast.index.where import Where
 from hystar_fast.methods.interface import GALLERY, QUERY, Role
 from hystar_fast.methods.similarity import Similarity
@@ -146,13 +147,15 @@ class Answerer:
     async def _answer(self, live: Live, fields: SearchFields, deadline: float) -> dict[str, Any]:
         view = _view(live, fields.view)
         views = [view, *(other for other in live.stamps if other != view)] if fields.compare else [view]
+        moves = {} if fields.modality is None else {name: _move(live, name, fields.modality) for name in views}
         decoding, encoding = self._encode(live, fields, views, deadline)
         searching = {}
         for (name, part), vector in encoding.items():
             lane = _Lane(
                 live.generation, name, fields.k, fields.where, fields.combine == "softmax", live.similarity(name)
             )
-            searching[name, part] = then(vector, partial(self._submit, lane, deadline))
+            move = moves.get(name) if part == "image" else None
+            searching[name, part] = then(vector, partial(self._submit, lane, deadline, move))
         searched = await _results(searching)
         passes = [vector.result() for vector in encoding.values()]
         timing = {
@@ -171,8 +174,10 @@ class Answerer:
         rounded = {step: round(spent, 2) for step, spent in timing.items()}
         return {**answer, "timing": {**rounded, "batch": max(done.batch for done in passes)}}
 
-    def _submit(self, lane: _Lane, deadline: float, encoded: Done[Tensor]) -> Future[Done[_Searched]]:
-        return self._searches.submit(lane, encoded.result, deadline)
+    def _submit(
+        self, lane: _Lane, deadline: float, move: Callable[[Tensor], Tensor] | None, encoded: Done[Tensor]
+    ) -> Future[Done[_Searched]]:
+        return self._searches.submit(lane, encoded.result if move is None else move(encoded.result), deadline)
 
     def _encode(
         self, live: Live, fields: QueryFields, views: list[str], deadline: float, role: Role = QUERY
@@ -289,6 +294,13 @@ def _view(live: Live, name: str | None) -> str:
     if name not in live.stamps:
         raise Problem("invalid", f"view must be one of {', '.join(live.stamps)}", field="view")
     return name
+
+
+def _move(live: Live, view: str, modality: str) -> Callable[[Tensor], Tensor]:
+    try:
+        return query_move(live.encoder.methods[view], modality)
+    except ValueError as error:
+        raise Problem("invalid", str(error), field="modality") from error
 
 
 def _styled_view(live: Live, view: str) -> str:

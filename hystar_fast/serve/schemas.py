@@ -113,6 +113,11 @@ class SearchFields(QueryFields):
         None, max_length=_LONGEST_WHERE, description="A filter, such as: year=2024 and path^=trips/"
     )
     compare: bool = Field(False, description="Also search the other views of the index.")
+    modality: str | None = Field(
+        None,
+        max_length=200,
+        description="The style of the picture by name, such as sketch: its vector is moved to the gallery's style.",
+    )
 
     @field_validator("where")
     @classmethod
@@ -120,6 +125,12 @@ class SearchFields(QueryFields):
         if where is not None:
             Where.parse(where)
         return where
+
+    @model_validator(mode="after")
+    def _of_a_picture(self) -> SearchFields:
+        if self.modality is not None and self.image is None:
+            raise ValueError("modality: needs an image, which it is the style of")
+        return self
 
 
 class EmbedFields(QueryFields):

@@ -58,7 +58,7 @@ class CaptionedPictures:
         listed = [(record, self._name(record)) for style in self.styles for record in images.of_style(style)]
         named = [(record, name) for record, name in listed if name is not None and self._takes_part(record, name)]
         self.items = [record for record, _ in named]
-        self.categories = tuple(sorted({self._caption(name) for _, name in named}))
+        self.categories = tuple(sorted({batching.caption(name) for _, name in named}))
         if len(self.categories) < 2 or len(self.items) < 2:
             raise ValueError(
                 f"{images.name} must have at least 2 {batching.names} with a picture to train on, got "
@@ -66,12 +66,17 @@ class CaptionedPictures:
             )
         number = {caption: label for label, caption in enumerate(self.categories)}
         kind = {style: i for i, style in enumerate(self.styles)}
-        self._labels = torch.tensor([number[self._caption(name)] for _, name in named])
+        self._labels = torch.tensor([number[batching.caption(name)] for _, name in named])
         self._kinds = torch.tensor([kind[record.style] for record in self.items])
         if batch_size < 2:
             raise ValueError(f"batch_size must be at least 2, got {batch_size}")
         self.batch_size = min(batch_size, len(self.items))
         self.skipped = {entry.path: entry.reason for entry in images.skipped}
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The styles, by the numbers of their kinds."""
+        return self.styles
 
     @property
     def training(self) -> ImageSet:
@@ -127,9 +132,6 @@ class CaptionedPictures:
 
     def _name(self, record: Record) -> str | None:
         return record.caption if self.batching.names == "captions" else record.category
-
-    def _caption(self, name: str) -> str:
-        return self.batching.template.replace("{}", " ".join(name.replace("_", " ").split()))
 
     def _takes_part(self, record: Record, name: str) -> bool:
         """Tell whether a picture is of a side that its class has; the class is that of the caption."""

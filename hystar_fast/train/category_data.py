@@ -20,6 +20,7 @@ from hystar_fast.methods.step_trained import Batching
 from hystar_fast.retrieval.crossmodal import evaluate_crossmodal
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.evaluate import TEXT, evaluate
+from hystar_fast.retrieval.within_category import WITHIN
 from hystar_fast.train.captioned import CaptionedPictures
 from hystar_fast.train.category_pairs import CategoryPairs
 from hystar_fast.train.data_record import DataRecord
@@ -27,7 +28,8 @@ from hystar_fast.train.paired_batches import PairedBatches
 from hystar_fast.train.settings import DataSettings
 from hystar_fast.train.validation import Score
 
-METRIC = Metric.parse("mAP@all")
+METRIC, WITHIN_METRIC = Metric.parse("mAP@all"), Metric.parse("R@1")
+WITHIN_NAME = "R@1 within the category"
 _HELD_OUT = 0.1  # of the categories, with data.validation = "val"
 
 
@@ -38,7 +40,7 @@ class CategoryData:
     Attributes:
         styles: the query styles.
         training: the pictures to train on, without unseen categories; without instances where batches are by category.
-        score: the mean over the query styles of mAP@all on the categories that are held out, with each style's; None
+        score: the mean over the query styles of `metric` on the categories that are held out, with each style's; None
             without any.
         notes: lines that say what was read, and what is held out.
         batching: how batches are made; with pairs the instances are kept.
@@ -112,42 +114,46 @@ def open_categories(data: DataSettings, batching: Batching) -> CategoryData:
     record = DataRecord.of(data.source, whole, Shares(0.0, 0.0), division.unseen, division.name)
     left_out = f"; {len(division.unseen)} unseen categories of {division.name} take no part" if data.unseen else ""
     share = _share(data.validation)
+    metric = WITHIN_NAME if batching.within else str(METRIC)
     if share is None:
         note = f"read {images.summary}; no category is held out{left_out}"
-        return CategoryData(styles, images, None, (note,), record, batching, drawn)
+        return CategoryData(styles, images, None, (note,), record, batching, drawn, metric)
     training, validation = hold_out_categories(images, share, least=1)
     held = len({record.category for record in validation.records})
     return CategoryData(
         styles,
         training,
-        lambda method: score_categories(method, validation, styles),
+        lambda method: score_categories(method, validation, styles, within=batching.within),
         (f"read {images.summary}; {held} categories are held out for validation{left_out}",),
         record,
         batching,
         drawn,
+        metric,
     )
 
 
-def score_categories(method: Method, images: ImageSet, styles: tuple[str, ...]) -> Score:
+def score_categories(method: Method, images: ImageSet, styles: tuple[str, ...], *, within: bool = False) -> Score:
     """Return the mean over kinds of query of mAP@all, each kind's, and of a single kind the interval.
 
-    Of a method with a trained conversion the converted queries count, as that is the row it reports.
+    With `within` it is R@1 of the own picture among those of its category. Of a method with a trained conversion the
+    converted queries count, as that is the row it reports.
 
     Raises:
         ValueError: no query has a relevant item in the gallery.
     """
+    metric = WITHIN_METRIC if within else METRIC
     if styles == (TEXT,):
         found = evaluate_crossmodal(method, images, relevant="category", metrics=[METRIC])
         found = replace(found, kinds=found.kinds[:2])
     else:
-        found = evaluate(method, images, task="category", metrics=[METRIC], kinds=styles)
+        found = evaluate(method, images, task=WITHIN if within else "category", metrics=[metric], kinds=styles)
         reported = tuple(result for result in found.kinds if result.kind.endswith(f"[{CONVERTED}]"))
         found = replace(found, kinds=reported or found.kinds)
-    values = {result.kind: value for result in found.kinds if (value := result.values[str(METRIC)]) is not None}
+    values = {result.kind: value for result in found.kinds if (value := result.values[str(metric)]) is not None}
     if not values:
         raise ValueError("data.validation must give queries with a relevant item, got none: hold out more categories")
     means = {kind: value.value for kind, value in values.items()}
-    figures: dict[str, Any] = {str(METRIC): means}
+    figures: dict[str, Any] = {str(metric): means}
     if len(values) == 1:
         (value,) = values.values()
         figures["interval"] = {"low": value.low, "high": value.high}

@@ -36,6 +36,7 @@ class PairedBatches:
 
     Attributes:
         categories: the names that have a query and a gallery picture, sorted; a label is a position among them.
+        modalities: the gallery's style and the query styles; a kind is a position among them.
         queries: the query pictures, or the gallery pictures with a caption each.
         gallery: the gallery pictures of these pairs.
         skipped: path -> reason.
@@ -56,6 +57,7 @@ class PairedBatches:
     ) -> None:
         self.images, self.resize, self.batching, self.seed = images, resize, batching, seed
         self.styles = () if batching.texts else tuple(styles) or images.query_styles
+        self.modalities = (images.gallery_style, *self.styles)
         if images.gallery_style in self.styles:
             raise ValueError(f"styles must be query styles, but {images.gallery_style!r} is the gallery style")
         gallery = [record for record in images.gallery if record.category is not None]
@@ -79,6 +81,11 @@ class PairedBatches:
             )
         number = {name: label for label, name in enumerate(self.categories)}
         self._labels = torch.tensor([number[str(record.category)] for record in self.queries])
+        kind = {style: i for i, style in enumerate(self.modalities)}
+        self._kinds = torch.tensor([kind[record.style] for record in self.queries])
+        first: dict[object, int] = {}
+        owners = [record.path if record.instance is None else ("instance", record.instance) for record in gallery]
+        self._instances = torch.tensor([first.setdefault(owner, len(first)) for owner in owners])
         if batch_size < 2:
             raise ValueError(f"batch_size must be at least 2, got {batch_size}")
         self.batch_size = min(batch_size, len(self.queries))
@@ -86,9 +93,14 @@ class PairedBatches:
         self.is_stored = False
 
     @property
+    def training(self) -> ImageSet:
+        """The data set with the pictures that train."""
+        return self.images
+
+    @property
     def is_fixed(self) -> bool:
-        """Tell whether pictures never change, so that a method computes their features once."""
-        return self.batching.crop >= 1
+        """Tell whether a method computes the features of pictures once, as they never change."""
+        return self.batching.crop >= 1 and self.batching.stored
 
     @property
     def batches_per_epoch(self) -> int:
@@ -128,22 +140,28 @@ class PairedBatches:
         if len(kept) < 2:
             raise ValueError(f"a batch must have 2 pairs that can be read, got {len(kept)} of {len(pairs)}")
         query_rows, gallery_rows = (torch.tensor([rows[i] for i in kept]) for rows in (asked, answers))
-        labels = self._labels[query_rows]
+        facts = {
+            "gallery_rows": gallery_rows,
+            "query_rows": query_rows,
+            "labels": self._labels[query_rows],
+            "instances": self._instances[gallery_rows],
+            "kinds": self._kinds[query_rows],
+        }
         if self.is_stored:
-            return PairedBatch(None, None, gallery_rows, query_rows, labels)
+            return PairedBatch(None, None, **facts)
         generator = torch.Generator().manual_seed(self.seed * 7_368_787 + step)
         shown = self._cropped(torch.stack([read[pairs[i][1].path] for i in kept]), generator)
         if self.batching.texts:
-            return PairedBatch(shown, [pairs[i][0].captions[0] for i in kept], gallery_rows, query_rows, labels)
+            return PairedBatch(shown, [pairs[i][0].captions[0] for i in kept], **facts)
         drawn = self._cropped(torch.stack([read[pairs[i][0].path] for i in kept]), generator)
-        return PairedBatch(shown, drawn, gallery_rows, query_rows, labels)
+        return PairedBatch(shown, drawn, **facts)
 
     def _key(self, record: Record) -> str | None:
         return record.instance if self.batching.by == "instance" else record.category
 
     def _cropped(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
         """Crop uint8 [b, 3, H, W] at random places, to a share of the area and an aspect that are drawn for each."""
-        if self.is_fixed:
+        if self.batching.crop >= 1:
             return pictures
         height, width = pictures.shape[-2:]
         draws = torch.rand(len(pictures), 4, generator=generator)

@@ -160,8 +160,8 @@ def _run(
     if world.is_main and state.best is None:
         _save(method, adapter, data)
     if world.is_main:
-        if not isinstance(data, TrainingData) and isinstance(batches, CaptionedPictures):
-            _add_means(adapter, batches.training, device)
+        if not isinstance(data, TrainingData) and stepping.converts:
+            _add_means(adapter, batches, device)
         _write_skipped(state, output)
     return Trained(method, state, adapter, recipe.steps, data.metric)
 
@@ -199,11 +199,12 @@ def _fit_means(
     return Trained(method, state, output / ADAPTER, 0)
 
 
-def _add_means(adapter: Path, training: ImageSet, device: torch.device) -> None:
+def _add_means(adapter: Path, batches: object, device: torch.device) -> None:
     """Measure the means of the styles with the method that was kept, and write them into its adapter."""
-    kept = load_method(adapter)
-    kept.style_means = _means(kept, training, device)
-    save_method(kept, adapter)
+    if isinstance(batches, CaptionedPictures | PairedBatches):
+        kept = load_method(adapter)
+        kept.style_means = _means(kept, batches.training, device)
+        save_method(kept, adapter)
 
 
 def _means(method: Method, training: ImageSet, device: torch.device) -> dict[str, Tensor]:
@@ -246,8 +247,8 @@ def _begin(
     batches = data.batches(method.resize, optim.batch_size, seed)
     prototypes, means = None, None
     styles: tuple[str, ...] = ()
-    if isinstance(batches, CaptionedPictures):
-        styles = batches.styles
+    if isinstance(batches, CaptionedPictures | PairedBatches) and method.converts:
+        styles = batches.modalities
         means = partial(_means, method, batches.training, device)
     if isinstance(data, CategoryData) and data.batching.prototypes:
         prototypes = partial(data.prototypes, method.resize, batches.skipped)

@@ -57,7 +57,7 @@ def test_help_lists_the_commands_and_no_others():
     expected = {
         (): [
             *("demo", "search", "serve", "info", "train", "eval"),
-            *("embed", "domains", "mean-shift", "index", "experiments"),
+            *("embed", "domains", "mean-shift", "save-delta", "index", "experiments"),
         ],
         ("experiments",): ["tune", "compare", "reproduce", "figure", "fewshot"],
     }

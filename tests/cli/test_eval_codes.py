@@ -73,7 +73,7 @@ def test_codes_of_data_without_a_training_part_are_refused(tmp_path):
         (("--itq-fit", "test"), "--itq-fit must be one of ('train', 'queries'), got 'test'"),
         (
             ("--protocol", "batch24"),
-            "bits must be left out for tasks 'classify' and 'crossmodal' and protocol 'batch24'",
+            "bits must be left out for tasks 'classify', 'instance-in-category' and 'crossmodal' and protocol",
         ),
     ],
 )

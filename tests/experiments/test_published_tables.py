@@ -251,4 +251,5 @@ def test_the_command_prints_published_rows_with_reasons_and_writes_them(tmp_path
     text = " ".join(found.output.split())
     assert "Prec@k:shortened" in text and "authors' own list" in text
     assert "not run: Ours [clip], Ours [original], Ours [converted]: neither the data set nor OpenAI's weights" in text
-    assert "29.96" in text and "the fine-grained variant is not part of this package" in text
+    assert "12,694 sketches and 10,453 photos of the unseen categories of Sketchy" in text
+    assert "29.96" in text and "not run: Ours [original], Ours [converted]: the data set is not part of this" in text

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hystar_fast.data.emoji import load_emoji
+from hystar_fast.methods.ma_sbir.create_ma_sbir import create_ma_sbir
 from hystar_fast.methods.ma_sbir.ma_sbir_config import MASBIRConfig
-from hystar_fast.methods.ma_sbir.ma_sbir_method import MASBIR, create_ma_sbir
+from hystar_fast.methods.ma_sbir.ma_sbir_method import MASBIR
 from hystar_fast.methods.ma_sbir.modality_vectors import ModalityVectors
 from hystar_fast.methods.step_trained import StepPlan
 from hystar_fast.methods.suite import tiny_config

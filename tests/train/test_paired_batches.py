@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hystar_fast.data.image_set import ImageSet
+from hystar_fast.data.emoji import load_emoji
+from hystar_fast.data.image_set import ImageSet, read_by_path
 from hystar_fast.data.images import ResizeTo
 from hystar_fast.data.text_pairs import load_crossmodal
+from hystar_fast.methods.pixels import Pixels
 from hystar_fast.methods.step_trained import Batching
 from hystar_fast.train.paired_batches import PairedBatches
 from tests.support.fgan_cases import sentences
@@ -87,3 +89,24 @@ def test_the_tree_is_not_changed(images: ImageSet) -> None:
     found = batches(images)
     assert found.skipped == {} and not found.is_stored and Path(found.queries[0].path).suffix == ".png"
     assert "12 pairs, " in found.identity() and found.identity() != batches(images, crop=0.5).identity()
+
+
+def test_pairs_name_the_instance_of_the_picture_and_the_style_of_the_query() -> None:
+    drawings = load_emoji("train").select(limit=20)
+    how = Batching("pairs", by="instance", stored=False)
+    found = PairedBatches(drawings, ("outline", "sketch"), RESIZE, how, batch_size=12)
+    assert found.modalities == ("noto", "outline", "sketch") and found.training is drawings and not found.is_fixed
+    batch = found.load(0)
+    asked = [found.queries[row] for row in batch.query_rows]
+    assert [found.modalities[kind] for kind in batch.kinds] == [record.style for record in asked]
+    assert {*batch.kinds.tolist()} == {1, 2}
+    names = [found.gallery[row].instance for row in batch.gallery_rows]
+    assert names == [record.instance for record in asked] and len({*names}) == len({*batch.instances.tolist()})
+    pictures = read_by_path(drawings, asked, RESIZE, {})
+    assert torch.equal(batch.queries, torch.stack([pictures[record.path] for record in asked])), "whole, not cropped"
+    found.store(Pixels())  # type: ignore[arg-type]
+    assert not found.is_stored, "the method was asked for nothing"
+
+
+def test_texts_have_no_style(images: ImageSet) -> None:
+    assert batches(images).load(0).kinds.tolist() == [0] * 5

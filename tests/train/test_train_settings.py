@@ -42,7 +42,7 @@ def test_no_other_settings_file_is_shipped() -> None:
         *("paper", "emoji", "acnet", "acnet-paper", "acnet-emoji"),
         *fgan,
         *tki,
-        *(f"ma-sbir{end}" for end in ("", "-authors", "-paper", "-emoji")),
+        *(f"ma-sbir{end}" for end in ("", "-authors", "-paper", "-emoji", "-fine", "-fine-emoji")),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from hystar_fast.methods.ma_sbir.fine_losses import FINE_PAIRS
 from hystar_fast.methods.ma_sbir.ma_sbir_losses import CLASSIFIED, CONVERSIONS, DUPLICATES, ORTHOS
 from hystar_fast.methods.own_settings import OwnSettings
 from hystar_fast.methods.step_trained import Batching
@@ -26,6 +27,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "duplicates": "negatives",
     },
     "paper": {"conversion": "normalised", "classify": "pair", "duplicates": "negatives", "modality_init": "normal"},
+    "fine": {
+        "fine": True,
+        "freeze_text": True,
+        "lambda_mc": 0.02,
+        "lambda_rec": 0.1,
+        "lambda_ortho": 0.02,
+        "modality_lr": 1e-2,
+    },
 }
 """Name -> settings that differ from the defaults."""
 
@@ -38,10 +47,14 @@ _CHOICES = {
     "labels": LABELS,
     "order": ORDERS,
     "unpaired": UNPAIRED,
+    "fine_pairs": tuple(FINE_PAIRS),
 }
-_FLAGS = ("divide_by_weights", "learn_temperature", "decay_modalities", "freeze_text")
+_FLAGS = ("divide_by_weights", "learn_temperature", "decay_modalities", "freeze_text", "fine")
 _ABOVE_ZERO = ("temperature", "modality_lr")
-_AT_LEAST_ZERO = ("lambda_sem", "lambda_mc", "lambda_rec", "lambda_ortho")
+_AT_LEAST_ZERO = ("lambda_sem", "lambda_mc", "lambda_rec", "lambda_ortho", "lambda_ps", "clip_img")
+# what the fine-grained variant needs, and what it alone reads
+_OF_FINE = {"freeze_text": True, "labels": "categories", "order": "shuffled", "unpaired": "none", "classify": "all"}
+_OF_FINE_ALONE = ("clip_img", "lambda_ps", "shuffle_grid", "fine_pairs")
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,12 @@ class MASBIRConfig(OwnSettings):
         order: pictures are "shuffled" in each epoch, or come as "listed".
         unpaired: "disjoint" leaves half of the classes without gallery pictures and the other half without queries;
             "gallery" leaves a fifth with gallery pictures alone, "queries" a fifth with queries alone.
+        fine: the fine-grained variant: sketches find their own photo, and are trained in pairs with it.
+        clip_img: λ_ci of Eq. 11, which weighs sketches against photos, and 1 - λ_ci both against texts; of ``fine``,
+            like those that follow.
+        lambda_ps: λ_ps of Eq. 13, the weight of shuffled pictures; 0 shuffles none.
+        shuffle_grid: n; pictures are cut into n x n squares.
+        fine_pairs: "all" conversions between sketch, photo and text are trained, or "sketch_photo" alone.
 
     Raises:
         ValueError, TypeError: a field has the wrong value or type; the message says what it must be.
@@ -96,6 +115,11 @@ class MASBIRConfig(OwnSettings):
     template: str = "a photo of a {}."
     order: str = "shuffled"
     unpaired: str = "none"
+    fine: bool = False
+    clip_img: float = 1.0
+    lambda_ps: float = 0.5
+    shuffle_grid: int = 2
+    fine_pairs: str = "all"
 
     section: ClassVar[str] = "ma_sbir"
     title: ClassVar[str] = "MA-SBIR"
@@ -104,10 +128,22 @@ class MASBIRConfig(OwnSettings):
     def __post_init__(self) -> None:
         self._check_choices(_CHOICES)
         self._check_flags(_FLAGS)
-        self._check_counts({"unused_modalities": 0})
+        self._check_counts({"unused_modalities": 0, "shuffle_grid": 1})
         self._check_numbers(above_zero=_ABOVE_ZERO, at_least_zero=_AT_LEAST_ZERO)
         if self.template.count("{}") != 1:
             raise ValueError(f"ma_sbir.template must have {{}} once, got {self.template!r}")
+        if self.clip_img > 1:
+            raise ValueError(f"ma_sbir.clip_img must be at most 1, got {self.clip_img}")
+        if self.fine:
+            for name, needed in {**_OF_FINE, "unused_modalities": 0}.items():
+                if getattr(self, name) != needed:
+                    raise ValueError(
+                        f"ma_sbir.{name} must be {needed!r} with ma_sbir.fine, got {getattr(self, name)!r}"
+                    )
+            return
+        for name in _OF_FINE_ALONE:
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"ma_sbir.{name} must be left out without ma_sbir.fine, got {getattr(self, name)!r}")
 
     @property
     def weights(self) -> dict[str, float]:
@@ -122,7 +158,9 @@ class MASBIRConfig(OwnSettings):
 
     @property
     def batching(self) -> Batching:
-        """How a run makes its batches: pictures of any style, each with its caption."""
+        """How a run makes its batches: captioned pictures of any style, or pairs of a sketch and its photo."""
+        if self.fine:
+            return Batching(of="pairs", by="instance", template=self.template, stored=False, within=True)
         return Batching(
             of="captioned", names=self.labels, template=self.template, order=self.order, unpaired=self.unpaired
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,9 @@ from hystar_fast.methods.device import multiplies_bf16
 from hystar_fast.methods.ma_sbir.ma_sbir_config import MASBIRConfig
 from hystar_fast.methods.ma_sbir.modality_vectors import ModalityVectors
 from hystar_fast.methods.step_trained import CaptionedBatch, Processes, StepPlan, StepTrained, read_losses
-from hystar_fast.models.backbone_identity import backbone_fingerprints
-from hystar_fast.models.backbones import create_backbone
-from hystar_fast.models.backbones.base import Backbone
 from hystar_fast.models.backbones.text_tower import text_tower
+from hystar_fast.models.backbones.tower import TowerBackbone
 from hystar_fast.models.backbones.tower_parameters import tower_parameters
-from hystar_fast.models.config import HystarConfig
 
 TEXT, UNUSED = "text", "unused"
 _CAPTIONS = 256  # that are encoded at a time without gradients
@@ -55,8 +52,10 @@ class MASBIR(StepTrained):
     name = "ma_sbir"
     follows = frozenset({"schedule", "warmup", "weight_decay"})
     divides_batches = True
+    converts = True
+    styles: tuple[str, ...] = ()
 
-    def __init__(self, own: MASBIRConfig, backbone: Backbone, styles: tuple[str, ...] = ()) -> None:
+    def __init__(self, own: MASBIRConfig, backbone: TowerBackbone, styles: tuple[str, ...] = ()) -> None:
         self.own, self.batching = own, own.batching
         self.model: Any = backbone.requires_grad_(False).eval()
         self.resize, self.normalise = backbone.resize, backbone.normalise
@@ -66,7 +65,7 @@ class MASBIR(StepTrained):
             self._towers["text"] = tower_parameters(backbone, "text")
         for parameter in (p for members in self._towers.values() for p in members):
             parameter.requires_grad_(True)
-        self.modules = (self.model,)
+        self.modules = (self.model, *self._added())
         self._texts: Tensor | None = None
         self.temperature = Temperature(own.temperature) if own.learn_temperature else None
         self.settings: dict[str, Any] = own.to_dict()
@@ -76,10 +75,17 @@ class MASBIR(StepTrained):
 
     def _set_styles(self, styles: tuple[str, ...]) -> None:
         self.styles = styles
-        self.modalities = ModalityVectors(self.own, len(styles), self.model.embed_dim)
+        self.modalities = self._vectors_of(len(styles))
         added = () if self.temperature is None else (self.temperature,)
-        self.modules = (self.model, self.modalities, *added)
+        self.modules = (self.model, *self._added(), self.modalities, *added)
         self.settings = self.own.to_dict() | {"styles": "\n".join(styles)}
+
+    def _added(self) -> tuple[nn.Module, ...]:
+        """Return the modules beside the backbone that do not depend on the data."""
+        return ()
+
+    def _vectors_of(self, pictures: int) -> ModalityVectors:
+        return ModalityVectors(self.own, pictures, self.model.embed_dim)
 
     def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
         return F.normalize(self.model.encode_image(self.normalise(images)), dim=-1)
@@ -90,7 +96,7 @@ class MASBIR(StepTrained):
 
     def conversions(self) -> dict[str, Conversion]:
         """Return "converted", by the learned vectors if they were trained, and the mean shift of a saved method."""
-        if not self.own.trains_modalities or len(self.modules) == 1:
+        if not self.own.trains_modalities or not self.styles:
             return super().conversions()
         vectors = dict(zip(self.styles, self.modalities.vectors.detach(), strict=False))
         learned = Conversion(vectors | {TEXT: self.modalities.text.detach()}, self.own.conversion == "normalised")
@@ -100,16 +106,20 @@ class MASBIR(StepTrained):
         """Return "towers", and "modalities" where a loss trains them."""
         towers = [p for members in self._towers.values() for p in members]
         added = [] if self.temperature is None else [*self.temperature.parameters()]
-        trains = self.own.trains_modalities and len(self.modules) > 1
+        trains = self.own.trains_modalities and bool(self.styles)
         modalities = {"modalities": [*self.modalities.parameters()]} if trains else {}
         return {"towers": [*towers, *added], **modalities}
 
     def trained_parameters(self) -> dict[str, Tensor]:
         """Return whole towers, the vectors of the modalities and their classifier."""
         wanted = {id(p) for members in self.parameter_groups().values() for p in members}
-        if len(self.modules) > 1:
+        if self.styles:
             wanted |= {id(p) for p in self.modalities.parameters()}
         return {n: p for module in self.modules for n, p in module.named_parameters() if id(p) in wanted}
+
+    def tuned_weights(self) -> frozenset[str]:
+        own = {id(p) for members in self._towers.values() for p in members}
+        return frozenset(name for name, p in self.trained_parameters().items() if id(p) in own)
 
     def loss_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the loss itself reads: each process has their whole gradient."""
@@ -129,14 +139,13 @@ class MASBIR(StepTrained):
                 f"parameters must be float32 to be trained with steps as small as 5e-8, which vanish in others, got "
                 f"{', '.join(sorted(low))}"
             )
-        rates = {"towers": plan.learning_rate, "modalities": self.own.modality_lr}
         parts: list[dict[str, Any]] = []
         for name, members in groups.items():
-            decays = [p for p in members if self.own.decay_modalities or (name == "towers" and p.ndim > 1)]
+            decays = [p for p in members if self.own.decay_modalities or (name != "modalities" and p.ndim > 1)]
             rest = [p for p in members if all(p is not other for other in decays)]
             for chosen, decay in ((decays, plan.weight_decay), (rest, 0.0)):
                 if chosen:
-                    rate = rates[name]
+                    rate = plan.learning_rate if name == "towers" else self.own.modality_lr
                     parts.append({"name": name, "params": chosen, "lr": rate, "peak_lr": rate, "weight_decay": decay})
         self._optimizers = {"all": optim.AdamW(parts)}
 
@@ -153,16 +162,16 @@ class MASBIR(StepTrained):
         if step == 0:
             self._start(plan)
         optimizer.zero_grad(set_to_none=True)
-        values, of_gallery = self.backward(batch)
+        values, of_gallery = self._backward_step(batch, step)
         optimizer.step()
         values |= self._measured(of_gallery)
         return read_losses(values)
 
+    def _backward_step(self, batch: Any, step: int) -> tuple[dict[str, Tensor], Tensor]:
+        return self.backward(batch)
+
     def backward(self, batch: CaptionedBatch) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the losses of a batch and the gradients of the parameters, summed over the processes.
-
-        The gradient goes through the embeddings: with chunks, pictures are embedded twice, and memory is that of one
-        chunk (`hystar_fast.train.step` has the derivation).
 
         Returns:
             The losses, and the embeddings [n, D] of the gallery's pictures in the batch.
@@ -170,12 +179,8 @@ class MASBIR(StepTrained):
         Raises:
             ValueError: fewer than two of its pictures can be read.
         """
-        plan, processes = self._begun(), self._processes()
-        size = plan.chunk_size or max(1, len(batch.pictures))
-        chunks = batch.pictures.split(size)
-        with torch.set_grad_enabled(len(chunks) == 1):
-            made = [self._embed(chunk) for chunk in chunks]
-        own = torch.cat(made).detach().requires_grad_()
+        processes = self._processes()
+        own, propagate = self._embedded(batch.pictures)
         labels = batch.labels[processes.share(len(batch.labels))]
         words = self._words(labels)
         texts = words.detach().requires_grad_(words.requires_grad)
@@ -187,9 +192,7 @@ class MASBIR(StepTrained):
         kinds = batch.kinds[usable]
         values = self.modalities.losses(pictures, captions, batch.labels[usable], kinds, tau)
         values["loss"].backward()
-        gradient = torch.zeros_like(own) if own.grad is None else own.grad
-        for chunk, rows in zip(chunks, gradient.split(size), strict=True):
-            (made[0] if len(chunks) == 1 else self._embed(chunk)).backward(rows)
+        propagate()
         if texts.grad is not None:
             words.backward(texts.grad)
         for parameter in self.loss_parameters():  # whole on every process, and `reduce` sums them
@@ -197,6 +200,25 @@ class MASBIR(StepTrained):
                 parameter.grad /= processes.size
         processes.reduce([p for members in self.parameter_groups().values() for p in members])
         return values, pictures[kinds == 0].detach()
+
+    def _embedded(self, pictures: Tensor) -> tuple[Tensor, Callable[[], None]]:
+        """Return embeddings [b, D] as a leaf, and a function that takes its gradient on to the parameters.
+
+        With chunks, pictures are embedded twice, and memory is that of one chunk (`hystar_fast.train.step` has the
+        derivation).
+        """
+        size = self._begun().chunk_size or max(1, len(pictures))
+        chunks = pictures.split(size)
+        with torch.set_grad_enabled(len(chunks) == 1):
+            made = [self._embed(chunk) for chunk in chunks]
+        found = torch.cat(made).detach().requires_grad_()
+
+        def propagate() -> None:
+            gradient = torch.zeros_like(found) if found.grad is None else found.grad
+            for chunk, rows in zip(chunks, gradient.split(size), strict=True):
+                (made[0] if len(chunks) == 1 else self._embed(chunk)).backward(rows)
+
+        return found, propagate
 
     @torch.no_grad()
     def _start(self, plan: StepPlan) -> None:
@@ -239,10 +261,14 @@ class MASBIR(StepTrained):
             found = self._encode_captions([plan.names[label] for label in distinct.tolist()])
         return found.to(torch.promote_types(found.dtype, torch.float32))[index]
 
+    @torch.no_grad()
     def _every_text(self, plan: StepPlan) -> Tensor:
         """Return unit vectors [n, D] of all captions, without a gradient."""
-        parts = [plan.names[at : at + _CAPTIONS] for at in range(0, len(plan.names), _CAPTIONS)]
-        return torch.cat([self.encode_text(part).float() for part in parts])
+        return self._encode_all(plan.names)
+
+    def _encode_all(self, captions: Sequence[str]) -> Tensor:
+        parts = [captions[at : at + _CAPTIONS] for at in range(0, len(captions), _CAPTIONS)]
+        return torch.cat([MASBIR._encode_captions(self, part).float() for part in parts])
 
     def _encode_captions(self, texts: Sequence[str]) -> Tensor:
         """Return unit vectors [n, D]; tokens behind the longest text are not computed."""
@@ -254,23 +280,3 @@ class MASBIR(StepTrained):
         if found is None:
             raise ValueError("plan.processes must be given, got None")
         return found
-
-
-def create_ma_sbir(config: HystarConfig, settings: Mapping[str, Any]) -> MASBIR:
-    """Build MA-SBIR from settings, or from those of a saved one.
-
-    Args:
-        config: names the backbone.
-        settings: of `MASBIRConfig`; of a saved one also "styles", of its pictures.
-
-    Raises:
-        ValueError: a setting is wrong, or a backbone whose towers cannot be trained.
-    """
-    values = dict(settings)
-    styles = str(values.pop("styles", ""))
-    own = MASBIRConfig.from_dict(values)
-    backbone = create_backbone(config)
-    fingerprints = backbone_fingerprints(backbone)  # of the weights before training
-    made = MASBIR(own, backbone, tuple(styles.split("\n")) if styles else ())
-    made.config, made.fingerprints = config, fingerprints
-    return made

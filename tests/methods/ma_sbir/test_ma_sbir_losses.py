@@ -199,5 +199,5 @@ def test_wrong_settings_are_refused(change: dict[str, Any], message: str) -> Non
     for wrong in ({"freeze_text": 1}, {"lambda_rec": "a"}):
         with pytest.raises(TypeError, match=r"ma_sbir\.(freeze_text|lambda_rec) must be"):
             MASBIRConfig.from_dict(wrong)
-    with pytest.raises(ValueError, match="name must be one of package, authors, paper, got 'code'"):
+    with pytest.raises(ValueError, match="name must be one of package, authors, paper, fine, got 'code'"):
         MASBIRConfig.preset("code")

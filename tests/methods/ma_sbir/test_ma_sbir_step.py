@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from hystar_fast.methods.interface import count_parameters
+from hystar_fast.methods.ma_sbir.create_ma_sbir import create_ma_sbir
 from hystar_fast.methods.ma_sbir.ma_sbir_config import MASBIRConfig
 from hystar_fast.methods.ma_sbir.ma_sbir_losses import clip_loss
-from hystar_fast.methods.ma_sbir.ma_sbir_method import MASBIR, create_ma_sbir
+from hystar_fast.methods.ma_sbir.ma_sbir_method import MASBIR
 from hystar_fast.methods.step_trained import StepPlan
 from hystar_fast.models.backbones.tower_parameters import tower_parameters
 from hystar_fast.models.config import HystarConfig
