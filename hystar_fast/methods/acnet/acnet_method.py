@@ -107,10 +107,10 @@ class ACNet(StepTrained):
 
     def begin(self, plan: StepPlan) -> None:
         self._check_not_begun()
-        if plan.chunk_size and (self.own.compares_pairs or self.own.norm_statistics == "batch"):
+        if plan.chunk_size and self.own.needs_whole_batch:
             raise ValueError(
-                "optim.chunk_size must be 0 for acnet.loss = triplet or margin and for acnet.norm_statistics = batch, "
-                f"whose losses are of the whole batch, got {plan.chunk_size}"
+                "optim.chunk_size must be 0 for acnet.loss = proxy_anchor, triplet or margin and for "
+                f"acnet.norm_statistics = batch, whose losses are of the whole batch, got {plan.chunk_size}"
             )
         self._plan = plan
         if "proxies" not in self.model:
