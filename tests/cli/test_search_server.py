@@ -51,6 +51,7 @@ def picture(tmp_path: Path) -> Path:
 def found(*arguments: object) -> list[dict[str, object]]:
     result = run("index", "search", *arguments, "--json")
     assert result.exit_code == 0, result.output
+    assert " score " in result.output and "cosine" not in result.output  # a method may have a similarity of its own
     return list(json.loads(result.stdout))
 
 
