@@ -17,6 +17,7 @@ from hystar_fast.experiments.embedded_runs import chance, frozen, run_folder, tr
 from hystar_fast.experiments.published_tables import PublishedTable
 from hystar_fast.experiments.reproduce_published import figure
 from hystar_fast.methods.interface import Method
+from hystar_fast.methods.step_trained import RunTooShort
 from hystar_fast.retrieval.metrics import bootstrap_mean
 from hystar_fast.retrieval.results_json import interval_info, run_info, write_json
 from hystar_fast.terminal.console import Console
@@ -142,7 +143,7 @@ def _run(table: PublishedTable, output: Path, console: Console, steps: int | Non
         changes = table.settings[row]
         try:
             method = _trained(how, row, changes, output / table.paper, console, steps, seed)
-        except ModuleNotFoundError as error:  # a loss of an optional package; the message says how to install it
+        except (ModuleNotFoundError, RunTooShort) as error:  # a loss of an optional package, or too few --steps
             entry["missing"] = str(error)
             continue
         entry["settings"], entry["ours"] = list(changes), _figures(how, method, parts)
