@@ -21,6 +21,7 @@ from hystar_fast.data.text_files import read_lines
 from hystar_fast.methods.device import on_device, select_device
 from hystar_fast.methods.fgan.fgan_method import choose_retrieval
 from hystar_fast.methods.interface import Method, count_parameters
+from hystar_fast.methods.suite import network_name
 from hystar_fast.retrieval.crossmodal import CROSSMODAL, evaluate_crossmodal
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.embed import Embedded
@@ -188,9 +189,10 @@ def _run_evaluation(settings: EvalSettings, console: Console) -> dict[str, Any]:
 def result_table(method: Method, found: Evaluation, source: str) -> Table:
     """Return a table with a row for each kind of query and a column for each metric with its interval, in per cent."""
     gallery, count = found.gallery
-    backbone = "" if method.config is None else f" ({method.config.backbone})"
+    network = network_name(method)
+    shown = f"{method.name} ({network})" if network else method.name
     name = source if found.images.name == source else f"{found.images.name} ({source})"
-    title = f"{method.name}{backbone} on {name}, task {found.task}; gallery {gallery}, n={count}"
+    title = f"{shown} on {name}, task {found.task}; gallery {gallery}, n={count}"
     title += f"\n{found.protocol}\nper cent [95 % bootstrap interval over queries]"
     if any(metric.startswith("R@") for metric in found.kinds[0].values):
         title += "\nR@k: queries with a right picture among the first k"

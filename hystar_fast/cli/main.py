@@ -161,7 +161,9 @@ def serve(
     queue: Annotated[int, typer.Option(min=1, help="Queries that are answered at a time; others are refused.")] = 256,
     deadline: Annotated[float, typer.Option(min=0.1, help="Seconds in which a query is answered or refused.")] = 10.0,
     encoders: Annotated[int | None, typer.Option(min=1, help="Encoding threads; one for two cores or a GPU.")] = None,
-    max_wait_ms: Annotated[float | None, typer.Option(min=0, max=1000, help="Wait so long for fuller passes.")] = None,
+    max_wait_ms: Annotated[
+        float | None, typer.Option(min=0, max=1000, help="Wait so long for each query of a pass.")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Answer queries over HTTP, and show a page to draw and search on."""

@@ -107,7 +107,13 @@ def _base64(path: Path) -> str:
 
 
 def _token(path: Path) -> str:
-    words = path.read_text(encoding="utf-8", errors="replace").split("\n")[0].split()
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ValueError(
+            f"token_file must be a file with a token, but {path} cannot be read: {error.strerror}"
+        ) from error
+    words = text.split("\n")[0].split()
     if not words or not words[-1].isascii():
         raise ValueError(f"token_file must hold a token in its first line, got {path} with none")
     return words[-1]

@@ -18,6 +18,7 @@ from hystar_fast.experiments.published_tables import PublishedTable
 from hystar_fast.experiments.reproduce_published import figure
 from hystar_fast.methods.conversion import CONVERTED, MEAN_SHIFT
 from hystar_fast.methods.interface import Method
+from hystar_fast.methods.step_trained import RunTooShort
 from hystar_fast.retrieval.evaluate import ORIGINAL
 from hystar_fast.retrieval.metrics import bootstrap_mean
 from hystar_fast.retrieval.results_json import interval_info, run_info, write_json
@@ -173,7 +174,7 @@ def _run(table: PublishedTable, output: Path, console: Console, steps: int | Non
         changes = table.settings[row]
         try:
             method = _trained(how, row, changes, runs, console, steps, seed)
-        except ModuleNotFoundError as error:  # a loss of an optional package; the message says how to install it
+        except (ModuleNotFoundError, RunTooShort) as error:  # a loss of an optional package, or too few --steps
             entry["missing"] = str(error)
             continue
         entry["settings"], entry["ours"] = list(changes), _figures(how.rows.get(row, how.figures), method, parts)

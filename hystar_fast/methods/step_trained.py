@@ -176,6 +176,7 @@ class StepPlan:
         styles: of the pictures, the gallery's first, for a method that converts.
         means: computes the mean embedding [D] of each of these styles over the pictures that train.
         processes: that train together; None for one.
+        epoch, steps: number of steps of an epoch and of the run; 0 where they are not known.
     """
 
     categories: int
@@ -190,6 +191,12 @@ class StepPlan:
     styles: tuple[str, ...] = ()
     means: Callable[[], Mapping[str, Tensor]] | None = None
     processes: Processes | None = None
+    epoch: int = 0
+    steps: int = 0
+
+
+class RunTooShort(ValueError):
+    """A run ends before the stage that trains what the method is used for."""
 
 
 class StepTrained(Method):

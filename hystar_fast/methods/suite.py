@@ -69,11 +69,22 @@ def hystar_size(config: HystarConfig) -> int:
 
 def uses_backbone(name: str, settings: Mapping[str, Any]) -> bool:
     """Return whether a method of these settings, of a run or a saved one, reads the backbone of its configuration."""
+    return _own_network(name, settings) is None
+
+
+def network_name(method: Method) -> str:
+    """Return the network that a method reads, such as "resnet18 (random)" or the name of its backbone; "" for none."""
+    backbone = "" if method.config is None else method.config.backbone
+    return _own_network(method.name, method.settings) or backbone
+
+
+def _own_network(name: str, settings: Mapping[str, Any]) -> str | None:
+    """Return what a method of these settings reads in place of the backbone; None where it reads the backbone."""
     if name not in OWN_STEPS:
-        return True
+        return None
     kind = OWN_STEPS[name]
     known = {entry.name for entry in fields(kind)}
-    return kind(**{key: value for key, value in settings.items() if key in known}).own_network is None
+    return kind(**{key: value for key, value in settings.items() if key in known}).own_network
 
 
 def create_method(

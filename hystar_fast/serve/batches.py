@@ -58,7 +58,8 @@ class Batches(Generic[Value, Result]):
         workers: number of threads.
         max_wait: seconds in which a thread may wait after a call until as many requests wait as the call had and as
             waited at its end, for each of them. Without it, callers who ask again as soon as they are answered fall
-            into two groups, of which one waits while the other is served. A caller who is alone never waits.
+            into two groups, of which one waits while the other is served. A caller who is alone waits once at most,
+            after the others have gone. No request waits so for more than half of the time to its deadline.
         on_batch: called with the number of requests of each call that returned.
         name: of the threads.
     """
@@ -139,10 +140,16 @@ class Batches(Generic[Value, Result]):
             served, end = len(taken), time.monotonic()
 
     def _wait_for_company(self, wanted: int, end: float) -> None:
-        """Wait until so many requests wait, at most until a time on the clock of `time.monotonic`."""
-        left = end - time.monotonic()
-        if left > 0:
-            self._changed.wait_for(lambda: self._is_closed or self._waiting() >= wanted, left)
+        """Wait until so many requests wait, at most until a time on the clock of `time.monotonic`.
+
+        No request waits so for more than half of its time, so that none comes too late because of others.
+        """
+        while not self._is_closed and self._waiting() < wanted:
+            halves = ((entry.entered + entry.deadline) / 2 for lane in self._lanes.values() for entry in lane)
+            left = min(end, *halves, math.inf) - time.monotonic()
+            if left <= 0:
+                return
+            self._changed.wait(left)
 
     def _serve(self, lane: Hashable, entries: list[_Waiting[Value, Result]]) -> None:
         if not entries:

@@ -183,7 +183,9 @@ class Hit(BaseModel):
     key: str = Field(description="The address of the picture: /v1/items/KEY.")
     id: str
     caption: str
-    score: float = Field(description="Cosine similarity; with combine=softmax log(softmax) / 100.")
+    score: float = Field(
+        description="The similarity of the method, by default cosine; with combine=softmax log(softmax) / 100."
+    )
     by: Literal["image", "text"] = Field(description="Which part of the query found it.")
 
 

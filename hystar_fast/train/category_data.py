@@ -113,10 +113,15 @@ def open_categories(data: DataSettings, batching: Batching) -> CategoryData:
     images = replace(seen, records=kept).select(limit=data.limit or None)
     record = DataRecord.of(data.source, whole, Shares(0.0, 0.0), division.unseen, division.name)
     left_out = f"; {len(division.unseen)} unseen categories of {division.name} take no part" if data.unseen else ""
+    summary = images.summary
+    if batching.texts:
+        captioned = [record for record in images.gallery if record.captions]
+        kinds = len({record.category for record in captioned})
+        summary = f"{len(captioned)} pictures with texts of {kinds} categories"
     share = _share(data.validation)
     metric = WITHIN_NAME if batching.within else str(METRIC)
     if share is None:
-        note = f"read {images.summary}; no category is held out{left_out}"
+        note = f"read {summary}; no category is held out{left_out}"
         return CategoryData(styles, images, None, (note,), record, batching, drawn, metric)
     training, validation = hold_out_categories(images, share, least=1)
     held = len({record.category for record in validation.records})
@@ -124,7 +129,7 @@ def open_categories(data: DataSettings, batching: Batching) -> CategoryData:
         styles,
         training,
         lambda method: score_categories(method, validation, styles, within=batching.within),
-        (f"read {images.summary}; {held} categories are held out for validation{left_out}",),
+        (f"read {summary}; {held} categories are held out for validation{left_out}",),
         record,
         batching,
         drawn,

@@ -265,6 +265,8 @@ def _begin(
         styles=styles,
         means=means,
         processes=world,
+        epoch=batches.batches_per_epoch,
+        steps=settings.steps or optim.epochs * batches.batches_per_epoch,
     )
     method.begin(plan)
     return method, batches

@@ -51,6 +51,7 @@ def picture(tmp_path: Path) -> Path:
 def found(*arguments: object) -> list[dict[str, object]]:
     result = run("index", "search", *arguments, "--json")
     assert result.exit_code == 0, result.output
+    assert " score " in result.output and "cosine" not in result.output  # a method may have a similarity of its own
     return list(json.loads(result.stdout))
 
 
@@ -156,3 +157,10 @@ def test_a_server_with_tokens_is_asked_with_one(picture, tmp_path):
         arguments = ("--server", running.server.url, "--query", picture)
         assert found(*arguments, "--token-file", tokens)[0]["id"] == "003.png"
         assert "--token-file must hold a token of the server" in refused("index", "search", *arguments)
+
+
+def test_a_token_file_that_cannot_be_read_is_named(tmp_path):
+    said = refused(
+        "index", "search", "--server", "http://localhost:9", "--text", "red", "--token-file", tmp_path / "no"
+    )
+    assert f"--token-file must be a file with a token, but {tmp_path / 'no'} cannot be read: No such file" in said

@@ -183,3 +183,12 @@ def test_a_loss_of_a_missing_package_is_a_row_that_was_not_run(tmp_path, monkeyp
         "acnet.loss needs a package",
         "the generator of StarGAN v2 is not part of this package",
     }
+
+
+def test_a_row_whose_second_stage_is_not_reached_was_not_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(EMBEDDED, "acnet", replace(EMBEDDED["acnet"], parts=lambda: {"small": _few("acnet")}))
+    table, row = published_table("acnet", 2), "NormSoftmax, two-stage"
+    changes = (*table.settings[row], "data.limit=40", "optim.batch_size=8", "run.device=cpu")
+    table = replace(table, rows={row: table.rows[row]}, settings={row: changes})
+    (found,) = run_embedded([table], tmp_path, Console(), steps=1)["acnet:table2"]["rows"]
+    assert "ours" not in found and "acnet.cycle_epochs must leave steps to the second stage" in found["missing"]

@@ -100,3 +100,13 @@ def test_the_encoder_of_a_server_waits_as_its_settings_say(held):
         assert first.result(LONG) == 1
         others.append(pool.submit(ask, 3))
         assert [one.result(LONG / 2) for one in others] == [3, 3, 3]
+
+
+def test_no_request_waits_for_company_for_more_than_half_of_its_time(work):
+    first = work.batches.submit("", 0)
+    assert work.began.wait(LONG)
+    deadline = time.monotonic() + 4
+    futures = [work.batches.submit("", number, deadline) for number in range(2)]
+    work.go_on.set()
+    assert first.result(LONG).batch == 1
+    assert [future.result(LONG / 2).batch for future in futures] == [2, 2]  # who was served does not come again

@@ -24,6 +24,7 @@ from hystar_fast.data.unseen import split_classes
 from hystar_fast.index.open_index import open_engine
 from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.fgan.fgan_method import FGAN, choose_retrieval
+from hystar_fast.methods.step_trained import Batching
 from hystar_fast.methods.suite import create_method, tiny_config
 from hystar_fast.train.category_data import open_categories
 from hystar_fast.train.run import Trained, run_training
@@ -352,3 +353,11 @@ def test_unseen_is_that_of_training(trained: Trained, tree: Path) -> None:
     assert {record.category for record in part.images.records} == {*split_classes(CLASSES, 0)[1]}
     with pytest.raises(ValueError, match="retrieval must be left out for method 'pixels'"):
         choose_retrieval(create_method("pixels", tiny_config()), "joint")
+
+
+def test_pictures_with_texts_are_counted_in_what_a_run_says_that_it_has_read(tree: Path) -> None:
+    data = DataSettings(source=f"crossmodal:{tree}", validation="none")
+    texts = open_categories(data, Batching(of="pairs", texts=True))
+    captioned = [record for record in texts.training.gallery if record.captions]
+    kinds = len({record.category for record in captioned})
+    assert captioned and texts.notes[0].startswith(f"read {len(captioned)} pictures with texts of {kinds} categories; ")

@@ -125,6 +125,14 @@ class ACNetConfig(OwnSettings):
         return self.loss in ("triplet", "margin")
 
     @property
+    def needs_whole_batch(self) -> bool:
+        """Tell whether the loss of a batch is another than the mean over its parts.
+
+        Proxy-Anchor compares no two pictures, but takes a logarithm of a sum over those of the batch for each proxy.
+        """
+        return self.loss not in ("normsoftmax", "cross_entropy") or self.norm_statistics == "batch"
+
+    @property
     def own_network(self) -> str | None:
         """The network that it has in place of the backbone, with its weights; None where it takes the backbone."""
         return None if self.timm_name is None else f"{self.timm_name} ({self.weights})"

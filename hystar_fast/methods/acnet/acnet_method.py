@@ -18,7 +18,7 @@ from hystar_fast.methods.acnet.extractor import HALF, create_extractor
 from hystar_fast.methods.acnet.generator import Generator
 from hystar_fast.methods.acnet.translation import Translation
 from hystar_fast.methods.device import multiplies_bf16
-from hystar_fast.methods.step_trained import CategoryBatch, StepPlan, StepTrained
+from hystar_fast.methods.step_trained import CategoryBatch, RunTooShort, StepPlan, StepTrained
 from hystar_fast.models.config import HystarConfig
 
 _GROUPS = ("extractor", "proxies", "generator", "discriminator", "translation")
@@ -107,11 +107,19 @@ class ACNet(StepTrained):
 
     def begin(self, plan: StepPlan) -> None:
         self._check_not_begun()
-        if plan.chunk_size and (self.own.compares_pairs or self.own.norm_statistics == "batch"):
+        if plan.chunk_size and self.own.needs_whole_batch:
             raise ValueError(
-                "optim.chunk_size must be 0 for acnet.loss = triplet or margin and for acnet.norm_statistics = batch, "
-                f"whose losses are of the whole batch, got {plan.chunk_size}"
+                "optim.chunk_size must be 0 for acnet.loss = proxy_anchor, triplet or margin and for "
+                f"acnet.norm_statistics = batch, whose losses are of the whole batch, got {plan.chunk_size}"
             )
+        if self.own.synthesis == "two-stage" and plan.epoch:
+            first = self.own.cycle_epochs * plan.epoch
+            self.scores_from = first + 1
+            if plan.steps <= first:
+                raise RunTooShort(
+                    "acnet.cycle_epochs must leave steps to the second stage, which trains what embeds, got "
+                    f"{self.own.cycle_epochs} epochs of {plan.epoch} steps in a run of {plan.steps}"
+                )
         self._plan = plan
         if "proxies" not in self.model:
             self.model["proxies"] = create_embedding_loss(self.own, plan.categories, plan.seed)

@@ -10,6 +10,7 @@ from hystar_fast.methods.fgan.encoders import IMAGENET, ImageEncoder, TextEncode
 from hystar_fast.methods.fgan.fgan_config import FGANConfig
 from hystar_fast.methods.fgan.regions import mean_of_regions
 from hystar_fast.methods.fgan.teachers import (
+    CLASSES,
     NetworkTeacher,
     PrototypeTeacher,
     class_word_labels,
@@ -72,6 +73,11 @@ class PairLabels(nn.Module):
                 raise ValueError("fgan.image_encoder must be 'backbone' for fgan.teacher = 'names', got another")
             self._set_prototypes(self._embed_words(names))
         elif config.teacher != "random":
+            if config.labels != CLASSES:
+                raise ValueError(
+                    f"fgan.labels must be {CLASSES}, the classes of ResNet-50, for fgan.teacher = {config.teacher!r}, "
+                    f"got {config.labels}"
+                )
             self.teacher = NetworkTeacher(load_resnet50(config.teacher_weights))
 
     @torch.no_grad()

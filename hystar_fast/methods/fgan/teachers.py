@@ -14,6 +14,7 @@ from hystar_fast.models.torch_files import read_torchvision
 
 TEACHERS = ("network", "prototypes", "names", "random", "one-hot", "class-words")
 SCALE = 30.0
+CLASSES = 1000  # of ImageNet, which the network tells apart
 LEAST_PERPLEXITY, LARGEST_PERPLEXITY = 3.0, 100.0
 
 

@@ -14,8 +14,9 @@ from hystar_fast.methods.acnet.acnet_method import ACNet
 from hystar_fast.methods.adapter_files import load_method, save_method
 from hystar_fast.methods.device import on_device
 from hystar_fast.methods.step_trained import StepPlan
-from hystar_fast.methods.suite import tiny_config
+from hystar_fast.methods.suite import create_method, network_name, tiny_config
 from hystar_fast.models.adapter_format import read_adapter
+from hystar_fast.models.config import HystarConfig
 from tests.support.acnet_cases import SMALL, shapes, small_acnet
 
 
@@ -93,3 +94,10 @@ def test_it_runs_on_a_device_by_its_name() -> None:
     moved = on_device(method, torch.device("cpu"))
     images = torch.rand(1, 3, 32, 32)
     assert torch.equal(moved.encode_image(images), method.encode_image(images))
+
+
+def test_the_network_of_a_method_is_named_and_not_the_backbone_that_it_does_not_read() -> None:
+    paper = HystarConfig()
+    assert network_name(ACNet(paper, ACNetConfig(**SMALL))) == "test_resnet (random)"
+    assert network_name(create_method("pixels", paper)) == ""
+    assert network_name(create_method("frozen", tiny_config(None))) == "tiny"

@@ -105,7 +105,15 @@ def test_statistics_of_the_batch() -> None:
     buffers = {f"extractor.{name}" for name, _ in method.model["extractor"].named_buffers()}
     assert buffers <= moved(before, method)
     assert all(int(m.num_batches_tracked) == 3 for m in method.model.modules() if isinstance(m, torch.nn.BatchNorm2d))
-    refused = ACNet(tiny_config(None), ACNetConfig(**SMALL | {"norm_statistics": "batch"}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"norm_statistics": "batch"}, *({"loss": name} for name in ("proxy_anchor", "triplet", "margin"))],
+    ids=str,
+)
+def test_losses_of_the_whole_batch_refuse_chunks(changes: dict[str, str]) -> None:
+    refused = ACNet(tiny_config(None), ACNetConfig(**SMALL | changes))
     with pytest.raises(ValueError, match=r"optim\.chunk_size must be 0 .*, got 2"):
         refused.begin(StepPlan(8, 1e-3, chunk_size=2))
 

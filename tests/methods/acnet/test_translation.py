@@ -9,10 +9,13 @@ import torch
 from torch.nn import functional as F
 
 from hystar_fast.methods.acnet.acnet_config import ACNetConfig
+from hystar_fast.methods.acnet.acnet_method import ACNet
 from hystar_fast.methods.acnet.discriminator import Discriminator
 from hystar_fast.methods.acnet.generator import Generator
 from hystar_fast.methods.acnet.translation import Translation
-from tests.support.acnet_cases import gradients, inputs, moved, shapes, small_acnet
+from hystar_fast.methods.step_trained import StepPlan
+from hystar_fast.methods.suite import tiny_config
+from tests.support.acnet_cases import SMALL, gradients, inputs, moved, shapes, small_acnet
 
 
 def test_the_losses_are_those_of_a_cyclegan_and_reach_both_generators_only() -> None:
@@ -91,3 +94,11 @@ def test_a_sketch_term_cannot_be_left_out() -> None:
         ACNetConfig(synthesis="two-stage", sketch_term=False)
     with pytest.raises(ValueError, match=r"acnet\.cycle_epochs must be at least 1, got 0"):
         ACNetConfig(synthesis="two-stage", cycle_epochs=0)
+
+
+def test_a_run_must_reach_the_second_stage_which_alone_is_validated() -> None:
+    made = ACNet(tiny_config(None), ACNetConfig(**SMALL | {"synthesis": "two-stage", "cycle_epochs": 2}))
+    with pytest.raises(ValueError, match=r"cycle_epochs must leave steps .*, got 2 epochs of 5 steps in a run of 10"):
+        made.begin(StepPlan(8, 1e-3, epoch=5, steps=10))
+    made.begin(StepPlan(8, 1e-3, epoch=5, steps=11))
+    assert made.scores_from == 11

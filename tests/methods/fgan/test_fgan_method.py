@@ -10,6 +10,7 @@ from hystar_fast.data.word_vectors import WordVectors
 from hystar_fast.methods.fgan.encoders import WordEncoder, create_image_encoder
 from hystar_fast.methods.fgan.fgan_config import FGANConfig
 from hystar_fast.methods.fgan.fgan_method import FGAN
+from hystar_fast.methods.step_trained import StepPlan
 
 SMALL = {"image_encoder": "random", "width": 16, "embedding": 12, "labels": 7}
 PICTURES = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
@@ -58,3 +59,9 @@ def test_nothing_but_the_heads_trains():
 def test_an_encoder_of_texts_must_fit_the_settings():
     with pytest.raises(ValueError, match="texts must be None with text_encoder='pictures' alone, got 'words'"):
         FGAN(FGANConfig(**SMALL), create_image_encoder("random", None), None)
+
+
+@pytest.mark.parametrize("teacher", ["network", "one-hot"])
+def test_labels_of_the_network_are_its_classes(teacher):
+    with pytest.raises(ValueError, match=r"fgan\.labels must be 1000, the classes of ResNet-50, for .*, got 7"):
+        method(teacher=teacher, teacher_weights=None).begin(StepPlan(2, 1e-3))
