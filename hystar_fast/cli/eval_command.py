@@ -21,7 +21,7 @@ from hystar_fast.data.text_files import read_lines
 from hystar_fast.methods.device import on_device, select_device
 from hystar_fast.methods.fgan.fgan_method import choose_retrieval
 from hystar_fast.methods.interface import Method, count_parameters
-from hystar_fast.methods.suite import network_name
+from hystar_fast.methods.suite import network_name, uses_backbone
 from hystar_fast.retrieval.crossmodal import CROSSMODAL, evaluate_crossmodal
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.embed import Embedded
@@ -38,7 +38,9 @@ CHANCE = "chance of mAP@all"
 _IDENTITY = (
     "method",
     "adapter",
+    "network",
     "config",
+    "settings",
     "fingerprints",
     "data",
     "metrics",
@@ -252,11 +254,14 @@ def _results(
     seconds: float,
 ) -> dict[str, Any]:
     counts, images = count_parameters(method), found.images
+    config = method.config if uses_backbone(method.name, method.settings) else None  # its names would be untrue
     return {
         **run_info(),
         "method": method.name,
         "adapter": None if adapter is None else str(adapter),
-        "config": None if method.config is None else method.config.to_dict(),
+        "network": network_name(method) or None,
+        "config": None if config is None else config.to_dict(),
+        "settings": dict(method.settings),
         "fingerprints": dict(method.fingerprints),
         "parameters": {"trainable": sum(counts.values()), **counts},
         "data": {

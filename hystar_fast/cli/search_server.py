@@ -31,7 +31,7 @@ def run_server_search(
         url: of the server.
         settings: of the search; `device` and `picture` are not used.
         console: where to.
-        token_file: a file with the token of the server, the last word of its first line.
+        token_file: a file with the token of the server, the last word of its first line that is no comment.
 
     Raises:
         ValueError: the server refuses a query, or is none of `hystar-fast serve`; or an option is wrong.
@@ -113,7 +113,8 @@ def _token(path: Path) -> str:
         raise ValueError(
             f"token_file must be a file with a token, but {path} cannot be read: {error.strerror}"
         ) from error
-    words = text.split("\n")[0].split()
+    lines = (line.split() for line in text.split("\n"))
+    words: list[str] = next((line for line in lines if line and not line[0].startswith("#")), [])
     if not words or not words[-1].isascii():
-        raise ValueError(f"token_file must hold a token in its first line, got {path} with none")
+        raise ValueError(f"token_file must hold a token in its first line that is no comment, got {path} with none")
     return words[-1]

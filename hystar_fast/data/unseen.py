@@ -219,7 +219,9 @@ def _counted(images: ImageSet, queries: int | None, gallery: int | None) -> str:
     """Return the numbers of queries and gallery pictures, with the published ones."""
     found = len(images.gallery)
     rest = len(images.records) - found
-    return f"{rest:,} queries{_published(rest, queries)}, {found:,} gallery pictures{_published(found, gallery)}"
+    texts = sum(1 for record in images.gallery if record.captions)
+    asked = f"{rest:,} queries{_published(rest, queries)}, " if rest or not texts else f"{texts:,} with texts, "
+    return f"{asked}{found:,} gallery pictures{_published(found, gallery)}"
 
 
 def _published(found: int, wanted: int | None) -> str:

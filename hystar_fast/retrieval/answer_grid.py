@@ -169,7 +169,7 @@ def answer_page(image: Tensor | None, query: str, answers: Sequence[Answer], tit
     names = [paragraph(answer.caption, 13, PAGE_TILE, lines=_NAME_LINES) for answer in answers]
     rows = [names[start : start + columns] for start in range(0, len(names), columns)]
     heights = [cell + 24 + max(name.height for name in row) + gap for row in rows]
-    notes = ["Below each picture: rank, cosine similarity to the query (1: equal), name."] if answers else []
+    notes = ["Below each picture: rank, score (by default the cosine to the query; 1: equal), name."] if answers else []
     left = MARGIN if image is None else MARGIN + cell + gap
     words = f"Query: “{query}”" if image is None else f"Query: {query}"
     shown = paragraph(words, HEADING, width - left - MARGIN, lines=_NAME_LINES)

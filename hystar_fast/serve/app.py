@@ -109,8 +109,10 @@ def _add_queries(app: FastAPI, service: Service) -> None:
     async def search_batch(request: Request) -> Response:
         """Search for several queries at once; each is answered or refused on its own."""
 
-        async def one(query: dict[str, Any], deadline: float) -> dict[str, Any]:
+        async def one(query: Any, deadline: float) -> dict[str, Any]:
             try:
+                if not isinstance(query, dict):
+                    raise Problem("invalid", "a query must be a JSON object")
                 return await answerer.search(checked(schemas.SearchFields, query), deadline)
             except Exception as error:
                 return problem_of(service.told(error)).document()

@@ -60,7 +60,7 @@ def _fault(entry: Mapping[str, Any]) -> dict[str, str]:
         return {"field": field, "reason": "is no known field"}
     if entry["type"] == "missing":
         return {"field": field, "reason": "must be given"}
-    message = message.removeprefix(f"{field} ").replace("Input should", "must", 1).replace("String should", "must", 1)
+    message = re.sub("^(Input|String|List) should", "must", message.removeprefix(f"{field} "))
     return {"field": field, "reason": message}
 
 

@@ -171,8 +171,11 @@ class ItemFields(_Fields):
 class BatchFields(_Fields):
     """Several searches; each is answered or refused on its own."""
 
-    queries: list[dict[str, Any]] = Field(
-        min_length=1, max_length=LARGEST_BATCH, description="Searches, each as for /v1/search."
+    queries: list[Any] = Field(
+        min_length=1,
+        max_length=LARGEST_BATCH,
+        description="Searches, each as for /v1/search.",
+        json_schema_extra={"items": {"type": "object"}},
     )
 
 

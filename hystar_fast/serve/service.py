@@ -149,7 +149,7 @@ class Service:
         seconds, given = self.limits.deadline, request.headers.get(_DEADLINE)
         if given is not None:
             if not (given.isascii() and given.isdigit() and len(given) < 10 and int(given)):
-                raise Problem("invalid", f"{_DEADLINE} must be a number of milliseconds", field=_DEADLINE)
+                raise Problem("invalid", f"{_DEADLINE} must be a whole number of milliseconds above 0", field=_DEADLINE)
             seconds = min(seconds, int(given) / 1000)
         return time.monotonic() + seconds
 

@@ -125,6 +125,10 @@ def open_categories(data: DataSettings, batching: Batching) -> CategoryData:
         return CategoryData(styles, images, None, (note,), record, batching, drawn, metric)
     training, validation = hold_out_categories(images, share, least=1)
     held = len({record.category for record in validation.records})
+    if not training.records:
+        raise ValueError(
+            f"data.validation must leave a category to train on, got {data.validation}: all {held} are held"
+        )
     return CategoryData(
         styles,
         training,

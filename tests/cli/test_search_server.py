@@ -150,7 +150,7 @@ def test_a_token_is_sent_to_the_server_alone(picture, tmp_path):
 def test_a_server_with_tokens_is_asked_with_one(picture, tmp_path):
     token = "4f1c0b9a7d3e4f5a8b6c"
     tokens = tmp_path / "tokens"
-    tokens.write_text(f"read {token}\n")
+    tokens.write_text(f"# of the page\n\nread {token}\n")
     tokens.chmod(0o600)
     engine = served.make_index(tmp_path, {"adapted": served.method(1)})
     with served.serve(engine, tmp_path / "pictures", token_file=tokens) as running:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,11 @@ def test_sizes_are_printed_beside_the_published_ones():
     assert CategorySplit("two", frozenset({"cow", "bat"})).sizes(images) == (
         "two: 2 unseen categories, 13 queries, 10 gallery pictures",
         "1 seen categories, 2 queries, 5 gallery pictures",
+    )
+    gallery = tuple(replace(record, captions=("a text",)) for record in images.gallery)
+    assert CategorySplit("two", frozenset({"cow", "bat"})).sizes(replace(images, records=gallery)) == (
+        "two: 2 unseen categories, 10 with texts, 10 gallery pictures",
+        "1 seen categories, 5 with texts, 5 gallery pictures",
     )
     published = CategorySplit("sketchy21", frozenset({"cow", "bat"})).sizes(images)
     assert published == (

@@ -299,6 +299,7 @@ def test_the_command_reports_missing_splits_and_the_backbone(tmp_path):
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["data"]["split"] == "all"
     assert found["config"]["pretrained"] is None and found["adapter"] is None
+    assert found["network"] == "tiny" and found["settings"] == {}
     result = run("eval", "--method", "pixels", "--limit", 3, "--output", tmp_path)
     assert "holds out" not in result.output and "kept the results of an earlier evaluation" in result.output
     assert json.loads((tmp_path / "results.json").read_text())["data"]["split"] == "test"

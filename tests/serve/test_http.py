@@ -132,12 +132,20 @@ def test_vectors(server):
 
 def test_a_batch_answers_or_refuses_each_query(server):
     picture = base64.b64encode(encoded(drawing(3))).decode()
-    queries = [{"image": picture, "k": 2}, {"text": " "}, {"image": "bm90IGEgcGljdHVyZQ=="}, {"text": "moon", "k": 1}]
+    queries = [
+        {"image": picture, "k": 2},
+        {"text": " "},
+        {"image": "bm90IGEgcGljdHVyZQ=="},
+        {"text": "moon", "k": 1},
+        7,
+    ]
     answers = server.client.post("v1/search/batch", json={"queries": queries}).json()["answers"]
     assert [hit["id"] for hit in answers[0]["hits"]] == expected(server, vector(server, 3), 2)[0]
     assert (answers[1]["status"], answers[1]["field"]) == (422, "text")
     assert (answers[2]["status"], answers[2]["code"]) == (400, "bad_image")
     assert len(answers[3]["hits"]) == 1
+    assert (answers[4]["status"], answers[4]["detail"]) == (422, "a query must be a JSON object")
+    assert "queries must have at least 1 item" in server.client.post("v1/search/batch", json={"queries": []}).text
     for queries in ([], [{"text": "moon"}] * 65):
         assert problem(server.client.post("v1/search/batch", json={"queries": queries})) == (422, "invalid", "queries")
 

@@ -148,6 +148,8 @@ def test_whole_categories_are_held_out_and_unseen_ones_left_out() -> None:
     for validation in ("test", "train", 1.0, 0.0):
         with pytest.raises(ValueError, match="must be 'val', 'none' or the share of the categories to hold out"):
             open_categories(DataSettings("emoji", validation=validation), Batching())
+    with pytest.raises(ValueError, match=r"data\.validation must leave a category to train on, got 0\.999: all 74"):
+        open_categories(DataSettings("emoji", validation=0.999), Batching())
 
 
 def test_data_without_categories(tmp_path: Path) -> None:
