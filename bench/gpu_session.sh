@@ -194,6 +194,7 @@ else
     step 120 "table 5" "${table5[@]}" --set model.backbone=open_clip:ViT-L-14 --set run.device=cuda
 fi
 measure 200 "svd_linear ceiling sinkhorn style_nce perturbed_topk" -k "not first_call${rehearse:+ and not compile}" # every other row
+measure 60 experts
 [ -z "$rehearse" ] && command -v compute-sanitizer >/dev/null &&
     step 120 "memcheck of svd_linear" compute-sanitizer --tool memcheck --error-exitcode 9 "$python" bench/sanitize.py
 deadline=$((deadline + report_seconds))

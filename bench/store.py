@@ -50,6 +50,7 @@ STEMS = {
         "hystar_fast/nn",
         "hystar_fast/models",
     ),
+    "experts": ("kernels", "hystar_fast/ops/svd_linear*", "hystar_fast/nn"),
     "ceiling": ("bench/bench_ceiling.py",),
 }
 

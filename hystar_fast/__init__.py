@@ -18,6 +18,8 @@ _EXPORTS = {
     "FastSVDLinear": "hystar_fast.nn.fast_svd_linear",
     "inject": "hystar_fast.nn.inject",
     "load_injected": "hystar_fast.nn.load_injected",
+    "ExpertBank": "hystar_fast.nn.expert_bank",
+    "experts": "hystar_fast.nn.expert_rows",
     "Hypernetwork": "hystar_fast.nn.hypernetwork",
     "HystarConfig": "hystar_fast.models.config",
     "Hystar": "hystar_fast.models.hystar",
@@ -31,6 +33,8 @@ if TYPE_CHECKING:  # `as` makes each a public name to type checkers
     from hystar_fast import ref as ref
     from hystar_fast.models.config import HystarConfig as HystarConfig
     from hystar_fast.models.hystar import Hystar as Hystar
+    from hystar_fast.nn.expert_bank import ExpertBank as ExpertBank
+    from hystar_fast.nn.expert_rows import experts as experts
     from hystar_fast.nn.fast_svd_linear import FastSVDLinear as FastSVDLinear
     from hystar_fast.nn.hypernetwork import Hypernetwork as Hypernetwork
     from hystar_fast.nn.inject import inject as inject

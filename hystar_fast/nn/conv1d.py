@@ -40,9 +40,9 @@ class FastSVDConv1D(FastSVDLinear):
         """Weight [in, out] with the static offset folded in, as that of FastSVDLinear."""
         return super().weight.mT
 
-    def merge(self) -> Any:
-        """Return a frozen Conv1D with the static offset folded in; this layer does not change."""
-        plain, conv = super().merge(), self._conv1d(1, 1)
+    def merge(self, delta_s: Tensor | None = None) -> Any:
+        """Return a frozen Conv1D with the static offset, and ``delta_s``, folded in; this layer does not change."""
+        plain, conv = super().merge(delta_s), self._conv1d(1, 1)
         conv.nf, conv.nx = self.out_features, self.in_features
         conv.weight = nn.Parameter(plain.weight.mT.contiguous(), requires_grad=False)
         conv.bias = plain.bias

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hystar_fast.nn.expert_rows import ExpertNames
 from hystar_fast.nn.factors import SVDFactors, checked_rank, factorise, svd_factors
 from hystar_fast.nn.lazy_weight import LazyWeight
 from hystar_fast.nn.weights import check_weight
@@ -104,6 +105,7 @@ class FastSVDLinear(nn.Module):
     base_weight: nn.Parameter | None
     bias: nn.Parameter | None
     delta_s_static: nn.Parameter
+    delta_s_experts: nn.Parameter | None
 
     def __init__(
         self,
@@ -139,6 +141,8 @@ class FastSVDLinear(nn.Module):
         self.register_parameter("base_weight", frozen(out_features, in_features) if remainder else None)
         self.register_parameter("bias", frozen(out_features) if bias else None)
         self.delta_s_static = nn.Parameter(torch.empty(self.rank, device=device, dtype=precise))
+        self.register_parameter("delta_s_experts", None)  # [K, r], made by an ExpertBank
+        self._expert_names: ExpertNames | None = None
         if not self.u.is_meta:
             self.reset_parameters()
 
@@ -193,6 +197,16 @@ class FastSVDLinear(nn.Module):
         self.delta_s_static.zero_()
 
     def forward(self, x: Tensor, delta_s: Tensor | None = None, *, index: Tensor | None = None) -> Tensor:
+        if self.delta_s_experts is not None:
+            from hystar_fast.nn.expert_forward import forward_with_experts  # loads the compiler
+
+            y = forward_with_experts(self, x, delta_s)
+            if y is not None:
+                return y
+        return self.modulated(x, delta_s, index)
+
+    def modulated(self, x: Tensor, delta_s: Tensor | None = None, index: Tensor | None = None) -> Tensor:
+        """Compute the forward from its arguments alone, whatever experts are chosen."""
         offset: Tensor = self.delta_s_static
         if delta_s is not None:
             self._check_offset(x, delta_s, index)
@@ -240,29 +254,33 @@ class FastSVDLinear(nn.Module):
         return LazyWeight(self._detached_weight, self.u, shape)
 
     @torch.no_grad()
-    def _detached_weight(self) -> Tensor:
-        return self._materialise()
+    def _detached_weight(self, delta_s: Tensor | None = None) -> Tensor:
+        return self._materialise(delta_s)
 
-    def _materialise(self) -> Tensor:
+    def _materialise(self, delta_s: Tensor | None = None) -> Tensor:
         with nullcontext() if self.u.is_meta else torch.autocast(self.u.device.type, enabled=False):
-            offset, precise = self.delta_s_static, self.delta_s_static.dtype
+            precise = self.delta_s_static.dtype
+            offset = self.delta_s_static if delta_s is None else self.delta_s_static + delta_s
             scale = self.s + offset if self.base_weight is None else offset
             weight = (self.u.to(precise) * scale) @ self.vh.to(precise)
             if self.base_weight is not None:
                 weight = self.base_weight + weight
             return weight.to(self.u.dtype)
 
-    def merge(self) -> nn.Linear:
-        """Return a frozen nn.Linear with the static offset folded in; this layer does not change."""
+    def merge(self, delta_s: Tensor | None = None) -> nn.Linear:
+        """Return a frozen nn.Linear with the static offset and ``delta_s`` [r] folded in; the layer does not change."""
+        if delta_s is not None and delta_s.shape != self.s.shape:
+            raise ValueError(f"delta_s must be [{self.rank}], got shape {tuple(delta_s.shape)}")
         plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta", dtype=self.u.dtype)
-        plain.weight = nn.Parameter(self._detached_weight(), requires_grad=False)
+        plain.weight = nn.Parameter(self._detached_weight(delta_s), requires_grad=False)
         if self.bias is not None:
             plain.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=False)
         return plain.train(self.training)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastSVDLinear:
         self._quantised = None
-        precise = [tensor for tensor in (self.s, self.delta_s_static, self.delta_s_static.grad) if tensor is not None]
+        trained = [p for p in (self.delta_s_static, self.delta_s_experts) if p is not None]
+        precise = [tensor for p in trained for tensor in (p, p.grad) if tensor is not None] + [self.s]
 
         def keep_precision(tensor: Tensor) -> Tensor:
             moved = fn(tensor)

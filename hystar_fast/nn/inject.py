@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from hystar_fast.nn.attention import SVDAttention
 from hystar_fast.nn.conv1d import FastSVDConv1D, is_conv1d
@@ -38,9 +38,9 @@ def inject(
     Each layer equals the one that it replaces until its ``delta_s_static`` is trained (Eq. 1). Only the replaced
     weights and biases are frozen. To train the offsets alone, call ``model.requires_grad_(False)`` first.
 
-    Offsets for each sample (``delta_s``) reach a layer only as an argument, ``layer(x, delta_s)``, so the model's own
-    forward must pass them on. They cannot be set on the model before its forward: that gives wrong gradients under
-    gradient checkpointing, and mixes the offsets of threads, without an error.
+    Offsets for each sample (``delta_s``) reach a layer as an argument, ``layer(x, delta_s)``, so the model's own
+    forward must pass them on. Where it cannot, an :class:`ExpertBank` holds named offsets, and ``with experts(model,
+    rows)`` chooses one for each request.
 
     Args:
         model: any module. A layer that is in it under several names is replaced once, under all of them.
@@ -94,17 +94,21 @@ def create_replacement(
     return _share_hooks(linear, build(linear, rank, keep_remainder, cache_dir=cache_dir))
 
 
-def merge_(model: nn.Module) -> dict[str, FastSVDLinear]:
+def merge_(model: nn.Module, offsets: Mapping[str, Tensor] | None = None) -> dict[str, FastSVDLinear]:
     """Replace every FastSVDLinear of ``model`` by a layer of the kind it was built from, with its offset, in place.
 
     The packed projection of an SVDAttention is not replaced, as it takes offsets for each sample.
+
+    Args:
+        model: module with FastSVDLinear layers.
+        offsets: offsets [r] by the name of a layer, which are added to the static ones.
 
     Returns:
         The replaced layers by name, for :func:`unmerge_`. Their memory is freed with this dictionary.
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: ``model`` is itself a FastSVDLinear; use its ``merge()``.
+        ValueError: ``model`` is itself a FastSVDLinear; use its ``merge()``. Or an offset names no layer to merge.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 4))
@@ -121,7 +125,11 @@ def merge_(model: nn.Module) -> dict[str, FastSVDLinear]:
         raise ValueError("model must contain FastSVDLinear layers, got a FastSVDLinear itself; use model.merge()")
     layers = {n: m for n, m in modules.items() if isinstance(m, FastSVDLinear)}
     layers = {n: m for n, m in layers.items() if not isinstance(modules[n.rpartition(".")[0]], SVDAttention)}
-    merged = {layer: _share_hooks(layer, layer.merge()) for layer in dict.fromkeys(layers.values())}
+    added = {layers[name]: offset for name, offset in (offsets or {}).items() if name in layers}
+    if len(added) < len(offsets or {}):
+        absent = [name for name in offsets or {} if name not in layers]
+        raise ValueError(f"offsets must name layers that can be merged, got {', '.join(absent)}")
+    merged = {layer: _share_hooks(layer, layer.merge(added.get(layer))) for layer in dict.fromkeys(layers.values())}
     for name, layer in layers.items():
         model.set_submodule(name, merged[layer])
     return layers

@@ -220,7 +220,7 @@ def test_every_goal_names_an_op_that_is_benchmarked() -> None:
 
 PLANNED = """
 import sys; sys.path.insert(0, "bench")
-import bench_model, bench_perturbed_topk, bench_sinkhorn, bench_style_nce, json
+import bench_experts, bench_model, bench_perturbed_topk, bench_sinkhorn, bench_style_nce, json
 name = lambda batch, n: f"{batch} of {n}x{n}"
 rows = [("sinkhorn", name(b, n), "forward", provider) for b, n, provider in bench_sinkhorn.MEASURED]
 rows += [
@@ -236,6 +236,10 @@ rows += [
 rows += [
     ("model", f"{bench_model.backbone_name(False)} B{b}", "forward", provider)
     for b in bench_model.BATCHES for provider in bench_model.PROVIDERS
+]
+rows += [
+    ("experts", bench_experts.case_of(experts, mode), "forward", provider)
+    for experts in bench_experts.EXPERTS for mode in bench_experts.MODES for provider in bench_experts.PROVIDERS
 ]
 rows.append(("model", f"{bench_model.backbone_name(False)}, embed photos of 12 megapixels", "forward", "hystar_fast"))
 rows += [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,20 @@ def test_a_model_trains_with_the_layer(monkeypatch: pytest.MonkeyPatch, capsys: 
     printed = capsys.readouterr().out
     assert "replaced 16 layers; 3,072 offsets to train" in printed
     assert "head alone: " in printed and "head and offsets: " in printed
+
+
+@pytest.mark.parametrize("loop", ["trainer", "accelerate"])
+def test_experts_train_from_mixed_batches(
+    loop: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_script("train_experts.py", monkeypatch, "--steps", "40", "--loop", loop)
+    printed = capsys.readouterr().out
+    assert "3 experts in 22 KiB" in printed
+    for task in ("up", "down", "triple"):
+        found = re.search(rf"{task}: loss (.+) with no expert, (.+) with its own, (.+) with another's", printed)
+        assert found is not None
+        no_expert, own, other = map(float, found.groups())
+        assert own < min(no_expert, other) - 0.1, "an expert has learnt its own task"
 
 
 def test_a_folder_is_searched(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,4 +79,4 @@ def test_the_notebook_is_stored_without_outputs() -> None:
 def test_the_page_names_every_example() -> None:
     page = (FOLDER / "README.md").read_text(encoding="utf-8")
     files = [path.name for path in FOLDER.iterdir() if path.suffix in (".py", ".ipynb")]
-    assert len(files) == 3 and [name for name in files if f"({name})" not in page] == []
+    assert len(files) == 4 and [name for name in files if f"({name})" not in page] == []

@@ -27,6 +27,11 @@ def modules(linear: nn.Linear) -> None:
     assert_type(layer.merge(), nn.Linear)
     assert_type(layer.delta_s_static, nn.Parameter)
     assert_type(inject(nn.Sequential(linear), ["0"]), list[str])
+    bank = hf.ExpertBank(linear, ["a"])
+    assert_type(bank, hf.ExpertBank)
+    assert_type(bank["a"], dict[str, Tensor])
+    with hf.experts(linear, ["a", 0, None]):
+        assert_type(bank.mix({"a": 0.5}), dict[str, Tensor])
     assert_type(StyleNCELoss(), StyleNCELoss)
     assert_type(Hypernetwork(768, 64), Hypernetwork)
     assert_type(hf.Hystar(HystarConfig(backbone="tiny")), hf.Hystar)
