@@ -7,7 +7,7 @@
 namespace hystar_fast::svd_linear {
 namespace {
 
-constexpr std::int64_t kValuesPerThread = 1 << 18;  // values for which a thread is worth its start
+constexpr std::int64_t kValuesPerThread = 1 << 20;  // for which a thread pays while those of the product still spin
 constexpr std::int64_t kStep = 64;                  // columns that threads do not share: two cache lines of bfloat16
 
 }  // namespace
