@@ -22,8 +22,8 @@ from hystar_fast.retrieval.plot_style import (
     looks,
 )
 
-_MOST_CASES = 9  # in a panel, so that the picture fits a screen; those with goals first
-_ROW, _FRAME = 0.2, 0.9  # inches of a case, and of a panel's title, axis and legend
+_MOST_CASES = 7  # in a panel, so that the picture fits a screen; those with goals first
+_ROW, _FRAME = 0.2, 0.87  # inches of a case, and of a panel's title, axis and legend
 _SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "forward+backward": "fwd+bwd", "forward": "fwd"}
 
 
