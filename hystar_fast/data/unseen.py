@@ -216,12 +216,13 @@ def hold_out_categories(images: ImageSet, share: float, *, least: int = 2) -> tu
 
 
 def _counted(images: ImageSet, queries: int | None, gallery: int | None) -> str:
-    """Return the numbers of queries and gallery pictures, with the published ones."""
+    """Return the numbers of drawn queries, gallery pictures and those with texts, with the published ones."""
     found = len(images.gallery)
     rest = len(images.records) - found
     texts = sum(1 for record in images.gallery if record.captions)
-    asked = f"{rest:,} queries{_published(rest, queries)}, " if rest or not texts else f"{texts:,} with texts, "
-    return f"{asked}{found:,} gallery pictures{_published(found, gallery)}"
+    asked = f"{rest:,} queries{_published(rest, queries)}, " if rest or not texts else ""
+    told = f", {texts:,} with texts" if texts else ""
+    return f"{asked}{found:,} gallery pictures{_published(found, gallery)}{told}"
 
 
 def _published(found: int, wanted: int | None) -> str:

@@ -143,9 +143,14 @@ def test_sizes_are_printed_beside_the_published_ones():
         "1 seen categories, 2 queries, 5 gallery pictures",
     )
     gallery = tuple(replace(record, captions=("a text",)) for record in images.gallery)
-    assert CategorySplit("two", frozenset({"cow", "bat"})).sizes(replace(images, records=gallery)) == (
-        "two: 2 unseen categories, 10 with texts, 10 gallery pictures",
-        "1 seen categories, 5 with texts, 5 gallery pictures",
+    drawn = tuple(record for record in images.records if record not in images.gallery)
+    two = CategorySplit("two", frozenset({"cow", "bat"}))
+    assert two.sizes(replace(images, records=(*gallery, *drawn)))[0] == (
+        "two: 2 unseen categories, 13 queries, 10 gallery pictures, 10 with texts"
+    )
+    assert two.sizes(replace(images, records=gallery)) == (
+        "two: 2 unseen categories, 10 gallery pictures, 10 with texts",
+        "1 seen categories, 5 gallery pictures, 5 with texts",
     )
     published = CategorySplit("sketchy21", frozenset({"cow", "bat"})).sizes(images)
     assert published == (
