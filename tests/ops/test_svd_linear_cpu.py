@@ -70,6 +70,13 @@ def test_products_are_rounded_once_and_sums_cover_every_row(
         assert torch.equal(dg, expected if scaled else before)
 
 
+def test_h_of_another_dtype_than_the_gradient_is_read_as_what_it_is(path: str) -> None:
+    dg, _, scale = _rows(2, 33, 17, torch.bfloat16)
+    h = torch.randn(66, 17)
+    sums = cpu_rows.sum_and_scale(dg, h, scale, 33, scaled=False)
+    torch.testing.assert_close(sums.double(), (dg.double() * h.double()).view(2, 33, 17).sum(1), rtol=1e-5, atol=1e-5)
+
+
 def test_many_tokens_lose_no_accuracy(path: str) -> None:
     """A plain float32 sum of 2**18 times 0.1 is off by 1e-3 of it, which is what the sums of 32 rows avoid."""
     ones = torch.ones(1 << 18, 1)
