@@ -45,7 +45,7 @@ def test_a_row_counts_what_is_replaced_and_refused() -> None:
     [
         ("forward", lambda self, x: nn.functional.linear(x, self.weight) + self.bias + 1e-2, "zero offset: relative"),
         ("forward", lambda self, x: nn.functional.linear(x, self.weight.detach(), self.bias), "gradient: first has no"),
-        ("_materialise", lambda self: (self.u * self.s) @ self.vh, "merge: relative error"),
+        ("_materialise", lambda self, delta_s=None: (self.u * self.s) @ self.vh, "merge: relative error"),
         ("state_dict", lambda self, *_, **__: {}, "RuntimeError: Error(s) in loading state_dict"),
     ],
 )

@@ -112,7 +112,7 @@ def test_a_tree_like_pacs_is_searched_and_stands_beside_the_paper(tmp_path: Path
 
 def test_other_tables_and_other_domains_are_refused(tmp_path: Path) -> None:
     message = refused("experiments", "reproduce", "tki:table2", "--data", f"pacs:{tmp_path}", "--output", tmp_path)
-    assert "--data must be 'emoji', or for tki:table3 alone a data set of its domains, got" in message
+    assert "--data must be 'emoji', or for tki:table3 alone a data set of its domains, or" in message
     root = tree(tmp_path / "three", PACS[:3])
     message = refused("experiments", "reproduce", "tki:table3", "--data", root, "--output", tmp_path / "out")
     assert "--data must have the four domains of PACS or of Office-Home, got" in message

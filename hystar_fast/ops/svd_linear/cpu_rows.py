@@ -34,7 +34,7 @@ def scale_rows(h: Tensor, row_scale: Tensor, tokens: int, *, out: Tensor) -> Non
 
 def sum_and_scale(dg: Tensor, h: Tensor, row_scale: Tensor, tokens: int, *, scaled: bool) -> Tensor:
     """Return the sums of dg * h over the tokens of a sample, [samples, r]; with `scaled`, multiply dg by row_scale."""
-    native = _extension_for(dg, row_scale) if h.dtype == dg.dtype else None  # the e4m3 op keeps h in float32
+    native = _extension_for(dg, row_scale) if h.dtype == dg.dtype else None  # e4m3 keeps h in float16
     if native is None:
         sums = _segment_sums(dg, h, len(row_scale), tokens)
         if scaled:
