@@ -123,6 +123,7 @@ def test_every_row_is_complete_and_our_rows_are_accurate(results: Path) -> None:
         "style_nce",
         "perturbed_topk",
         "model",
+        "experts",
     }
     assert any("embed photos" in row["case"] for row in found["rows"])
     assert found["machine"]["cpu"] and found["versions"]["torch"]
