@@ -68,7 +68,7 @@ _HYSTAR = ((3e-2, 1e-3), (6e-2, 1e-3), (6e-2, 3e-3))
 SYSTEMS = {
     FROZEN: System(),
     "mean shift": System(way=MEAN_SHIFT),
-    "static": System("emoji", (*_BESIDE, "model.method=static"), _rates("optim.learning_rate", 3e-2, 6e-2, 0.12)),
+    "static": System("emoji", (*_BESIDE, "model.method=static"), _rates("optim.static_lr", 3e-2, 6e-2, 0.12)),
     "lora": System("emoji", (*_BESIDE, "model.method=lora"), _rates("optim.learning_rate", 1.5e-3, 3e-3, 6e-3)),
     "hystar": System("emoji", _BESIDE, tuple((f"optim.static_lr={s}", f"optim.dynamic_lr={d}") for s, d in _HYSTAR)),
     "acnet": System("acnet-emoji", (), _rates("optim.learning_rate", 3e-6, 1e-5, 3e-5)),
