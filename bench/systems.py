@@ -19,16 +19,25 @@ from typing import Annotated, Any
 import torch
 import typer
 from torch import Tensor
+from unseen_demo import cell_of
 
 from hystar_fast.data.image_set import ImageSet, read_images
 from hystar_fast.data.open import open_images
 from hystar_fast.data.unseen import OWN, CategorySplit
-from hystar_fast.experiments.embedded_runs import chance, frozen, mean_over_seeds, run_folder, trained, unseen_parts
+from hystar_fast.experiments.embedded_runs import (
+    chance,
+    frozen,
+    mean_over_seeds,
+    measure_figures,
+    run_folder,
+    trained,
+    unseen_parts,
+)
+from hystar_fast.experiments.ma_sbir_runs import training_drawings
 from hystar_fast.methods.conversion import CONVERTED, MEAN_SHIFT
 from hystar_fast.methods.interface import GALLERY, QUERY, Method, count_parameters
-from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.embed import embed_records
-from hystar_fast.retrieval.evaluate import ORIGINAL, measure_by
+from hystar_fast.retrieval.evaluate import ORIGINAL
 from hystar_fast.retrieval.metrics import bootstrap_mean
 from hystar_fast.retrieval.modality_means import modality_means
 from hystar_fast.retrieval.results_json import interval_info, read_json, run_info, write_json
@@ -97,18 +106,11 @@ def measured(method: Method, images: ImageSet, way: str) -> dict[str, Tensor]:
     queries = embed_records(method, images, images.of_style(STYLE), [], role=QUERY)
     gallery = embed_records(method, images, images.gallery, [], role=GALLERY)
     if way == MEAN_SHIFT and not method.style_means:
-        training = open_images(SOURCE, "train")
-        kept = tuple(record for record in training.records if record.style in (training.gallery_style, STYLE))
-        method.style_means = modality_means(method, replace(training, records=kept))
+        method.style_means = modality_means(method, training_drawings((STYLE,)))
     if way != ORIGINAL:
         moved = method.conversions()[way](queries.vectors, STYLE, images.gallery_style)
         queries = replace(queries, vectors=moved)
-    found: dict[str, Tensor] = {}
-    for by, names in METRICS.items():
-        metrics = [Metric.parse(name) for name in names]
-        values = measure_by(by, queries, gallery, metrics, method.similarity).values
-        found |= {str(metric): values[metric] for metric in metrics}
-    return found
+    return measure_figures(queries, gallery, METRICS, method.similarity)
 
 
 def _run(name: str, changes: tuple[str, ...], seed: int, runs: Path, steps: int) -> Method:
@@ -215,10 +217,10 @@ def _figures(values: Mapping[str, Any], name: str, part: str) -> dict[str, Any]:
 def table(result: Mapping[str, Any]) -> list[str]:
     """Return the lines of the table of docs/systems.md."""
     shown: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "R@1 of the concept": lambda row: _cell(row["test"]["R@1"]),
-        "mAP, unseen subgroups": lambda row: _cell(row["unseen"]["mAP@all"]),
-        "minus frozen": lambda row: _cell(row["unseen"].get(f"mAP@all - {FROZEN}")),
-        "mAP, seen subgroups": lambda row: _cell(row["seen"]["mAP@all"]),
+        "R@1 of the concept": lambda row: cell_of(row["test"]["R@1"]),
+        "mAP, unseen subgroups": lambda row: cell_of(row["unseen"]["mAP@all"]),
+        "minus frozen": lambda row: cell_of(row["unseen"].get(f"mAP@all - {FROZEN}")),
+        "mAP, seen subgroups": lambda row: cell_of(row["seen"]["mAP@all"]),
         "trained": lambda row: f"{row['trained parameters']:,}",
         "ms a query": lambda row: f"{row['CPU milliseconds of a query']:.1f}",
         "bytes a picture": lambda row: f"{row['bytes of a picture in the index']:,}",
@@ -227,10 +229,6 @@ def table(result: Mapping[str, Any]) -> list[str]:
     return lines + [
         f"| {name} | {' | '.join(cell(row) for cell in shown.values())} |" for name, row in result["rows"].items()
     ]
-
-
-def _cell(value: Mapping[str, float] | None) -> str:
-    return "" if value is None else "{value:.1f} [{low:.1f}, {high:.1f}]".format(**value)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ from hystar_fast.methods.suite import create_method, tiny_config
 from hystar_fast.methods.tki.tki_method import TKI
 from hystar_fast.retrieval.definitions import Metric, measure
 from hystar_fast.retrieval.embed import embed_records
-from hystar_fast.retrieval.evaluate import number_labels
 from hystar_fast.retrieval.plot_style import COLOURS, FAINT, TEXT, figure_of, save_picture
+from hystar_fast.retrieval.zero_shot import number_labels
 from hystar_fast.train.name_data import NameBatches
 from hystar_fast.train.settings import read_settings
 

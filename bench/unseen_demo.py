@@ -194,7 +194,7 @@ def _page(demo: Demo, result: Mapping[str, Any]) -> str:
         for row in result["rows"]:
             cells = [row["method"], row["compared by"]]
             for figure in demo.figures:
-                cells += [_cell(row[part][figure]), _cell(row[part].get(f"{figure} - {FROZEN}"))]
+                cells += [cell_of(row[part][figure]), cell_of(row[part].get(f"{figure} - {FROZEN}"))]
             lines.append(f"| {' | '.join(cells)} |")
         own = next(r for r in result["rows"] if (r["method"], r["compared by"]) == (demo.name, demo.own))
         lines += [
@@ -205,7 +205,7 @@ def _page(demo: Demo, result: Mapping[str, Any]) -> str:
         ]
         for other in demo.compared:
             if f"{demo.figures[0]} - {other}" in own[part]:
-                cells = [other, *(_cell(own[part][f"{figure} - {other}"]) for figure in demo.figures)]
+                cells = [other, *(cell_of(own[part][f"{figure} - {other}"]) for figure in demo.figures)]
                 lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     missing = [name for name in demo.trained if name not in {row["method"] for row in result["rows"]}]
@@ -223,5 +223,6 @@ def _table(header: list[str]) -> list[str]:
     return [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
 
 
-def _cell(value: Mapping[str, float] | None) -> str:
+def cell_of(value: Mapping[str, float] | None) -> str:
+    """Return a figure with its interval, as in the tables of the pages; "" for none."""
     return "" if value is None else "{value:.1f} [{low:.1f}, {high:.1f}]".format(**value)

@@ -7,11 +7,9 @@ from torch import Tensor
 from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.open import open_images
 from hystar_fast.data.unseen import OWN, CategorySplit
-from hystar_fast.experiments.embedded_runs import unseen_parts
+from hystar_fast.experiments.embedded_runs import measure_figures, unseen_parts
 from hystar_fast.methods.interface import GALLERY, QUERY, Method, Role
-from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.embed import embed_records
-from hystar_fast.retrieval.evaluate import measure_by
 
 SOURCE, STYLE = "emoji", "sketch"
 # of the subgroup, and of the own concept
@@ -34,9 +32,4 @@ def acnet_figures(method: Method, images: ImageSet, role: Role = QUERY) -> dict[
     """
     queries = embed_records(method, images, images.of_style(STYLE), [], role=role)
     gallery = embed_records(method, images, images.gallery, [], role=GALLERY)
-    found: dict[str, Tensor] = {}
-    for by, names in _METRICS.items():
-        metrics = [Metric.parse(name) for name in names]
-        measured = measure_by(by, queries, gallery, metrics, method.similarity)
-        found |= {str(metric): measured.values[metric] for metric in metrics}
-    return found
+    return measure_figures(queries, gallery, _METRICS, method.similarity)

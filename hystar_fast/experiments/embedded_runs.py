@@ -16,9 +16,12 @@ from hystar_fast.data.open import open_images
 from hystar_fast.data.unseen import OWN, CategorySplit
 from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.interface import Method
+from hystar_fast.methods.similarity import Similarity
 from hystar_fast.methods.suite import create_method, tiny_config
-from hystar_fast.retrieval.definitions import chance_level
-from hystar_fast.retrieval.evaluate import number_labels
+from hystar_fast.retrieval.definitions import Metric, chance_level
+from hystar_fast.retrieval.embed import Embedded
+from hystar_fast.retrieval.evaluate import measure_by
+from hystar_fast.retrieval.zero_shot import number_labels
 from hystar_fast.train.checkpoint import Progress, read_checkpoint
 from hystar_fast.train.run import ADAPTER, CHECKPOINT, run_training
 from hystar_fast.train.settings import read_settings
@@ -80,6 +83,24 @@ def chance(images: ImageSet, queries: Sequence[Any] | None = None) -> float:
     gallery, asked = labels[: len(images.gallery)], labels[len(images.gallery) :]
     relevant = (asked[:, None] == gallery).sum(1)
     return 100 * chance_level(relevant, len(gallery)).mean().item()
+
+
+def measure_figures(
+    queries: Embedded, gallery: Embedded, wanted: Mapping[str, Sequence[str]], similarity: Similarity
+) -> dict[str, Tensor]:
+    """Return metric -> its value for every query, [n] between 0 and 1.
+
+    Args:
+        queries, gallery: as of `measure_by`.
+        wanted: "category" or "instance" -> the metrics for which it is relevant.
+        similarity: gives the scores.
+    """
+    found: dict[str, Tensor] = {}
+    for by, names in wanted.items():
+        metrics = [Metric.parse(name) for name in names]
+        values = measure_by(by, queries, gallery, metrics, similarity).values
+        found |= {str(metric): values[metric] for metric in metrics}
+    return found
 
 
 def mean_over_seeds(runs: Mapping[int, Mapping[str, Any]], *keys: str) -> Tensor:

@@ -18,7 +18,7 @@ from hystar_fast.methods.interface import Method
 from hystar_fast.methods.similarity import Similarity
 from hystar_fast.retrieval.definitions import Metric, measure
 from hystar_fast.retrieval.embed import embed_records, embed_texts
-from hystar_fast.retrieval.evaluate import number_labels
+from hystar_fast.retrieval.zero_shot import number_labels
 
 SOURCE = "emoji:keywords"
 COSINE = "cosine"

@@ -39,10 +39,10 @@ FINE_FIGURES: Figures = {  # of the own concept in its subgroup, and among all
 
 
 @lru_cache(maxsize=1)
-def training_drawings() -> ImageSet:
-    """Return the training concepts in the gallery's style and `STYLES`, of which no subgroup is unseen."""
+def training_drawings(styles: tuple[str, ...] = STYLES) -> ImageSet:
+    """Return the training concepts in the gallery's style and `styles`, of which no subgroup is unseen."""
     images = open_images(SOURCE, "train")
-    kept = (images.gallery_style, *STYLES)
+    kept = (images.gallery_style, *styles)
     return replace(images, records=tuple(record for record in images.records if record.style in kept))
 
 

@@ -53,11 +53,7 @@ def save_method(method: Method, directory: str | Path) -> None:
     tensors = method.trained_parameters()
     if not tensors and not method.style_means:
         raise ValueError(f"method must have trainable parameters to save, got {method.name!r}")
-    if method.config is None:
-        raise ValueError(
-            f"method must be built by create_method to be saved, got {method.name!r} without a configuration"
-        )
-    write_adapter(directory, _described(method, method.config), tensors, kind=METHOD_FORMAT)
+    write_adapter(directory, _described(method, _config_of(method)), tensors, kind=METHOD_FORMAT)
 
 
 def save_delta(method: Method, directory: str | Path) -> None:
@@ -79,16 +75,15 @@ def save_delta(method: Method, directory: str | Path) -> None:
         raise ValueError(
             f"method must have trained weights of its backbone to be saved as their difference, got {method.name!r}"
         )
-    if method.config is None:
-        raise ValueError(f"method must be built by create_method to be saved, got {method.name!r}")
-    released = create_method(method.name, method.config, settings=method.settings)
-    check_fingerprints(method.fingerprints, released.fingerprints, method.config, directory)
+    config = _config_of(method)
+    released = create_method(method.name, config, settings=method.settings)
+    check_fingerprints(method.fingerprints, released.fingerprints, config, directory)
     before = released.trained_parameters()
     tensors = {
         name: (value.detach().cpu() - before[name].detach().cpu()).bfloat16() if name in names else value
         for name, value in method.trained_parameters().items()
     }
-    write_adapter(directory, _described(method, method.config), tensors, kind=DELTA_FORMAT)
+    write_adapter(directory, _described(method, config), tensors, kind=DELTA_FORMAT)
 
 
 def load_method(directory: str | Path, **changes: Any) -> Method:
@@ -133,6 +128,14 @@ def load_method(directory: str | Path, **changes: Any) -> Method:
     method.style_means = means
     method.train(False)
     return method
+
+
+def _config_of(method: Method) -> HystarConfig:
+    if method.config is None:
+        raise ValueError(
+            f"method must be built by create_method to be saved, got {method.name!r} without a configuration"
+        )
+    return method.config
 
 
 def _described(method: Method, config: HystarConfig) -> dict[str, Any]:

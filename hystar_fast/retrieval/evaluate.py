@@ -18,7 +18,7 @@ from hystar_fast.retrieval.joint import COMBINATIONS, joint_ranks
 from hystar_fast.retrieval.metrics import Interval, bootstrap_mean
 from hystar_fast.retrieval.ranks import QueryIds, Ranks
 from hystar_fast.retrieval.within_category import PROTOCOL, WITHIN, measure_within
-from hystar_fast.retrieval.zero_shot import class_embeddings, numbered
+from hystar_fast.retrieval.zero_shot import class_embeddings, number_labels, numbered
 
 TASKS = ("instance", WITHIN, "category", "classify")
 PROTOCOLS = {"full": "full: ranked over the whole gallery", "batch24": LABEL}
@@ -378,8 +378,3 @@ def measure_by(
 def _vectors(queries: Embedded, gallery: Embedded) -> Tensor:
     """Return the queries' vectors, with the gallery's width even if no query could be read."""
     return queries.vectors if queries.records else gallery.vectors[:0]
-
-
-def number_labels(names: Sequence[str | None]) -> Tensor:
-    """Return the number of each name, int64 [n]; None is a name of its own and matches nothing."""
-    return numbered([f"{i}\0" if name is None else f"={name}" for i, name in enumerate(names)])[1]

@@ -11,7 +11,8 @@ from torch import Tensor
 from hystar_fast.retrieval.codes import CODES, ORDERS, TIES, TIES_AGAINST, fit_itq, measure_codes, sign_codes
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.embed import Embedded
-from hystar_fast.retrieval.evaluate import Evaluation, KindResult, kind_result, number_labels
+from hystar_fast.retrieval.evaluate import Evaluation, KindResult, kind_result
+from hystar_fast.retrieval.zero_shot import number_labels
 
 FITS = ("train", "queries")
 TRAIN, QUERIES = FITS

@@ -9,7 +9,7 @@ import torch
 from hystar_fast.methods.similarity import Similarity
 from hystar_fast.retrieval.definitions import Measured, Metric, measure
 from hystar_fast.retrieval.embed import Embedded
-from hystar_fast.retrieval.zero_shot import numbered
+from hystar_fast.retrieval.zero_shot import number_labels
 
 WITHIN = "instance-in-category"
 PROTOCOL = "full: ranked over the gallery pictures of the query's category"
@@ -38,7 +38,7 @@ def measure_within(queries: Embedded, gallery: Embedded, metrics: Sequence[Metri
         if not asked or not kept:
             continue
         names = [queries.records[row].instance for row in asked] + [gallery.records[row].instance for row in kept]
-        _, labels = numbered([f"{i}\0" if name is None else f"={name}" for i, name in enumerate(names)])
+        labels = number_labels(names)
         sides = queries.vectors[asked], gallery.vectors[kept], labels[: len(asked)], labels[len(asked) :]
         found = measure(*sides, metrics, similarity=similarity)
         for metric in metrics:

@@ -52,3 +52,8 @@ def numbered(categories: Sequence[str]) -> tuple[list[str], Tensor]:
     names = sorted(set(categories))
     number = {name: i for i, name in enumerate(names)}
     return names, torch.tensor([number[category] for category in categories], dtype=torch.int64)
+
+
+def number_labels(names: Sequence[str | None]) -> Tensor:
+    """Return the number of each name, int64 [n]; None is a name of its own and matches nothing."""
+    return numbered([f"{i}\0" if name is None else f"={name}" for i, name in enumerate(names)])[1]

@@ -71,6 +71,7 @@ def test_the_best_setting_of_each_is_taken_and_every_row_has_its_figures(
     few = open_images("emoji", "test").select(limit=40)
     monkeypatch.setattr(systems, "trained", take)
     monkeypatch.setattr(systems, "open_images", lambda source, split: few)
+    monkeypatch.setattr(systems, "training_drawings", lambda styles: few)
     monkeypatch.setattr(systems, "systems_parts", lambda: dict.fromkeys(("unseen", "seen", "test"), few))
     monkeypatch.setattr(systems, "SYSTEMS", {name: systems.SYSTEMS[name] for name in ("frozen", "mean shift", "lora")})
     _call("tune", "--runs", tmp_path)

@@ -12,8 +12,8 @@ from hystar_fast.methods.pixels import Pixels
 from hystar_fast.retrieval.codes import fit_itq, measure_codes
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.embed import embed_records
-from hystar_fast.retrieval.evaluate import number_labels
 from hystar_fast.retrieval.results_json import to_percent
+from hystar_fast.retrieval.zero_shot import number_labels
 from tests.support import picture_trees as trees
 from tests.support.cli import refused, run
 

@@ -14,8 +14,9 @@ from hystar_fast.data.unseen import CategorySplit
 from hystar_fast.methods.pixels import Pixels
 from hystar_fast.retrieval.crossmodal import evaluate_crossmodal
 from hystar_fast.retrieval.definitions import Metric, measure
-from hystar_fast.retrieval.evaluate import KindResult, number_labels
+from hystar_fast.retrieval.evaluate import KindResult
 from hystar_fast.retrieval.metrics import bootstrap_mean
+from hystar_fast.retrieval.zero_shot import number_labels
 from tests.support.distances import Colours
 from tests.support.turned_queries import TurnedQueries
 

@@ -15,10 +15,11 @@ from hystar_fast.retrieval.answers import first_answers, query_vector
 from hystar_fast.retrieval.batch24 import batch24_ranks
 from hystar_fast.retrieval.definitions import Metric, measure
 from hystar_fast.retrieval.embed import embed_records, embed_texts
-from hystar_fast.retrieval.evaluate import evaluate, number_labels
+from hystar_fast.retrieval.evaluate import evaluate
 from hystar_fast.retrieval.joint import joint_ranks
 from hystar_fast.retrieval.metrics import target_ranks
 from hystar_fast.retrieval.relevant_ranks import relevant_ranks
+from hystar_fast.retrieval.zero_shot import number_labels
 from tests.support.distances import Colours, NegativeDistance
 
 METRICS = [Metric.parse(name) for name in ("mAP@all", "R@1", "Prec@5:gallery")]

@@ -8,10 +8,9 @@ The paper defines these losses for a picture and its text only; with three, sums
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from hystar_fast.methods.ma_sbir.ma_sbir_losses import clip_loss, converted
+from hystar_fast.methods.ma_sbir.ma_sbir_losses import clip_loss, converted, distance, modality_cross_entropy
 
 SKETCH, PHOTO, TEXT = range(3)
 FINE_PAIRS = {
@@ -48,7 +47,7 @@ def fine_semantic_loss(vectors: Tensor, modalities: Tensor, kinds: Tensor) -> Te
         kinds: int64 [3, B].
     """
     semantics = vectors - modalities[kinds]
-    return (1 - F.cosine_similarity(semantics, vectors.sum(0).expand_as(vectors), dim=-1)).sum(0).mean() * (2 / 3)
+    return distance(semantics, vectors.sum(0).expand_as(vectors)).sum(0).mean() * (2 / 3)
 
 
 def fine_reconstruction_loss(
@@ -62,7 +61,7 @@ def fine_reconstruction_loss(
         pairs: one of `FINE_PAIRS`.
     """
     moved, places = _moved(vectors, modalities, kinds, conversion, pairs)
-    return 2 * (1 - F.cosine_similarity(moved, vectors[places], dim=-1)).mean()
+    return 2 * distance(moved, vectors[places]).mean()
 
 
 def fine_classification_loss(
@@ -82,8 +81,7 @@ def fine_classification_loss(
         conversion, pairs: as of `fine_reconstruction_loss`.
     """
     moved, places = _moved(vectors, modalities, kinds, conversion, pairs)
-    logits = F.linear(F.normalize(moved, dim=-1), weight, bias)
-    return F.cross_entropy(logits.flatten(0, 1), kinds[places].flatten())
+    return modality_cross_entropy(moved, kinds[places], weight, bias)
 
 
 def _moved(vectors: Tensor, modalities: Tensor, kinds: Tensor, conversion: str, pairs: str) -> tuple[Tensor, list[int]]:

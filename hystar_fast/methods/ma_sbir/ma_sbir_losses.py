@@ -70,7 +70,7 @@ def semantic_loss(pictures: Tensor, texts: Tensor, source: Tensor, text: Tensor)
     Gradients: through z too. It lies in [0, 4]: the paper's less its constant.
     """
     middle = pictures + texts
-    return (_distance(pictures - source, middle) + _distance(texts - text, middle)).mean()
+    return (distance(pictures - source, middle) + distance(texts - text, middle)).mean()
 
 
 def reconstruction_loss(pictures: Tensor, texts: Tensor, source: Tensor, text: Tensor, conversion: str) -> Tensor:
@@ -79,7 +79,7 @@ def reconstruction_loss(pictures: Tensor, texts: Tensor, source: Tensor, text: T
     The arguments are those of `semantic_loss`; `conversion` is one of `CONVERSIONS`.
     """
     as_text, as_picture = converted(pictures, source, text, conversion), converted(texts, text, source, conversion)
-    return (_distance(as_text, texts) + _distance(as_picture, pictures)).mean()
+    return (distance(as_text, texts) + distance(as_picture, pictures)).mean()
 
 
 def classification_loss(
@@ -112,8 +112,7 @@ def classification_loss(
     def of(vectors: Tensor, sources: Tensor, others: Tensor) -> Tensor:
         targets = _others(sources, K) if classify == "all" else others[:, None]
         moved = converted(vectors[:, None], modalities[sources][:, None], modalities[targets], conversion)
-        logits = F.linear(F.normalize(moved, dim=-1), weight, bias)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return modality_cross_entropy(moved, targets, weight, bias)
 
     return (of(pictures, kinds, text) + of(texts, text, kinds)) / 2
 
@@ -134,7 +133,14 @@ def orthogonality_loss(pictures: Tensor, texts: Tensor, modalities: Tensor, orth
     return (middle @ modalities.mT).abs().mean()
 
 
-def _distance(a: Tensor, b: Tensor) -> Tensor:
+def modality_cross_entropy(moved: Tensor, kinds: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the classifier for converted vectors [P, Q, D] of modalities int64 [P, Q]."""
+    logits = F.linear(F.normalize(moved, dim=-1), weight, bias)
+    return F.cross_entropy(logits.flatten(0, 1), kinds.flatten())
+
+
+def distance(a: Tensor, b: Tensor) -> Tensor:
+    """Return 1 - cos(a, b) of vectors [..., D]."""
     return 1 - F.cosine_similarity(a, b, dim=-1)
 
 
