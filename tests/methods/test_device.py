@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from hystar_fast.methods.device import on_device
+from hystar_fast.methods.device import multiplies_bf16, on_device
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.pixels import Pixels
 
@@ -56,3 +57,19 @@ def test_a_method_without_modules_runs_on_the_device_of_the_images() -> None:
     pixels = Pixels()
     assert on_device(pixels, torch.device("meta")) is pixels
     assert pixels.encode_image(torch.rand(1, 3, 64, 64)).device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512_bf16", "vendor", "gains"),
+    [
+        (True, True, "GenuineIntel", True),
+        (False, True, "GenuineIntel", False),
+        (False, True, "AuthenticAMD", True),
+        (False, False, "AuthenticAMD", False),
+    ],
+)
+def test_a_cpu_gains_from_bf16_with_amx_or_with_avx512_that_is_not_intels(monkeypatch, amx, avx512_bf16, vendor, gains):
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr("hystar_fast.methods.device._is_intel", lambda: vendor == "GenuineIntel")
+    assert multiplies_bf16(torch.device("cpu")) is gains
