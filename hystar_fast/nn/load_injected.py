@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hystar_fast.nn.fast_svd_linear import FastSVDLinear
 from hystar_fast.nn.inject import create_replacement, inject
 
-_OFFSET = ".delta_s_static"
+_OFFSET, _EXPERTS = ".delta_s_static", ".delta_s_experts"
 
 
 def load_injected(
@@ -37,8 +37,8 @@ def load_injected(
 
     Raises:
         OSError: there is no such file.
-        ValueError: the file is damaged or holds no layers of inject, or the model has other layers or shapes. In the
-            last case build the model again, as some of its layers may be replaced.
+        ValueError: the file is damaged, holds no layers of inject or holds experts, or the model has other layers or
+            shapes. In the last case build the model again, as some of its layers may be replaced.
 
     Example:
         >>> import tempfile
@@ -53,6 +53,11 @@ def load_injected(
     saved = [name.removesuffix(_OFFSET) for name in state if name.endswith(_OFFSET)]
     if not saved:
         raise ValueError(f"path must hold layers of inject, named *{_OFFSET}, got {path}, which has none")
+    if any(name.endswith(_EXPERTS) for name in state):
+        raise ValueError(
+            f"path must hold a model without an ExpertBank, got {path}, which has experts: save them with bank.save, "
+            "and the model after bank.detach; ExpertBank.load gives them to the loaded model"
+        )
     layers = dict(model.named_modules(remove_duplicate=False))
     names = [name for name in layers if name in saved]
     absent = [name for name in saved if name not in layers]

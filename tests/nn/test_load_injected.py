@@ -140,3 +140,18 @@ def test_renamed_tensors_are_refused_with_the_way_to_save_them(tmp_path: Path) -
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"experts\.gate_up_proj.*save_pretrained\(\.\.\., save_original_format=False"):
         hf.load_injected(mixtral(), tmp_path)
+
+
+def test_a_model_saved_with_its_experts_is_refused_before_anything_changes(tmp_path: Path) -> None:
+    model, again = gpt2(), gpt2()
+    trained(model, "c_attn")
+    bank = hf.ExpertBank(model, ["law"])
+    model.save_pretrained(tmp_path / "with")
+    with pytest.raises(ValueError, match=r"without an ExpertBank.*bank\.save.*bank\.detach.*ExpertBank\.load"):
+        hf.load_injected(again, tmp_path / "with")
+    assert not any(isinstance(layer, hf.FastSVDLinear) for layer in again.modules())
+    bank.save(tmp_path / "experts.safetensors")
+    bank.detach()
+    model.save_pretrained(tmp_path / "without")
+    hf.load_injected(again, tmp_path / "without")
+    assert hf.ExpertBank.load(again, tmp_path / "experts.safetensors").names == ("law",)
