@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -92,6 +94,9 @@ class ExpertBank:
     def __len__(self) -> int:
         return len(self.names)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
     def __contains__(self, name: object) -> bool:
         return name in self.names
 
@@ -102,13 +107,18 @@ class ExpertBank:
     def __getitem__(self, name: str) -> dict[str, Tensor]:
         """Return a copy of an expert's vectors [r] by the name of the layer."""
         row = self.row(name)
-        return {layer: bank.detach()[row].clone() for layer, bank in self._banks().items()}
+        return {layer: bank.detach()[row].clone() for layer, bank in self._values().items()}
 
     def __setitem__(self, name: str, vectors: Mapping[str, Tensor]) -> None:
         """Set an expert's vectors, one [r] for each layer of the bank."""
-        row, banks = self.row(name), self._banks()
+        row, banks = self.row(name), self._values()
+        if not isinstance(vectors, Mapping):
+            raise TypeError(f"vectors must be a Tensor for each name of a layer, got {type(vectors).__name__}")
         _check_layers("vectors", vectors, banks)
         for layer, bank in banks.items():
+            if not isinstance(vectors[layer], Tensor) or not vectors[layer].is_floating_point():
+                kind = getattr(vectors[layer], "dtype", type(vectors[layer]).__name__)
+                raise TypeError(f"vectors must be floating-point Tensors, got {kind} for the layer {layer}")
             if vectors[layer].shape != bank.shape[1:]:
                 needs, got = list(bank.shape[1:]), list(vectors[layer].shape)
                 raise ValueError(f"vectors must be {needs} for the layer {layer}, got shape {got}")
@@ -121,9 +131,10 @@ class ExpertBank:
         if not isinstance(weights, Mapping) or not weights:
             raise ValueError(f"weights must map names of experts to numbers, got {weights!r}")
         rows = [self.row(name) for name in weights]
+        numbers = {name: _finite(name, weight) for name, weight in weights.items()}
         return {
-            layer: (bank.detach()[rows] * bank.new_tensor(list(weights.values()))[:, None]).sum(0)
-            for layer, bank in self._banks().items()
+            layer: (bank.detach()[rows] * bank.new_tensor(list(numbers.values()))[:, None]).sum(0)
+            for layer, bank in self._values().items()
         }
 
     def merge_(self, expert: str | Mapping[str, float]) -> dict[str, FastSVDLinear]:
@@ -142,7 +153,7 @@ class ExpertBank:
         """
         kept = self.names if names is None else _checked_names(names)
         rows = [self.row(name) for name in kept]
-        vectors = {layer: bank.detach()[rows].cpu() for layer, bank in self._banks().items()}
+        vectors = {layer: bank.detach()[rows].cpu() for layer, bank in self._values().items()}
         stamps = {name: stamp_of(layer) for name, layer in self.layers.items()}
         write_experts(Path(path), ExpertFile(kept, vectors, stamps))
 
@@ -189,8 +200,28 @@ class ExpertBank:
             raise ValueError("bank must be one that its model has, got one that was detached")
         return {name: bank for name, bank in banks.items() if bank is not None}
 
+    def _values(self) -> dict[str, nn.Parameter]:
+        banks = self._banks()
+        absent = [name for name, bank in banks.items() if bank.is_meta]
+        if absent:
+            raise ValueError(
+                f"bank must have values to read or write, got the meta device in {absent[0]}, as where accelerate has "
+                "offloaded them; do it before the dispatch"
+            )
+        return banks
+
     def __repr__(self) -> str:
         return f"ExpertBank({', '.join(map(repr, self.names))}; {len(self.layers)} layers)"
+
+
+def _finite(name: str, weight: object) -> float:
+    try:
+        number = math.nan if isinstance(weight, str) else float(weight)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"weights must be finite numbers, got {weight!r} for {name}")
+    return number
 
 
 def _checked_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -200,7 +231,7 @@ def _checked_names(names: Iterable[str]) -> tuple[str, ...]:
     wrong = [name for name in names if not isinstance(name, str) or not name]
     if wrong or not names:
         raise ValueError(f"names must be strings that are not empty, got {repr(wrong[0]) if wrong else 'none'}")
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"names must be different, got {twice[0]!r} twice")
     return names

@@ -39,7 +39,7 @@ class Stamp:
         """Return how another stamp differs, or None where it is of the same weight."""
         if self.spectrum.shape != other.spectrum.shape:
             return f"rank {len(other.spectrum)} where the file has {len(self.spectrum)}"
-        if not (self.spectrum - other.spectrum).abs().max() <= _SPECTRUM_TOLERANCE * self.spectrum.max():
+        if not (self.spectrum - other.spectrum).abs().max() <= _SPECTRUM_TOLERANCE * self.spectrum.abs().max():
             return "other singular values"
         if self.probe.shape != other.probe.shape or not _distance(other.probe, self.probe) <= _PROBE_TOLERANCE:
             return "other singular vectors"
@@ -49,7 +49,8 @@ class Stamp:
 def stamp_of(layer: FastSVDLinear) -> Stamp:
     """Return the stamp of a layer; the signs of its singular vectors do not matter."""
     u, vh = layer.u.detach().cpu().float(), layer.vh.detach().cpu().float()
-    return Stamp(layer.s.detach().cpu().float(), (_fixed(len(u)) @ u) * (vh @ _fixed(vh.shape[1])))
+    spectrum = (layer.s + layer.delta_s_static).detach().cpu().float()  # what the offsets of an expert are added to
+    return Stamp(spectrum, (_fixed(len(u)) @ u) * (vh @ _fixed(vh.shape[1])))
 
 
 def _fixed(size: int) -> Tensor:
@@ -76,7 +77,7 @@ class ExpertFile:
             if problem:
                 raise ValueError(
                     f"model must have the weights on which the experts of {path} were trained, got {problem} in "
-                    f"{name}; load them in the same dtype and inject with the same rank"
+                    f"{name}; load them in the same dtype, inject with the same rank, and keep the static offsets"
                 )
 
 

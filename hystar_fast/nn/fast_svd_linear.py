@@ -289,9 +289,18 @@ class FastSVDLinear(nn.Module):
 
         return super()._apply(keep_precision, recurse)
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._expert_names is not None and hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]]["experts"] = self._expert_names.names
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Accept the ``weight`` of nn.Linear in place of the factors: it is factored, and the static offset is zero."""
         self._quantised = None
+        saved, own = args[0].get("experts"), None if self._expert_names is None else self._expert_names.names
+        if saved is not None and own is not None and tuple(saved) != own:
+            args[-1].append(f"{prefix}delta_s_experts must be of the experts {own}, got those of {tuple(saved)}")
+            return
         if prefix + "weight" in state_dict and prefix + "u" not in state_dict:
             weight = state_dict.pop(prefix + "weight")
             reason = self._reason_against(weight, prefix)

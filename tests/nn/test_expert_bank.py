@@ -33,7 +33,8 @@ def test_experts_begin_as_the_model_itself() -> None:
     model, x = small(), torch.randn(2, 6)
     base = model(x)
     bank = ExpertBank(model, ["a", "b"])
-    assert bank.names == ("a", "b") and len(bank) == 2 and "a" in bank and "c" not in bank and bank.row("b") == 1
+    assert bank.names == ("a", "b") and len(bank) == 2 and list(bank) == ["a", "b"]
+    assert "a" in bank and "c" not in bank and bank.row("b") == 1
     assert [tuple(p.shape) for p in bank.parameters()] == [(2, 3), (2, 3)]
     assert [name for name, _ in model.named_parameters() if "experts" in name] == [
         "0.delta_s_experts",
@@ -56,9 +57,33 @@ def test_an_expert_is_set_and_read_by_its_name() -> None:
         bank["b"] = {"0": vectors["0"], "1": vectors["2"]}
     with pytest.raises(ValueError, match=r"vectors must be \[3\] for the layer 2, got shape \[4\]"):
         bank["b"] = {"0": torch.zeros(3), "2": torch.zeros(4)}
+    with pytest.raises(TypeError, match="vectors must be floating-point Tensors, got list for the layer 2"):
+        bank["b"] = {"0": torch.zeros(3), "2": [0.0] * 3}  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match="vectors must be a Tensor for each name of a layer, got Tensor"):
+        bank["b"] = torch.zeros(3)  # type: ignore[assignment]
     assert bank["b"]["0"].tolist() == [1, 2, 3], "nothing was written"
     with pytest.raises(ValueError, match="an expert must be one of the bank, a, b, got 'c'"):
         bank["c"]
+
+
+def test_a_bank_whose_values_are_offloaded_is_neither_read_nor_written(tmp_path: Path) -> None:
+    from accelerate import cpu_offload
+
+    model = small()
+    bank = ExpertBank(model, ["a"])
+    vectors = bank["a"]
+    cpu_offload(model, execution_device="cpu")
+    uses = (
+        lambda: bank["a"],
+        lambda: bank.__setitem__("a", vectors),
+        lambda: bank.mix({"a": 1.0}),
+        lambda: bank.save(tmp_path / "a"),
+    )
+    for use in uses:
+        with pytest.raises(ValueError, match="bank must have values to read or write, got the meta device in 0"):
+            use()
+    with hf.experts(model, ["a"] * 2), torch.no_grad():
+        assert model(torch.randn(2, 6)).shape == (2, 5)
 
 
 def test_experts_are_mixed_with_weights() -> None:
@@ -72,6 +97,9 @@ def test_experts_are_mixed_with_weights() -> None:
     }
     with pytest.raises(ValueError, match=r"weights must map names of experts to numbers, got \{\}"):
         bank.mix({})
+    for wrong in (float("nan"), float("inf"), "1", None, [1.0]):
+        with pytest.raises(ValueError, match=r"weights must be finite numbers, got .* for a"):
+            bank.mix({"b": 1.0, "a": wrong})  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -169,6 +197,9 @@ def test_a_file_for_other_layers_or_weights_is_refused_and_nothing_changes(tmp_p
     rotated = small()
     rotated[0].u.data = rotated[0].u.data.roll(1, 0)
     cases.append((rotated, "got other singular vectors in 0"))
+    offset = small()
+    offset[0].delta_s_static.data += 0.1
+    cases.append((offset, "got other singular values in 0.*and keep the static offsets"))
     inject(cases[0][0], "*", 3)
     for model, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -178,6 +209,22 @@ def test_a_file_for_other_layers_or_weights_is_refused_and_nothing_changes(tmp_p
         ExpertBank.load(small(), path, path)
     with pytest.raises(ValueError, match="paths must name at least one file, got none"):
         ExpertBank.load(small())
+
+
+def test_a_state_dict_of_other_experts_is_refused(tmp_path: Path) -> None:
+    model, other = small(), small()
+    bank = ExpertBank(model, ["a", "b"])
+    next(bank.parameters()).data.normal_()
+    torch.save(model.state_dict(), tmp_path / "state")
+    state = torch.load(tmp_path / "state", weights_only=True)
+    swapped = ExpertBank(other, ["b", "a"])
+    with pytest.raises(RuntimeError, match=r"must be of the experts \('b', 'a'\), got those of \('a', 'b'\)"):
+        other.load_state_dict(state)
+    assert not swapped["a"]["0"].any()
+    swapped.detach()
+    again = ExpertBank(other, ["a", "b"])
+    other.load_state_dict(state)
+    assert torch.equal(again["a"]["0"], bank["a"]["0"])
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
