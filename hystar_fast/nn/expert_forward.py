@@ -13,7 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hystar_fast.nn.expert_cost import weights_are_cheaper
-from hystar_fast.nn.expert_rows import ActiveRows, active_rows, bound_to_rows, see_input
+from hystar_fast.nn.expert_rows import (
+    ActiveRows,
+    active_rows,
+    bound_to_rows,
+    check_outside_experts,
+    see_input,
+    with_gradient,
+)
 from hystar_fast.ops.transforms import is_transformed
 
 if TYPE_CHECKING:
@@ -38,9 +45,20 @@ def forward_with_experts(layer: FastSVDLinear, x: Tensor, delta_s: Tensor | None
     if delta_s is not None:
         raise ValueError("delta_s must be None inside experts, as a layer takes its offsets from one of them, got both")
     samples = active.by_sample(x)
-    y = _forward(layer, samples, active)
+    y = with_gradient(_forward(layer, samples, active), active)
     # another tensor on the memory of the product: no module returns a view
     return y if y.shape[:-1] == x.shape[:-1] else torch.ops.aten._unsafe_view.default(y, [*x.shape[:-1], y.shape[-1]])
+
+
+@torch.compiler.disable(reason=_REASON)
+def weight_outside_experts(layer: FastSVDLinear) -> Tensor:
+    """Return the weight of a layer of a bank, whose values raise inside `experts`."""
+
+    def materialise() -> Tensor:
+        check_outside_experts(layer)
+        return layer._materialise()
+
+    return layer._read_only_weight(materialise)
 
 
 def _forward(layer: FastSVDLinear, x: Tensor, active: ActiveRows) -> Tensor:

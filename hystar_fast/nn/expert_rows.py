@@ -44,7 +44,7 @@ class ExpertNames:
             row = operator.index(expert)
         except TypeError:
             row = None
-        if row is None or isinstance(expert, bool):
+        if row is None or isinstance(expert, bool) or (isinstance(expert, Tensor) and expert.dtype == torch.bool):
             raise TypeError(f"an expert must be a name, a row of the bank or None, got {type(expert).__name__}")
         if not 0 <= row < len(self.names):
             raise ValueError(f"an expert must be a row of the bank, 0..{len(self.names) - 1}, got {row}")
@@ -81,7 +81,8 @@ class ActiveRows:
         """
         if x.dim() >= 3:
             self.tokens = math.prod(x.shape[:-1])
-        if x.dim() < 2 or (x.shape[0] != self.batch and not (x.dim() == 2 and x.shape[0] == self.tokens)):
+        sizes = {self.batch, len(self.rows), *([self.tokens] if x.dim() == 2 else [])}  # an encoder has no beams
+        if x.dim() < 2 or x.shape[0] not in sizes:
             raise ValueError(
                 f"rows must be those of the batch, got {len(self.rows)} rows{self._beams()} for a layer whose input "
                 f"has shape {tuple(x.shape)}; the first dimension must be the batch. Where a model has another order, "
@@ -93,9 +94,10 @@ class ActiveRows:
         return "" if self.batch == len(self.rows) else f" and a batch of {self.batch} in the model"
 
     def see_batch(self, size: int, *, is_expanded: bool) -> None:
-        """Take the size of the batch that enters the model; tokens may be expanded, as for beams."""
+        """Take the size of the batch that enters the model; outside training, tokens may be expanded, as for beams."""
+        is_expanded = is_expanded and not torch.is_grad_enabled()
         if size != len(self.rows) and not (is_expanded and size and size % len(self.rows) == 0):
-            needs = "as many rows as the batch, or a divisor of a batch of tokens with beams"
+            needs = "as many rows as the batch, or a divisor of a batch of tokens with beams (under no_grad)"
             raise ValueError(f"rows must be {needs}, got {len(self.rows)} rows for a batch of {size}")
         self.batch = size
 
@@ -111,13 +113,14 @@ def experts(model: nn.Module, rows: Sequence[str | int | None] | Tensor) -> Iter
 
     It holds in this thread and this task (contextvars) until the ``with`` ends, by an exception too. Another thread
     starts without experts: enter the context there, or run the thread in ``contextvars.copy_context()``. An inner
-    ``with`` for the same model replaces the outer one; those for two models stand side by side.
+    ``with`` for the same model replaces the outer one; those for two models stand side by side. A generator shares the
+    context of its caller: do not ``yield`` inside.
 
     Args:
         model: module with an :class:`ExpertBank`, or a wrapper around it.
         rows: for each request a name, a row of the bank, or None for the model without an expert; or an integer
-            Tensor [B]. A batch of tokens (``generate`` with beams) may have a multiple of B rows, in the order of
-            ``repeat_interleave``. Any other batch must have B.
+            Tensor [B]. Without gradients a batch of tokens (``generate`` with beams) may have a multiple of B rows, in
+            the order of ``repeat_interleave``. Any other batch must have B.
 
     Gradients: for the rows of the bank that are used, summed over their requests. With gradient checkpointing
         (``use_reentrant=False``) call backward inside the same ``with``.
@@ -126,8 +129,9 @@ def experts(model: nn.Module, rows: Sequence[str | int | None] | Tensor) -> Iter
         TypeError, ValueError: the model has no bank or several, a name or row is not in it, or (in the forward) the
             batch has another size.
         RuntimeError: no layer of the bank was called in the ``with``, as in a graph that was made without it or in
-            another thread; a layer is traced or exported inside; or gradient checkpointing computes a layer again
-            outside the ``with`` of its forward.
+            another thread; a layer is traced or exported inside; a model reads the weight of a layer instead of calling
+            it; gradient checkpointing computes a layer again outside the ``with`` of its forward; or the ``with`` of
+            another generator began inside and has not ended.
 
     Source: Transformer² (singular values for each task); Hystar, Eq. 1.
 
@@ -149,11 +153,18 @@ def experts(model: nn.Module, rows: Sequence[str | int | None] | Tensor) -> Iter
     if not rows:
         raise ValueError("rows must have one entry a request, got none")
     active = ActiveRows([None if row is None else names.row(row) for row in rows])
-    token = _ACTIVE.set({**_ACTIVE.get(), names: active})
+    chosen = {**_ACTIVE.get(), names: active}
+    token = _ACTIVE.set(chosen)
     try:
         yield
+        is_last = _ACTIVE.get() is chosen
     finally:
         _ACTIVE.reset(token)
+    if not is_last:
+        raise RuntimeError(
+            "experts must end in the reverse order of their beginning, got another `with experts` that is still open, "
+            "whose rows replaced these: do not yield from a generator inside"
+        )
     if not active.calls:
         raise RuntimeError(
             f"the body of experts must call layers of the bank, got no call in {type(model).__name__}: a graph that "
@@ -186,6 +197,8 @@ def _see(active: ActiveRows, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
     named = {name: kwargs[name] for name in _TOKENS if isinstance(kwargs.get(name), Tensor)}
     for value in first or [*named.values()][:1]:
         active.see_batch(value.shape[0] if value.dim() else 0, is_expanded=not first or not value.is_floating_point())
+        if not value.is_floating_point():
+            active.tokens = math.prod(value.shape[:2])  # a mixture may flatten them before any layer of the bank
         return
     for name, value in kwargs.items():
         if isinstance(value, Tensor) and value.dim() >= 2 and not any(part in name for part in _NO_BATCH):
@@ -199,7 +212,7 @@ def active_rows(layer: FastSVDLinear, x: Tensor) -> ActiveRows | None:
     if torch._C._current_graph_task_id() != -1:  # inside a backward: gradient checkpointing computes the layer again
         hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
         if active is None or hooks is None:
-            way = "call backward inside it" if active is None else "use_reentrant=False"
+            way = "call backward inside it (rows of None for no expert)" if active is None else "use_reentrant=False"
             raise RuntimeError(
                 "gradient checkpointing must compute a layer again inside the `with experts` of its forward, got a "
                 f"recomputation that cannot know it; {way}, on a GPU under "
@@ -212,6 +225,15 @@ def active_rows(layer: FastSVDLinear, x: Tensor) -> ActiveRows | None:
         raise RuntimeError("experts must not be traced, exported or captured, got a graph that would keep its rows")
     active.calls += 1
     return active
+
+
+def check_outside_experts(layer: FastSVDLinear) -> None:
+    """Raise where `experts` holds for a layer whose weight is used instead of a call."""
+    if layer._expert_names in _ACTIVE.get():
+        raise RuntimeError(
+            "experts need each layer of the bank to be called, got a model that reads the weight of one, which has no "
+            "expert (in timm: qkv of BEiT and EVA); inject the other layers only"
+        )
 
 
 class _OfRows(torch.autograd.Function):
@@ -244,6 +266,17 @@ def bound_to_rows(tensor: Tensor, active: ActiveRows) -> Tensor:
         return tensor
     bound: Tensor = _OfRows.apply(tensor, active.stamp, active.number)
     return bound
+
+
+def with_gradient(tensor: Tensor, active: ActiveRows) -> Tensor:
+    """Return `tensor`; where gradient checkpointing may compute it again, it needs a gradient, so that this is checked.
+
+    Frozen experts over an input without a gradient save nothing that tells their rows to the backward of later layers.
+    """
+    is_checkpointed = torch.is_grad_enabled() and torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    if tensor.requires_grad or not is_checkpointed or is_transformed(tensor):
+        return tensor
+    return tensor + bound_to_rows(tensor.new_zeros(()).requires_grad_(), active)
 
 
 def _listed(names: Sequence[str], count: int = 8) -> str:

@@ -245,13 +245,21 @@ class FastSVDLinear(nn.Module):
         """Weight [out, in] with the static offset folded in: read-only, and built only when it is used.
 
         It carries the gradient of ``delta_s_static``, so that models train which read it instead of calling the layer.
+        Its values must not be used inside :func:`experts`, which gives a request no weight of its own.
         """
+        if self.delta_s_experts is not None:
+            from hystar_fast.nn.expert_forward import weight_outside_experts  # loads the compiler
+
+            return weight_outside_experts(self)
+        return self._read_only_weight(self._materialise)
+
+    def _read_only_weight(self, materialise: Callable[[], Tensor]) -> Tensor:
         if torch.compiler.is_compiling() or is_transformed():
-            return self._materialise()
-        shape = (self.out_features, self.in_features)
+            return materialise()
+        shape, build = (self.out_features, self.in_features), torch.no_grad()(materialise)
         if torch.is_grad_enabled() and self.delta_s_static.requires_grad:
-            return _OffsetWeight.apply(self.delta_s_static, self.u, self.vh, self._detached_weight, shape)
-        return LazyWeight(self._detached_weight, self.u, shape)
+            return _OffsetWeight.apply(self.delta_s_static, self.u, self.vh, build, shape)
+        return LazyWeight(build, self.u, shape)
 
     @torch.no_grad()
     def _detached_weight(self, delta_s: Tensor | None = None) -> Tensor:

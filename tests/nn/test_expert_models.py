@@ -101,6 +101,16 @@ def test_a_mixture_routed_through_layers_of_its_own_is_refused() -> None:
         hf.ExpertBank(model, ["a"])
 
 
+def test_a_mixture_may_have_experts_in_its_shared_layers_alone() -> None:
+    torch.manual_seed(0)
+    model = KINDS["mixture"].build().eval().requires_grad_(False).double()
+    inject(model, "shared_expert.*", 3)
+    fill(hf.ExpertBank(model, ["law", "code"]))
+    with hf.experts(model, ROWS):
+        y = values(model(inputs("mixture")))
+    assert relative_error(y, expected(model, inputs("mixture"), ROWS)) < 1e-12
+
+
 def test_an_encoder_decoder_generates_with_beams() -> None:
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -113,5 +123,7 @@ def test_an_encoder_decoder_generates_with_beams() -> None:
     settings: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "num_beams": 2}
     with hf.experts(model, ROWS):
         found = model.generate(ids, **settings)
+        again = model.generate(ids, **settings)
+    assert torch.equal(found, again)
     for i, row in enumerate(ROWS):
         assert found[i].tolist() == merged(model, row).generate(ids[i : i + 1], **settings)[0].tolist()

@@ -15,43 +15,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 import hystar_fast as hf
 from hystar_fast.nn.expert_bank import ExpertBank
 from hystar_fast.nn.inject import inject
-from tests.support.expert_models import expected, fill, inputs, merged, values, with_bank
+from tests.support.expert_models import Net, X, expected, fill, inputs, merged, net, values, with_bank
 from tests.support.tolerance import relative_error
-
-X = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-
-
-class Net(nn.Module):
-    """Two layers, each of which can be computed again in the backward."""
-
-    def __init__(self, **checkpointing: Any) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 5)
-        self.checkpointing = checkpointing
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in (self.first, self.second):
-            x = checkpoint(layer, x.tanh(), **self.checkpointing) if self.checkpointing else layer(x.tanh())
-        return x
-
-
-def net(rank: int | None = 3, **checkpointing: Any) -> tuple[Net, ExpertBank]:
-    model = Net(**checkpointing).double()
-    inject(model, "*", rank)
-    bank = hf.ExpertBank(model, ["a", "b"])
-    fill(bank)
-    return model, bank
 
 
 def test_rows_are_names_numbers_none_or_a_tensor() -> None:
@@ -70,6 +44,7 @@ def test_rows_are_names_numbers_none_or_a_tensor() -> None:
         ([-1], ValueError, r"an expert must be a row of the bank, 0\.\.1, got -1"),
         ([True], TypeError, "an expert must be a name, a row of the bank or None, got bool"),
         ([1.0], TypeError, "an expert must be a name, a row of the bank or None, got float"),
+        ([torch.tensor(True)], TypeError, "an expert must be a name, a row of the bank or None, got Tensor"),
         ("ab", TypeError, "rows must be a list with one entry a request, got str"),
         ([], ValueError, "rows must have one entry a request, got none"),
         (torch.ones(2), ValueError, r"rows must be an integer Tensor \[B\], got torch.float32 of shape \(2,\)"),
@@ -113,8 +88,24 @@ def test_tokens_may_be_expanded_in_the_order_of_repeat_interleave() -> None:
     model, _ = with_bank("llama")
     ids = inputs("llama")
     truth = expected(model, ids, ["law", "law", "code", "code"])
-    with hf.experts(model, ["law", "code"]):
+    with hf.experts(model, ["law", "code"]), torch.no_grad():
         assert relative_error(values(model(input_ids=ids)), truth) < 1e-12
+
+
+def test_a_batch_that_trains_must_have_as_many_rows() -> None:
+    model, _ = with_bank("llama")
+    with pytest.raises(ValueError, match=r"beams \(under no_grad\), got 2 rows for a batch of 4"):
+        with hf.experts(model, ["law", "code"]):
+            model(input_ids=inputs("llama"))
+
+
+def test_a_part_may_be_called_after_beams() -> None:
+    model, _ = with_bank("llama")
+    ids, rows = inputs("llama"), ["law", "code", None, "law"]
+    with hf.experts(model, rows):
+        model.generate(ids, num_beams=2, max_new_tokens=2, do_sample=False)
+        hidden = model.model(input_ids=ids).last_hidden_state
+    assert relative_error(model.lm_head(hidden), expected(model, ids, rows)) < 1e-12
 
 
 def test_a_layer_that_gets_another_order_or_a_part_is_refused() -> None:
@@ -200,6 +191,20 @@ def test_an_inner_context_replaces_the_outer_one_until_it_ends() -> None:
     assert relative_error(inner, expected(model, X, ["b"] * 4)) < 1e-12
 
 
+def test_generators_whose_contexts_overlap_are_refused() -> None:
+    model, _ = net()
+
+    def stream(name: str) -> Any:
+        with hf.experts(model, [name] * 4):
+            for _ in range(2):
+                yield model(X)
+
+    one, other = stream("a"), stream("b")
+    next(one), next(other), next(one)
+    with pytest.raises(RuntimeError, match="experts must end in the reverse order of their beginning, got another"):
+        next(one)
+
+
 def test_the_contexts_of_two_models_stand_side_by_side() -> None:
     one, other = net()[0], net(None)[0]
     with hf.experts(one, ["a"] * 4), hf.experts(other, ["b"] * 4):
@@ -256,125 +261,7 @@ def test_a_new_thread_has_no_experts_and_the_context_says_so() -> None:
     assert relative_error(found[1], expected(model, X, ["a"] * 4)) < 1e-12
 
 
-# Gradient checkpointing
-
-
-def gradients(model: Net, bank: ExpertBank, loss: Tensor) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, [*bank.parameters()]))
-
-
-def test_checkpointing_inside_the_context_gives_the_gradients_of_the_plain_run() -> None:
-    plain, bank = net()
-    with hf.experts(plain, ["a", "b", "b", None]):
-        truth = gradients(plain, bank, plain(X).square().sum())
-    model, bank = net(use_reentrant=False)
-    with hf.experts(model, ["a", "b", "b", None]):
-        found = gradients(model, bank, model(X).square().sum())
-    assert max(relative_error(f, t) for f, t in zip(found, truth, strict=True)) < 1e-12
-
-
-def test_checkpointing_that_recomputes_outside_the_context_is_refused() -> None:
-    model, bank = net(use_reentrant=False)
-    with hf.experts(model, ["a", "b", "b", "a"]):
-        loss = model(X).square().sum()
-    with pytest.raises(RuntimeError, match="inside the `with experts` of its forward, got a recomputation"):
-        gradients(model, bank, loss)
-
-
-@pytest.mark.parametrize("frozen", [False, True])
-def test_checkpointing_that_recomputes_under_other_rows_is_refused(frozen: bool) -> None:
-    model, bank = net(use_reentrant=False)
-    x = X.clone().requires_grad_(frozen)
-    for parameter in bank.parameters():
-        parameter.requires_grad_(not frozen)
-    with hf.experts(model, ["a", "b", "b", "a"]):
-        loss = model(x).square().sum()
-    with hf.experts(model, ["a", "a", "b", "a"]):
-        other = model(x).square().sum()
-        with pytest.raises(RuntimeError, match="of its forward, got the rows of another one"):
-            (loss + other).backward()
-
-
-def test_reentrant_checkpointing_is_refused() -> None:
-    model, _ = net(use_reentrant=True)
-    x = X.clone().requires_grad_()
-    with hf.experts(model, ["a", "b", "b", "a"]):
-        loss = model(x).square().sum()
-        with pytest.raises(RuntimeError, match="use_reentrant=False"):
-            loss.backward()
-
-
-def test_gradient_checkpointing_of_transformers() -> None:
-    rows = ["code", None, "law", "code"]
-    found = []
-    for checkpointing in (False, True):
-        model, bank = with_bank("llama")
-        model.train()
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        ids = inputs("llama")
-        with hf.experts(model, rows):
-            found.append(torch.autograd.grad(model(ids, labels=ids).loss, [*bank.parameters()]))
-            loss = model(ids, labels=ids).loss
-    assert max(relative_error(a, b) for a, b in zip(*found, strict=True)) < 1e-12
-    with pytest.raises(RuntimeError, match="inside the `with experts` of its forward"):
-        loss.backward()
-
-
-# Graphs
-
-
-@pytest.mark.parametrize("before", ["plain", "bank"])
-def test_a_compiled_model_sees_a_bank_and_a_context_that_come_later(before: str) -> None:
-    model = Net().double()
-    inject(model, "*", 3)
-    compiled = torch.compile(model, backend="eager")
-    base = compiled(X) if before == "plain" else model(X)
-    fill(hf.ExpertBank(model, ["a", "b"]))
-    if before == "bank":
-        assert relative_error(compiled(X), base) < 1e-12
-    for rows in (["a", "b", "b", "a"], ["b", "b", None, "a"]):
-        with hf.experts(compiled, rows):
-            assert relative_error(compiled(X), expected(model, X, rows)) < 1e-12
-    assert relative_error(compiled(X), base) < 1e-12
-    torch.compiler.reset()
-
-
-def test_a_whole_graph_is_refused() -> None:
-    model, _ = net()
-    with pytest.raises(Exception, match=r"hf\.experts is read in every call"), hf.experts(model, [0] * 4):
-        torch.compile(model, backend="eager", fullgraph=True)(X)
-    torch.compiler.reset()
-
-
-def test_traced_and_exported_graphs_are_refused() -> None:
-    model, _ = net()
-    model.requires_grad_(False)
-    traced = torch.jit.trace(model, X)
-    exported = torch.export.export(model, (X,)).module()
-    for graph in (traced, exported):
-        with pytest.raises(RuntimeError, match="got no call in Net"), hf.experts(model, [0] * 4):
-            graph(X)
-    with pytest.raises(Exception, match="experts must not be traced, exported or captured"):
-        with hf.experts(model, [0] * 4):
-            torch.jit.trace(model, X)
-    with pytest.raises(Exception, match="experts must not be traced, exported or captured"):
-        with hf.experts(model, [0] * 4):
-            torch.export.export(model, (X,))
-
-
-def test_the_transforms_of_torch_func_give_the_gradients_of_autograd() -> None:
-    model, bank = net()
-    rows = ["a", "b", "b", None]
-    with hf.experts(model, rows):
-        truth = gradients(model, bank, model(X).square().sum())
-        parameters = {n: p for n, p in model.named_parameters() if n.endswith("delta_s_experts")}
-
-        def loss(values: dict[str, Tensor]) -> Tensor:
-            return torch.func.functional_call(model, values, (X,)).square().sum()
-
-        found = torch.func.grad(loss)(parameters)
-    assert max(relative_error(found[n], t) for n, t in zip(parameters, truth, strict=True)) < 1e-12
+# Copies
 
 
 def test_a_deep_copy_has_its_own_bank() -> None:

@@ -11,6 +11,7 @@ import timm
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hystar_fast.nn.expert_bank import ExpertBank
 from hystar_fast.nn.inject import inject
@@ -27,6 +28,7 @@ _SIZES = {
 _IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _GROUPED = {**_SIZES, **_IDS, "num_key_value_heads": 2}
 DENSE = ["self_attn.*", "mlp.*"]
+X = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -119,3 +121,27 @@ def expected(model: nn.Module, x: Tensor, rows: Sequence[str | None]) -> Tensor:
     """Return what each request should get: the output of its own merged model."""
     with torch.no_grad():
         return torch.cat([values(merged(model, row)(x[i : i + 1])) for i, row in enumerate(rows)])
+
+
+class Net(nn.Module):
+    """Two layers, each of which can be computed again in the backward."""
+
+    def __init__(self, **checkpointing: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 5)
+        self.checkpointing = checkpointing
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.first, self.second):
+            x = checkpoint(layer, x.tanh(), **self.checkpointing) if self.checkpointing else layer(x.tanh())
+        return x
+
+
+def net(rank: int | None = 3, **checkpointing: Any) -> tuple[Net, ExpertBank]:
+    """Return an injected Net with a bank of random experts a and b."""
+    model = Net(**checkpointing).double()
+    inject(model, "*", rank)
+    bank = ExpertBank(model, ["a", "b"])
+    fill(bank)
+    return model, bank
