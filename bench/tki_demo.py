@@ -182,8 +182,8 @@ TKI_DEMO = Demo(
     ),
     configs={
         "tki": (_CONFIG, ()),
-        **beside(),
         "mean_shift": ("emoji", (*_EMOJI, "model.method=mean_shift")),
+        **beside(),
     },
     parts=tki_parts,
     chance=chance,

@@ -61,9 +61,10 @@ class Demo:
 
     @property
     def trained(self) -> dict[str, tuple[str, tuple[str, ...]]]:
-        """All that trains: label -> shipped settings and their changes."""
+        """All that trains, its own first: label -> shipped settings and their changes."""
         config, changes = self.configs[self.name]
-        return {**self.configs, **{label: (config, (*changes, *own)) for label, own in self.variants.items()}}
+        own = {label: (config, (*changes, *its)) for label, its in {self.name: (), **self.variants}.items()}
+        return own | {label: other for label, other in self.configs.items() if label not in own}
 
     @property
     def compared(self) -> dict[str, tuple[str, str]]:

@@ -56,7 +56,7 @@ def test_the_page_has_every_method_and_its_steps_are_those_that_it_takes(
     monkeypatch.setattr(unseen_demo, "trained", take)
     demo = replace(tki_demo.TKI_DEMO, parts=small_parts)
     unseen_demo.run_demo(demo, 1, 3, tmp_path / "out", tmp_path / "runs")
-    assert [*asked] == ["tki", "lora", "hystar", "mean_shift", "wccn", "tki geometry=euclidean", "tki start=random"]
+    assert [*asked] == ["tki", "wccn", "tki geometry=euclidean", "tki start=random", "mean_shift", "lora", "hystar"]
     assert "optim.steps=3" in asked["hystar"] and not any("steps" in change for change in asked["mean_shift"])
     assert {"tki.steps_expansion=3", "tki.steps_aggregation=1"} <= {*asked["wccn"]}
     assert {"tki.steps_expansion=3", "tki.steps_aggregation=3"} <= {*asked["tki"]}

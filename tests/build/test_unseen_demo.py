@@ -46,14 +46,14 @@ def test_every_method_way_and_part_has_its_figures(tmp_path: Path, untrained: li
     variants = {"acnet without identity": ("acnet.gamma_identity=0",)}
     demo = replace(acnet_demo.ACNET_DEMO, parts=lambda: {"unseen-all": small}, variants=variants)
     unseen_demo.run_demo(demo, 2, 0, tmp_path / "out", tmp_path / "runs")
-    runs = ["acnet-0", "acnet-1", "lora-0", "lora-1", "hystar-0", "hystar-1"]
-    assert untrained == [*runs, "acnet without identity-0", "acnet without identity-1"]
+    runs = [f"{name}-{seed}" for name in ("acnet", "acnet without identity", "lora", "hystar") for seed in (0, 1)]
+    assert untrained == runs
     found = json.loads((tmp_path / "out" / "acnet.json").read_text())
     rows = {(row["method"], row["compared by"]): row for row in found["rows"]}
     ways = [("frozen", "the drawing"), ("acnet", "the drawing"), ("acnet", "G(drawing)")]
     others = [("lora", "the drawing"), ("hystar", "the drawing")]
     variant = [("acnet without identity", way) for way in ("the drawing", "G(drawing)")]
-    assert [*rows] == [*ways, *others, *variant]
+    assert [*rows] == [*ways, *variant, *others]
     base = rows["frozen", "the drawing"]["unseen-all"]
     lora = rows["lora", "the drawing"]["unseen-all"]
     own = rows["acnet", "G(drawing)"]["unseen-all"]
