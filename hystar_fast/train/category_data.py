@@ -129,6 +129,7 @@ def open_categories(data: DataSettings, batching: Batching) -> CategoryData:
         raise ValueError(f"data.validation must be 'none' for data of {kinds} categories, got {data.validation!r}")
     training, validation = hold_out_categories(images, share, least=least)
     held = len({record.category for record in validation.records})
+    are = "category is" if held == 1 else "categories are"
     if not training.records:
         raise ValueError(
             f"data.validation must leave a category to train on, got {data.validation}: all {held} are held"
@@ -137,7 +138,7 @@ def open_categories(data: DataSettings, batching: Batching) -> CategoryData:
         styles,
         training,
         lambda method: score_categories(method, validation, styles, within=batching.within),
-        (f"read {summary}; {held} {'category is' if held == 1 else 'categories are'} held out for validation{left_out}",),
+        (f"read {summary}; {held} {are} held out for validation{left_out}",),
         record,
         batching,
         drawn,

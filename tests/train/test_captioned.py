@@ -117,5 +117,5 @@ def test_one_category_is_never_the_whole_validation(tmp_path: Path) -> None:
     found = open_categories(DataSettings(source=str(tmp_path / "eight")), BATCHING)  # a tenth of 8 is one
     assert "2 categories are held out for validation" in found.notes[0]
     tree(tmp_path / "two", classes=2)
-    with pytest.raises(ValueError, match="data.validation must be 'none' for data of 2 categories, got 'val'"):
+    with pytest.raises(ValueError, match=r"data\.validation must be 'none' for data of 2 categories, got 'val'"):
         open_categories(DataSettings(source=str(tmp_path / "two")), BATCHING)
