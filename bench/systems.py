@@ -1,6 +1,7 @@
 """Measure every system on one task: black and white drawings find the pictures of the embedded drawings.
 
     python bench/systems.py tune    # three settings of each system, one seed, judged on the validation concepts
+                                    # of the subgroups that train
     python bench/systems.py         # the best setting of each with three seeds: docs/results/systems.json
 
 All train on drawings and pictures of the training concepts of seen subgroups, TKI on their names alone. Runs are kept
@@ -95,6 +96,12 @@ def systems_parts() -> dict[str, ImageSet]:
     return {"unseen": unseen_parts(SOURCE)["unseen-all"], "seen": replace(test, records=kept), "test": test}
 
 
+def tuning_part() -> ImageSet:
+    """Return the validation concepts of seen subgroups; those of unseen ones are a part that is measured."""
+    images = open_images(SOURCE, "val")
+    return CategorySplit.of(OWN, images).training(images)
+
+
 def measured(method: Method, images: ImageSet, way: str) -> dict[str, Tensor]:
     """Return figure -> its value for every drawing, [n] between 0 and 1.
 
@@ -128,8 +135,8 @@ def tune(
     runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/systems"),
     steps: Annotated[int, typer.Option(help="Of each run; 0 for those of its settings.")] = 0,
 ) -> None:
-    """Train three settings of each system with one seed, and write which is best on the validation concepts."""
-    images = open_images(SOURCE, "val")
+    """Train three settings of each system with one seed, and write which is best on `tuning_part`."""
+    images = tuning_part()
     trials: dict[str, dict[str, float]] = {}
     for name, system in SYSTEMS.items():
         for changes in system.candidates:
@@ -137,7 +144,9 @@ def tune(
             trials.setdefault(name, {})[" ".join(changes)] = round(100 * values["mAP@all"].mean().item(), 2)
             typer.echo(f"{name} {' '.join(changes)}: mAP@all {trials[name][' '.join(changes)]}")
     chosen = {name: max(found, key=lambda changes: found[changes]) for name, found in trials.items()}
-    write_json(runs / TUNING, run_info() | {"mAP@all on the validation concepts": trials, "chosen": chosen})
+    write_json(
+        runs / TUNING, run_info() | {"mAP@all on the validation concepts of seen subgroups": trials, "chosen": chosen}
+    )
 
 
 @torch.no_grad()

@@ -201,7 +201,7 @@ def info(as_json: Json = False) -> None:
 
 
 @app.command(epilog=examples("train"))
-@clear_errors(stopped="continue with {command} --resume")
+@clear_errors(stopped="continue with {command} --resume", style="data.styles")
 def train(
     config: Annotated[
         str, typer.Argument(help="A TOML file, or shipped settings: emoji (the embedded drawings) or paper.")

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from hystar_fast.cli.downloads import announce_downloads
 from hystar_fast.terminal.console import Console
 from hystar_fast.terminal.progress import Progress
+from hystar_fast.train.category_data import METRIC, WITHIN_NAME
+from hystar_fast.train.name_data import TEXTS_NAME
 from hystar_fast.train.run import Trained, run_training
 from hystar_fast.train.settings import read_settings
 
 _MEANINGS = {
     "R@1": "% of the queries whose own picture comes first",
-    "R@1 within the category": "% of the queries whose own picture comes first among those of its category",
-    "mAP@all": "% average precision on categories that were held out",
+    WITHIN_NAME: "% of the queries whose own picture comes first among those of its category",
+    str(METRIC): "% average precision on categories that were held out",
+    TEXTS_NAME: "% average precision between prompts in styles that never trained; no picture is read",
 }
 _STYLED = ("hystar", "freestyle")  # read the style network of the configuration
 

@@ -86,7 +86,8 @@ def open_categories(data: DataSettings, batching: Batching) -> CategoryData:
     Args:
         data: the settings; ``unseen`` names the categories that take no part; ``validation`` "val" holds out a tenth of
             the others by a hash of their names, a share so many of them, and "none" none: then the last step is kept,
-            as in published runs.
+            as in published runs. At least two are held out, as in one alone every picture is relevant; within the
+            category one will do.
         batching: of the method.
 
     Raises:
@@ -123,8 +124,12 @@ def open_categories(data: DataSettings, batching: Batching) -> CategoryData:
     if share is None:
         note = f"read {summary}; no category is held out{left_out}"
         return CategoryData(styles, images, None, (note,), record, batching, drawn, metric)
-    training, validation = hold_out_categories(images, share, least=1)
+    least = 1 if batching.within else 2
+    if (kinds := len({record.category for record in images.records})) <= least:
+        raise ValueError(f"data.validation must be 'none' for data of {kinds} categories, got {data.validation!r}")
+    training, validation = hold_out_categories(images, share, least=least)
     held = len({record.category for record in validation.records})
+    are = "category is" if held == 1 else "categories are"
     if not training.records:
         raise ValueError(
             f"data.validation must leave a category to train on, got {data.validation}: all {held} are held"
@@ -133,7 +138,7 @@ def open_categories(data: DataSettings, batching: Batching) -> CategoryData:
         styles,
         training,
         lambda method: score_categories(method, validation, styles, within=batching.within),
-        (f"read {summary}; {held} categories are held out for validation{left_out}",),
+        (f"read {summary}; {held} {are} held out for validation{left_out}",),
         record,
         batching,
         drawn,

@@ -21,6 +21,7 @@ from hystar_fast.train.draws import draw_rows
 from hystar_fast.train.settings import DataSettings
 from hystar_fast.train.validation import Score
 
+TEXTS_NAME = "mAP of texts"
 _FILE = "file:"
 
 
@@ -73,7 +74,7 @@ class NameData:
     score: Callable[[Method], Score] | None
     notes: tuple[str, ...]
     record: DataRecord | None
-    metric: str = "mAP of texts"
+    metric: str = TEXTS_NAME
     styles: tuple[str, ...] = ()
 
     def batches(self, resize: Resize, batch_size: int, seed: int) -> NameBatches:

@@ -47,6 +47,13 @@ def test_the_parts_are_seen_and_unseen_subgroups() -> None:
     assert sizes == {"unseen": (324, 324), "seen": (245, 245), "test": (310, 310)}
 
 
+def test_no_concept_that_is_measured_chooses_a_setting() -> None:
+    tuning = systems.tuning_part()
+    chooses = {record.instance for record in tuning.records}
+    measured = {record.instance for images in systems.systems_parts().values() for record in images.records}
+    assert (len(tuning.gallery), chooses & measured) == (126, set())
+
+
 def test_figures_are_those_of_eval() -> None:
     images = open_images("emoji", "test").select(limit=80)
     method = frozen()

@@ -126,6 +126,11 @@ def test_training_writes_an_adapter_and_resumes_from_its_checkpoint(trained):
     assert steps == [1, 2, 2, 3, 3]  # each step, and a validation at either end
 
 
+def test_an_unknown_query_style_names_the_setting_of_the_data(tmp_path):
+    message = refused("train", "--output", tmp_path / "run", *set_options("data.styles=['outlnie']"))
+    assert "error: data.styles must be one of" in message and "got 'outlnie'" in message
+
+
 def test_the_train_command_trains_other_methods(tmp_path):
     rates = ("model.method=lora", "optim.learning_rate=0.01", "loss.name=info_nce", "data.validation=none")
     result = run("train", "--output", tmp_path / "run", *set_options(*rates))

@@ -109,3 +109,13 @@ def test_what_cannot_be_divided_or_told_apart_is_refused(tmp_path: Path) -> None
         CaptionedPictures(images, ("photo",), RESIZE, BATCHING, batch_size=4)
     with pytest.raises(ValueError, match="batch_size must be at least 2, got 1"):
         captioned(images, 1)
+
+
+def test_one_category_is_never_the_whole_validation(tmp_path: Path) -> None:
+    """Where every picture is relevant every model has mAP 100, and the first step would be kept."""
+    tree(tmp_path / "eight", classes=8)
+    found = open_categories(DataSettings(source=str(tmp_path / "eight")), BATCHING)  # a tenth of 8 is one
+    assert "2 categories are held out for validation" in found.notes[0]
+    tree(tmp_path / "two", classes=2)
+    with pytest.raises(ValueError, match=r"data\.validation must be 'none' for data of 2 categories, got 'val'"):
+        open_categories(DataSettings(source=str(tmp_path / "two")), BATCHING)

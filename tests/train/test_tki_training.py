@@ -197,6 +197,13 @@ def test_the_presets_differ_in_their_start_alone() -> None:
     )
 
 
+def test_the_command_says_what_chose_the_step(tmp_path: Path) -> None:
+    given = [word for change in changes(tmp_path / "run") for word in ("--set", change)]
+    done = run("train", "tki-emoji", *given)
+    assert done.exit_code == 0, done.output
+    assert "5 steps, loss" in done.output and "best on validation: mAP of texts" in done.output
+
+
 def test_evaluation_index_and_search_take_the_adapter(trained: Trained, tmp_path: Path) -> None:
     root = tree(tmp_path / "tree")
     done = run("eval", "--adapter", trained.adapter, "--data", root, "--task", "category",

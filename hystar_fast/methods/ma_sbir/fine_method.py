@@ -137,7 +137,10 @@ class FineMASBIR(MASBIR):
     @torch.no_grad()
     def _tower_texts(self, plan: StepPlan) -> Tensor:
         """Return unit vectors [n, text width] of the captions of all categories."""
-        return self._encode_all([self.batching.caption(name) for name in plan.names])
+        return self._encode_all(self._captions(plan))
+
+    def _captions(self, plan: StepPlan) -> Sequence[str]:
+        return [self.batching.caption(name) for name in plan.names]
 
     def _encode_captions(self, texts: Sequence[str]) -> Tensor:
         return self.text_layer(super()._encode_captions(texts))

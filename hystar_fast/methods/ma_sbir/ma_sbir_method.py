@@ -15,7 +15,7 @@ from hystar_fast.methods.device import multiplies_bf16
 from hystar_fast.methods.ma_sbir.ma_sbir_config import MASBIRConfig
 from hystar_fast.methods.ma_sbir.modality_vectors import ModalityVectors
 from hystar_fast.methods.step_trained import CaptionedBatch, Processes, StepPlan, StepTrained, read_losses
-from hystar_fast.models.backbones.text_tower import text_tower
+from hystar_fast.models.backbones.text_tower import same_tokens, text_tower
 from hystar_fast.models.backbones.tower import TowerBackbone
 from hystar_fast.models.backbones.tower_parameters import tower_parameters
 
@@ -128,6 +128,10 @@ class MASBIR(StepTrained):
 
     def begin(self, plan: StepPlan) -> None:
         self._check_not_begun()
+        if same := same_tokens(self.model.tokenizer, self._captions(plan)):
+            raise ValueError(
+                f"ma_sbir.labels must give captions that the tokenizer tells apart, got {' and '.join(same)}"
+            )
         self._plan = plan
         with torch.random.fork_rng([]):
             torch.manual_seed(plan.seed)
@@ -242,6 +246,10 @@ class MASBIR(StepTrained):
             for name, vector in zip(self.styles[1:], m[1:], strict=False):
                 found[f"shift_{name}"] = (of_gallery @ (m[0] - vector).to(of_gallery)).abs().mean()
         return found
+
+    def _captions(self, plan: StepPlan) -> Sequence[str]:
+        """Return the captions of all labels; the batches have put them into the template."""
+        return plan.names
 
     def _embed(self, pictures: Tensor) -> Tensor:
         device = pictures.device

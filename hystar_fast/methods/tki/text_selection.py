@@ -24,17 +24,19 @@ class TextCriterion:
     Args:
         prompts: encodes prompts.
         names: the class names that train.
-        others: names that do not.
+        others: names that do not; without any the first half is the score.
         styles: at least two.
     """
 
     def __init__(
         self, prompts: Prompts, names: Sequence[str], others: Sequence[str], styles: Sequence[str] = HELD_OUT
     ) -> None:
+        sets = {"names that train": names, "other names": others}
         with torch.no_grad():
             self._sets = {
-                "names that train": torch.stack([prompts.in_style(style, names) for style in styles]),
-                "other names": torch.stack([prompts.in_style(style, others) for style in styles]),
+                name: torch.stack([prompts.in_style(style, members) for style in styles])
+                for name, members in sets.items()
+                if members
             }
 
     @torch.no_grad()

@@ -18,13 +18,13 @@ from hystar_fast.methods.tki.expansion import category_loss, diversity_loss, off
 from hystar_fast.methods.tki.text_selection import HELD_OUT, TextCriterion
 from hystar_fast.methods.tki.tki_config import TKIConfig
 from hystar_fast.methods.tki.tki_head import TKIHead
-from hystar_fast.methods.tki.tki_prompts import Prompts, mean_embedding
+from hystar_fast.methods.tki.tki_prompts import CLASS, WORD, Prompts, mean_embedding
 from hystar_fast.methods.tki.whitening_head import WhiteningHead
 from hystar_fast.models.backbone_identity import backbone_fingerprints
 from hystar_fast.models.backbones import create_encoders
 from hystar_fast.models.backbones.base import Backbone
 from hystar_fast.models.backbones.clip_encoders import CLIPEncoders
-from hystar_fast.models.backbones.text_tower import text_tower
+from hystar_fast.models.backbones.text_tower import same_tokens, text_tower
 from hystar_fast.models.config import HystarConfig
 
 _WHOLE, _BATCH = 8192, 256  # prompts of a step of the second stage, and its classes where there are more
@@ -95,11 +95,16 @@ class TKI(StepTrained):
 
     def begin(self, plan: StepPlan) -> None:
         self._check_not_begun()
+        own = self.own
         if plan.chunk_size:
             raise ValueError(f"optim.chunk_size must be 0 for method 'tki', got {plan.chunk_size}")
+        for template in (own.template.replace(WORD, "a"), own.class_template):
+            prompts = [template.replace(CLASS, name) for name in plan.names]
+            if CLASS in template and (same := same_tokens(self.model.tokenizer, prompts)):
+                raise ValueError(f"tki.labels must give names that the tokenizer tells apart, got {' and '.join(same)}")
         self._plan = plan
         self.settings = {**self.settings, "names": "\n".join(plan.names)}
-        own, rates = self.own, {"words": self.own.lr_expansion, "head": plan.learning_rate}
+        rates = {"words": own.lr_expansion, "head": plan.learning_rate}
         self._optimizers = {
             name: optim.Adam([{"name": name, "params": params, "lr": rates[name], "peak_lr": rates[name]}])
             for name, params in self.parameter_groups().items()

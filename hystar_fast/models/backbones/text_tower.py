@@ -7,7 +7,7 @@ values of a beginning that many prompts share are computed once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -234,3 +234,13 @@ def _pool_type(text: Any) -> str:
 def _first(ids: Tensor, wanted: int) -> Tensor:
     """Return the first place [B] of an id in each row."""
     return (ids == wanted).int().argmax(1)
+
+
+def same_tokens(tokenizer: Callable[[list[str]], Tensor], texts: Sequence[str]) -> tuple[str, str] | None:
+    """Return two texts that a tokenizer does not tell apart, by their case or behind the context; None if it does."""
+    seen: dict[bytes, str] = {}
+    for text, ids in zip(texts, tokenizer(list(texts)), strict=True):
+        other = seen.setdefault(ids.numpy().tobytes(), text)
+        if other is not text:
+            return other, text
+    return None

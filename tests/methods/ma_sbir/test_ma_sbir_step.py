@@ -159,6 +159,14 @@ def test_steps_of_5e_8_vanish_in_16_bits_and_so_do_runs_of_such_parameters() -> 
         method.begin(plan)
 
 
+@pytest.mark.parametrize("fine", [False, True])
+def test_captions_of_the_same_tokens_are_refused(fine: bool) -> None:
+    method = small_method(MASBIRConfig.preset("fine" if fine else "package", template="{}"))
+    plan = StepPlan(3, 1e-3, names=("Dog", "cat", "dog"), styles=("photo", "sketch"), processes=World())
+    with pytest.raises(ValueError, match=r"ma_sbir\.labels must give captions .*, got Dog and dog"):
+        method.begin(plan)
+
+
 def test_a_step_needs_two_pictures_that_can_be_read() -> None:
     pictures = drawings(OWN)
     method, batch = begun(OWN, pictures), pictures.load(0)

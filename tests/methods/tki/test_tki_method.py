@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hystar_fast.data.open import open_images
 from hystar_fast.methods.adapter_files import load_method, save_method
 from hystar_fast.methods.interface import count_parameters
 from hystar_fast.methods.step_trained import NameBatch, StepPlan
@@ -259,6 +260,21 @@ def test_wrong_names_and_types_and_plans_are_refused() -> None:
         method().begin(StepPlan(7, 0.1, chunk_size=4, names=PACS))
     with pytest.raises(ValueError, match=r"tki\.aggregation_classes must be 0 or at least 2, got 1"):
         begun(aggregation_classes=1)
+
+
+@pytest.mark.parametrize("names", [("Dog", "cat", "dog"), tuple(f"cat {'of many words ' * 20}{i}" for i in range(2))])
+def test_names_of_the_same_tokens_are_refused(names: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"tki\.labels must give names that the tokenizer tells apart") as caught:
+        method().begin(StepPlan(len(names), 0.1, names=names))
+    assert names[0] in str(caught.value) and names[-1] in str(caught.value)
+
+
+def test_without_other_names_the_names_that_train_are_the_criterion() -> None:
+    names = tuple(str(record.caption) for record in open_images("emoji", "val").gallery)
+    made = method()
+    made.begin(StepPlan(len(names), 0.1, names=names))
+    score, parts = made.own_score()
+    assert score == parts["names that train"] > 0 and "other names" not in parts
 
 
 def test_vectors_are_unit_vectors_after_training() -> None:
