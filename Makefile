@@ -69,7 +69,7 @@ test-oldest:
 	$(PYTEST) $(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" \
 		tests/ops tests/nn tests/models tests/methods
 
-# Beside the tests: as much as half an hour of random work finds. CI runs a tenth.
+# Beside the tests: as much as half an hour of random work finds. CI runs a twentieth.
 campaign: $(INSTALLED)
 	$(BIN)/python -m tests.campaign --output docs/results/campaign.md
 

@@ -32,7 +32,7 @@ PARTS: dict[str, Callable[[float], list[Row]]] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__)
-    parser.add_argument("--share", type=float, default=1.0, help="of the cases of every part; CI runs a tenth")
+    parser.add_argument("--share", type=float, default=1.0, help="of the cases of every part; CI runs a twentieth")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--output", type=Path, help="Markdown file for the table")
     arguments = parser.parse_args()
