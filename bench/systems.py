@@ -2,10 +2,10 @@
 
     python bench/systems.py tune    # three settings of each system, one seed, judged on the validation concepts
                                     # of the subgroups that train
-    python bench/systems.py         # the best setting of each with three seeds: docs/results/systems.json
+    python bench/systems.py         # the best setting of each with three seeds
 
 All train on drawings and pictures of the training concepts of seen subgroups, TKI on their names alone. Runs are kept
-in --runs; a second call makes only what is missing.
+in --runs; a second call makes only what is missing. Both write docs/results/systems.json.
 """
 
 from __future__ import annotations
@@ -46,8 +46,11 @@ from hystar_fast.retrieval.results_json import interval_info, read_json, run_inf
 SOURCE, STYLE = "emoji", "sketch"
 FROZEN = "frozen"
 METRICS = {"category": ("mAP@all",), "instance": ("R@1",)}  # of the subgroup, and of the own concept
-TUNING, RESULTS = "tuning.json", "systems.json"
+RESULTS = "systems.json"
 _BATCH, _ROUNDS = 16, 7
+Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
+Steps = Annotated[int, typer.Option(help="Of each run; 0 for those of its settings.")]
+Output = Annotated[Path, typer.Option(help="Folder of systems.json.")]
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
@@ -131,10 +134,7 @@ def _run(name: str, changes: tuple[str, ...], seed: int, runs: Path, steps: int)
 
 
 @app.command()
-def tune(
-    runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/systems"),
-    steps: Annotated[int, typer.Option(help="Of each run; 0 for those of its settings.")] = 0,
-) -> None:
+def tune(runs: Runs = Path("runs/systems"), steps: Steps = 0, output: Output = Path("docs/results")) -> None:
     """Train three settings of each system with one seed, and write which is best on `tuning_part`."""
     images = tuning_part()
     trials: dict[str, dict[str, float]] = {}
@@ -144,9 +144,9 @@ def tune(
             trials.setdefault(name, {})[" ".join(changes)] = round(100 * values["mAP@all"].mean().item(), 2)
             typer.echo(f"{name} {' '.join(changes)}: mAP@all {trials[name][' '.join(changes)]}")
     chosen = {name: max(found, key=lambda changes: found[changes]) for name, found in trials.items()}
-    write_json(
-        runs / TUNING, run_info() | {"mAP@all on the validation concepts of seen subgroups": trials, "chosen": chosen}
-    )
+    found = run_info() | {"mAP@all on the validation concepts of seen subgroups": trials, "chosen": chosen}
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / RESULTS, {"tuning": found})
 
 
 @torch.no_grad()
@@ -167,14 +167,14 @@ def query_milliseconds(methods: Mapping[str, Method], images: ImageSet) -> dict[
 def compare(
     context: typer.Context,
     seeds: Annotated[int, typer.Option(min=1)] = 3,
-    steps: Annotated[int, typer.Option(help="Of each run; 0 for those of its settings.")] = 0,
-    output: Annotated[Path, typer.Option(help="Folder of systems.json.")] = Path("docs/results"),
-    runs: Annotated[Path, typer.Option(help="Folder of the runs, with what `tune` chose.")] = Path("runs/systems"),
+    steps: Steps = 0,
+    output: Output = Path("docs/results"),
+    runs: Runs = Path("runs/systems"),
 ) -> None:
-    """Train every system with its best setting, measure all, and write the figures."""
+    """Train every system with the setting that `tune` chose, measure all, and write the figures."""
     if context.invoked_subcommand is not None:
         return
-    tuning, parts = read_json(runs / TUNING), systems_parts()
+    tuning, parts = read_json(output / RESULTS)["tuning"], systems_parts()
     values: dict[str, dict[int, dict[str, dict[str, Tensor]]]] = {}
     rows: dict[str, dict[str, Any]] = {}
     methods: dict[str, Method] = {}
@@ -206,7 +206,6 @@ def compare(
         "tuning": tuning,
         "rows": rows,
     }
-    output.mkdir(parents=True, exist_ok=True)
     write_json(output / RESULTS, result)
     typer.echo("\n".join(table(result)))
 

@@ -81,8 +81,8 @@ def test_the_best_setting_of_each_is_taken_and_every_row_has_its_figures(
     monkeypatch.setattr(systems, "training_drawings", lambda styles: few)
     monkeypatch.setattr(systems, "systems_parts", lambda: dict.fromkeys(("unseen", "seen", "test"), few))
     monkeypatch.setattr(systems, "SYSTEMS", {name: systems.SYSTEMS[name] for name in ("frozen", "mean shift", "lora")})
-    _call("tune", "--runs", tmp_path)
-    tuning = json.loads((tmp_path / "tuning.json").read_text())
+    _call("tune", "--runs", tmp_path, "--output", tmp_path)
+    tuning = json.loads((tmp_path / "systems.json").read_text())["tuning"]
     assert tuning["chosen"] == {"lora": "optim.learning_rate=0.003"}
     assert len(asked) == 3 and all("run.seed=0" in changes for changes in asked)
 
@@ -90,7 +90,9 @@ def test_the_best_setting_of_each_is_taken_and_every_row_has_its_figures(
     _call("--runs", tmp_path, "--output", tmp_path, "--seeds", 2)
     assert [changes[-1] for changes in asked] == ["run.seed=0", "run.seed=1"]
     assert all("optim.learning_rate=0.003" in changes for changes in asked)
-    rows = json.loads((tmp_path / "systems.json").read_text())["rows"]
+    found = json.loads((tmp_path / "systems.json").read_text())
+    rows = found["rows"]
+    assert found["tuning"] == tuning
     assert [*rows] == ["frozen", "mean shift", "lora"]
     for row in rows.values():
         assert row["bytes of a picture in the index"] == 4 * 192 and row["CPU milliseconds of a query"] > 0
