@@ -152,8 +152,9 @@ def draw(traces: Traces, path: Path) -> None:
         if place:
             axes.axhline(100 * traces.looks["clip"][0][1], color=FAINT, linestyle=":", label="frozen CLIP")
         axes.set(title=title, xlabel="step of stage 2")
-        axes.legend(frameon=False)
-    next(panels).set_axis_off()
+    last = next(panels)
+    last.set_axis_off()
+    last.legend(*axes.get_legend_handles_labels(), loc="center left", frameon=False)
     for axes in figure.axes:
         axes.title.set_fontsize(TEXT)
     drawn = io.BytesIO()
