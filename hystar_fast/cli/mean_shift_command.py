@@ -25,6 +25,9 @@ def mean_shift(
     data: Annotated[str, typer.Option(help="Data with pictures of several styles, as of eval.")],
     output: Annotated[Path, typer.Option(help="Folder of the adapter that is written.")] = Path("runs/mean-shift"),
     adapter: Adapter = None,
+    unseen: Annotated[
+        str | None, typer.Option(help="Categories that take no part, as of eval: by default those of the adapter.")
+    ] = None,
     gallery_style: GalleryStyle = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use at most so many pictures of each style.")] = None,
     backbone: MovedBackbone = None,
@@ -35,5 +38,5 @@ def mean_shift(
     from hystar_fast.cli.mean_shift_work import MeanShiftSettings, run_mean_shift
 
     console = create_console()
-    settings = MeanShiftSettings(data, output, say_adapter(adapter, console), gallery_style, limit, device)
+    settings = MeanShiftSettings(data, output, say_adapter(adapter, console), unseen, gallery_style, limit, device)
     run_mean_shift(settings, console, backbone_changes(backbone, weights))

@@ -172,3 +172,32 @@ def test_mean_shift_eval_embed_and_search_on_the_command_line(tmp_path: Path) ->
     assert done.exit_code == 0, done.output
     query = ("search", "--index", tmp_path / "bare", "--query", root / "sketches" / "3.png")
     assert "whose adapter has no means of styles" in refused(*query, "--modality", "sketches")
+
+
+def test_unseen_categories_take_no_part_in_the_means(tmp_path: Path) -> None:
+    root = tmp_path / "pictures"
+    for style in ("photo", "sketch"):
+        for number in range(6):
+            picture(root / style / f"class_{number}" / "a.png", seed=number)
+    (tmp_path / "unseen.txt").write_text("class_1\nclass_4\n")
+    base = ("--data", root, "--backbone", "tiny", "--weights", "random", "--device", "cpu")
+    given = ("--unseen", tmp_path / "unseen.txt")
+    done = run("mean-shift", *base, *given, "--output", tmp_path / "zero")
+    assert done.exit_code == 0 and "means of photo, sketch over 8 pictures" in done.output
+    record = json.loads((tmp_path / "zero" / "data.json").read_text())
+    assert record["unseen"] == ["class_1", "class_4"]
+    asked = (
+        "eval",
+        "--adapter",
+        tmp_path / "zero",
+        "--data",
+        root,
+        "--task",
+        "category",
+        "--output",
+        tmp_path / "eval",
+    )
+    done = run(*asked, *given, "--metrics", "mAP@all")
+    assert done.exit_code == 0 and "it is not known whether" not in done.output
+    again = ("mean-shift", *base[:2], "--device", "cpu", "--adapter", tmp_path / "zero", "--output", tmp_path / "more")
+    assert "--unseen must be left out for an adapter with those of" in refused(*again, *given)
