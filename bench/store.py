@@ -21,6 +21,8 @@ from typing import Any
 import harness
 import torch
 
+from hystar_fast.methods.device import processor_field
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "triton", "numpy", "POT", "geomloss", "peft", "open_clip_torch", "transformers")
 _SHARED = ("hystar_fast/ops/native.py",)
@@ -93,8 +95,7 @@ def _version(package: str) -> str:
 
 def machine() -> dict[str, Any]:
     """Describe the machine of the measurement."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), platform.processor())
+    cpu = processor_field("model name") or platform.processor()
     described: dict[str, Any] = {"cpu": cpu, "threads": torch.get_num_threads(), "platform": platform.platform()}
     if harness.DEVICE == "cuda":
         described |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "driver": _driver()}

@@ -82,8 +82,7 @@ def _training(settings: MeanShiftSettings) -> tuple[ImageSet, DataRecord | None]
         return replace(whole, records=kept), record
     if settings.unseen is not None:
         split = CategorySplit.of(settings.unseen, whole)
-        made = DataRecord.of(settings.data, whole, Shares(0.0, 0.0), split.unseen, split.name)
-        return split.training(whole), made
+        return split.training(whole), DataRecord.of_split(settings.data, whole, split)
     if whole.has_splits:
         return whole, None
     shares = Shares.of(whole) if record is None else record.shares

@@ -52,9 +52,13 @@ def batch_size_on(device: torch.device) -> int:
 
 
 @cache
-def _is_intel() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and "GenuineIntel" in cpuinfo.read_text()
+def processor_field(name: str) -> str | None:
+    """Return what Linux says of the first core, such as its "model name"; None where it does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), None)
 
 
 def multiplies_bf16(device: torch.device) -> bool:
@@ -64,7 +68,8 @@ def multiplies_bf16(device: torch.device) -> bool:
     AMX and those of AMD. Some virtual machines hide AMX.
     """
     if device.type == "cpu":
-        return torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and not _is_intel())
+        is_intel = processor_field("vendor_id") == "GenuineIntel"
+        return torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and not is_intel)
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 

@@ -17,7 +17,7 @@ import torch
 import hystar_fast
 from hystar_fast.data.image_set import Skipped
 from hystar_fast.data.whole_files import opened_json, sealed_json, write_whole
-from hystar_fast.methods.device import multiplies_bf16
+from hystar_fast.methods.device import multiplies_bf16, processor_field
 from hystar_fast.retrieval.metrics import Interval
 
 _NAMED = 20  # of the skipped pictures
@@ -26,7 +26,7 @@ _NAMED = 20  # of the skipped pictures
 def machine() -> dict[str, Any]:
     """Return the processor, the threads and the versions; nothing that names the host or the user."""
     return {
-        "processor": _processor(),
+        "processor": processor_field("model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "bf16_products": multiplies_bf16(torch.device("cpu")),
@@ -110,14 +110,6 @@ def set_aside(path: Path, results: Mapping[str, Any], identity: Sequence[str]) -
         number += 1
     path.rename(kept)
     return kept
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _version(name: str) -> str | None:

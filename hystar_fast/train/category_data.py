@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hystar_fast.data.hold_out import Shares
 from hystar_fast.data.image_set import ImageSet, Record, read_by_path
 from hystar_fast.data.images import Resize
 from hystar_fast.data.open import open_images
@@ -112,7 +111,7 @@ def open_categories(data: DataSettings, batching: Batching) -> CategoryData:
     if batching.of == "category" or not whole.has_instances:
         kept = tuple(replace(r, instance=None) for r in kept)
     images = replace(seen, records=kept).select(limit=data.limit or None)
-    record = DataRecord.of(data.source, whole, Shares(0.0, 0.0), division.unseen, division.name)
+    record = DataRecord.of_split(data.source, whole, division)
     left_out = f"; {len(division.unseen)} unseen categories of {division.name} take no part" if data.unseen else ""
     summary = images.summary
     if batching.texts:

@@ -12,6 +12,7 @@ from typing import Any
 from hystar_fast.data.hold_out import Shares
 from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.open import place_of
+from hystar_fast.data.unseen import CategorySplit
 from hystar_fast.retrieval.results_json import read_json, write_json
 
 DATA_FILE, EMBEDDED = "data.json", "emoji"
@@ -40,6 +41,11 @@ class DataRecord:
         cls, source: str, images: ImageSet, shares: Shares, unseen: Collection[str] = (), division: str = ""
     ) -> DataRecord:
         return cls(_place(source), _listing(images), shares, tuple(sorted(unseen)), division)
+
+    @classmethod
+    def of_split(cls, source: str, images: ImageSet, split: CategorySplit) -> DataRecord:
+        """Describe data of which the seen categories of a split were trained on."""
+        return cls.of(source, images, Shares(0.0, 0.0), split.unseen, split.name)
 
     def is_of(self, source: str, images: ImageSet) -> bool:
         """Return whether `images` are this data: of the same place, even if some were added, or of the same content."""

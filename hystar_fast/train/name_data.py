@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hystar_fast.data.hold_out import Shares
 from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.images import Resize
 from hystar_fast.data.open import open_images
@@ -116,7 +115,7 @@ def open_names(data: DataSettings, batching: Batching, *, selects: bool) -> Name
     left_out = f"; {len(division.unseen)} unseen categories take no part" if division.unseen else ""
     record = None
     if division.unseen:
-        record = DataRecord.of(data.source, whole, Shares(0.0, 0.0), division.unseen, division.name)
+        record = DataRecord.of_split(data.source, whole, division)
     return NameData(
         names,
         seen,

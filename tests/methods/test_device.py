@@ -71,5 +71,5 @@ def test_a_method_without_modules_runs_on_the_device_of_the_images() -> None:
 def test_a_cpu_gains_from_bf16_with_amx_or_with_avx512_that_is_not_intels(monkeypatch, amx, avx512_bf16, vendor, gains):
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512_bf16)
-    monkeypatch.setattr("hystar_fast.methods.device._is_intel", lambda: vendor == "GenuineIntel")
+    monkeypatch.setattr("hystar_fast.methods.device.processor_field", {"vendor_id": vendor}.get)
     assert multiplies_bf16(torch.device("cpu")) is gains
