@@ -272,7 +272,7 @@ def test_tuning_prints_and_records_every_interval(tmp_path):
     shown = done("tune", tmp_path, **sections(["static"], tuning_seeds=2))
     record = record_of(tmp_path, "tuning")
     assert [(trial["seed"], trial["learning_rates"]["static"]) for trial in record["trials"]] == [
-        (0, 0.015), (0, 0.03), (1, 0.015), (1, 0.03)
+        (0, 0.06), (0, 0.12), (1, 0.06), (1, 0.12)
     ]  # fmt: skip
     for trial in record["trials"]:
         row = trial["recall"]["headline"]["R@1"]
@@ -283,10 +283,10 @@ def test_tuning_prints_and_records_every_interval(tmp_path):
 
 def test_tuning_selects_by_mean_r_at_1_then_r_at_5_without_diverged_settings(tmp_path, monkeypatch):
     scores = {
-        (0, 0.015): (50, 60),
-        (1, 0.015): (30, 60),
-        (0, 0.03): (20, 70),
-        (1, 0.03): (60, 70),
+        (0, 0.06): (50, 60),
+        (1, 0.06): (30, 60),
+        (0, 0.12): (20, 70),
+        (1, 0.12): (60, 70),
     }  # R@1, R@5: both rates have a mean R@1 of 40
     diverges: set[float] = set()
 
@@ -300,7 +300,7 @@ def test_tuning_selects_by_mean_r_at_1_then_r_at_5_without_diverged_settings(tmp
 
     monkeypatch.setattr(tune, "_run_trial", trial_of)
     done("tune", tmp_path / "tie", **sections(["static"], tuning_seeds=2))
-    assert record_of(tmp_path / "tie", "tuning")["chosen"] == {"static": {"static": 0.03}}
-    diverges.add(0.03)
+    assert record_of(tmp_path / "tie", "tuning")["chosen"] == {"static": {"static": 0.12}}
+    diverges.add(0.12)
     done("tune", tmp_path / "diverged", **sections(["static"], tuning_seeds=2))
-    assert record_of(tmp_path / "diverged", "tuning")["chosen"] == {"static": {"static": 0.015}}
+    assert record_of(tmp_path / "diverged", "tuning")["chosen"] == {"static": {"static": 0.06}}
