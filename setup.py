@@ -155,11 +155,15 @@ def compilations(source: Path) -> dict[str, list[str]]:
     return {f"{name}.o": [f'-DHYSTAR_FAST_SOURCES=\\"{source_digest(CSRC)}\\"'] if told else []}
 
 
-def ninja_file(cxx: list[str], cuda: Cuda | None, reason: str, includes: list[str], version: str, target: Path) -> str:
-    """Return the build file of ninja: the objects, one shared library, and the headers that each object depends on."""
+def ninja_file(cxx: list[str], cuda: Cuda | None, reason: str, python: list[str], version: str, target: Path) -> str:
+    """Return the build file of ninja: the objects, one shared library, and the headers that each object depends on.
+
+    Only what binds to Python is given the folders of its headers: they are others in every environment that pip builds
+    in, and a changed flag compiles a file again.
+    """
     literal = reason.replace("\\", "/").replace('"', "'")  # without characters that a C string would have to escape
     defines = [f'-DHYSTAR_FAST_VERSION="{version}"', f'-DHYSTAR_FAST_CUDA_REASON="{literal}"']
-    include_flags = [f"-I{path}" for path in includes]
+    include_flags, python_flags = [f"-I{CSRC}"], [f"-I{path}" for path in python]
     if cuda is not None:
         defines += ["-DHYSTAR_FAST_CUDA", f'-DHYSTAR_FAST_CUDA_ARCHITECTURES="{" ".join(cuda.architectures)}"']
         include_flags.append(f"-I{cuda.include}")
@@ -186,9 +190,11 @@ def ninja_file(cxx: list[str], cuda: Cuda | None, reason: str, includes: list[st
     objects = []
     for source in [*sorted(CSRC.rglob("*.cu") if cuda else []), *sorted(CSRC.rglob("*.cpp"))]:  # the slowest first
         rule = "nvcc" if source.suffix == ".cu" else "cxx"
+        binds = rule == "cxx" and not source.stem.endswith(PER_ISA)
         for name, flags in compilations(source).items():
+            own = " ".join([*flags, command(*python_flags)] if binds else flags)
             objects.append(path(Path(name)))
-            lines.append(f"build {objects[-1]}: {rule} {path(source)}\n  own = {' '.join(flags)}")
+            lines.append(f"build {objects[-1]}: {rule} {path(source)}\n  own = {own}")
     lines.append(f"build {path(target)}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 
@@ -216,9 +222,9 @@ class BuildExtension(build_ext):
         print(f"hystar_fast: building the extension, {what}", flush=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
-        includes = [str(CSRC), pybind11.get_include(), sysconfig.get_paths()["include"]]
+        python = [pybind11.get_include(), sysconfig.get_paths()["include"]]
         version = self.distribution.get_version()
-        rules = ninja_file(cxx, cuda, reason, includes, version, target)
+        rules = ninja_file(cxx, cuda, reason, python, version, target)
         (folder / "build.ninja").write_text(f"# pybind11 {pybind11.__version__}\n{rules}")
         record = folder / "built_from.txt"
         record.unlink(missing_ok=True)

@@ -46,8 +46,7 @@ def ninja_file(setup: ModuleType, folder: Path, python: str, architecture: str) 
     include, suffix = json.loads(asked)
     version = re.search(r'__version__ = "(.+)"', (ROOT / "hystar_fast/__init__.py").read_text())
     assert version
-    includes = [str(setup.CSRC), str(RUNNER), pybind11.get_include(), include]
-    text = setup.ninja_file(cxx, cuda, "", includes, version[1], folder / f"_C{suffix}")
+    text = setup.ninja_file(cxx, cuda, "", [pybind11.get_include(), include], version[1], folder / f"_C{suffix}")
     kernels = [f"{source.relative_to(setup.CSRC).as_posix()}.o" for source in sorted(setup.CSRC.rglob("*.cu"))]
     libraries = f"{cuda.library} -pthread -ldl -lrt"
     return text + "\n".join(
