@@ -103,3 +103,11 @@ def test_the_best_setting_of_each_is_taken_and_every_row_has_its_figures(
     assert rows["mean shift"]["test"]["mAP@all - frozen"]["value"] != 0
     lines = systems.table({"rows": rows})
     assert len(lines) == 5 and all(line.count("|") == 9 for line in lines)
+
+
+def test_the_page_has_the_table_of_the_committed_figures() -> None:
+    found = json.loads((ROOT / "docs/results/systems.json").read_text())
+    assert [*found["rows"]] == [*systems.SYSTEMS] and found["seeds"] == 3
+    assert "\n".join(systems.table(found)) in (ROOT / "docs/systems.md").read_text()
+    for name, row in found["rows"].items():
+        assert " ".join(row["settings"]) == found["tuning"]["chosen"].get(name, "")
