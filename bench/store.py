@@ -21,7 +21,7 @@ from typing import Any
 import harness
 import torch
 
-from hystar_fast.methods.device import processor_field
+from hystar_fast.methods.device import multiplies_bf16, processor_field
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "triton", "numpy", "POT", "geomloss", "peft", "open_clip_torch", "transformers")
@@ -96,7 +96,10 @@ def _version(package: str) -> str:
 def machine() -> dict[str, Any]:
     """Describe the machine of the measurement."""
     cpu = processor_field("model name") or platform.processor()
-    described: dict[str, Any] = {"cpu": cpu, "threads": torch.get_num_threads(), "platform": platform.platform()}
+    if not multiplies_bf16(torch.device("cpu")):  # some virtual machines hide AMX: the ratios are others
+        cpu += " without fast bfloat16"
+    system = f"{platform.system()} {platform.machine()}"
+    described: dict[str, Any] = {"cpu": cpu, "threads": torch.get_num_threads(), "platform": system}
     if harness.DEVICE == "cuda":
         described |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "driver": _driver()}
     return described
