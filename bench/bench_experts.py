@@ -160,14 +160,12 @@ def truth_of(step: Step, experts: int, quick: bool) -> Tensor:
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("experts", EXPERTS)
 @pytest.mark.parametrize("mode", MODES)
-def bench_experts(record: Callable[..., None], quick: bool, mode: str, experts: int, provider: str) -> None:
-    if provider == MERGED and experts > 1:
-        pytest.skip("one expert alone can be merged")
+def bench_experts(record_in_turns: Callable[..., None], quick: bool, mode: str, experts: int) -> None:
     with torch.no_grad():
         step = Step(quick, mode)
-        run: Run = forward(prepare(provider, step, experts, quick))
-        exact = [truth_of(step, experts, quick)] if provider == OURS else None
-        record("experts", case_of(experts, mode), provider, "forward", DTYPE, run, exact)
+        names = [name for name in PROVIDERS if name != MERGED or experts == 1]  # one expert alone can be merged
+        runs: dict[str, Run] = {name: forward(prepare(name, step, experts, quick)) for name in names}
+        truths = {OURS: [truth_of(step, experts, quick)]}
+        record_in_turns("experts", case_of(experts, mode), "forward", DTYPE, runs, truths)

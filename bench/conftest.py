@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +94,9 @@ def record(
         benchmark.name = provider
         if resume and results is not None and results.is_fresh(op, case, provider, mode, dtype_name):
             pytest.skip("already measured with these kernels")
-        numbers = harness.measure(benchmark, run, truth, capture=op not in ("model", "experts"))  # with the host
+        numbers = harness.measure(benchmark, run, truth, capture=op != "model")  # with the host
         row = harness.Row(op, case, provider, mode, dtype_name, *numbers, extra)
-        limit = harness.error_limit(provider, dtype, case)
-        if provider.startswith(harness.OURS) and row.error is not None and not row.error <= limit:
-            error = f"an error of {row.error:.2e} (limit {limit:.0e})"
-            pytest.fail(f"{op} {case} {provider} {mode} has {error}: the row is not added")
+        _check_error(row, dtype)
         extra |= harness.rates(row)
         has_goal = config.getoption("--quick") or goals.has_goal(harness.PLAN, op, case, dtype_name, mode)
         if profile and provider == harness.OURS and has_goal:
@@ -107,6 +104,37 @@ def record(
         add_row(row)
 
     return measured
+
+
+@pytest.fixture
+def record_in_turns(request: pytest.FixtureRequest, add_row: Callable[[harness.Row], None]) -> Callable[..., None]:
+    """Return ``record(op, case, mode, dtype, runs, truths)``, which measures all providers of a case in turns."""
+    results, resume = request.config.stash[RESULTS], request.config.getoption("--resume")
+
+    def measured(
+        op: str,
+        case: str,
+        mode: str,
+        dtype: torch.dtype,
+        runs: Mapping[str, harness.Run],
+        truths: Mapping[str, harness.Outputs],
+    ) -> None:
+        dtype_name = str(dtype).removeprefix("torch.")
+        if resume and results is not None and all(results.is_fresh(op, case, p, mode, dtype_name) for p in runs):
+            pytest.skip("already measured with these kernels")
+        for provider, numbers in harness.measure_in_turns(runs, truths).items():
+            row = harness.Row(op, case, provider, mode, dtype_name, *numbers, {})
+            _check_error(row, dtype)
+            add_row(row)
+
+    return measured
+
+
+def _check_error(row: harness.Row, dtype: torch.dtype) -> None:
+    limit = harness.error_limit(row.provider, dtype, row.case)
+    if row.provider.startswith(harness.OURS) and row.error is not None and not row.error <= limit:
+        error = f"an error of {row.error:.2e} (limit {limit:.0e})"
+        pytest.fail(f"{row.op} {row.case} {row.provider} {row.mode} has {error}: the row is not added")
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -9,7 +9,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -137,6 +137,33 @@ def measure(
     benchmark.pedantic(timed, rounds=rounds, iterations=iterations, warmup_rounds=1)
     stats = benchmark.stats.stats
     return stats.median * 1e3, stats.iqr * 1e3, rounds, memory, error
+
+
+def measure_in_turns(
+    runs: Mapping[str, Run], truths: Mapping[str, Outputs], rounds: int = 7
+) -> dict[str, tuple[float, float, int, float, float | None]]:
+    """Return what `measure` does for each of several calls, one round of each after the other, with the host's time.
+
+    For calls of seconds: what else a shared machine does in that time then meets all of them.
+    """
+    found = {}
+    for name, run in runs.items():
+        outputs = run()
+        error = relative_error(outputs, truths[name]) if name in truths else None
+        found[name] = statistics.median(peak_mib(run) for _ in range(MEMORY_ROUNDS)), error
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds if SECONDS_A_PROVIDER > 0.1 else MIN_ROUNDS):
+        for name, run in runs.items():
+            synchronise()
+            started = time.perf_counter()
+            run()
+            synchronise()
+            times[name].append(1e3 * (time.perf_counter() - started))
+    quartiles = {name: statistics.quantiles(values, n=4, method="inclusive") for name, values in times.items()}
+    return {
+        name: (middle, upper - lower, len(times[name]), *found[name])
+        for name, (lower, middle, upper) in quartiles.items()
+    }
 
 
 def rates(row: Row) -> dict[str, float]:

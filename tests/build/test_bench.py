@@ -212,6 +212,21 @@ def test_the_page_of_open_goals_has_a_row_for_every_goal_of_a_gpu() -> None:
     assert found == wanted, "run python bench/report.py --goals"
 
 
+def test_rounds_of_calls_in_turns_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "MEMORY_ROUNDS", 1)
+    called: list[str] = []
+
+    def run(name: str, value: float) -> list[torch.Tensor]:
+        called.append(name)
+        return [torch.full((3,), value)]
+
+    runs = {"a": lambda: run("a", 1.0), "b": lambda: run("b", 2.0)}
+    found = harness.measure_in_turns(runs, {"b": [torch.full((3,), 2.5)]}, rounds=4)
+    assert called == ["a", "a", "b", "b", *["a", "b"] * 4]  # a warm-up and a call for the memory, then in turns
+    assert [numbers[2] for numbers in found.values()] == [4, 4]
+    assert found["a"][4] is None and found["b"][4] == pytest.approx(0.2)
+
+
 def test_every_goal_names_an_op_that_is_benchmarked() -> None:
     for device in ("cpu", "cuda"):
         wanted = list(goals.read(device))
