@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from types import ModuleType
 
+import interpreter
 import torch
 import triton
 from harness import DEVICE
@@ -23,6 +24,8 @@ from hystar_fast.kernels.tuning import Gpu, Tile, svd_linear_tile
 from hystar_fast.ops.svd_linear.fp8 import Fp8Factors, quantise_factors
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
+if INTERPRETED:
+    interpreter.patch_once()
 TOY_TILE = Tile(32, 64, 32, 4, 3, descriptors=True, persistent=True)
 FLATTEN = "flatten=SPAN != MANY"  # of gemm.py, which `unflattened` replaces
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -20,6 +21,10 @@ from hystar_fast.ops.svd_linear import fp8 as op
 from tests.support.svd_linear_cases import KINDS, make_inputs
 from tests.support.svd_linear_interpreted import DESCRIPTORS, PERSISTENT, POINTERS
 from tests.support.tolerance import FLOOR, relative_error
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+
+import interpreter
 
 # (batch, tokens, in, out, rank), tile: inside a sample, over two, over many; odd; one; aligned
 CASES = [
@@ -110,6 +115,7 @@ def check_extremes() -> list[str]:
 
 
 def main() -> int:
+    interpreter.patch_once()
     torch.manual_seed(0)
     failures = check_rounding() + check_poison() + check_extremes()
     for kind in KINDS:

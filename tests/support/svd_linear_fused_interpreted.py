@@ -6,6 +6,7 @@ Interpreting is chosen when Triton is imported, hence a process of its own. Prin
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +17,10 @@ from hystar_fast.kernels.tuning import Gpu, Tile
 from hystar_fast.ref.svd_linear import svd_linear as reference
 from tests.support.svd_linear_cases import KINDS, make_inputs
 from tests.support.tolerance import FLOOR, relative_error
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+
+import interpreter
 
 POINTERS, DESCRIPTORS = Tile(32, 32, 32, 4, 3), Tile(32, 32, 32, 4, 3, descriptors=True)
 # (batch, tokens, in, out, rank), tile, shares: inside a sample, over two, over many; odd; one; aligned; full width
@@ -83,6 +88,7 @@ def check_poison() -> list[str]:
 
 
 def main() -> int:
+    interpreter.patch_once()
     torch.manual_seed(0)
     failures = check_poison()
     for kind in KINDS:

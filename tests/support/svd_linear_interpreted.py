@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -21,6 +22,10 @@ from hystar_fast.ops.svd_linear import cuda as svd_linear_cuda
 from hystar_fast.ref.svd_linear import svd_linear as reference
 from tests.support.svd_linear_cases import make_large
 from tests.support.tolerance import FLOOR, relative_error
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+
+import interpreter
 
 POINTERS, DESCRIPTORS = Tile(32, 32, 32, 4, 3), Tile(32, 64, 32, 4, 3, descriptors=True)
 PERSISTENT = Tile(32, 64, 32, 4, 3, descriptors=True, persistent=True)
@@ -165,6 +170,7 @@ def check_op(dtype: torch.dtype, shares: int | None) -> list[str]:
 
 def main(dtype_name: str) -> int:
     warnings.simplefilter("error", RuntimeWarning)
+    interpreter.patch_once()
     torch.manual_seed(0)
     dtype = getattr(torch, dtype_name)
     failures = check_subsets(dtype) + check_op(dtype, None) + check_op(dtype, 3)

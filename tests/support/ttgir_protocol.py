@@ -39,6 +39,9 @@ class Tensor:
     flying: frozenset[int] = frozenset()
 
 
+NOTHING = Tensor()
+
+
 @dataclass
 class Slot:
     """One buffer in shared memory."""
@@ -106,23 +109,25 @@ class Program:
         return []
 
     def execute(self, op: Op) -> list[Any]:
-        kind = op.name.split(".")[-1]
+        kind = op.name.rpartition(".")[2]
         if op.name == "scf.for":
             return self.loop(op)
         if op.name == "scf.if":
             chosen = 0 if self.values[op.operands[0]] else 1
             return self.run(op.regions[chosen]) if chosen < len(op.regions) else []
-        given = [self.values[name] for name in op.operands if name in self.values]
-        method = getattr(self, kind, None)
-        if op.name.startswith(("ttng.", "ttg.")) and method is not None:
+        values = self.values
+        given = [values[name] for name in op.operands if name in values]
+        method = getattr(self, kind, None) if op.name.startswith(("ttng.", "ttg.")) else None
+        if method is not None:
             return list(method(op, *given))
         if op.name in VIEWS:
             return given[:1]
-        if op.name.startswith("ttng.") or any(isinstance(value, Slot | Buffer) for value in given):
+        types = {type(value) for value in given}
+        if op.name.startswith("ttng.") or Slot in types or Buffer in types:
             raise Fault(f"{op.name} is not known")
         if op.name == "arith.select" and not isinstance(given[0], Tensor):
             return [given[1] if given[0] else given[2]]  # chosen by a branch, so nothing is read
-        if op.name.startswith("arith.") and not any(isinstance(value, Tensor) for value in given):
+        if Tensor not in types and op.name.startswith("arith."):
             return [self.scalar(op, kind, given)]
         if op.name in ("tt.get_program_id", "tt.get_num_programs"):
             return [self.number if kind == "get_program_id" else self.programs]
@@ -141,8 +146,12 @@ class Program:
         return SCALARS[kind](*given) if kind in SCALARS else Tensor()
 
     def opaque(self, given: list[Any]) -> Tensor:
-        tensors = [value for value in given if isinstance(value, Tensor)]
-        if any(tensor.flying & {number for number, _ in self.products} for tensor in tensors):
+        # a tensor that no product is in adds nothing
+        tensors = [value for value in given if isinstance(value, Tensor) and (value.products or value.flying)]
+        if not tensors:
+            return NOTHING
+        flying = {number for number, _ in self.products}
+        if flying and any(tensor.flying & flying for tensor in tensors):
             raise Fault("registers of a product in flight are used")
         return Tensor(frozenset().union(*(tensor.products for tensor in tensors)))
 

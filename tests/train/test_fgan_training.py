@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +24,9 @@ from hystar_fast.methods.suite import create_method, tiny_config
 from hystar_fast.train.category_data import open_categories
 from hystar_fast.train.run import Trained, run_training
 from hystar_fast.train.settings import DataSettings, read_settings
-from hystar_fast.train.settings_file import to_toml
 from tests.support.cli import refused, run
 from tests.support.fgan_cases import CLASSES, PASCAL, changes, sentences, vectors
+from tests.support.killed_run import train_and_kill
 from tests.support.picture_trees import damaged
 
 TERMS = {"negative", "semi_positive", "align", "reconstruction", "divergence", "loss"}
@@ -121,23 +116,9 @@ def test_a_run_that_was_killed_is_the_run_in_one(tree: Path, tmp_path: Path) -> 
     whole = run_training(read_settings("fgan", changes(tree, tmp_path / "whole", *more)))
     folder = tmp_path / "run"
     settings = read_settings("fgan", changes(tree, folder, *more))
-    process_killed_after(7, settings.to_dict(), folder)
+    train_and_kill(settings, 7)
     run_training(settings, resume=True)
     check_same_run(folder, whole.adapter.parent)
-
-
-def process_killed_after(lines: int, settings: dict[str, Any], folder: Path) -> None:
-    config = folder.parent / "settings.toml"
-    config.write_text(to_toml(settings))
-    code = "from hystar_fast.cli.main import app; app()"
-    process = subprocess.Popen([sys.executable, "-c", code, "train", str(config)], env=dict(os.environ))
-    log, until = folder / "metrics.jsonl", time.monotonic() + 300
-    while not (log.exists() and log.read_bytes().count(b"\n") >= lines):
-        assert time.monotonic() < until, "no step was made"
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def test_pictures_that_do_not_change_are_encoded_once(tree: Path, tmp_path: Path) -> None:

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +18,7 @@ from hystar_fast.train.category_data import open_categories
 from hystar_fast.train.run import Trained, run_training
 from hystar_fast.train.settings import read_settings
 from tests.support.cli import run
+from tests.support.killed_run import train_and_kill
 from tests.support.ma_sbir_cases import changes
 
 pytestmark = pytest.mark.usefixtures("narrow_tiny")
@@ -106,22 +102,12 @@ def test_a_run_in_two_parts_is_the_run_in_one(trained: Trained, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_is_the_run_in_one(tmp_path: Path) -> None:
-    def start(name: str, *more: str) -> subprocess.Popen[bytes]:
-        given = [word for change in changes(tmp_path / name, "optim.steps=6") for word in ("--set", change)]
-        command = [sys.executable, "-m", "hystar_fast.cli.main", "train", "ma-sbir-emoji", *given, *more]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-    whole, killed = start("whole"), start("killed")
-    log, until = tmp_path / "killed" / "metrics.jsonl", time.monotonic() + 300
-    while not (log.exists() and log.read_bytes().count(b"\n") >= 3):
-        assert killed.poll() is None and time.monotonic() < until, "the run ended before it could be killed"
-        time.sleep(0.002)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    again = start("killed", "--resume")
-    for process in (whole, again):
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output.decode()
+    whole, killed = (
+        read_settings("ma-sbir-emoji", changes(tmp_path / name, "optim.steps=20")) for name in ("whole", "killed")
+    )
+    run_training(whole)
+    train_and_kill(killed, 3, narrow=True)
+    run_training(killed, resume=True)
     for name in ("metrics.jsonl", "adapter/adapter.safetensors", "adapter/config.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 

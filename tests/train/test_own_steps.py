@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +25,7 @@ from hystar_fast.train.run import Trained, run_training
 from hystar_fast.train.settings import ALL_KEYS, Settings, read_settings
 from hystar_fast.train.settings_file import to_toml
 from tests.support.acnet_cases import small_acnet
+from tests.support.killed_run import train_and_kill
 from tests.support.picture_trees import damaged, picture
 
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -103,24 +99,9 @@ def test_a_run_in_two_parts_is_the_run_in_one(trained: Trained, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_is_the_run_in_one(trained: Trained, tmp_path: Path) -> None:
-    folder, config = tmp_path / "run", tmp_path / "settings.toml"
-    config.write_text(to_toml(settings(folder).to_dict()))
-
-    def start(*more: str) -> subprocess.Popen[bytes]:
-        code = "from hystar_fast.cli.main import app; app()"
-        command = [sys.executable, "-c", code, "train", str(config), *more]
-        return subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-    process, log = start(), folder / "metrics.jsonl"
-    lines, until = random.Random(4).randint(2, 5), time.monotonic() + 300
-    while not (log.exists() and log.read_bytes().count(b"\n") >= lines):
-        assert process.poll() is None and time.monotonic() < until, "the run ended before it could be killed"
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    process = start("--resume")
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output.decode()
+    folder = tmp_path / "run"
+    train_and_kill(settings(folder), random.Random(4).randint(2, 5))
+    run_training(settings(folder), resume=True)
     check_same_run(folder, trained.adapter.parent)
 
 

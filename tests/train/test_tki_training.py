@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +16,8 @@ from hystar_fast.methods.tki.tki_method import TKI
 from hystar_fast.train.name_data import open_names
 from hystar_fast.train.run import Trained, run_training
 from hystar_fast.train.settings import DataSettings, read_settings
-from hystar_fast.train.settings_file import to_toml
 from tests.support.cli import run
+from tests.support.killed_run import train_and_kill
 from tests.support.tki_cases import changes
 
 PICTURES = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -77,26 +72,13 @@ def test_a_run_in_two_parts_is_the_run_in_one(trained: Trained, tmp_path: Path) 
             assert (folder / name).read_bytes() == (trained.adapter.parent / name).read_bytes(), (stop, name)
 
 
-def killed_after(lines: int, config: Path, folder: Path) -> None:
-    """Train in a process of its own, and kill it (SIGKILL) once its log has so many lines."""
-    code = "from hystar_fast.cli.main import app; app()"
-    process = subprocess.Popen([sys.executable, "-c", code, "train", str(config)], env=dict(os.environ))
-    log, until = folder / "metrics.jsonl", time.monotonic() + 300
-    while not (log.exists() and log.read_bytes().count(b"\n") >= lines):
-        assert process.poll() is None and time.monotonic() < until, "the run ended before it could be killed"
-        time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 @pytest.mark.slow
 def test_a_run_that_was_killed_is_the_run_in_one(tmp_path: Path) -> None:
     more = ("tki.steps_expansion=6", "tki.steps_aggregation=40", "run.validate_every=20", "run.checkpoint_every=4")
     whole = run_training(read_settings("tki-emoji", changes(tmp_path / "whole", *more))).adapter.parent
-    folder, config = tmp_path / "killed", tmp_path / "settings.toml"
+    folder = tmp_path / "killed"
     settings = read_settings("tki-emoji", changes(folder, *more))
-    config.write_text(to_toml(settings.to_dict()))
-    killed_after(15, config, folder)
+    train_and_kill(settings, 15)
     done = (folder / "metrics.jsonl").read_bytes().count(b"\n")
     assert 15 <= done < len(lines(whole)), "it was killed in the second stage"
     run_training(settings, resume=True)
