@@ -187,7 +187,8 @@ def main() -> None:
         pictures = arguments.out or ROOT / "docs" / "benchmarks"
         pictures.mkdir(parents=True, exist_ok=True)
         if arguments.out is None:
-            insert(arguments.readme, path.stem, summary(results, path.stem))
+            if f"<!-- bench:{path.stem} -->" in arguments.readme.read_text(encoding="utf-8"):  # of the main machine
+                insert(arguments.readme, path.stem, summary(results, path.stem))
             (pictures / f"{path.stem}.md").write_text(page(results, path.stem), encoding="utf-8")
         else:
             (pictures / "report.md").write_text(f"{text(results)}\n\n{profiles(results['rows'])}\n", encoding="utf-8")
