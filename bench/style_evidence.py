@@ -26,6 +26,7 @@ from hystar_fast.experiments.splits import open_splits, train_method, trained_me
 from hystar_fast.experiments.variants import create_variant
 from hystar_fast.methods.hystar_method import HystarMethod
 from hystar_fast.methods.interface import Method
+from hystar_fast.models.hystar import Hystar
 from hystar_fast.models.style import StyleExtractor
 from hystar_fast.nn.attention import SVDAttention
 from hystar_fast.nn.hypernetwork import Hypernetwork
@@ -58,7 +59,7 @@ class DroppedStyle(HystarMethod):
 class StyleBank(HystarMethod):
     """z is a mean of eight learned vectors, weighted by their likeness to the picture's style."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Hystar) -> None:
         super().__init__(model)
         assert model.extractor is not None
         self.vectors = nn.Parameter(F.normalize(torch.randn(VECTORS, model.extractor.dim), dim=-1))
@@ -77,6 +78,15 @@ class StyleBank(HystarMethod):
 class SmallOffsets(HystarMethod):
     """The squared size of the offsets, relative to the singular values, is added to the loss."""
 
+    def __init__(self, model: Hystar) -> None:
+        super().__init__(model)
+        pairs = self.criterion
+
+        def criterion(query: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+            return pairs(query, target, mask) + PENALTY * self.penalty / len(self.model.hypernetworks)
+
+        self.criterion = criterion  # type: ignore[assignment]
+
     def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
         style = self.style(images) if style is None else style
         assert style is not None
@@ -86,9 +96,6 @@ class SmallOffsets(HystarMethod):
             assert isinstance(block, SVDAttention)
             self.penalty = self.penalty + network(style).square().mean() / block.in_proj.s.square().mean()
         return super().encode_image(images, style)
-
-    def loss(self, query: Tensor, target: Tensor) -> Tensor:
-        return super().loss(query, target) + PENALTY * self.penalty / len(self.model.hypernetworks)
 
 
 class ClassifiedStyle(StyleExtractor):
@@ -194,7 +201,8 @@ def _train(method: Method, way: Way, rates: Mapping[str, float], settings: Exper
         seed=seed,
     )
     pairs = TrainingPairs(splits.training, splits.styles, method.resize)
-    run_steps(EveryStyleSteps(method, lambda: pairs, recipe, None, World(), None), CheckpointPolicy())
+    criterion: Any = getattr(method, "criterion", None)  # it takes the mask
+    run_steps(EveryStyleSteps(method, lambda: pairs, recipe, criterion, World(), None), CheckpointPolicy())
 
 
 def _hits(method: Method, settings: ExperimentSettings) -> Tensor:
