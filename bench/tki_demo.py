@@ -21,8 +21,9 @@ from torch import Tensor
 from unseen_demo import Demo, Figures, beside, run_command
 
 from hystar_fast.data.image_set import ImageSet
+from hystar_fast.data.open import open_images
 from hystar_fast.experiments.embedded_runs import chance, frozen
-from hystar_fast.experiments.tki_runs import ALL_PAIRS, STEPS, WCCN, tki_figures, tki_parts
+from hystar_fast.experiments.tki_runs import ALL_PAIRS, SOURCE, STEPS, WCCN, tki_figures, tki_parts
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.step_trained import StepPlan
 from hystar_fast.methods.suite import create_method, tiny_config
@@ -65,7 +66,8 @@ def _begun(trained: TKI, rate: float, **changes: Any) -> TKI:
     names = tuple(str(trained.settings["names"]).split("\n"))
     made = create_method("tki", tiny_config(), seed=0, settings={**trained.own.to_dict(), **changes})
     assert isinstance(made, TKI)
-    made.begin(StepPlan(len(names), rate, names=names))
+    unseen = open_images(SOURCE).unseen_categories
+    made.begin(StepPlan(len(names), rate, names=names, unseen=unseen))
     return made
 
 

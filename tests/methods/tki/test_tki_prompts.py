@@ -109,6 +109,16 @@ def test_a_word_behind_the_class_is_in_its_place(made: tuple[TowerBackbone, Prom
     torch.testing.assert_close(found, truth, rtol=0, atol=1e-5)
 
 
+def test_a_class_may_be_named_as_a_place_of_the_template(tmp_path: Path) -> None:
+    backbone, prompts = build("tiny", tmp_path)
+    names, x = ["{word}", "{class}", "cat"], backbone.tokenizer(["A x style of"])
+    with torch.no_grad():
+        texts = backbone.tokenizer([f"A x style of {name}." for name in names])
+        truth = F.normalize(backbone.encode_text(texts), dim=-1)
+        found = prompts.styled(prompts.tower.embed_tokens(x)[0, 2][None], names)[0]
+    torch.testing.assert_close(found, truth, rtol=0, atol=1e-5)
+
+
 def test_wrong_templates_are_refused(tmp_path: Path) -> None:
     backbone, _ = build("tiny", tmp_path)
     tower, tokenizer = text_tower(backbone), backbone.tokenizer
@@ -134,7 +144,7 @@ def test_a_cut_prompt_is_at_least_four_times_faster_than_one_of_77_tokens() -> N
     model = open_clip.CLIP(512, vision, text).eval().requires_grad_(False)
     prompts = Prompts(OpenClipText(model), open_clip.get_tokenizer("ViT-B-32"))
     names, nu = ["dog", "elephant", "giraffe", "guitar", "horse", "house", "person"], words(prompts, scale=0.02)
-    ids, places = prompts._with_word([prompts.template.replace("{class}", name) for name in names])
+    ids, places = prompts._with_word(prompts.template, names)
     ends = prompts.tower.ends(ids).repeat(len(nu))
 
     def whole() -> torch.Tensor:
