@@ -21,8 +21,9 @@ from torch import Tensor
 from unseen_demo import Demo, Figures, beside, run_command
 
 from hystar_fast.data.image_set import ImageSet
+from hystar_fast.data.open import open_images
 from hystar_fast.experiments.embedded_runs import chance, frozen
-from hystar_fast.experiments.tki_runs import ALL_PAIRS, tki_figures, tki_parts
+from hystar_fast.experiments.tki_runs import ALL_PAIRS, SOURCE, STEPS, WCCN, tki_figures, tki_parts
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.step_trained import StepPlan
 from hystar_fast.methods.suite import create_method, tiny_config
@@ -39,8 +40,6 @@ _WAY = "cosine"
 _STARTS = {"clip": 1e-4, "random": 0.005}  # and the learning rate of the head: of this package, and of the paper
 _LOOKS = 5  # at the second stage
 _MAP = Metric.parse("mAP@all")
-_STAGES = ("tki.steps_expansion", "tki.steps_aggregation")
-_WCCN = ("tki.head=wccn", "tki.steps_aggregation=1", "tki.select=last")
 
 
 def _measure(method: Method, images: ImageSet) -> Figures:
@@ -67,7 +66,8 @@ def _begun(trained: TKI, rate: float, **changes: Any) -> TKI:
     names = tuple(str(trained.settings["names"]).split("\n"))
     made = create_method("tki", tiny_config(), seed=0, settings={**trained.own.to_dict(), **changes})
     assert isinstance(made, TKI)
-    made.begin(StepPlan(len(names), rate, names=names))
+    unseen = open_images(SOURCE).unseen_categories
+    made.begin(StepPlan(len(names), rate, names=names, unseen=unseen))
     return made
 
 
@@ -195,13 +195,13 @@ TKI_DEMO = Demo(
     other_ways=(),
     draw=_draw,
     variants={
-        "wccn": _WCCN,
+        **WCCN,
         "tki geometry=euclidean": ("tki.geometry=euclidean",),
         "tki start=random": ("tki.start=random", "optim.learning_rate=0.005"),
     },
     steps={
-        **dict.fromkeys(("tki", "tki geometry=euclidean", "tki start=random"), _STAGES),
-        "wccn": _STAGES[:1],
+        **dict.fromkeys(("tki", "tki geometry=euclidean", "tki start=random"), STEPS),
+        "wccn": STEPS[:1],
         "mean_shift": (),
     },
 )

@@ -114,7 +114,7 @@ def reproduce(
             on_data = run_domain_table if by_domains else run_sketch_table
             found = {tables[0]: on_data(published[0], data, settings, console, steps=steps)}
         else:
-            found = run_embedded(published, settings.output, console, steps=steps)
+            found = run_embedded(published, settings.output, console, steps=steps, seeds=settings.seeds)
         if as_json:
             print_json(found)
         return

@@ -54,17 +54,26 @@ def is_domain_table(table: PublishedTable) -> bool:
     return (table.paper, table.number) == (PAPER, NUMBER)
 
 
+def place_of(images: ImageSet) -> str:
+    """Return the name in `PLACES` of the data set of the table that the domains are of, by their initials.
+
+    Raises:
+        ValueError: they are those of none.
+    """
+    initials = sorted(style[:1].upper() for style in images.styles)
+    for name, known in PLACES.items():
+        if initials == [*known]:
+            return name
+    raise ValueError(f"data must have the four domains of {' or of '.join(PLACES)}, got {', '.join(images.styles)}")
+
+
 def rows_of(table: PublishedTable, images: ImageSet) -> dict[str, tuple[str, str | None]]:
     """Return the rows of the table on a data set: row -> (domain that asks, domain that answers, None for the mean).
 
     Raises:
-        ValueError: the domains are those of no data set of the table, by their initials.
+        ValueError: as of `place_of`.
     """
-    of = {style[:1].upper(): style for style in images.styles}
-    place = next((name for name, initials in PLACES.items() if sorted(of) == [*initials]), None)
-    if place is None or len(of) < len(images.styles):
-        known = " or of ".join(PLACES)
-        raise ValueError(f"data must have the four domains of {known}, got {', '.join(images.styles)}")
+    place, of = place_of(images), {style[:1].upper(): style for style in images.styles}
     found: dict[str, tuple[str, str | None]] = {}
     for row in table.rows:
         name, _, pair = row.partition(" ")

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from hystar_fast.methods.suite import create_method, tiny_config
 from hystar_fast.retrieval.definitions import Metric, chance_level
 from hystar_fast.retrieval.embed import Embedded
 from hystar_fast.retrieval.evaluate import measure_by
+from hystar_fast.retrieval.metrics import bootstrap_mean
+from hystar_fast.retrieval.results_json import interval_info, to_percent
 from hystar_fast.retrieval.zero_shot import number_labels
 from hystar_fast.train.checkpoint import Progress, read_checkpoint
 from hystar_fast.train.run import ADAPTER, CHECKPOINT, run_training
@@ -112,3 +115,35 @@ def mean_over_seeds(runs: Mapping[int, Mapping[str, Any]], *keys: str) -> Tensor
             value = value[key]
         found.append(torch.as_tensor(value, dtype=torch.float64))
     return torch.stack(found).mean(0)
+
+
+def over_seeds(runs: Sequence[Tensor]) -> dict[str, Any]:
+    """Return a figure in per cent: its mean over seeds and queries, the interval over queries, and the deviation.
+
+    Args:
+        runs: of each seed the values of the same queries between 0 and 1, [n], or [S, n] as `bootstrap_mean` takes
+            them; nan where a query has none.
+
+    Returns:
+        "value", "low" and "high"; "deviation", the standard deviation over seeds (n - 1), where there are several.
+
+    >>> over_seeds([torch.tensor([0.5, 0.5]), torch.tensor([0.7, 0.7])])
+    {'value': 60.0, 'low': 60.0, 'high': 60.0, 'deviation': 14.14}
+    """
+    values = torch.stack([run.double().reshape(-1, run.shape[-1]) for run in runs])
+    means = values.nanmean(2).mean(1).tolist()
+    return {**interval_info(bootstrap_mean(values.flatten(0, 1))), **deviation(means)}
+
+
+def deviation(means: Sequence[float]) -> dict[str, float]:
+    """Return "deviation" of the means of seeds, between 0 and 1, in per cent; nothing for one seed."""
+    return {"deviation": to_percent(stdev(means))} if len(means) > 1 else {}
+
+
+def figure_cell(found: Mapping[str, float] | None, digits: int = 1) -> str:
+    """Return what `over_seeds` found for a table: "60.0 ±14.1 [58.1, 61.9]"; "–" for nothing."""
+    if found is None:
+        return "–"
+    spread = f" ±{found['deviation']:.{digits}f}" if "deviation" in found else ""
+    interval = " [{low:.1f}, {high:.1f}]".format(**found) if "low" in found else ""
+    return f"{found['value']:.{digits}f}{spread}{interval}"

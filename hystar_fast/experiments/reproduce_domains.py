@@ -1,22 +1,25 @@
-"""``experiments reproduce tki:table3 --data pacs:DIR``: pairs of domains, by a frozen CLIP and by TKI."""
+"""``experiments reproduce tki:table3 --data pacs:DIR``: pairs of domains, by a frozen CLIP, TKI and its controls."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hystar_fast.data.folder_lock import lock_folder
+from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.open import open_images
 from hystar_fast.experiments.comparison_tables import table_of_methods
-from hystar_fast.experiments.domain_tables import rows_of
-from hystar_fast.experiments.embedded_runs import run_folder, trained
+from hystar_fast.experiments.domain_tables import place_of, rows_of
+from hystar_fast.experiments.embedded_runs import deviation, figure_cell, over_seeds, run_folder, trained
 from hystar_fast.experiments.experiment_settings import ExperimentSettings
 from hystar_fast.experiments.published_tables import PublishedTable
+from hystar_fast.experiments.tki_runs import EUCLIDEAN, STEPS, WCCN
 from hystar_fast.methods.device import on_device
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.suite import create_method
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.domains import DomainMatrix, evaluate_domains
-from hystar_fast.retrieval.results_json import interval_info, run_info, to_percent, write_json
+from hystar_fast.retrieval.results_json import run_info, to_percent, write_json
 from hystar_fast.terminal.console import Console
 from hystar_fast.terminal.progress import Progress
 from hystar_fast.train.settings import NONE_WORDS
@@ -24,6 +27,9 @@ from hystar_fast.train.settings import NONE_WORDS
 CONFIG = "tki-literal"
 # the paper's column -> the definitions that it may be of
 DEFINITIONS = {"mAP": ("mAP@200:capped", "mAP@200:capped:interpolated"), "Prec": ("Prec@200:k",)}
+# what trains -> what it changes of `CONFIG`
+TRAINED = {"TKI": (), "TKI, start=clip": ("tki.start=clip",), **EUCLIDEAN, **WCCN}
+_FROZEN = "CLIP"
 _METRICS = [Metric.parse(name) for names in DEFINITIONS.values() for name in names]
 
 
@@ -32,53 +38,38 @@ def run_domain_table(
 ) -> dict[str, Any]:
     """Search every domain of a data set by every other one, and print ours beside the paper's figures.
 
-    CLIP is the frozen backbone of the settings. TKI is trained on it from the settings ``tki-literal``, on the names of
-    the classes.
+    CLIP is the frozen backbone of the settings. TKI and its controls (`TRAINED`) are trained on it from the settings
+    ``tki-literal``, on the names of the classes, each with every seed of the settings. A run that an equal call has
+    left in the output folder is not trained again.
 
     Args:
         table: of `domain_table`.
         source: a data set of its domains.
-        settings: of the experiment: the backbone, the output folder and the device.
+        settings: of the experiment: the backbone, the seeds, the output folder and the device.
         console: where to.
         steps: of each stage of TKI; None for those of its settings.
 
     Returns:
-        The content of ``<paper>-table<n>-domains.json``.
+        The content of ``<paper>-table<n>-<data set>.json``.
 
     Raises:
         ValueError: other domains than the table's, a backbone that cannot be used, or another command is writing the
             folder.
     """
     images, config = open_images(source), settings.config()
-    rows = rows_of(table, images)
+    rows, place = rows_of(table, images), place_of(images).lower()
     with lock_folder(settings.output):
-        changes = [
-            f"model.backbone={config.backbone}",
-            f"model.pretrained={config.pretrained or NONE_WORDS['model.pretrained']}",
-            f"data.source={source}",
-            f"run.seed={settings.seeds[0]}",
-            f"run.device={settings.run.device}",
-            *([f"tki.{stage}={steps}" for stage in ("steps_expansion", "steps_aggregation")] if steps else []),
-        ]
-        with Progress(console) as progress:
-            task = progress.add_task("TKI", total=None)
-            method = trained(
-                CONFIG,
-                changes,
-                run_folder(settings.output / table.paper / "domains"),
-                started=lambda total, _: progress.update(task, total=total),
-                progress=lambda done, _: progress.update(task, completed=done),
-            )
-        searchers: dict[str, Method] = {"CLIP": create_method("frozen", config), "TKI": method}
-        entries: list[dict[str, Any]] = [
-            {"row": row, "paper": dict(zip(table.columns, values, strict=True)), "ours": {}}
-            for row, values in table.rows.items()
-        ]
-        for name, searcher in searchers.items():
-            matrix = evaluate_domains(on_device(searcher, settings.device()), images, _METRICS)
-            for entry in entries:
-                if entry["row"] in rows:
-                    entry["ours"][name] = _figures(matrix, *rows[entry["row"]])
+        found = {_FROZEN: [_measure(create_method("frozen", config), images, settings)]}
+        for name in TRAINED:
+            found[name] = []
+            for seed in settings.seeds:
+                method = _trained(name, seed, f"{table.paper}-{place}", source, settings, console, steps)
+                found[name].append(_measure(method, images, settings))
+        entries = []
+        for row, values in table.rows.items():
+            pair = rows.get(row)
+            ours = {} if pair is None else {name: _figures(runs, *pair) for name, runs in found.items()}
+            entries.append({"row": row, "paper": dict(zip(table.columns, values, strict=True)), "ours": ours})
         result = {
             **run_info(),
             "table": f"{table.paper}:table{table.number}",
@@ -86,57 +77,103 @@ def run_domain_table(
             "paper_note": table.note,
             "data": {"name": images.name, "source": source},
             "config": config.to_dict(),
+            "training": {name: [CONFIG, *changes] for name, changes in TRAINED.items()},
             "steps": steps,
-            "seed": settings.seeds[0],
+            "seeds": [*settings.seeds],
             "rows": entries,
         }
-        path = settings.output / f"{table.paper}-table{table.number}-domains.json"
+        path = settings.output / f"{table.paper}-table{table.number}-{place}.json"
         write_json(path, result)
-    for name in searchers:
-        _show(name, table, result, console)
+    for kind, names in DEFINITIONS.items():
+        for metric in names:
+            _show(kind, metric, table, result, console)
     _explain(table, result, console)
     console.print(f"wrote {path}\n")
     return result
 
 
-def _figures(matrix: DomainMatrix, asks: str, answers: str | None) -> dict[str, Any]:
-    """Return metric -> the mean over queries with its interval, or the plain mean over domains, in per cent."""
+def _measure(method: Method, images: ImageSet, settings: ExperimentSettings) -> DomainMatrix:
+    return evaluate_domains(on_device(method, settings.device()), images, _METRICS)
+
+
+def _trained(
+    name: str,
+    seed: int,
+    folder: str,
+    source: str,
+    settings: ExperimentSettings,
+    console: Console,
+    steps: int | None,
+) -> Method:
+    config = settings.config()
+    changes = [
+        f"model.backbone={config.backbone}",
+        f"model.pretrained={config.pretrained or NONE_WORDS['model.pretrained']}",
+        f"data.source={source}",
+        f"run.seed={seed}",
+        f"run.device={settings.run.device}",
+        *([f"{stage}={steps}" for stage in STEPS] if steps else []),
+        *TRAINED[name],
+    ]
+    words = "".join(c if c.isalnum() else "_" for c in f"{name}-{seed}")
+    with Progress(console) as progress:
+        task = progress.add_task(f"{name}, seed {seed}", total=None)
+        return trained(
+            CONFIG,
+            changes,
+            run_folder(settings.output / folder / words),
+            started=lambda total, _: progress.update(task, total=total),
+            progress=lambda done, _: progress.update(task, completed=done),
+        )
+
+
+def _figures(runs: Sequence[DomainMatrix], asks: str, answers: str | None) -> dict[str, Any]:
+    """Return metric -> what `over_seeds` finds, or the same without an interval of the plain mean over domains."""
     found: dict[str, Any] = {}
     for metric in _METRICS:
         if answers is None:
-            mean = matrix.average(asks, metric)
-            found[str(metric)] = None if mean is None else {"value": to_percent(mean)}
+            means = [mean for run in runs if (mean := run.average(asks, metric)) is not None]
+            found[str(metric)] = {"value": to_percent(sum(means) / len(means)), **deviation(means)} if means else None
         else:
-            interval = matrix.interval(asks, answers, metric)
-            found[str(metric)] = None if interval is None else interval_info(interval)
+            is_answered = runs[0].mean(asks, answers, metric) is not None
+            values = [run.measured[asks, answers].values[metric] for run in runs]
+            found[str(metric)] = over_seeds(values) if is_answered else None
     return found
 
 
-def _show(name: str, table: PublishedTable, result: dict[str, Any], console: Console) -> None:
-    """Print one method: every column of the paper, and ours under each of its definitions."""
-    columns = [heading for kind, names in DEFINITIONS.items() for heading in (f"paper {kind}", *names)]
-    title = f"{table.paper}, Table {table.number}, {name}: the paper's figures and ours on {result['data']['name']}"
+def _show(kind: str, metric: str, table: PublishedTable, result: Mapping[str, Any], console: Console) -> None:
+    """Print one definition: the paper's columns that it may be of, each before ours, and the controls."""
+    names = [_FROZEN, *TRAINED]
+    columns = [heading for name in names for heading in (*(f"paper {one}" for one in _column(name, kind, table)), name)]
+    title = f"{table.paper}, Table {table.number}: the paper's {kind}, and ours as {metric} on {result['data']['name']}"
     shown = table_of_methods(title, columns, "row")
     for entry in result["rows"]:
-        if not entry["ours"]:
-            continue
-        cells = []
-        for kind, names in DEFINITIONS.items():
-            cells.append(f"{entry['paper'][f'{name} {kind}']:.2f}")
-            for metric in names:
-                value = entry["ours"][name][metric]
-                interval = "" if value is None or "low" not in value else " [{low:.1f}, {high:.1f}]".format(**value)
-                cells.append("–" if value is None else f"{value['value']:.2f}{interval}")
-        shown.add_row(entry["row"], *cells)
+        if entry["ours"]:
+            cells = []
+            for name in names:
+                cells += [f"{entry['paper'][column]:.2f}" for column in _column(name, kind, table)]
+                cells.append(figure_cell(entry["ours"][name][metric], 2))
+            shown.add_row(entry["row"], *cells)
     console.print(shown)
+
+
+def _column(name: str, kind: str, table: PublishedTable) -> list[str]:
+    """Return the paper's column of a method; none of a control."""
+    return [column for column in table.columns if column == f"{name} {kind}"]
 
 
 def _explain(table: PublishedTable, result: dict[str, Any], console: Console) -> None:
     backbone = f"{result['config']['backbone']}, weights {result['config']['pretrained'] or 'random'}"
+    count = len(result["seeds"])
     console.print(f"paper: {table.source}")
     console.print(
-        f"ours: {backbone}; TKI from {CONFIG}, names alone, one seed; per cent [95 % interval over queries]; every "
-        "picture of a domain asks and every picture of another one answers"
+        f"ours: {backbone}; TKI from {CONFIG} and its controls, names alone; mean of {count} seed{'s' * (count > 1)}, "
+        "± the standard deviation over seeds; per cent [95 % interval over queries]; every picture of a domain asks "
+        "and every picture of another one answers"
+    )
+    console.print(
+        "start=clip: the head begins as CLIP itself; geometry=euclidean: as many parameters, no hyperbolic layer; "
+        "wccn: a closed form, trained in its style words alone"
     )
     console.print(
         "mAP@200:capped divides by min(200, relevant), interpolated takes the best precision at the same or a higher "

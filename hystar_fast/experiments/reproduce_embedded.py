@@ -13,15 +13,22 @@ from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.data.image_set import ImageSet
 from hystar_fast.experiments import acnet_runs, fgan_runs, ma_sbir_runs, tki_runs
 from hystar_fast.experiments.comparison_tables import table_of_methods
-from hystar_fast.experiments.embedded_runs import chance, frozen, run_folder, trained, unseen_parts
+from hystar_fast.experiments.embedded_runs import (
+    chance,
+    figure_cell,
+    frozen,
+    over_seeds,
+    run_folder,
+    trained,
+    unseen_parts,
+)
 from hystar_fast.experiments.published_tables import PublishedTable
 from hystar_fast.experiments.reproduce_published import figure
 from hystar_fast.methods.conversion import CONVERTED, MEAN_SHIFT
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.step_trained import RunTooShort
 from hystar_fast.retrieval.evaluate import ORIGINAL
-from hystar_fast.retrieval.metrics import bootstrap_mean
-from hystar_fast.retrieval.results_json import interval_info, run_info, write_json
+from hystar_fast.retrieval.results_json import run_info, write_json
 from hystar_fast.terminal.console import Console
 from hystar_fast.terminal.progress import Progress
 
@@ -44,6 +51,8 @@ class Embedded:
         steps: the settings that ``--steps`` changes.
         rows: those that are measured in another way than by `figures`.
         beside: rows that the paper does not have, of the packaged CLIP without training.
+    controls: further ones, which train: name -> what each changes of `config`.
+    has_seeds: whether a row is trained with every seed; else with the first.
         chance: what random rankings give in per cent, and of which figure that is.
     """
 
@@ -57,6 +66,8 @@ class Embedded:
     steps: tuple[str, ...] = ("optim.steps",)
     rows: Mapping[str, Measures] = field(default_factory=dict)
     beside: Mapping[str, Measures] = field(default_factory=dict)
+    controls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    has_seeds: bool = False
     chance: tuple[Callable[[ImageSet], float], str] = (chance, "mAP@all")
 
 
@@ -103,7 +114,9 @@ EMBEDDED = {
         ("mAP@all", "mAP@200:capped", "R@1"),
         "Avg ",
         frozen=("neither",),
-        steps=("tki.steps_expansion", "tki.steps_aggregation"),
+        steps=tki_runs.STEPS,
+        controls={**tki_runs.EUCLIDEAN, **tki_runs.WCCN},
+        has_seeds=True,
     ),
 }
 _FINE = Embedded(
@@ -127,7 +140,12 @@ def how_of(table: PublishedTable) -> Embedded:
 
 
 def run_embedded(
-    tables: Sequence[PublishedTable], output: Path, console: Console, *, steps: int | None = None, seed: int = 0
+    tables: Sequence[PublishedTable],
+    output: Path,
+    console: Console,
+    *,
+    steps: int | None = None,
+    seeds: Sequence[int] = (0,),
 ) -> dict[str, dict[str, Any]]:
     """Train the rows of tables on the embedded drawings, and print ours beside the paper's figures.
 
@@ -137,7 +155,7 @@ def run_embedded(
             trained again.
         console: where to.
         steps: of each row; None for those of the shipped settings.
-        seed: of every run.
+        seeds: of the runs of each row; where a paper's `Embedded` has none, the first alone.
 
     Returns:
         "acnet:table2" -> the content of its file.
@@ -150,37 +168,42 @@ def run_embedded(
         if not table.settings:
             raise ValueError(f"data must be left out for {_name(table)}, none of whose rows runs on these drawings")
     with lock_folder(output):
-        return {_name(table): _run(table, output, console, steps, seed) for table in tables}
+        return {_name(table): _run(table, output, console, steps, seeds) for table in tables}
 
 
 def _name(table: PublishedTable) -> str:
     return f"{table.paper}:table{table.number}"
 
 
-def _run(table: PublishedTable, output: Path, console: Console, steps: int | None, seed: int) -> dict[str, Any]:
+def _run(
+    table: PublishedTable, output: Path, console: Console, steps: int | None, seeds: Sequence[int]
+) -> dict[str, Any]:
     how = how_of(table)
+    used = [*seeds] if how.has_seeds else [seeds[0]]
     parts, chance_of = how.parts(), f"chance of {how.chance[1]}"
     runs = output / (how.config if (table.paper, table.number) in OTHERWISE else table.paper)
+
+    def ours(row: str, changes: Sequence[str]) -> dict[str, Any]:
+        """Return a row's settings and figures, or why it has none."""
+        try:
+            methods = [_trained(how, row, changes, runs, console, steps, seed) for seed in used]
+        except (ModuleNotFoundError, RunTooShort) as error:  # a loss of an optional package, or too few --steps
+            return {"missing": str(error)}
+        return {"settings": list(changes), "ours": _figures(how.rows.get(row, how.figures), methods, parts)}
+
     rows: list[dict[str, Any]] = []
     for row, values in table.rows.items():
         entry: dict[str, Any] = {"row": row, "paper": dict(zip(table.columns, values, strict=True))}
         rows.append(entry)
         if row in how.frozen:
-            entry["settings"], entry["ours"] = [], _figures(how.figures, frozen(), parts)
-            continue
-        if row not in table.settings:
+            entry |= {"settings": [], "ours": _figures(how.figures, [frozen()], parts)}
+        elif row in table.settings:
+            entry |= ours(row, table.settings[row])
+        else:
             entry["missing"] = table.reason(row)
-            continue
-        changes = table.settings[row]
-        try:
-            method = _trained(how, row, changes, runs, console, steps, seed)
-        except (ModuleNotFoundError, RunTooShort) as error:  # a loss of an optional package, or too few --steps
-            entry["missing"] = str(error)
-            continue
-        entry["settings"], entry["ours"] = list(changes), _figures(how.rows.get(row, how.figures), method, parts)
-    controls = list(how.beside.items())
-    bare = frozen() if controls else None  # one, as its means are measured once
-    beside = [] if bare is None else [{"row": row, "ours": _figures(way, bare, parts)} for row, way in controls]
+    bare = frozen() if how.beside else None  # one, as its means are measured once
+    beside = [] if bare is None else [{"row": row, "ours": _figures(w, [bare], parts)} for row, w in how.beside.items()]
+    beside += [{"row": row, **ours(row, changes)} for row, changes in how.controls.items()]
     result = {
         **run_info(),
         "table": _name(table),
@@ -188,7 +211,7 @@ def _run(table: PublishedTable, output: Path, console: Console, steps: int | Non
         "paper_note": table.note,
         "data": how.data,
         "steps": steps,
-        "seed": seed,
+        "seeds": used,
         chance_of: {part: round(how.chance[0](images), 2) for part, images in parts.items()},
         "sizes": {part: len(images.gallery) for part, images in parts.items()},
         "rows": rows,
@@ -201,21 +224,23 @@ def _run(table: PublishedTable, output: Path, console: Console, steps: int | Non
     return result
 
 
-def _figures(measures: Measures, method: Method, parts: Mapping[str, ImageSet]) -> dict[str, Any]:
-    """Return part -> figure -> its mean with the interval."""
-    return {
-        part: {name: interval_info(bootstrap_mean(values)) for name, values in measures(method, images).items()}
-        for part, images in parts.items()
-    }
+def _figures(measures: Measures, methods: Sequence[Method], parts: Mapping[str, ImageSet]) -> dict[str, Any]:
+    """Return part -> figure -> what `over_seeds` finds of the runs of a row."""
+    found: dict[str, Any] = {}
+    for part, images in parts.items():
+        measured = [measures(method, images) for method in methods]
+        found[part] = {name: over_seeds([run[name] for run in measured]) for name in measured[0]}
+    return found
 
 
 def _trained(
     how: Embedded, row: str, changes: Sequence[str], output: Path, console: Console, steps: int | None, seed: int
 ) -> Method:
     name = "".join(c if c.isalnum() else "_" for c in " ".join(changes)) or "full"
-    own = [*changes, f"run.seed={seed}", *([f"{key}={steps}" for key in how.steps] if steps else [])]
+    name += f"-{seed}" if seed else ""
+    own = [*([f"{key}={steps}" for key in how.steps] if steps else []), *changes, f"run.seed={seed}"]
     with Progress(console) as progress:
-        task = progress.add_task(row, total=None)
+        task = progress.add_task(f"{row}, seed {seed}" if how.has_seeds else row, total=None)
         return trained(
             how.config,
             own,
@@ -234,15 +259,20 @@ def _show(result: dict[str, Any], table: PublishedTable, console: Console) -> No
     for row in (*result["rows"], *result["beside"]):
         ours = ["–"] * len(how.shown)
         if "ours" in row:
-            ours = ["{value:.1f} [{low:.1f}, {high:.1f}]".format(**row["ours"][part][name]) for name in how.shown]
+            ours = [figure_cell(row["ours"][part][name]) for name in how.shown]
         paper = row.get("paper", {})
         shown.add_row(row["row"], *(figure(paper.get(column), table.unit) for column in columns), *ours)
     console.print(shown)
     console.print(f"paper: {table.source}")
+    chance_of = f"chance of {how.chance[1]}"
     console.print(
-        f"ours: {result['data']}; per cent [95 % interval over queries], one seed; {result['sizes'][part]} drawings in "
-        f"the gallery, chance of {how.chance[1]} {result[f'chance of {how.chance[1]}'][part]}"
+        f"ours: {result['data']}; per cent [95 % interval over queries], {_seeds(result['seeds'])}; "
+        f"{result['sizes'][part]} drawings in the gallery, {chance_of} {result[chance_of][part]}"
     )
-    for row in result["rows"]:
+    for row in (*result["rows"], *result["beside"]):
         if "missing" in row:
             console.print(f"not run: {row['row']}: {row['missing']}")
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return "one seed" if len(seeds) == 1 else f"mean of {len(seeds)} seeds, ± the standard deviation over them"

@@ -19,6 +19,10 @@ SOURCE = "emoji"
 # of the subgroup, and of the own concept
 METRICS = {"category": ("mAP@all", "mAP@200:capped", "Prec@5:gallery"), "instance": ("R@1",)}
 ALL_PAIRS = "mAP@all of all pairs"
+# The heads that stand beside the one of the settings: name -> what they change of them.
+EUCLIDEAN = {"TKI, geometry=euclidean": ("tki.geometry=euclidean",)}
+WCCN = {"wccn": ("tki.head=wccn", "tki.steps_aggregation=1", "tki.select=last")}
+STEPS = ("tki.steps_expansion", "tki.steps_aggregation")  # the settings that ``--steps`` changes
 _MAP = Metric.parse("mAP@all")
 
 

@@ -13,7 +13,7 @@ from hystar_fast.methods.adapted import Adapted
 from hystar_fast.methods.hystar_method import HystarMethod
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.shuffled_style import BANK
-from hystar_fast.methods.suite import FITTED, METHODS, UNTRAINED, create_method, hystar_size
+from hystar_fast.methods.suite import FITTED, METHODS, OWN_STEPS, UNTRAINED, create_method, hystar_size
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.nn.losses import LOSSES, create_loss, style_nce_options
 
@@ -61,6 +61,12 @@ class Variant:
         first, *parts = _SEPARATOR.split(name)
         method, plus, rest = first.partition("+")
         parts = [rest, *parts] if plus else parts
+        if method in OWN_STEPS:
+            raise ValueError(
+                f"methods must be trained by the steps that all share, which {method} is not, got {name!r}: `python "
+                f"bench/systems.py` in the repository compares it with them, and `python bench/{method}_demo.py` with "
+                "its controls"
+            )
         if method not in METHODS:
             raise ValueError(f"methods must be some of {METHODS}, with optional +field=value, got {name!r}")
         changes: dict[str, Any] = {}

@@ -171,6 +171,7 @@ class StepPlan:
         seed: of everything that is drawn.
         weight_decay: of a method that takes it from the recipe.
         names: of the categories, by their numbers.
+        unseen: categories that take no part, as the data set spells them; known for names alone.
         captions: first caption of each gallery picture that trains and has one.
         prototypes: reads the pictures of `Batching.prototypes`, uint8 [C, 3, H, W], of the instances that train.
         styles: of the pictures, the gallery's first, for a method that converts.
@@ -186,6 +187,7 @@ class StepPlan:
     seed: int = 0
     weight_decay: float = 0.0
     names: tuple[str, ...] = ()
+    unseen: frozenset[str] = field(default=frozenset(), repr=False)
     captions: tuple[str, ...] = field(default=(), repr=False)
     prototypes: Callable[[], Tensor] | None = None
     styles: tuple[str, ...] = ()

@@ -118,6 +118,10 @@ def open_categories(data: DataSettings, batching: Batching) -> CategoryData:
         captioned = [record for record in images.gallery if record.captions]
         kinds = len({record.category for record in captioned})
         summary = f"{len(captioned)} pictures with texts of {kinds} categories"
+    if batching.of == "captioned":
+        kinds = len({record.category for record in images.records})
+        shown = ", ".join((images.gallery_style, *styles))
+        summary = f"{len(images.records)} pictures of {kinds} categories: {shown}"
     share = _share(data.validation)
     metric = WITHIN_NAME if batching.within else str(METRIC)
     if share is None:

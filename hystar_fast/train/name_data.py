@@ -63,6 +63,7 @@ class NameData:
         score: the method's own, without pictures.
         notes: lines that say what was read.
         record: of the categories that take no part; None where all do.
+        unseen: these categories.
         metric: what `score` returns.
         styles: none.
     """
@@ -73,6 +74,7 @@ class NameData:
     score: Callable[[Method], Score] | None
     notes: tuple[str, ...]
     record: DataRecord | None
+    unseen: frozenset[str] = frozenset()
     metric: str = TEXTS_NAME
     styles: tuple[str, ...] = ()
 
@@ -123,6 +125,7 @@ def open_names(data: DataSettings, batching: Batching, *, selects: bool) -> Name
         _own_score if selects else None,
         (f"read {len(names)} names ({batching.names}) of {whole.name}{left_out}; no picture is read",),
         record,
+        division.unseen,
     )
 
 

@@ -260,6 +260,7 @@ def _begin(
         seed,
         weight_decay=optim.weight_decay,
         names=batches.categories,
+        unseen=data.unseen if isinstance(data, NameData) else frozenset(),
         captions=tuple(record.captions[0] for record in data.training.gallery if record.captions),
         prototypes=prototypes,
         styles=styles,

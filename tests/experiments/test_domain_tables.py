@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 
@@ -19,6 +20,7 @@ from hystar_fast.experiments.domain_tables import (
     rows_of,
 )
 from hystar_fast.experiments.published_tables import PublishedTable
+from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.pixels import Pixels
 from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.domains import evaluate_domains
@@ -26,6 +28,12 @@ from tests.support.cli import refused, run
 from tests.support.domain_trees import PACS, tree
 
 TABLE = domain_table("tki:table3")
+FOLDERS = {
+    "TKI": "TKI",
+    "TKI, start=clip": "TKI__start_clip",
+    "TKI, geometry=euclidean": "TKI__geometry_euclidean",
+    "wccn": "wccn",
+}  # what trains -> how its folders begin
 OFFICE = ("Art", "Clipart", "Product", "Real World")
 
 
@@ -86,19 +94,22 @@ def test_two_definitions_must_share_their_framing_and_are_judged_together() -> N
 @pytest.mark.slow
 def test_a_tree_like_pacs_is_searched_and_stands_beside_the_paper(tmp_path: Path) -> None:
     root = tree(tmp_path / "pacs", PACS)
-    done = run("experiments", "reproduce", "tki:table3", "--data", f"pacs:{root}", "--steps", 1,
-               "--set", "run.device=cpu", "--output", tmp_path / "out")  # fmt: skip
+    command = ("experiments", "reproduce", "tki:table3", "--data", f"pacs:{root}", "--steps", 1,
+               "--set", "run.device=cpu", "--set", "training.seeds=2", "--output", tmp_path / "out")  # fmt: skip
+    done = run(*command)
     assert done.exit_code == 0, done.output
     shown = " ".join(done.output.split())
     for words in (
-        "tki, Table 3, CLIP: the paper's figures and ours on PACS",
-        "tki, Table 3, TKI: the paper's figures and ours on PACS",
+        "tki, Table 3: the paper's mAP, and ours as mAP@200:capped on PACS",
+        "tki, Table 3: the paper's mAP, and ours as mAP@200:capped:interpolated on PACS",
+        "tki, Table 3: the paper's Prec, and ours as Prec@200:k on PACS",
+        "TKI from tki-literal and its controls, names alone; mean of 2 seeds",
         "mAP@200:capped divides by min(200, relevant)",
         "the printed TKI Prec 88.03 is 82.75 by its rows",
         "not run: Office-Home A→C",
     ):
         assert words in shown, (words, shown)
-    found = json.loads((tmp_path / "out" / "tki-table3-domains.json").read_text())
+    found = json.loads((tmp_path / "out" / "tki-table3-pacs.json").read_text())
     rows = {row["row"]: row for row in found["rows"]}
     frozen = run("domains", "--data", f"pacs:{root}", "--method", "frozen", "--device", "cpu", "--output", tmp_path)
     assert frozen.exit_code == 0, frozen.output
@@ -108,6 +119,27 @@ def test_a_tree_like_pacs_is_searched_and_stands_beside_the_paper(tmp_path: Path
     assert rows["PACS P avg"]["ours"]["CLIP"]["Prec@200:k"]["value"] == matrix["averages"]["photo"]["Prec@200:k"]
     assert rows["PACS P avg"]["paper"]["TKI Prec"] == 88.03 and rows["Office-Home A→C"]["ours"] == {}
     assert {*rows["PACS A→C"]["ours"]["TKI"]} == {"mAP@200:capped", "mAP@200:capped:interpolated", "Prec@200:k"}
+    assert found["seeds"] == [0, 1] and [*rows["PACS P→C"]["ours"]] == ["CLIP", *FOLDERS]
+    adapters = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
+    runs = {path.parent.parent.name.rpartition("-")[0]: load_method(path.parent) for path in sorted(adapters)}
+    own = {name: (runs[f"{name}_0"].own.start, runs[f"{name}_0"].own.geometry) for name in FOLDERS.values()}
+    assert own["TKI"] == ("random", "last") and own["TKI__start_clip"] == ("clip", "last")
+    assert own["TKI__geometry_euclidean"] == ("random", "euclidean") and runs["wccn_1"].own.head == "wccn"
+    assert len(runs) == 8 and {made.own.steps_aggregation for made in runs.values()} == {1}
+    images, metric = open_images(f"pacs:{root}"), Metric.parse("mAP@200:capped")
+    for name, folder in FOLDERS.items():
+        pairs = [evaluate_domains(runs[f"{folder}_{seed}"], images, [metric]) for seed in (0, 1)]
+        for row, values in (
+            ("PACS P→C", [100 * one.mean("photo", "cartoon", metric) for one in pairs]),
+            ("PACS P avg", [100 * one.average("photo", metric) for one in pairs]),
+        ):
+            ours = rows[row]["ours"][name][str(metric)]
+            assert (ours["value"], ours["deviation"]) == pytest.approx((mean(values), stdev(values)), abs=0.006)
+            assert ("low" in ours) == (row == "PACS P→C")
+    again = run(*command)
+    assert again.exit_code == 0, again.output
+    assert adapters == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
+    assert json.loads((tmp_path / "out" / "tki-table3-pacs.json").read_text())["rows"] == found["rows"]
 
 
 def test_other_tables_and_other_domains_are_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hystar_fast.experiments.acnet_runs import acnet_figures, acnet_parts
 from hystar_fast.experiments.embedded_runs import chance, frozen, trained
 from hystar_fast.experiments.published_tables import PAPERS, published_numbers, published_table
 from hystar_fast.experiments.reproduce_embedded import EMBEDDED, OTHERWISE, how_of, run_embedded
+from hystar_fast.methods.adapter_files import load_method
 from hystar_fast.methods.step_trained import CategoryBatch, StepPlan
 from hystar_fast.methods.suite import create_method
 from hystar_fast.retrieval.definitions import Metric
@@ -108,13 +110,15 @@ def test_rows_are_trained_once_and_stand_beside_the_papers(tmp_path, capsys, pap
     settings = {row: (*changes, *less) for row, changes in table.settings.items()}
     table = replace(table, rows={row: table.rows[row] for row in chosen}, settings=settings)
     small = replace(how_of(table), parts=lambda: {"small": _few(paper)})
+    small = replace(small, controls={row: (*changes, *less) for row, changes in small.controls.items()})
+    seeds = (0, 1) if paper == "tki" else (0,)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(EMBEDDED, paper, small)
         patch.setitem(OTHERWISE, ("ma_sbir", 3), small)
         patch.setattr(ma_sbir_runs, "training_drawings", lambda: open_images("emoji", "train").select(limit=12))
-        first = run_embedded([table], tmp_path, Console(), steps=1)
+        first = run_embedded([table], tmp_path, Console(), steps=1, seeds=(0, 1))
         written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-        again = run_embedded([table], tmp_path, Console(), steps=1)
+        again = run_embedded([table], tmp_path, Console(), steps=1, seeds=(0, 1))
     name = f"{paper}:table{number}"
     assert first[name]["rows"] == again[name]["rows"]
     assert written and written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
@@ -125,7 +129,13 @@ def test_rows_are_trained_once_and_stand_beside_the_papers(tmp_path, capsys, pap
         assert ("missing" in row) == (row["row"] in kept) != ("ours" in row)
         for value in row.get("ours", {}).get("small", {}).values():
             assert 0 <= value["low"] <= value["value"] <= value["high"] <= 100
-    assert [row["row"] for row in stored["beside"]] == (["frozen", "frozen, mean shift"] if paper == "ma_sbir" else [])
+    beside = {"ma_sbir": ["frozen", "frozen, mean shift"], "tki": ["TKI, geometry=euclidean", "wccn"]}.get(paper, [])
+    assert [row["row"] for row in stored["beside"]] == beside and stored["seeds"] == [*seeds]
+    if paper == "tki":
+        folders = sorted(tmp_path.glob("tki/tki_head_wccn*/adapter"))
+        values = [100 * small.figures(load_method(one), _few(paper))["mAP@all"].mean().item() for one in folders]
+        ours = stored["beside"][1]["ours"]["small"]["mAP@all"]
+        assert (ours["value"], ours["deviation"]) == pytest.approx((mean(values), stdev(values)), abs=0.006)
     if (paper, number) == ("ma_sbir", 3):
         original, moved = (row["ours"]["small"] for row in stored["rows"])
         assert original["Acc@1"] == original["Acc@1, original"] == moved["Acc@1, original"]

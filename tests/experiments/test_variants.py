@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 from hystar_fast.experiments.experiment_settings import Model
 from hystar_fast.experiments.variants import Variant, create_variant
 from hystar_fast.methods.interface import count_parameters
-from hystar_fast.methods.suite import METHODS, create_method, hystar_size, tiny_config
+from hystar_fast.methods.suite import METHODS, OWN_STEPS, create_method, hystar_size, tiny_config
 
 
 def test_variants_change_fields_and_the_loss():
@@ -76,6 +78,17 @@ def test_lora_has_the_size_of_the_configured_hystar():
 def test_bad_names_are_rejected(name, message):
     with pytest.raises(ValueError, match=message):
         Variant.parse(name)
+
+
+@pytest.mark.parametrize("name", OWN_STEPS)
+def test_a_method_with_its_own_steps_is_refused_with_what_compares_it(name):
+    bench = Path(__file__).parents[2] / "bench"
+    for given in (name, f"{name}+gamma=10"):
+        with pytest.raises(ValueError, match="methods must be trained by the steps that all share") as caught:
+            Variant.parse(given)
+        assert f"got {given!r}" in str(caught.value)
+        named = re.findall(r"python bench/(\w+\.py)", str(caught.value))
+        assert named == ["systems.py", f"{name}_demo.py"] and all((bench / one).is_file() for one in named)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from hystar_fast.data.folders import load_folders
 from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.images import ResizeTo
+from hystar_fast.data.open import open_images
 from hystar_fast.methods.step_trained import Batching
 from hystar_fast.train.captioned import CaptionedPictures
 from hystar_fast.train.category_data import open_categories
@@ -93,7 +94,11 @@ def test_whole_classes_are_held_out_for_validation(tmp_path: Path) -> None:
     tree(tmp_path, classes=10)
     found = open_categories(DataSettings(source=str(tmp_path), validation=0.3), BATCHING)
     trained = {record.category for record in found.training.records}
-    assert len(trained) == 7 and "3 categories are held out for validation" in found.notes[0]
+    assert len(trained) == 7
+    listed = len(open_images(str(tmp_path)).records)
+    assert found.notes == (
+        f"read {listed} pictures of 10 categories: photo, sketch; 3 categories are held out for validation",
+    )
     batches = found.batches(RESIZE, 4, 0)
     assert isinstance(batches, CaptionedPictures) and len(batches.categories) == 7
 

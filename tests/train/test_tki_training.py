@@ -51,7 +51,9 @@ def test_the_adapter_is_the_method_and_holds_no_backbone(trained: Trained) -> No
     assert isinstance(loaded, TKI) and loaded.settings["names"].count("\n") == 5
     shapes = {name: tuple(value.shape) for name, value in loaded.trained_parameters().items()}
     assert shapes["vectors"] == (3, 192) and len(shapes) == 5
-    assert json.loads((trained.adapter / "data.json").read_text())["unseen"], "the subgroups whose names took no part"
+    unseen = json.loads((trained.adapter / "data.json").read_text())["unseen"]
+    assert len(unseen) == 20, "the subgroups whose names took no part"
+    assert isinstance(trained.method, TKI) and {*trained.method._begun().unseen} == {*unseen}
 
 
 def test_a_run_in_two_parts_is_the_run_in_one(trained: Trained, tmp_path: Path) -> None:

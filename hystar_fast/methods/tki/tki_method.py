@@ -134,8 +134,8 @@ class TKI(StepTrained):
     def own_score(self) -> tuple[float, dict[str, Any]]:
         """Return the score of :class:`hystar_fast.methods.tki.text_selection.TextCriterion` and its parts."""
         if self._criterion is None:
-            names = self._begun().names
-            self._criterion = TextCriterion(self.prompts, names, _other_names(names))
+            plan = self._begun()
+            self._criterion = TextCriterion(self.prompts, plan.names, _other_names(plan))
         score, parts = self._criterion.score(self.head, self.similarity)
         return score, dict(parts)
 
@@ -260,9 +260,9 @@ def _mean_cosines(z: Tensor) -> tuple[Tensor, Tensor]:
     return within, (of_all - of_class) / max(P * P * C * (C - 1), 1)
 
 
-def _other_names(names: Sequence[str]) -> list[str]:
-    """Return at most as many names of embedded drawings that are none of the names."""
-    known = {name.casefold() for name in names}
-    drawings = open_images("emoji", "val").gallery
+def _other_names(plan: StepPlan) -> list[str]:
+    """Return at most as many names of embedded drawings as train, none that trains and none of an unseen category."""
+    known = {name.replace("_", " ").casefold() for name in (*plan.names, *plan.unseen)}
+    drawings = [record for record in open_images("emoji", "val").gallery if record.category not in plan.unseen]
     found = dict.fromkeys(str(record.caption) for record in drawings)
-    return [name for name in found if name.casefold() not in known][: len(names)]
+    return [name for name in found if name.casefold() not in known][: len(plan.names)]

@@ -53,7 +53,7 @@ class Prompts:
             raise ValueError(f"class_template must have {CLASS} alone, got {class_template!r}")
         self.tower, self.tokenizer, self.device = tower, tokenizer, device
         self.template, self.domain_template, self.class_template = template, domain_template, class_template
-        self._domain_ids, self._domain_places = self._with_word([domain_template])
+        self._domain_ids, self._domain_places = self._with_word(domain_template)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Return unit vectors [n, D] of whole texts."""
@@ -85,7 +85,7 @@ class Prompts:
         Raises:
             ValueError: the tokenizer cuts the word off or moves it.
         """
-        ids, places = self._with_word([self.template.replace(CLASS, name) for name in names])
+        ids, places = self._with_word(self.template, names)
         ends = self.tower.ends(ids)
         ids, P, C = ids[:, : int(ends.max()) + 1], len(words), len(names)
         embedded, ends = self._embed(words, ids, places), ends.repeat(P)
@@ -100,14 +100,18 @@ class Prompts:
         is_word = torch.arange(ids.shape[1], device=ids.device) == places[:, None]
         return torch.where(is_word[None, :, :, None], words[:, None, None], embedded[None])
 
-    def _with_word(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return ids [C, L] of texts with "{word}", and the place [C] of its one token in each."""
-        first, second = (self._ids([text.replace(WORD, word) for text in texts]) for word in _STAND_INS)
+    def _with_word(self, template: str, names: Sequence[str] = ("",)) -> tuple[Tensor, Tensor]:
+        """Return ids [C, L] of a template with "{word}" and each name, and the place [C] of the word's one token.
+
+        The word is put in before the name, so that a name with "{word}" is a name as any other.
+        """
+        worded = (template.replace(WORD, word) for word in _STAND_INS)
+        first, second = (self._ids([text.replace(CLASS, name) for name in names]) for text in worded)
         differs = first != second
         alone = self._ids([_STAND_INS[0]])[0, 1]  # behind the token that begins every text
         is_word = (differs.sum(1) == 1) & ((first == alone) & differs).any(1)
         if not bool(is_word.all()):
-            bad = texts[int((~is_word).int().argmax())]
+            bad = template.replace(CLASS, names[int((~is_word).int().argmax())])
             raise ValueError(f"template must give the learned word one token within the context, got {bad!r}")
         return first, differs.int().argmax(1)
 

@@ -17,7 +17,7 @@ from hystar_fast.methods.suite import create_method, tiny_config, uses_backbone
 from hystar_fast.methods.tki.aggregation import aggregation_floor
 from hystar_fast.methods.tki.text_selection import HELD_OUT, TextCriterion
 from hystar_fast.methods.tki.tki_config import TKIConfig
-from hystar_fast.methods.tki.tki_method import TKI, create_tki
+from hystar_fast.methods.tki.tki_method import TKI, _other_names, create_tki
 from hystar_fast.methods.tki.whitening_head import within_class_whitening
 from hystar_fast.models.config import HystarConfig
 from hystar_fast.models.hystar import weightless
@@ -275,6 +275,14 @@ def test_without_other_names_the_names_that_train_are_the_criterion() -> None:
     made.begin(StepPlan(len(names), 0.1, names=names))
     score, parts = made.own_score()
     assert score == parts["names that train"] > 0 and "other names" not in parts
+
+
+def test_no_name_of_an_unseen_category_is_among_the_other_names() -> None:
+    drawings = open_images("emoji", "val").gallery
+    unseen = frozenset({str(drawings[0].category), f"{drawings[-1].caption}".replace(" ", "_").upper()})
+    plan = StepPlan(len(drawings), 0.1, names=tuple(f"name {i}" for i in range(len(drawings))), unseen=unseen)
+    expected = [str(r.caption) for r in drawings if r.category != drawings[0].category and r is not drawings[-1]]
+    assert len(expected) < len(drawings) - 1 and _other_names(plan) == [*dict.fromkeys(expected)]
 
 
 def test_vectors_are_unit_vectors_after_training() -> None:
