@@ -35,6 +35,12 @@ def test_shipped_settings_load_and_round_trip(name: str, tmp_path: Path) -> None
     assert read_settings(name, [f"run.seed={settings.run.seed}"]) == settings
 
 
+def test_no_two_shipped_settings_write_into_one_folder() -> None:
+    names = list(shipped_files("hystar_fast.train"))
+    folders = [read_settings(name).run.output for name in names]
+    assert len(names) > 15 and len(set(folders)) == len(folders), "the second would be refused"
+
+
 def test_no_other_settings_file_is_shipped() -> None:
     fgan = {"fgan", "fgan-authors", "fgan-emoji", "fgan-emoji-sketch"}
     tki = {"tki-literal", "tki-package", "tki-emoji"}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ from hystar_fast.methods.tki.aggregation import aggregation_floor, aggregation_l
 from hystar_fast.methods.tki.ball_similarity import SIMILARITIES, create_similarity
 from hystar_fast.methods.tki.expansion import category_loss, diversity_loss, off_diagonal
 from hystar_fast.nn.hyperbolic import distance, exp0
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def units(*shape: int, seed: int = 0) -> Tensor:
@@ -145,20 +149,23 @@ def test_the_ball_similarity_is_the_distance() -> None:
 
 
 MEMORY = """
-import resource
 import torch
 from hystar_fast.methods.tki.aggregation import aggregation_loss
+from tests.support.memory import peak_memory
 z = torch.nn.functional.normalize(torch.randn(20, 345, 512), dim=-1).requires_grad_()
 aggregation_loss(z[:, :2], 0.1).backward()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory()
 aggregation_loss(z, 0.1).backward()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print((peak_memory() - before) / 2**20)
 """
 
 
 def test_the_loss_of_6900_prompts_fits_into_400_megabytes() -> None:
-    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 400
+    # what is freed goes back to the system: without this a heap in pieces adds 0 to 250 MB at random
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    done = subprocess.run([sys.executable, "-c", MEMORY], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 50 < float(done.stdout) < 200, "z and its gradient alone are 27 MB, all pairs at once 363 MB"
 
 
 def test_wrong_arguments_are_refused() -> None:
