@@ -166,7 +166,7 @@ def bench_encode_image(record: Callable[..., None], quick: bool, count: int, pro
 @pytest.mark.parametrize("provider", [OURS, AUTHORS])
 def bench_training_step(record: Callable[..., None], quick: bool, provider: str) -> None:
     """Encode queries and targets, compute StyleNCE, and take the gradients of every trainable parameter."""
-    model, count = hystar(quick), 4 if quick else 48
+    model, count = hystar(quick), 2 if quick else 48
     query, target = random_images(quick, count), random_images(quick, count, seed=1)
     parameters = model.trainable_parameters()
     loss = hf.style_nce if provider == OURS else style_nce
@@ -249,7 +249,7 @@ def acnet(quick: bool) -> ACNet:
 
 
 def acnet_batch(quick: bool) -> int:
-    return 4 if quick else 32
+    return 2 if quick else 32
 
 
 def acnet_case(quick: bool) -> str:
