@@ -175,7 +175,8 @@ def test_the_presets_differ_in_their_start_alone() -> None:
         for key, value in entries.items()
         if value != package[section][key]
     }
-    assert different == {"tki.start"} and literal["tki"]["start"] == "random" and package["tki"]["start"] == "clip"
+    assert different == {"tki.start", "run.output"}
+    assert literal["tki"]["start"] == "random" and package["tki"]["start"] == "clip"
     assert (
         literal["optim"]["learning_rate"] == literal["tki"]["lr_expansion"] == 0.005 and literal["tki"]["words"] == 20
     )
