@@ -10,6 +10,7 @@ Runs are kept in --runs; a second call makes only what is missing. Writes docs/r
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from unseen_demo import cell_of
 
 from hystar_fast.experiments.experiment_settings import ExperimentSettings, read_experiment
-from hystar_fast.experiments.splits import open_splits, train_method, trained_method, validate_method
+from hystar_fast.experiments.splits import open_splits, recipe_of, train_method, trained_method, validate_method
 from hystar_fast.experiments.variants import create_variant
 from hystar_fast.methods.hystar_method import HystarMethod
 from hystar_fast.methods.interface import Method
@@ -37,7 +38,6 @@ from hystar_fast.train.contrastive_steps import ContrastiveSteps
 from hystar_fast.train.loop import CheckpointPolicy, run_steps
 from hystar_fast.train.pairs import PairBatch, PairSampler, TrainingPairs
 from hystar_fast.train.processes import World
-from hystar_fast.train.recipe import Recipe
 
 STATIC, HYSTAR, SHUFFLED = "static", "hystar", "hystar+style_order=shuffled"
 COMPARED = (STATIC, HYSTAR, "hystar+style=prefix", SHUFFLED)  # loaded from the comparison
@@ -45,18 +45,27 @@ DROPPED, VECTORS, PENALTY, LONGER = 0.5, 8, 3.0, 3
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
-class DroppedStyle(HystarMethod):
-    """In training, half of the pictures get no style: their offsets are the biases of the hypernetworks."""
+class ChangedStyle(HystarMethod):
+    """Encodes pictures by what `changed` makes of their style."""
 
     def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
         style = self.style(images) if style is None else style
         assert style is not None
-        if self.model.training:
-            style = style * (torch.rand(len(style), 1) >= DROPPED)
-        return super().encode_image(images, style)
+        return super().encode_image(images, self.changed(style))
+
+    @abstractmethod
+    def changed(self, style: Tensor) -> Tensor:
+        """Return the style [B, d] that the hypernetworks read."""
 
 
-class StyleBank(HystarMethod):
+class DroppedStyle(ChangedStyle):
+    """In training, half of the pictures get no style: their offsets are the biases of the hypernetworks."""
+
+    def changed(self, style: Tensor) -> Tensor:
+        return style * (torch.rand(len(style), 1) >= DROPPED) if self.model.training else style
+
+
+class StyleBank(ChangedStyle):
     """z is a mean of eight learned vectors, weighted by their likeness to the picture's style."""
 
     def __init__(self, model: Hystar) -> None:
@@ -64,18 +73,16 @@ class StyleBank(HystarMethod):
         assert model.extractor is not None
         self.vectors = nn.Parameter(F.normalize(torch.randn(VECTORS, model.extractor.dim), dim=-1))
 
-    def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
-        style = self.style(images) if style is None else style
-        assert style is not None
+    def changed(self, style: Tensor) -> Tensor:
         weights = (10 * style @ F.normalize(self.vectors, dim=-1).T).softmax(-1)
-        return super().encode_image(images, weights @ self.vectors)
+        return weights @ self.vectors
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         groups = super().parameter_groups()
         return groups | {"dynamic": [*groups["dynamic"], self.vectors]}
 
 
-class SmallOffsets(HystarMethod):
+class SmallOffsets(ChangedStyle):
     """The squared size of the offsets, relative to the singular values, is added to the loss."""
 
     def __init__(self, model: Hystar) -> None:
@@ -87,15 +94,13 @@ class SmallOffsets(HystarMethod):
 
         self.criterion = criterion  # type: ignore[assignment]
 
-    def encode_image(self, images: Tensor, style: Tensor | None = None) -> Tensor:
-        style = self.style(images) if style is None else style
-        assert style is not None
+    def changed(self, style: Tensor) -> Tensor:
         self.penalty = torch.zeros(())
         for number, network in self.model.hypernetworks.items():
             block: object = self.model.backbone.blocks[int(number) - 1].attn
             assert isinstance(block, SVDAttention)
             self.penalty = self.penalty + network(style).square().mean() / block.in_proj.s.square().mean()
-        return super().encode_image(images, style)
+        return style
 
 
 class ClassifiedStyle(StyleExtractor):
@@ -189,17 +194,8 @@ def _train(method: Method, way: Way, rates: Mapping[str, float], settings: Exper
     if not way.every_style:
         train_method(method, way.of, rates, settings, seed)
         return
-    training, splits = settings.training, open_splits(settings)
-    recipe = Recipe(
-        rates,
-        steps=training.steps,
-        batch_size=training.batch_size,
-        warmup=training.warmup,
-        schedule=training.schedule,
-        clip_norm=training.clip_norm,
-        jitter=training.jitter,
-        seed=seed,
-    )
+    splits = open_splits(settings)
+    recipe = recipe_of(rates, settings, seed, splits.styles)
     pairs = TrainingPairs(splits.training, splits.styles, method.resize)
     criterion: Any = getattr(method, "criterion", None)  # it takes the mask
     run_steps(EveryStyleSteps(method, lambda: pairs, recipe, criterion, World(), None), CheckpointPolicy())

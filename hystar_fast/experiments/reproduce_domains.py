@@ -10,9 +10,10 @@ from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.open import open_images
 from hystar_fast.experiments.comparison_tables import table_of_methods
 from hystar_fast.experiments.domain_tables import place_of, rows_of
-from hystar_fast.experiments.embedded_runs import deviation, figure_cell, over_seeds, run_folder, trained
+from hystar_fast.experiments.embedded_runs import deviation, figure_cell, over_seeds
 from hystar_fast.experiments.experiment_settings import ExperimentSettings
 from hystar_fast.experiments.published_tables import PublishedTable
+from hystar_fast.experiments.row_training import data_changes, folder_name, train_row
 from hystar_fast.experiments.tki_runs import EUCLIDEAN, STEPS, WCCN
 from hystar_fast.methods.device import on_device
 from hystar_fast.methods.interface import Method
@@ -21,8 +22,6 @@ from hystar_fast.retrieval.definitions import Metric
 from hystar_fast.retrieval.domains import DomainMatrix, evaluate_domains
 from hystar_fast.retrieval.results_json import run_info, to_percent, write_json
 from hystar_fast.terminal.console import Console
-from hystar_fast.terminal.progress import Progress
-from hystar_fast.train.settings import NONE_WORDS
 
 CONFIG = "tki-literal"
 # the paper's column -> the definitions that it may be of
@@ -105,26 +104,13 @@ def _trained(
     console: Console,
     steps: int | None,
 ) -> Method:
-    config = settings.config()
     changes = [
-        f"model.backbone={config.backbone}",
-        f"model.pretrained={config.pretrained or NONE_WORDS['model.pretrained']}",
-        f"data.source={source}",
-        f"run.seed={seed}",
-        f"run.device={settings.run.device}",
+        *data_changes(settings, source, seed),
         *([f"{stage}={steps}" for stage in STEPS] if steps else []),
         *TRAINED[name],
     ]
-    words = "".join(c if c.isalnum() else "_" for c in f"{name}-{seed}")
-    with Progress(console) as progress:
-        task = progress.add_task(f"{name}, seed {seed}", total=None)
-        return trained(
-            CONFIG,
-            changes,
-            run_folder(settings.output / folder / words),
-            started=lambda total, _: progress.update(task, total=total),
-            progress=lambda done, _: progress.update(task, completed=done),
-        )
+    where = settings.output / folder / folder_name(f"{name}-{seed}")
+    return train_row(f"{name}, seed {seed}", CONFIG, changes, where, console)
 
 
 def _figures(runs: Sequence[DomainMatrix], asks: str, answers: str | None) -> dict[str, Any]:

@@ -18,19 +18,17 @@ from hystar_fast.experiments.embedded_runs import (
     figure_cell,
     frozen,
     over_seeds,
-    run_folder,
-    trained,
     unseen_parts,
 )
 from hystar_fast.experiments.published_tables import PublishedTable
 from hystar_fast.experiments.reproduce_published import figure
+from hystar_fast.experiments.row_training import folder_name, train_row
 from hystar_fast.methods.conversion import CONVERTED, MEAN_SHIFT
 from hystar_fast.methods.interface import Method
 from hystar_fast.methods.step_trained import RunTooShort
 from hystar_fast.retrieval.evaluate import ORIGINAL
 from hystar_fast.retrieval.results_json import run_info, write_json
 from hystar_fast.terminal.console import Console
-from hystar_fast.terminal.progress import Progress
 
 Measures = Callable[[Method, ImageSet], Mapping[str, Tensor]]
 _CONTROLS = {"frozen": ORIGINAL, "frozen, mean shift": MEAN_SHIFT}
@@ -51,8 +49,8 @@ class Embedded:
         steps: the settings that ``--steps`` changes.
         rows: those that are measured in another way than by `figures`.
         beside: rows that the paper does not have, of the packaged CLIP without training.
-    controls: further ones, which train: name -> what each changes of `config`.
-    has_seeds: whether a row is trained with every seed; else with the first.
+        controls: further ones, which train: name -> what each changes of `config`.
+        has_seeds: whether a row is trained with every seed; else with the first.
         chance: what random rankings give in per cent, and of which figure that is.
     """
 
@@ -236,18 +234,9 @@ def _figures(measures: Measures, methods: Sequence[Method], parts: Mapping[str, 
 def _trained(
     how: Embedded, row: str, changes: Sequence[str], output: Path, console: Console, steps: int | None, seed: int
 ) -> Method:
-    name = "".join(c if c.isalnum() else "_" for c in " ".join(changes)) or "full"
-    name += f"-{seed}" if seed else ""
+    name = (folder_name(" ".join(changes)) or "full") + (f"-{seed}" if seed else "")
     own = [*([f"{key}={steps}" for key in how.steps] if steps else []), *changes, f"run.seed={seed}"]
-    with Progress(console) as progress:
-        task = progress.add_task(f"{row}, seed {seed}" if how.has_seeds else row, total=None)
-        return trained(
-            how.config,
-            own,
-            run_folder(output / name),
-            started=lambda total, _: progress.update(task, total=total),
-            progress=lambda done, _: progress.update(task, completed=done),
-        )
+    return train_row(f"{row}, seed {seed}" if how.has_seeds else row, how.config, own, output / name, console)
 
 
 def _show(result: dict[str, Any], table: PublishedTable, console: Console) -> None:

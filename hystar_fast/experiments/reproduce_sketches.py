@@ -9,10 +9,11 @@ from hystar_fast.data.folder_lock import lock_folder
 from hystar_fast.data.image_set import ImageSet
 from hystar_fast.data.open import open_images
 from hystar_fast.experiments.comparison_tables import table_of_methods
-from hystar_fast.experiments.embedded_runs import run_folder, trained
+from hystar_fast.experiments.embedded_runs import figure_cell
 from hystar_fast.experiments.experiment_settings import ExperimentSettings
 from hystar_fast.experiments.published_tables import PublishedTable
 from hystar_fast.experiments.reproduce_published import figure
+from hystar_fast.experiments.row_training import data_changes, folder_name, train_row
 from hystar_fast.experiments.sketch_tables import SketchTable, sketch_table, split_of
 from hystar_fast.methods.conversion import MEAN_SHIFT
 from hystar_fast.methods.device import on_device
@@ -24,8 +25,6 @@ from hystar_fast.retrieval.evaluate import ORIGINAL, evaluate, row_name
 from hystar_fast.retrieval.modality_means import modality_means
 from hystar_fast.retrieval.results_json import interval_info, run_info, write_json
 from hystar_fast.terminal.console import Console
-from hystar_fast.terminal.progress import Progress
-from hystar_fast.train.settings import NONE_WORDS
 
 _WARMUP = 20  # with `steps`, one of so many is of warm-up
 _FROZEN, _MEANS = "frozen", "mean shift"
@@ -140,26 +139,13 @@ def _trained(
     console: Console,
     steps: int | None,
 ) -> Method:
-    config = settings.config()
-    name = "".join(c if c.isalnum() else "_" for c in " ".join(changes)) or "full"
     given = [
-        f"model.backbone={config.backbone}",
-        f"model.pretrained={config.pretrained or NONE_WORDS['model.pretrained']}",
-        f"data.source={source}",
+        *data_changes(settings, source, settings.seeds[0]),
         f"data.unseen={split}",
-        f"run.seed={settings.seeds[0]}",
-        f"run.device={settings.run.device}",
         *([f"optim.steps={steps}", f"optim.warmup={steps // _WARMUP}"] if steps else []),
     ]
-    with Progress(console) as progress:
-        task = progress.add_task(row, total=None)
-        return trained(
-            how.config,
-            [*changes, *given],
-            run_folder(settings.output / f"{how.config}-{split}" / name),
-            started=lambda total, _: progress.update(task, total=total),
-            progress=lambda done, _: progress.update(task, completed=done),
-        )
+    folder = settings.output / f"{how.config}-{split}" / (folder_name(" ".join(changes)) or "full")
+    return train_row(row, how.config, [*changes, *given], folder, console)
 
 
 def _show(table: PublishedTable, how: SketchTable, result: dict[str, Any], console: Console) -> None:
@@ -170,8 +156,7 @@ def _show(table: PublishedTable, how: SketchTable, result: dict[str, Any], conso
     shown = table_of_methods(title, [*(f"paper {column}" for column in columns), *ours], "row")
     for entry in (*result["rows"], *result["beside"]):
         paper = [figure(entry.get("paper", {}).get(column), table.unit) for column in columns]
-        values = [entry.get("ours", {}).get(name) for name in ours]
-        cells = ["–" if value is None else "{value:.1f} [{low:.1f}, {high:.1f}]".format(**value) for value in values]
+        cells = [figure_cell(entry.get("ours", {}).get(name)) for name in ours]
         shown.add_row(entry["row"], *paper, *cells)
     console.print(shown)
     console.print(f"paper: {table.source}")

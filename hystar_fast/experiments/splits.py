@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -147,6 +147,22 @@ def _divide(data: Data) -> tuple[ImageSet, ImageSet, ImageSet]:
     return training, validation, test
 
 
+def recipe_of(rates: Mapping[str, float], settings: ExperimentSettings, seed: int, styles: Sequence[str]) -> Recipe:
+    """Return the recipe of an experiment's trainings; arguments as of `train_method`, and the query styles."""
+    training, items = settings.training, open_splits(settings).items
+    return Recipe(
+        rates,
+        steps=training.steps or training.epochs * max(1, items // min(training.batch_size, items)),
+        batch_size=training.batch_size,
+        warmup=training.warmup,
+        schedule=training.schedule,
+        clip_norm=training.clip_norm,
+        styles=tuple(styles),
+        jitter=training.jitter,
+        seed=seed,
+    )
+
+
 def train_method(
     method: Method, name: str, rates: Mapping[str, float], settings: ExperimentSettings, seed: int
 ) -> list[float]:
@@ -162,24 +178,13 @@ def train_method(
     Raises:
         FloatingPointError: the loss is no longer finite.
     """
-    splits, training, device = open_splits(settings), settings.training, settings.device()
+    splits, device = open_splits(settings), settings.device()
     styles = Variant.parse(name).styles or splits.styles
     encoder = on_device(method, device)
     if isinstance(method, MeanShift):
         method.fit(place_queries(splits.training, settings.data), styles)
         return []
-    batch_size = min(training.batch_size, splits.items)
-    recipe = Recipe(
-        rates,
-        steps=training.steps or training.epochs * max(1, splits.items // batch_size),
-        batch_size=training.batch_size,
-        warmup=training.warmup,
-        schedule=training.schedule,
-        clip_norm=training.clip_norm,
-        styles=styles,
-        jitter=training.jitter,
-        seed=seed,
-    )
+    recipe = recipe_of(rates, settings, seed, styles)
     pairs = TrainingPairs(splits.training, recipe.styles, encoder.resize)
     # In a batch by category other targets are relevant too: only a loss with a mask can exclude them.
     criterion: Any = getattr(method, "criterion", None)

@@ -187,7 +187,7 @@ def test_a_loss_of_a_missing_package_is_a_row_that_was_not_run(tmp_path, monkeyp
     def missing(*_args, **_options):
         raise ModuleNotFoundError("acnet.loss needs a package")
 
-    monkeypatch.setattr("hystar_fast.experiments.reproduce_embedded.trained", missing)
+    monkeypatch.setattr("hystar_fast.experiments.row_training.trained", missing)
     monkeypatch.setitem(EMBEDDED, "acnet", replace(EMBEDDED["acnet"], parts=lambda: {"small": _few("acnet")}))
     found = run_embedded([published_table("acnet", 9)], tmp_path, Console(), steps=1)
     assert {row.get("missing") for row in found["acnet:table9"]["rows"]} == {
